@@ -1,0 +1,42 @@
+# Everything lives in .venv; needs Python 3.11+, make and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# One torch thread per physical core of the machine; nested thread pools only slow the small tensors here.
+.PHONY: install demo test lint types check bench-data clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## virtual environment with the refdiff command in .venv
+
+$(STAMP): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refdiff needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[demo,dev]'
+	@touch $(STAMP)
+
+demo: install ## enrol real solar cells, inspect six parts, write the reports
+	$(BIN)/refdiff demo
+
+test: install ## the tests (no browser, no vLLM, no research data needed)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy --strict
+	$(BIN)/mypy
+
+bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdiff evaluate` (DATA=folder with the sources)
+	$(BIN)/python -m refdiff.agent.evaluation.bench_data --data "$(DATA)" --out bench-data
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build *.egg-info bench-data demo-output

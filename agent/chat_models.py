@@ -1,0 +1,208 @@
+"""The chat models that may drive a run: an OpenAI-compatible endpoint, and the scripted policy that never fails.
+
+Both take the same messages and answer with tool calls. Pictures are kept in messages as `image_ref` blocks (sha256) and
+become data URLs only on their way to an endpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import openai
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr, ValidationError
+from refdiff.agent.report.schema import LlmReading
+from refdiff.agent.settings import AgentSettings
+from refdiff.model.errors import LLMError
+from refdiff.tools.defect_types import DEFECT_TYPES
+
+_MAX_TOKENS = 1024
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint. Every failure, whatever its kind, becomes an LLMError naming the URL."""
+
+    def __init__(self, settings: AgentSettings, image_url: Callable[[str], str]) -> None:
+        """image_url: sha256 -> data URL of a stored picture."""
+        if not settings.llm_base_url:
+            raise LLMError("no endpoint is configured; set REFDIFF_LLM_BASE_URL")
+        self.url = settings.llm_base_url
+        self.model = settings.llm_model
+        self._image_url = image_url if settings.llm_images else None
+        self._chat = ChatOpenAI(
+            model=settings.llm_model,
+            base_url=settings.llm_base_url,
+            # local servers want no key but the client wants a text
+            api_key=settings.llm_api_key or SecretStr("none"),
+            timeout=httpx.Timeout(settings.llm_timeout_s, connect=min(10.0, settings.llm_timeout_s)),
+            max_retries=settings.llm_retries,
+            temperature=0,
+            max_completion_tokens=_MAX_TOKENS,
+        )
+
+    def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
+        """The model's next message. It may hold no (or malformed) tool calls: the graph decides what then."""
+        bound = self._chat.bind_tools(list(tools), strict=True, parallel_tool_calls=False)
+        message = self._call(lambda: bound.invoke([self._posted(m) for m in messages]))
+        if not isinstance(message, AIMessage):
+            raise LLMError(f"{self.url} answered with a {type(message).__name__}, not an assistant message")
+        # usage and reasoning fields differ between servers and are of no use in a checkpoint
+        return AIMessage(
+            content=message.text[:2000], tool_calls=message.tool_calls, invalid_tool_calls=message.invalid_tool_calls
+        )
+
+    def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
+        """The model's own reading of a pair (sha256 each), greedily, from a fixed prompt."""
+        schema = {
+            "title": "reading",
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["defect", "type", "confidence"],
+            "properties": {
+                "defect": {"type": "boolean"},
+                "type": {"enum": ["none", *DEFECT_TYPES]},
+                "confidence": {"type": "integer", "minimum": 0, "maximum": 100},
+            },
+        }
+        bound = self._chat.bind(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "reading", "strict": True, "schema": schema},
+            }
+        )
+        content: list[str | dict[str, Any]] = [{"type": "text", "text": prompt}]
+        content += [{"type": "image_ref", "sha256": s} for s in (reference, query)]
+        message = self._call(lambda: bound.invoke([self._posted(HumanMessage(content))]))
+        try:
+            answer = json.loads(message.text)
+            if not isinstance(answer["defect"], bool) or answer["type"] not in ("none", *DEFECT_TYPES):
+                raise ValueError(f"unexpected reading {message.text[:100]!r}")
+            return LlmReading(
+                defect=answer["defect"],
+                type=answer["type"],
+                confidence=min(100, max(0, int(answer["confidence"]))) / 100,
+            )
+        except (ValueError, KeyError, TypeError, ValidationError) as e:
+            raise LLMError(f"{self.url} gave no usable reading of the pair: {e}") from e
+
+    def answer(self, prompt: str, text: str) -> str:
+        """A short answer in prose to a text without an inspection."""
+        message = self._call(lambda: self._chat.invoke([("system", prompt), ("human", text)]))
+        return message.text[:2000]
+
+    def _call(self, call: Callable[[], BaseMessage]) -> BaseMessage:
+        try:
+            return call()
+        except openai.APITimeoutError as e:
+            raise LLMError(f"{self.url} did not answer in time; is the model server overloaded?") from e
+        except openai.APIConnectionError as e:
+            raise LLMError(f"{self.url} cannot be reached; is the model server running?") from e
+        except openai.APIStatusError as e:
+            raise LLMError(f"{self.url} answered with HTTP {e.status_code}: {str(e.message)[:200]}") from e
+        except Exception as e:  # a server that talks nonsense makes the client fail in any way it likes
+            raise LLMError(f"{self.url} gave an answer that cannot be read ({type(e).__name__}: {str(e)[:200]})") from e
+
+    def _posted(self, message: AnyMessage) -> AnyMessage:
+        """The message with its pictures as data URLs (or without them, for a model that reads text only)."""
+        if not isinstance(message.content, list):
+            return message
+        content: list[str | dict[str, Any]] = []
+        for block in message.content:
+            if isinstance(block, dict) and block.get("type") == "image_ref":
+                if self._image_url:
+                    content.append({"type": "image_url", "image_url": {"url": self._image_url(block["sha256"])}})
+            else:
+                content.append(block)
+        return message.model_copy(update={"content": content})
+
+
+def data_url(png_or_jpeg: bytes) -> str:
+    kind = "png" if png_or_jpeg.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(png_or_jpeg).decode('ascii')}"
+
+
+class ScriptedPolicy(BaseChatModel):
+    """The canonical order of tools, read off the messages so far: takes over from wherever a model gave up."""
+
+    k: int = 4
+    max_regions: int = 6
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self.next_call(messages))])
+
+    def next_call(self, messages: Sequence[BaseMessage]) -> AIMessage:
+        """One tool call; without any where nothing more can be done (the last tool error says why)."""
+        results: dict[str, list[dict[str, Any]]] = {}
+        for message in messages:
+            if isinstance(message, ToolMessage) and message.status != "error":
+                results.setdefault(str(message.name), []).append(json.loads(message.text))
+        part_id = next((str(m.additional_kwargs["part_id"]) for m in messages if "part_id" in m.additional_kwargs), "")
+        name, arguments = self._next(results, part_id)
+        if self._failed_before(messages, name, arguments):
+            return AIMessage(content=f"{name} failed twice")
+        call_id = f"scripted-{len(messages)}"
+        return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])
+
+    def _next(self, results: dict[str, list[dict[str, Any]]], part_id: str) -> tuple[str, dict[str, Any]]:
+        if "find_part" not in results:
+            return "find_part", {"part_id": part_id}
+        if "retrieve_reference" not in results:
+            return "retrieve_reference", {"k": self.k}
+        goldens = results["retrieve_reference"][-1]["goldens"]
+        if "align" not in results:
+            return "align", {"golden_id": goldens[0]["golden_id"]}
+        if "score_difference" not in results:
+            return "score_difference", {"golden_ids": []}
+        scored = results["score_difference"][-1]
+        regions = [r["region"] for r in scored["regions"]][: self.max_regions]
+        done: dict[str, dict[str, str]] = {
+            tool: {r["region"]: r["evidence"] for r in results.get(tool, []) if r.get("score") == scored["evidence"]}
+            for tool in ("zoom", "measure")
+        }
+        for region in regions:
+            for tool in ("zoom", "measure"):
+                if region not in done[tool]:
+                    return tool, {"region": region}
+        findings = [self._claim(r, scored["evidence"], done["zoom"][r], done["measure"][r]) for r in regions]
+        best = results["retrieve_reference"][-1]["evidence"]
+        reasoning = f"Compared with golden {{{best}.golden_1}}; image score {{{scored['evidence']}.score}}."
+        return "submit_report", {"findings": findings, "reasoning": reasoning}
+
+    @staticmethod
+    def _claim(region: str, score: str, zoomed: str, measured: str) -> dict[str, Any]:
+        return {
+            "region": region,
+            "type": "unknown_anomaly",
+            "severity": "unrated",
+            "evidence": [score, zoomed, measured],
+            "description": f"Differs from the golden sample ({{place}}), length {{{measured}.length_px}}.",
+            "reasoning": f"The difference reaches {{{score}.{region}_peak}} here, above the calibrated threshold.",
+            "probable_cause": None,
+        }
+
+    @staticmethod
+    def _failed_before(messages: Sequence[BaseMessage], name: str, arguments: dict[str, Any]) -> bool:
+        """Did this very call fail already while the script drove? Then it would fail for ever."""
+        calls = {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
+        failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
+        mine = [c for c in failed if c and str(c["id"]).startswith("scripted-")]
+        return any(c["name"] == name and c["args"] == arguments for c in mine)

@@ -1,0 +1,37 @@
+"""What a run needs but never checkpoints: live objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from refdiff.agent.chat_models import Endpoint
+from refdiff.agent.settings import AgentSettings
+from refdiff.tools.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class AgentEvent:
+    """Something worth showing while a run works. done/total: progress of long work, 0 if not counted."""
+
+    kind: str
+    message: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below
+class AgentContext(Workbench):
+    """The tools' workbench plus the agent's own settings, endpoint and listener."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        settings: AgentSettings,
+        endpoint: Endpoint | None,
+        emit: Callable[[AgentEvent], None],
+    ) -> None:
+        super().__init__(bench.services, bench.part_id, bench.product, bench.inspect, bench.compare)
+        self.settings = settings
+        self.endpoint = endpoint
+        self.emit = emit

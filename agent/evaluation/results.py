@@ -1,0 +1,197 @@
+"""`results.json` of `refdiff evaluate` [contract], built from what happened to each image, and its table for people.
+
+Adding fields is fine, changing them is not. A value that does not apply is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from refdiff.agent.evaluation.layouts import DataSet
+from refdiff.agent.evaluation.metrics import (
+    DetectionMetrics,
+    Interval,
+    PixelMetrics,
+    auroc_interval,
+    f1_oracle,
+    image_auroc,
+    verdict_rates,
+    wilson,
+)
+from refdiff.agent.report.schema import Alpha, Verdict
+from rich.console import Console
+from rich.table import Table
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Milliseconds(_Model):
+    p50: float
+    p95: float
+
+
+class ImageResult(_Model):
+    """One test image. `label`: 0 good, 1 defective; `kind`: name of the defect or "good"; `reference`: golden id
+    (or the path of the reference that the layout gives)."""
+
+    path: str
+    label: int = Field(ge=0, le=1)
+    score: float
+    p_value: float | None
+    verdict: Verdict
+    reference: str | None
+    ms: float
+    kind: str | None = None
+
+
+class DetectionResult(_Model):
+    """Box level, DeepPCB: mean AP and F1 at confidence >= .5, IoU > .33, same type."""
+
+    mean_ap: float | None
+    ap: dict[str, float]
+    f1: float | None
+    precision: float | None
+    recall: float | None
+    n_true: int
+    n_detections: int
+
+
+class EvaluationResults(_Model):
+    n_good: int
+    n_bad: int
+    image_auroc: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    false_reject_rate: float | None
+    escape_rate: float | None
+    review_rate: float | None
+    f1: float | None
+    f1_oracle: float | None
+    alpha: Alpha
+    ms_per_image: Milliseconds | None
+    references: int
+    goldens: int
+    weights_sha256: str
+    per_image: list[ImageResult]
+    # beyond the contract
+    data: str = ""
+    format: str = ""
+    split: str | None = None
+    seed: int = 0
+    n_calibration: int | None = None
+    version: str = ""
+    created_at: datetime
+    intervals: dict[str, Interval | None] = Field(default={}, description="95 %: bootstrap for AUROC, Wilson for rates")
+    detection: DetectionResult | None = None
+    notes: list[str] = []
+
+
+def build_results(
+    data: DataSet,
+    per_image: Sequence[ImageResult],
+    *,
+    alpha: Alpha,
+    references: int,
+    goldens: int,
+    weights_sha256: str,
+    version: str,
+    pixels: PixelMetrics | None = None,
+    detection: DetectionMetrics | None = None,
+    n_calibration: int | None = None,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> EvaluationResults:
+    """All metrics of one run. pixels: None where the layout has no masks; seed: of the bootstrap."""
+    labels = [result.label for result in per_image]
+    scores = [result.score for result in per_image]
+    rates = verdict_rates(labels, [result.verdict for result in per_image])
+    times = [result.ms for result in per_image]
+    return EvaluationResults(
+        n_good=rates.n_good,
+        n_bad=rates.n_bad,
+        image_auroc=image_auroc(labels, scores),
+        pixel_auroc=pixels.auroc() if pixels else None,
+        aupro=pixels.aupro() if pixels else None,
+        false_reject_rate=rates.false_reject_rate,
+        escape_rate=rates.escape_rate,
+        review_rate=rates.review_rate,
+        f1=rates.f1,
+        f1_oracle=f1_oracle(labels, scores),
+        alpha=alpha,
+        ms_per_image=Milliseconds(p50=float(np.percentile(times, 50)), p95=float(np.percentile(times, 95)))
+        if times
+        else None,
+        references=references,
+        goldens=goldens,
+        weights_sha256=weights_sha256,
+        per_image=list(per_image),
+        data=data.name,
+        format=data.format,
+        split=data.split,
+        seed=seed,
+        n_calibration=n_calibration,
+        version=version,
+        created_at=datetime.now(UTC),
+        intervals={
+            "image_auroc": auroc_interval(labels, scores, seed=seed),
+            "false_reject_rate": wilson(rates.good_failed, rates.n_good),
+            "escape_rate": wilson(rates.bad_passed, rates.n_bad),
+            "review_rate": wilson(rates.reviews, len(labels)),
+        },
+        detection=DetectionResult(**vars(detection)) if detection else None,
+        notes=[*data.notes, *notes],
+    )
+
+
+def print_results(results: EvaluationResults, console: Console | None = None) -> None:
+    """A short table to stderr (stdout is the JSON's)."""
+    console = console or Console(stderr=True)
+    split = f", {results.split}" if results.split else ""
+    table = Table(title=f"{results.data} ({results.format}{split})", title_justify="left")
+    table.add_column("Metric")
+    table.add_column("Value", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("Over")
+    good, bad = f"{results.n_good} good", f"{results.n_bad} defective"
+    rows: list[tuple[str, float | None, str | None, str]] = [
+        ("Image AUROC", results.image_auroc, "image_auroc", f"{good}, {bad}"),
+        ("Pixel AUROC", results.pixel_auroc, None, "native pixels"),
+        ("AUPRO, FPR to 0.3", results.aupro, None, "native pixels"),
+        ("False-reject rate", results.false_reject_rate, "false_reject_rate", good),
+        ("Escape rate", results.escape_rate, "escape_rate", bad),
+        ("Review rate", results.review_rate, "review_rate", f"{results.n_good + results.n_bad} images"),
+        ("F1 (not PASS)", results.f1, None, f"{good}, {bad}"),
+        ("F1, best threshold", results.f1_oracle, None, f"{good}, {bad}"),
+    ]
+    if results.detection:
+        boxes = f"{results.detection.n_true} boxes"
+        rows += [("Detection mAP", results.detection.mean_ap, None, boxes)]
+        rows += [("Detection F1", results.detection.f1, None, boxes)]
+    for name, value, key, over in rows:
+        interval = results.intervals.get(key) if key else None
+        table.add_row(
+            name,
+            "–" if value is None else f"{value:.3f}",
+            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
+            over if value is not None else "does not apply",
+        )
+    console.print(table)
+    console.print(
+        f"alpha {results.alpha.requested:g} asked, {results.alpha.attained:g} attained"
+        + (f", {results.n_calibration} calibrating" if results.n_calibration is not None else "")
+        + f"; {results.goldens} goldens, {results.references} compared"
+        + (
+            f"; {results.ms_per_image.p50:.0f} ms (p50), {results.ms_per_image.p95:.0f} ms (p95)"
+            if results.ms_per_image
+            else ""
+        ),
+        highlight=False,
+        markup=False,
+    )
+    for note in results.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)

@@ -1,0 +1,254 @@
+"""`refdiff evaluate`: enrol, calibrate and inspect a data set in a home of its own; touches no user data.
+
+Takes exactly the inspection path (`tools.pipeline.compare`), without the LLM unless `judge` is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_mask, read_dataset
+from refdiff.agent.evaluation.metrics import (
+    Detection,
+    DetectionMetrics,
+    PixelMetrics,
+    detection_metrics,
+    write_detections,
+)
+from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results
+from refdiff.agent.policy import PolicyInput, attained_alpha, decide
+from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
+from refdiff.memory.calibrations import Calibration
+from refdiff.memory.golden_bank import Golden, make_golden_id
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError
+from refdiff.model.images import decode_image, measure_window
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.board_types import board_defect_type
+from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint
+from refdiff.tools.enroll import enroll
+from refdiff.tools.inspection import fallback_threshold
+from refdiff.tools.measure import measure
+from refdiff.tools.pipeline import Comparison, compare
+from refdiff.tools.score_difference import find_regions
+from refdiff.tools.services import Services
+from refdiff.tools.settings import ToolsSettings
+
+PRODUCT = "evaluated"
+Progress = Callable[[str, int, int], None]  # what, done, total
+Reader = Callable[[Services, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
+
+
+@dataclass(frozen=True)
+class _Run:
+    services: Services
+    data: DataSet
+    references: int
+    alpha: float
+    progress: Progress
+    reader: Reader | None
+
+
+def evaluate(
+    directory: Path,
+    *,
+    format: Format | None = None,
+    split: str | None = None,
+    goldens: int | None = None,
+    references: int | None = None,
+    alpha: float | None = None,
+    judge: bool = False,
+    detections: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EvaluationResults:
+    """Evaluate a data set; metrics as DefectReport and README define them.
+
+    goldens: how many of train/good to enrol (default all). references: K compared with each image. judge: let the
+    configured LLM read each pair too. detections: folder for one `<id>.txt` per test image (deeppcb). seed: of the
+    bootstrap. Raises InputError for a folder that is no data set, ImageError for an image that cannot be read.
+    """
+    data = read_dataset(directory, format, split)
+    if detections is not None and data.format != "deeppcb":
+        raise InputError(f"--detections applies to the deeppcb layout, {directory} is {data.format}; leave it out")
+    settings = ToolsSettings() if alpha is None else ToolsSettings(alpha=alpha)
+    with tempfile.TemporaryDirectory(prefix="refdiff-evaluate-") as folder:
+        home = Path(folder)
+        memory = MemorySettings(home=home / "home", qdrant_url=None)
+        with Services.open(memory, ModelSettings(cache=home / "cache"), settings) as services:
+            run = _Run(
+                services,
+                data,
+                references or settings.references,
+                settings.alpha,
+                progress or (lambda *_: None),
+                _reader(services) if judge else None,
+            )
+            return _evaluate(run, goldens, detections, seed)
+
+
+def _reader(services: Services) -> Reader:
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+
+    settings = AgentSettings()
+    if not settings.llm_base_url:
+        raise InputError("--judge needs a model: set REFDIFF_LLM_BASE_URL (and _MODEL, _API_KEY)")
+    inspector = Inspector(services, settings)
+    return lambda _, query, reference: inspector.read_pair(reference, query)
+
+
+def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int) -> EvaluationResults:
+    enrolled = _enrol(run, goldens) if run.data.format == "mvtec" else 0
+    calibration = _calibrate(run)
+    n = calibration.n if calibration else 0
+    pixels = PixelMetrics() if run.data.has_masks else None
+    found: dict[str, list[Detection]] = {}
+    rows: list[ImageResult] = []
+    notes: list[str] = []
+    for done, sample in enumerate(run.data.test):
+        row, comparison = _inspect(run, sample, calibration)
+        rows.append(row)
+        if pixels is not None and (sample.mask is not None or not sample.defective):
+            note = _add_pixels(pixels, sample, comparison)
+            notes += [note] if note else []
+        if sample.boxes is not None:
+            found[sample.id] = _detect(run, sample, comparison)
+        run.progress("inspecting", done + 1, len(run.data.test))
+    boxes: DetectionMetrics | None = None
+    if found:
+        boxes = detection_metrics(found, {s.id: s.boxes for s in run.data.test if s.boxes is not None})
+        if detections is not None:
+            write_detections(detections, found)
+    return build_results(
+        run.data,
+        rows,
+        alpha=Alpha(requested=run.alpha, attained=attained_alpha(run.alpha, n)),
+        references=run.references if run.data.format == "mvtec" else 1,
+        goldens=enrolled,
+        weights_sha256=software_fingerprint(run.services),
+        version=version("refdiff"),
+        pixels=pixels,
+        detection=boxes,
+        n_calibration=n,
+        seed=seed,
+        notes=notes,
+    )
+
+
+def _enrol(run: _Run, goldens: int | None) -> int:
+    chosen = golden_subset(run.data.train, goldens)
+    result = enroll(run.services, PRODUCT, chosen, progress=lambda done, total: run.progress("enrolling", done, total))
+    if not result.n_in_bank:
+        reasons = "; ".join(f"{r.path}: {r.reason}" for r in result.refused[:3])
+        raise InputError(
+            f"{run.data.root}: none of the {len(chosen)} good training images could be enrolled ({reasons})"
+        )
+    return result.n_in_bank
+
+
+def _calibrate(run: _Run) -> Calibration | None:
+    """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
+    if run.data.format == "mvtec":
+        if run.services.bank.count(PRODUCT) < 2:
+            return None
+        return calibrate(
+            run.services, PRODUCT, run.references, lambda done, total: run.progress("calibrating", done, total)
+        )
+    if not run.data.calibrate:
+        return None
+    results = []
+    for done, sample in enumerate(run.data.calibrate):
+        results.append(_compare(run, sample)[0].difference)
+        run.progress("calibrating", done + 1, len(run.data.calibrate))
+    return Calibration(
+        product=PRODUCT,
+        key="pairs",
+        scores=sorted(d.score for d in results),
+        pixel_threshold=float(np.quantile([d.peak for d in results], 0.95)),
+        n=len(results),
+        references=1,
+        extra={"peaks": sorted(d.peak for d in results)},
+    )
+
+
+def _compare(run: _Run, sample: Sample) -> tuple[Comparison, str]:
+    """The comparison of a sample, and the sha256 of its photo."""
+    data = _read(sample.path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    known = run.services.stores.products.get(PRODUCT)
+    window = known.intensity_window if known else None
+    if sample.reference is None:
+        image = decode_image(data, name=sample.name, window=window)
+        return compare(run.services, image, PRODUCT, query_key=sha256, references=run.references), sha256
+    reference = _read(sample.reference)
+    if window is None and (measured := measure_window(reference, name=str(sample.reference))):
+        window = run.services.stores.products.set_window_once(PRODUCT, measured).intensity_window
+    image = decode_image(data, name=sample.name, window=window)
+    golden_sha = run.services.stores.images.put(reference)
+    golden = Golden(make_golden_id(PRODUCT, golden_sha), PRODUCT, golden_sha, sample.reference.name)
+    return compare(run.services, image, PRODUCT, query_key=sha256, goldens=[golden]), sha256
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tuple[ImageResult, Comparison]:
+    started = time.perf_counter()
+    comparison, sha256 = _compare(run, sample)
+    ms = (time.perf_counter() - started) * 1000
+    score = comparison.difference.score
+    p = p_value(calibration, score) if calibration else None
+    nearest = comparison.hits[0].golden
+    reading = None
+    if run.reader:
+        run.services.stores.images.put(_read(sample.path))
+        reading = run.reader(run.services, sha256, nearest.sha256)
+    decision = decide(PolicyInput(p=p, n=calibration.n if calibration else 0, alpha=run.alpha, reading=reading))
+    row = ImageResult(
+        path=sample.name,
+        label=sample.label,
+        score=score,
+        p_value=p,
+        verdict=Verdict(decision.verdict),
+        reference=str(sample.reference.relative_to(run.data.root)) if sample.reference else nearest.golden_id,
+        ms=ms,
+        kind=sample.kind,
+    )
+    return row, comparison
+
+
+def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:
+    anomaly_map = comparison.difference.anomaly_map
+    if sample.mask is None:
+        pixels.add(anomaly_map, None)
+        return None
+    mask, note = load_mask(sample.mask, anomaly_map.shape)
+    pixels.add(anomaly_map, mask)
+    return note
+
+
+def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection]:
+    """Boxes of a sample, sized in native pixels. Confidence grows with the peak: .5 at the threshold."""
+    assert sample.reference is not None
+    query = decode_image(_read(sample.path), name=sample.name)
+    reference = run.services.golden_image(comparison.hits[0].golden)
+    anomaly_map = comparison.difference.anomaly_map
+    threshold = fallback_threshold(anomaly_map)
+    found = []
+    for region in find_regions(anomaly_map, threshold):
+        m = measure(query, reference, comparison.alignments[0], anomaly_map, region.box, mask=region.mask)
+        kind = board_defect_type(query, reference, comparison.alignments[0], m.box)
+        found.append(Detection(*m.box, confidence=float(1 - 0.5 * threshold / region.peak), type=kind))
+    return found

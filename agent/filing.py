@@ -1,0 +1,98 @@
+"""File a report exactly once: pictures, JSON, Markdown and HTML on disk first, then one row in the store."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from refdiff.agent.context import AgentContext
+from refdiff.agent.report import pictures
+from refdiff.agent.report.html import PagePictures, render_html
+from refdiff.agent.report.markdown import render_markdown
+from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.model.errors import StorageError, UnknownRecordError
+from refdiff.model.images import encode_png
+from refdiff.tools.find_part import find_part
+from refdiff.tools.inspection import registered_reference
+
+
+def inspection_folder(home: Path, inspection_id: str) -> Path:
+    """Where the files of an inspection lie; ids are made by us, never by a user."""
+    return home / "inspections" / inspection_id
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """All of it or nothing, whatever happens meanwhile. Raises StorageError (disk full, not writable)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise StorageError(f"{path} cannot be written ({e.strerror}); make room or choose another REFDIFF_HOME") from e
+
+
+def file_report(context: AgentContext, fields: dict[str, Any]) -> DefectReport:
+    """Write the artefacts and file the report (fields: all but `artefacts`). Filed already: the filed one is returned."""
+    inspections = context.services.stores.inspections
+    inspection_id = str(fields["inspection_id"])
+    try:
+        return DefectReport.model_validate(inspections.get(inspection_id).report)
+    except UnknownRecordError:
+        pass
+    folder = inspection_folder(context.services.stores.settings.home, inspection_id)
+    names = {
+        "overlay": "overlay.png",
+        "heatmap": "heatmap.png",
+        "side_by_side": "side_by_side.png",
+        "html": "report.html",
+        "markdown": "report.md",
+        "report": "report.json",
+    }
+    paths = {k: folder / v for k, v in names.items()}
+    report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
+    capture = find_part(context.services.stores, context.part_id, context.product)
+    query = context.query(capture)
+    canonical = context.inspect(capture)
+    anomaly_map, reference = canonical.comparison.difference.anomaly_map, registered_reference(context, capture)
+    drawn = {
+        "overlay": pictures.overlay(query, report.findings, anomaly_map, canonical.threshold),
+        "heatmap": pictures.heatmap(query, anomaly_map, canonical.threshold),
+        "side_by_side": pictures.side_by_side(reference, query),
+    }
+    crops = {}
+    for finding in report.findings:
+        at = finding.location
+        pair = pictures.crops(query, reference, (at.x0, at.y0, at.x1, at.y1))
+        crops[finding.id] = (pictures.page_image(pair.query), pictures.page_image(pair.reference))
+    page = PagePictures(
+        query=pictures.page_image(query),
+        reference=pictures.page_image(reference),
+        overlay=pictures.page_image(drawn["overlay"]),
+        heatmap=pictures.page_image(drawn["heatmap"]),
+        side_by_side=pictures.page_image(drawn["side_by_side"]),
+        crops=crops,
+    )
+    for name, picture in drawn.items():
+        write_whole(paths[name], encode_png(picture))
+    write_whole(paths["html"], render_html(report, page).encode())
+    write_whole(paths["markdown"], render_markdown(report).encode())
+    write_whole(paths["report"], report.model_dump_json(indent=2).encode())
+    filed = inspections.file(
+        inspection_id,
+        report.part_id,
+        report.product,
+        report.verdict.value,
+        report.created_at,
+        report.model_dump(mode="json"),
+    )
+    return report if filed else DefectReport.model_validate(inspections.get(inspection_id).report)

@@ -1,0 +1,271 @@
+"""The agent's graph: the model (or the script) calls tools until it submits, then code verifies, decides and files.
+
+agent -> tools -> record -+-> agent          (until submit_report)
+                          +-> verify -+-> agent   (unsupported claims, once)
+                                      +-> read -> decide -> file -> review (interrupt) -> end
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+from refdiff.agent import prompts
+from refdiff.agent.assemble import assemble
+from refdiff.agent.chat_models import ScriptedPolicy
+from refdiff.agent.context import AgentContext, AgentEvent
+from refdiff.agent.filing import file_report
+from refdiff.agent.report.schema import ToolCall, Verdict
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.state import InspectionState
+from refdiff.agent.verify import verify
+from refdiff.model.errors import LLMError, RefDiffError
+from refdiff.tools.find_part import find_part
+from refdiff.tools.inspection import registered_reference
+from refdiff.tools.toolbox import TOOLS
+
+MAX_PAIRS = 4  # pairs of pictures a conversation may show
+MAX_NUDGES = 2  # answers without a usable tool call before the script takes over
+MAX_VERIFY_ROUNDS = 1
+MAX_MODEL_MESSAGE = 400
+
+
+def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
+    return [
+        SystemMessage(prompts.SYSTEM),
+        HumanMessage(
+            prompts.request_message(request.text, request.part_id), additional_kwargs={"part_id": request.part_id}
+        ),
+    ]
+
+
+def _fall_back(context: AgentContext, reason: str) -> dict[str, Any]:
+    context.emit(AgentEvent("fallback", f"{reason}; the scripted policy takes over"))
+    return {"via": "fallback", "fallback_reason": reason}
+
+
+def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Ask whoever drives for the next tool call."""
+    context, messages, steps = runtime.context, state["messages"], state.get("steps", 0)
+    update: dict[str, Any] = {"steps": steps + 1}
+    started = time.perf_counter()
+    message: AIMessage | None = None
+    if state["via"] == "endpoint" and context.endpoint is not None:
+        nudges = sum(isinstance(m, HumanMessage) and m.content == prompts.NO_TOOL_CALL for m in messages)
+        if steps >= context.settings.max_steps:
+            update |= _fall_back(context, f"the model did not finish in {steps} steps")
+        else:
+            try:
+                answer = context.endpoint.next_call(messages, TOOLS)
+                if answer.tool_calls:
+                    message = answer
+                elif nudges >= MAX_NUDGES:
+                    update |= _fall_back(context, "the model kept answering without a tool call")
+                else:
+                    said = answer.model_copy(
+                        update={"content": answer.text[:MAX_MODEL_MESSAGE] or "...", "invalid_tool_calls": []}
+                    )
+                    update["messages"] = [said, HumanMessage(prompts.NO_TOOL_CALL)]
+            except LLMError as e:
+                update |= _fall_back(context, str(e))
+    elif state["via"] == "endpoint":
+        update |= _fall_back(context, "no endpoint is configured any more")
+    if message is None and "messages" not in update:
+        message = ScriptedPolicy(k=context.services.settings.references).next_call(messages)
+        if not message.tool_calls:
+            error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
+            raise RefDiffError(f"the inspection cannot go on: {error}")
+    if message is not None:
+        update["messages"] = [message]
+    update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
+    return update
+
+
+def _tool_error(error: Exception) -> str:
+    """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate."""
+    if isinstance(error, RefDiffError):
+        return f"Error: {error}"
+    return f"Error: {type(error).__name__}: {str(error)[:300]}"
+
+
+def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Number the evidence that the tools just made, write the trace, post pictures in pairs."""
+    messages = state["messages"]
+    call_at = max(i for i, m in enumerate(messages) if isinstance(m, AIMessage))
+    calling = messages[call_at]
+    assert isinstance(calling, AIMessage)
+    arguments = {c["id"]: c for c in calling.tool_calls}
+    evidence: list[dict[str, Any]] = []
+    trace: list[dict[str, Any]] = []
+    changed: list[AnyMessage] = []
+    pictures: list[AnyMessage] = []
+    update: dict[str, Any] = {}
+    posted = state.get("pairs_posted", 0)
+    for message in messages[call_at + 1 :]:
+        if not isinstance(message, ToolMessage):
+            continue
+        call: Mapping[str, Any] = arguments.get(message.tool_call_id) or {"name": message.name, "args": {}}
+        ok = message.status != "error"
+        artifact = message.artifact or {}
+        evidence_id = None
+        if ok and "evidence" in artifact:
+            evidence_id = f"e{len(state['evidence']) + len(evidence) + 1}"
+            record = artifact["evidence"] | {"id": evidence_id}
+            evidence.append(record)
+            content = json.dumps({"evidence": evidence_id} | json.loads(message.text), ensure_ascii=False)
+            changed.append(message.model_copy(update={"content": content, "artifact": None}))
+            pair = [record["images"].get(role) for role in ("reference", "query")]
+            if state["via"] == "endpoint" and record["kind"] in ("score", "zoom") and all(pair) and posted < MAX_PAIRS:
+                posted += 1
+                blocks: list[str | dict[str, Any]] = [
+                    {"type": "text", "text": prompts.PAIR.format(evidence=evidence_id)},
+                    *({"type": "image_ref", "sha256": s} for s in pair),
+                ]
+                pictures.append(HumanMessage(blocks))
+        elif ok and "draft" in artifact:
+            update["draft"] = artifact["draft"]
+            changed.append(message.model_copy(update={"artifact": None}))
+        short = message.text if len(message.text) <= 500 else message.text[:497] + "..."
+        step = ToolCall(
+            step=len(state["trace"]) + len(trace) + 1,
+            tool=str(call["name"])[:64],
+            arguments=call["args"],
+            evidence=evidence_id,
+            ok=ok,
+            message=(artifact.get("evidence") or {}).get("summary") or short,
+        )
+        trace.append(step.model_dump())
+        runtime.context.emit(AgentEvent("tool", f"{step.tool}: {step.message}"))
+    return update | {
+        "messages": [*changed, *pictures],
+        "evidence": evidence,
+        "trace": trace,
+        "pairs_posted": posted,
+    }
+
+
+def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
+    draft = state["draft"]
+    assert draft is not None
+    seen = state["via"] == "endpoint" and runtime.context.settings.llm_images
+    checked = verify(draft, state["evidence"], images_seen=seen)
+    claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
+    rounds = state.get("verify_rounds", 0)
+    if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] == "endpoint":
+        problems = "\n".join(f"- {p}" for p in checked.unsupported)
+        runtime.context.emit(AgentEvent("verify", f"{len(checked.unsupported)} unsupported claim(s), asked again"))
+        return {
+            "messages": [HumanMessage(prompts.UNSUPPORTED.format(problems=problems))],
+            "draft": None,
+            "verify_rounds": rounds + 1,
+        }
+    return {
+        "claims": claims,
+        "reasoning": checked.reasoning,
+        "unsupported": checked.unsupported,
+        "verify_rounds": rounds + 1,
+    }
+
+
+def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
+    context = runtime.context
+    if state["via"] != "endpoint" or context.endpoint is None or not context.settings.llm_images:
+        return {"reading": None}
+    capture = find_part(context.services.stores, context.part_id, context.product)
+    reference = context.keep_image(registered_reference(context, capture))
+    started = time.perf_counter()
+    try:
+        reading = context.endpoint.read_pair(prompts.READ, reference, capture.sha256)
+    except LLMError as e:
+        context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
+        return {"reading": None, "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
+    return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
+
+
+def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
+    context = runtime.context
+    capture = find_part(context.services.stores, context.part_id, context.product)
+    canonical = context.inspect(capture)
+    endpoint = context.endpoint if state["via"] == "endpoint" else None
+    request = state["request"]
+    report = assemble(context, capture, dict(state), canonical, llm_drove=endpoint is not None) | {
+        "inspection_id": request["inspection_id"],
+        "requested_by": request["requested_by"],
+        "created_at": request["created_at"],
+        "request": prompts.sanitise(request["text"]),
+        "judge": {
+            "model": endpoint.model if endpoint else None,
+            "via": "endpoint" if endpoint else "fallback",
+            "url": endpoint.url if endpoint else None,
+            "reason": state.get("fallback_reason") or None,
+        },
+        "tool_trace": state["trace"],
+        "timings_ms": {k: round(v, 1) for k, v in (state["timings_ms"] | canonical.comparison.timings_ms).items()},
+    }
+    return {"report": json.loads(json.dumps(report, default=_plain))}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json")
+
+
+def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Draw, write and file exactly once, before any person is asked."""
+    report = file_report(runtime.context, state["report"])
+    runtime.context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
+    return {"report": report.model_dump(mode="json")}
+
+
+def review_node(state: InspectionState) -> dict[str, Any]:
+    """Wait, days if need be, for a person's disposition; the filed report is never rewritten."""
+    report = state["report"]
+    if report["verdict"] != Verdict.REVIEW:
+        return {}
+    return {"disposition": interrupt({"inspection_id": report["inspection_id"], "reason": report["verdict_reason"]})}
+
+
+def _after_agent(state: InspectionState) -> Literal["tools", "agent"]:
+    last = state["messages"][-1]
+    return "tools" if isinstance(last, AIMessage) and last.tool_calls else "agent"
+
+
+def _after_record(state: InspectionState) -> Literal["verify", "agent"]:
+    return "verify" if state.get("draft") is not None else "agent"
+
+
+def _after_verify(state: InspectionState) -> Literal["read", "agent"]:
+    return "read" if state.get("draft") is not None else "agent"
+
+
+def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
+    graph = StateGraph(InspectionState, context_schema=AgentContext)
+    graph.add_node("agent", agent_node)
+    graph.add_node("tools", ToolNode(TOOLS, handle_tool_errors=_tool_error))
+    graph.add_node("record", record_node)
+    graph.add_node("verify", verify_node)
+    graph.add_node("read", read_node)
+    graph.add_node("decide", decide_node)
+    graph.add_node("file", file_node)
+    graph.add_node("review", review_node)
+    graph.add_edge(START, "agent")
+    graph.add_conditional_edges("agent", _after_agent)
+    graph.add_edge("tools", "record")
+    graph.add_conditional_edges("record", _after_record)
+    graph.add_conditional_edges("verify", _after_verify)
+    graph.add_edge("read", "decide")
+    graph.add_edge("decide", "file")
+    graph.add_edge("file", "review")
+    graph.add_edge("review", END)
+    return graph.compile(checkpointer=checkpointer)

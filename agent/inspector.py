@@ -1,0 +1,218 @@
+"""The agent as the outside sees it: run a request, resume what was cut off, take a person's disposition."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import filelock
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+from refdiff.agent import prompts
+from refdiff.agent.chat_models import Endpoint, data_url
+from refdiff.agent.context import AgentContext, AgentEvent
+from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.report import pictures
+from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.dispositions import Disposition
+from refdiff.model.errors import InputError, StorageError, UnavailableError, UnknownProductError
+from refdiff.tools.find_part import find_part
+from refdiff.tools.inspection import open_workbench
+from refdiff.tools.services import Services
+
+# checkpoints may only hold what we know how to read back
+os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
+
+_RECURSION_LIMIT = 200
+
+HOW_TO_ASK = (
+    "I inspect parts against golden samples. Name the part, for example: "
+    '"inspect part #4412 against the nearest good sample".'
+)
+
+
+class Inspector:
+    """Use as a context manager. One process may run many inspections; each inspection runs in one process at a time."""
+
+    def __init__(
+        self,
+        services: Services,
+        settings: AgentSettings | None = None,
+        on_event: Callable[[AgentEvent], None] | None = None,
+    ) -> None:
+        self.services = services
+        self.settings = settings or AgentSettings()
+        self._emit = on_event or (lambda _: None)
+        self._stack = ExitStack()
+        self._home = services.stores.settings.home
+        self._saver = self._open_saver()
+        self._graph = build_graph(self._saver)
+        self._endpoint = Endpoint(self.settings, self._image_url) if self.settings.llm_base_url else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def run(self, request: InspectionRequest) -> DefectReport:
+        """Inspect and file. A run of the same inspection id that was cut off goes on where it stopped.
+
+        Raises UnknownPartError, UnknownProductError, ImageError, UnavailableError; nothing is filed then.
+        """
+        capture = find_part(self.services.stores, request.part_id, request.product)
+        if not self.services.bank.count(capture.product, ("active", "flagged")):
+            raise UnknownProductError(
+                f"part {request.part_id} is a {capture.product!r}, which has no golden sample to compare with; "
+                f"add some: refdiff enroll --product {capture.product!r} FOLDER"
+            )
+        state = {
+            "messages": opening_messages(request),
+            "request": asdict(request),
+            "evidence": [],
+            "trace": [],
+            "timings_ms": {},
+            "via": "endpoint" if self._endpoint else "fallback",
+            "fallback_reason": "" if self._endpoint else "no model is configured (REFDIFF_LLM_BASE_URL)",
+            "draft": None,
+        }
+        return self._drive(request, state)
+
+    def pending(self) -> list[str]:
+        """Ids of inspections that a killed process left unfinished (not those waiting for a person)."""
+        threads = {str(c.config["configurable"]["thread_id"]) for c in self._saver.list(None)}
+        left = []
+        for thread in sorted(threads):
+            snapshot = self._graph.get_state(_config(thread))
+            if snapshot.next and not snapshot.interrupts and not self._running_elsewhere(thread):
+                left.append(thread)
+        return left
+
+    def resume(self, inspection_id: str) -> DefectReport:
+        """Finish an inspection that was cut off. Raises UnknownRecordError if there is nothing to go on from."""
+        values = self._graph.get_state(_config(inspection_id)).values
+        if not values.get("request"):
+            return self._filed(inspection_id)
+        return self._drive(InspectionRequest(**values["request"]), None)
+
+    def dispose(self, inspection_id: str, decision: Literal["accept", "override"], by: str, reason: str) -> Disposition:
+        """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError."""
+        if decision not in ("accept", "override"):
+            raise InputError(f"decision {decision!r}: use accept or override")
+        disposition = self.services.stores.dispositions.add(inspection_id, decision, by, reason)
+        config = _config(inspection_id)
+        if self._graph.get_state(config).interrupts:
+            self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
+            self._saver.delete_thread(inspection_id)
+        return disposition
+
+    def answer(self, text: str) -> str:
+        """A short answer to a request that names no part."""
+        if self._endpoint is None:
+            return HOW_TO_ASK
+        self._emit(AgentEvent("llm", "asking the model"))
+        return self._endpoint.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
+
+    def read_pair(self, reference: str, query: str) -> LlmReading | None:
+        """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
+        return self._endpoint.read_pair(prompts.READ, reference, query) if self._endpoint else None
+
+    # -- inside
+
+    def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
+        """state: the first state of a new run, None to go on from the checkpoint."""
+        config = _config(request.inspection_id)
+        with self._claim(request.inspection_id):
+            if state is not None and self._graph.get_state(config).values:
+                state = None
+            try:
+                # durable before the next node starts: a kill loses one node's work at most
+                self._graph.invoke(state, config, context=self._context(request), durability="sync")
+            except sqlite3.Error as e:
+                raise StorageError(f"checkpoints under {self._home} cannot be written: {e}") from e
+            report = self._filed(request.inspection_id)
+            if report.verdict != Verdict.REVIEW:
+                self._saver.delete_thread(request.inspection_id)
+        return report
+
+    def _context(self, request: InspectionRequest) -> AgentContext:
+        def progress(done: int, total: int) -> None:
+            self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
+
+        bench = open_workbench(self.services, request.part_id, request.product, progress)
+        return AgentContext(bench, self.settings, self._endpoint, self._emit)
+
+    def _filed(self, inspection_id: str) -> DefectReport:
+        return DefectReport.model_validate(self.services.stores.inspections.get(inspection_id).report)
+
+    def _image_url(self, sha256: str) -> str:
+        """A stored picture as a data URL, at most `llm_image_px` long."""
+        from refdiff.model.images import decode_image
+
+        data = self.services.stores.images.get(sha256)
+        capture_window = None
+        for product in self.services.stores.products.list():
+            capture_window = capture_window or product.intensity_window
+        image = decode_image(data, window=capture_window, settings=self.services.model_settings)
+        return data_url(pictures.page_image(image, self.settings.llm_image_px))
+
+    def _open_saver(self) -> BaseCheckpointSaver[Any]:
+        url = self.settings.checkpoint_url
+        if url is None:
+            try:
+                connection = sqlite3.connect(self._home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
+                self._stack.callback(connection.close)
+                saver = SqliteSaver(connection)
+                saver.setup()
+            except sqlite3.Error as e:
+                raise StorageError(f"checkpoints under {self._home} cannot be opened: {e}") from e
+            return saver
+        try:
+            from langgraph.checkpoint.postgres import PostgresSaver
+        except ImportError as e:
+            raise UnavailableError("checkpoints in Postgres need: pip install 'refdiff[postgres]'") from e
+        import psycopg
+
+        try:
+            postgres = self._stack.enter_context(PostgresSaver.from_conn_string(url.get_secret_value()))
+            postgres.setup()
+        except psycopg.Error as e:
+            raise UnavailableError(
+                f"the checkpoint database does not answer: {type(e).__name__}; is it running?"
+            ) from e
+        return postgres
+
+    def _lock(self, inspection_id: str) -> filelock.FileLock:
+        folder = self._home / "locks"
+        folder.mkdir(exist_ok=True)
+        return filelock.FileLock(folder / f"{inspection_id}.lock")
+
+    def _claim(self, inspection_id: str) -> filelock.AcquireReturnProxy:
+        try:
+            return self._lock(inspection_id).acquire(timeout=0)
+        except filelock.Timeout as e:
+            raise UnavailableError(f"inspection {inspection_id} is running in another process; wait for it") from e
+
+    def _running_elsewhere(self, inspection_id: str) -> bool:
+        try:
+            with self._claim(inspection_id):
+                return False
+        except UnavailableError:
+            return True
+
+
+def _config(inspection_id: str) -> Any:
+    return {"configurable": {"thread_id": inspection_id}, "recursion_limit": _RECURSION_LIMIT}
+
+
+__all__ = ["AgentEvent", "Inspector"]

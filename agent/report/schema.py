@@ -1,0 +1,169 @@
+"""The defect report [contract]: what is filed, rendered and returned. Adding fields is fine, changing them is not.
+
+Boxes are `x0, y0, x1, y1` in px of the submitted query image after EXIF rotation, at original resolution, exclusive end.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from refdiff.tools.evidence import EvidenceRecord
+
+SCHEMA_VERSION = "1.0"
+
+
+class Verdict(StrEnum):
+    PASS = "PASS"
+    FAIL = "FAIL"
+    REVIEW = "REVIEW"
+
+
+class VerdictBasis(StrEnum):
+    ANOMALY = "anomaly"
+    LIMIT = "limit"
+    LLM_DISAGREEMENT = "llm_disagreement"
+    SYSTEM = "system"
+
+
+class Severity(StrEnum):
+    MINOR = "minor"
+    MAJOR = "major"
+    CRITICAL = "critical"
+    UNRATED = "unrated"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Location(_Model):
+    """Box in query px (exclusive end) and its name on a 3 x 3 grid of the image, e.g. "upper left", "centre"."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    region: str
+
+
+class Cause(_Model):
+    text: str
+    basis: str
+
+
+class Finding(_Model):
+    id: str
+    type: str
+    description: str
+    location: Location
+    area_px: int
+    length_mm: float | None = None
+    width_mm: float | None = None
+    uncertainty_mm: float | None = None
+    length_px: float | None = None
+    width_px: float | None = None
+    severity: Severity = Severity.UNRATED
+    confidence: float = Field(ge=0, le=1)
+    evidence: list[str] = Field(min_length=1)
+    probable_cause: Cause | None = None
+    reasoning: str
+    within_limits: bool = False
+    zone: str | None = None
+    reported_by: Literal["llm", "system"] = "system"
+
+
+class Alpha(_Model):
+    requested: float
+    attained: float
+
+
+class Reference(_Model):
+    golden_id: str
+    similarity: float
+    sha256: str
+
+
+class AlignmentSummary(_Model):
+    method: str
+    ok: bool
+    residual_px: float | None
+    overlap: float | None
+
+
+class Scale(_Model):
+    mm_per_px: float | None
+    source: Literal["capture", "golden"] | None
+
+
+class LlmReading(_Model):
+    defect: bool
+    type: str
+    confidence: float = Field(ge=0, le=1)
+
+
+class Judge(_Model):
+    model: str | None
+    via: Literal["endpoint", "embedded", "fallback"]
+    url: str | None
+    reason: str | None = None
+
+
+class ToolCall(_Model):
+    step: int
+    tool: str
+    arguments: dict[str, Any]
+    evidence: str | None
+    ok: bool
+    message: str
+
+
+class Artefacts(_Model):
+    """Absolute paths of files that exist once the report is filed."""
+
+    overlay: str
+    heatmap: str
+    side_by_side: str
+    html: str
+    markdown: str | None = None
+    report: str | None = None
+
+
+class Software(_Model):
+    version: str
+    weights_sha256: str
+
+
+class DefectReport(_Model):
+    schema_version: str = SCHEMA_VERSION
+    inspection_id: str
+    part_id: str
+    product: str
+    requested_by: str
+    created_at: datetime
+    request: str = ""
+    query_sha256: str = ""
+    verdict: Verdict
+    verdict_basis: VerdictBasis
+    verdict_reason: str
+    image_score: float
+    p_value: float | None
+    threshold: float | None
+    alpha: Alpha
+    n_calibration: int = 0
+    reference: Reference
+    references: list[Reference] = []
+    alignment: AlignmentSummary
+    scale: Scale
+    findings: list[Finding]
+    llm_reading: LlmReading | None = None
+    reasoning: str
+    unsupported_claims_dropped: list[str]
+    evidence: list[EvidenceRecord] = []
+    judge: Judge
+    tool_trace: list[ToolCall]
+    timings_ms: dict[str, float]
+    artefacts: Artefacts
+    software: Software

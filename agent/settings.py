@@ -1,0 +1,29 @@
+"""Settings of the agent. Environment prefix `REFDIFF_`, `.env` honoured; explicit argument > environment > default."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AgentSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+
+    llm_base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, e.g. http://host:8001/v1.")
+    llm_model: str = Field(default="refdiff", description="Model name at the endpoint.")
+    llm_api_key: SecretStr | None = Field(default=None, description="Key of the endpoint.")
+    llm_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for one answer of the endpoint.")
+    llm_retries: int = Field(default=2, ge=0, le=10, description="Further tries after a failed call.")
+    llm_images: bool = Field(default=True, description="Post image pairs to the endpoint.")
+    llm_image_px: int = Field(default=512, ge=64, le=2048, description="Long side of posted images.")
+    max_steps: int = Field(
+        default=16, ge=6, le=64, description="LLM calls per inspection before the script takes over."
+    )
+    checkpoint_url: SecretStr | None = Field(
+        default=None, description="postgresql://... for checkpoints; default: SQLite under the home folder."
+    )
+
+    @field_validator("llm_base_url", "llm_api_key", "checkpoint_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value

@@ -1,0 +1,172 @@
+"""The SQLite file behind products, captures, calibrations, inspections and dispositions, and its schema.
+
+One connection, guarded by a lock: threads take turns, other processes are kept apart by SQLite itself (WAL).
+What a transaction wrote is on the disk when the `with` block is left (`synchronous=FULL`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from refdiff.memory.failures import make_folder, storage_error
+from refdiff.model.errors import StorageError
+
+BUSY_TIMEOUT_S = 30.0
+
+# Entry i brings the file from user_version i to i + 1. Entries are only ever appended.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE products (
+            name TEXT PRIMARY KEY,
+            scale_mm_per_px REAL,
+            window_lo REAL,
+            window_hi REAL,
+            spec TEXT NOT NULL DEFAULT '{}',
+            spec_version INTEGER NOT NULL DEFAULT 0,
+            updated_at TEXT NOT NULL
+        )""",
+        """CREATE TABLE captures (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            capture_id TEXT NOT NULL UNIQUE,
+            part_id TEXT NOT NULL,
+            product TEXT NOT NULL REFERENCES products(name),
+            sha256 TEXT NOT NULL,
+            scale_mm_per_px REAL,
+            filename TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+        "CREATE INDEX captures_by_part ON captures(part_id, product, seq)",
+        """CREATE TABLE calibrations (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            product TEXT NOT NULL,
+            key TEXT NOT NULL,
+            scores TEXT NOT NULL,
+            pixel_threshold REAL NOT NULL,
+            n INTEGER NOT NULL,
+            reference_count INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            seconds REAL NOT NULL,
+            extra TEXT NOT NULL,
+            UNIQUE (product, key)
+        )""",
+        """CREATE TABLE inspections (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            inspection_id TEXT NOT NULL UNIQUE,
+            part_id TEXT NOT NULL,
+            product TEXT NOT NULL,
+            verdict TEXT NOT NULL CHECK (verdict IN ('PASS', 'FAIL', 'REVIEW')),
+            created_at TEXT NOT NULL,
+            report TEXT NOT NULL
+        )""",
+        "CREATE INDEX inspections_by_time ON inspections(created_at, seq)",
+        "CREATE INDEX inspections_by_part ON inspections(part_id)",
+        """CREATE TABLE dispositions (
+            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
+            decision TEXT NOT NULL CHECK (decision IN ('accept', 'override')),
+            decided_by TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+    ),
+)
+
+
+class Database:
+    """An open SQLite file; a context manager. Raises StorageError where SQLite or the disk fails."""
+
+    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        make_folder(path.parent)
+        with self._errors():
+            # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
+            self._conn = sqlite3.connect(
+                path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._errors():
+                self._conn.row_factory = sqlite3.Row
+                _enter_wal(self._conn, busy_timeout_s)
+                self._conn.execute("PRAGMA synchronous=FULL")
+                self._conn.execute("PRAGMA foreign_keys=ON")
+            self._migrate()
+        except BaseException:
+            self._conn.close()
+            raise
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction (BEGIN IMMEDIATE): committed and durable at the end, undone on any error."""
+        with self._lock, self._errors():
+            self._conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._conn
+                self._conn.execute("COMMIT")
+            except BaseException:
+                if self._conn.in_transaction:
+                    self._conn.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection for SELECT statements, never blocked by another process that writes."""
+        with self._lock, self._errors():
+            yield self._conn
+
+    def close(self) -> None:
+        with self._lock, self._errors():
+            self._conn.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as e:
+            raise storage_error(self.path, e) from e
+
+    def _migrate(self) -> None:
+        with self.reading() as conn:
+            if _version(conn) == len(MIGRATIONS):
+                return  # the usual case takes no write lock
+        with self.transaction() as conn:
+            version = _version(conn)  # again: another process may have migrated meanwhile
+            if version > len(MIGRATIONS):
+                raise StorageError(
+                    f"{self.path}: written by a newer refdiff (schema {version}, this one knows "
+                    f"{len(MIGRATIONS)}); upgrade refdiff or set REFDIFF_HOME to another folder"
+                )
+            for statement in (s for step in MIGRATIONS[version:] for s in step):
+                conn.execute(statement)
+            conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+
+def _version(conn: sqlite3.Connection) -> int:
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _enter_wal(conn: sqlite3.Connection, timeout_s: float) -> None:
+    """Switch to WAL. SQLite applies no busy timeout to this statement, so the waiting is done here."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            conn.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as e:
+            if "locked" not in str(e) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

@@ -1,0 +1,92 @@
+"""Image files as they arrived, under the sha256 of their bytes. Knows nothing about what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from refdiff.memory.failures import make_folder, storage_error
+from refdiff.model.errors import InputError, StorageError, UnknownRecordError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_sha256(sha256: str) -> str:
+    """`sha256` itself if it is 64 lower-case hex digits, else InputError: no path is made of user text."""
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise InputError(f"{sha256!r} is not an image id; an image id is the sha256 of a file, 64 hex digits")
+    return sha256
+
+
+class ImageStore:
+    """Files `root/<first two digits>/<sha256>`; written once, never changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = make_folder(root)
+
+    def path(self, sha256: str) -> Path:
+        """Where the file of that id is or would be. Raises InputError if `sha256` is none."""
+        check_sha256(sha256)
+        return self.root / sha256[:2] / sha256
+
+    def has(self, sha256: str) -> bool:
+        return self.path(sha256).is_file()
+
+    def put(self, data: bytes) -> str:
+        """Keep `data`, durably on return; its sha256. The same bytes again change nothing.
+
+        Raises StorageError (disk full, not writable); then nothing half-written is visible.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.path(sha256)
+        try:
+            if path.is_file() and path.read_bytes() == data:
+                return sha256
+            # a differing file under this name is damaged: writing it anew repairs it
+            make_folder(path.parent)
+            _write_atomically(path, data)
+        except OSError as e:
+            raise storage_error(path, e) from e
+        return sha256
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of that image. Raises UnknownRecordError if absent, StorageError if damaged."""
+        path = self.path(sha256)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as e:
+            raise UnknownRecordError(
+                f"image {sha256[:12]}... is not in {self.root}; send the photo again"
+            ) from e
+        except OSError as e:
+            raise storage_error(path, e) from e
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError(
+                f"{path}: the image is damaged (its sha256 differs from its name); send the photo again"
+            )
+        return data
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write beside `path`, flush to the disk, then rename: a reader sees all of the file or none."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    if os.name == "posix":  # the new name must be durable too; Windows cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,67 @@
+"""All stores of one home folder but the golden bank, which has its own life (one process at a time)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from refdiff.memory.calibrations import CalibrationStore
+from refdiff.memory.captures import CaptureStore
+from refdiff.memory.database import Database
+from refdiff.memory.dispositions import DispositionStore
+from refdiff.memory.failures import make_folder
+from refdiff.memory.image_store import ImageStore
+from refdiff.memory.inspections import InspectionStore
+from refdiff.memory.products import ProductStore
+from refdiff.memory.settings import MemorySettings
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Safe to share between threads; any number of processes may have the same home open."""
+
+    images: ImageStore
+    db: Database
+    products: ProductStore
+    captures: CaptureStore
+    calibrations: CalibrationStore
+    inspections: InspectionStore
+    dispositions: DispositionStore
+    settings: MemorySettings
+
+    @classmethod
+    def open(cls, settings: MemorySettings | None = None) -> Self:
+        """Open the stores under `settings.home`, made (mode 0700) if new.
+
+        Raises StorageError if the folder is not writable or the database is damaged.
+        """
+        settings = settings or MemorySettings()
+        home = make_folder(settings.home)
+        db = Database(home / "refdiff.sqlite")
+        try:
+            images = ImageStore(home / "images")
+        except BaseException:
+            db.close()
+            raise
+        return cls(
+            images=images,
+            db=db,
+            products=ProductStore(db),
+            captures=CaptureStore(db),
+            calibrations=CalibrationStore(db),
+            inspections=InspectionStore(db),
+            dispositions=DispositionStore(db),
+            settings=settings,
+        )
+
+    def close(self) -> None:
+        self.db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,24 @@
+"""Points in time, kept as ISO 8601 text in UTC with microseconds, so that text order is time order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from refdiff.model.errors import InputError
+
+
+def utc_now() -> str:
+    """Now, e.g. `2026-11-22T23:45:01.000000+00:00`."""
+    return to_utc(datetime.now(UTC))
+
+
+def to_utc(moment: datetime | str) -> str:
+    """Any ISO 8601 text or datetime (naive means UTC) in the one stored form. Raises InputError."""
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as e:
+            raise InputError(f"{moment!r} is not a point in time; write it as ISO 8601") from e
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

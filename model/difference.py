@@ -1,0 +1,84 @@
+"""The difference of a query and its references in feature space, training-free: soft patch matching of frozen features.
+
+Every query cell looks for its best counterpart in the reference, once within a window around the registered place (finds
+what is missing or misplaced) and once anywhere (forgives natural variation); the two cosine distances are averaged
+(cf. SPADE, Cohen & Hoshen 2020; PatchCore, Roth et al. 2022). Several references: the best counterpart in any of them.
+Knows nothing about goldens or calibration. This is the interface that a trained difference network fills next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from refdiff.model.encoder import Features
+from torch import Tensor
+
+VERSION = "patch-match-1"  # part of every calibration key: raise when scores change
+GRID_STRIDE = 8
+STRIDES = (8, 16, 32)
+_WINDOW = 0.1  # half width of the matching window, as a part of the long side
+_TOP = 0.01  # the image score is the mean of this part of the cells
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """One reference as seen from the query.
+
+    descriptors: (C, h, w) unit norm, on the query's grid if `registered`, else in its own frame.
+    valid: (h, w) bool, cells that the registered reference covers; all True if not registered.
+    """
+
+    descriptors: Tensor
+    valid: Tensor
+    registered: bool
+
+
+def descriptors(features: Features) -> Tensor:
+    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320."""
+    h, w = features.maps[GRID_STRIDE].shape[-2:]
+    parts = []
+    for stride in STRIDES:
+        x = features.maps[stride][None]
+        if x.shape[-2:] != (h, w):
+            x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
+        parts.append(x[0])
+    return F.normalize(torch.cat(parts), dim=0)
+
+
+@lru_cache(maxsize=16)
+def _outside_window(h: int, w: int, radius: int) -> Tensor:
+    """(h*w, h*w) bool: True where a reference cell lies outside the window of a query cell."""
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    p = torch.stack([y.flatten(), x.flatten()], 1)  # (N, 2)
+    return (p[:, None] - p[None]).abs().amax(-1) > radius
+
+
+def distance(query: Tensor, reference: ReferenceView) -> Tensor:
+    """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference."""
+    _c, h, w = query.shape
+    similarity = query.flatten(1).T @ reference.descriptors.flatten(1)  # (Nq, Nr)
+    anywhere = similarity.amax(1)
+    if not reference.registered:
+        return (1 - anywhere).view(h, w)
+    blocked = _outside_window(h, w, max(1, round(_WINDOW * max(h, w)))) | ~reference.valid.flatten()[None]
+    nearby = similarity.masked_fill_(blocked, -1.0).amax(1)
+    # where the reference does not reach there is no counterpart nearby to miss
+    nearby = torch.where(reference.valid.flatten(), nearby, anywhere)
+    return (1 - (nearby + anywhere) / 2).view(h, w)
+
+
+def anomaly_map(query: Tensor, references: Sequence[ReferenceView]) -> Tensor:
+    """(h, w) float32 >= 0: distance to the nearest counterpart in any reference; independent of their order."""
+    return torch.stack([distance(query, r) for r in references]).amin(0).clamp_min(0)
+
+
+def image_score(cells: Tensor, keep: Tensor | None = None) -> float:
+    """Mean of the largest 1 % of the cells (h, w), those where `keep` is False left out."""
+    values = cells.flatten() if keep is None else cells[keep]
+    if values.numel() == 0:
+        return 0.0
+    return float(values.topk(max(1, int(values.numel() * _TOP))).values.mean())

@@ -1,0 +1,72 @@
+"""The error tree of the product. Every message names the thing, the value and the way out.
+
+RefDiffError                    exit 70
+├── InputError                  exit 65   something the user gave is wrong
+│   ├── ImageError                        unreadable, too small, too large, wrong kind of image
+│   ├── UnknownPartError                  no capture of that part
+│   ├── UnknownProductError               product has no goldens / is not known
+│   ├── UnknownRecordError                no inspection, golden, evidence of that id
+│   ├── DuplicateError                    already there (golden, disposition)
+│   └── SpecError                         product specification does not parse
+├── UnavailableError            exit 69   a service or resource is not there just now
+│   ├── BankBusyError                     another process holds the embedded bank
+│   ├── StorageError                      disk full, not writable, corrupt file
+│   └── LLMError                          endpoint down, slow or talking nonsense past its retries
+└── ToolOrderError              (to the LLM) a tool was called before what it needs
+"""
+
+from __future__ import annotations
+
+
+class RefDiffError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns for it."""
+
+    exit_code = 70
+
+
+class InputError(RefDiffError):
+    exit_code = 65
+
+
+class ImageError(InputError):
+    pass
+
+
+class UnknownPartError(InputError):
+    pass
+
+
+class UnknownProductError(InputError):
+    pass
+
+
+class UnknownRecordError(InputError):
+    pass
+
+
+class DuplicateError(InputError):
+    pass
+
+
+class SpecError(InputError):
+    pass
+
+
+class UnavailableError(RefDiffError):
+    exit_code = 69
+
+
+class BankBusyError(UnavailableError):
+    pass
+
+
+class StorageError(UnavailableError):
+    pass
+
+
+class LLMError(UnavailableError):
+    pass
+
+
+class ToolOrderError(RefDiffError):
+    pass

@@ -1,0 +1,136 @@
+"""Decoding of what cameras and people send into one form: RGB uint8, EXIF-rotated, original resolution.
+
+Knows nothing about where images are kept. 16-bit and float images need an *intensity window* (lo, hi), which is
+fixed once per product (never per image: a per-image stretch would hide exactly the brightness changes that matter).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from refdiff.model.errors import ImageError
+from refdiff.model.settings import ModelSettings
+
+MIN_SIDE_PX = 16
+# PIL modes whose samples exceed 8 bits
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+RgbImage = NDArray[np.uint8]  # (H, W, 3), 0..255
+
+
+def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
+    if not data:
+        raise ImageError(f"{name}: the file is empty; take the photo again")
+    if len(data) > settings.max_bytes:
+        raise ImageError(
+            f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
+            "send a smaller file or raise REFDIFF_MAX_BYTES"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit below speaks clearer than PIL's bomb warning
+            image = Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
+        if isinstance(e, Image.DecompressionBombError):
+            raise ImageError(
+                f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}"
+            ) from e
+        raise ImageError(f"{name}: not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)") from e
+    width, height = image.size
+    if width * height > settings.max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} px is over the limit of {settings.max_pixels:,} pixels; "
+            "crop or scale the photo, or raise REFDIFF_MAX_PIXELS"
+        )
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageError(
+            f"{name}: {width} x {height} px is too small; each side needs {MIN_SIDE_PX} px or more"
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"{name}: the file holds {getattr(image, 'n_frames', 2)} frames; export one frame")
+    return image
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (
+        Exception
+    ) as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
+        raise ImageError(
+            f"{name}: the image data is damaged ({type(e).__name__}); take the photo again"
+        ) from e
+
+
+def decode_image(
+    data: bytes,
+    *,
+    name: str = "image",
+    window: tuple[float, float] | None = None,
+    settings: ModelSettings | None = None,
+) -> RgbImage:
+    """Decode an image file to (H, W, 3) uint8 RGB, EXIF rotation applied, at original resolution.
+
+    window: (lo, hi) sample values mapped to 0..255, required for 16-bit and float images, ignored for 8-bit ones.
+    Alpha is composited over white; CMYK, palette and grey images become RGB.
+    Raises ImageError: empty, unreadable, damaged, too small, too large, several frames, deep without a window.
+    """
+    image = _load(_open(data, name, settings or ModelSettings()), name)
+    if image.mode in _DEEP_MODES:
+        if window is None:
+            raise ImageError(
+                f"{name}: a 16-bit or float image needs the product's intensity window; "
+                "enrol the product's goldens first (enrolment fixes it)"
+            )
+        return _apply_window(np.asarray(image, dtype=np.float32), window)
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(canvas, rgba)
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
+    except (OSError, ValueError) as e:
+        raise ImageError(
+            f"{name}: colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)"
+        ) from e
+
+
+def measure_window(
+    data: bytes, *, name: str = "image", settings: ModelSettings | None = None
+) -> tuple[float, float] | None:
+    """The intensity window (lo, hi) that a deep image suggests, or None for an 8-bit image.
+
+    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides so that brighter and darker
+    parts of the same product still fit.
+    """
+    image = _load(_open(data, name, settings or ModelSettings()), name)
+    if image.mode not in _DEEP_MODES:
+        return None
+    samples = np.asarray(image, dtype=np.float32)
+    samples = samples[np.isfinite(samples)]
+    if samples.size == 0:
+        raise ImageError(f"{name}: no finite sample values; take the photo again")
+    lo, hi = (float(v) for v in np.percentile(samples, (0.1, 99.9)))
+    margin = max((hi - lo) / 4, 1e-6)
+    return lo - margin, hi + margin
+
+
+def _apply_window(samples: NDArray[np.float32], window: tuple[float, float]) -> RgbImage:
+    lo, hi = window
+    scaled = (np.nan_to_num(samples, nan=lo) - lo) / max(hi - lo, 1e-9)
+    grey = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """(H, W) or (H, W, 3) uint8 to PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

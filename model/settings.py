@@ -1,0 +1,30 @@
+"""Settings of the network: encoder, working resolution, image limits. Environment prefix `REFDIFF_`, `.env` honoured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ModelSettings(BaseSettings):
+    """Explicit argument > environment > default."""
+
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+
+    cache: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("refdiff")),
+        description="Rebuildable files (golden features, model folders).",
+    )
+    working_px: int = Field(
+        default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded."
+    )
+    max_pixels: int = Field(
+        default=64_000_000, ge=1_000_000, description="Largest image that is decoded, in pixels."
+    )
+    max_bytes: int = Field(
+        default=100_000_000, ge=1_000_000, description="Largest image file that is read, in bytes."
+    )
+    threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")

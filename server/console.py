@@ -1,0 +1,225 @@
+"""What the command line writes: results (or one JSON document) on stdout, everything else on stderr.
+
+A reader that goes away (`refdiff goldens list | head -1`) ends the output, not the command: a filed verdict keeps its
+exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from refdiff.agent.inspector import AgentEvent
+    from refdiff.agent.report.schema import DefectReport
+
+VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}
+_PIPED_WIDTH = 140  # columns where no terminal says how wide it is
+
+
+class Move(Protocol):
+    def __call__(self, done: int, total: int, description: str = ..., /) -> None: ...
+
+
+class _Console(Console):
+    def __init__(self, *, stderr: bool) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        known = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+        # file names, part ids and texts are shown as they are: no markup, no emoji codes, no guessed colours
+        super().__init__(
+            stderr=stderr, width=None if known else _PIPED_WIDTH, markup=False, highlight=False, emoji=False
+        )
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _discard(sys.stderr if self.stderr else sys.stdout)
+
+
+out = _Console(stderr=False)
+err = _Console(stderr=True)
+
+
+class Answer:
+    """The one answer of a command: a JSON document with --json, else what people read."""
+
+    def __init__(self) -> None:
+        self.as_json = False
+        self.given = False
+
+    def give(self, document: Any, *shown: RenderableType) -> None:
+        """Write `document` (JSON data) with --json, else `shown`."""
+        self.given = True
+        if not self.as_json:
+            for part in shown:
+                out.print(part, soft_wrap=isinstance(part, str | Text))  # a path must stay in one piece
+            return
+        if sys.stdout is None:
+            return
+        try:
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard(sys.stdout)
+
+
+answer = Answer()
+
+
+def prepare_streams() -> None:
+    """JSON is UTF-8; a file name that is not is escaped instead of ending the command."""
+    for stream, encoding in ((sys.stdout, "utf-8" if answer.as_json else None), (sys.stderr, None)):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def flush() -> None:
+    """Write out what is buffered; a broken pipe found now is no error either."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                _discard(stream)
+
+
+def _discard(stream: TextIO | None) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        assert stream is not None
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for people on stderr."""
+    err.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    say(f"note: {text}", "yellow")
+
+
+def printable(value: object) -> str:
+    """Text without control characters (names of files can hold escape sequences); lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(value))
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Move]:
+    """A progress bar on stderr while a terminal is there; yields the function that moves it (done, total)."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    bar = Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not err.is_terminal)
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def move(done: int, total: int, description: str = title) -> None:
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield move
+
+
+@contextlib.contextmanager
+def stages(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for work in stages; yields the function that moves it (stage, done, total)."""
+    with progress(title) as moved:
+        yield lambda stage, done, total: moved(done, total, f"{title}: {stage}")
+
+
+@contextlib.contextmanager
+def watching(title: str) -> Iterator[Callable[[AgentEvent], None]]:
+    """A line on stderr that tells what the agent does just now; yields the function that it reports to."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
+    bar = Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not err.is_terminal)
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def show(event: AgentEvent) -> None:
+            bar.update(task, description=f"{title}: {printable(event.message)}", completed=event.done,
+                       total=event.total or None)  # fmt: skip
+
+        yield show
+
+
+def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def facts(rows: list[tuple[str, object]]) -> Table:
+    """Names and values, without lines; values that are None are left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            grid.add_row(name, value if isinstance(value, Text) else printable(value))
+    return grid
+
+
+def verdict_text(verdict: str) -> Text:
+    return Text(str(verdict), style=VERDICT_STYLE.get(str(verdict), ""))
+
+
+def report_view(report: DefectReport) -> RenderableType:
+    """A filed report on one screen: verdict, reason, numbers, findings, and where the files are."""
+    from refdiff.agent.report.markdown import scale_words
+
+    reference, scale = report.reference, report.scale
+    p = "not calibrated" if report.p_value is None else f"{report.p_value:.4f}"
+    judge = report.judge.model or "scripted policy"
+    rows: list[tuple[str, object]] = [
+        ("Verdict", verdict_text(report.verdict)),
+        ("Why", report.verdict_reason),
+        ("Part", f"{report.part_id}, product {report.product}"),
+        (
+            "Score",
+            f"{report.image_score:.4f}" + ("" if report.threshold is None else f", limit {report.threshold:.4f}"),
+        ),
+        ("p-value", f"{p}, FAIL at {report.alpha.attained:.4f} or less (asked for {report.alpha.requested:g})"),
+        ("Nearest good", f"{reference.golden_id}, similarity {reference.similarity:.3f}"),
+        ("Registered", f"{report.alignment.method}" if report.alignment.ok else f"no ({report.alignment.method})"),
+        ("Scale", scale_words(scale)),
+        ("Judge", f"{judge}, {report.judge.via}" + (f": {report.judge.reason}" if report.judge.reason else "")),
+    ]
+    parts: list[RenderableType] = [facts(rows)]
+    if report.findings:
+        found = table("#", "Finding", "Place", "Size", "Severity", "Confidence", right=("Confidence",))
+        for finding in report.findings:
+            found.add_row(
+                finding.id,
+                printable(finding.type) + (" (within limits)" if finding.within_limits else ""),
+                finding.location.region,
+                _size(finding),
+                str(finding.severity),
+                f"{finding.confidence:.2f}",
+            )
+        parts.append(found)
+    else:
+        parts.append(Text("No findings."))
+    return Group(*parts)
+
+
+def _size(finding: Any) -> str:
+    from refdiff.agent.report.markdown import size_mm, size_px
+
+    return size_mm(finding) or size_px(finding)
+
+
+def files_view(report: DefectReport) -> Text:
+    """Where the files of a report are, one absolute path a line."""
+    paths = report.artefacts.model_dump(exclude_none=True)
+    lines = [f"{name.replace('_', ' '):<13} {path}" for name, path in paths.items()]
+    return Text("\n".join([f"inspection    {report.inspection_id}", *lines]))

@@ -1,0 +1,32 @@
+"""Shared by all tests: markers that need something outside skip with the reason; nothing touches the user's folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REFDIFF_CACHE", str(tmp_path / "cache"))
+    for name in ("REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if "qdrant_server" not in request.keywords:
+        monkeypatch.delenv("QDRANT_URL", raising=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "browser": None if shutil.which("chromium") else "Chromium is not installed (apt-get install chromium)",
+        "qdrant_server": None if os.environ.get("QDRANT_URL") else "QDRANT_URL is not set",
+        "data": None if os.environ.get("REFDIFF_DATA") else "REFDIFF_DATA (folder of the research data) is not set",
+        "vllm": "no vLLM environment",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from refdiff.memory.golden_bank import Golden, GoldenBank, make_golden_id
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
+
+GLOBAL_DIM, PATCH_DIM = 24, 8
+OpenBank = Callable[[], GoldenBank]
+Vectors = NDArray[np.float32]
+
+
+def make_golden(i: int, product: str = "bracket", **fields: object) -> Golden:
+    sha256 = f"{i:064x}"
+    return Golden(make_golden_id(product, sha256), product, sha256, filename=f"{i}.png", **fields)  # type: ignore[arg-type]
+
+
+def make_vectors(seed: int, patches: int = 6) -> tuple[Vectors, Vectors]:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(patches, PATCH_DIM)).astype(np.float32)
+    vector = rng.normal(size=GLOBAL_DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector), rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> MemorySettings:
+    return MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=0.3)
+
+
+@pytest.fixture
+def stores(settings: MemorySettings) -> Iterator[Stores]:
+    with Stores.open(settings) as stores:
+        yield stores
+
+
+@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.qdrant_server)])
+def open_bank(request: pytest.FixtureRequest, settings: MemorySettings) -> Iterator[OpenBank]:
+    """Opens the same bank again on every call: embedded, and on the server at QDRANT_URL if set."""
+    fingerprint = f"test{uuid.uuid4().hex[:12]}"
+    if request.param == "server":
+        if not os.environ.get("QDRANT_URL"):
+            pytest.skip("needs QDRANT_URL, the address of a Qdrant server")
+        settings = MemorySettings(home=settings.home)
+
+    def opener() -> GoldenBank:
+        return GoldenBank.open(settings, fingerprint, GLOBAL_DIM, PATCH_DIM)
+
+    yield opener
+    if request.param == "server":
+        with opener() as bank:
+            bank._client.delete_collection(bank._name)

@@ -1,0 +1,209 @@
+"""The golden bank, against a real embedded Qdrant (and a server where QDRANT_URL is set)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from refdiff.memory.golden_bank import GoldenBank, max_sim
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError, RefDiffError, StorageError, UnavailableError, UnknownRecordError
+
+from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors
+
+
+def fill(bank: GoldenBank, count: int, product: str = "bracket", first: int = 0) -> None:
+    for i in range(first, first + count):
+        assert bank.add(make_golden(i, product), *make_vectors(i))
+
+
+def test_everything_survives_closing(open_bank: OpenBank) -> None:
+    golden = make_golden(
+        1,
+        scale_mm_per_px=0.05,
+        part_group="lot 7",
+        station="S2",
+        enrolled_by="ana",
+        status="flagged",
+        note="dark",
+    )
+    vector, patches = make_vectors(1)
+    with open_bank() as bank:
+        assert bank.add(golden, vector, patches)
+    with open_bank() as bank:
+        assert bank.get(golden.golden_id) == golden
+        assert bank.list() == [golden]
+        stored_vector, stored_patches = bank.vectors(golden.golden_id)
+    np.testing.assert_allclose(stored_vector, vector, atol=1e-6)
+    np.testing.assert_allclose(stored_patches, patches, atol=1e-6)
+    assert stored_vector.dtype == stored_patches.dtype == np.float32
+
+
+def test_a_duplicate_changes_nothing(open_bank: OpenBank) -> None:
+    with open_bank() as bank:
+        assert bank.add(make_golden(1, enrolled_by="ana"), *make_vectors(1))
+        assert not bank.add(make_golden(1, enrolled_by="bob"), *make_vectors(2))
+        assert bank.get(make_golden(1).golden_id).enrolled_by == "ana"
+        assert bank.add(make_golden(1, "gear"), *make_vectors(1)), (
+            "the same photo may be another product's golden"
+        )
+        assert (bank.count("bracket"), bank.count("gear"), bank.count()) == (1, 1, 2)
+        assert bank.products() == ["bracket", "gear"]
+
+
+def test_a_status_is_kept_and_filters(open_bank: OpenBank) -> None:
+    golden = make_golden(0)
+    with open_bank() as bank:
+        fill(bank, 3)
+        changed = bank.set_status(golden.golden_id, "retired", "scratched")
+        assert (changed.status, changed.note) == ("retired", "scratched")
+    with open_bank() as bank:
+        assert bank.get(golden.golden_id) == changed
+        assert bank.count("bracket", ("active", "flagged")) == 2
+        assert bank.list("bracket", ("retired",)) == [changed]
+        hits = bank.nearest("bracket", *make_vectors(0), k=3)
+        assert golden.golden_id not in [h.golden.golden_id for h in hits]
+        assert len(hits) == 2
+        assert bank.nearest("bracket", *make_vectors(0), k=3, statuses=("retired",))[0].golden == changed
+        np.testing.assert_allclose(bank.vectors(golden.golden_id)[1], make_vectors(0)[1], atol=1e-6)
+
+
+def test_nearest_equals_exhaustive_search(open_bank: OpenBank) -> None:
+    with open_bank() as bank:
+        fill(bank, 25)
+        fill(bank, 5, "gear", first=100)
+        vector, patches = make_vectors(999, patches=4)
+        everything = [make_vectors(i) for i in range(25)]
+        expected = np.array([(patches @ p.T).max(axis=1).mean() for _, p in everything])
+        order = np.argsort(-expected)
+        hits = bank.nearest("bracket", vector, patches, k=5)
+        assert [h.golden for h in hits] == [
+            replace(make_golden(int(i)), enrolled_at=h.golden.enrolled_at)
+            for i, h in zip(order, hits, strict=False)
+        ]
+        np.testing.assert_allclose([h.similarity for h in hits], expected[order[:5]], atol=1e-5)
+        cosines = [max(0.0, float(vector @ everything[int(i)][0])) for i in order[:5]]
+        np.testing.assert_allclose([h.global_similarity for h in hits], cosines, atol=1e-5)
+
+
+def test_a_golden_finds_itself_unless_excluded(open_bank: OpenBank) -> None:
+    with open_bank() as bank:
+        fill(bank, 3)
+        assert bank.add(make_golden(50, part_group="g1"), *make_vectors(0))
+        assert bank.add(make_golden(51, part_group="g1"), *make_vectors(0))
+        both = bank.nearest("bracket", *make_vectors(0), k=3)
+        assert [h.similarity for h in both] == pytest.approx([1.0, 1.0, 1.0], abs=1e-5)
+        left = bank.nearest(
+            "bracket", *make_vectors(0), k=9, exclude_ids=[make_golden(0).golden_id], exclude_groups=["g1"]
+        )
+        assert sorted(h.golden.sha256 for h in left) == [make_golden(1).sha256, make_golden(2).sha256]
+
+
+def test_a_small_product_is_found_among_many(open_bank: OpenBank) -> None:
+    """The first candidates by `global` are all of the other product: the search must go on."""
+    query = make_vectors(7)
+    with open_bank() as bank:
+        for i in range(150):
+            assert bank.add(make_golden(i, "crowd"), query[0], make_vectors(i)[1])
+        fill(bank, 2, "rare", first=500)
+        assert [h.golden.product for h in bank.nearest("rare", *query, k=2)] == ["rare", "rare"]
+        assert bank.nearest("unheard of", *query, k=2) == []
+
+
+def test_the_embedded_shortcut_answers_as_the_filter_does(settings: MemorySettings) -> None:
+    """On a server Qdrant filters; embedded, the catalogue does. Same questions, same answers."""
+    with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
+        for i in range(60):
+            golden = make_golden(
+                i, "ab"[i % 2], part_group=f"g{i // 4}", status=("active", "retired", "flagged")[i % 3]
+            )
+            bank.add(golden, *make_vectors(i))
+        catalogue = bank._catalogue
+        ids = [make_golden(i, "a").golden_id for i in (0, 2, 4)]
+        for k, skip, groups in ((1, [], []), (5, ids, ["g1"]), (40, ids, [])):
+            answers = []
+            for bank._catalogue in (catalogue, None):
+                hits = bank.nearest(
+                    "a", *make_vectors(1000 + k), k=k, exclude_ids=skip, exclude_groups=groups
+                )
+                answers.append([(h.golden, round(h.similarity, 6)) for h in hits])
+                answers.append([(g, 0.0) for g in bank.list("a", ("active",))])
+                answers.append([(bank.get(ids[0]), float(bank.count("a", ("flagged",))))])
+            assert answers[:3] == answers[3:]
+            assert answers[0]
+
+
+def test_no_warnings_and_other_fingerprints(settings: MemorySettings) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GoldenBank.open(settings, "old", GLOBAL_DIM, PATCH_DIM).close()
+        with GoldenBank.open(settings, "new", GLOBAL_DIM, PATCH_DIM) as bank:
+            assert bank.other_fingerprints() == ["old"]
+
+
+def test_mistakes_are_named(open_bank: OpenBank) -> None:
+    vector, patches = make_vectors(0)
+    with open_bank() as bank:
+        fill(bank, 1)
+        for bad_id in ("g-000000000000", "../etc", "g-xyz", ""):
+            with pytest.raises(UnknownRecordError, match="goldens list"):
+                bank.get(bad_id)
+            with pytest.raises(UnknownRecordError):
+                bank.set_status(bad_id, "retired")
+            with pytest.raises(UnknownRecordError):
+                bank.vectors(bad_id)
+        with pytest.raises(InputError, match="active, flagged, retired"):
+            bank.set_status(make_golden(0).golden_id, "lost")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="1 or more"):
+            bank.nearest("bracket", vector, patches, k=0)
+        for wrong in (
+            (vector[1:], patches),
+            (vector, patches[:, 1:]),
+            (vector, patches[:0]),
+            (vector * np.nan, patches),
+        ):
+            with pytest.raises(RefDiffError):
+                bank.add(make_golden(9), *wrong)
+        assert bank.count() == 1
+
+
+def test_a_bank_of_another_encoder_is_refused(settings: MemorySettings) -> None:
+    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
+    with pytest.raises(StorageError, match=r"\(24, 8\).*\(24, 9\)"):
+        GoldenBank.open(settings, "f", GLOBAL_DIM, 9)
+    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()  # the refusal let go of the lock
+
+
+def test_a_dead_server_is_named_without_its_password() -> None:
+    settings = MemorySettings(qdrant_url="http://user:secret@127.0.0.1:9", qdrant_api_key=None)
+    with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9 does not answer") as caught:
+        GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["meta.json", "storage.sqlite"])
+def test_damage_is_named(settings: MemorySettings, damage: str) -> None:
+    with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
+        fill(bank, 2)
+    (path,) = (settings.home / "qdrant").rglob(damage)
+    path.write_bytes(b"not what it was" * 500)
+    with pytest.raises(StorageError, match="damaged"):
+        GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
+
+
+def test_a_bank_killed_at_birth_opens(settings: MemorySettings) -> None:
+    (settings.home / "qdrant").mkdir(parents=True)
+    (settings.home / "qdrant" / "meta.json").touch()
+    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
+
+
+def test_max_sim_by_hand() -> None:
+    query = np.array([[1, 0], [0, 1]], np.float32)
+    candidates = [
+        np.array([[2, 0]], np.float32),  # cosines 1 and 0
+        np.array([[0, 1], [3, 0], [1, 1]], np.float32),  # 1 and 1
+        np.array([[-1, -1]], np.float32),  # negative: clipped
+    ]
+    assert max_sim(query, candidates).tolist() == pytest.approx([0.5, 1.0, 0.0])

@@ -1,0 +1,365 @@
+"""Settings, image store, products, captures, calibrations, inspections and dispositions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from refdiff.memory.calibrations import Calibration
+from refdiff.memory.captures import normalise_part_id
+from refdiff.memory.database import MIGRATIONS, Database
+from refdiff.memory.image_store import ImageStore
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
+from refdiff.memory.times import to_utc
+from refdiff.model.errors import (
+    DuplicateError,
+    InputError,
+    RefDiffError,
+    SpecError,
+    StorageError,
+    UnknownPartError,
+    UnknownRecordError,
+)
+
+A, B = "a" * 64, "b" * 64
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("REFDIFF_HOME", "home", Path("/srv/qa")),
+        ("QDRANT_URL", "qdrant_url", "http://qdrant:6333"),
+        ("REFDIFF_QDRANT_URL", "qdrant_url", "http://qdrant:6333"),
+        ("REFDIFF_BANK_WAIT_S", "bank_wait_s", 2.5),
+    ],
+)
+def test_environment(monkeypatch: pytest.MonkeyPatch, name: str, field: str, value: object) -> None:
+    monkeypatch.setenv(name, str(value))
+    assert getattr(MemorySettings(), field) == value
+
+
+@pytest.mark.parametrize("name", ["QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"])
+def test_a_key_is_never_printed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "hunter2")
+    settings = MemorySettings()
+    assert settings.qdrant_api_key is not None
+    assert settings.qdrant_api_key.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(settings)
+
+
+def test_an_argument_beats_the_environment_and_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QDRANT_URL", "http://elsewhere:6333")
+    assert MemorySettings(qdrant_url="http://here:6333").qdrant_url == "http://here:6333"
+    assert MemorySettings(qdrant_url=None).qdrant_url is None
+    monkeypatch.setenv("QDRANT_URL", "")
+    assert MemorySettings().qdrant_url is None
+
+
+# -- images
+
+
+def test_images_keep_their_bytes(tmp_path: Path) -> None:
+    images = ImageStore(tmp_path / "images")
+    sha256 = images.put(b"photo")
+    assert sha256 == images.put(b"photo") == hashlib.sha256(b"photo").hexdigest()
+    assert images.has(sha256)
+    assert ImageStore(tmp_path / "images").get(sha256) == b"photo"
+    assert [p.name for p in (tmp_path / "images").rglob("*") if p.is_file()] == [sha256]
+
+
+def test_a_damaged_image_is_noticed_and_repaired_by_the_original(tmp_path: Path) -> None:
+    images = ImageStore(tmp_path)
+    sha256 = images.put(b"photo")
+    images.path(sha256).write_bytes(b"phoot")
+    with pytest.raises(StorageError, match="damaged"):
+        images.get(sha256)
+    images.put(b"photo")
+    assert images.get(sha256) == b"photo"
+
+
+def test_an_absent_image(tmp_path: Path) -> None:
+    assert not ImageStore(tmp_path).has(A)
+    with pytest.raises(UnknownRecordError, match="aaaa"):
+        ImageStore(tmp_path).get(A)
+
+
+@pytest.mark.parametrize(
+    "sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64]
+)
+def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
+    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).has, ImageStore(tmp_path).get):
+        with pytest.raises(InputError, match="64 hex"):
+            method(sha256)
+
+
+# -- database and folders
+
+
+def test_home_is_private(stores: Stores) -> None:
+    assert stat.S_IMODE(stores.settings.home.stat().st_mode) == 0o700
+
+
+def test_a_home_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="file"):
+        Stores.open(MemorySettings(home=tmp_path / "file" / "home"))
+
+
+def test_a_damaged_database(settings: MemorySettings) -> None:
+    settings.home.mkdir()
+    (settings.home / "refdiff.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(StorageError, match="damaged"):
+        Stores.open(settings)
+
+
+def test_a_database_from_the_future(tmp_path: Path) -> None:
+    Database(tmp_path / "db").close()
+    with sqlite3.connect(tmp_path / "db") as conn:
+        conn.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    with pytest.raises(StorageError, match="newer refdiff"):
+        Database(tmp_path / "db")
+
+
+def test_a_locked_database(tmp_path: Path) -> None:
+    with Database(tmp_path / "db") as one, Database(tmp_path / "db", busy_timeout_s=0.1) as two:
+        with one.transaction(), pytest.raises(StorageError, match="locked"), two.transaction():
+            pass
+        with one.transaction() as conn, two.reading() as reader:
+            conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
+            assert reader.execute("SELECT count(*) FROM products").fetchone()[0] == 0
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with Database(tmp_path / "db") as db:
+        with contextlib.suppress(KeyError), db.transaction() as conn:
+            conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
+            raise KeyError
+        with db.transaction() as conn:
+            assert conn.execute("SELECT count(*) FROM products").fetchone()[0] == 0
+            assert conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+            assert conn.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: a commit survives power loss
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("2026-01-01", "2026-01-01T00:00:00.000000+00:00"),
+        ("2026-01-01T02:00:00+02:00", "2026-01-01T00:00:00.000000+00:00"),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000+00:00"),
+    ],
+)
+def test_times_have_one_form(given: str, stored: str) -> None:
+    assert to_utc(given) == stored
+
+
+# -- products
+
+
+@pytest.mark.parametrize("name", ["", " ", "-x", ".x", "a/b", "a\nb", "x" * 65, "größe", None])
+def test_product_names(stores: Stores, name: str) -> None:
+    with pytest.raises(InputError, match="product"):
+        stores.products.ensure(name)
+
+
+def test_a_product_grows(stores: Stores) -> None:
+    products = stores.products
+    assert products.get("M3 screw") is None
+    assert products.ensure(" M3 screw ").spec == {}
+    assert products.set_window_once("M3 screw", (10, 4000)).intensity_window == (10.0, 4000.0)
+    assert products.set_window_once("M3 screw", (0, 1)).intensity_window == (10.0, 4000.0), (
+        "the first one stays"
+    )
+    spec = {"scale_mm_per_px": 0.02, "limits": [{"type": "scratch", "max_length_mm": 1}]}
+    assert products.set_spec("M3 screw", spec, scale_mm_per_px=0.02).spec_version == 1
+    product = products.set_spec("M3 screw", spec, scale_mm_per_px=0.03)
+    assert (product.spec, product.spec_version, product.scale_mm_per_px) == (spec, 2, 0.03)
+    assert products.get("M3 screw") == product
+    products.ensure("A")
+    assert [p.name for p in products.list()] == ["A", "M3 screw"]
+
+
+@pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
+def test_windows(stores: Stores, window: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="window"):
+        stores.products.set_window_once("p", window)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
+def test_specs_are_plain_data(stores: Stores, value: object) -> None:
+    with pytest.raises(SpecError, match="'p'"):
+        stores.products.set_spec("p", {"x": value})
+
+
+# -- captures
+
+
+@pytest.mark.parametrize("text", ["4412", "#4412", " #4412 ", "# 4412", "\t4412\n"])
+def test_part_ids_mean_the_same(text: str) -> None:
+    assert normalise_part_id(text) == "4412"
+
+
+@pytest.mark.parametrize("text", ["", "#", " # ", "a\nb", "a\x00b", "a\u200bb", "x" * 129, None])
+def test_part_ids_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="part id"):
+        normalise_part_id(text)
+
+
+def test_the_newest_capture_is_used_and_all_are_kept(stores: Stores) -> None:
+    first = stores.captures.add("#4412", "gear", A, 0.05, "one.png")
+    assert stores.captures.add("4412", "gear", A, 0.05, "again.png") == first
+    second = stores.captures.add("4412", "gear", B, 0.05)
+    third = stores.captures.add("4412", "gear", A, 0.05)  # A is not the newest one now: a new capture
+    fourth = stores.captures.add("4412", "gear", A, 0.06)
+    assert stores.captures.latest("#4412") == fourth
+    assert stores.captures.history("4412") == [fourth, third, second, first]
+    assert stores.captures.get(first.capture_id) == first
+    assert stores.products.get("gear") is not None
+
+
+def test_parts_of_several_products(stores: Stores) -> None:
+    stores.captures.add("1", "gear", A)
+    axle = stores.captures.add("1", "axle", B)
+    with pytest.raises(InputError, match=r"axle, gear.*--product"):
+        stores.captures.latest("1")
+    assert stores.captures.latest("1", "axle") == axle
+    with pytest.raises(UnknownPartError, match=r"product cam.*axle, gear"):
+        stores.captures.latest("1", "cam")
+
+
+def test_unknown_parts_and_captures(stores: Stores) -> None:
+    with pytest.raises(UnknownPartError, match="refdiff capture --part 4421"):
+        stores.captures.latest("4421")
+    stores.captures.add("4412", "gear", A)
+    stores.captures.add("LOT-7", "gear", A)
+    with pytest.raises(UnknownPartError, match=r"did you mean 4412\?"):
+        stores.captures.latest("4421")
+    with pytest.raises(UnknownPartError, match=r"did you mean LOT-7\?"):
+        stores.captures.latest("lot-7")
+    assert stores.captures.history("4421") == []
+    with pytest.raises(UnknownRecordError, match="c-none"):
+        stores.captures.get("c-none")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sha256", "x"),
+        ("scale_mm_per_px", 0),
+        ("scale_mm_per_px", -1),
+        ("scale_mm_per_px", float("nan")),
+        ("product", "/"),
+    ],
+)
+def test_captures_are_checked(stores: Stores, field: str, value: object) -> None:
+    with pytest.raises(InputError):
+        stores.captures.add(**{"part_id": "1", "product": "p", "sha256": A, field: value})
+
+
+# -- calibrations
+
+
+def test_calibrations(stores: Stores) -> None:
+    store = stores.calibrations
+    assert store.latest("gear") is None
+    one = Calibration("gear", "k1", [0.5, 1.25], 0.75, 2, 3, to_utc("2026-01-01"), 4.5, {"alpha": 0.01})
+    two = replace(one, key="k2", scores=[9.0])
+    store.save(one)
+    store.save(two)
+    assert (store.latest("gear"), store.get("gear", "k1"), store.get("gear", "k3")) == (two, one, None)
+    assert store.latest("axle") is None
+    again = replace(one, scores=[7.0])
+    store.save(again)
+    assert store.latest("gear") == store.get("gear", "k1") == again
+    with pytest.raises(RefDiffError, match="gear"):
+        store.save(replace(one, scores=[float("nan")]))
+    assert store.latest("gear") == again
+
+
+# -- inspections and dispositions
+
+
+def test_an_inspection_is_filed_exactly_once(stores: Stores) -> None:
+    file = stores.inspections.file
+    assert file("i1", "#7", "gear", "PASS", "2026-01-01", {"image_score": 1.5, "text": "größer"})
+    assert not file("i1", "8", "axle", "FAIL", "2026-02-02", {})
+    record = stores.inspections.get("i1")
+    assert (record.part_id, record.product, record.verdict) == ("7", "gear", "PASS")
+    assert record.report == {"image_score": 1.5, "text": "größer"}
+    assert record.created_at == to_utc("2026-01-01")
+    with pytest.raises(UnknownRecordError, match="i2"):
+        stores.inspections.get("i2")
+    for bad, error in (({"verdict": "MAYBE"}, InputError), ({"report": {"x": float("nan")}}, RefDiffError)):
+        arguments = {"verdict": "PASS", "report": {}, **bad}
+        with pytest.raises(error):
+            file("i3", "7", "gear", created_at="2026-01-01", **arguments)
+    assert len(stores.inspections.list()) == 1
+
+
+def test_inspections_are_listed_newest_first(stores: Stores) -> None:
+    days = {"a": "2026-01-03", "b": "2026-01-01", "c": "2026-01-02", "d": "2026-01-02"}
+    for i, (name, day) in enumerate(days.items()):
+        stores.inspections.file(
+            name, str(i % 2), "gear" if name != "c" else "axle", "FAIL" if i else "PASS", day, {}
+        )
+    cases: list[tuple[dict[str, object], str]] = [
+        ({}, "adcb"),
+        ({"limit": 2}, "ad"),
+        ({"limit": 2, "offset": 1}, "dc"),
+        ({"offset": 9}, ""),
+        ({"product": "gear"}, "adb"),
+        ({"verdict": "FAIL"}, "dcb"),
+        ({"part_id": "#1"}, "db"),
+        ({"product": "axle", "verdict": "PASS"}, ""),
+    ]
+    for wanted, expected in cases:
+        found = stores.inspections.list(**wanted)  # type: ignore[arg-type]
+        assert "".join(r.inspection_id for r in found) == expected, wanted
+    for wanted in ({"limit": 0}, {"limit": 1001}, {"offset": -1}, {"verdict": "x"}):
+        with pytest.raises(InputError):
+            stores.inspections.list(**wanted)  # type: ignore[arg-type]
+
+
+def test_the_first_decision_stands(stores: Stores) -> None:
+    for name, verdict, day in (
+        ("i1", "REVIEW", "2026-01-02"),
+        ("i2", "PASS", "2026-01-01"),
+        ("i3", "REVIEW", "2026-01-01"),
+    ):
+        stores.inspections.file(name, "7", "gear", verdict, day, {"v": verdict})  # type: ignore[arg-type]
+    assert [r.inspection_id for r in stores.inspections.open_reviews()] == ["i3", "i1"], (
+        "longest waiting first"
+    )
+    assert stores.dispositions.get("i1") is None
+    disposition = stores.dispositions.add("i1", "accept", " ana ", "shadow of the clamp")
+    assert stores.dispositions.get("i1") == disposition
+    assert disposition.by == "ana"
+    with pytest.raises(DuplicateError, match=rf"ana at {disposition.created_at[:19]}.*shadow of the clamp"):
+        stores.dispositions.add("i1", "override", "bob", "no")
+    assert stores.dispositions.get("i1") == disposition
+    assert [r.inspection_id for r in stores.inspections.open_reviews()] == ["i3"]
+    assert stores.inspections.get("i1").report == {"v": "REVIEW"}, "the filed report is never rewritten"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("nobody", "accept", "ana", "why"), UnknownRecordError),
+        (("i1", "maybe", "ana", "why"), InputError),
+        (("i1", "accept", " ", "why"), InputError),
+        (("i1", "accept", "ana", ""), InputError),
+    ],
+)
+def test_decisions_are_checked(stores: Stores, arguments: tuple[str, ...], error: type[Exception]) -> None:
+    stores.inspections.file("i1", "7", "gear", "REVIEW", "2026-01-01", {})
+    with pytest.raises(error):
+        stores.dispositions.add(*arguments)  # type: ignore[arg-type]
+    assert stores.dispositions.get("i1") is None

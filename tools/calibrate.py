@@ -1,0 +1,138 @@
+"""Calibration of a product from its good samples alone: what scores do good parts get?
+
+Every golden goes through exactly the inspection path, with all photos of its own part left out. One score per part: a new
+part is photographed once, so one photo stands for each group, and n counts parts, not photos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+from refdiff.memory.calibrations import Calibration
+from refdiff.memory.golden_bank import IN_USE, Golden
+from refdiff.model import difference
+from refdiff.model.errors import InputError
+from refdiff.tools.pipeline import compare, product_spec
+from refdiff.tools.services import Services
+
+Progress = Callable[[int, int], None]  # done, total
+
+MIN_PARTS = 2
+MIN_PARTS_TO_FAIL = 20
+_PIXEL_QUANTILE = 0.95
+
+
+def software_fingerprint(services: Services) -> str:
+    """What scores depend on besides goldens: encoder weights, working size, difference version (hex)."""
+    key = f"{services.encoder.fingerprint}:{difference.VERSION}"
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def group_of(golden: Golden) -> str:
+    return golden.part_group or golden.golden_id
+
+
+def calibration_key(services: Services, product: str, references: int) -> str:
+    """Hash of all that the calibration depends on; another key means that it is stale."""
+    goldens = sorted((g.golden_id, group_of(g)) for g in services.bank.list(product, IN_USE))
+    spec = product_spec(services, product)
+    known = services.stores.products.get(product)
+    parts = {
+        "goldens": goldens,
+        "references": references,
+        "software": software_fingerprint(services),
+        "window": known.intensity_window if known else None,
+        "frame": spec.frame,
+        "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def calibrate(
+    services: Services, product: str, references: int | None = None, progress: Progress | None = None
+) -> Calibration:
+    """Measure and keep the calibration of a product. Raises InputError with fewer than two parts."""
+    started = time.perf_counter()
+    k = references or services.settings.references
+    key = calibration_key(services, product, k)
+    groups: dict[str, list[Golden]] = defaultdict(list)
+    for golden in services.bank.list(product, IN_USE):
+        groups[group_of(golden)].append(golden)
+    if len(groups) < MIN_PARTS:
+        raise InputError(
+            f"product {product!r} has good samples of {len(groups)} part(s), calibration needs {MIN_PARTS} or more "
+            f"(and {MIN_PARTS_TO_FAIL} before anything is failed): refdiff enroll --product {product!r} FOLDER"
+        )
+    scores, peaks = [], []
+    for done, members in enumerate(groups.values()):
+        golden = min(members, key=lambda g: g.golden_id)
+        result = compare(
+            services,
+            services.golden_image(golden),
+            product,
+            query_key=golden.sha256,
+            references=k,
+            exclude_ids=[g.golden_id for g in members],
+            features=services.golden_features(golden),
+        )
+        scores.append(result.difference.score)
+        peaks.append(result.difference.peak)
+        if progress:
+            progress(done + 1, len(groups))
+    calibration = Calibration(
+        product=product,
+        key=key,
+        scores=sorted(scores),
+        # most good parts show no region at all
+        pixel_threshold=float(np.quantile(peaks, _PIXEL_QUANTILE)),
+        n=len(scores),
+        references=k,
+        seconds=time.perf_counter() - started,
+        extra={"peaks": sorted(peaks)},
+    )
+    services.stores.calibrations.save(calibration)
+    return calibration
+
+
+def current_calibration(
+    services: Services, product: str, references: int | None = None, progress: Progress | None = None
+) -> Calibration | None:
+    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
+    k = references or services.settings.references
+    known = services.stores.calibrations.get(product, calibration_key(services, product, k))
+    if known is not None:
+        return known
+    if len({group_of(g) for g in services.bank.list(product, IN_USE)}) < MIN_PARTS:
+        return None
+    return calibrate(services, product, k, progress)
+
+
+def p_value(calibration: Calibration, score: float) -> float:
+    """Conformal p-value of a score: (1 + #{calibration scores >= score}) / (n + 1), in (0, 1].
+
+    Vovk et al., "Algorithmic Learning in a Random World", 2005.
+    """
+    return (1 + sum(s >= score for s in calibration.scores)) / (calibration.n + 1)
+
+
+def region_confidence(calibration: Calibration, peak: float) -> float:
+    """Part of the good samples whose strongest place is weaker than this peak, 0..1 (never quite 1)."""
+    peaks = calibration.extra["peaks"]
+    return sum(p < peak for p in peaks) / (len(peaks) + 1)
+
+
+def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
+    """For people and --json: what was measured and what can be promised."""
+    attained = max(alpha, 1 / (calibration.n + 1))
+    return {k: v for k, v in asdict(calibration).items() if k not in ("scores", "extra")} | {
+        "alpha": {"requested": alpha, "attained": attained},
+        "score_range": [min(calibration.scores), max(calibration.scores)],
+        "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
+        "goldens_needed_for_alpha": int(np.ceil(1 / alpha)) - 1,
+    }

@@ -1,0 +1,47 @@
+"""Find the captured photo of the part in question."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from langchain_core.tools import tool
+from langgraph.prebuilt import ToolRuntime
+from pydantic import Field
+from refdiff.memory.captures import Capture, normalise_part_id
+from refdiff.memory.stores import Stores
+from refdiff.model.errors import ToolOrderError
+from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.workbench import Result, Workbench, answer
+
+
+def find_part(stores: Stores, part_id: str, product: str | None = None) -> Capture:
+    """The newest photo of a part. Raises UnknownPartError (naming near part ids), InputError (several products)."""
+    return stores.captures.latest(normalise_part_id(part_id), product)
+
+
+@tool("find_part", response_format="content_and_artifact")
+def find_part_tool(
+    part_id: Annotated[str, Field(description="part id, e.g. 4412", max_length=128)],
+    runtime: ToolRuntime[Workbench, Any],
+) -> Result:
+    """Find the photo of the part. Call first."""
+    bench = runtime.context
+    wanted = normalise_part_id(part_id)
+    if wanted != bench.part_id:
+        raise ToolOrderError(f"this inspection is about part {bench.part_id!r}, not {wanted!r}")
+    capture = find_part(bench.services.stores, wanted, bench.product)
+    height, width = bench.query(capture).shape[:2]
+    record = EvidenceRecord(
+        kind="capture",
+        arguments={"part_id": wanted, "capture_id": capture.capture_id, "product": capture.product},
+        numbers={"width_px": width, "height_px": height, "scale_mm_per_px": capture.scale_mm_per_px},
+        images={"query": capture.sha256},
+        summary=f"photo of part {wanted} ({capture.product}), {width} x {height} px, taken in {capture.created_at}",
+    )
+    return answer(
+        record,
+        product=capture.product,
+        width_px=width,
+        height_px=height,
+        scale="known" if capture.scale_mm_per_px else "not given with the photo",
+    )

@@ -1,0 +1,70 @@
+"""The nearest good samples of a product: candidates by global vector, ranked by MaxSim of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from langchain_core.tools import tool
+from langgraph.prebuilt import ToolRuntime
+from pydantic import Field
+from refdiff.memory.golden_bank import IN_USE, GoldenHit
+from refdiff.model.encoder import Features
+from refdiff.model.errors import UnknownProductError
+from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.services import Services
+from refdiff.tools.workbench import Result, Workbench, answer, current_capture
+
+
+def retrieve_reference(
+    services: Services,
+    features: Features,
+    product: str,
+    k: int = 1,
+    exclude_ids: Iterable[str] = (),
+    exclude_groups: Iterable[str] = (),
+) -> list[GoldenHit]:
+    """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
+    hits = services.bank.nearest(
+        product,
+        features.global_vec,
+        features.patches,
+        k,
+        exclude_ids=exclude_ids,
+        exclude_groups=exclude_groups,
+    )
+    if not hits:
+        known = services.bank.products()
+        have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
+        raise UnknownProductError(
+            f"product {product!r} has no golden sample to compare with ({have}); "
+            f"add some: refdiff enroll --product {product!r} FOLDER"
+        )
+    return hits
+
+
+@tool("retrieve_reference", response_format="content_and_artifact")
+def retrieve_reference_tool(
+    k: Annotated[int, Field(description="how many golden samples, usually 4", ge=1, le=8)],
+    runtime: ToolRuntime[Workbench, Any],
+) -> Result:
+    """Find the nearest golden (good) samples of the part's product. Needs find_part."""
+    bench, evidence = runtime.context, runtime.state["evidence"]
+    capture = current_capture(bench, evidence)
+    features = bench.services.encoder.embed(bench.query(capture))
+    hits = retrieve_reference(bench.services, features, capture.product, k)
+    total = bench.services.bank.count(capture.product, IN_USE)
+    numbers: dict[str, float | int | str | bool | None] = {"goldens_in_bank": total, "found": len(hits)}
+    for i, hit in enumerate(hits, start=1):
+        numbers[f"golden_{i}"] = hit.golden.golden_id
+        numbers[f"similarity_{i}"] = round(hit.similarity, 4)
+    best = hits[0]
+    record = EvidenceRecord(
+        kind="reference",
+        arguments={"k": k, "product": capture.product},
+        numbers=numbers,
+        images={f"golden_{i}": h.golden.sha256 for i, h in enumerate(hits, start=1)},
+        summary=f"nearest of {total} goldens: {best.golden.golden_id}, patch similarity {best.similarity:.3f}",
+    )
+    listed = [{"golden_id": h.golden.golden_id, "similarity": round(h.similarity, 3)} for h in hits]
+    return answer(record, goldens=listed)

@@ -1,0 +1,17 @@
+"""Settings of the inspection path. Environment prefix `REFDIFF_`, `.env` honoured."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ToolsSettings(BaseSettings):
+    """Explicit argument > environment > default."""
+
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+
+    references: int = Field(default=4, ge=1, le=16, description="Goldens (K) that a photo is compared with.")
+    alpha: float = Field(
+        default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating."
+    )
