@@ -20,6 +20,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import BaseTool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr, ValidationError
+
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import LLMError
@@ -195,7 +196,7 @@ class ScriptedPolicy(BaseChatModel):
             "severity": "unrated",
             "evidence": [score, zoomed, measured],
             "description": f"Differs from the golden sample ({{place}}), length {{{measured}.length_px}}.",
-            "reasoning": f"The difference reaches {{{score}.{region}_peak}} here, above the calibrated threshold.",
+            "reasoning": f"The difference reaches {{{score}.{region}_peak}} here, beyond the calibrated threshold.",
             "probable_cause": None,
         }
 

@@ -19,6 +19,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
+
 from refdiff.agent import prompts
 from refdiff.agent.assemble import assemble
 from refdiff.agent.chat_models import ScriptedPolicy

@@ -14,6 +14,7 @@ import filelock
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
+
 from refdiff.agent import prompts
 from refdiff.agent.chat_models import Endpoint, data_url
 from refdiff.agent.context import AgentContext, AgentEvent

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
+
 from refdiff.memory.goldens import IN_USE, STATUSES, Golden, GoldenHit, GoldenStatus, make_golden_id, point_id
 from refdiff.memory.qdrant_connection import QdrantConnection
 from refdiff.memory.settings import MemorySettings

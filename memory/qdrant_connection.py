@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
 from refdiff.memory.failures import make_folder, storage_error
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, StorageError, UnavailableError

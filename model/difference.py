@@ -14,8 +14,9 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from refdiff.model.encoder import Features
 from torch import Tensor
+
+from refdiff.model.encoder import Features
 
 VERSION = "patch-match-1"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
-from torch import Tensor, nn
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURE_VERSION = "1"  # raise when the meaning of cached features changes

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
 from refdiff.model.errors import ImageError
 from refdiff.model.settings import ModelSettings
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.model.errors import InputError
 from refdiff.model.render_defects import (
     DEFECT_TYPES,

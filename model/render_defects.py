@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.model.errors import InputError
 from refdiff.model.render_parts import (
     F32,

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
+
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
 from refdiff.server import cli_goldens, cli_inspect, cli_products, cli_records, console
 from refdiff.server.console import answer
 from refdiff.server.settings import ConfigurationError, ServerSettings, load
-from typer.exceptions import TyperException
 
 USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from refdiff.memory.goldens import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server import console

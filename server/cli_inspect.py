@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from refdiff.memory.captures import Capture, normalise_part_id
 from refdiff.memory.failures import storage_error
 from refdiff.model.errors import InputError

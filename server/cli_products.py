@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from refdiff.memory.failures import storage_error
 from refdiff.memory.products import check_product_name
 from refdiff.memory.settings import MemorySettings

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+
 from refdiff.memory.dispositions import Decision, Disposition
 from refdiff.memory.inspections import VERDICTS, InspectionRecord, Verdict
 from refdiff.memory.stores import Stores

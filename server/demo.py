@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from refdiff.memory.failures import storage_error
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
@@ -24,9 +25,10 @@ from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from refdiff.agent.report.schema import DefectReport
     from refdiff.tools.services import Services
-    from rich.console import RenderableType
 
 SEED = 4412
 GOLDENS_PER_PRODUCT = 30

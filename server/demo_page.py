@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
+
 from refdiff.agent.report.html import data_uri
 from refdiff.agent.report.pictures import page_image
 from refdiff.memory.failures import storage_error

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
 from refdiff.model.errors import RefDiffError
 
 S = TypeVar("S", bound=BaseSettings)

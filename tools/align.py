@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.model.images import RgbImage
 
 _WORK_PX = 256  # long side, in px, at which registration works

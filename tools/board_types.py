@@ -12,10 +12,11 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment
 from refdiff.tools.zoom import Box, warp_window, widen
-from scipy import ndimage
 
 BoardType = Literal["open", "short", "mousebite", "spur", "copper", "pin-hole"]
 _MARGIN_PX = 10

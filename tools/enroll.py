@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.memory.captures import Capture, normalise_part_id
 from refdiff.memory.goldens import IN_USE, Golden, make_golden_id
 from refdiff.memory.products import check_product_name, check_scale

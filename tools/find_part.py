@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
+
 from refdiff.memory.captures import Capture, normalise_part_id
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import ToolOrderError

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import Golden

@@ -14,13 +14,14 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
+
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment
 from refdiff.tools.score_difference import place_name
 from refdiff.tools.zoom import Box, clip_box, warp_window, widen
-from scipy import ndimage, sparse
-from scipy.sparse import csgraph
 
 Method = Literal["difference", "contrast", "map"]
 Mask = NDArray[np.bool_]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
 from refdiff.memory.golden_bank import Golden, GoldenHit
 from refdiff.model.encoder import Features
 from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
+
 from refdiff.memory.golden_bank import IN_USE, GoldenHit
 from refdiff.model.encoder import Features
 from refdiff.model.errors import UnknownProductError

@@ -19,6 +19,8 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy import ndimage
+
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import Golden
 from refdiff.model import difference
@@ -28,7 +30,6 @@ from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.services import Services
 from refdiff.tools.workbench import Result, Workbench, answer, current_capture, latest
-from scipy import ndimage
 
 if TYPE_CHECKING:
     from refdiff.tools.inspection import PhotoInspection

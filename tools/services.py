@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import numpy as np
 import safetensors
 import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
 from refdiff.memory.golden_bank import Golden, GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -20,8 +23,6 @@ from refdiff.model.encoder import Encoder, Features
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.settings import ToolsSettings
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
 if TYPE_CHECKING:
     from refdiff.tools.align import Alignment

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from refdiff.model.errors import SpecError
 
 SpecSeverity = Literal["minor", "major", "critical"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, ConfigDict, Field
+
 from refdiff.model.errors import ToolOrderError
 from refdiff.tools.defect_types import DefectType
 from refdiff.tools.workbench import Workbench, current_capture, latest

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from langchain_core.tools import BaseTool, tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
+
 from refdiff.model.errors import UnknownRecordError
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.find_part import find_part_tool

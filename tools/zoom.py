@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference

@@ -24,6 +24,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from PIL import Image
+
 from refdiff.model.errors import InputError, RefDiffError
 
 MANIFEST = "manifest.json"

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
 from refdiff.model.errors import InputError
 
 Format = Literal["mvtec", "pairs", "deeppcb"]

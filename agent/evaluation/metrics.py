@@ -15,10 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from refdiff.agent.evaluation.layouts import DEEPPCB_TYPES, LabelledBox
-from refdiff.agent.report.schema import Verdict
 from scipy.stats import binomtest, bootstrap, rankdata
 from sklearn.metrics import precision_recall_curve, roc_auc_score
+
+from refdiff.agent.evaluation.layouts import DEEPPCB_TYPES, LabelledBox
+from refdiff.agent.report.schema import Verdict
 
 Interval = tuple[float, float]  # low, high
 

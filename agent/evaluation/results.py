@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
 from refdiff.agent.evaluation.layouts import DataSet
 from refdiff.agent.evaluation.metrics import (
     DetectionMetrics,
@@ -22,8 +25,6 @@ from refdiff.agent.evaluation.metrics import (
     wilson,
 )
 from refdiff.agent.report.schema import Alpha, Verdict
-from rich.console import Console
-from rich.table import Table
 
 
 class _Model(BaseModel):

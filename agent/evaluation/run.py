@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
 from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_mask, read_dataset
 from refdiff.agent.evaluation.metrics import (
     Detection,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from refdiff.agent.report.markdown import FILTERS, when
 from refdiff.agent.report.schema import DefectReport
 

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from refdiff.agent.report.schema import DefectReport, Finding, Scale, VerdictBasis
 
 # characters with a meaning anywhere in a line, the start of bare links, and what opens a block at a line's start

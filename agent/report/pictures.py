@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
 from refdiff.agent.report.schema import Finding
 from refdiff.model.images import RgbImage
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
 from refdiff.tools.evidence import EvidenceRecord
 
 SCHEMA_VERSION = "1.0"

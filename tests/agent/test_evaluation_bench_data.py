@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
+
 from refdiff.agent.evaluation import bench_data
 from refdiff.agent.evaluation.layouts import load_mask, read_dataset
 from refdiff.model.errors import InputError
-from typer.testing import CliRunner
 
 
 def save(path: Path, seed: int, mask: bool | None = None, inverted: bool = False) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from refdiff.agent.evaluation.layouts import (
     LabelledBox,
     detect_format,

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from scipy import ndimage
+from sklearn.metrics import f1_score, roc_auc_score
+
 from refdiff.agent.evaluation import metrics
 from refdiff.agent.evaluation.layouts import DataSet, LabelledBox, Sample
 from refdiff.agent.evaluation.metrics import Detection, PixelMetrics
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, print_results
 from refdiff.agent.report.schema import Alpha, Verdict
-from rich.console import Console
-from scipy import ndimage
-from sklearn.metrics import f1_score, roc_auc_score
 
 P, F, R = Verdict.PASS, Verdict.FAIL, Verdict.REVIEW
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
+
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, data_uri, render_html
 from refdiff.agent.report.markdown import escape, number, render_markdown

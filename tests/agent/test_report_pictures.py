@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import Finding, Location
 

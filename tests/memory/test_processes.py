@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from refdiff.memory.golden_bank import GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.captures import normalise_part_id
 from refdiff.memory.database import MIGRATIONS, Database

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from refdiff.model.errors import InputError
 from refdiff.model.render import (
     PART_KINDS,
