@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,10 @@ from refdiff.agent.report.schema import (
     Reference,
     Scale,
     Severity,
+    Verdict,
+    VerdictBasis,
 )
+from refdiff.agent.verify import format_number
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import GoldenHit
 from refdiff.tools.calibrate import software_fingerprint
@@ -24,13 +28,25 @@ from refdiff.tools.defect_types import UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.inspection import PhotoInspection, RegionResult
 from refdiff.tools.pipeline import product_spec
-from refdiff.tools.score_difference import score_record
+from refdiff.tools.score_difference import MAX_REGIONS, score_record
 from refdiff.tools.toolbox import measure_record
 from refdiff.tools.workbench import Workbench
 
 
 def _same_box(claim: dict[str, Any], region: RegionResult) -> bool:
     return tuple(claim["box"]) == region.region.box
+
+
+def _canonical_score(evidence: list[dict[str, Any]], canonical: PhotoInspection) -> str | None:
+    """Id of the evidence of this very comparison; a bank that changed while a run was cut off makes it another one."""
+    goldens = [h.golden.golden_id for h in canonical.comparison.hits]
+    for record in evidence:
+        numbers = record["numbers"]
+        if record["kind"] == "score" and numbers.get("canonical") and record["arguments"].get("golden_ids") == goldens:
+            same = numbers.get("score") == round(canonical.comparison.difference.score, 4)
+            if same and numbers.get("regions") == len(canonical.regions):
+                return str(record["id"])
+    return None
 
 
 def _measured(evidence: list[dict[str, Any]], added: list[EvidenceRecord], result: RegionResult, score_id: str) -> str:
@@ -53,7 +69,7 @@ def _finding(
     m = result.measurement
     x0, y0, x1, y1 = m.box
     kind = claim["type"] if claim else UNKNOWN
-    size = f"{m.length_mm:.2g} mm" if m.length_mm is not None else f"{m.length_px:.0f} px"
+    size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
     plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
     measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
     cause = claim["probable_cause"] if claim else ""
@@ -91,7 +107,7 @@ def assemble(
     """The report's fields except artefacts, judge, trace and timings. state: evidence, claims, reading, unsupported."""
     evidence: list[dict[str, Any]] = state["evidence"]
     added: list[EvidenceRecord] = []
-    score_id = next((str(r["id"]) for r in evidence if r["kind"] == "score" and r["numbers"].get("canonical")), None)
+    score_id = _canonical_score(evidence, canonical)
     if score_id is None:
         record = score_record(bench, capture, canonical.comparison, canonical)
         added.append(record.model_copy(update={"id": f"e{len(evidence) + 1}"}))
@@ -101,6 +117,7 @@ def assemble(
     spec = product_spec(bench.services, capture.product)
     findings: list[Finding] = []
     judged: list[Judged] = []
+    as_claimed: list[Judged] = []
     for number, result in enumerate(canonical.regions, start=1):
         claim = next((c for c in claims if _same_box(c, result)), None)
         if claim:
@@ -108,14 +125,17 @@ def assemble(
         measured_id = _measured(evidence, added, result, score_id)
         cited = list(dict.fromkeys([*(claim["evidence"] if claim else []), score_id, measured_id]))
         m = result.measurement
-        rated = rate_finding(
-            spec,
-            type=claim["type"] if claim else UNKNOWN,
-            length_mm=m.length_mm,
-            width_mm=m.width_mm,
-            length_px=m.length_px,
-            area_px=m.area_px,
-            zones=result.zones,
+        measured, rated = (
+            rate_finding(
+                spec,
+                type=kind,
+                length_mm=m.length_mm,
+                width_mm=m.width_mm,
+                length_px=m.length_px,
+                area_px=m.area_px,
+                zones=result.zones,
+            )
+            for kind in (UNKNOWN, claim["type"] if claim else UNKNOWN)
         )
         if claim and claim["severity"] not in (Severity.UNRATED, rated.severity):
             dropped.append(
@@ -123,10 +143,12 @@ def assemble(
             )
         finding = _finding(number, result, rated, claim if llm_drove else None, cited, canonical.threshold)
         findings.append(finding)
-        judged.append(Judged(rated, result.peak_p, f"{finding.id} ({finding.type.replace('_', ' ')})"))
+        label = f"{finding.id} ({finding.type.replace('_', ' ')})"
+        judged.append(Judged(measured, result.peak_p, label))
+        as_claimed.append(Judged(rated, result.peak_p, label))
     for claim in claims:
         dropped.append(f"finding at {claim['region']}: not a region of the comparison with the nearest goldens")
-    decision = _decide(bench, canonical, judged, state.get("reading"))
+    decision = _decide(bench, canonical, judged, as_claimed, state.get("reading"))
     calibration = canonical.calibration
     alignment = canonical.comparison.alignments[0]
     hits = canonical.comparison.hits
@@ -161,18 +183,30 @@ def assemble(
 
 
 def _decide(
-    bench: Workbench, canonical: PhotoInspection, judged: list[Judged], reading: dict[str, Any] | None
+    bench: Workbench,
+    canonical: PhotoInspection,
+    judged: list[Judged],
+    as_claimed: list[Judged],
+    reading: dict[str, Any] | None,
 ) -> Decision:
-    return decide(
-        PolicyInput(
-            p=canonical.p_value,
-            n=canonical.calibration.n if canonical.calibration else 0,
-            alpha=bench.services.settings.alpha,
-            findings=judged,
-            reading=LlmReading.model_validate(reading) if reading else None,
-            problems=canonical.problems,
-        )
+    """The verdict from what was measured. Types are the model's word: a limit by type may ask for a person, never more."""
+    facts = PolicyInput(
+        p=canonical.p_value,
+        n=canonical.calibration.n if canonical.calibration else 0,
+        alpha=bench.services.settings.alpha,
+        findings=judged,
+        reading=LlmReading.model_validate(reading) if reading else None,
+        problems=canonical.problems,
     )
+    decision, claimed = decide(facts), decide(replace(facts, findings=as_claimed))
+    if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
+        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
+        return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
+    accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
+    if accepted and len(judged) >= MAX_REGIONS:
+        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
+        return replace(decision, verdict=Verdict.REVIEW, reason=reason)
+    return decision
 
 
 def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Decision) -> str:

@@ -12,9 +12,9 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.memory.captures import Capture
 from refdiff.model.errors import StorageError, UnknownRecordError
 from refdiff.model.images import encode_png
-from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import registered_reference
 
 
@@ -41,7 +41,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise StorageError(f"{path} cannot be written ({e.strerror}); make room or choose another REFDIFF_HOME") from e
 
 
-def file_report(context: AgentContext, fields: dict[str, Any]) -> DefectReport:
+def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any]) -> DefectReport:
     """Write the artefacts and file the report (fields: all but `artefacts`). Filed already: the filed one is returned."""
     inspections = context.services.stores.inspections
     inspection_id = str(fields["inspection_id"])
@@ -60,7 +60,6 @@ def file_report(context: AgentContext, fields: dict[str, Any]) -> DefectReport:
     }
     paths = {k: folder / v for k, v in names.items()}
     report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
-    capture = find_part(context.services.stores, context.part_id, context.product)
     query = context.query(capture)
     canonical = context.inspect(capture)
     anomaly_map, reference = canonical.comparison.difference.anomaly_map, registered_reference(context, capture)

@@ -30,9 +30,9 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verify import verify
 from refdiff.model.errors import LLMError, RefDiffError
-from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import registered_reference
 from refdiff.tools.toolbox import TOOLS
+from refdiff.tools.workbench import current_capture
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
 MAX_NUDGES = 2  # answers without a usable tool call before the script takes over
@@ -110,7 +110,7 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     changed: list[AnyMessage] = []
     pictures: list[AnyMessage] = []
     update: dict[str, Any] = {}
-    posted = state.get("pairs_posted", 0)
+    shown = list(state.get("shown") or [])
     for message in messages[call_at + 1 :]:
         if not isinstance(message, ToolMessage):
             continue
@@ -125,8 +125,13 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
             content = json.dumps({"evidence": evidence_id} | json.loads(message.text), ensure_ascii=False)
             changed.append(message.model_copy(update={"content": content, "artifact": None}))
             pair = [record["images"].get(role) for role in ("reference", "query")]
-            if state["via"] == "endpoint" and record["kind"] in ("score", "zoom") and all(pair) and posted < MAX_PAIRS:
-                posted += 1
+            if (
+                state["via"] == "endpoint"
+                and record["kind"] in ("score", "zoom")
+                and all(pair)
+                and len(shown) < MAX_PAIRS
+            ):
+                shown.append(evidence_id)
                 blocks: list[str | dict[str, Any]] = [
                     {"type": "text", "text": prompts.PAIR.format(evidence=evidence_id)},
                     *({"type": "image_ref", "sha256": s} for s in pair),
@@ -150,7 +155,7 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         "messages": [*changed, *pictures],
         "evidence": evidence,
         "trace": trace,
-        "pairs_posted": posted,
+        "shown": shown,
     }
 
 
@@ -158,8 +163,8 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
     draft = state["draft"]
     assert draft is not None
-    seen = state["via"] == "endpoint" and runtime.context.settings.llm_images
-    checked = verify(draft, state["evidence"], images_seen=seen)
+    shown = state.get("shown") or [] if runtime.context.settings.llm_images else []
+    checked = verify(draft, state["evidence"], shown=shown)
     claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
     rounds = state.get("verify_rounds", 0)
     if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] == "endpoint":
@@ -183,7 +188,7 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     context = runtime.context
     if state["via"] != "endpoint" or context.endpoint is None or not context.settings.llm_images:
         return {"reading": None}
-    capture = find_part(context.services.stores, context.part_id, context.product)
+    capture = current_capture(context, state["evidence"])
     reference = context.keep_image(registered_reference(context, capture))
     started = time.perf_counter()
     try:
@@ -197,7 +202,7 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
     context = runtime.context
-    capture = find_part(context.services.stores, context.part_id, context.product)
+    capture = current_capture(context, state["evidence"])
     canonical = context.inspect(capture)
     endpoint = context.endpoint if state["via"] == "endpoint" else None
     request = state["request"]
@@ -224,7 +229,7 @@ def _plain(value: Any) -> Any:
 
 def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Draw, write and file exactly once, before any person is asked."""
-    report = file_report(runtime.context, state["report"])
+    report = file_report(runtime.context, current_capture(runtime.context, state["evidence"]), state["report"])
     runtime.context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
     return {"report": report.model_dump(mode="json")}
 

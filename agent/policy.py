@@ -77,20 +77,21 @@ def rate_finding(
     """Severity and acceptance from the specification: critical zones first, then the first limit that fits."""
     if zones:
         return Rated(Severity.CRITICAL, False, True, f"in critical zone {', '.join(zones)}")
-    missing_scale = False
     for limit in spec.limits:
         if limit.type not in ("any", type):
             continue
         sizes = _sizes(limit, length_mm, width_mm, length_px, area_px)
-        if any(value is None for _, value, _ in sizes):
-            missing_scale = True  # cannot be judged without a scale: a person must
+        if any(value is not None and value > maximum for maximum, value, _ in sizes):
             continue
+        if any(value is None for _, value, _ in sizes):
+            # it may or may not fit, and with it every later limit: a person must judge
+            return Rated(Severity.UNRATED, False, False, f"limit for {limit.type} in mm, scale unknown", True)
         if all(value <= maximum for maximum, value, _ in sizes if value is not None):
             why = f"{'beyond' if limit.reject else 'within'} limit for {limit.type}" + "".join(
-                f", {name} {value:.3g} <= {maximum:g}" for maximum, value, name in sizes
+                f", {name} {value:.4g} <= {maximum:.4g}" for maximum, value, name in sizes
             )
             return Rated(Severity(limit.severity), not limit.reject, limit.reject, why)
-    return Rated(Severity.UNRATED, False, False, "no limit applies", missing_scale)
+    return Rated(Severity.UNRATED, False, False, "no limit applies")
 
 
 def _sizes(
@@ -123,9 +124,10 @@ def decide(facts: PolicyInput) -> Decision:
             sees = f"a defect ({facts.reading.type})" if facts.reading.defect else "no defect"
             reason = f"{decision.reason}; but the model, reading the pair, sees {sees}"
             decision = Decision(Verdict.REVIEW, VerdictBasis.LLM_DISAGREEMENT, reason, attained)
-    if facts.problems and decision.verdict is not Verdict.REVIEW:
+    if facts.problems:
         reason = f"{decision.reason}; {'; '.join(facts.problems)}"
-        decision = Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
+        basis = decision.basis if decision.verdict is Verdict.REVIEW else VerdictBasis.SYSTEM
+        decision = Decision(Verdict.REVIEW, basis, reason, attained)
     return decision
 
 
@@ -154,11 +156,14 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
     if rejected and decision.verdict is Verdict.PASS:
         reason = f"{rejected[0].label}: {rejected[0].rated.why}, but the place is hardly outside what good parts show"
         return Decision(Verdict.REVIEW, VerdictBasis.LIMIT, reason, attained)
-    if decision.verdict is Verdict.PASS or not facts.findings:
-        return decision
-    if any(f.rated.missing_scale for f in facts.findings):
+    unsized = [f for f in facts.findings if f.rated.missing_scale]
+    if decision.verdict is Verdict.PASS:  # a limit that cannot be applied matters where the place itself is significant
+        unsized = [f for f in unsized if f.peak_p is not None and f.peak_p <= attained]
+    if unsized:
         reason = f"{decision.reason}; limits in mm cannot be applied: scale unknown"
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
+    if decision.verdict is Verdict.PASS or not facts.findings:
+        return decision
     if all(f.rated.within for f in facts.findings):
         reason = "all findings are within limits: " + "; ".join(f"{f.label}: {f.rated.why}" for f in facts.findings)
         return Decision(Verdict.PASS, VerdictBasis.LIMIT, reason, attained)

@@ -17,7 +17,8 @@ def add_timings(left: dict[str, float], right: dict[str, float]) -> dict[str, fl
 class InspectionState(TypedDict, total=False):
     """request: InspectionRequest as a dict. evidence: EvidenceRecord dicts. trace: ToolCall dicts. draft: Draft dict.
 
-    unsupported: claims that verification refused. via: who drives ("endpoint" or "fallback"), with the reason.
+    shown: ids of the evidence whose pictures were posted to the model. unsupported: claims that verification refused.
+    via: who drives ("endpoint" or "fallback"), with the reason.
     """
 
     messages: Annotated[list[AnyMessage], add_messages]
@@ -26,7 +27,7 @@ class InspectionState(TypedDict, total=False):
     trace: Annotated[list[dict[str, Any]], add]
     timings_ms: Annotated[dict[str, float], add_timings]
     steps: int
-    pairs_posted: int
+    shown: list[str]
     via: str
     fallback_reason: str
     draft: dict[str, Any] | None

@@ -7,7 +7,8 @@ from cited evidence. What is not supported is refused, with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,35 +22,95 @@ _SLOT_NAME = re.compile(r"(?:(e\d+)\.)?([A-Za-z_][A-Za-z0-9_]*)")
 _NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half quarter third "
-    "single double triple dozen couple several many few multiple numerous pair "
-    "eins ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf zwanzig hundert tausend halb mehrere viele einige "
+    "single double triple dozen dozens couple several many few multiple numerous pair pairs once twice thrice both "
+    "hundreds thousands millions halves quarters thirds first fourth fifth sixth seventh eighth ninth tenth ii iii iv vii "
+    "eins ein zwei drei vier fünf fuenf sechs sieben acht neun zehn elf zwölf zwoelf zwanzig hundert tausend halb mehrere "
+    "viele einige deux trois quatre cinq sept huit neuf dix vingt plusieurs quelques "
     "uno dos tres cuatro cinco seis siete ocho nueve diez veinte cien mil medio varios varias muchos muchas "
-    "millimetre millimetres millimeter millimeters micron microns mm cm inch inches percent pixel pixels px"
+    "micron microns mm cm um µm nm mil mils thou inch inches centimetre centimeter centimetres centimeters percent pixel "
+    "pixels px"
 )
 _PLACE_WORDS = (
     "upper lower left right top bottom centre center central middle corner edge rim side north south east west above below "
+    "northeast northwest southeast southwest northern southern eastern western "
     "oben unten links rechts mitte mittig ecke rand seite obere untere linke rechte "
+    "haut bas gauche droite milieu coin bord "
     "arriba abajo izquierda derecha centro esquina borde lado superior inferior"
 )
 _TYPE_WORDS = (
     "scratch scratches scratched scrape scuff crack cracks cracked fracture dent dents dented stain stains stained "
     "contamination contaminated dirt dust residue hole holes pinhole puncture chip chips chipped nick discoloration "
     "discoloured discolored discolouration deformation deformed bent missing absent added extra wrong swapped misplaced "
-    "displaced misprint smear yarn thread dye solder bridge void spur mousebite short copper corrosion rust burr bubble "
-    "blister tear broken break burn blob spot speck "
-    "kratzer riss beule delle fleck loch fehlt fehlend verschmutzung verfärbung bruch rost grat "
+    "displaced misprint smear yarn thread dye solder bridge void spur mousebite open short copper corrosion rust burr "
+    "bubble "
+    "blister tear torn broken broke break burn burnt blob spot speck gouge abrasion groove fissure cavity delamination "
+    "foreign particle debris warped warping "
+    "kratzer riss risse beule beulen delle dellen fleck flecken loch löcher fehlt fehlend fehlende verschmutzung "
+    "verfärbung bruch rost grat lötbrücke rayure rayures fissure fissures tache trou manque manquant "
     "rasguño arañazo rayadura grieta abolladura mancha agujero falta faltante contaminación decoloración rotura óxido"
 )
-# Scripts without blanks between words are searched as substrings
-_CJK = ("划痕", "裂纹", "裂缝", "凹痕", "污渍", "孔", "缺失", "缺口", "变色", "变形", "左", "右", "上方", "下方",
-        "中央", "中心", "角", "边缘", "毫米", "像素")  # fmt: skip
-_FORBIDDEN = {
-    **dict.fromkeys(_NUMBER_WORDS.split(), "a number, count or unit"),
-    **dict.fromkeys(_PLACE_WORDS.split(), "a place"),
-    **dict.fromkeys(_TYPE_WORDS.split(), "a defect word"),
-}
+_SEVERITY_WORDS = "minor major critical severe severely serious unrated"
+_VERDICT_WORDS = (
+    "pass passes passed passing fail fails failed failing failure reject rejects rejected accept accepts accepted "
+    "acceptable unacceptable approve approved scrap"
+)
+# Parts of words that nothing harmless contains ("microscratch", "upperleft", "Verschmutzungen")
+_ROOTS = re.compile(
+    "scratch|crack|missing|discolo|contamin|deform|corro[ds]|mill?imet|microm|scuff|blister|mousebite|pinhole|kratz|"
+    "verschmutz|verfarb|aranaz|rasgun|rayadura|abollad|(?:upper|lower|top|bottom|cent(?:re|er))(?:left|right)"
+)
+# Chinese has no blanks between words: searched as substrings
+_HAN = re.compile(
+    "[划刮裂凹凸污孔洞缺破锈锡焊短断变脏斑左右上下两几半角边中多缝痕伤]|顶部|底部|毫米|厘米|微米|像素|合格|错|漏"
+)
+
+
+def _plain(text: str) -> str:
+    """Lower case, full-width and styled letters made plain, without accents and invisible characters."""
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf"))
+
+
+def _listed(words: str, what: str) -> dict[str, str]:
+    return {_plain(w): what for w in words.split()}
+
+
+_TYPE_REASON, _PLACE_REASON = "a defect word", "a place"
+_FORBIDDEN = (
+    _listed(_SEVERITY_WORDS, "a severity")
+    | _listed(_VERDICT_WORDS, "a verdict")
+    | _listed(_TYPE_WORDS, _TYPE_REASON)
+    | _listed(_PLACE_WORDS, _PLACE_REASON)
+    | _listed(_NUMBER_WORDS, "a number, count or unit")
+)
 # "one" as a pronoun and "right"/"short" in their other senses are not worth the risk: they are refused too
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*", re.UNICODE)
+# types of several harmless words ("texture change") are refused as a phrase
+_TYPE_PHRASE = re.compile(
+    "|".join(r"[\s_-]+".join(re.split("[_-]", t)) for t in DEFECT_TYPES if re.search("[_-]", t) and t != UNKNOWN)
+)
+_ENDINGS = ("s", "es", "ed", "ing", "y", "ly", "most", "ward", "wards")
+
+
+def _forms(word: str) -> Iterator[str]:
+    """A word, its parts and what it may be derived from: "hair-line", "chipping" -> chip, "edges" -> edge."""
+    for part in {word, word.replace("-", ""), *word.split("-")}:
+        yield part
+        for ending in _ENDINGS:
+            stem = part.removesuffix(ending)
+            if stem != part and len(stem) >= 3:
+                yield from (stem, stem + "e", stem[:-1] if stem[-1] == stem[-2] else stem)
+
+
+def _word_problem(word: str) -> str | None:
+    if root := _ROOTS.search(word.replace("-", "")):
+        return f"states {_TYPE_REASON} or unit ({root.group()!r}) outside a slot"
+    for form in _forms(word):
+        what = _FORBIDDEN.get(form)
+        # only defects and places are derived; "dosing" does not count as Spanish "dos"
+        if what and (what in (_TYPE_REASON, _PLACE_REASON) or form in (word, *word.split("-"))):
+            return f"states {what} ({word!r}) outside a slot"
+    return None
 
 
 @dataclass(frozen=True)
@@ -76,17 +137,21 @@ class Verified:
 def prose_problem(text: str) -> str | None:
     """Why this prose (slots removed) claims something by itself, or None if it does not."""
     bare = _SLOT.sub(" ", text)
-    for character in bare:
+    plain = _plain(bare)
+    for character in (*bare, *plain):
         if character.isnumeric():
             return f"states a number ({character!r}) outside a slot"
-    lowered = bare.casefold()
-    for word in _CJK:
-        if word in lowered:
-            return f"states {word!r} outside a slot"
-    for match in _WORD.finditer(lowered):
-        for word in {match.group(), *match.group().split("-")}:
-            if word in _FORBIDDEN:
-                return f"states {_FORBIDDEN[word]} ({word!r}) outside a slot"
+    for character in plain:
+        # words that no list here holds cannot be checked; this also stops look-alike letters
+        if character.isalpha() and not unicodedata.name(character, "").startswith(("LATIN", "CJK")):
+            return f"is in a script that cannot be checked ({character!r})"
+    if match := _HAN.search(plain):
+        return f"states {match.group()!r} outside a slot"
+    if match := _TYPE_PHRASE.search(plain):
+        return f"states {_TYPE_REASON} ({match.group()!r}) outside a slot"
+    for match in _WORD.finditer(plain):
+        if problem := _word_problem(match.group()):
+            return problem
     if "{" in bare or "}" in bare:
         return "has an unfinished slot"
     return None
@@ -96,19 +161,37 @@ def format_number(name: str, value: float | int | str | bool) -> str:
     """A value as a report writes it, with the unit that its name ends in."""
     if isinstance(value, (bool, str)):
         return str(value).lower() if isinstance(value, bool) else value
-    digits = f"{value:.3g}" if isinstance(value, float) else str(value)
-    for suffix, unit in (("_mm2", "mm²"), ("_mm", "mm"), ("_px", "px"), ("_deg", "°")):
+    digits = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}"
+    for suffix, unit in (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°")):
         if name.endswith(suffix):
-            return f"{digits} {unit}" if unit != "°" else f"{digits}°"
+            return f"{digits}{unit}"
     return digits
 
 
+_REGION_KEY = re.compile(r"(r\d+)_(.+)")
+_UNIT = re.compile(r"_(?:mm2?|px|deg)$")
+
+
+def _named(key: str, value: float | int | str | bool, before: str) -> str:
+    """A number with its name, so that prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
+    shown = format_number(key, value)
+    name = _UNIT.sub("", key).replace("_", " ")
+    if isinstance(value, str) or before.casefold().rstrip(" :=").endswith(name):
+        return shown
+    return f"{name} {shown}"
+
+
 def render(
-    text: str, evidence: dict[str, EvidenceRecord], cited: Sequence[str], local: dict[str, str]
+    text: str,
+    evidence: dict[str, EvidenceRecord],
+    cited: Collection[str],
+    local: dict[str, str],
+    about: tuple[str, str] | None = None,
 ) -> tuple[str, str | None]:
     """Fill the slots of a prose; returns (rendered text, None) or ("", why it is not supported).
 
-    cited: evidence ids that may be used. local: slots without an id ({type}, {place}).
+    cited: evidence ids that may be used. local: slots without an id ({type}, {place}). about: the score evidence and the
+    region that the prose is about; numbers of other regions are refused then.
     """
     problem = prose_problem(text)
     if problem:
@@ -128,39 +211,55 @@ def render(
         if record_id not in cited or record_id not in evidence:
             failures.append(f"slot {match.group(0)} uses evidence that is not cited")
             return ""
-        value = evidence[record_id].numbers.get(key)
+        record = evidence[record_id]
+        value = record.numbers.get(key)
         if value is None:
             failures.append(f"{record_id} measured no {key}")
             return ""
-        return format_number(key, value)
+        of_region = _REGION_KEY.fullmatch(key)
+        if about and not _is_about(record, of_region.group(1) if of_region else None, about):
+            failures.append(f"slot {match.group(0)} is of another region")
+            return ""
+        return _named(of_region.group(2) if of_region else key, value, text[: match.start()])
 
     rendered = _SLOT.sub(fill, text)
     return (rendered.strip(), None) if not failures else ("", failures[0])
 
 
+def _is_about(record: EvidenceRecord, region: str | None, about: tuple[str, str]) -> bool:
+    """May a finding about (score evidence, region) use this record (its numbers of `region`, if they are of one)?"""
+    score, wanted = about
+    if record.kind in ("zoom", "measure"):
+        return (record.arguments.get("score"), record.arguments.get("region")) == about
+    if record.kind == "score":
+        return record.id == score and region in (None, wanted)
+    return True
+
+
 def _region_box(
     region: str, cited: Sequence[str], evidence: dict[str, EvidenceRecord]
-) -> tuple[tuple[int, int, int, int], str] | None:
-    """Box and place of a region in the cited score evidence, or in the one that cited zooms and measures refer to."""
-    scores = [i for i in cited if i in evidence and evidence[i].kind == "score"]
+) -> tuple[str, tuple[int, int, int, int], str] | None:
+    """Score evidence, box and place of a region: of the cited score, or the one that cited zooms and measures refer to."""
+    scores = [i for i in cited if evidence[i].kind == "score"]
     scores += [
         str(evidence[i].arguments.get("score"))
         for i in cited
-        if i in evidence and evidence[i].kind in ("zoom", "measure") and evidence[i].arguments.get("region") == region
+        if evidence[i].kind in ("zoom", "measure") and evidence[i].arguments.get("region") == region
     ]
     for score in scores:
         numbers = evidence[score].numbers if score in evidence else {}
         corners = [numbers.get(f"{region}_{c}") for c in ("x0", "y0", "x1", "y1")]
         if all(isinstance(c, int) for c in corners):
             x0, y0, x1, y1 = (int(c) for c in corners if c is not None)
-            return (x0, y0, x1, y1), str(numbers.get(f"{region}_place"))
+            return score, (x0, y0, x1, y1), str(numbers.get(f"{region}_place"))
     return None
 
 
-def verify(draft: dict[str, Any], records: Sequence[dict[str, Any]], *, images_seen: bool) -> Verified:
+def verify(draft: dict[str, Any], records: Sequence[dict[str, Any]], *, shown: Collection[str]) -> Verified:
     """Check a draft (Draft dict) against the evidence of the run.
 
-    images_seen: the model was shown the cited zooms; without that, no type of defect can be its own observation.
+    shown: ids of the evidence whose pictures the model was shown; without a zoom among them, no type of defect can be its
+    own observation.
     """
     evidence = {r["id"]: EvidenceRecord.model_validate(r) for r in records}
     claims: list[CheckedClaim] = []
@@ -175,24 +274,30 @@ def verify(draft: dict[str, Any], records: Sequence[dict[str, Any]], *, images_s
         if found is None:
             unsupported.append(f"{label}: the cited evidence shows no region {claim['region']}")
             continue
-        if any(c.region == claim["region"] and c.box == found[0] for c in claims):
+        score, box, place = found
+        about = (score, claim["region"])
+        if any(c.region == claim["region"] and c.box == box for c in claims):
             unsupported.append(f"{label}: the region is claimed twice")
             continue
-        box, place = found
+        elsewhere = [i for i in claim["evidence"] if not _is_about(evidence[i], None, about)]
+        if elsewhere:
+            unsupported.append(f"{label}: evidence {', '.join(elsewhere)} is of another region")
+        cited = [i for i in dict.fromkeys(claim["evidence"]) if i not in elsewhere]
+        # the measured place is the one that is filed
+        place = next((str(evidence[i].numbers["place"]) for i in cited if evidence[i].kind == "measure"), place)
         kind = claim["type"]
-        looked = [i for i in claim["evidence"] if evidence[i].kind == "zoom"
-                  and evidence[i].arguments.get("region") == claim["region"]]  # fmt: skip
-        if kind not in DEFECT_TYPES or (kind != UNKNOWN and not (looked and images_seen)):
+        looked = any(evidence[i].kind == "zoom" and i in shown for i in cited)
+        if kind not in DEFECT_TYPES or (kind != UNKNOWN and not looked):
             unsupported.append(f"{label}: the type was not seen in any cited zoom")
             kind = UNKNOWN
         local = {"type": kind.replace("_", " "), "place": place}
         texts = {}
         for name in ("description", "reasoning", "probable_cause"):
-            text, problem = render(claim.get(name) or "", evidence, claim["evidence"], local)
+            text, problem = render(claim.get(name) or "", evidence, cited, local, about)
             texts[name] = text
             if problem:
                 unsupported.append(f"{label}: {name} {problem}: {claim[name]!r}")
-        claims.append(CheckedClaim(claim["region"], box, kind, claim["severity"], list(claim["evidence"]), **texts))
+        claims.append(CheckedClaim(claim["region"], box, kind, claim["severity"], cited, **texts))
     reasoning, problem = render(draft["reasoning"], evidence, list(evidence), {})
     if problem:
         unsupported.append(f"overall reasoning {problem}: {draft['reasoning']!r}")

@@ -85,9 +85,7 @@ class CaptureStore:
         part_id = normalise_part_id(part_id)
         product = None if product is None else check_product_name(product)
         with self._db.reading() as conn:
-            rows = conn.execute(
-                "SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,)
-            )
+            rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
             products = [row["product"] for row in rows]
             if not products:
                 raise UnknownPartError(self._unknown(conn, part_id))
@@ -125,9 +123,7 @@ class CaptureStore:
         folded = {row["part_id"].casefold(): row["part_id"] for row in rows}
         near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it;"
-        return (
-            f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
-        )
+        return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
 
 
 def _newest(conn: sqlite3.Connection, part_id: str, product: str) -> Capture | None:

@@ -87,9 +87,7 @@ class Database:
         make_folder(path.parent)
         with self._errors():
             # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
-            self._conn = sqlite3.connect(
-                path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
-            )
+            self._conn = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
         try:
             with self._errors():
                 self._conn.row_factory = sqlite3.Row

@@ -41,12 +41,8 @@ class DispositionStore:
             missing = "who decides" if not by else "a reason"
             raise InputError(f"disposition of inspection {inspection_id}: {missing} is missing")
         with self._db.transaction() as conn:
-            if not conn.execute(
-                "SELECT 1 FROM inspections WHERE inspection_id = ?", (inspection_id,)
-            ).fetchone():
-                raise UnknownRecordError(
-                    f"no inspection {inspection_id!r}; `refdiff review` lists the open ones"
-                )
+            if not conn.execute("SELECT 1 FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone():
+                raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff review` lists the open ones")
             earlier = _find(conn, inspection_id)
             if earlier is not None:
                 raise DuplicateError(
@@ -70,6 +66,4 @@ def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:
     row = conn.execute("SELECT * FROM dispositions WHERE inspection_id = ?", (inspection_id,)).fetchone()
     if row is None:
         return None
-    return Disposition(
-        row["inspection_id"], row["decision"], row["decided_by"], row["reason"], row["created_at"]
-    )
+    return Disposition(row["inspection_id"], row["decision"], row["decided_by"], row["reason"], row["created_at"])

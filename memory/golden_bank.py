@@ -43,9 +43,7 @@ class GoldenBank:
     Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
     """
 
-    def __init__(
-        self, connection: QdrantConnection, fingerprint: str, global_dim: int, patch_dim: int
-    ) -> None:
+    def __init__(self, connection: QdrantConnection, fingerprint: str, global_dim: int, patch_dim: int) -> None:
         """Use `open`."""
         self._connection = connection
         self._client: QdrantClient = connection.client
@@ -61,9 +59,7 @@ class GoldenBank:
         self._patch_cache: dict[int, Vectors] = {}
 
     @classmethod
-    def open(
-        cls, settings: MemorySettings, encoder_fingerprint: str, global_dim: int, patch_dim: int
-    ) -> GoldenBank:
+    def open(cls, settings: MemorySettings, encoder_fingerprint: str, global_dim: int, patch_dim: int) -> GoldenBank:
         """Open the bank of that encoder, made if new: under `settings.home`, or on the server `qdrant_url`.
 
         global_dim, patch_dim: sizes of the encoder's vectors. Raises BankBusyError if another process still
@@ -110,9 +106,7 @@ class GoldenBank:
             earlier = self._find(client, point)
             if earlier is not None:
                 if (earlier.product, earlier.sha256) != (golden.product, golden.sha256):
-                    raise RefDiffError(
-                        f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}"
-                    )
+                    raise RefDiffError(f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}")
                 return False
             client.upsert(
                 self._name,
@@ -158,9 +152,7 @@ class GoldenBank:
             raise InputError(f"{k} references: ask for 1 or more")
         self._check_vectors(global_vec, patches)
         wanted = max(MIN_CANDIDATES, 4 * k)
-        wish = _Wish(
-            product, tuple(statuses), frozenset(point_id(i) for i in exclude_ids), frozenset(exclude_groups)
-        )
+        wish = _Wish(product, tuple(statuses), frozenset(point_id(i) for i in exclude_ids), frozenset(exclude_groups))
         with self._qdrant() as client:
             candidates = self._candidates if self._catalogue is None else self._candidates_embedded
             found = candidates(client, wish, global_vec, wanted)
@@ -176,9 +168,7 @@ class GoldenBank:
         hits.sort(key=lambda h: (-h.similarity, -h.global_similarity, h.golden.golden_id))
         return hits[:k]
 
-    def list(
-        self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None
-    ) -> builtins.list[Golden]:
+    def list(self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None) -> builtins.list[Golden]:
         """Goldens of that product and those statuses (None: any), oldest first."""
         wish = _Wish(product, None if statuses is None else tuple(statuses))
         with self._qdrant() as client:
@@ -199,9 +189,7 @@ class GoldenBank:
     def vectors(self, golden_id: str) -> tuple[Vectors, Vectors]:
         """(global (Dg,), patches (N, Dp)) of a golden, float32 unit norm. Raises UnknownRecordError."""
         with self._qdrant() as client:
-            records = client.retrieve(
-                self._name, [point_id(golden_id)], with_payload=False, with_vectors=True
-            )
+            records = client.retrieve(self._name, [point_id(golden_id)], with_payload=False, with_vectors=True)
         if not records:
             raise UnknownRecordError(f"no golden {golden_id} in the bank; see `refdiff goldens list`")
         return _vector(records[0], "global"), _vector(records[0], "patches")
@@ -342,9 +330,7 @@ class GoldenBank:
                 f"and (N, {patch_dim}): open it with the encoder's own sizes"
             )
         if not len(patches) or not (np.isfinite(global_vec).all() and np.isfinite(patches).all()):
-            raise RefDiffError(
-                "vectors are empty or not finite: the image cannot have been encoded correctly"
-            )
+            raise RefDiffError("vectors are empty or not finite: the image cannot have been encoded correctly")
 
 
 def max_sim(query: Vectors, candidates: Sequence[Vectors]) -> NDArray[np.float64]:
@@ -406,9 +392,7 @@ class _Wish:
         if self.product is not None:
             must.append(qm.FieldCondition(key="product", match=qm.MatchValue(value=self.product)))
         if self.statuses is not None:
-            must.append(
-                qm.FieldCondition(key="status", match=qm.MatchAny(any=[str(s) for s in self.statuses]))
-            )
+            must.append(qm.FieldCondition(key="status", match=qm.MatchAny(any=[str(s) for s in self.statuses])))
         if self.skip:
             must_not.append(qm.HasIdCondition(has_id=sorted(self.skip)))
         if self.groups:
@@ -424,9 +408,7 @@ def _golden(payload: dict[str, Any] | None) -> Golden:
     try:
         return Golden(**known)  # fields added by a newer version are left out, absent ones have defaults
     except TypeError as e:
-        raise StorageError(
-            f"a golden in the bank lacks its id, product or sha256 ({known}); enrol it again"
-        ) from e
+        raise StorageError(f"a golden in the bank lacks its id, product or sha256 ({known}); enrol it again") from e
 
 
 def _vector(record: qm.Record, name: str) -> Vectors:

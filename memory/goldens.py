@@ -25,9 +25,7 @@ def point_id(golden_id: str) -> int:
     """The id of a golden in Qdrant: the number its 12 hex digits spell. Raises UnknownRecordError."""
     digits = golden_id[2:]
     if not golden_id.startswith("g-") or len(digits) != 12 or not set(digits) <= set("0123456789abcdef"):
-        raise UnknownRecordError(
-            f"{golden_id!r} is not a golden id (like g-0123456789ab); see `refdiff goldens list`"
-        )
+        raise UnknownRecordError(f"{golden_id!r} is not a golden id (like g-0123456789ab); see `refdiff goldens list`")
     return int(digits, 16)
 
 

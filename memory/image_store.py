@@ -59,15 +59,11 @@ class ImageStore:
         try:
             data = path.read_bytes()
         except FileNotFoundError as e:
-            raise UnknownRecordError(
-                f"image {sha256[:12]}... is not in {self.root}; send the photo again"
-            ) from e
+            raise UnknownRecordError(f"image {sha256[:12]}... is not in {self.root}; send the photo again") from e
         except OSError as e:
             raise storage_error(path, e) from e
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise StorageError(
-                f"{path}: the image is damaged (its sha256 differs from its name); send the photo again"
-            )
+            raise StorageError(f"{path}: the image is damaged (its sha256 differs from its name); send the photo again")
         return data
 
 

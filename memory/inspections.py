@@ -52,9 +52,7 @@ class InspectionStore:
         try:
             text = json.dumps(report, allow_nan=False)
         except (TypeError, ValueError) as e:
-            raise RefDiffError(
-                f"report of inspection {inspection_id} is not JSON ({e}); it is not filed"
-            ) from e
+            raise RefDiffError(f"report of inspection {inspection_id} is not JSON ({e}); it is not filed") from e
         part_id, product = normalise_part_id(part_id), check_product_name(product)
         with self._db.transaction() as conn:
             cursor = conn.execute(
@@ -66,13 +64,9 @@ class InspectionStore:
 
     def get(self, inspection_id: str) -> InspectionRecord:
         with self._db.reading() as conn:
-            row = conn.execute(
-                "SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)
-            ).fetchone()
+            row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
         if row is None:
-            raise UnknownRecordError(
-                f"no inspection {inspection_id!r}; `refdiff inspections list` shows them"
-            )
+            raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff inspections list` shows them")
         return _record(row)
 
     def list(
@@ -99,8 +93,7 @@ class InspectionStore:
         where = " AND ".join(f"{column} = ?" for column in wanted) or "1"
         with self._db.reading() as conn:
             rows = conn.execute(
-                f"SELECT * FROM inspections WHERE {where} "
-                "ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
+                f"SELECT * FROM inspections WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
                 (*wanted.values(), limit, offset),
             )
             return [_record(row) for row in rows]

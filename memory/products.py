@@ -58,9 +58,7 @@ class ProductStore:
 
     def get(self, name: str) -> Product | None:
         with self._db.reading() as conn:
-            row = conn.execute(
-                "SELECT * FROM products WHERE name = ?", (check_product_name(name),)
-            ).fetchone()
+            row = conn.execute("SELECT * FROM products WHERE name = ?", (check_product_name(name),)).fetchone()
         return None if row is None else _product(row)
 
     def list(self) -> builtins.list[Product]:
@@ -81,8 +79,7 @@ class ProductStore:
         with self._db.transaction() as conn:
             product = _ensure(conn, check_product_name(name))
             conn.execute(
-                "UPDATE products SET window_lo = ?, window_hi = ?, updated_at = ? "
-                "WHERE name = ? AND window_lo IS NULL",
+                "UPDATE products SET window_lo = ?, window_hi = ?, updated_at = ? WHERE name = ? AND window_lo IS NULL",
                 (lo, hi, utc_now(), product.name),
             )
             return _ensure(conn, product.name)
@@ -93,9 +90,7 @@ class ProductStore:
         try:
             text = json.dumps(spec, allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as e:
-            raise SpecError(
-                f"specification of {name!r}: {e}; use numbers, text, lists and mappings only"
-            ) from e
+            raise SpecError(f"specification of {name!r}: {e}; use numbers, text, lists and mappings only") from e
         with self._db.transaction() as conn:
             _ensure(conn, name)
             conn.execute(

@@ -12,9 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class MemorySettings(BaseSettings):
     """Explicit argument > environment > default."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("refdiff")),

@@ -54,16 +54,12 @@ class Features:
 class _SameConv(nn.Module):
     """Convolution + folded batch norm (+ ReLU6) with TensorFlow's "SAME" padding for sizes divisible by the stride."""
 
-    def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
-    ) -> None:
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> None:
         super().__init__()
         total = kernel - stride
         # stride 1 pads evenly inside the convolution, stride 2 pads one more at the right and bottom
         self.pad = None if stride == 1 else (total // 2, total - total // 2) * 2
-        self.conv = nn.Conv2d(
-            cin, cout, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups
-        )
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,9 +123,7 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     path = _weights_path()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
-        raise StorageError(
-            f"encoder weights have sha256 {digest}, expected {WEIGHTS_SHA256}; reinstall the package"
-        )
+        raise StorageError(f"encoder weights have sha256 {digest}, expected {WEIGHTS_SHA256}; reinstall the package")
     source: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     net = EfficientNetLite0()
 

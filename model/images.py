@@ -37,9 +37,7 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
             image = Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
         if isinstance(e, Image.DecompressionBombError):
-            raise ImageError(
-                f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}"
-            ) from e
+            raise ImageError(f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}") from e
         raise ImageError(f"{name}: not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)") from e
     width, height = image.size
     if width * height > settings.max_pixels:
@@ -48,9 +46,7 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
             "crop or scale the photo, or raise REFDIFF_MAX_PIXELS"
         )
     if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(
-            f"{name}: {width} x {height} px is too small; each side needs {MIN_SIDE_PX} px or more"
-        )
+        raise ImageError(f"{name}: {width} x {height} px is too small; each side needs {MIN_SIDE_PX} px or more")
     if getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{name}: the file holds {getattr(image, 'n_frames', 2)} frames; export one frame")
     return image
@@ -62,12 +58,8 @@ def _load(image: Image.Image, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             image.load()
             return ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ) as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
-        raise ImageError(
-            f"{name}: the image data is damaged ({type(e).__name__}); take the photo again"
-        ) from e
+    except Exception as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
+        raise ImageError(f"{name}: the image data is damaged ({type(e).__name__}); take the photo again") from e
 
 
 def decode_image(
@@ -98,9 +90,7 @@ def decode_image(
             image = Image.alpha_composite(canvas, rgba)
         return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
     except (OSError, ValueError) as e:
-        raise ImageError(
-            f"{name}: colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)"
-        ) from e
+        raise ImageError(f"{name}: colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)") from e
 
 
 def measure_window(

@@ -121,10 +121,7 @@ class Scene:
 
 def map_points(transform: NDArray, points: NDArray) -> NDArray[np.float64]:
     """(N, 2) points through a 3x3 homography."""
-    p = (
-        np.concatenate([np.asarray(points, np.float64), np.ones((len(points), 1))], 1)
-        @ np.asarray(transform).T
-    )
+    p = np.concatenate([np.asarray(points, np.float64), np.ones((len(points), 1))], 1) @ np.asarray(transform).T
     return p[:, :2] / p[:, 2:]
 
 
@@ -135,9 +132,7 @@ def pose_transform(pose: Pose, h: int, w: int) -> NDArray[np.float64]:
     c, s = pose.scale * np.cos(t), pose.scale * np.sin(t)
     centre = np.array([[1, 0, -cx], [0, 1, -cy], [0, 0, 1.0]])
     turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.0]])
-    tilt = np.array(
-        [[1, 0, 0], [0, 1, 0], [-pose.perspective[0] / max(cx, 1), -pose.perspective[1] / max(cy, 1), 1.0]]
-    )
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [-pose.perspective[0] / max(cx, 1), -pose.perspective[1] / max(cy, 1), 1.0]])
     back = np.array([[1, 0, cx + pose.shift_px[0]], [0, 1, cy + pose.shift_px[1]], [0, 0, 1.0]])
     return np.asarray(back @ tilt @ turn @ centre, np.float64)
 

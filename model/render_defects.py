@@ -171,9 +171,7 @@ def random_defect(
     }
     lo, hi = ranges.get(kind_of, (2.5 * unit, 0.1 * short))
     size_px = float(np.exp(rng.uniform(np.log(lo), np.log(hi))))
-    return DefectSpec(
-        kind_of, size_px=size_px, contrast=float(rng.beta(1.2, 1.2)), seed=int(rng.integers(2**31))
-    )
+    return DefectSpec(kind_of, size_px=size_px, contrast=float(rng.beta(1.2, 1.2)), seed=int(rng.integers(2**31)))
 
 
 # --- brushes: how each type changes the material
@@ -270,9 +268,7 @@ class _Job:
         return path
 
 
-_Brush = tuple[
-    NDArray[np.float64] | None, float | None
-]  # path and width where they are known by construction
+_Brush = tuple[NDArray[np.float64] | None, float | None]  # path and width where they are known by construction
 
 
 def _ribbon(path: NDArray[np.float64], width: float) -> NDArray[np.float64]:
@@ -281,9 +277,7 @@ def _ribbon(path: NDArray[np.float64], width: float) -> NDArray[np.float64]:
     return np.concatenate([path - normal * width / 2, (path + normal * width / 2)[::-1]])
 
 
-def _lump(
-    rng: np.random.Generator, x: float, y: float, size: float, rough: float = 0.18
-) -> NDArray[np.float64]:
+def _lump(rng: np.random.Generator, x: float, y: float, size: float, rough: float = 0.18) -> NDArray[np.float64]:
     """Irregular outline about `size` across."""
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     r = 1 + sum(rng.uniform(-rough, rough) / k * np.cos(k * t + rng.uniform(0, 6.3)) for k in range(2, 6))
@@ -376,9 +370,7 @@ def _edge_nibble(job: _Job) -> _Brush:
     x, y = float(xs[k]), float(ys[k])
     r = 0.5 * job.size
     grown = _lump(job.rng, x, y, 2.3 * r, 0.3)
-    paint(
-        job.mat, grown, mix(job.colour_at(x, y), (0.9, 0.9, 0.85), 0.5 * job.strength), rise=-1.5, alpha=0.8
-    )
+    paint(job.mat, grown, mix(job.colour_at(x, y), (0.9, 0.9, 0.85), 0.5 * job.strength), rise=-1.5, alpha=0.8)
     paint(job.mat, (x, y) + (grown - (x, y)) * 0.87, cover=0.0, alpha=0.35 + 0.65 * job.spec.contrast)
     return None, None
 
@@ -389,17 +381,15 @@ def _near(job: _Job, places: Sequence[tuple[float, float]]) -> int:
     if job.where is not None:
         wx, wy = job.where
         return int(np.argmin([(x - wx) ** 2 + (y - wy) ** 2 for x, y in places]))
-    seen = [
-        i for i, (x, y) in enumerate(places) if 0 <= x < w and 0 <= y < h and job.allowed[int(y), int(x)]
-    ] or list(range(len(places)))
+    seen = [i for i, (x, y) in enumerate(places) if 0 <= x < w and 0 <= y < h and job.allowed[int(y), int(x)]] or list(
+        range(len(places))
+    )
     return seen[int(job.rng.integers(len(seen)))]
 
 
 def _solder_bridge(job: _Job) -> _Brush:
     pairs = job.part.pin_pairs
-    a, b = (
-        np.array(p) for p in pairs[_near(job, [((p[0] + q[0]) / 2, (p[1] + q[1]) / 2) for p, q in pairs])]
-    )
+    a, b = (np.array(p) for p in pairs[_near(job, [((p[0] + q[0]) / 2, (p[1] + q[1]) / 2) for p, q in pairs])])
     gap = float(np.hypot(*(b - a)))
     path = np.stack([a + (b - a) * t for t in np.linspace(0, 1, 12)])
     width = (0.3 + 0.4 * job.spec.contrast) * min(gap, 8 * job.ss)
@@ -508,9 +498,7 @@ def _broken_yarn(job: _Job) -> _Brush:
         for _ in range(2):
             a = job.rng.uniform(0, 2 * np.pi)
             curl = np.linspace(0, 1, 8)[:, None] * 1.4 * pitch * np.array([np.cos(a), np.sin(a)])
-            curl = curl + np.sin(np.linspace(0, 2, 8))[:, None] * 0.3 * pitch * np.array(
-                [-np.sin(a), np.cos(a)]
-            )
+            curl = curl + np.sin(np.linspace(0, 2, 8))[:, None] * 0.3 * pitch * np.array([-np.sin(a), np.cos(a)])
             paint(
                 job.mat,
                 _ribbon(end + curl, 0.18 * pitch),
@@ -527,9 +515,7 @@ def _uneven_dye(job: _Job) -> _Brush:
     noise = clouds(job.rng, 2 * r, 2 * r, max(4.0, 0.35 * job.size))
     yy, xx = np.mgrid[-1 : 1 : 2j * r, -1 : 1 : 2j * r]
     mask = np.clip(1.5 - 2.3 * np.hypot(xx, yy) + 0.3 * noise, 0, 1)
-    u8 = np.asarray(
-        cv2.GaussianBlur((mask * 255).astype(np.uint8), (0, 0), max(1.0, 0.05 * job.size)), np.uint8
-    )
+    u8 = np.asarray(cv2.GaussianBlur((mask * 255).astype(np.uint8), (0, 0), max(1.0, 0.05 * job.size)), np.uint8)
     here = job.colour_at(x, y)
     pale = np.mean(here) < 0.45
     d = 0.12 + 0.5 * job.spec.contrast
@@ -590,11 +576,7 @@ def _rearranged(job: _Job, components: list[Component]) -> list[Component]:
         return [c for j, c in enumerate(components) if j != i]
     if spec.type == "displaced_component":
         a = job.angle()
-        turn = (
-            float(rng.normal(0, 1) * (4 + 20 * spec.contrast))
-            if part.kind != "bottle"
-            else float(rng.normal(0, 4))
-        )
+        turn = float(rng.normal(0, 1) * (4 + 20 * spec.contrast)) if part.kind != "bottle" else float(rng.normal(0, 4))
         shift = job.size if old.kind != "cap" else min(job.size, 0.35 * old.h)
         dx, dy = np.cos(a) * shift, -np.sin(a) * shift
         if old.kind == "cap":
@@ -610,13 +592,9 @@ def _other(old: Component, rng: np.random.Generator, job: _Job) -> Component:
     look = old.look + int(rng.integers(1, 3))
     if old.kind in ("ic", "connector", "can", "crystal", "chip"):
         if rng.random() < 0.35 + 0.4 * job.spec.contrast:
-            kind = str(
-                rng.choice([k for k in ("ic", "connector", "can", "crystal", "chip") if k != old.kind])
-            )
+            kind = str(rng.choice([k for k in ("ic", "connector", "can", "crystal", "chip") if k != old.kind]))
             new = random_component(rng, kind, old.x, old.y, job.part.u, old.angle)
-            fit = min(
-                1.0, 1.15 * max(old.w, old.h) / max(new.w, new.h), 1.4 * min(old.w, old.h) / min(new.w, new.h)
-            )
+            fit = min(1.0, 1.15 * max(old.w, old.h) / max(new.w, new.h), 1.4 * min(old.w, old.h) / min(new.w, new.h))
             return replace(new, w=new.w * fit, h=new.h * fit)
         colour = hsv(float(rng.random()), 0.5, 0.55 if np.mean(old.colour) < 0.4 else 0.12)
         return replace(old, look=look, colour=mix(old.colour, colour, 0.3 + 0.7 * job.spec.contrast))
@@ -662,9 +640,7 @@ def _repaint(part: Part, mat: Material, old: list[Component], new: list[Componen
         mat.dirty.append((x0, y0, x1, y1))
 
 
-def _relight(
-    mat: Material, lit: F32, cover_before: F32, azimuth_deg: float, table: Colour
-) -> NDArray[np.bool_]:
+def _relight(mat: Material, lit: F32, cover_before: F32, azimuth_deg: float, table: Colour) -> NDArray[np.bool_]:
     """Light the painted boxes again, in place; returns where the picture changed, (h, w) bool."""
     h, w = mat.height.shape
     mask = np.zeros((h, w), bool)
@@ -715,8 +691,7 @@ def apply_defects(
         spec = specs[i]
         if spec.type not in applicable_types(part.kind):
             raise InputError(
-                f"Defect {spec.type!r} does not apply to {part.kind!r}: "
-                f"use one of {applicable_types(part.kind)!r}."
+                f"Defect {spec.type!r} does not apply to {part.kind!r}: use one of {applicable_types(part.kind)!r}."
             )
         size_px = spec.size_mm / mm_per_px if spec.size_mm is not None else spec.size_px
         default = {"scratch": 60.0, "crack": 50.0, "broken_yarn": 50.0, "uneven_dye": 90.0, "dent": 30.0}
@@ -724,9 +699,7 @@ def apply_defects(
         allowed = (mat.cover > 0.99).astype(np.uint8) * 255
         if in_view is not None:
             np.minimum(allowed, in_view, out=allowed)
-        where = (
-            None if spec.where is None else (spec.where[0] * ss + offset[0], spec.where[1] * ss + offset[1])
-        )
+        where = None if spec.where is None else (spec.where[0] * ss + offset[0], spec.where[1] * ss + offset[1])
         rng = np.random.default_rng([zlib.crc32(spec.type.encode()), spec.seed])
         job = _Job(part, mat, spec, rng, max(size, ss), ss, azimuth_deg, allowed, where)
         path: NDArray[np.float64] | None = None
@@ -743,9 +716,7 @@ def apply_defects(
         if path is None:
             path, width = _box_axis(mask) if mask.any() else (np.full((2, 2), (w / 2, h / 2)), 0.0)
         centre = path[len(path) // 2] if len(path) > 2 else path.mean(0)
-        truths[i] = RasterTruth(
-            spec.type, mask, path, float(width or 0.0), (float(centre[0]), float(centre[1]))
-        )
+        truths[i] = RasterTruth(spec.type, mask, path, float(width or 0.0), (float(centre[0]), float(centre[1])))
     return mat, lit, good_cover, [truths[i] for i in range(len(specs))]
 
 

@@ -49,17 +49,13 @@ class Material:
     grain: F32
     x0: int = 0
     y0: int = 0
-    dirty: list[tuple[int, int, int, int]] = field(
-        default_factory=list
-    )  # raster boxes painted; shared with windows
+    dirty: list[tuple[int, int, int, int]] = field(default_factory=list)  # raster boxes painted; shared with windows
 
     def window(self, x0: int, y0: int, x1: int, y1: int) -> Material:
         """A view (shared memory) of the box x0, y0, x1, y1 (raster px, exclusive end), which must lie
         inside."""
         s = np.s_[y0 - self.y0 : y1 - self.y0, x0 - self.x0 : x1 - self.x0]
-        return Material(
-            self.albedo[s], self.height[s], self.gloss[s], self.cover[s], self.grain[s], x0, y0, self.dirty
-        )
+        return Material(self.albedo[s], self.height[s], self.gloss[s], self.cover[s], self.grain[s], x0, y0, self.dirty)
 
     def copy(self) -> Material:
         """A copy that can be painted; the grain is shared, nothing paints it."""
@@ -191,9 +187,7 @@ def polygon_mask(points: NDArray, soft: float = 0.0) -> tuple[U8, int, int]:
     return mask, int(lo[0]), int(lo[1])
 
 
-def paint(
-    mat: Material, points: NDArray, colour: Colour | None = None, *, soft: float = 0.0, **how: float
-) -> None:
+def paint(mat: Material, points: NDArray, colour: Colour | None = None, *, soft: float = 0.0, **how: float) -> None:
     """Fill one polygon; `how` as in `blend` (rise, gloss, alpha, cover)."""
     mask, ox, oy = polygon_mask(points, soft)
     blend(mat, mask, ox, oy, colour=colour, **how)
@@ -224,10 +218,7 @@ def rounded(x0: float, y0: float, x1: float, y1: float, r: float) -> NDArray:
     corners = ((x1 - r, y1 - r, 0), (x0 + r, y1 - r, 90), (x0 + r, y0 + r, 180), (x1 - r, y0 + r, 270))
     t = np.deg2rad(np.arange(0, 91, 15))
     return np.concatenate(
-        [
-            np.stack([x + r * np.cos(t + np.deg2rad(a)), y + r * np.sin(t + np.deg2rad(a))], 1)
-            for x, y, a in corners
-        ]
+        [np.stack([x + r * np.cos(t + np.deg2rad(a)), y + r * np.sin(t + np.deg2rad(a))], 1) for x, y, a in corners]
     )
 
 
@@ -407,9 +398,7 @@ def _crystal(mat: Material, c: Component) -> None:
     pts = rounded(-c.w / 2, -c.h / 2, c.w / 2, c.h / 2, 0.45 * c.h)
     paint(mat, place(c, pts), (0.70, 0.70, 0.69), rise=3.0, gloss=0.7)
     paint(mat, place(c, pts * 0.82), (0.78, 0.78, 0.77), rise=1.0, gloss=0.8)
-    write(
-        mat, ("8.000", "16.00", "25.00")[c.look % 3], c.x, c.y, 0.26 * c.h, c.angle, colour=(0.25, 0.25, 0.27)
-    )
+    write(mat, ("8.000", "16.00", "25.00")[c.look % 3], c.x, c.y, 0.26 * c.h, c.angle, colour=(0.25, 0.25, 0.27))
 
 
 def _connector(mat: Material, c: Component) -> None:
@@ -609,9 +598,7 @@ def _pads_of(c: Component) -> list[NDArray]:
     return [quad(c, -0.56, -0.3, -0.44, 0.3), quad(c, 0.44, -0.3, 0.56, 0.3)]
 
 
-def _layout(
-    design: _Rng, w: int, h: int, u: float, box: tuple[float, float, float, float]
-) -> list[Component]:
+def _layout(design: _Rng, w: int, h: int, u: float, box: tuple[float, float, float, float]) -> list[Component]:
     """Non-overlapping positions, large kinds first."""
     wanted = ["ic"] * int(design.integers(1, 4)) + ["connector"] * int(design.integers(1, 3))
     wanted += ["can"] * int(design.integers(0, 3)) + ["crystal"] * int(design.integers(0, 2))
@@ -667,9 +654,7 @@ def _circuit(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
         run = b - a
         knee = a + np.sign(run) * min(abs(run[0]), abs(run[1]))
         width = max(1, round(float(design.choice([1.4, 2.0, 3.2])) * u))
-        cv2.polylines(
-            tracks, [np.round(np.array([a, knee, b])).astype(np.int32)], False, (255,), width, cv2.LINE_AA
-        )
+        cv2.polylines(tracks, [np.round(np.array([a, knee, b])).astype(np.int32)], False, (255,), width, cv2.LINE_AA)
     blend(mat, tracks, 0, 0, colour=copper, rise=0.9)
     for p in ends[:: int(design.integers(3, 6))]:
         via = p + design.uniform(-26, 26, 2) * u
@@ -752,16 +737,10 @@ _WORDS = [
 def _label(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
     dark = design.random() < 0.25
     hue = float(design.random())
-    paper = (
-        hsv(hue, 0.35, 0.2)
-        if dark
-        else hsv(hue, float(design.uniform(0, 0.14)), float(design.uniform(0.86, 0.97)))
-    )
+    paper = hsv(hue, 0.35, 0.2) if dark else hsv(hue, float(design.uniform(0, 0.14)), float(design.uniform(0.86, 0.97)))
     ink = (0.92, 0.9, 0.82) if dark else hsv(float(design.random()), 0.6, 0.16)
     accent = hsv(float(design.random()), float(design.uniform(0.5, 0.9)), float(design.uniform(0.45, 0.85)))
-    mat = blank(
-        h, w, paper, _grain(inst, h, w, 0.012, 0.012, 80 * u), gloss=float(design.choice([0.05, 0.3]))
-    )
+    mat = blank(h, w, paper, _grain(inst, h, w, 0.012, 0.012, 80 * u), gloss=float(design.choice([0.05, 0.3])))
     x0, y0 = (float(v) * u for v in design.uniform(8, 30, 2))
     x1, y1 = w - 1 - x0, h - 1 - y0
     paint(mat, rounded(x0, y0, x1, y1, float(design.choice([0, 8, 24])) * u), cover=1.0, rise=1.2)
@@ -912,9 +891,7 @@ def _weave(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
     if striped:
         tone_x = tone_x * np.where((ix // stripe) % 2, 0.62, 1.0).astype(np.float32)
     tone = np.where(over, tone_x[None], tone_y[:, None]) * (0.45 + 0.55 * top)
-    albedo = np.where(
-        over[..., None], np.asarray(warp_colour, np.float32), np.asarray(weft_colour, np.float32)
-    )
+    albedo = np.where(over[..., None], np.asarray(warp_colour, np.float32), np.asarray(weft_colour, np.float32))
     albedo *= tone[..., None]
     # slubs: clouds stretched along the yarns
     fibre = cv2.resize(inst.standard_normal((h // 10 + 2, w // 2 + 1), dtype=np.float32), (w, h))
@@ -988,13 +965,9 @@ def _moulded(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
     drilled = [i % int(design.integers(2, 4)) == 0 for i in range(count)]
     for (x, y), is_hole in zip(spots, drilled, strict=True):
         if is_hole:
-            cv2.fillPoly(
-                holes, [np.round(disc(x, y, 0.62 * room) * 16).astype(np.int32)], (255,), cv2.LINE_AA, 4
-            )
+            cv2.fillPoly(holes, [np.round(disc(x, y, 0.62 * room) * 16).astype(np.int32)], (255,), cv2.LINE_AA, 4)
     if bore:
-        cv2.fillPoly(
-            holes, [np.round(disc(cx, cy, bore, n=48) * 16).astype(np.int32)], (255,), cv2.LINE_AA, 4
-        )
+        cv2.fillPoly(holes, [np.round(disc(cx, cy, bore, n=48) * 16).astype(np.int32)], (255,), cv2.LINE_AA, 4)
     solid = np.minimum(solid, 255 - holes)
     # a bevel round every edge: height grows with the distance from it, then is flat
     dist = cv2.distanceTransform((solid > 127).astype(np.uint8), cv2.DIST_L2, 3)
@@ -1004,9 +977,7 @@ def _moulded(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
     mat.cover[:] = solid.astype(np.float32) / 255
     rim = np.zeros((h, w), np.uint8)
     if design.random() < 0.6:  # a raised or sunken ring
-        cv2.circle(
-            rim, (round(cx), round(cy)), round(ring + 1.25 * room), (255,), max(2, round(4 * u)), cv2.LINE_AA
-        )
+        cv2.circle(rim, (round(cx), round(cy)), round(ring + 1.25 * room), (255,), max(2, round(4 * u)), cv2.LINE_AA)
         blend(
             mat,
             np.minimum(np.asarray(cv2.GaussianBlur(rim, (0, 0), 1.2 * u), np.uint8), solid),
@@ -1044,9 +1015,7 @@ def _moulded(design: _Rng, inst: _Rng, h: int, w: int, u: float) -> Part:
         x, y = cx + rr * np.cos(a), cy + rr * np.sin(a)
         window = solid[max(0, int(y - d / 2)) : int(y + d / 2), max(0, int(x - d / 2)) : int(x + d / 2)]
         if window.size and window.min() > 200 and all(np.hypot(x - p, y - q) > 1.1 * d for p, q in fitted):
-            part.spots.append(
-                Component(kind, float(x), float(y), d * 0.8, d * 0.8, 0.0, looks + 1, paintwork)
-            )
+            part.spots.append(Component(kind, float(x), float(y), d * 0.8, d * 0.8, 0.0, looks + 1, paintwork))
     return part
 
 

@@ -18,13 +18,7 @@ class ModelSettings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("refdiff")),
         description="Rebuildable files (golden features, model folders).",
     )
-    working_px: int = Field(
-        default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded."
-    )
-    max_pixels: int = Field(
-        default=64_000_000, ge=1_000_000, description="Largest image that is decoded, in pixels."
-    )
-    max_bytes: int = Field(
-        default=100_000_000, ge=1_000_000, description="Largest image file that is read, in bytes."
-    )
+    working_px: int = Field(default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded.")
+    max_pixels: int = Field(default=64_000_000, ge=1_000_000, description="Largest image that is decoded, in pixels.")
+    max_bytes: int = Field(default=100_000_000, ge=1_000_000, description="Largest image file that is read, in bytes.")
     threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")

@@ -120,7 +120,8 @@ def _usage(error: TyperException) -> int:
             return USAGE  # Typer has shown the help
         return _fail(error, "a command is missing; see refdiff --help", USAGE)
     command = context.command_path if context is not None else "refdiff"
-    return _fail(error, f"{error.format_message()} See: {command} --help", USAGE)
+    message = error.format_message().rstrip(".")
+    return _fail(error, f"{message}. See: {command} --help", USAGE)
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

@@ -22,9 +22,7 @@ _SEARCH_PX = 96  # and at which it tries rotations
 _SEARCH_STEP_DEG = 10.0
 MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's identity is no honest registration
 _MIN_NCC_FOUND = 0.45  # a registration that was searched for had more chances to fit by luck
-_FAST_NCC = (
-    0.60  # identity at least this good and with under half a pixel of residual is not searched further
-)
+_FAST_NCC = 0.60  # identity at least this good and with under half a pixel of residual is not searched further
 MIN_OVERLAP = 0.5
 MAX_RESIDUAL = 0.02  # of the long side
 _MAX_PERSPECTIVE = 0.35  # relative change of local scale across the image
@@ -80,18 +78,14 @@ def _gradient(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(np.sqrt(cv2.magnitude(gx, gy) + 1.0), (0, 0), 1.0), dtype=np.float32)
 
 
-def _warp(
-    image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE
-) -> NDArray:
+def _warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE) -> NDArray:
     """Warp by `matrix` (pixel corners at integers) to `size` (H, W)."""
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])  # OpenCV puts pixel centres at integers
     m = half @ matrix @ np.linalg.inv(half)
     return np.asarray(cv2.warpPerspective(image, m, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
 
 
-def coverage(
-    matrix: Matrix, reference_size: tuple[int, int], query_size: tuple[int, int]
-) -> NDArray[np.bool_]:
+def coverage(matrix: Matrix, reference_size: tuple[int, int], query_size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) bool: query pixels that the warped reference covers."""
     ones = np.full(reference_size, 255, np.uint8)
     return _warp(ones, matrix, query_size, cv2.BORDER_CONSTANT) > 127
@@ -205,9 +199,7 @@ def _rotation_search(
     return out
 
 
-def _refine(
-    candidate: _Candidate, gq: NDArray[np.float32], gr: NDArray[np.float32], homography: bool
-) -> _Candidate:
+def _refine(candidate: _Candidate, gq: NDArray[np.float32], gr: NDArray[np.float32], homography: bool) -> _Candidate:
     """ECC refinement; returns the candidate unchanged if ECC fails or makes it worse."""
     half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
     # ECC maps template (query) px to input (reference) px
@@ -261,9 +253,7 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     if not (best.ncc >= _FAST_NCC and residual is not None and residual <= 0.5):
         plausible = [_judge(m, t, gq, gr) for m, t in _sift(q, r) if _plausible(t, r.shape)]
         if max([best.ncc, *(c.ncc for c in plausible)]) < _FAST_NCC:
-            plausible += [
-                _judge(m, t, gq, gr) for m, t in _rotation_search(q, r, gq, gr) if _plausible(t, r.shape)
-            ]
+            plausible += [_judge(m, t, gq, gr) for m, t in _rotation_search(q, r, gq, gr) if _plausible(t, r.shape)]
         # identity stays in the race, and wins ties: a fixed camera is the common case
         field = [best, *sorted((c for c in plausible if c.overlap >= MIN_OVERLAP), key=lambda c: -c.ncc)[:2]]
         refined = [_refine(c, gq, gr, homography=c.method == "sift") for c in field]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
+from scipy.spatial import cKDTree
 
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
@@ -31,9 +32,9 @@ _CELL = 8 / 320  # one cell of the anomaly map, as a part of the image's long si
 _WINDOW_PX = 800  # a larger window is measured shrunk: a defect that fills it needs no finer pixels
 _MIN_WINDOW_PX = 64
 _HIGH, _LOW = 5.0, 3.0  # hysteresis: sigmas that start a defect, and that belong to one
-_RELATIVE = 0.25  # part of a defect's own strength that its faint parts must have
+_RELATIVE = 0.18  # part of a defect's own strength that its faint parts must have
 _SIGMAS = (0.7, 2.0)  # px of smoothing; the second finds what is faint but wide
-_PERTURB = (0.75, 1.4)  # factors on the thresholds: how much does the size hang on them?
+_PERTURB = (0.5, 1.8)  # factors on the thresholds: how much does the size hang on them?
 _MAX_SHIFT = 6  # px of misregistration forgiven at most
 _THIN = 4.0  # length over width from which a shape is a line
 _MAX_TAIL = 2.5  # how far structure that good samples do not share may raise the thresholds
@@ -129,7 +130,9 @@ def _region(anomaly_map: NDArray[np.float32], box: Box, inside: Box, mask: Mask 
     if mask is not None:
         bx, by = int(box[0]), int(box[1])
         if mask.shape != (int(box[3]) - by, int(box[2]) - bx):
-            raise InputError(f"region mask of {mask.shape} does not fit the box {tuple(box)}; pass the region's own box")
+            raise InputError(
+                f"region mask of {mask.shape} does not fit the box {tuple(box)}; pass the region's own box"
+            )
         cut = mask[y0 - by : y1 - by, x0 - bx : x1 - bx].astype(bool)
         if cut.any():
             return cut
@@ -151,19 +154,20 @@ def _measure_px(
     pad = round(max(2 * cell, 0.4 * max(inside[2] - inside[0], inside[3] - inside[1])))
     for _ in range(3):
         window = _cut(query, anomaly_map, widen(inside, pad, _MIN_WINDOW_PX, size), inside, region, cell)
-        found, method, misfit = _segment(window, reference, alignment)
+        found, method, misfit, sigma = _segment(window, reference, alignment)
         if found is None or not _touches(found, window, size):
             break
         pad *= 2  # the defect goes on outside: look further
     if found is None:
         return _from_map(inside, region, cell, size)
-    tried = [_shape(m) for m in found]
+    tried = [_shape(m, sigma) for m in found]
     length, width = tried[0]
-    spread = max(
-        (max(abs(a - length), abs(b - width)) for a, b in tried[1:]), default=0.0
-    )
-    quantum = 0.5 * window.shrink
-    u = math.hypot(spread * window.shrink / 2, quantum, misfit, 0.1 * length * window.shrink * (method == "contrast"))
+    spread = max((max(abs(a - length), abs(b - width)) for a, b in tried[1:]), default=0.0)
+    quantum = 0.7 * window.shrink  # half a pixel at either end
+    # a defect that leaves what the map shows may end anywhere within a cell; contrast has no reference to trust
+    unsure = 0.5 * cell if (found[0] & ~window.support).any() else 0.0
+    guess = 0.1 * length * window.shrink if method == "contrast" else 0.0
+    u = math.hypot(spread * window.shrink / 2, quantum, misfit, unsure, guess)
     full, tight = _native(found[0], window)
     return Measurement(
         tight, place_name(tight, size), int(full.sum()), length * window.shrink, width * window.shrink, u,
@@ -185,7 +189,7 @@ def _cut(
     quiet = (_grow(support, round(2 * cell)) == 0) & (heat < 0.5 * peak)
     floor = float(np.median(heat[support == 0])) if (support == 0).any() else 0.0
     heat = np.clip((heat - floor) / max(peak - floor, 1e-9), 0, 1).astype(np.float32)
-    reachable = ((near > 0) | (heat > 0.25)).astype(np.uint8)
+    reachable = _grow(((near > 0) | (heat > 0.25)).astype(np.uint8), round(cell / 2))
     if quiet.mean() < 0.1:
         quiet = near == 0
     if quiet.mean() < 0.1:
@@ -195,9 +199,9 @@ def _cut(
     if shrink > 1:
         target = (round(w / shrink), round(h / shrink))
         picture = np.asarray(cv2.resize(picture, target, interpolation=cv2.INTER_AREA), np.float32)
-        near = cv2.resize(near, target, interpolation=cv2.INTER_NEAREST)
+        near = np.asarray(cv2.resize(near, target, interpolation=cv2.INTER_NEAREST), np.uint8)
         heat = np.asarray(cv2.resize(heat, target, interpolation=cv2.INTER_AREA), np.float32)
-        reachable = cv2.resize(reachable, target, interpolation=cv2.INTER_NEAREST)
+        reachable = np.asarray(cv2.resize(reachable, target, interpolation=cv2.INTER_NEAREST), np.uint8)
         quiet = cv2.resize(quiet.astype(np.uint8), target, interpolation=cv2.INTER_NEAREST) > 0
     return _Window(outer, shrink, picture, near > 0, heat, reachable > 0, quiet)
 
@@ -221,8 +225,11 @@ def _touches(found: list[Mask], window: _Window, size: tuple[int, int]) -> bool:
 
 def _segment(
     window: _Window, reference: RgbImage | None, alignment: Alignment
-) -> tuple[list[Mask] | None, Method, float]:
-    """Masks at the nominal and the perturbed thresholds (None: nothing stands out), how, and px of misregistration."""
+) -> tuple[list[Mask] | None, Method, float, float]:
+    """Masks at the nominal and the perturbed thresholds (None: nothing stands out), how, and two lengths in px:
+
+    how far registration may be off, and how much the picture was smoothed.
+    """
     if reference is not None and alignment.ok:
         other, covered = _reference(window, reference, alignment)
         if covered[window.support].mean() > 0.5:
@@ -234,13 +241,13 @@ def _segment(
             for sigma in _SIGMAS:
                 found = _found(window, _difference(window, other, signed, misfit, sigma))
                 if found is not None:
-                    return found, "difference", misfit * window.shrink
-            return None, "map", 0.0
+                    return found, "difference", misfit * window.shrink, sigma
+            return None, "map", 0.0, 0.0
     for sigma in _SIGMAS:
         found = _found(window, _contrast(window, sigma))
         if found is not None:
-            return found, "contrast", 0.5
-    return None, "map", 0.0
+            return found, "contrast", 0.5, sigma
+    return None, "map", 0.0, 0.0
 
 
 def _reference(window: _Window, reference: RgbImage, alignment: Alignment) -> tuple[Plane, Mask]:
@@ -360,31 +367,39 @@ def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
     if not seeds.any():
         return None
     # beside a strong defect, weak differences of light and texture are something else
-    strengths = np.sort((residual.strict * window.heat)[seeds])
-    level = _RELATIVE * float(strengths[-max(12, len(strengths) // 10) :].mean())
-    floor = max(_LOW, level) * factor
-    seeds &= residual.strict > min(1.5, 0.9 / _RELATIVE) * floor
+    floor = max(_LOW, _RELATIVE * _strength(residual.strict, window, seeds)) * factor
+    seeds &= residual.strict > 1.5 * floor
     low = (residual.strict > floor) & window.reachable
-    labels, n = ndimage.label(low, structure=_EIGHT)
-    strong = np.zeros(n + 1, bool)
+    n, labels = cv2.connectedComponents(low.astype(np.uint8))
+    strong = np.zeros(n, bool)
     strong[np.unique(labels[seeds])] = True
     strong[0] = False
     core = strong[labels]
     if not core.any():
         return None
+    plain_floor = max(_LOW, _RELATIVE * _strength(residual.plain, window, core & window.support)) * factor
     # the strict residual loses the rim of what the reference shows, the plain one has it
-    body = ((residual.plain > floor) & window.reachable) | core
+    body = ((residual.plain > plain_floor) & window.reachable) | core
     body &= _grow(core.astype(np.uint8), residual.reach) > 0
     body = _slim(body, residual.plain)
-    labels, n = ndimage.label(body, structure=_EIGHT)
-    index = np.arange(1, n + 1)
-    inside = window.support * window.heat**2  # the map peaks on the defect, not on what is changed beside it
-    weight = np.asarray(ndimage.sum_labels(residual.plain * inside, labels, index))
-    area = np.asarray(ndimage.sum_labels(np.ones_like(inside), labels, index))
+    n, labels = cv2.connectedComponents(body.astype(np.uint8))
+    n -= 1  # the first is the background
+    # the map peaks on the defect, not on what is changed beside it
+    strength = residual.plain * window.support * window.heat**2
+    weight = np.bincount(labels.ravel(), strength.ravel(), n + 1)[1:]
+    area = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+    if n == 0:
+        return None
     keep = (weight >= 0.2 * weight.max()) & (area >= 3)
     if not keep.any():
         return None
     return _joined(labels, keep, weight)
+
+
+def _strength(residual: Plane, window: _Window, where: Mask) -> float:
+    """How strong the defect is at its strongest, little moved by single pixels."""
+    values = np.sort((residual * window.heat)[where])
+    return float(values[-max(12, len(values) // 10) :].mean())
 
 
 def _slim(body: Mask, plain: Plane) -> Mask:
@@ -395,21 +410,25 @@ def _slim(body: Mask, plain: Plane) -> Mask:
     return np.asarray(body & ((thick > 0) | (plain > 0.5 * crest)))
 
 
-def _joined(labels: NDArray[np.int32], keep: NDArray[np.bool_], weight: NDArray) -> Mask:
-    """The kept pieces and what lies close to them, thin gaps bridged."""
+def _joined(labels: NDArray, keep: NDArray[np.bool_], weight: NDArray) -> Mask:
+    """The kept pieces and what lies close to them, holes filled."""
+    pieces = labels > 0
     for _ in range(4):
         chosen = np.concatenate([[False], keep])[labels]
         ys, xs = np.nonzero(chosen)
         gap = float(np.clip(0.15 * math.hypot(np.ptp(ys), np.ptp(xs)), 3, 16))
-        far = np.asarray(ndimage.distance_transform_edt(~chosen))
-        nearest = np.asarray(ndimage.minimum(far, labels, np.arange(1, len(keep) + 1)))
+        far = cv2.distanceTransform((~chosen).astype(np.uint8), cv2.DIST_L2, 5)
+        nearest = np.full(len(keep), np.inf)
+        np.minimum.at(nearest, labels[pieces] - 1, far[pieces])
         more = keep | ((nearest <= gap) & (weight >= 0.02 * weight.max()))
         if (more == keep).all():
             break
         keep = more
     chosen = np.concatenate([[False], keep])[labels]
     # a place where part and what lies under it happen to be of one colour belongs to what is missing
-    return np.asarray(ndimage.binary_fill_holes(chosen))
+    outlines, _ = cv2.findContours(chosen.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros(chosen.shape, np.uint8), outlines, -1, (1,), cv2.FILLED)
+    return np.asarray(filled > 0)
 
 
 def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
@@ -425,20 +444,42 @@ def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
 # --- how large they are
 
 
-def _shape(mask: Mask) -> tuple[float, float]:
-    """(length, width) in px."""
+def _shape(mask: Mask, sigma: float) -> tuple[float, float]:
+    """(length, width) in px of a mask that was cut after smoothing by `sigma` px."""
     points = cv2.findNonZero(mask.astype(np.uint8))
     _, sides, _ = cv2.minAreaRect(points)
     long, short = max(sides) + 1.0, min(sides) + 1.0  # from pixel centres to pixel borders
     area = float(mask.sum())
-    inner = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)
+    joined = _bridged(mask)
+    inner = cv2.distanceTransform(np.pad(joined, 1).astype(np.uint8), cv2.DIST_L2, 5)
     if 2 * float(inner.max()) * _THIN > 1.5 * long or area > 20_000:
         return long, short
-    path = _path_length(mask, inner[1:-1, 1:-1])
-    width = area / max(path, 1.0)
+    path = _path_length(joined, inner[1:-1, 1:-1])
+    bridges = float((joined & ~mask).sum())
+    width = area / max(path - bridges, 1.0)
     if path < _THIN * width:
         return long, short
-    return max(path, long), width
+    # a line seen through a smoothing filter is wider at half height: take that out again (2.355 sigma is its width there)
+    return max(path, long), math.sqrt(max(width**2 - (2.355 * sigma) ** 2, 0.5**2))
+
+
+def _bridged(mask: Mask) -> Mask:
+    """The mask with its pieces joined by lines of one pixel where they are nearest, so that a path can run through."""
+    joined = mask.astype(np.uint8)
+    labels, n = ndimage.label(joined, structure=_EIGHT)
+    if n < 2 or n > 32:
+        return mask
+    pieces = [np.argwhere(labels == i) for i in range(1, n + 1)]
+    connected, waiting = pieces[0], pieces[1:]
+    while waiting:
+        tree = cKDTree(connected)
+        reached = [tree.query(piece) for piece in waiting]
+        k = int(np.argmin([float(distance.min()) for distance, _ in reached]))
+        distance, at = reached[k]
+        end, start = waiting[k][int(distance.argmin())], connected[int(at[int(distance.argmin())])]
+        cv2.line(joined, (int(start[1]), int(start[0])), (int(end[1]), int(end[0])), (1,))
+        connected = np.concatenate([connected, waiting.pop(k)])
+    return joined > 0
 
 
 def _path_length(mask: Mask, inner: NDArray) -> float:
@@ -475,7 +516,9 @@ def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> 
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
     mask = np.ascontiguousarray(region[y : y + h, x : x + w])
     box = (inside[0] + x, inside[1] + y, inside[0] + x + w, inside[1] + y + h)
-    length, width = _shape(mask)
+    length, width = _shape(mask, 0.0)
     # a map blurs by its cells and by how far the network sees: true sizes from a point to the region itself
     u = max(2 * cell, 0.5 * length)
-    return Measurement(box, place_name(box, size), int(mask.sum()), length, width, u, None, None, None, None, "map", mask)
+    return Measurement(
+        box, place_name(box, size), int(mask.sum()), length, width, u, None, None, None, None, "map", mask
+    )

@@ -64,15 +64,11 @@ def frame_golden(services: Services, product: str, spec: ProductSpec) -> Golden:
     if spec.frame:
         golden = services.bank.get(spec.frame)
         if golden.product != product:
-            raise UnknownRecordError(
-                f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}"
-            )
+            raise UnknownRecordError(f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}")
         return golden
     goldens = services.bank.list(product)
     if not goldens:
-        raise UnknownProductError(
-            f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first"
-        )
+        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
     return goldens[0]
 
 

@@ -112,10 +112,7 @@ def _view(
         cells = difference.descriptors(reference)
         return difference.ReferenceView(cells, torch.ones(cells.shape[-2:], dtype=torch.bool), False)
     covered = coverage(alignment.matrix, reference.size, query_size).astype(np.float32)
-    valid = (
-        torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA))
-        > _MIN_REGION_CELLS
-    )
+    valid = torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)) > _MIN_REGION_CELLS
     work = _in_work_px(alignment.matrix, query_features, reference)
     if _turns(work, reference.work_size):
         warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)

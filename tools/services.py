@@ -101,9 +101,7 @@ class Services:
         key = (sha256, window)
         image = self._images.recall(key)
         if image is None:
-            image = decode_image(
-                self.stores.images.get(sha256), name=name, window=window, settings=self.model_settings
-            )
+            image = decode_image(self.stores.images.get(sha256), name=name, window=window, settings=self.model_settings)
             image.flags.writeable = False
             self._images.keep(key, image)
         return image

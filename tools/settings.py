@@ -12,6 +12,4 @@ class ToolsSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
 
     references: int = Field(default=4, ge=1, le=16, description="Goldens (K) that a photo is compared with.")
-    alpha: float = Field(
-        default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating."
-    )
+    alpha: float = Field(default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating.")

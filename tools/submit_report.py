@@ -46,7 +46,9 @@ def submit_report(evidence: list[dict[str, Any]], findings: list[Claim], reasoni
 
 @tool("submit_report", response_format="content_and_artifact")
 def submit_report_tool(
-    findings: Annotated[list[Claim], Field(description="one per region that is a defect; empty if none", max_length=16)],
+    findings: Annotated[
+        list[Claim], Field(description="one per region that is a defect; empty if none", max_length=16)
+    ],
     reasoning: Annotated[str, Field(description="overall reasoning, same rule for words", max_length=1200)],
     runtime: ToolRuntime[Workbench, Any],
 ) -> tuple[str, dict[str, Any]]:

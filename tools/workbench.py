@@ -59,9 +59,14 @@ def latest(evidence: list[dict[str, Any]], kind: str, missing: str) -> EvidenceR
 
 
 def current_capture(bench: Workbench, evidence: list[dict[str, Any]]) -> Capture:
-    """The photo found by find_part. Raises ToolOrderError if it was not called."""
-    found = latest(evidence, "capture", "no photo yet: call find_part first")
-    return bench.services.stores.captures.get(str(found.arguments["capture_id"]))
+    """The photo that the first find_part found: a part photographed again meanwhile does not change a run.
+
+    Raises ToolOrderError if find_part was not called.
+    """
+    found = next((r for r in evidence if r["kind"] == "capture"), None)
+    if found is None:
+        raise ToolOrderError("no photo yet: call find_part first")
+    return bench.services.stores.captures.get(str(found["arguments"]["capture_id"]))
 
 
 def region_box(evidence: list[dict[str, Any]], region: str) -> tuple[EvidenceRecord, tuple[int, int, int, int]]:

@@ -47,9 +47,7 @@ def test_a_duplicate_changes_nothing(open_bank: OpenBank) -> None:
         assert bank.add(make_golden(1, enrolled_by="ana"), *make_vectors(1))
         assert not bank.add(make_golden(1, enrolled_by="bob"), *make_vectors(2))
         assert bank.get(make_golden(1).golden_id).enrolled_by == "ana"
-        assert bank.add(make_golden(1, "gear"), *make_vectors(1)), (
-            "the same photo may be another product's golden"
-        )
+        assert bank.add(make_golden(1, "gear"), *make_vectors(1)), "the same photo may be another product's golden"
         assert (bank.count("bracket"), bank.count("gear"), bank.count()) == (1, 1, 2)
         assert bank.products() == ["bracket", "gear"]
 
@@ -81,8 +79,7 @@ def test_nearest_equals_exhaustive_search(open_bank: OpenBank) -> None:
         order = np.argsort(-expected)
         hits = bank.nearest("bracket", vector, patches, k=5)
         assert [h.golden for h in hits] == [
-            replace(make_golden(int(i)), enrolled_at=h.golden.enrolled_at)
-            for i, h in zip(order, hits, strict=False)
+            replace(make_golden(int(i)), enrolled_at=h.golden.enrolled_at) for i, h in zip(order, hits, strict=False)
         ]
         np.testing.assert_allclose([h.similarity for h in hits], expected[order[:5]], atol=1e-5)
         cosines = [max(0.0, float(vector @ everything[int(i)][0])) for i in order[:5]]
@@ -126,9 +123,7 @@ def test_the_embedded_shortcut_answers_as_the_filter_does(settings: MemorySettin
         for k, skip, groups in ((1, [], []), (5, ids, ["g1"]), (40, ids, [])):
             answers = []
             for bank._catalogue in (catalogue, None):
-                hits = bank.nearest(
-                    "a", *make_vectors(1000 + k), k=k, exclude_ids=skip, exclude_groups=groups
-                )
+                hits = bank.nearest("a", *make_vectors(1000 + k), k=k, exclude_ids=skip, exclude_groups=groups)
                 answers.append([(h.golden, round(h.similarity, 6)) for h in hits])
                 answers.append([(g, 0.0) for g in bank.list("a", ("active",))])
                 answers.append([(bank.get(ids[0]), float(bank.count("a", ("flagged",))))])

@@ -89,9 +89,7 @@ for i in range(100_000):
 def test_a_second_process_waits_for_the_bank_then_says_who_to_stop(settings: MemorySettings) -> None:
     with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         bank.add(make_golden(1), *make_vectors(1))
-        with pytest.raises(
-            BankBusyError, match=r"(?s)refdiff serve.*QDRANT_URL"
-        ):  # same process: no deadlock
+        with pytest.raises(BankBusyError, match=r"(?s)refdiff serve.*QDRANT_URL"):  # same process: no deadlock
             GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
         busy = start("settings.bank_wait_s = 0.2\nopen_bank()", settings.home)
         _, err = busy.communicate(timeout=60)
@@ -133,9 +131,7 @@ def test_threads_share_bank_and_stores(settings: MemorySettings) -> None:
             barrier.wait(timeout=30)
             for i in range(15):
                 bank.add(make_golden(i), *make_vectors(i))
-                assert bank.nearest("bracket", *make_vectors(i), k=1)[0].similarity == pytest.approx(
-                    1, abs=1e-5
-                )
+                assert bank.nearest("bracket", *make_vectors(i), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
             try:
                 stores.dispositions.add("1", "accept", f"thread {thread}", "looked at it")
             except DuplicateError:

@@ -93,9 +93,7 @@ def test_an_absent_image(tmp_path: Path) -> None:
         ImageStore(tmp_path).get(A)
 
 
-@pytest.mark.parametrize(
-    "sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64]
-)
+@pytest.mark.parametrize("sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64])
 def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
     for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).has, ImageStore(tmp_path).get):
         with pytest.raises(InputError, match="64 hex"):
@@ -176,9 +174,7 @@ def test_a_product_grows(stores: Stores) -> None:
     assert products.get("M3 screw") is None
     assert products.ensure(" M3 screw ").spec == {}
     assert products.set_window_once("M3 screw", (10, 4000)).intensity_window == (10.0, 4000.0)
-    assert products.set_window_once("M3 screw", (0, 1)).intensity_window == (10.0, 4000.0), (
-        "the first one stays"
-    )
+    assert products.set_window_once("M3 screw", (0, 1)).intensity_window == (10.0, 4000.0), "the first one stays"
     spec = {"scale_mm_per_px": 0.02, "limits": [{"type": "scratch", "max_length_mm": 1}]}
     assert products.set_spec("M3 screw", spec, scale_mm_per_px=0.02).spec_version == 1
     product = products.set_spec("M3 screw", spec, scale_mm_per_px=0.03)
@@ -308,9 +304,7 @@ def test_an_inspection_is_filed_exactly_once(stores: Stores) -> None:
 def test_inspections_are_listed_newest_first(stores: Stores) -> None:
     days = {"a": "2026-01-03", "b": "2026-01-01", "c": "2026-01-02", "d": "2026-01-02"}
     for i, (name, day) in enumerate(days.items()):
-        stores.inspections.file(
-            name, str(i % 2), "gear" if name != "c" else "axle", "FAIL" if i else "PASS", day, {}
-        )
+        stores.inspections.file(name, str(i % 2), "gear" if name != "c" else "axle", "FAIL" if i else "PASS", day, {})
     cases: list[tuple[dict[str, object], str]] = [
         ({}, "adcb"),
         ({"limit": 2}, "ad"),
@@ -336,9 +330,7 @@ def test_the_first_decision_stands(stores: Stores) -> None:
         ("i3", "REVIEW", "2026-01-01"),
     ):
         stores.inspections.file(name, "7", "gear", verdict, day, {"v": verdict})  # type: ignore[arg-type]
-    assert [r.inspection_id for r in stores.inspections.open_reviews()] == ["i3", "i1"], (
-        "longest waiting first"
-    )
+    assert [r.inspection_id for r in stores.inspections.open_reviews()] == ["i3", "i1"], "longest waiting first"
     assert stores.dispositions.get("i1") is None
     disposition = stores.dispositions.add("i1", "accept", " ana ", "shadow of the clamp")
     assert stores.dispositions.get("i1") == disposition

@@ -113,9 +113,7 @@ def test_pose_moves_pixels_as_its_transform_says() -> None:
 def test_light_and_noise_touch_no_truth(kind: PartKind) -> None:
     spec = [DefectSpec("blob", size_px=12, seed=2)]
     plain = render(kind, 0, 0, defects=spec)
-    dark = render(
-        kind, 0, 0, defects=spec, noise_sigma=6, light=Light(gain=0.3, blur_sigma=1, jpeg_quality=70)
-    )
+    dark = render(kind, 0, 0, defects=spec, noise_sigma=6, light=Light(gain=0.3, blur_sigma=1, jpeg_quality=70))
     assert dark.image.mean() < 0.5 * plain.image.mean()
     assert np.array_equal(dark.defect_mask, plain.defect_mask)
     assert np.array_equal(dark.foreground, plain.foreground)

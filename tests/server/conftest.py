@@ -1,0 +1,61 @@
+"""A home with 22 good samples of one product, calibrated once and copied for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from refdiff.model.images import encode_png
+from refdiff.model.render import DefectSpec, render
+from refdiff.server import cli
+
+SIZE = (96, 128)
+
+
+def good_photo(instance: int) -> bytes:
+    return encode_png(render("circuit", 1, instance, size=SIZE, noise_seed=instance).image)
+
+
+def bad_photo(instance: int) -> bytes:
+    defects = [
+        DefectSpec("stain", size_px=30, where=(64, 48), contrast=1.0),
+        DefectSpec("scratch", size_px=60, contrast=1.0),
+    ]
+    return encode_png(render("circuit", 1, instance, size=SIZE, noise_seed=instance, defects=defects).image)
+
+
+@pytest.fixture(scope="session")
+def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("calibrated")
+    photos = root / "photos"
+    photos.mkdir()
+    for i in range(22):
+        (photos / f"{i:02}.png").write_bytes(good_photo(i))
+    (root / "good.png").write_bytes(good_photo(100))
+    (root / "bad.png").write_bytes(bad_photo(100))
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("REFDIFF_HOME", str(root / "home"))
+        m.setenv("REFDIFF_CACHE", str(root / "cache"))
+        m.setenv("REFDIFF_WORKING_PX", "128")
+        for name in ("QDRANT_URL", "REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL"):
+            m.delenv(name, raising=False)
+        assert cli.run(["enroll", "--product", "board", str(photos)]) == 0
+        assert cli.run(["calibrate", "--product", "board"]) == 0
+    return root
+
+
+@pytest.fixture
+def ready(_made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with home/ (REFDIFF_HOME), photos/, good.png and bad.png; the working directory."""
+    root = tmp_path / "ready"
+    shutil.copytree(_made_once, root)
+    monkeypatch.setenv("REFDIFF_HOME", str(root / "home"))
+    monkeypatch.setenv("REFDIFF_CACHE", str(root / "cache"))
+    monkeypatch.setenv("REFDIFF_WORKING_PX", "128")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(root)
+    assert os.environ["REFDIFF_HOME"] == str(root / "home")
+    return root

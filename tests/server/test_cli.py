@@ -1,0 +1,344 @@
+"""The command line as its callers see it: exit codes, one JSON document, no traceback, files where it says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.memory.stores import Stores
+from refdiff.model.images import encode_png
+from refdiff.server import cli, cli_records
+
+REFDIFF = Path(sys.executable).parent / "refdiff"
+PHOTO = encode_png(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
+    """(exit code, the JSON document on stdout, stderr) of a command with --json."""
+    capsys.readouterr()
+    code = cli.run([*arguments, "--json"])
+    written = capsys.readouterr()
+    return code, json.loads(written.out), written.err
+
+
+def script(*arguments: str | bytes, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([REFDIFF, *arguments], capture_output=True, timeout=120, check=False, **options)
+
+
+# ---- help and usage ----
+
+COMMANDS = [
+    ["enroll"], ["capture"], ["inspect"], ["ask"], ["calibrate"], ["evaluate"], ["demo"], ["review"],
+    ["product", "set"], ["product", "show"], ["goldens", "list"], ["goldens", "flag"], ["goldens", "retire"],
+    ["goldens", "activate"], ["inspections", "list"], ["inspections", "show"], ["inspections", "resume"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example" in text
+    assert f"refdiff {' '.join(command)}" in " ".join(text.split())
+    assert "--json" in text
+
+
+def test_help_is_fast_because_it_loads_no_network() -> None:
+    code = "import sys; from refdiff.server import cli; cli.run(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["inspect"],
+        ["inspect", "--part", "1", "--nonsense"],
+        ["inspect", "--part", "1", "--references", "0"],
+        ["inspect", "--part", "1", "--references", "many"],
+        ["inspect", "--part", "1", "--scale-mm-per-px", "1"],
+        ["inspect", "--part", "1", "--image", "x.png"],
+        ["capture", "--part", "1", "--product", "p", "--scale-mm-per-px", "nan", "x.png"],
+        ["calibrate", "--product", "p", "--alpha", "0.7"],
+        ["evaluate", ".", "--format", "zip"],
+        ["goldens", "list", "--status", "lost"],
+        ["inspections", "list", "--verdict", "MAYBE"],
+        ["inspections", "list", "--limit", "0"],
+        ["review", "--accept", "--reason", "x"],
+        ["review", "i", "--accept", "--override", "--reason", "x"],
+        ["review", "i", "--accept"],
+        ["review", "i", "--reason", "x"],
+        ["product", "set", "p"],
+    ],
+    ids=" ".join,
+)
+def test_usage_mistakes_are_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == 64
+    assert "Traceback" not in capsys.readouterr().err
+    if arguments:
+        code, document, _ = call(capsys, *arguments)
+        assert (code, document["error"]["exit_code"], document["error"]["type"]) == (64, 64, "UsageError")
+
+
+def test_a_wrong_setting_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_BANK_WAIT_S", "soon")
+    code, document, _ = call(capsys, "goldens", "list")
+    assert code == 64
+    assert "REFDIFF_BANK_WAIT_S=soon" in document["error"]["message"]
+
+
+# ---- bad input and other ends, through the installed script ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["inspect", "--part", "1", "--alpha", "2"], 64),
+        (["inspect", "--part", "4412"], 65),
+        (["inspect", "--part", "../../etc/passwd"], 65),
+        (["inspect", "--part", b"\xff\xfe"], 65),
+        (["inspect", "--part", "x" * 1000], 65),
+        (["capture", "--part", "1", "--product", "p", "missing.png"], 65),
+        (["capture", "--part", "1", "--product", "../p", "missing.png"], 65),
+        (["inspections", "show", "../../x"], 65),
+        (["product", "set", "p", "--spec", "missing.yaml"], 65),
+        (["evaluate", "missing"], 65),
+        (["ask", " "], 65),
+        (["ask", "how are you?", "--image", "x.png"], 65),
+    ],
+)
+def test_exit_codes_of_the_installed_script(arguments: list[str | bytes], code: int, tmp_path: Path) -> None:
+    done = script(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr + done.stdout
+
+
+def test_capture_refuses_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"GIF89a")
+    code, document, _ = call(capsys, "capture", "--part", "1", "--product", "p", str(bad))
+    assert (code, document["error"]["type"]) == (65, "ImageError")
+
+
+def test_capture_twice_is_one_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(PHOTO)
+    arguments = ("capture", "--part", "#44", "--product", "p", str(tmp_path / "a.png"), "--scale-mm-per-px", "0.1")
+    first, again = call(capsys, *arguments), call(capsys, *arguments)
+    assert first[0] == again[0] == 0
+    assert (first[1]["part_id"], first[1]["scale_mm_per_px"]) == ("44", 0.1)
+    assert first[1] == again[1]
+    assert "is new" in first[2]
+    assert "is new" not in again[2]
+
+
+def test_disk_full_is_69(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(PHOTO)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, document, _ = call(capsys, "capture", "--part", "1", "--product", "p", str(tmp_path / "a.png"))
+    assert (code, document["error"]["type"]) == (69, "StorageError")
+    assert "disk is full" in document["error"]["message"]
+
+
+def test_home_that_cannot_be_written_is_69(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "file" / "home"))
+    assert call(capsys, "inspections", "list")[0] == 69
+
+
+def test_bank_held_by_another_process_is_69(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setenv("REFDIFF_BANK_WAIT_S", "0.1")
+    with FileLock(ready / "home" / "qdrant.lock"):
+        code, document, _ = call(capsys, "goldens", "list")
+    assert (code, document["error"]["type"]) == (69, "BankBusyError")
+
+
+def test_internal_error_is_70_and_leaves_a_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Stores:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli_records, "open_stores", broken)
+    code, document, err = call(capsys, "inspections", "list")
+    assert code == 70
+    assert "Traceback" not in err
+    [log] = (tmp_path / "home" / "logs").iterdir()
+    assert str(log) in document["error"]["message"]
+    assert "ZeroDivisionError: a bug" in log.read_text()
+
+
+def test_ctrl_c_is_130(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setenv("REFDIFF_LOG_LEVEL", "DEBUG")
+    with FileLock(ready / "home" / "qdrant.lock"):
+        process = subprocess.Popen([REFDIFF, "goldens", "list"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"qdrant.lock" in line:  # now it surely waits for the bank
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["goldens", "list"], ["product", "show", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(ready: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([REFDIFF, *arguments], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# ---- the work itself ----
+
+
+def test_inspect_good_and_bad(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, good, _ = call(capsys, "inspect", "--part", "1", "--image", "good.png", "--product", "board")
+    assert (code, good["verdict"], good["findings"]) == (0, "PASS", [])
+    code, bad, _ = call(
+        capsys, "inspect", "--part", "#2", "--image", "bad.png", "--product", "board",
+        "--scale-mm-per-px", "0.1", "--html", "new/page.html", "--out", "copies",
+    )  # fmt: skip
+    assert (code, bad["verdict"], bad["part_id"]) == (1, "FAIL", "2")
+    assert bad["findings"]
+    assert all(Path(p).is_file() for p in bad["artefacts"].values())
+    assert (ready / "new" / "page.html").read_bytes() == Path(bad["artefacts"]["html"]).read_bytes()
+    assert {"report.json", "report.html"} <= {p.name for p in (ready / "copies").iterdir()}
+
+    capsys.readouterr()
+    assert cli.run(["inspect", "--part", "2"]) == 1  # the newest capture, again
+    shown = capsys.readouterr().out
+    assert "FAIL" in shown
+    assert bad["findings"][0]["location"]["region"] in shown
+    paths = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("html")]
+    assert Path(paths[0]).is_file()
+
+    code, listed, _ = call(capsys, "inspections", "list", "--part", "2")
+    assert [i["verdict"] for i in listed["inspections"]] == ["FAIL", "FAIL"]
+    code, one, _ = call(capsys, "inspections", "show", bad["inspection_id"])
+    assert (code, one["findings"], one["disposition"]) == (0, bad["findings"], None)
+
+
+def test_too_few_good_samples_is_2_and_a_person_decides(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_USER", "Ada")
+    cli.run(["enroll", "--product", "few", *(f"photos/0{i}.png" for i in range(3))])
+    code, report, _ = call(
+        capsys, "ask", "inspect part #9 against the nearest good sample", "--image", "bad.png", "--product", "few"
+    )
+    assert (code, report["verdict"], report["requested_by"]) == (2, "REVIEW", "Ada")
+    inspection = report["inspection_id"]
+    assert [r["inspection_id"] for r in call(capsys, "review")[1]["open_reviews"]] == [inspection]
+    assert call(capsys, "review", inspection)[0] == 0
+    assert call(capsys, "review", inspection, "--accept", "--reason", " ")[0] == 65
+    code, decided, _ = call(capsys, "review", inspection, "--override", "--reason", "dust")
+    assert (code, decided["decision"], decided["by"], decided["reason"]) == (0, "override", "Ada", "dust")
+    assert call(capsys, "review", inspection, "--accept", "--reason", "no")[1]["error"]["type"] == "DuplicateError"
+    assert call(capsys, "review")[1] == {"open_reviews": []}
+    shown = call(capsys, "inspections", "show", inspection)[1]
+    assert (shown["verdict"], shown["disposition"]["decision"]) == ("REVIEW", "override")
+    assert call(capsys, "inspections", "resume")[1] == {"inspections": []}
+
+
+def test_ask_without_a_part_is_an_answer(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = call(capsys, "ask", "what can you do?")
+    assert (code, document["verdict"]) == (0, None)
+    assert document["answer"]
+
+
+@pytest.mark.parametrize("target", [["--html", "photos"], ["--out", "good.png"], ["--html", "good.png/x.html"]])
+def test_a_place_that_cannot_be_written_costs_no_inspection(
+    ready: Path, capsys: pytest.CaptureFixture[str], target: list[str]
+) -> None:
+    cli.run(["capture", "--part", "1", "--product", "board", "good.png"])
+    assert call(capsys, "inspect", "--part", "1", *target)[0] == 65
+    assert call(capsys, "inspections", "list")[1] == {"inspections": []}
+
+
+def test_enroll_lists_refusals_and_fails_only_without_any_golden(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ready / "bad.txt").write_text("no image")
+    code, document, _ = call(capsys, "enroll", "--product", "new", "bad.txt", "missing.png")
+    assert (code, document["error"]["exit_code"], len(document["refused"])) == (65, 65, 2)
+    code, document, err = call(capsys, "enroll", "--product", "board", "bad.txt", "photos")
+    assert (code, len(document["refused"]), len(document["already_there"])) == (0, 1, 22)
+    assert "refused: bad.txt" in err
+
+
+def test_goldens_are_flagged_retired_and_brought_back(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = call(capsys, "goldens", "list", "--product", "board")[1]["goldens"]
+    first, second = listed[0]["golden_id"], listed[1]["golden_id"]
+    assert call(capsys, "goldens", "retire", first, second, "--note", "old revision")[0] == 0
+    retired = call(capsys, "goldens", "list", "--status", "retired")[1]["goldens"]
+    assert [(g["golden_id"], g["note"]) for g in retired] == [(first, "old revision"), (second, "old revision")]
+    assert call(capsys, "product", "show", "board")[1]["calibration"]["stale"] is True
+    assert call(capsys, "goldens", "activate", first, "g-000000000000")[0] == 65  # all or none
+    assert len(call(capsys, "goldens", "list", "--status", "retired")[1]["goldens"]) == 2
+    call(capsys, "goldens", "activate", first, second)
+    assert call(capsys, "product", "show", "board")[1]["calibration"]["stale"] is False
+    call(capsys, "goldens", "flag", first)
+    assert call(capsys, "goldens", "list", "--status", "flagged")[1]["goldens"][0]["golden_id"] == first
+
+
+def test_calibrate_says_what_can_be_promised(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = call(capsys, "calibrate", "--product", "board", "--alpha", "0.01")
+    assert (code, document["n"], document["goldens_needed_for_alpha"]) == (0, 22, 99)
+    assert document["alpha"] == {"requested": 0.01, "attained": pytest.approx(1 / 23)}
+    capsys.readouterr()
+    assert cli.run(["product", "show", "board"]) == 0
+    assert "needs 99 parts" in capsys.readouterr().out
+    assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith("no product 'bord'")
+
+
+def test_product_set_and_show(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (ready / "spec.yaml").write_text("scale_mm_per_px: 0.1\nlimits:\n  - {severity: major, reject: true}\n")
+    code, document, _ = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+    assert (code, document["scale_mm_per_px"], document["spec_version"]) == (0, 0.1, 1)
+    assert call(capsys, "product", "show", "board")[1]["spec"]["limits"][0]["severity"] == "major"
+    (ready / "spec.yaml").write_text("limits: [{severity: awful}]")
+    code, document, _ = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+    assert (code, document["error"]["type"]) == (65, "SpecError")
+    assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
+
+
+def test_evaluate_writes_the_results_and_touches_no_user_data(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, name in (("train/good", "photos"), ("test/good", "good.png"), ("test/stain", "bad.png")):
+        (ready / "data" / place).mkdir(parents=True)
+        sources = sorted((ready / name).iterdir()) if (ready / name).is_dir() else [ready / name]
+        for source in sources:
+            (ready / "data" / place / source.name).write_bytes(source.read_bytes())
+    before = sorted(p.name for p in (ready / "home").rglob("*"))
+    code, document, err = call(capsys, "evaluate", "data", "--goldens", "4", "--out", "new/results.json", "--seed", "3")
+    assert (code, document["goldens"], document["n_bad"], document["seed"]) == (0, 4, 1, 3)
+    assert "Image AUROC" in err
+    assert json.loads((ready / "new" / "results.json").read_text()) == document
+    assert sorted(p.name for p in (ready / "home").rglob("*")) == before
