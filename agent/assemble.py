@@ -23,13 +23,13 @@ from refdiff.agent.report.schema import (
 from refdiff.agent.verify import format_number
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import GoldenHit
-from refdiff.tools.calibrate import software_fingerprint
+from refdiff.tools.calibrate import requested_alpha, software_fingerprint
 from refdiff.tools.defect_types import UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.inspection import PhotoInspection, RegionResult
+from refdiff.tools.measure import measure_record
 from refdiff.tools.pipeline import product_spec
 from refdiff.tools.score_difference import MAX_REGIONS, score_record
-from refdiff.tools.toolbox import measure_record
 from refdiff.tools.workbench import Workbench
 
 
@@ -150,6 +150,7 @@ def assemble(
         dropped.append(f"finding at {claim['region']}: not a region of the comparison with the nearest goldens")
     decision = _decide(bench, canonical, judged, as_claimed, state.get("reading"))
     calibration = canonical.calibration
+    alpha = requested_alpha(bench.services, calibration)
     alignment = canonical.comparison.alignments[0]
     hits = canonical.comparison.hits
     return {
@@ -161,8 +162,8 @@ def assemble(
         "verdict_reason": decision.reason,
         "image_score": canonical.comparison.difference.score,
         "p_value": canonical.p_value,
-        "threshold": score_threshold(calibration.scores, bench.services.settings.alpha) if calibration else None,
-        "alpha": Alpha(requested=bench.services.settings.alpha, attained=decision.attained),
+        "threshold": score_threshold(calibration.scores, alpha) if calibration else None,
+        "alpha": Alpha(requested=alpha, attained=decision.attained),
         "n_calibration": calibration.n if calibration else 0,
         "reference": _reference(hits[0]),
         "references": [_reference(h) for h in hits],
@@ -193,7 +194,7 @@ def _decide(
     facts = PolicyInput(
         p=canonical.p_value,
         n=canonical.calibration.n if canonical.calibration else 0,
-        alpha=bench.services.settings.alpha,
+        alpha=requested_alpha(bench.services, canonical.calibration),
         findings=judged,
         reading=LlmReading.model_validate(reading) if reading else None,
         problems=canonical.problems,

@@ -192,7 +192,7 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     reference = context.keep_image(registered_reference(context, capture))
     started = time.perf_counter()
     try:
-        reading = context.endpoint.read_pair(prompts.READ, reference, capture.sha256)
+        reading = context.endpoint.read_pair(prompts.READ, reference, context.shown_query(capture))
     except LLMError as e:
         context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
         return {"reading": None, "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}

@@ -25,6 +25,7 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.dispositions import Disposition
 from refdiff.model.errors import InputError, StorageError, UnavailableError, UnknownProductError
+from refdiff.model.images import decode_image
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import open_workbench
 from refdiff.tools.services import Services
@@ -158,13 +159,8 @@ class Inspector:
 
     def _image_url(self, sha256: str) -> str:
         """A stored picture as a data URL, at most `llm_image_px` long."""
-        from refdiff.model.images import decode_image
-
         data = self.services.stores.images.get(sha256)
-        capture_window = None
-        for product in self.services.stores.products.list():
-            capture_window = capture_window or product.intensity_window
-        image = decode_image(data, window=capture_window, settings=self.services.model_settings)
+        image = decode_image(data, settings=self.services.model_settings)
         return data_url(pictures.page_image(image, self.settings.llm_image_px))
 
     def _open_saver(self) -> BaseCheckpointSaver[Any]:

@@ -17,7 +17,16 @@ from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.server import console
 from refdiff.server.console import answer
-from refdiff.server.options import AlphaRate, Json, ProductName, References, clean, open_services, open_stores
+from refdiff.server.options import (
+    AlphaRate,
+    Json,
+    ProductName,
+    References,
+    clean,
+    open_services,
+    open_stores,
+    unknown_product,
+)
 from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
@@ -48,22 +57,22 @@ def register(app: typer.Typer) -> None:
 def calibrate(
     product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
 ) -> None:
-    """Measure how good samples score against each other, and say which false-reject rate can be promised."""
+    """Measure how good samples score against each other, and say which false-reject rate can be promised.
+
+    Inspections of the product ask for the same --alpha from then on, unless they are given one themselves.
+    """
     from refdiff.tools.calibrate import calibrate as measure
-    from refdiff.tools.calibrate import summary
-    from refdiff.tools.enroll import unknown_product
+    from refdiff.tools.calibrate import requested_alpha, summary
 
     name = check_product_name(product)
     with open_services(references, alpha) as services:
         if not services.bank.count(name):
             raise unknown_product(services.bank.products(), name)
         with console.progress(f"calibrating {name}") as moved:
-            calibration = measure(services, name, references, moved)
-        asked = services.settings.alpha
+            calibration = measure(services, name, references, moved, alpha)
+        asked = requested_alpha(services, calibration)
     found = summary(calibration, asked)
     answer.give(found, console.facts(_calibration_rows(found)))
-    if alpha is not None and alpha != load(ToolsSettings).alpha:
-        console.note(f"inspections use REFDIFF_ALPHA ({load(ToolsSettings).alpha:g}), or their own --alpha {alpha:g}")
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -119,7 +128,6 @@ def show_product(
         listed = "\n".join(p.name for p in known) or "no products; make one: refdiff enroll --product P FOLDER"
         answer.give({"products": [asdict(p) for p in known]}, listed)
         return
-    from refdiff.tools.enroll import unknown_product
 
     with open_services() as services:
         found = services.stores.products.get(name)
@@ -135,13 +143,13 @@ def _count(services: Services, name: str) -> dict[str, int]:
 
 
 def _calibration(services: Services, name: str) -> dict[str, Any]:
-    from refdiff.tools.calibrate import calibration_key, summary
+    from refdiff.tools.calibrate import calibration_key, requested_alpha, summary
 
     latest = services.stores.calibrations.latest(name)
     if latest is None:
         return {"calibration": None}
     stale = latest.key != calibration_key(services, name, services.settings.references)
-    return {"calibration": summary(latest, services.settings.alpha) | {"stale": stale}}
+    return {"calibration": summary(latest, requested_alpha(services, latest)) | {"stale": stale}}
 
 
 def _product_view(document: dict[str, Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.model.errors import UnknownProductError
 from refdiff.model.settings import ModelSettings
 from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
@@ -69,3 +70,10 @@ def clean(text: str) -> str:
 
 def shown_path(path: Path) -> str:
     return clean(str(path.absolute()))
+
+
+def unknown_product(known: Iterable[str], product: str) -> UnknownProductError:
+    """For a person who mistyped a product: what there is, and the way out."""
+    names = ", ".join(known)
+    have = f"products: {names}" if names else "there is none yet"
+    return UnknownProductError(f"no product {product!r} ({have}); make it with `refdiff enroll --product {product!r}`")

@@ -1,35 +1,45 @@
 """Registration of a golden sample to the query photo: any in-plane rotation, shift, scale, moderate perspective.
 
-Candidates (identity, SIFT + MAGSAC homography, exhaustive rotation search) are judged by one yardstick, the correlation of
-their gradient images, the winner is refined by ECC (Evangelidis & Psarakis, 2008), and the remaining displacement is
-measured tile by tile with phase correlation, independent of what the optimiser believed. When nothing fits, `ok` is False
-and the pair is compared unregistered.
+Candidates come from identity (the fixed camera), an exhaustive search over rotation, scale and shift, and, when those do not
+convince, from SIFT. They are refined coarse to fine by ECC (Evangelidis & Psarakis, 2008) on gradient images and judged by
+one yardstick, the correlation of edges and of normalised intensity on the part. What displacement remains is measured tile by
+tile with phase correlation, independent of what the optimiser believed. When nothing fits, `ok` is False and the pair is
+compared unregistered.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from refdiff.model.images import RgbImage
 
+F32 = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+
 _WORK_PX = 256  # long side, in px, at which registration works
-_SEARCH_PX = 96  # and at which it tries rotations
-_SEARCH_STEP_DEG = 10.0
+_LEVELS = (4, 2, 1)  # it goes down from work px / 4
+_SEARCH_DEG = 7.5
+_SCALES = (0.74, 0.86, 1.16, 1.36)  # besides 1; ECC bridges the steps
+_KEEP = 4  # places of the search that are refined
 MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's identity is no honest registration
-_MIN_NCC_FOUND = 0.45  # a registration that was searched for had more chances to fit by luck
-_FAST_NCC = 0.60  # identity at least this good and with under half a pixel of residual is not searched further
+_MIN_NCC_FOUND = 0.50  # a registration that was searched for had more chances to fit by luck
+_FAST_NCC = 0.80  # identity at least this good is not searched further
+_SURE = 0.80  # a candidate at least this good ends the search
 MIN_OVERLAP = 0.5
 MAX_RESIDUAL = 0.02  # of the long side
-_MAX_PERSPECTIVE = 0.35  # relative change of local scale across the image
+_MAX_PERSPECTIVE = 0.45  # relative change of local scale across the image
 _MIN_SCALE, _MAX_SCALE = 0.5, 2.0
 _MAX_ANISOTROPY = 1.25  # ratio of the two local scales at the centre
-
-Matrix = NDArray[np.float64]
+_HALF = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])  # OpenCV puts pixel centres at integers
+_UNHALF = np.linalg.inv(_HALF)
+_ECC_MASK_BLUR = 5
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,38 @@ class Alignment:
 class _Candidate:
     method: str
     matrix: Matrix  # reference work px -> query work px
-    ncc: float
-    overlap: float
+    ncc: float = -1.0
+    look: float = -1.0
+    overlap: float = 0.0
+
+    @property
+    def score(self) -> float:
+        return 0.75 * self.ncc + 0.25 * self.look
 
 
-def _work_grey(image: RgbImage, long_side: int) -> tuple[NDArray[np.float32], Matrix]:
+class _View:
+    """One image as registration sees it: grey, gradient and normalised intensity at 1, 1/2 and 1/4 of work px."""
+
+    def __init__(self, image: RgbImage) -> None:
+        self.grey, self.from_original = _work_grey(image, _WORK_PX)
+        gradient, look = _gradient(self.grey), _look(self.grey)
+        self.gradient = {1: gradient}
+        self.look = {1: look}
+        for k in (2, 4):
+            size = (max(8, round(gradient.shape[1] / k)), max(8, round(gradient.shape[0] / k)))
+            self.gradient[k] = cv2.resize(gradient, size, interpolation=cv2.INTER_AREA)
+            self.look[k] = cv2.resize(look, size, interpolation=cv2.INTER_AREA)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.grey.shape[0], self.grey.shape[1]
+
+    def to_level(self, k: int) -> Matrix:
+        h, w = self.size
+        return np.diag([self.gradient[k].shape[1] / w, self.gradient[k].shape[0] / h, 1.0])
+
+
+def _work_grey(image: RgbImage, long_side: int) -> tuple[F32, Matrix]:
     """Grey float32 0..255 with at most `long_side` px, and the matrix original px -> work px (pixel centres at .5)."""
     h, w = image.shape[:2]
     f = min(1.0, long_side / max(h, w))
@@ -71,17 +108,25 @@ def _work_grey(image: RgbImage, long_side: int) -> tuple[NDArray[np.float32], Ma
     return grey.astype(np.float32), np.diag([size[0] / w, size[1] / h, 1.0])
 
 
-def _gradient(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def _gradient(grey: F32) -> F32:
     """Gradient magnitude, compressed so that a few strong edges do not rule and light changes matter little."""
     smooth = cv2.GaussianBlur(grey, (0, 0), 1.2)
     gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     return np.asarray(cv2.GaussianBlur(np.sqrt(cv2.magnitude(gx, gy) + 1.0), (0, 0), 1.0), dtype=np.float32)
 
 
+def _look(grey: F32) -> F32:
+    """Intensity relative to its wide surroundings: tells the dark marker from the bright one, not the lamp."""
+    sigma = 0.08 * max(grey.shape)
+    log = np.log(grey + 8.0)
+    log = cv2.GaussianBlur(log, (0, 0), 1.5)
+    wide = cv2.blur(cv2.blur(log, (int(4 * sigma) | 1,) * 2), (int(4 * sigma) | 1,) * 2)
+    return np.asarray(np.clip(log - wide, -0.7, 0.7), np.float32)
+
+
 def _warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE) -> NDArray:
     """Warp by `matrix` (pixel corners at integers) to `size` (H, W)."""
-    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])  # OpenCV puts pixel centres at integers
-    m = half @ matrix @ np.linalg.inv(half)
+    m = _HALF @ matrix @ _UNHALF
     return np.asarray(cv2.warpPerspective(image, m, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
 
 
@@ -99,16 +144,24 @@ def warp_reference(
     return warped, coverage(matrix, reference.shape[:2], query_size)
 
 
-def _judge(method: str, matrix: Matrix, gq: NDArray[np.float32], gr: NDArray[np.float32]) -> _Candidate:
-    """Gradient correlation in the overlap, at work resolution."""
-    mask = coverage(matrix, gr.shape[:2], gq.shape[:2])
+def _correlation(a: F32, b: F32) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).mean() / (a.std() * b.std() + 1e-6))
+
+
+def _judge(candidate: _Candidate, q: _View, r: _View, level: int) -> _Candidate:
+    """The candidate with its correlations in the overlap, at work resolution / level."""
+    size = q.gradient[level].shape[:2]
+    matrix = q.to_level(level) @ candidate.matrix @ np.linalg.inv(r.to_level(level))
+    mask = coverage(matrix, r.gradient[level].shape[:2], size)
     overlap = float(mask.mean())
     if overlap < 0.2:
-        return _Candidate(method, matrix, -1.0, overlap)
-    a, b = gq[mask], _warp(gr, matrix, gq.shape[:2])[mask]
-    a, b = a - a.mean(), b - b.mean()
-    ncc = float((a * b).mean() / (a.std() * b.std() + 1e-6))
-    return _Candidate(method, matrix, ncc, overlap)
+        return replace(candidate, ncc=-1.0, look=-1.0, overlap=overlap)
+    ncc, look = (
+        _correlation(a[mask], _warp(b, matrix, size)[mask])
+        for a, b in ((q.gradient[level], r.gradient[level]), (q.look[level], r.look[level]))
+    )
+    return replace(candidate, ncc=ncc, look=look, overlap=overlap)
 
 
 def _plausible(matrix: Matrix, size: tuple[int, int]) -> bool:
@@ -121,8 +174,7 @@ def _plausible(matrix: Matrix, size: tuple[int, int]) -> bool:
         d = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2]
         if d <= 1e-6:
             return False
-        u, v = (matrix[0] @ (x, y, 1)) / d, (matrix[1] @ (x, y, 1)) / d
-        jacobian = (matrix[:2, :2] - np.outer((u, v), matrix[2, :2])) / d
+        jacobian = _jacobian(matrix, x, y)
         det = float(np.linalg.det(jacobian))
         if det <= 0:
             return False
@@ -134,10 +186,17 @@ def _plausible(matrix: Matrix, size: tuple[int, int]) -> bool:
     return _MIN_SCALE <= centre <= _MAX_SCALE and max(abs(s / centre - 1) for s in scales) <= _MAX_PERSPECTIVE
 
 
-def _sift(q: NDArray[np.float32], r: NDArray[np.float32]) -> list[tuple[str, Matrix]]:
-    sift = cv2.SIFT_create(nfeatures=600, contrastThreshold=0.02)
-    kq, dq = sift.detectAndCompute(q.astype(np.uint8), None)
-    kr, dr = sift.detectAndCompute(r.astype(np.uint8), None)
+def _jacobian(matrix: Matrix, x: float, y: float) -> Matrix:
+    d = matrix[2] @ (x, y, 1)
+    u, v = (matrix[0] @ (x, y, 1)) / d, (matrix[1] @ (x, y, 1)) / d
+    return np.asarray((matrix[:2, :2] - np.outer((u, v), matrix[2, :2])) / d, np.float64)
+
+
+def _sift(q: _View, r: _View) -> list[_Candidate]:
+    """Feature matches with a similarity and a homography, for parts rich in detail seen in strong perspective or cut off."""
+    sift = cv2.SIFT_create(nfeatures=400, contrastThreshold=0.02)
+    kq, dq = sift.detectAndCompute(q.grey.astype(np.uint8), None)
+    kr, dr = sift.detectAndCompute(r.grey.astype(np.uint8), None)
     if dq is None or dr is None or len(kq) < 8 or len(kr) < 8:
         return []
     pairs = cv2.BFMatcher().knnMatch(dr, dq, k=2)
@@ -146,87 +205,108 @@ def _sift(q: NDArray[np.float32], r: NDArray[np.float32]) -> list[tuple[str, Mat
         return []
     src = np.array([kr[m.queryIdx].pt for m in good], np.float64) + 0.5
     dst = np.array([kq[m.trainIdx].pt for m in good], np.float64) + 0.5
-    out: list[tuple[str, Matrix]] = []
+    found = []
     cv2.setRNGSeed(0)  # the same pair must give the same registration every time
     similarity, inliers = cv2.estimateAffinePartial2D(src, dst, method=cv2.RANSAC, ransacReprojThreshold=2.5)
     if similarity is not None and int(inliers.sum()) >= 6:
-        out.append(("sift", np.vstack([similarity, [0, 0, 1]])))
+        found.append(np.vstack([similarity, [0, 0, 1]]))
     homography, inliers = cv2.findHomography(src, dst, cv2.USAC_MAGSAC, 2.0)
     if homography is not None and int(inliers.sum()) >= 12:
-        out.append(("sift", np.asarray(homography, np.float64)))
-    return out
+        found.append(np.asarray(homography, np.float64))
+    return [_Candidate("sift", m) for m in found if _plausible(m, r.size)]
 
 
-def _rotation_search(
-    q: NDArray[np.float32], r: NDArray[np.float32], gq: NDArray, gr: NDArray
-) -> list[tuple[str, Matrix]]:
-    """Best rotations about the centre with shift by phase correlation, for parts with too little texture for SIFT."""
-    f = _SEARCH_PX / max(*q.shape, *r.shape)
-    side = _SEARCH_PX + 2 * (_SEARCH_PX // 4)
-
-    def canvas(g: NDArray) -> NDArray[np.float32]:
-        small = cv2.resize(
-            g, (max(8, round(g.shape[1] * f)), max(8, round(g.shape[0] * f))), interpolation=cv2.INTER_AREA
-        )
-        small = small - np.median(small)
-        out = np.zeros((side, side), np.float32)
-        y, x = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
-        out[y : y + small.shape[0], x : x + small.shape[1]] = small
-        return out
-
-    cq, cr = canvas(gq), canvas(gr)
-    spectrum = np.fft.rfft2(cq)
+def _rotation_search(q: _View, r: _View, scales: Sequence[float]) -> list[_Candidate]:
+    """Best rotations and scales, each with its best shift by correlation of the small gradient images (FFT)."""
+    gq, gr = q.gradient[4], r.gradient[4]
+    side = scipy.fft.next_fast_len(int(1.5 * max(*gq.shape, *gr.shape)), real=True)
     centre = (side / 2 - 0.5, side / 2 - 0.5)
-    scored = []
-    for angle in np.arange(0.0, 360.0, _SEARCH_STEP_DEG):
-        rotated = cv2.warpAffine(cr, cv2.getRotationMatrix2D(centre, float(angle), 1.0), (side, side))
-        norm = float(np.linalg.norm(rotated) * np.linalg.norm(cq)) + 1e-6
-        correlation = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(rotated)), s=(side, side))
-        y, x = np.unravel_index(int(correlation.argmax()), correlation.shape)
-        shift = [(v + side // 2) % side - side // 2 for v in (int(x), int(y))]
-        scored.append((float(correlation.max()) / norm, float(angle), shift))
-    scored.sort(key=lambda s: -s[0])
-    out: list[tuple[str, Matrix]] = []
-    (qh, qw), (rh, rw) = q.shape, r.shape
-    for _, angle, shift in scored[:4]:
-        a = math.radians(angle)
-        c, s = math.cos(a), math.sin(a)
-        # about the reference's centre to the query's centre plus shift; same pixel size on both sides
-        rot = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.0]])
-        to_origin = np.array([[1, 0, -rw / 2], [0, 1, -rh / 2], [0, 0, 1.0]])
-        back = np.array([[1, 0, qw / 2 + shift[0] / f], [0, 1, qh / 2 + shift[1] / f], [0, 0, 1.0]])
-        out.append(("rotation-search", back @ rot @ to_origin))
+    poses = [(a, s) for s in scales for a in np.arange(0.0, 360.0, _SEARCH_DEG).tolist()]
+    canvas = _on_canvas(gr, side)
+    turned = np.stack(
+        [cv2.warpAffine(canvas, cv2.getRotationMatrix2D(centre, a, s), (side, side)) for a, s in poses]
+    )  # (poses, side, side)
+    fixed = _on_canvas(gq, side)
+    spectra = scipy.fft.rfft2(turned)
+    np.conj(spectra, out=spectra)
+    spectra *= scipy.fft.rfft2(fixed)
+    surface = scipy.fft.irfft2(spectra, s=(side, side)).reshape(len(poses), -1)
+    place = surface.argmax(1)
+    norm = np.sqrt(np.einsum("nij,nij->n", turned, turned)) * float(np.linalg.norm(fixed)) + 1e-6
+    peak = surface[np.arange(len(poses)), place] / norm
+    (qh, qw), (rh, rw) = gq.shape, gr.shape
+    to_q, to_r = np.linalg.inv(q.to_level(4)), r.to_level(4)
+    found: list[_Candidate] = []
+    taken: list[tuple[float, float]] = []
+    for i in np.argsort(-peak):
+        angle, scale = poses[i]
+        if any(abs((angle - a + 180) % 360 - 180) <= 1.1 * _SEARCH_DEG for a, s in taken):
+            continue  # a neighbour of a better pose: ECC would end up in the same place
+        y, x = divmod(int(place[i]), side)
+        dx, dy = ((v + side // 2) % side - side // 2 for v in (x, y))
+        c, s = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+        to_origin = np.array([[1, 0, -(rw // 2 if False else rw / 2)], [0, 1, -rh / 2], [0, 0, 1.0]])
+        turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.0]])
+        back = np.array([[1, 0, qw / 2 + dx], [0, 1, qh / 2 + dy], [0, 0, 1.0]])
+        taken.append((angle, scale))
+        found.append(_Candidate("rotation-search", to_q @ back @ turn @ to_origin @ to_r))
+        if len(found) == _KEEP:
+            break
+    return found
+
+
+def _on_canvas(gradient: F32, side: int) -> F32:
+    """In the middle of a larger square, the background at 0: turning and shifting then cut nothing off."""
+    out = np.zeros((side, side), np.float32)
+    y, x = (side - gradient.shape[0]) // 2, (side - gradient.shape[1]) // 2
+    out[y : y + gradient.shape[0], x : x + gradient.shape[1]] = gradient - np.median(gradient)
     return out
 
 
-def _refine(candidate: _Candidate, gq: NDArray[np.float32], gr: NDArray[np.float32], homography: bool) -> _Candidate:
-    """ECC refinement; returns the candidate unchanged if ECC fails or makes it worse."""
-    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
+def _refine(candidate: _Candidate, q: _View, r: _View, level: int, iterations: int, homography: bool) -> _Candidate:
+    """ECC refinement at work resolution / level; the candidate unchanged if ECC fails or makes it worse."""
+    before = _judge(candidate, q, r, level)
+    to_q, to_r = q.to_level(level), r.to_level(level)
     # ECC maps template (query) px to input (reference) px
-    start = half @ np.linalg.inv(candidate.matrix) @ np.linalg.inv(half)
+    start = _HALF @ np.linalg.inv(to_q @ candidate.matrix @ np.linalg.inv(to_r)) @ _UNHALF
     start = start / start[2, 2]
     motion = cv2.MOTION_HOMOGRAPHY if homography else cv2.MOTION_AFFINE
     warp = np.ascontiguousarray(start if homography else start[:2], dtype=np.float32)
-    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, iterations, 1e-4)
+    template, moving = q.gradient[level], r.gradient[level]
     try:
-        _, warp = cv2.findTransformECC(gq, gr, warp, motion, criteria, np.full(gr.shape, 255, np.uint8), 5)
+        _, warp = cv2.findTransformECC(
+            template, moving, warp, motion, criteria, np.full(moving.shape, 255, np.uint8), 5 if level == 1 else 3
+        )
     except cv2.error:  # ECC does not converge
-        return candidate
+        return before
     full = np.asarray(warp, np.float64) if homography else np.vstack([warp, [0, 0, 1]]).astype(np.float64)
-    matrix = np.linalg.inv(half) @ np.linalg.inv(full) @ half
+    if abs(np.linalg.det(full)) < 1e-9:
+        return before
+    matrix = np.linalg.inv(to_q) @ np.linalg.inv(_UNHALF @ full @ _HALF) @ to_r
     matrix = matrix / matrix[2, 2]
-    if not _plausible(matrix, gr.shape[:2]):
-        return candidate
-    refined = _judge(candidate.method.removesuffix("+ecc") + "+ecc", matrix, gq, gr)
-    return refined if refined.ncc > candidate.ncc else candidate
+    if not _plausible(matrix, r.size):
+        return before
+    method = candidate.method.removesuffix("+ecc") + "+ecc"
+    after = _judge(_Candidate(method, matrix), q, r, level)
+    return after if after.ncc > before.ncc else before
 
 
-def _residual(candidate: _Candidate, gq: NDArray[np.float32], gr: NDArray[np.float32]) -> float | None:
+def _best(candidates: Iterable[_Candidate], q: _View, r: _View) -> _Candidate | None:
+    """Coarse to fine: all at a quarter of the resolution, the best two at half of it, as homographies."""
+    coarse = [_refine(c, q, r, 4, 25, False) for c in candidates]
+    coarse = sorted((c for c in coarse if c.overlap >= MIN_OVERLAP * 0.9), key=lambda c: -c.score)[:2]
+    fine = [_refine(c, q, r, 2, 15, True) for c in coarse]
+    return max(fine, key=lambda c: c.score, default=None)
+
+
+def _residual(candidate: _Candidate, q: _View, r: _View) -> float | None:
     """Median displacement in work px over textured tiles, by phase correlation; None if no tile has texture."""
-    warped = _warp(gr, candidate.matrix, gq.shape[:2])
-    mask = coverage(candidate.matrix, gr.shape[:2], gq.shape[:2])
+    gq = q.gradient[1]
+    warped = _warp(r.gradient[1], candidate.matrix, q.size)
+    mask = coverage(candidate.matrix, r.size, q.size)
     h, w = gq.shape
-    tile = max(24, min(h, w) // 4)
+    tile = min(h, w, max(24, min(h, w) // 4))
     window = cv2.createHanningWindow((tile, tile), cv2.CV_32F)
     texture = max(float(gq.std()), 1e-3)
     moves = []
@@ -235,33 +315,37 @@ def _residual(candidate: _Candidate, gq: NDArray[np.float32], gr: NDArray[np.flo
             box = np.s_[y : y + tile, x : x + tile]
             if mask[box].mean() < 0.9 or gq[box].std() < 0.5 * texture:
                 continue
+            # phaseCorrelate multiplies the window into its arguments: it must get copies
             (dx, dy), response = cv2.phaseCorrelate(warped[box].copy(), gq[box].copy(), window)
             if response > 0.15:
                 moves.append(math.hypot(dx, dy))
     return float(np.median(moves)) if moves else None
 
 
+def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
+    resize = np.diag([q.size[1] / r.size[1], q.size[0] / r.size[0], 1.0])
+    identity = _judge(_Candidate("identity", resize), q, r, 1)
+    residual = _residual(identity, q, r)
+    if identity.ncc >= _FAST_NCC and residual is not None and residual <= 1.0:
+        return identity, residual
+    best = _best([_Candidate("identity", resize), *_rotation_search(q, r, (1.0,))], q, r)
+    if best is None or best.score < _SURE:
+        more = [*_rotation_search(q, r, _SCALES), *_sift(q, r)]
+        best = max([c for c in (best, _best(more, q, r)) if c], key=lambda c: c.score, default=None)
+    if best is None:
+        return identity, residual
+    best = _refine(_judge(best, q, r, 1), q, r, 1, 8, True)
+    # identity stays in the race, and wins ties: a fixed camera is the common case
+    if best.ncc > identity.ncc + 0.02 and best.overlap >= MIN_OVERLAP:
+        return best, _residual(best, q, r)
+    return identity, residual
+
+
 def align(query: RgbImage, reference: RgbImage) -> Alignment:
     """Register `reference` to `query`, both (H, W, 3) uint8 RGB of any size. Deterministic; never raises on odd content."""
-    q, to_q = _work_grey(query, _WORK_PX)
-    r, to_r = _work_grey(reference, _WORK_PX)
-    gq, gr = _gradient(q), _gradient(r)
-    resize = np.diag([q.shape[1] / r.shape[1], q.shape[0] / r.shape[0], 1.0])
-    best = _judge("identity", resize, gq, gr)
-    residual = _residual(best, gq, gr)
-    limit = MAX_RESIDUAL * max(q.shape)
-    if not (best.ncc >= _FAST_NCC and residual is not None and residual <= 0.5):
-        plausible = [_judge(m, t, gq, gr) for m, t in _sift(q, r) if _plausible(t, r.shape)]
-        if max([best.ncc, *(c.ncc for c in plausible)]) < _FAST_NCC:
-            plausible += [_judge(m, t, gq, gr) for m, t in _rotation_search(q, r, gq, gr) if _plausible(t, r.shape)]
-        # identity stays in the race, and wins ties: a fixed camera is the common case
-        field = [best, *sorted((c for c in plausible if c.overlap >= MIN_OVERLAP), key=lambda c: -c.ncc)[:2]]
-        refined = [_refine(c, gq, gr, homography=c.method == "sift") for c in field]
-        winner = max([*field, *refined], key=lambda c: c.ncc)
-        if winner.ncc > best.ncc + 0.02:
-            best = winner
-            residual = _residual(best, gq, gr)
-    matrix = np.linalg.inv(to_q) @ best.matrix @ to_r
+    q, r = _View(query), _View(reference)
+    best, residual = _register(q, r)
+    matrix = np.linalg.inv(q.from_original) @ best.matrix @ r.from_original
     matrix = matrix / matrix[2, 2]
     problems = []
     needed = MIN_NCC if best.method == "identity" else _MIN_NCC_FOUND
@@ -269,15 +353,14 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
         problems.append(f"edges correlate only {best.ncc:.2f} (needs {needed})")
     if best.overlap < MIN_OVERLAP:
         problems.append(f"only {best.overlap:.0%} of the photo is covered")
-    if residual is not None and residual > limit:
+    if residual is not None and residual > MAX_RESIDUAL * max(q.size):
         problems.append(f"{residual:.1f} px of displacement remain")
-    unit = to_q[0, 0]
     if problems:
         plain = np.diag([query.shape[1] / reference.shape[1], query.shape[0] / reference.shape[0], 1.0])
         reason = "no honest registration: " + ", ".join(problems) + "; compared unregistered"
         return Alignment("none", False, plain, None, 1.0, best.ncc, 0.0, 1.0, reason)
     rotation, scale = _angle_scale(matrix, reference.shape[:2])
-    residual_px = None if residual is None else residual / unit
+    residual_px = None if residual is None else residual / float(q.from_original[0, 0])
     reason = f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}"
     if residual_px is not None:
         reason += f", residual {residual_px:.1f} px"
@@ -286,10 +369,6 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
 
 def _angle_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
     """In-plane rotation in degrees (-180..180, clockwise as seen) and scale at the reference's centre."""
-    x, y = size[1] / 2, size[0] / 2
-    d = matrix[2] @ (x, y, 1)
-    u, v = (matrix[0] @ (x, y, 1)) / d, (matrix[1] @ (x, y, 1)) / d
-    jacobian = (matrix[:2, :2] - np.outer((u, v), matrix[2, :2])) / d
-    return math.degrees(math.atan2(jacobian[1, 0], jacobian[0, 0])), math.sqrt(
-        max(float(np.linalg.det(jacobian)), 1e-12)
-    )
+    jacobian = _jacobian(matrix, size[1] / 2, size[0] / 2)
+    angle = math.degrees(math.atan2(jacobian[1, 0], jacobian[0, 0]))
+    return angle, math.sqrt(max(float(np.linalg.det(jacobian)), 1e-12))

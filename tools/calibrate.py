@@ -58,9 +58,16 @@ def calibration_key(services: Services, product: str, references: int) -> str:
 
 
 def calibrate(
-    services: Services, product: str, references: int | None = None, progress: Progress | None = None
+    services: Services,
+    product: str,
+    references: int | None = None,
+    progress: Progress | None = None,
+    alpha: float | None = None,
 ) -> Calibration:
-    """Measure and keep the calibration of a product. Raises InputError with fewer than two parts."""
+    """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
+
+    alpha: false-reject rate that inspections of this product shall ask for from now on; None keeps what was said before.
+    """
     started = time.perf_counter()
     k = references or services.settings.references
     key = calibration_key(services, product, k)
@@ -99,10 +106,22 @@ def calibrate(
         n=len(scores),
         references=k,
         seconds=time.perf_counter() - started,
-        extra={"peaks": sorted(peaks)},
+        extra={"peaks": sorted(peaks), "alpha": alpha or _alpha_before(services, product)},
     )
     services.stores.calibrations.save(calibration)
     return calibration
+
+
+def _alpha_before(services: Services, product: str) -> float | None:
+    known = services.stores.calibrations.latest(product)
+    return known.extra.get("alpha") if known else None
+
+
+def requested_alpha(services: Services, calibration: Calibration | None) -> float:
+    """The false-reject rate to ask for: set explicitly for this run > said when calibrating the product > the default."""
+    if "alpha" in services.settings.model_fields_set or calibration is None:
+        return services.settings.alpha
+    return calibration.extra.get("alpha") or services.settings.alpha
 
 
 def current_calibration(

@@ -28,7 +28,6 @@ from refdiff.model.errors import (
     InputError,
     RefDiffError,
     StorageError,
-    UnknownProductError,
     UnknownRecordError,
 )
 from refdiff.model.images import RgbImage, decode_image, measure_window
@@ -399,10 +398,3 @@ def flag_odd(services: Services, product: str, new_ids: Sequence[str]) -> list[G
             )
             flagged.append(services.bank.set_status(golden.golden_id, "flagged", note))
     return flagged
-
-
-def unknown_product(known: Iterable[str], product: str) -> UnknownProductError:
-    """For a person who mistyped a product: what there is, and the way out."""
-    names = ", ".join(known)
-    have = f"products: {names}" if names else "there is none yet"
-    return UnknownProductError(f"no product {product!r} ({have}); make it with `refdiff enroll --product {product!r}`")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.captures import Capture
-from refdiff.memory.golden_bank import Golden
+from refdiff.memory.golden_bank import IN_USE, Golden, make_golden_id
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
@@ -126,7 +126,17 @@ def inspect_photo(
     Redoes a stale calibration first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
     """
     query = services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
-    comparison = compare(services, query, capture.product, query_key=capture.sha256, references=references)
+    # a photo that was enrolled itself must not be its own reference, unless it is the only one
+    itself = make_golden_id(capture.product, capture.sha256)
+    alone = services.bank.count(capture.product, IN_USE) < 2
+    comparison = compare(
+        services,
+        query,
+        capture.product,
+        query_key=capture.sha256,
+        references=references,
+        exclude_ids=() if alone else (itself,),
+    )
     calibration = current_calibration(services, capture.product, references, progress)
     problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
     spec = product_spec(services, capture.product)

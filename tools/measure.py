@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+from langchain_core.tools import tool
+from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment
+from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.score_difference import place_name
+from refdiff.tools.workbench import Result, Workbench, answer, current_capture, region_box
 from refdiff.tools.zoom import Box, clip_box, warp_window, widen
 
 Method = Literal["difference", "contrast", "map"]
@@ -521,4 +526,47 @@ def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> 
     u = max(2 * cell, 0.5 * length)
     return Measurement(
         box, place_name(box, size), int(mask.sum()), length, width, u, None, None, None, None, "map", mask
+    )
+
+
+@tool("measure", response_format="content_and_artifact")
+def measure_tool(
+    region: Annotated[str, Field(description="region id, e.g. r1", max_length=8)],
+    runtime: ToolRuntime[Workbench, Any],
+) -> Result:
+    """Measure length, width and area of a region. Needs score_difference."""
+    bench, evidence = runtime.context, runtime.state["evidence"]
+    capture = current_capture(bench, evidence)
+    scored, _ = region_box(evidence, region)
+    canonical = bench.inspect(capture)
+    if not scored.numbers.get("canonical"):
+        raise UnknownRecordError(f"{scored.id} used other goldens; score with the nearest ones before measuring")
+    result = next(r for r in canonical.regions if r.region.id == region)
+    record = measure_record(result.measurement, region, scored.id)
+    shown = {k: v for k, v in record.numbers.items() if k in ("length_mm", "width_mm", "length_px", "width_px")}
+    return answer(record, region=region, score=scored.id, **shown)
+
+
+def measure_record(m: Measurement, region: str, score_id: str) -> EvidenceRecord:
+    """Evidence of the size of a region of a score's evidence."""
+    values = {
+        "length_px": m.length_px,
+        "width_px": m.width_px,
+        "uncertainty_px": m.uncertainty_px,
+        "length_mm": m.length_mm,
+        "width_mm": m.width_mm,
+        "area_mm2": m.area_mm2,
+        "uncertainty_mm": m.uncertainty_mm,
+    }
+    numbers: dict[str, float | int | str | bool | None] = {
+        k: None if v is None else float(f"{v:.4g}") for k, v in values.items()
+    }
+    numbers |= dict(zip(("x0", "y0", "x1", "y1"), m.box, strict=True))
+    numbers |= {"area_px": m.area_px, "place": m.place, "method": m.method}
+    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "no scale"
+    return EvidenceRecord(
+        kind="measure",
+        arguments={"region": region, "score": score_id},
+        numbers=numbers,
+        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}",
     )

@@ -241,7 +241,7 @@ def score_record(
         kind="score",
         arguments={"golden_ids": [h.golden.golden_id for h in comparison.hits]},
         numbers=numbers,
-        images={"query": capture.sha256, "reference": bench.keep_image(warped)},
+        images={"query": bench.shown_query(capture), "reference": bench.keep_image(warped)},
         summary=f"score {comparison.difference.score:.3f} against {len(comparison.hits)} golden(s), "
         f"{len(regions)} region(s) above the threshold",
     )

@@ -45,6 +45,11 @@ class Workbench:
     def query(self, capture: Capture) -> RgbImage:
         return self.services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
 
+    def shown_query(self, capture: Capture) -> str:
+        """sha256 of the photo in a form that anyone can show: itself, or 8-bit through the product's intensity window."""
+        known = self.services.stores.products.get(capture.product)
+        return self.keep_image(self.query(capture)) if known and known.intensity_window else capture.sha256
+
     def keep_image(self, image: RgbImage) -> str:
         """Store a picture that a tool made; returns its sha256."""
         return self.services.stores.images.put(encode_png(image))

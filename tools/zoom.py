@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from langchain_core.tools import tool
+from langgraph.prebuilt import ToolRuntime
+from pydantic import Field
 
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
+from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.workbench import Result, Workbench, answer, current_capture, region_box
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 query px, exclusive end
 
@@ -123,3 +129,29 @@ def _shrink(crop: RgbImage, max_px: int) -> RgbImage:
         return np.ascontiguousarray(crop)
     target = (max(1, round(w * f)), max(1, round(h * f)))
     return np.asarray(cv2.resize(crop, target, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@tool("zoom", response_format="content_and_artifact")
+def zoom_tool(
+    region: Annotated[str, Field(description="region id, e.g. r1", max_length=8)],
+    runtime: ToolRuntime[Workbench, Any],
+) -> Result:
+    """Look closely at a region of photo and reference. Needs score_difference."""
+    bench, evidence = runtime.context, runtime.state["evidence"]
+    capture = current_capture(bench, evidence)
+    scored, box = region_box(evidence, region)
+    comparison = bench.inspect(capture).comparison
+    golden = bench.services.golden_image(comparison.hits[0].golden)
+    crops = zoom(bench.query(capture), golden, comparison.alignments[0], box)
+    images = {"query": bench.keep_image(crops.query)}
+    if crops.reference is not None:
+        images["reference"] = bench.keep_image(crops.reference)
+    x0, y0, x1, y1 = crops.box
+    record = EvidenceRecord(
+        kind="zoom",
+        arguments={"region": region, "score": scored.id},
+        numbers={"x0": x0, "y0": y0, "x1": x1, "y1": y1, "reference_covers": crops.covered},
+        images=images,
+        summary=f"{region} at native resolution, {x1 - x0} x {y1 - y0} px",
+    )
+    return answer(record, region=region, score=scored.id)
