@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refdiff.model.encoder import Features
 
-VERSION = "patch-match-1"  # part of every calibration key: raise when scores change
+VERSION = "patch-match-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 STRIDES = (8, 16, 32)
 _WINDOW = 0.1  # half width of the matching window, as a part of the long side
@@ -31,11 +31,13 @@ class ReferenceView:
 
     descriptors: (C, h, w) unit norm, on the query's grid if `registered`, else in its own frame.
     valid: (h, w) bool, cells that the registered reference covers; all True if not registered.
+    original: (C, h', w') unit norm, the reference in its own frame, for cells that the registered one does not cover.
     """
 
     descriptors: Tensor
     valid: Tensor
     registered: bool
+    original: Tensor | None = None
 
 
 def descriptors(features: Features) -> Tensor:
@@ -67,14 +69,32 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
         return (1 - anywhere).view(h, w)
     blocked = _outside_window(h, w, max(1, round(_WINDOW * max(h, w)))) | ~reference.valid.flatten()[None]
     nearby = similarity.masked_fill_(blocked, -1.0).amax(1)
-    # where the reference does not reach there is no counterpart nearby to miss
-    nearby = torch.where(reference.valid.flatten(), nearby, anywhere)
-    return (1 - (nearby + anywhere) / 2).view(h, w)
+    matched = (nearby + anywhere) / 2
+    # Where the reference does not reach there is no counterpart nearby to miss, and close to its end its features are
+    # those of the made-up pixels beyond: there the unmoved reference may answer too.
+    unsure = _grown(~reference.valid).flatten()
+    if unsure.any():
+        rows = anywhere[unsure]
+        if reference.original is not None:
+            own = query.flatten(1)[:, unsure].T @ reference.original.flatten(1)
+            rows = torch.maximum(rows, own.amax(1))
+        matched[unsure] = torch.maximum(matched[unsure], rows)
+    return (1 - matched).view(h, w)
+
+
+def _grown(cells: Tensor, by: int = 2) -> Tensor:
+    """(h, w) bool grown by some cells; a descriptor sees about two."""
+    return F.max_pool2d(cells[None, None].float(), 2 * by + 1, stride=1, padding=by)[0, 0] > 0
 
 
 def anomaly_map(query: Tensor, references: Sequence[ReferenceView]) -> Tensor:
     """(h, w) float32 >= 0: distance to the nearest counterpart in any reference; independent of their order."""
     return torch.stack([distance(query, r) for r in references]).amin(0).clamp_min(0)
+
+
+def judged(references: Sequence[ReferenceView]) -> Tensor:
+    """(h, w) bool: cells that at least one reference reaches; of the others nothing can be said."""
+    return ~torch.stack([_grown(~r.valid, 1) for r in references]).all(0)
 
 
 def image_score(cells: Tensor, keep: Tensor | None = None) -> float:

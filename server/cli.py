@@ -69,6 +69,10 @@ def root(
         warnings.simplefilter("ignore")  # of libraries, for their developers
 
 
+# Set before torch loads: its idle threads would else spin, which slows everything 20-fold on a machine that is busy already
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def main() -> None:
     """Entry point of the installed command."""
     sys.exit(run(sys.argv[1:]))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# as the command line does; two test workers share the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from refdiff.tools.score_difference import Region, find_regions
 from refdiff.tools.services import Services
 from refdiff.tools.workbench import Workbench
 
+_COVERED = 0.7
+_MIN_JUDGED = 0.6  # part of the photo that references must reach
 _SCALE_TOLERANCE = 0.05
 _CAPTURE_SCALE_UNCERTAINTY = 0.005
 _GOLDEN_SCALE_UNCERTAINTY = 0.02
@@ -113,6 +115,13 @@ def measure_region(
     )
 
 
+def _covers(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    """Does `box` hold most of `other`?"""
+    w = min(box[2], other[2]) - max(box[0], other[0])
+    h = min(box[3], other[3]) - max(box[1], other[1])
+    return w > 0 and h > 0 and w * h >= _COVERED * (other[2] - other[0]) * (other[3] - other[1])
+
+
 def touches(mask: NDArray[np.bool_], region: Region) -> bool:
     x0, y0, x1, y1 = region.box
     return bool((mask[y0:y1, x0:x1] & region.mask).any())
@@ -139,6 +148,11 @@ def inspect_photo(
     )
     calibration = current_calibration(services, capture.product, references, progress)
     problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
+    if comparison.difference.judged < _MIN_JUDGED:
+        seen = f"{comparison.difference.judged:.0%}"
+        problems.append(
+            f"only {seen} of the photo is covered by its references: photograph the part as the goldens were"
+        )
     spec = product_spec(services, capture.product)
     scale = resolve_scale(capture, comparison.hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
     if scale.problem:
@@ -149,15 +163,19 @@ def inspect_photo(
     critical, placed = place_zones(services, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo does not register")
-    results = []
+    results: list[RegionResult] = []
     for region in regions:
+        measurement = measure_region(services, query, comparison, region, scale)
+        if any(_covers(r.measurement.box, measurement.box) for r in results):
+            continue  # measured in native pixels it is a part of a stronger one
+        region = replace(region, id=f"r{len(results) + 1}")
         peak_p = None
         if calibration:
             peak_p = (1 + sum(s >= region.peak for s in calibration.extra["peaks"])) / (calibration.n + 1)
         results.append(
             RegionResult(
                 region,
-                measure_region(services, query, comparison, region, scale),
+                measurement,
                 region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p,
                 [name for name, mask in critical.items() if touches(mask, region)],

@@ -59,11 +59,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Difference:
-    """anomaly_map: (H, W) float32 >= 0 in query px. score: image score, continuous. peak: largest value kept."""
+    """anomaly_map: (H, W) float32 >= 0 in query px. score: image score, continuous. peak: largest value kept.
+
+    judged: part 0..1 of the photo that some reference reaches; elsewhere the map is 0.
+    """
 
     anomaly_map: NDArray[np.float32]
     score: float
     peak: float
+    judged: float = 1.0
 
 
 def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
@@ -108,8 +112,8 @@ def _view(
 ) -> difference.ReferenceView:
     reference = services.golden_features(golden)
     grid = query_features.maps[difference.GRID_STRIDE].shape[-2:]
+    cells = difference.descriptors(reference)
     if not alignment.ok:
-        cells = difference.descriptors(reference)
         return difference.ReferenceView(cells, torch.ones(cells.shape[-2:], dtype=torch.bool), False)
     covered = coverage(alignment.matrix, reference.size, query_size).astype(np.float32)
     valid = torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)) > _MIN_REGION_CELLS
@@ -117,10 +121,9 @@ def _view(
     if _turns(work, reference.work_size):
         warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
         again = services.encoder.embed(warped, query_features.work_size)
-        return difference.ReferenceView(difference.descriptors(again), valid, True)
-    cells = difference.descriptors(reference)
+        return difference.ReferenceView(difference.descriptors(again), valid, True, cells)
     moved = _warp_cells(cells, np.asarray(np.linalg.inv(work), np.float64), (int(grid[0]), int(grid[1])))
-    return difference.ReferenceView(moved, valid, True)
+    return difference.ReferenceView(moved, valid, True, cells)
 
 
 def _warp_cells(cells: torch.Tensor, inverse: Matrix, grid: tuple[int, int]) -> torch.Tensor:
@@ -152,26 +155,34 @@ def score_difference(
     size = query.shape[:2]
     views = [_view(services, query_features, size, golden, alignment) for golden, alignment in references]
     cells = difference.anomaly_map(difference.descriptors(query_features), views)
-    keep = None
+    reached = difference.judged(views)
+    keep = reached
     if ignore is not None and ignore.any():
         grid = cells.shape
         part = cv2.resize(ignore.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA)
-        keep = torch.from_numpy(part <= 0.5)
-        cells = cells * keep
+        keep = keep & torch.from_numpy(part <= 0.5)
+    cells = cells * keep
     full = cv2.resize(cells.numpy(), (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
     # one cell of smoothing: the map must not show the grid
     sigma = difference.GRID_STRIDE / 2 * max(size) / max(query_features.work_size)
     smooth = np.maximum(cv2.GaussianBlur(full, (0, 0), sigma), 0).astype(np.float32)
     if ignore is not None:
         smooth[ignore] = 0
-    return Difference(smooth, difference.image_score(cells, keep), float(smooth.max()))
+    return Difference(smooth, difference.image_score(cells, keep), float(smooth.max()), float(reached.float().mean()))
 
 
 def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> list[Region]:
-    """Connected regions above `threshold`, strongest first, at most 16; specks under a quarter cell are left out."""
+    """Regions above `threshold`, strongest first, at most 16.
+
+    Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
+    """
     h, w = anomaly_map.shape
-    labels, _n = ndimage.label(anomaly_map > threshold, structure=np.ones((3, 3), int))
-    smallest = max(4.0, (max(h, w) / 160.0) ** 2)
+    above = anomaly_map > threshold
+    cell = max(3, round(max(h, w) / 40))
+    joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (cell, cell)))
+    labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
+    labels[~above] = 0
+    smallest = max(4.0, (cell / 2) ** 2)
     found = []
     for index, at in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[at] == index
