@@ -92,9 +92,13 @@ def anomaly_map(query: Tensor, references: Sequence[ReferenceView]) -> Tensor:
     return torch.stack([distance(query, r) for r in references]).amin(0).clamp_min(0)
 
 
-def judged(references: Sequence[ReferenceView]) -> Tensor:
-    """(h, w) bool: cells that at least one reference reaches; of the others nothing can be said."""
-    return ~torch.stack([_grown(~r.valid, 1) for r in references]).all(0)
+def judged(references: Sequence[ReferenceView], grid: tuple[int, int]) -> Tensor:
+    """(h, w) bool of the query's grid: cells that some reference reaches; of the others nothing can be said."""
+    reached = torch.zeros(grid, dtype=torch.bool)
+    for reference in references:
+        # an unregistered reference is compared with as a whole
+        reached |= ~_grown(~reference.valid, 1) if reference.registered else torch.ones(grid, dtype=torch.bool)
+    return reached
 
 
 def image_score(cells: Tensor, keep: Tensor | None = None) -> float:

@@ -14,7 +14,7 @@ from refdiff.memory.golden_bank import Golden, GoldenHit
 from refdiff.model.encoder import Features
 from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.align import Alignment, align
+from refdiff.tools.align import Alignment, align_cached
 from refdiff.tools.retrieve_reference import retrieve_reference
 from refdiff.tools.score_difference import Difference, score_difference
 from refdiff.tools.services import Services
@@ -47,16 +47,6 @@ class _Clock:
         now = time.perf_counter()
         self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1000
         self._last = now
-
-
-def align_cached(services: Services, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
-    """Registration of a golden to a photo; the same pair is registered once. query_key: sha256 of the photo."""
-    key = f"{query_key}/{golden.sha256}/{golden.product}"
-    known = services.alignments.recall(key)
-    if known is None:
-        known = align(query, services.golden_image(golden))
-        services.alignments.keep(key, known)
-    return known
 
 
 def frame_golden(services: Services, product: str, spec: ProductSpec) -> Golden:

@@ -1,12 +1,11 @@
 """Score the difference of a photo and its registered references: anomaly map, image score, regions.
 
-Golden features come from the cache; a registered reference is moved by warping its feature map, and only a large rotation
-or change of scale, under which convolutional features do not just move, makes the warped golden itself be encoded again.
+Golden features come from the cache where the golden lies as the photo does (a fixed camera); else the registered golden is
+encoded again.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
@@ -36,10 +34,7 @@ if TYPE_CHECKING:
     from refdiff.tools.pipeline import Comparison
 
 MAX_REGIONS = 16
-_REENCODE_DEG = 6.0
-_REENCODE_SCALE = 0.08
-# Registered references sample the golden's feature map; a cell counts as covered if its centre is
-_MIN_REGION_CELLS = 0.5
+_STILL = 0.25  # cells of displacement that count as lying alike
 
 
 @dataclass(frozen=True)
@@ -86,21 +81,13 @@ def _in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
     return np.asarray(q @ matrix @ np.linalg.inv(r), np.float64)
 
 
-def _turns(matrix: Matrix, size: tuple[int, int]) -> bool:
-    """Does the registration rotate, scale or tilt so much that features must be computed anew?"""
-    points = np.array([[[0, 0], [size[1], 0], [0, size[0]], [size[1], size[0]]]], np.float64)
-    a, b, c, d = cv2.perspectiveTransform(points, matrix)[0]
-    for (p, q), length in (((a, b), size[1]), ((c, d), size[1]), ((a, c), size[0]), ((b, d), size[0])):
-        side = q - p
-        if abs(float(np.hypot(*side)) / length - 1) > _REENCODE_SCALE:
-            return True
-    angles = (
-        math.atan2(*(b - a)[::-1]),
-        math.atan2(*(d - c)[::-1]),
-        -math.atan2(*(c - a)),
-        -math.atan2(*(d - b)),
-    )
-    return any(abs(math.degrees(t)) > _REENCODE_DEG for t in angles)
+def _moves(work: Matrix, query: Features, reference: Features) -> bool:
+    """Does the registration move any place by more than a matching window forgives unnoticed?"""
+    if query.work_size != reference.work_size:
+        return True
+    h, w = query.work_size
+    corners = np.array([[[0, 0], [w, 0], [0, h], [w, h]]], np.float64)
+    return float(np.abs(cv2.perspectiveTransform(corners, work) - corners).max()) > _STILL * difference.GRID_STRIDE
 
 
 def _view(
@@ -116,29 +103,14 @@ def _view(
     if not alignment.ok:
         return difference.ReferenceView(cells, torch.ones(cells.shape[-2:], dtype=torch.bool), False)
     covered = coverage(alignment.matrix, reference.size, query_size).astype(np.float32)
-    valid = torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)) > _MIN_REGION_CELLS
+    valid = torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)) > 0.5
     work = _in_work_px(alignment.matrix, query_features, reference)
-    if _turns(work, reference.work_size):
-        warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
-        again = services.encoder.embed(warped, query_features.work_size)
-        return difference.ReferenceView(difference.descriptors(again), valid, True, cells)
-    moved = _warp_cells(cells, np.asarray(np.linalg.inv(work), np.float64), (int(grid[0]), int(grid[1])))
-    return difference.ReferenceView(moved, valid, True, cells)
-
-
-def _warp_cells(cells: torch.Tensor, inverse: Matrix, grid: tuple[int, int]) -> torch.Tensor:
-    """Sample (C, h, w) descriptors where the cell centres of the query's grid lie; inverse: query -> reference work px."""
-    _c, h, w = cells.shape
-    stride = difference.GRID_STRIDE
-    gy, gx = np.mgrid[0 : grid[0], 0 : grid[1]].astype(np.float64)
-    centres = np.stack([(gx + 0.5) * stride, (gy + 0.5) * stride], -1).reshape(1, -1, 2)
-    source = cv2.perspectiveTransform(centres, inverse)[0]
-    if (h, w) == grid and np.abs(source - centres[0]).max() < 0.25 * stride:
-        return cells  # less than the matching window notices, and interpolation would blur
-    unit = source / (stride * np.array([w, h])) * 2 - 1
-    at = torch.from_numpy(unit.astype(np.float32)).view(1, *grid, 2)
-    moved = F.grid_sample(cells[None], at, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return F.normalize(moved, dim=0)
+    if not _moves(work, query_features, reference):
+        return difference.ReferenceView(cells, valid, True, cells)
+    # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
+    warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
+    again = services.encoder.embed(warped, query_features.work_size)
+    return difference.ReferenceView(difference.descriptors(again), valid, True, cells)
 
 
 def score_difference(
@@ -155,7 +127,7 @@ def score_difference(
     size = query.shape[:2]
     views = [_view(services, query_features, size, golden, alignment) for golden, alignment in references]
     cells = difference.anomaly_map(difference.descriptors(query_features), views)
-    reached = difference.judged(views)
+    reached = difference.judged(views, (int(cells.shape[0]), int(cells.shape[1])))
     keep = reached
     if ignore is not None and ignore.any():
         grid = cells.shape
