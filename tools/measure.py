@@ -416,24 +416,38 @@ def _slim(body: Mask, plain: Plane) -> Mask:
 
 
 def _joined(labels: NDArray, keep: NDArray[np.bool_], weight: NDArray) -> Mask:
-    """The kept pieces and what lies close to them, holes filled."""
+    """The kept pieces: of a line with its fainter pieces near by, of a spot without the threads that hang on it."""
+    main = labels == int(np.argmax(weight)) + 1
+    if not _is_line(main):
+        chosen = np.concatenate([[False], keep])[labels].astype(np.uint8)
+        # residue along an edge that runs into the spot is a thread of a pixel or two
+        solid = np.asarray(cv2.morphologyEx(chosen, cv2.MORPH_OPEN, _EIGHT), np.uint8)
+        return _filled(chosen & _grow(solid, 1) if (solid & main).any() else chosen)
     pieces = labels > 0
     for _ in range(4):
-        chosen = np.concatenate([[False], keep])[labels]
+        chosen = np.concatenate([[0], keep])[labels].astype(np.uint8)
         ys, xs = np.nonzero(chosen)
         gap = float(np.clip(0.15 * math.hypot(np.ptp(ys), np.ptp(xs)), 3, 16))
-        far = cv2.distanceTransform((~chosen).astype(np.uint8), cv2.DIST_L2, 5)
+        far = cv2.distanceTransform(1 - chosen, cv2.DIST_L2, 5)
         nearest = np.full(len(keep), np.inf)
         np.minimum.at(nearest, labels[pieces] - 1, far[pieces])
         more = keep | ((nearest <= gap) & (weight >= 0.02 * weight.max()))
         if (more == keep).all():
             break
         keep = more
-    chosen = np.concatenate([[False], keep])[labels]
-    # a place where part and what lies under it happen to be of one colour belongs to what is missing
-    outlines, _ = cv2.findContours(chosen.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = cv2.drawContours(np.zeros(chosen.shape, np.uint8), outlines, -1, (1,), cv2.FILLED)
-    return np.asarray(filled > 0)
+    return np.asarray(np.concatenate([[False], keep])[labels])
+
+
+def _is_line(mask: Mask) -> bool:
+    _, sides, _ = cv2.minAreaRect(cv2.findNonZero(mask.astype(np.uint8)))
+    long = max(sides) + 1.0
+    return bool(long**2 >= _THIN * mask.sum())
+
+
+def _filled(mask: NDArray[np.uint8]) -> Mask:
+    """Without holes: a place where a part and what lies under it happen to be of one colour belongs to what is missing."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(np.zeros_like(mask), outlines, -1, (1,), cv2.FILLED) > 0)
 
 
 def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
