@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def good(body: Body, *, reading: bool = True, **claim: object) -> Body:
 
 
 def _run(home: Path, url: str | None, text: str = ASK) -> DefectReport:
-    settings = AgentSettings(llm_base_url=url, llm_model="m", llm_api_key="secret", llm_timeout_s=1.5, llm_retries=0)  # type: ignore[arg-type]
+    settings = AgentSettings(llm_base_url=url, llm_model="m", llm_api_key="secret", llm_timeout_s=4, llm_retries=0)  # type: ignore[arg-type]
     with _services(home) as services, Inspector(services, settings) as inspector:
         report = inspector.run(InspectionRequest(text, "4412"))
         assert [r.inspection_id for r in services.stores.inspections.list(part_id="4412")] == [report.inspection_id]
@@ -174,7 +175,7 @@ def _run(home: Path, url: str | None, text: str = ASK) -> DefectReport:
 def _written(report: DefectReport) -> str:
     """All that a reader sees of findings and reasoning, in every form."""
     told = json.dumps([f.model_dump(mode="json") for f in report.findings]) + report.reasoning
-    page = Path(report.artefacts.html).read_text()
+    page = re.sub(r"data:[^\"]+", "", Path(report.artefacts.html).read_text())
     return told + page.split("Claims dropped")[0]
 
 
@@ -206,7 +207,7 @@ def _sequence(*answers: Any) -> Callable[[Body], Any]:
 
 
 def _slow(body: Body) -> Body:
-    time.sleep(2.5)
+    time.sleep(5)
     return good(body)
 
 
@@ -315,9 +316,10 @@ else:
     from refdiff.tools import score_difference as s
     s.score_difference_tool.func = deadly(s.score_difference_tool.func)
 home = Path({home!r})
-services = Services.open(MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home.parent / "cache"), ToolsSettings(references=1))
+memory, model = MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home.parent / "cache")
+services = Services.open(memory, model, ToolsSettings(references=1))
 with services, module.Inspector(services, AgentSettings()) as run:
-    run.run(InspectionRequest({ask!r}, "4412", requested_by="t", inspection_id="insp-killed", created_at="2026-01-01T00:00:00+00:00"))
+    run.run(InspectionRequest({ask!r}, "4412", requested_by="t", inspection_id="insp-killed"))
 """
 
 
