@@ -35,7 +35,7 @@ Matrix = NDArray[np.float64]
 _WORK_PX = 256  # long side, in px, at which registration works
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
-_SCALES = (0.74, 0.86, 1.16, 1.36)  # besides 1; ECC bridges the steps
+_SCALES = (0.71, 0.84, 1.19, 1.41)  # besides 1; ECC bridges the steps
 _KEEP = 4  # places of the search that are refined
 _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no precision that ECC does not
 
@@ -45,7 +45,7 @@ MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's ident
 _MIN_NCC_FOUND = 0.50  # a registration that was searched for had more chances to fit by luck
 _MIN_SCORE_FOUND = 0.62
 _OVERLAP_PRICE = 0.4  # more is asked of a registration that leaves much of the photo uncovered
-MIN_OVERLAP = 0.5
+MIN_OVERLAP = 0.4  # a part at scale 0.7 covers half of the photo, less in perspective
 MAX_RESIDUAL = 0.02  # of the long side
 _FIXED_NCC = 0.60  # identity at least this good is kept if it is in place and no rotation fits better
 _FIXED_RESIDUAL = 1.0  # px at work resolution; measurement noise is about half of that

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from refdiff.model.render import DefectSpec, Pose, render
+from refdiff.model.render import DefectSpec, Light, Pose, render
 from refdiff.tools.align import align, warp_reference
 
 SIZE = (256, 256)
@@ -15,6 +15,8 @@ POSES = {
     "small": Pose(angle_deg=5, shift_px=(7, -5)),
     "quarter": Pose(angle_deg=90),
     "any": Pose(angle_deg=-133, scale=0.9, shift_px=(-5, 6)),
+    "far": Pose(angle_deg=137, scale=0.7, shift_px=(9, 4), perspective=(0.04, 0.02)),
+    "near": Pose(angle_deg=-60, scale=1.38),
     "tilted": Pose(angle_deg=12, scale=0.9, perspective=(0.1, -0.08)),
 }
 
@@ -30,6 +32,64 @@ def test_registers_another_instance_in_any_pose(kind: str, name: str) -> None:
     points = np.array([[[60, 60], [196, 60], [60, 196], [196, 196], [128, 128]]], float)
     moved, wanted = (cv2.perspectiveTransform(points, m)[0] for m in (result.matrix, truth))
     assert np.linalg.norm(moved - wanted, axis=1).mean() < 0.02 * max(SIZE)
+
+
+@pytest.mark.parametrize(("design", "angle"), [(212, 93), (588, -115)])
+def test_registers_a_close_up_that_only_matched_features_find(design: int, angle: float) -> None:
+    reference = render("circuit", design, 1, size=SIZE)
+    pose = Pose(angle_deg=angle, scale=1.85, shift_px=(-12, 8), perspective=(0.04, -0.04))
+    query = render("circuit", design, 2, size=SIZE, pose=pose, noise_seed=1)
+    result = align(query.image, reference.image)
+    assert result.ok, result.reason
+    truth = query.transform @ np.linalg.inv(reference.transform)
+    centre = np.array([[[128, 128]]], float)
+    moved, wanted = (cv2.perspectiveTransform(centre, m)[0] for m in (result.matrix, truth))
+    assert np.linalg.norm(moved - wanted) < 0.02 * max(SIZE)
+
+
+@pytest.mark.parametrize("kind", ["circuit", "label", "moulded", "bottle"])
+def test_a_fixed_camera_keeps_its_pixels_in_other_light(kind: str) -> None:
+    reference = render(kind, 102, 1, size=SIZE)
+    query = render(kind, 102, 2, size=SIZE, light=Light(gain=0.6, gradient=0.2), noise_sigma=5, noise_seed=2)
+    result = align(query.image, reference.image)
+    assert result.ok
+    assert result.method == "identity"
+    assert np.array_equal(result.matrix, np.eye(3))
+
+
+@pytest.mark.parametrize("kind", ["circuit", "label", "bottle"])
+@pytest.mark.parametrize("angle", [0, 25, 160])
+def test_the_residual_does_not_understate_the_error(kind: str, angle: float) -> None:
+    reference = render(kind, 105, 1, size=SIZE)
+    query = render(kind, 105, 2, size=SIZE, pose=Pose(angle_deg=angle, shift_px=(4, 3)), noise_seed=7)
+    result = align(query.image, reference.image)
+    assert result.ok
+    assert result.residual_px is not None
+    truth = query.transform @ np.linalg.inv(reference.transform)
+    points = np.array([[[60, 60], [196, 60], [60, 196], [196, 196], [128, 128]]], float)
+    moved, wanted = (cv2.perspectiveTransform(points, m)[0] for m in (result.matrix, truth))
+    error = float(np.median(np.linalg.norm(moved - wanted, axis=1)))
+    assert error <= 2 * result.residual_px + 1
+    assert result.residual_px < 2
+
+
+def test_same_pair_same_registration_and_images_untouched() -> None:
+    reference = render("label", 106, 1, size=SIZE).image
+    query = render("label", 106, 2, size=SIZE, pose=Pose(angle_deg=70)).image
+    before = query.copy(), reference.copy()
+    first, second = align(query, reference), align(query, reference)
+    assert np.array_equal(first.matrix, second.matrix)
+    assert np.array_equal(query, before[0])
+    assert np.array_equal(reference, before[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (900, 20)])
+def test_odd_sizes_are_answered(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    odd = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+    result = align(odd, render("circuit", 104, 1, size=SIZE).image)
+    assert not result.ok
+    assert np.isfinite(result.matrix).all()
 
 
 def test_a_missing_component_does_not_disturb_the_registration() -> None:
