@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from refdiff.memory.failures import make_folder, storage_error
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import InputError, StorageError
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -136,6 +136,8 @@ class Database:
             yield
         except sqlite3.Error as e:
             raise storage_error(self.path, e) from e
+        except (UnicodeEncodeError, OverflowError) as e:  # SQLite has no form for half surrogates and 65-bit numbers
+            raise InputError(f"a text or number cannot be stored or looked up ({e}); correct it") from e
 
     def _migrate(self) -> None:
         with self.reading() as conn:

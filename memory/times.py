@@ -14,11 +14,12 @@ def utc_now() -> str:
 
 def to_utc(moment: datetime | str) -> str:
     """Any ISO 8601 text or datetime (naive means UTC) in the one stored form. Raises InputError."""
-    if isinstance(moment, str):
-        try:
+    shown = moment
+    try:
+        if isinstance(moment, str):
             moment = datetime.fromisoformat(moment)
-        except ValueError as e:
-            raise InputError(f"{moment!r} is not a point in time; write it as ISO 8601") from e
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError) as e:  # OverflowError: in UTC before the year 1 or after 9999
+        raise InputError(f"{shown!r} is not a point in time; write it as ISO 8601") from e

@@ -11,12 +11,14 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from refdiff.model.errors import ImageError
 from refdiff.model.settings import ModelSettings
 
 MIN_SIDE_PX = 16
+# What cameras and people send. Not all that PIL knows: for EPS, say, it would run Ghostscript on the file.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 # PIL modes whose samples exceed 8 bits
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
@@ -34,10 +36,10 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below speaks clearer than PIL's bomb warning
-            image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
-        if isinstance(e, Image.DecompressionBombError):
-            raise ImageError(f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}") from e
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}") from e
+    except Exception as e:  # PIL raises many types on corrupt headers
         raise ImageError(f"{name}: not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)") from e
     width, height = image.size
     if width * height > settings.max_pixels:
@@ -47,19 +49,33 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"{name}: {width} x {height} px is too small; each side needs {MIN_SIDE_PX} px or more")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{name}: the file holds {getattr(image, 'n_frames', 2)} frames; export one frame")
+    frames = _frames(image, name)
+    # the further pictures of a phone's JPEG (MPO) are previews and depth maps of the first
+    if frames > 1 and image.format != "MPO":
+        raise ImageError(f"{name}: the file holds {frames} frames; export one frame")
     return image
 
 
-def _load(image: Image.Image, name: str) -> Image.Image:
+def _frames(image: Image.Image, name: str) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Exception as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
+            return int(getattr(image, "n_frames", 1))  # reads on in the file, and may meet damage there
+    except Exception as e:
         raise ImageError(f"{name}: the image data is damaged ({type(e).__name__}); take the photo again") from e
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+        except Exception as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
+            raise ImageError(f"{name}: the image data is damaged ({type(e).__name__}); take the photo again") from e
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # metadata that nobody can read says nothing about which way is up
+            return image
 
 
 def decode_image(
@@ -89,7 +105,7 @@ def decode_image(
             canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
             image = Image.alpha_composite(canvas, rgba)
         return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
-    except (OSError, ValueError) as e:
+    except Exception as e:  # a corrupt palette or transparency entry
         raise ImageError(f"{name}: colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)") from e
 
 
@@ -99,7 +115,7 @@ def measure_window(
     """The intensity window (lo, hi) that a deep image suggests, or None for an 8-bit image.
 
     The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides so that brighter and darker
-    parts of the same product still fit.
+    parts of the same product still fit. Raises ImageError: as decode_image, and where the image is flat.
     """
     image = _load(_open(data, name, settings or ModelSettings()), name)
     if image.mode not in _DEEP_MODES:
@@ -109,7 +125,11 @@ def measure_window(
     if samples.size == 0:
         raise ImageError(f"{name}: no finite sample values; take the photo again")
     lo, hi = (float(v) for v in np.percentile(samples, (0.1, 99.9)))
-    margin = max((hi - lo) / 4, 1e-6)
+    if not lo < hi:  # a window without width would spoil every later photo of the product
+        raise ImageError(
+            f"{name}: nearly all samples are {lo:g}, which suggests no intensity window; photograph a part"
+        )
+    margin = (hi - lo) / 4
     return lo - margin, hi + margin
 
 

@@ -332,11 +332,14 @@ class _Thumbnails:
         small = thumbnail.astype(np.float16)
         self._remember(golden, small)
         path = self._path(golden)
-        with contextlib.suppress(OSError):  # a full or read-only cache slows the next enrolment down, nothing else
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.npy")
             np.save(temporary, small)
             temporary.replace(path)
+        except OSError:  # a full or read-only cache slows the next enrolment down, nothing else
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _remember(self, golden: Golden, thumbnail: NDArray[np.float16]) -> None:
         self._goldens.append(golden)

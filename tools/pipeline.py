@@ -72,7 +72,11 @@ def place_zones(
         return {}, True
     alignment = align_cached(services, query, query_key, frame_golden(services, product, spec))
     size = query.shape[:2]
-    return {z.name: zone_mask(z, alignment.matrix, size) for z in zones}, alignment.ok
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for zone in zones:  # zones of one name add up
+        mask = zone_mask(zone, alignment.matrix, size)
+        masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
+    return masks, alignment.ok
 
 
 def compare(
@@ -93,7 +97,7 @@ def compare(
     instead of retrieving. features: of the photo, if known. Raises UnknownProductError when there is no golden.
     """
     clock = _Clock()
-    query_key = query_key or hashlib.sha256(query.tobytes()).hexdigest()
+    query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
     if features is None:
         features = services.encoder.embed(query)
     clock.lap("encode")

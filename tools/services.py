@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -171,10 +173,11 @@ def _write_features(path: Path, features: Features) -> None:
     tensors["global_vec"] = torch.from_numpy(np.array(features.global_vec))
     tensors["patches"] = torch.from_numpy(np.array(features.patches))
     tensors["size"], tensors["work_size"] = torch.tensor(features.size), torch.tensor(features.work_size)
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
         temporary.write_bytes(save_safetensors(tensors))
         temporary.replace(path)
     except OSError:  # a full or read-only cache slows the next inspection down, nothing else
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from refdiff.model.errors import SpecError
+from refdiff.tools.defect_types import DefectType
+
+MAX_BYTES = 1_000_000
 
 SpecSeverity = Literal["minor", "major", "critical"]
+# beyond any image, and small enough to be drawn in fixed point
+_FAR = 100_000
+Pixel = Annotated[float, Field(ge=-_FAR, le=_FAR)]
 
 EXAMPLE = """\
 scale_mm_per_px: 0.05          # of the golden samples; leave out if unknown
@@ -36,7 +42,7 @@ limits:                        # the first limit that fits a finding's type and 
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Zone(_Model):
@@ -44,8 +50,8 @@ class Zone(_Model):
 
     name: str = Field(min_length=1, max_length=64)
     kind: Literal["ignore", "critical"]
-    box: tuple[float, float, float, float] | None = None
-    polygon: list[tuple[float, float]] | None = Field(default=None, min_length=3, max_length=200)
+    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    polygon: list[tuple[Pixel, Pixel]] | None = Field(default=None, min_length=3, max_length=200)
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -67,7 +73,7 @@ class Zone(_Model):
 class Limit(_Model):
     """What size of which defect type is acceptable. Every stated maximum must hold for the limit to fit."""
 
-    type: str = "any"
+    type: DefectType | Literal["any"] = "any"
     max_length_mm: float | None = Field(default=None, gt=0)
     max_width_mm: float | None = Field(default=None, gt=0)
     max_length_px: float | None = Field(default=None, gt=0)
@@ -99,19 +105,26 @@ def parse_spec(data: Any, name: str = "specification") -> ProductSpec:
 def load_spec(path: Path) -> ProductSpec:
     """Read and validate a YAML file. Raises SpecError."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError(f"{path}: over {MAX_BYTES:,} bytes is no specification; name the YAML file")
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as e:  # ValueError: no UTF-8, or a path that no file can have
         raise SpecError(f"{path}: cannot be read as text ({e})") from e
     try:
-        return parse_spec(yaml.safe_load(text), str(path))
-    except yaml.YAMLError as e:
+        parsed = yaml.safe_load(text)
+    except Exception as e:  # not YAMLError alone: impossible dates and numbers and deep nesting raise many types
         raise SpecError(f"{path}: not valid YAML: {e}") from e
+    return parse_spec(parsed, str(path))
 
 
 def zone_mask(zone: Zone, matrix: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) bool of a zone on a photo of `size` (H, W); matrix (3, 3): frame golden px -> photo px."""
-    points = cv2.perspectiveTransform(zone.points()[None], matrix)[0]
-    mask = np.zeros(size, np.uint8)
-    # pixel centres at .5: a box [0, 10) covers the pixels 0..9
-    cv2.fillPoly(mask, [np.round((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
-    return mask.astype(bool)
+    h, w = size
+    points = np.clip(cv2.perspectiveTransform(zone.points()[None], matrix)[0], -_FAR, _FAR)
+    # fillPoly draws the outline too, up to half a pixel too far. At twice the size that is nowhere the greater part of a
+    # pixel, so that a box [0, 10) covers the pixels 0..9.
+    fine = np.zeros((2 * h, 2 * w), np.uint8)
+    cv2.fillPoly(fine, [np.round((2 * points - 0.5) * 16).astype(np.int32)], 255, shift=4)
+    return np.asarray(cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA) > 128)
