@@ -1,0 +1,139 @@
+"""Several commands on one home at once, and a disk that fills up in the middle: real processes of the installed script."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff.memory.golden_bank import GoldenBank
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import encode_png
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+from refdiff.server import cli
+from refdiff.tools.services import Services
+
+REFDIFF = Path(sys.executable).with_name("refdiff")
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+VERDICTS = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with good/00.png to good/19.png and part.png; the working directory. Small, so that processes are quick."""
+    monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
+    folder = tmp_path / "photos"
+    (folder / "good").mkdir(parents=True)
+    for i in range(20):
+        (folder / "good" / f"{i:02}.png").write_bytes(photo(i))
+    (folder / "part.png").write_bytes(photo(77))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def photo(instance: int) -> bytes:
+    return encode_png(render("circuit", 1, instance, size=(96, 128), noise_seed=instance).image)
+
+
+def start(*arguments: str, file_limit: int | None = None) -> subprocess.Popen[str]:
+    """file_limit: no file may grow past so many bytes; writes then fail in the kernel as they do on a full disk."""
+    command = [str(REFDIFF), *arguments, "--json"]
+    if file_limit is not None:
+        command = [sys.executable, "-c", LIMITED, str(file_limit), *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
+    out, err = process.communicate(timeout=200)
+    assert "Traceback" not in err
+    return process.returncode, json.loads(out)
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """A command in this process: as good where nothing is shared or limited, and faster."""
+    capsys.readouterr()
+    code = cli.run([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def check_bank(wanted: int) -> None:
+    """Every golden is whole: its photo reads, its vectors are there and find it."""
+    settings = ModelSettings()
+    with Services.open(MemorySettings(qdrant_url=None), settings) as services:
+        goldens = services.bank.list("board")
+        assert len(goldens) == wanted
+        for golden in goldens:
+            assert services.golden_image(golden).shape == (96, 128, 3)
+            vectors = services.bank.vectors(golden.golden_id)
+            assert services.bank.nearest("board", *vectors, 1)[0].golden == golden
+
+
+def test_enrol_and_inspect_at_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three shells on one home: all end as if alone, one after the other."""
+    assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(4)))[0] == 0
+    assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
+    crowd = [
+        start("enroll", "--product", "board", "good"),
+        start("inspect", "--part", "1"),
+        start("enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(8, 20))),
+    ]
+    (code_a, first), (code_i, report), (code_b, second) = map(finish, crowd)
+    assert (code_a, code_b) == (0, 0), (first, second)
+    assert code_i == VERDICTS[report["verdict"]]
+    # whoever came first, each photo is enrolled by one and known to the other
+    assert len(first["added"]) + len(second["added"]) == 16
+    assert len(first["already_there"]) + len(second["already_there"]) == 16
+    check_bank(20)
+    filed = here(capsys, "inspections", "list")[1]["inspections"]
+    assert [i["inspection_id"] for i in filed] == [report["inspection_id"]]
+    assert all(Path(p).is_file() for p in report["artefacts"].values())
+
+
+def test_waiting_for_the_bank_has_an_end(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here(capsys, "enroll", "--product", "board", "good/00.png")[0] == 0
+    monkeypatch.setenv("REFDIFF_BANK_WAIT_S", "0.2")
+    with GoldenBank.open(MemorySettings(qdrant_url=None), "another", 4, 3):
+        code, document = finish(start("enroll", "--product", "board", "good/01.png"))
+        assert (code, document["error"]["type"]) == (69, "BankBusyError")
+        assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0  # needs no bank
+    check_bank(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_the_disk_fills_up_while_enrolling(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = finish(start("enroll", "--product", "board", "good", file_limit=200_000))
+    message = document["error"]["message"]
+    assert (code, document["error"]["type"]) == (69, "StorageError"), message
+    assert "the disk" in message
+    done = int(message.partition(" photos were enrolled before")[0].rpartition("(")[2])
+    assert 0 < done < 20
+    check_bank(done)  # what was acknowledged is there, and nothing half
+    code, again = here(capsys, "enroll", "--product", "board", "good")
+    assert (code, len(again["already_there"]), len(again["added"]), again["refused"]) == (0, done, 20 - done, [])
+    check_bank(20)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+@pytest.mark.parametrize("limit", [20_000, 150_000], ids=["at the start", "in the middle"])
+def test_the_disk_fills_up_while_inspecting(photos: Path, capsys: pytest.CaptureFixture[str], limit: int) -> None:
+    assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(5)))[0] == 0
+    assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
+    code, document = finish(start("inspect", "--part", "1", file_limit=limit))
+    assert (code, document["error"]["type"]) == (69, "StorageError"), document
+    assert not (Path(os.environ["REFDIFF_HOME"]) / "logs").exists()  # nothing internal failed
+    assert here(capsys, "inspections", "list")[1] == {"inspections": []}  # no exit 1 or 2, so nothing is filed
+    code, report = here(capsys, "inspect", "--part", "1")
+    assert code == VERDICTS[report["verdict"]]
+    assert len(here(capsys, "inspections", "list")[1]["inspections"]) == 1
+    assert not list(Path(os.environ["REFDIFF_HOME"]).rglob(".tmp-*"))

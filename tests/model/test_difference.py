@@ -1,0 +1,125 @@
+"""Patch matching on made-up descriptors whose right answer is known."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refdiff.model.difference import ReferenceView, anomaly_map, descriptors, distance, image_score, judged
+from refdiff.model.encoder import Encoder
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+
+H, W = 20, 24
+RADIUS = round(0.1 * W)  # cells that the matching window reaches
+
+
+def noise(seed: int, h: int = H, w: int = W) -> Tensor:
+    """(64, h, w) unit norm, every cell another direction."""
+    return F.normalize(torch.randn(64, h, w, generator=torch.Generator().manual_seed(seed)), dim=0)
+
+
+def view(
+    cells: Tensor, *, registered: bool = True, valid: Tensor | None = None, original: bool = False
+) -> ReferenceView:
+    everywhere = torch.ones(cells.shape[-2:], dtype=torch.bool)
+    return ReferenceView(cells, everywhere if valid is None else valid, registered, cells if original else None)
+
+
+def test_equal_images_do_not_differ() -> None:
+    cells = noise(1)
+    for registered in (True, False):
+        assert distance(cells, view(cells, registered=registered)).abs().max() < 1e-5
+
+
+def test_order_of_references_does_not_matter() -> None:
+    views = [view(noise(i), registered=i != 2) for i in range(1, 4)]
+    maps = [anomaly_map(noise(0), order) for order in permutations(views)]
+    assert all(torch.equal(m, maps[0]) for m in maps)
+    assert maps[0].min() >= 0
+
+
+def test_the_best_of_several_references_counts() -> None:
+    query, other = noise(0), noise(1)
+    half = other.clone()
+    half[:, :, : W // 2] = query[:, :, : W // 2]
+    rest = other.clone()
+    rest[:, :, W // 2 :] = query[:, :, W // 2 :]
+    one = anomaly_map(query, [view(half)])
+    assert one[:, : W // 2].max() < 1e-5
+    assert one[:, W // 2 :].min() > 0.1
+    assert anomaly_map(query, [view(half), view(rest)]).max() < 1e-5
+
+
+def test_window_forgives_small_shifts_and_no_large_ones() -> None:
+    query = noise(3)
+    near = distance(query, view(torch.roll(query, (RADIUS, -RADIUS), (1, 2))))
+    far = distance(query, view(torch.roll(query, RADIUS + 1, 2)))
+    inner = (slice(RADIUS, H - RADIUS), slice(RADIUS + 1, W - RADIUS - 1))
+    assert near[inner].max() < 1e-5
+    assert far[inner].min() > 0.1
+    # its counterpart exists elsewhere, so it costs half of what something new costs
+    new = distance(query, view(noise(4)))
+    assert far[inner].mean() < 0.75 * new[inner].mean()
+
+
+def test_only_registration_finds_what_is_missing_but_common_elsewhere() -> None:
+    background, component = noise(5)[:, :1, :1], noise(6)[:, :4, :4]
+    good = background.expand(-1, H, W).clone()
+    good[:, 8:12, 8:12] = component
+    missing = background.expand(-1, H, W).clone()
+    moved = torch.roll(good, 9, 2)
+    for query in (missing, moved):
+        assert distance(query, view(good, registered=False)).max() < 1e-5
+    # the window sees background beside a component of 4 cells: only what was put elsewhere stands out
+    assert distance(moved, view(good))[8:12, 17:21].min() > 0.1
+    large = background.expand(-1, H, W).clone()
+    large[:, 6:15, 6:15] = noise(6)[:, :9, :9]
+    lost = distance(missing, view(large))
+    assert lost[10, 10] > 0.1
+    assert lost[0, 0] < 1e-5
+
+
+def test_where_the_reference_does_not_reach_its_own_frame_answers() -> None:
+    query = noise(7)
+    covered = torch.ones(H, W, dtype=torch.bool)
+    covered[:, : W // 2] = False
+    warped = query.clone()
+    warped[:, :, : W // 2] = noise(8)[:, :, : W // 2]  # made-up pixels
+    without = distance(query, view(warped, valid=covered))
+    own = distance(query, ReferenceView(warped, covered, True, query))
+    assert own.max() < 1e-5
+    assert without[:, : W // 2 - RADIUS - 2].min() > 0.1
+    assert without[:, W // 2 + 3 :].max() < 1e-5
+
+
+def test_judged_is_what_some_reference_reaches() -> None:
+    left = torch.zeros(H, W, dtype=torch.bool)
+    left[:, : W // 2] = True
+    assert judged([view(noise(0), valid=left), view(noise(1), valid=~left)], (H, W)).float().mean() > 0.85
+    only = judged([view(noise(0), valid=left)], (H, W))
+    assert not only[:, W // 2 :].any()
+    assert only[:, : W // 2 - 1].all()
+    assert judged([view(noise(0), registered=False)], (H, W)).all()
+
+
+def test_image_score_is_the_mean_of_the_largest_hundredth() -> None:
+    cells = torch.zeros(20, 20)
+    cells.flatten()[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert image_score(cells) == pytest.approx(2.5)
+    keep = torch.ones(20, 20, dtype=torch.bool)
+    keep[0, 3] = False
+    assert image_score(cells, keep) == pytest.approx(2.0)  # 3 of the 399 that are left
+    assert image_score(cells, torch.zeros_like(keep)) == 0.0
+    assert image_score(torch.tensor([[5.0, 1.0]])) == 5.0
+
+
+def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
+    features = Encoder(ModelSettings(working_px=128)).embed(render("weave", 1, 1, size=(96, 128)).image)
+    cells = descriptors(features)
+    assert cells.shape == (472, 12, 16)
+    assert torch.allclose(cells.norm(dim=0), torch.ones(12, 16), atol=1e-5)

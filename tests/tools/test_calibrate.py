@@ -1,0 +1,234 @@
+"""Calibration: parts are counted once and never vouch for themselves; what changes scores makes it stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff.memory.calibrations import Calibration
+from refdiff.memory.goldens import Golden
+from refdiff.memory.settings import MemorySettings
+from refdiff.model import difference
+from refdiff.model.errors import InputError
+from refdiff.model.images import encode_png
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+from refdiff.tools import calibrate as module
+from refdiff.tools.calibrate import (
+    calibrate,
+    calibration_key,
+    current_calibration,
+    p_value,
+    region_confidence,
+    requested_alpha,
+    summary,
+)
+from refdiff.tools.enroll import enroll
+from refdiff.tools.pipeline import Comparison
+from refdiff.tools.services import Services
+from refdiff.tools.settings import ToolsSettings
+
+SIZE = (96, 128)
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=128)
+    with Services.open(memory=memory, model=model, tools=ToolsSettings(references=1)) as opened:
+        yield opened
+
+
+def add(services: Services, folder: Path, instances: range, group: str | None = None) -> list[Golden]:
+    paths = []
+    for i in instances:
+        path = folder / f"{i:02}.png"
+        path.write_bytes(encode_png(render("circuit", 1, i, size=SIZE, noise_seed=i).image))
+        paths.append(path)
+    return enroll(services, "board", paths, part_group=group).added
+
+
+def made(scores: list[float], **extra: Any) -> Calibration:
+    return Calibration("board", "key", sorted(scores), 0.5, len(scores), 1, extra={"peaks": sorted(scores)} | extra)
+
+
+# ---- what is measured ----
+
+
+def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = add(services, tmp_path, range(3), group="unit 7")
+    singles = add(services, tmp_path, range(3, 6))
+    seen: list[tuple[str, Comparison]] = []
+
+    def watched(*arguments: Any, **named: Any) -> Comparison:
+        result = module_compare(*arguments, **named)
+        seen.append((named["query_key"], result))
+        return result
+
+    module_compare = module.compare
+    monkeypatch.setattr(module, "compare", watched)
+    steps: list[tuple[int, int]] = []
+    calibration = calibrate(services, "board", 8, progress=lambda done, total: steps.append((done, total)))
+    assert (calibration.n, len(calibration.scores), calibration.references) == (4, 4, 8)
+    assert steps == [(i, 4) for i in range(1, 5)]
+    by_photo = {key: {hit.golden.sha256 for hit in result.hits} for key, result in seen}
+    everyone = {g.sha256 for g in group + singles}
+    members = {g.sha256 for g in group}
+    [represented] = members & by_photo.keys()
+    assert by_photo[represented] == everyone - members
+    for single in singles:
+        assert by_photo[single.sha256] == everyone - {single.sha256}
+    assert calibration.scores == sorted(result.difference.score for _, result in seen)
+    assert min(calibration.scores) > 0  # nothing was compared with itself
+
+
+def test_photos_grouped_by_their_pixels_count_as_one_part(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(3))
+    twin = render("circuit", 1, 0, size=SIZE, noise_seed=0).image.copy()
+    twin[0, 0] ^= 1
+    (tmp_path / "twin.png").write_bytes(encode_png(twin))
+    enroll(services, "board", [tmp_path / "twin.png"])
+    assert services.bank.count("board") == 4
+    assert calibrate(services, "board").n == 3
+
+
+def test_retired_goldens_neither_count_nor_vouch(services: Services, tmp_path: Path) -> None:
+    goldens = add(services, tmp_path, range(4))
+    services.bank.set_status(goldens[0].golden_id, "retired", "old")
+    assert calibrate(services, "board").n == 3
+
+
+def test_a_part_alone_cannot_calibrate(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(3), group="one")
+    with pytest.raises(InputError, match=r"1 part\(s\)"):
+        calibrate(services, "board")
+    assert current_calibration(services, "board") is None
+
+
+def test_of_very_many_parts_an_even_sample_is_measured(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(services, tmp_path, range(7))
+    everything = calibrate(services, "board")
+    monkeypatch.setattr(module, "MAX_PARTS", 3)
+    some = calibrate(services, "board")
+    assert (everything.n, some.n) == (7, 3)
+    assert set(some.scores) < set(everything.scores)
+    monkeypatch.setattr(module, "MAX_PARTS", 7)
+    assert calibrate(services, "board").scores == everything.scores
+
+
+def test_again_is_exactly_the_same(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(4))
+    first, again = calibrate(services, "board"), calibrate(services, "board")
+    assert (first.key, first.scores, first.pixel_threshold) == (again.key, again.scores, again.pixel_threshold)
+
+
+# ---- when it is stale ----
+
+
+def _zone(kind: str, box: tuple[int, int, int, int] = (0, 0, 30, 30)) -> dict[str, Any]:
+    return {"zones": [{"name": "z", "kind": kind, "box": list(box)}]}
+
+
+Change = Callable[[Services, list[Golden], Path, pytest.MonkeyPatch], object]
+CHANGES: dict[str, tuple[bool, Change]] = {
+    "another golden": (True, lambda s, g, t, m: add(s, t, range(9, 10))),
+    "a retired golden": (True, lambda s, g, t, m: s.bank.set_status(g[0].golden_id, "retired", "old")),
+    "an ignore zone": (True, lambda s, g, t, m: s.stores.products.set_spec("board", _zone("ignore"))),
+    "another frame": (True, lambda s, g, t, m: s.stores.products.set_spec("board", {"frame": g[1].golden_id})),
+    "another scoring": (True, lambda s, g, t, m: m.setattr(difference, "VERSION", "next")),
+    "other weights": (True, lambda s, g, t, m: m.setattr(s.encoder, "fingerprint", "0" * 16)),
+    "an intensity window": (True, lambda s, g, t, m: s.stores.products.set_window_once("board", (0, 9))),
+    "nothing": (False, lambda s, g, t, m: None),
+    "a flag": (False, lambda s, g, t, m: s.bank.set_status(g[0].golden_id, "flagged", "odd")),
+    "a critical zone": (False, lambda s, g, t, m: s.stores.products.set_spec("board", _zone("critical"))),
+    "a limit": (False, lambda s, g, t, m: s.stores.products.set_spec("board", {"limits": [{"severity": "minor"}]})),
+    "a golden of another product": (False, lambda s, g, t, m: enroll(s, "other", [t / "00.png"])),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_stale_is_what_changes_scores(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stale, change = CHANGES[name]
+    goldens = add(services, tmp_path, range(3))
+    before = calibration_key(services, "board", 1)
+    change(services, goldens, tmp_path, monkeypatch)
+    assert (calibration_key(services, "board", 1) != before) == stale
+
+
+def test_the_number_of_references_is_part_of_it(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(3))
+    assert calibration_key(services, "board", 1) != calibration_key(services, "board", 2)
+
+
+def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(services: Services, tmp_path: Path) -> None:
+    goldens = add(services, tmp_path, range(4))
+    first = current_calibration(services, "board")
+    assert first is not None
+    again = current_calibration(services, "board")
+    assert again == first
+    services.bank.set_status(goldens[0].golden_id, "retired", "old")
+    fewer = current_calibration(services, "board")
+    assert fewer is not None
+    assert (fewer.n, fewer.key != first.key) == (3, True)
+    services.bank.set_status(goldens[0].golden_id, "active", "a mistake")
+    assert current_calibration(services, "board") == first  # the bank is as it was
+
+
+def test_an_ignore_zone_over_everything_leaves_nothing_to_score(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(3))
+    services.stores.products.set_spec("board", _zone("ignore", (0, 0, 2000, 2000)))
+    assert calibrate(services, "board").scores == [0, 0, 0]
+
+
+# ---- what it says ----
+
+
+@pytest.mark.parametrize(
+    ("score", "p"), [(0.0, 1.0), (1.0, 1.0), (1.5, 4 / 5), (3.0, 3 / 5), (4.0, 2 / 5), (4.0001, 1 / 5), (1e9, 1 / 5)]
+)
+def test_p_value_counts_good_parts_at_least_as_odd(score: float, p: float) -> None:
+    assert p_value(made([1, 2, 3, 4]), score) == pytest.approx(p)
+
+
+def test_p_values_of_good_parts_are_valid() -> None:
+    """At most alpha of the exchangeable good parts get p <= alpha, ties or not."""
+    for scores in ([float(i) for i in range(20)], [1.0] * 20, [1.0] * 10 + [2.0] * 10):
+        p = [p_value(made(scores[:i] + scores[i + 1 :]), s) for i, s in enumerate(scores)]
+        for alpha in (0.05, 0.1, 0.25, 0.5):
+            assert sum(v <= alpha for v in p) <= alpha * len(p) + 1e-9
+
+
+def test_confidence_is_never_quite_one() -> None:
+    assert [region_confidence(made([1, 2, 3]), peak) for peak in (0, 1, 2.5, 99)] == [0, 0, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "attained", "needed", "can_fail"),
+    [(2, 0.01, 1 / 3, 99, False), (19, 0.05, 0.05, 19, False), (20, 0.05, 0.05, 19, True), (99, 0.01, 0.01, 99, True)],
+)
+def test_summary_promises_no_more_than_can_be_kept(
+    n: int, alpha: float, attained: float, needed: int, can_fail: bool
+) -> None:
+    found = summary(made([float(i) for i in range(n)]), alpha)
+    assert found["alpha"] == {"requested": alpha, "attained": pytest.approx(attained)}
+    assert (found["goldens_needed_for_alpha"], found["can_fail"]) == (needed, can_fail)
+    assert found["score_range"] == [0, n - 1]
+
+
+def test_alpha_is_remembered_and_an_explicit_one_wins(services: Services, tmp_path: Path) -> None:
+    add(services, tmp_path, range(3))
+    assert requested_alpha(services, None) == services.settings.alpha
+    calibrate(services, "board", alpha=0.05)
+    kept = calibrate(services, "board")
+    assert requested_alpha(services, kept) == 0.05
+    services.settings = ToolsSettings(alpha=0.2)
+    assert requested_alpha(services, kept) == 0.2

@@ -1,0 +1,282 @@
+"""Retrieve, align, score on a real embedded bank: rendered parts of two variants, whole and broken, in any turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.memory.captures import Capture
+from refdiff.memory.goldens import Golden
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
+from refdiff.model.images import encode_png
+from refdiff.model.render import DefectSpec, Pose, Scene, render
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.align import Alignment
+from refdiff.tools.enroll import enroll
+from refdiff.tools.inspection import resolve_scale
+from refdiff.tools.pipeline import Comparison, compare, place_zones
+from refdiff.tools.services import Services
+from refdiff.tools.settings import ToolsSettings
+
+SIZE = (224, 224)
+VARIANTS = {"a": 102, "b": 103}
+TURNS = [float(angle) for angle in range(30, 360, 55)]
+PER_VARIANT = 6
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Product "board" holds 6 goldens of each variant, a0.png ... b5.png."""
+    root = tmp_path_factory.mktemp("pipeline")
+    memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
+    model = ModelSettings(cache=root / "cache", working_px=224)
+    with Services.open(memory=memory, model=model, tools=ToolsSettings(references=2)) as opened:
+        for name, design in VARIANTS.items():
+            for i in range(PER_VARIANT):
+                image = render("circuit", design, i, size=SIZE, noise_seed=i).image
+                (root / f"{name}{i}.png").write_bytes(encode_png(image))
+        assert enroll(opened, "board", [root], scale_mm_per_px=0.1).n_in_bank == 2 * PER_VARIANT
+        yield opened
+
+
+@pytest.fixture
+def zones(services: Services) -> Iterator[None]:
+    """What a test says about the product is forgotten after it."""
+    yield
+    services.stores.products.set_spec("board", {})
+
+
+@lru_cache(maxsize=64)
+def part(variant: str, angle: float = 0.0, *, broken: bool = False, scale: float = 1.0) -> Scene:
+    """A part that was never enrolled; broken: one component is missing."""
+    defects = [DefectSpec("missing_component", seed=1, contrast=1.0)] if broken else []
+    pose = Pose(angle_deg=angle, scale=scale)
+    return render("circuit", VARIANTS[variant], 40, size=SIZE, pose=pose, noise_seed=round(angle) + 7, defects=defects)
+
+
+def first_of(services: Services, variant: str) -> Golden:
+    return next(g for g in services.bank.list("board") if g.filename == f"{variant}0.png")
+
+
+@pytest.fixture(scope="module")
+def compared(services: Services) -> dict[tuple[str, float, bool], Comparison]:
+    """(variant, angle, broken) -> comparison, upright and turned all the way round."""
+    return {
+        (variant, angle, broken): compare(services, part(variant, angle, broken=broken).image, "board")
+        for variant in VARIANTS
+        for angle in (0.0, *TURNS)
+        for broken in (False, True)
+    }
+
+
+Compared = dict[tuple[str, float, bool], Comparison]
+
+
+def test_the_nearest_golden_is_of_the_right_variant(compared: Compared) -> None:
+    for (variant, angle, broken), result in compared.items():
+        names = [hit.golden.filename for hit in result.hits]
+        assert len(names) == 2
+        assert [n[0] for n in names] == [variant] * 2, (variant, angle, broken)
+        assert result.hits[0].similarity >= result.hits[1].similarity
+
+
+def test_every_turn_is_registered(compared: Compared) -> None:
+    for (_, angle, _), result in compared.items():
+        nearest = result.alignments[0]
+        assert nearest.ok, nearest.reason
+        off = (nearest.angle_deg + angle) % 360  # the renderer counts counter-clockwise
+        assert min(off, 360 - off) < 2
+
+
+def test_a_missing_component_scores_above_every_good_part(compared: Compared) -> None:
+    for angles in ((0.0,), TURNS):
+        good, bad = (
+            [r.difference.score for (_, angle, broken), r in compared.items() if angle in angles and broken is wanted]
+            for wanted in (False, True)
+        )
+        assert min(bad) > 1.05 * max(good)
+    assert min(r.difference.score for (_, _, broken), r in compared.items() if broken) > max(
+        r.difference.score for (_, _, broken), r in compared.items() if not broken
+    )
+
+
+def test_the_map_peaks_at_the_defect_in_photo_pixels(compared: Compared) -> None:
+    hits = 0
+    for (variant, angle, broken), result in compared.items():
+        if not broken:
+            continue
+        anomaly = result.difference.anomaly_map
+        assert anomaly.shape == SIZE
+        truth = part(variant, angle, broken=True).defects[0]
+        y, x = np.unravel_index(int(anomaly.argmax()), SIZE)
+        x0, y0, x1, y1 = truth.box
+        hits += x0 - 10 <= x < x1 + 10 and y0 - 10 <= y < y1 + 10
+    assert hits >= 0.9 * len(compared) / 2
+
+
+def test_again_is_exactly_the_same(services: Services, compared: Compared) -> None:
+    again = compare(services, part("a", TURNS[0], broken=True).image, "board")
+    assert again.difference.score == compared["a", TURNS[0], True].difference.score
+
+
+# ---- which goldens ----
+
+
+def test_left_out_goldens_are_not_used(services: Services) -> None:
+    image = part("a").image
+    first, second = (h.golden for h in compare(services, image, "board").hits)
+    others = [h.golden for h in compare(services, image, "board", exclude_ids=[first.golden_id]).hits]
+    assert first not in others
+    assert others[0] == second
+    assert len(compare(services, image, "board", references=5).hits) == 5
+
+
+def test_given_goldens_are_used_instead(services: Services) -> None:
+    wrong = first_of(services, "b")
+    result = compare(services, part("a").image, "board", goldens=[wrong])
+    right = compare(services, part("a").image, "board")
+    assert [h.golden for h in result.hits] == [wrong]
+    assert result.difference.score > 2 * right.difference.score
+    assert result.hits[0].similarity < right.hits[0].similarity
+    with pytest.raises(InputError, match="no golden given"):
+        compare(services, part("a").image, "board", goldens=[])
+
+
+def test_a_golden_itself_is_its_own_best_reference(services: Services) -> None:
+    golden = first_of(services, "a")
+    result = compare(services, services.golden_image(golden), "board", references=1)
+    assert result.hits[0].golden == golden
+    assert result.hits[0].similarity == pytest.approx(1, abs=1e-3)
+    assert result.difference.score < 1e-2
+
+
+def test_an_unknown_product_names_the_known_ones(services: Services) -> None:
+    with pytest.raises(UnknownProductError, match="board"):
+        compare(services, part("a").image, "bord")
+
+
+# ---- zones ----
+
+
+def _around(scene: Scene, margin: int = 8) -> list[int]:
+    x0, y0, x1, y1 = scene.defects[0].box
+    return [x0 - margin, y0 - margin, x1 + margin, y1 + margin]
+
+
+def _spec(services: Services, *boxes: list[int], kind: str = "ignore", **more: Any) -> None:
+    listed = [{"name": "z", "kind": kind, "box": box} for box in boxes]
+    services.stores.products.set_spec("board", {"frame": first_of(services, "a").golden_id, "zones": listed} | more)
+
+
+@pytest.mark.usefixtures("zones")
+@pytest.mark.parametrize("angle", [0.0, 85.0, 200.0])
+def test_an_ignore_zone_turns_with_the_part(services: Services, angle: float) -> None:
+    scene = part("a", angle, broken=True)
+    open_eyed = compare(services, scene.image, "board")
+    _spec(services, _around(part("a", broken=True)))
+    blind = compare(services, scene.image, "board")
+    assert blind.zones_placed
+    assert blind.ignore is not None
+    truth = scene.defects[0].mask
+    assert blind.ignore[truth].mean() > 0.97
+    assert blind.ignore.mean() < 0.2
+    assert not blind.difference.anomaly_map[blind.ignore].any()
+    assert blind.difference.score < 0.8 * open_eyed.difference.score
+
+
+@pytest.mark.usefixtures("zones")
+def test_an_ignore_zone_elsewhere_hides_nothing(services: Services) -> None:
+    scene = part("a", broken=True)
+    score = compare(services, scene.image, "board").difference.score
+    x0, y0, _, _ = _around(scene)
+    far = [0, 0, 40, 40] if x0 > 60 or y0 > 60 else [170, 170, 224, 224]
+    _spec(services, far)
+    assert compare(services, scene.image, "board").difference.score == pytest.approx(score, rel=0.02)
+
+
+@pytest.mark.usefixtures("zones")
+def test_zones_of_one_name_add_up(services: Services) -> None:
+    _spec(services, [0, 0, 20, 20], [100, 100, 120, 120], kind="critical")
+    masks, placed = place_zones(services, part("a").image, "key", "board", "critical")
+    assert placed
+    assert masks["z"][10, 10]
+    assert masks["z"][110, 110]
+    assert masks["z"].sum() == pytest.approx(800, rel=0.1)
+    assert compare(services, part("a").image, "board").ignore is None  # critical is not ignored
+
+
+@pytest.mark.usefixtures("zones")
+def test_zones_that_cannot_be_placed_say_so(services: Services) -> None:
+    _spec(services, [0, 0, 20, 20])
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    assert not compare(services, noise, "board").zones_placed
+
+
+@pytest.mark.usefixtures("zones")
+def test_zones_are_drawn_on_a_golden_of_the_product(services: Services, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode_png(part("b").image))
+    [other] = enroll(services, "other", [tmp_path]).added
+    for frame, says in ((other.golden_id, "golden of 'other'"), ("g-000000000000", "no golden")):
+        _spec(services, [0, 0, 9, 9], frame=frame)
+        with pytest.raises(UnknownRecordError, match=says):
+            compare(services, part("a").image, "board")
+
+
+# ---- scale ----
+
+CAPTURE = Capture("c-1", "1", "board", "0" * 64, None, "1.png", "2026-01-01")
+GOLDEN = Golden("g-000000000000", "board", "0" * 64)
+ALIGNED = Alignment("ecc", True, np.eye(3), 0.1, 1.0, 0.9, 0.0, 2.0, "")  # the photo shows the part twice as large
+
+
+@pytest.mark.parametrize(
+    ("capture", "golden", "spec", "ok", "scale", "source", "problem"),
+    [
+        (None, None, None, True, None, None, False),
+        (0.05, None, None, True, 0.05, "capture", False),
+        (None, 0.1, None, True, 0.05, "golden", False),
+        (None, None, 0.1, True, 0.05, "golden", False),
+        (None, 0.1, 0.7, True, 0.05, "golden", False),  # the golden's own number is nearer the truth
+        (None, 0.1, None, False, None, None, False),  # unregistered: its scale says nothing about the photo
+        (0.05, 0.1, None, True, 0.05, "capture", False),
+        (0.0522, 0.1, None, True, 0.0522, "capture", False),
+        (0.0535, 0.1, None, True, 0.0535, "capture", True),
+        (0.0465, 0.1, None, True, 0.0465, "capture", True),
+        (0.5, None, 0.1, True, 0.5, "capture", True),
+        (0.5, 0.1, None, False, 0.5, "capture", False),
+    ],
+)
+def test_which_scale_counts(
+    capture: float | None, golden: float | None, spec: float | None, ok: bool, scale: float | None,
+    source: str | None, problem: bool,
+) -> None:  # fmt: skip
+    found = resolve_scale(
+        replace(CAPTURE, scale_mm_per_px=capture),
+        replace(GOLDEN, scale_mm_per_px=golden),
+        replace(ALIGNED, ok=ok),
+        spec,
+    )
+    assert (found.source, bool(found.problem)) == (source, problem)
+    assert found.mm_per_px == (None if scale is None else pytest.approx(scale))
+    assert (found.uncertainty > 0) == (scale is not None)
+
+
+def test_a_golden_is_less_sure_than_a_capture() -> None:
+    own = resolve_scale(replace(CAPTURE, scale_mm_per_px=0.1), GOLDEN, ALIGNED, None)
+    derived = resolve_scale(CAPTURE, replace(GOLDEN, scale_mm_per_px=0.1), ALIGNED, None)
+    assert derived.uncertainty > own.uncertainty
+
+
+@pytest.mark.parametrize("scale", [0.85, 1.0, 1.2])
+def test_a_registered_scale_is_the_true_one(services: Services, scale: float) -> None:
+    scene = part("a", 20.0, scale=scale)
+    result = compare(services, scene.image, "board")
+    found = resolve_scale(CAPTURE, result.hits[0].golden, result.alignments[0], None)
+    assert found.mm_per_px == pytest.approx(0.1 / scale, rel=0.02)
