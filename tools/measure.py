@@ -40,6 +40,7 @@ _HIGH, _LOW = 5.0, 3.0  # hysteresis: sigmas that start a defect, and that belon
 _RELATIVE = 0.18  # part of a defect's own strength that its faint parts must have
 _SIGMAS = (0.7, 2.0)  # px of smoothing; the second finds what is faint but wide
 _PERTURB = (0.5, 1.8)  # factors on the thresholds: how much does the size hang on them?
+_WIDEST_MEDIAN = 255  # px
 _MAX_SHIFT = 6  # px of misregistration forgiven at most
 _THIN = 4.0  # length over width from which a shape is a line
 _MAX_TAIL = 2.5  # how far structure that good samples do not share may raise the thresholds
@@ -343,11 +344,25 @@ def _difference(window: _Window, other: Plane, signed: Plane, misfit: float, sig
     return _Residual(strict / np.float32(tail), plain, radius + 2)
 
 
+def _wide_median(picture: NDArray[np.uint8], k: int) -> Plane:
+    """Median of (h, w, 3) uint8 over k x k, k odd, as float32. A wide one is taken on a shrunken picture.
+
+    OpenCV counts equal pixels in 16 bits: on a plain area its median fails from somewhere above 301 px on.
+    """
+    h, w = picture.shape[:2]
+    if k > _WIDEST_MEDIAN:
+        f = _WIDEST_MEDIAN / k
+        small = cv2.resize(picture, (max(1, round(w * f)), max(1, round(h * f))), interpolation=cv2.INTER_AREA)
+        median = cv2.medianBlur(small, _WIDEST_MEDIAN)
+        return np.asarray(cv2.resize(median, (w, h), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(cv2.medianBlur(picture, k), np.float32)
+
+
 def _contrast(window: _Window, sigma: float) -> _Residual:
     """Contrast against the median of the surroundings, dark or bright."""
     ys, xs = np.nonzero(window.support)
     k = int(min(max(np.ptp(ys), np.ptp(xs)) + 1, min(window.support.shape) - 1)) | 1
-    flat = cv2.medianBlur(np.clip(window.query + 0.5, 0, 255).astype(np.uint8), max(5, k)).astype(np.float32)
+    flat = _wide_median(np.clip(window.query + 0.5, 0, 255).astype(np.uint8), max(5, k))
     plain = cv2.GaussianBlur(window.query, (0, 0), sigma) - flat
     noise = np.array([_sigma(plain[window.quiet][:, c]) for c in range(3)], np.float32)
     size = np.asarray((np.abs(plain) / noise).max(-1), np.float32)

@@ -353,3 +353,15 @@ def test_with_the_real_encoder_and_registration(case: Case) -> None:
     assert m.method == "difference"
     assert abs(m.length_px - truth.length_px) <= max(3 * m.uncertainty_px, 3.0)
     assert m.length_px == pytest.approx(truth.length_px, rel=0.25)
+
+
+@pytest.mark.parametrize("grey", [0, 127, 255], ids=["black", "grey", "overexposed"])
+@pytest.mark.parametrize("side", [256, 512, 900])
+def test_a_plain_photo_is_measured_without_failing(grey: int, side: int) -> None:
+    plain = np.full((side, side, 3), grey, np.uint8)
+    unregistered = align(plain, plain)
+    everywhere = np.ones((side, side), np.float32)
+    m = measure(plain, plain, unregistered, everywhere, (0, 0, side, side))
+    assert not unregistered.ok
+    assert m.method == "map"
+    assert m.uncertainty_px > 0
