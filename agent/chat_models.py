@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import BaseTool
 from langchain_openai import ChatOpenAI
@@ -24,19 +26,64 @@ from pydantic import SecretStr, ValidationError
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import LLMError
-from refdiff.tools.defect_types import DEFECT_TYPES
+from refdiff.tools.defect_types import DEFECT_TYPES, UNKNOWN
 
 _MAX_TOKENS = 1024
+_MAX_CALLS = 4  # tool calls of one message; one was asked for
+_MAX_ANSWER_BYTES = 4 * 2**20
+
+
+class _Limited(httpx2.SyncByteStream):
+    """A response body that must end in time and may not be endless; the client's timeouts begin anew with every byte."""
+
+    def __init__(self, body: httpx2.SyncByteStream, deadline: float) -> None:
+        self._body, self._deadline = body, deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self._body:
+            size += len(chunk)
+            if time.monotonic() > self._deadline:
+                raise httpx2.ReadTimeout("the answer did not end in time")
+            if size > _MAX_ANSWER_BYTES:
+                raise ValueError(f"the answer is longer than {_MAX_ANSWER_BYTES} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def _limits(seconds: float) -> dict[str, list[Callable[..., Any]]]:
+    """Event hooks of the HTTP client that bound an answer as a whole."""
+
+    def sent(request: httpx2.Request) -> None:
+        request.extensions["refdiff.deadline"] = time.monotonic() + seconds
+
+    def answered(response: httpx2.Response) -> None:
+        if isinstance(response.stream, httpx2.SyncByteStream):
+            response.stream = _Limited(response.stream, response.request.extensions["refdiff.deadline"])
+
+    return {"request": [sent], "response": [answered]}
+
+
+def _shown(url: str) -> str:
+    """The URL without user name, password and query: it is filed in reports."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if host else url.partition("?")[0].rpartition("@")[2]
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint. Every failure, whatever its kind, becomes an LLMError naming the URL."""
+    """An OpenAI-compatible endpoint. Every failure, whatever its kind, becomes an LLMError naming the URL.
+
+    The message holds nothing that the server wrote, for it is filed in reports; what the server wrote is in `__cause__`.
+    """
 
     def __init__(self, settings: AgentSettings, image_url: Callable[[str], str]) -> None:
         """image_url: sha256 -> data URL of a stored picture."""
         if not settings.llm_base_url:
             raise LLMError("no endpoint is configured; set REFDIFF_LLM_BASE_URL")
-        self.url = settings.llm_base_url
+        self.url = _shown(settings.llm_base_url)
         self.model = settings.llm_model
         self._image_url = image_url if settings.llm_images else None
         self._chat = ChatOpenAI(
@@ -44,7 +91,8 @@ class Endpoint:
             base_url=settings.llm_base_url,
             # local servers want no key but the client wants a text
             api_key=settings.llm_api_key or SecretStr("none"),
-            timeout=httpx.Timeout(settings.llm_timeout_s, connect=min(10.0, settings.llm_timeout_s)),
+            timeout=httpx2.Timeout(settings.llm_timeout_s, connect=min(10.0, settings.llm_timeout_s)),
+            http_client=openai.DefaultHttpxClient(event_hooks=_limits(settings.llm_timeout_s)),
             max_retries=settings.llm_retries,
             temperature=0,
             max_completion_tokens=_MAX_TOKENS,
@@ -53,13 +101,21 @@ class Endpoint:
     def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
         """The model's next message. It may hold no (or malformed) tool calls: the graph decides what then."""
         bound = self._chat.bind_tools(list(tools), strict=True, parallel_tool_calls=False)
-        message = self._call(lambda: bound.invoke([self._posted(m) for m in messages]))
+        try:
+            message = self._call(lambda: bound.invoke([self._posted(m) for m in messages]))
+        except LLMError as e:
+            if isinstance(e.__cause__, ValidationError):  # arguments that are no object: as good as no call
+                return AIMessage(content="")
+            raise
         if not isinstance(message, AIMessage):
             raise LLMError(f"{self.url} answered with a {type(message).__name__}, not an assistant message")
+        # some servers number calls badly or not at all
+        calls: list[ToolCall] = [
+            {"name": c["name"], "args": c["args"], "id": f"call-{len(messages)}-{i}", "type": "tool_call"}
+            for i, c in enumerate(message.tool_calls[:_MAX_CALLS])
+        ]
         # usage and reasoning fields differ between servers and are of no use in a checkpoint
-        return AIMessage(
-            content=message.text[:2000], tool_calls=message.tool_calls, invalid_tool_calls=message.invalid_tool_calls
-        )
+        return AIMessage(content=message.text[:2000], tool_calls=calls)
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The model's own reading of a pair (sha256 each), greedily, from a fixed prompt."""
@@ -85,15 +141,15 @@ class Endpoint:
         message = self._call(lambda: bound.invoke([self._posted(HumanMessage(content))]))
         try:
             answer = json.loads(message.text)
-            if not isinstance(answer["defect"], bool) or answer["type"] not in ("none", *DEFECT_TYPES):
+            defect, kind = answer["defect"], answer["type"]
+            if not isinstance(defect, bool) or kind not in ("none", *DEFECT_TYPES):
                 raise ValueError(f"unexpected reading {message.text[:100]!r}")
-            return LlmReading(
-                defect=answer["defect"],
-                type=answer["type"],
-                confidence=min(100, max(0, int(answer["confidence"]))) / 100,
-            )
-        except (ValueError, KeyError, TypeError, ValidationError) as e:
-            raise LLMError(f"{self.url} gave no usable reading of the pair: {e}") from e
+            if defect == (kind == "none"):  # contradicts itself: the yes or no was asked for, the type comes second
+                kind = UNKNOWN if defect else "none"
+            return LlmReading(defect=defect, type=kind, confidence=min(100, max(0, int(answer["confidence"]))) / 100)
+        # int(inf) overflows, and brackets nested deeply enough exhaust the parser
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
+            raise LLMError(f"{self.url} gave no usable reading of the pair") from e
 
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""
@@ -108,9 +164,9 @@ class Endpoint:
         except openai.APIConnectionError as e:
             raise LLMError(f"{self.url} cannot be reached; is the model server running?") from e
         except openai.APIStatusError as e:
-            raise LLMError(f"{self.url} answered with HTTP {e.status_code}: {str(e.message)[:200]}") from e
+            raise LLMError(f"{self.url} answered with HTTP {e.status_code}") from e
         except Exception as e:  # a server that talks nonsense makes the client fail in any way it likes
-            raise LLMError(f"{self.url} gave an answer that cannot be read ({type(e).__name__}: {str(e)[:200]})") from e
+            raise LLMError(f"{self.url} gave an answer that cannot be read ({type(e).__name__})") from e
 
     def _posted(self, message: AnyMessage) -> AnyMessage:
         """The message with its pictures as data URLs (or without them, for a model that reads text only)."""
@@ -153,9 +209,13 @@ class ScriptedPolicy(BaseChatModel):
     def next_call(self, messages: Sequence[BaseMessage]) -> AIMessage:
         """One tool call; without any where nothing more can be done (the last tool error says why)."""
         results: dict[str, list[dict[str, Any]]] = {}
+        calls = {c["id"]: c["args"] for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
         for message in messages:
             if isinstance(message, ToolMessage) and message.status != "error":
-                results.setdefault(str(message.name), []).append(json.loads(message.text))
+                result = json.loads(message.text)
+                # a model may have compared with goldens of its own choice: only the nearest ones are measured
+                result["nearest"] = not (calls.get(message.tool_call_id) or {}).get("golden_ids")
+                results.setdefault(str(message.name), []).append(result)
         part_id = next((str(m.additional_kwargs["part_id"]) for m in messages if "part_id" in m.additional_kwargs), "")
         name, arguments = self._next(results, part_id)
         if self._failed_before(messages, name, arguments):
@@ -171,7 +231,7 @@ class ScriptedPolicy(BaseChatModel):
         goldens = results["retrieve_reference"][-1]["goldens"]
         if "align" not in results:
             return "align", {"golden_id": goldens[0]["golden_id"]}
-        if "score_difference" not in results:
+        if "score_difference" not in results or not results["score_difference"][-1]["nearest"]:
             return "score_difference", {"golden_ids": []}
         scored = results["score_difference"][-1]
         regions = [r["region"] for r in scored["regions"]][: self.max_regions]

@@ -8,6 +8,7 @@ agent -> tools -> record -+-> agent          (until submit_report)
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -29,7 +30,14 @@ from refdiff.agent.report.schema import ToolCall, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verify import verify
-from refdiff.model.errors import LLMError, RefDiffError
+from refdiff.model.errors import (
+    ImageError,
+    LLMError,
+    RefDiffError,
+    UnavailableError,
+    UnknownPartError,
+    UnknownProductError,
+)
 from refdiff.tools.inspection import registered_reference
 from refdiff.tools.toolbox import TOOLS
 from refdiff.tools.workbench import current_capture
@@ -49,8 +57,10 @@ def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
     ]
 
 
-def _fall_back(context: AgentContext, reason: str) -> dict[str, Any]:
-    context.emit(AgentEvent("fallback", f"{reason}; the scripted policy takes over"))
+def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:
+    """reason is filed; cause, which may hold what a server wrote, is only shown."""
+    shown = f" ({str(cause)[:300]})" if cause else ""
+    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted policy takes over"))
     return {"via": "fallback", "fallback_reason": reason}
 
 
@@ -72,12 +82,10 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
                 elif nudges >= MAX_NUDGES:
                     update |= _fall_back(context, "the model kept answering without a tool call")
                 else:
-                    said = answer.model_copy(
-                        update={"content": answer.text[:MAX_MODEL_MESSAGE] or "...", "invalid_tool_calls": []}
-                    )
+                    said = answer.model_copy(update={"content": answer.text[:MAX_MODEL_MESSAGE] or "..."})
                     update["messages"] = [said, HumanMessage(prompts.NO_TOOL_CALL)]
             except LLMError as e:
-                update |= _fall_back(context, str(e))
+                update |= _fall_back(context, str(e), e.__cause__)
     elif state["via"] == "endpoint":
         update |= _fall_back(context, "no endpoint is configured any more")
     if message is None and "messages" not in update:
@@ -92,10 +100,45 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
 
 
 def _tool_error(error: Exception) -> str:
-    """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate."""
+    """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
+
+    What no other call could mend ends the run as what it is, with its own exit code.
+    """
+    if isinstance(error, (ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
+        raise error
     if isinstance(error, RefDiffError):
         return f"Error: {error}"
     return f"Error: {type(error).__name__}: {str(error)[:300]}"
+
+
+_TOOL_NAMES = frozenset(t.name for t in TOOLS)
+# what ids and enums look like; anything else in a refused call is prose, and unverified prose is not filed
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,31}")
+
+
+def _traced(step: int, call: Mapping[str, Any], evidence: str | None, ok: bool, message: str) -> ToolCall:
+    """A line of the trace. It is filed, so that it may hold no claim of the model: ids and numbers pass, prose does not."""
+    name, arguments = str(call["name"]), dict(call["args"])
+    if name == "submit_report":
+        arguments = {"findings": len(found)} if isinstance(found := arguments.get("findings"), list) else {}
+        message = message if ok else "the report was refused: its form is wrong or nothing was compared yet"
+    elif not ok:
+        kept = {k: v for k, v in arguments.items() if _ID.fullmatch(k) and _is_plain(v)}
+        if name not in _TOOL_NAMES:
+            name, kept, message = "unknown", {}, "the model called a tool that does not exist"
+        elif kept != arguments:
+            message = "the arguments are not what the tool takes"
+        arguments = kept
+    short = message if len(message) <= 500 else message[:497] + "..."
+    return ToolCall(step=step, tool=name, arguments=arguments, evidence=evidence, ok=ok, message=short)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return _ID.fullmatch(value) is not None
+    if isinstance(value, list):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, (bool, int, float))
 
 
 def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
@@ -127,6 +170,7 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
             pair = [record["images"].get(role) for role in ("reference", "query")]
             if (
                 state["via"] == "endpoint"
+                and runtime.context.settings.llm_images
                 and record["kind"] in ("score", "zoom")
                 and all(pair)
                 and len(shown) < MAX_PAIRS
@@ -140,14 +184,12 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         elif ok and "draft" in artifact:
             update["draft"] = artifact["draft"]
             changed.append(message.model_copy(update={"artifact": None}))
-        short = message.text if len(message.text) <= 500 else message.text[:497] + "..."
-        step = ToolCall(
-            step=len(state["trace"]) + len(trace) + 1,
-            tool=str(call["name"])[:64],
-            arguments=call["args"],
-            evidence=evidence_id,
-            ok=ok,
-            message=(artifact.get("evidence") or {}).get("summary") or short,
+        step = _traced(
+            len(state["trace"]) + len(trace) + 1,
+            call,
+            evidence_id,
+            ok,
+            (artifact.get("evidence") or {}).get("summary") or message.text,
         )
         trace.append(step.model_dump())
         runtime.context.emit(AgentEvent("tool", f"{step.tool}: {step.message}"))
@@ -163,8 +205,7 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
     draft = state["draft"]
     assert draft is not None
-    shown = state.get("shown") or [] if runtime.context.settings.llm_images else []
-    checked = verify(draft, state["evidence"], shown=shown)
+    checked = verify(draft, state["evidence"], shown=state.get("shown") or [])
     claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
     rounds = state.get("verify_rounds", 0)
     if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] == "endpoint":
@@ -195,7 +236,8 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
         reading = context.endpoint.read_pair(prompts.READ, reference, context.shown_query(capture))
     except LLMError as e:
         context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
-        return {"reading": None, "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
+        spent = {"llm": (time.perf_counter() - started) * 1000}
+        return {"reading": None, "fallback_reason": f"no reading of the pair: {e}", "timings_ms": spent}
     return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import filelock
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
@@ -24,16 +25,16 @@ from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.dispositions import Disposition
-from refdiff.model.errors import InputError, StorageError, UnavailableError, UnknownProductError
+from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import decode_image
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import open_workbench
 from refdiff.tools.services import Services
 
-# checkpoints may only hold what we know how to read back
-os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
-
-_RECURSION_LIMIT = 200
+# checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
+# (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
+_SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
+_RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
 
 HOW_TO_ASK = (
     "I inspect parts against golden samples. Name the part, for example: "
@@ -72,7 +73,12 @@ class Inspector:
 
         Raises UnknownPartError, UnknownProductError, ImageError, UnavailableError; nothing is filed then.
         """
+        with self._claim(request.inspection_id):  # before the bank, so that a second process hears what is the matter
+            return self._run(request)
+
+    def _run(self, request: InspectionRequest) -> DefectReport:
         capture = find_part(self.services.stores, request.part_id, request.product)
+        request = replace(request, part_id=capture.part_id)
         if not self.services.bank.count(capture.product, ("active", "flagged")):
             raise UnknownProductError(
                 f"part {request.part_id} is a {capture.product!r}, which has no golden sample to compare with; "
@@ -105,7 +111,8 @@ class Inspector:
         values = self._graph.get_state(_config(inspection_id)).values
         if not values.get("request"):
             return self._filed(inspection_id)
-        return self._drive(InspectionRequest(**values["request"]), None)
+        with self._claim(inspection_id):
+            return self._drive(InspectionRequest(**values["request"]), None)
 
     def dispose(self, inspection_id: str, decision: Literal["accept", "override"], by: str, reason: str) -> Disposition:
         """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError."""
@@ -123,7 +130,11 @@ class Inspector:
         if self._endpoint is None:
             return HOW_TO_ASK
         self._emit(AgentEvent("llm", "asking the model"))
-        return self._endpoint.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
+        try:
+            return self._endpoint.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
+        except LLMError as e:
+            self._emit(AgentEvent("fallback", str(e)))
+            return HOW_TO_ASK
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
@@ -134,17 +145,20 @@ class Inspector:
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
         """state: the first state of a new run, None to go on from the checkpoint."""
         config = _config(request.inspection_id)
-        with self._claim(request.inspection_id):
-            if state is not None and self._graph.get_state(config).values:
-                state = None
-            try:
-                # durable before the next node starts: a kill loses one node's work at most
-                self._graph.invoke(state, config, context=self._context(request), durability="sync")
-            except sqlite3.Error as e:
-                raise StorageError(f"checkpoints under {self._home} cannot be written: {e}") from e
-            report = self._filed(request.inspection_id)
-            if report.verdict != Verdict.REVIEW:
-                self._saver.delete_thread(request.inspection_id)
+        if state is not None and self._graph.get_state(config).values:
+            state = None
+        try:
+            # durable before the next node starts: a kill loses one node's work at most
+            self._graph.invoke(state, config, context=self._context(request), durability="sync")
+        except sqlite3.Error as e:
+            raise StorageError(f"checkpoints under {self._home} cannot be written: {e}") from e
+        except InputError:  # going on later would end the same way
+            self._saver.delete_thread(request.inspection_id)
+            raise
+        report = self._filed(request.inspection_id)
+        # a killed run may have been reviewed before it was resumed
+        if report.verdict != Verdict.REVIEW or self.services.stores.dispositions.get(request.inspection_id):
+            self._saver.delete_thread(request.inspection_id)
         return report
 
     def _context(self, request: InspectionRequest) -> AgentContext:
@@ -169,7 +183,7 @@ class Inspector:
             try:
                 connection = sqlite3.connect(self._home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
                 self._stack.callback(connection.close)
-                saver = SqliteSaver(connection)
+                saver = SqliteSaver(connection, serde=_SERDE)
                 saver.setup()
             except sqlite3.Error as e:
                 raise StorageError(f"checkpoints under {self._home} cannot be opened: {e}") from e
@@ -182,6 +196,7 @@ class Inspector:
 
         try:
             postgres = self._stack.enter_context(PostgresSaver.from_conn_string(url.get_secret_value()))
+            postgres.serde = _SERDE
             postgres.setup()
         except psycopg.Error as e:
             raise UnavailableError(
@@ -194,11 +209,20 @@ class Inspector:
         folder.mkdir(exist_ok=True)
         return filelock.FileLock(folder / f"{inspection_id}.lock")
 
-    def _claim(self, inspection_id: str) -> filelock.AcquireReturnProxy:
+    @contextmanager
+    def _claim(self, inspection_id: str) -> Iterator[None]:
+        """Hold an inspection. Raises UnavailableError if another process does."""
+        lock = self._lock(inspection_id)
         try:
-            return self._lock(inspection_id).acquire(timeout=0)
+            lock.acquire(timeout=0)
         except filelock.Timeout as e:
             raise UnavailableError(f"inspection {inspection_id} is running in another process; wait for it") from e
+        try:
+            yield
+        finally:
+            # nobody ever waits for it, so the file can go; else a folder would gather one for every inspection
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def _running_elsewhere(self, inspection_id: str) -> bool:
         try:

@@ -20,13 +20,13 @@ Answer as JSON: defect (true or false), type (one of the allowed words), confide
 PAIR = "Pair of {evidence}: reference first, then photo."
 
 # Texts that chat templates give a meaning; a user's request must not smuggle them in
-_SPECIAL = re.compile(r"<\|[^|>]{1,40}\|>|</?(?:image|tool_call|tool_response|s)>|\[/?INST\]", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|[^|>]{1,40}\|>|<[|/]?[a-z][\w|. -]{0,40}>|<</?SYS>>|\[/?INST\]", re.IGNORECASE)
 MAX_REQUEST_CHARS = 2000
 
 
 def sanitise(text: str) -> str:
     """A user's text without control characters and chat-template tokens, at most 2,000 characters."""
-    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text[: 2 * MAX_REQUEST_CHARS])
     previous = None
     while previous != printable:  # removing one token must not assemble another
         previous, printable = printable, _SPECIAL.sub(" ", printable)
@@ -34,4 +34,4 @@ def sanitise(text: str) -> str:
 
 
 def request_message(text: str, part_id: str) -> str:
-    return f'Request: "{sanitise(text)}"\nPart: {part_id}'
+    return f'Request: "{sanitise(text)}"\nPart: {sanitise(part_id)}'

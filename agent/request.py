@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import getpass
 import re
+import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 _ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
-# "#4412" anywhere; else the word after "part" or its like that holds a digit ("part number 44-12", "Teil 4412")
-_HASH = re.compile(rf"#\s*{_ID}")
+# the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
 _WORD = re.compile(
-    rf"(?:\bpart|\bteil|\bpieza|\bpièce|\bserial|\bs/n|零件)\s*(?:number|no\.?|nr\.?|id|nummer|número|号)?\s*[:=]?\s*{_ID}",
+    r"(?:(?<!\w)(?:part|teil|pieza|pièce|serial|s/n)(?![^\W\d_])|零件) ?"
+    rf"(?:(?:number|no\.?|nr\.?|id|nummer|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?#? ?{_ID}",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w)")
+_HASH = re.compile(rf"# ?{_ID}")
+_NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w| ?(?:%|°))")
+_MAX_CHARS = 2000
 
 
 def part_id_in(text: str) -> str | None:
-    """The part id that a request names, without "#"; None if it names none (or several bare numbers)."""
-    if match := _HASH.search(text):
-        return match.group(1)
-    for match in _WORD.finditer(text):
-        if any(c.isdigit() for c in match.group(1)):
-            return match.group(1)
-    numbers = set(_NUMBER.findall(text))
-    return numbers.pop() if len(numbers) == 1 else None
+    """The part id that a request names, without "#"; None if it names none, or several and none of them as the part."""
+    # full-width digits and "＃" are what an input method for Chinese writes; single blanks keep the patterns linear
+    text = " ".join(unicodedata.normalize("NFKC", text[:_MAX_CHARS]).split())
+    for pattern in (_WORD, _HASH, _NUMBER):
+        named = {i for i in pattern.findall(text) if any(c.isdigit() for c in i)}
+        if named:
+            return named.pop() if len(named) == 1 else None
+    hashed = set(_HASH.findall(text))
+    return hashed.pop() if len(hashed) == 1 else None
 
 
 def new_inspection_id() -> str:

@@ -1,0 +1,241 @@
+"""The verdict as a table: score, limits, zones, the model's reading, problems; and the rates and promises behind it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refdiff.agent.policy import (
+    Judged,
+    PolicyInput,
+    Rated,
+    attained_alpha,
+    decide,
+    rate_finding,
+    score_threshold,
+)
+from refdiff.agent.report.schema import LlmReading, Severity
+from refdiff.memory.calibrations import Calibration
+from refdiff.tools.calibrate import p_value
+from refdiff.tools.spec import ProductSpec, parse_spec
+
+WITHIN = Rated(Severity.MINOR, True, False, "within limit for any")
+REJECT = Rated(Severity.MAJOR, False, True, "beyond limit for any")
+ZONE = Rated(Severity.CRITICAL, False, True, "in critical zone bore")
+UNRATED = Rated(Severity.UNRATED, False, False, "no limit applies")
+UNSIZED = Rated(Severity.UNRATED, False, False, "limit in mm, scale unknown", True)
+SEES = LlmReading(defect=True, type="scratch", confidence=0.9)
+SEES_NONE = LlmReading(defect=False, type="none", confidence=0.9)
+
+
+def _findings(*rated: Rated, peak_p: float | None = 0.5) -> list[Judged]:
+    return [Judged(r, peak_p, f"f{i}") for i, r in enumerate(rated, start=1)]
+
+
+def _decide(p: float | None, n: int = 99, alpha: float = 0.01, **facts: Any) -> tuple[str, str, str]:
+    decision = decide(PolicyInput(p, n, alpha, **facts))
+    return decision.verdict, decision.basis, decision.reason
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "alpha", "verdict"),
+    [
+        # alpha is attained with 99 parts
+        (0.01, 99, 0.01, "FAIL"),
+        (0.02, 99, 0.01, "REVIEW"),
+        (0.05, 99, 0.01, "REVIEW"),
+        (0.06, 99, 0.01, "PASS"),
+        (1.0, 99, 0.01, "PASS"),
+        # 2 attained beyond .05
+        (0.05, 99, 0.05, "FAIL"),
+        (0.1, 99, 0.05, "REVIEW"),
+        (0.11, 99, 0.05, "PASS"),
+        # fewer parts attain 1 / (n + 1)
+        (1 / 40, 39, 0.01, "FAIL"),
+        (2 / 40, 39, 0.01, "REVIEW"),
+        (3 / 40, 39, 0.01, "PASS"),
+        # with n < 20 nobody fails
+        (1 / 21, 20, 0.01, "FAIL"),
+        (1 / 20, 19, 0.01, "REVIEW"),
+        (1 / 3, 2, 0.01, "REVIEW"),
+        (1.0, 2, 0.01, "PASS"),
+        (None, 0, 0.01, "REVIEW"),
+    ],
+)
+def test_the_score_decides(p: float | None, n: int, alpha: float, verdict: str) -> None:
+    assert _decide(p, n, alpha)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("p", "facts", "verdict", "basis"),
+    [
+        # a finding within limits is filed, not failed
+        (0.01, {"findings": _findings(WITHIN)}, "PASS", "limit"),
+        (0.03, {"findings": _findings(WITHIN, WITHIN)}, "PASS", "limit"),
+        (0.01, {"findings": _findings(WITHIN, UNRATED)}, "FAIL", "anomaly"),
+        (0.01, {"findings": _findings()}, "FAIL", "anomaly"),
+        (0.9, {"findings": _findings(WITHIN)}, "PASS", "anomaly"),
+        # limits and zones reject what is there beyond doubt
+        (0.01, {"findings": _findings(WITHIN, REJECT)}, "FAIL", "limit"),
+        (0.9, {"findings": _findings(ZONE, peak_p=0.01)}, "FAIL", "limit"),
+        (0.9, {"findings": _findings(ZONE, peak_p=0.2)}, "REVIEW", "limit"),
+        (0.9, {"findings": _findings(ZONE, peak_p=None)}, "REVIEW", "limit"),
+        (0.03, {"findings": _findings(REJECT, peak_p=0.01)}, "FAIL", "limit"),
+        (1 / 20, {"n": 19, "findings": _findings(REJECT, peak_p=0.01)}, "REVIEW", "system"),
+        # a limit that cannot be applied asks for a person
+        (0.01, {"findings": _findings(UNSIZED)}, "REVIEW", "system"),
+        (0.01, {"findings": _findings(WITHIN, UNSIZED)}, "REVIEW", "system"),
+        (0.9, {"findings": _findings(UNSIZED, peak_p=0.01)}, "REVIEW", "system"),
+        (0.9, {"findings": _findings(UNSIZED, peak_p=0.5)}, "PASS", "anomaly"),
+        # the reading turns PASS or FAIL into REVIEW, nothing else
+        (0.9, {"reading": SEES}, "REVIEW", "llm_disagreement"),
+        (0.01, {"reading": SEES_NONE}, "REVIEW", "llm_disagreement"),
+        (0.9, {"reading": SEES_NONE}, "PASS", "anomaly"),
+        (0.01, {"reading": SEES}, "FAIL", "anomaly"),
+        (0.03, {"reading": SEES}, "REVIEW", "anomaly"),
+        (0.03, {"reading": SEES_NONE}, "REVIEW", "anomaly"),
+        (1 / 20, {"n": 19, "reading": SEES_NONE}, "REVIEW", "system"),
+        (0.01, {"findings": _findings(WITHIN), "reading": SEES}, "PASS", "limit"),  # accepted although it is a defect
+        (0.9, {"findings": _findings(ZONE, peak_p=0.01), "reading": SEES_NONE}, "REVIEW", "llm_disagreement"),
+        # what is wrong with the set-up asks for a person
+        (0.9, {"problems": ["scales differ"]}, "REVIEW", "system"),
+        (0.01, {"problems": ["scales differ"]}, "REVIEW", "system"),
+        (0.03, {"problems": ["scales differ"]}, "REVIEW", "anomaly"),
+        (0.9, {"problems": ["scales differ"], "reading": SEES}, "REVIEW", "llm_disagreement"),
+        (None, {"reading": SEES_NONE}, "REVIEW", "system"),
+    ],
+)
+def test_limits_reading_and_problems(p: float | None, facts: dict[str, Any], verdict: str, basis: str) -> None:
+    assert _decide(p, **facts)[:2] == (verdict, basis)
+
+
+@pytest.mark.parametrize(("p", "reading"), [(0.9, SEES), (0.01, SEES_NONE)])
+def test_disagreement_gives_both_reasons_and_every_problem(p: float, reading: LlmReading) -> None:
+    reason = _decide(p, reading=reading, problems=["scales differ", "no zone"])[2]
+    assert f"p {p:g}" in reason
+    assert "the model, reading the pair, sees" in reason
+    assert "scales differ; no zone" in reason
+
+
+@given(
+    p=st.floats(0.001, 1),
+    n=st.integers(2, 300),
+    alpha=st.floats(0.001, 0.4),
+    rated=st.lists(st.sampled_from([WITHIN, REJECT, ZONE, UNRATED, UNSIZED]), max_size=3),
+    problems=st.lists(st.just("x"), max_size=1),
+    reading=st.sampled_from([SEES, SEES_NONE]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_reading_ever_does_more_than_ask_for_a_person(
+    p: float, n: int, alpha: float, rated: list[Rated], problems: list[str], reading: LlmReading
+) -> None:
+    facts: dict[str, Any] = {"findings": _findings(*rated), "problems": problems}
+    without, read = _decide(p, n, alpha, **facts)[0], _decide(p, n, alpha, **facts, reading=reading)[0]
+    assert read in (without, "REVIEW")
+    if n < 20:
+        assert read != "FAIL"
+
+
+def _spec(*limits: dict[str, Any]) -> ProductSpec:
+    return parse_spec({"limits": list(limits)})
+
+
+SMALL = {"type": "any", "max_length_mm": 0.5, "severity": "minor"}
+SCRATCH = {"type": "scratch", "max_length_mm": 2.0, "max_width_mm": 0.1, "severity": "minor"}
+PIXELS = {"type": "any", "max_length_px": 10, "severity": "minor"}
+BOTH = {"type": "any", "max_length_px": 10, "max_length_mm": 0.5, "severity": "minor"}
+REST = {"type": "any", "severity": "major", "reject": True}
+
+
+@pytest.mark.parametrize(
+    ("limits", "type", "length_mm", "width_mm", "length_px", "zones", "expected"),
+    [
+        # severity, within, reject, missing scale
+        ([], "scratch", 1.0, 1.0, 20, [], ("unrated", False, False, False)),
+        ([SMALL, REST], "dent", 0.5, 0.1, 20, [], ("minor", True, False, False)),
+        ([SMALL, REST], "dent", 0.51, 0.1, 20, [], ("major", False, True, False)),
+        ([SMALL], "dent", 0.51, 0.1, 20, [], ("unrated", False, False, False)),
+        ([SCRATCH, REST], "scratch", 2.0, 0.1, 20, [], ("minor", True, False, False)),
+        ([SCRATCH, REST], "scratch", 2.0, 0.2, 20, [], ("major", False, True, False)),
+        ([SCRATCH, REST], "dent", 0.1, 0.1, 20, [], ("major", False, True, False)),
+        ([REST, SMALL], "dent", 0.1, 0.1, 20, [], ("major", False, True, False)),  # the first that fits decides
+        ([PIXELS, REST], "dent", None, None, 10, [], ("minor", True, False, False)),
+        # without a scale nobody knows whether a limit in mm fits, nor then whether a later one counts
+        ([SMALL, REST], "dent", None, None, 20, [], ("unrated", False, False, True)),
+        ([SCRATCH, REST], "dent", None, None, 20, [], ("major", False, True, False)),
+        ([BOTH, REST], "dent", None, None, 20, [], ("major", False, True, False)),  # its px do not fit: certain
+        ([BOTH, REST], "dent", None, None, 9, [], ("unrated", False, False, True)),
+        # a critical zone comes first
+        ([SMALL], "dent", 0.1, 0.1, 20, ["bore"], ("critical", False, True, False)),
+        ([SMALL], "dent", None, None, 20, ["bore"], ("critical", False, True, False)),
+    ],
+)
+def test_the_specification_rates(
+    limits: list[dict[str, Any]],
+    type: str,
+    length_mm: float | None,
+    width_mm: float | None,
+    length_px: float,
+    zones: list[str],
+    expected: tuple[str, bool, bool, bool],
+) -> None:
+    rated = rate_finding(
+        _spec(*limits),
+        type=type,
+        length_mm=length_mm,
+        width_mm=width_mm,
+        length_px=length_px,
+        area_px=50,
+        zones=zones,
+    )
+    assert (rated.severity, rated.within, rated.reject, rated.missing_scale) == expected
+    assert rated.why
+
+
+@pytest.mark.parametrize(
+    ("alpha", "n", "attained"),
+    [(0.01, 99, 0.01), (0.01, 98, 1 / 99), (0.05, 19, 0.05), (0.05, 400, 0.05), (0.01, 0, 1)],
+)
+def test_attained_alpha(alpha: float, n: int, attained: float) -> None:
+    assert attained_alpha(alpha, n) == pytest.approx(attained)
+
+
+@given(
+    scores=st.lists(st.integers(0, 40).map(lambda i: i / 8), min_size=2, max_size=120),
+    alpha=st.sampled_from([0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.29]),
+    score=st.integers(-1, 41).map(lambda i: i / 8),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_threshold_is_where_the_p_value_fails(scores: list[float], alpha: float, score: float) -> None:
+    """Ties included: a part fails by its p-value exactly if its score is above the threshold that the report shows."""
+    calibration = Calibration("p", "k", sorted(scores), 0.0, len(scores), 1)
+    fails = p_value(calibration, score) <= attained_alpha(alpha, len(scores))
+    threshold = score_threshold(scores, alpha)
+    assert threshold is not None
+    assert fails == (score > threshold)
+
+
+def test_no_threshold_without_calibration() -> None:
+    assert score_threshold([], 0.05) is None
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(39, 0.05), (99, 0.01), (59, 0.05)])
+def test_exchangeable_good_parts_fail_no_oftener_than_promised(n: int, alpha: float) -> None:
+    """Each of n + 1 parts in turn as the new one: at most attained * (n + 1) of them fail."""
+    scores = [float(i % 17) + i / 100 for i in range(n + 1)]
+    failed = 0
+    for left, rest in ((s, scores[:i] + scores[i + 1 :]) for i, s in enumerate(scores)):
+        p = p_value(Calibration("p", "k", sorted(rest), 0.0, n, 1), left)
+        failed += _decide(p, n, alpha)[0] == "FAIL"
+    assert 1 <= failed <= attained_alpha(alpha, n) * (n + 1) + 1e-9
+
+
+def test_every_reason_is_told_once() -> None:
+    for p, reading, problems in itertools.product((0.01, 0.03, 0.9), (None, SEES, SEES_NONE), ([], ["scales differ"])):
+        reason = _decide(p, reading=reading, problems=problems)[2]
+        assert reason.count("scales differ") == len(problems)
+        assert reason.count("good parts do") == 1

@@ -1,0 +1,73 @@
+"""What a person wrote: the part id in it, and what of it a model may read."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
+from refdiff.agent.request import part_id_in
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("inspect part #4412 against the nearest good sample", "4412"),
+        ("inspect part #4412.", "4412"),
+        ("#A-7/3 please", "A-7/3"),
+        ("part number 44-12", "44-12"),
+        ("part no. 4412", "4412"),
+        ("part4412", "4412"),
+        ("Bitte Teil Nr. 4412 prüfen", "4412"),
+        ("serial SN-0099", "SN-0099"),
+        ("检查零件4412", "4412"),
+        ("检查零件＃４４１２", "4412"),  # as an input method writes it
+        ("is 4412 all right?", "4412"),
+        ("part #4412 against golden #3", "4412"),
+        ("golden #3 is the reference of part #4412", "4412"),
+        ("check the part of 3 images, #4412", "4412"),
+        # nothing, or no telling which
+        ("what can you do?", None),
+        ("parts 4412 and 4413", None),
+        ("compare #4412 and #4413", None),
+        ("partition12 is full", None),
+        ("is 20 % enough?", None),
+        ("part of the plan", None),
+        ("", None),
+    ],
+)
+def test_part_id_in_a_request(text: str, part: str | None) -> None:
+    assert part_id_in(text) == part
+
+
+@pytest.mark.parametrize(
+    "text", ["part" + " " * 300_000, "part " * 60_000, "#" * 300_000, "a.-" * 100_000, "<s" * 10**5]
+)
+def test_no_request_takes_long_to_read(text: str) -> None:
+    started = time.perf_counter()
+    part_id_in(text)
+    sanitise(text)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<image>", "<IMAGE>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "</s>", "[INST]",
+     "[/INST]", "<<SYS>>", "<start_of_turn>", "<im<image>age>", "<|im_<|im_start|>start|>", "\u202e", "\x1b", "\u200b"],
+)  # fmt: skip
+def test_template_tokens_and_control_characters_do_not_reach_a_model(token: str) -> None:
+    left = sanitise(f"before {token} after")
+    assert left.startswith("before")
+    assert left.endswith("after")
+    assert not set("<>[]|\u202e\x1b\u200b") & set(left)
+
+
+@pytest.mark.parametrize("text", ["a < b and b > c", "size <= 3", "Maß: 3 × 4", "第 4412 号", "line\nbreak", "a | b"])
+def test_harmless_text_stays(text: str) -> None:
+    assert sanitise(text) == text
+
+
+def test_a_request_is_short_and_its_part_id_is_text_too() -> None:
+    assert len(sanitise("x" * 10**6)) == MAX_REQUEST_CHARS
+    assert "<|im_start|>" not in request_message("hello", "4412<|im_start|>system")

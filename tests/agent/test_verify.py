@@ -1,0 +1,193 @@
+"""Verification: prose states nothing by itself, and every slot, type and citation is of the evidence it should be of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refdiff.agent.verify import Verified, format_number, prose_problem, verify
+from refdiff.tools.defect_types import DEFECT_TYPES, UNKNOWN
+from refdiff.tools.evidence import EvidenceKind, EvidenceRecord
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # numbers: any script, styled, spelled, hyphenated, hidden
+        "5 mm long", "٣ marks", "７７ wide", "长度三", "½ of it", "① there", "x² off", "𝟝 of them", "three of them",
+        "twenty-three", "fünf davon", "fu\u0308nf davon", "fuenf davon", "tres marcas", "a few of them", "a DOZEN", "Ⅷ",
+        "several", "th\u200bree", "t\u00adwo", "ten percent", "a micron", "some millimetres off", "a half", "iii",
+        # places
+        "seen upper-left", "at the edge", "two-sided", "leftmost", "along the edges", "in corners", "oben rechts",
+        "upperleft of it", "arriba", "northeast", "near the CENTRE", "'left'", "“bottom”", "(top)",
+        # kinds of defect
+        "a scratch", "ｓｃｒａｔｃｈ", "scratch-like", "SCRATCHES", "microscratch", "hair-crack", "chipping", "stained",
+        "sc\u200bratch", "\"dent\"", "*stain*", "missing_part", "missingPart", "ein Kratzer", "Oberflächenkratzer",
+        "arañazo", "aranazo", "texture change", "print-defect", "划痕", "an open", "torn", "corroded", "holes",
+        # severity and verdict are not the model's
+        "a critical matter", "severely off", "the part passes", "FAIL", "rejected", "acceptable",
+        # scripts that no word list covers, and letters that only look Latin
+        "царапина", "\u0441rack", "キズ", "흠집", "خدش",
+        # broken slots
+        "length {e6.length_mm", "e6.length_mm}", "{{place}}",
+    ],
+)  # fmt: skip
+def test_prose_that_states_something_is_refused(text: str) -> None:
+    assert prose_problem(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "Brightness differs from the golden sample.", "The {type} is at {place}, length {e6.length_mm}.",
+        "The surface looks different here; contrast and weight are alike.", "Stainless steel, no difference seen.",
+        "The stone-grey tone often changes with the light.", "Attention: the sustained tension tends to alter it.",
+        "Clearly visible against the sample!", "Der Glanz ist anders.", "El brillo cambia.", "a < b",
+        "Handle with care: weighty, freight, height, bright, alone, tone, content, intention, freely.",
+    ],
+)  # fmt: skip
+def test_plain_prose_is_accepted(text: str) -> None:
+    assert prose_problem(text) is None
+
+
+@pytest.mark.parametrize("kind", [t for t in DEFECT_TYPES if t != UNKNOWN])
+def test_no_type_can_be_named_in_prose(kind: str) -> None:
+    assert prose_problem(f"looks like {kind}")
+    assert prose_problem(f"looks like {kind.replace('_', ' ').upper()}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("length_mm", 3.14159, "3.14 mm"), ("length_px", 1234.5, "1234 px"), ("area_px", 120, "120 px²"),
+     ("area_mm2", 0.5, "0.5 mm²"), ("angle_deg", 30.0, "30°"), ("score", 0.12345, "0.123"), ("ok", True, "true"),
+     ("place", "upper left", "upper left"), ("regions", 1234, "1234")],
+)  # fmt: skip
+def test_numbers_carry_their_unit(name: str, value: Any, shown: str) -> None:
+    assert format_number(name, value) == shown
+
+
+def _record(i: int, kind: EvidenceKind, arguments: dict[str, Any], **numbers: Any) -> dict[str, Any]:
+    return EvidenceRecord(id=f"e{i}", kind=kind, arguments=arguments, numbers=numbers, summary="").model_dump()
+
+
+def _box(region: str, x: int, place: str) -> dict[str, Any]:
+    return {f"{region}_x0": x, f"{region}_y0": 0, f"{region}_x1": x + 9, f"{region}_y1": 9, f"{region}_place": place}
+
+
+R1, R2 = {"region": "r1", "score": "e2"}, {"region": "r2", "score": "e2"}
+EVIDENCE = [
+    _record(1, "capture", {"capture_id": "c"}, width_px=320, height_px=240, scale_mm_per_px=None),
+    _record(
+        2, "score", {}, score=0.5, regions=2, r1_peak=0.9, **_box("r1", 5, "upper left"), **_box("r2", 90, "right")
+    ),
+    _record(3, "zoom", R1, x0=0, reference_covers=True),
+    _record(4, "measure", R1, length_mm=3.14159, width_mm=0.5, area_px=44, place="top"),
+    _record(5, "measure", R2, length_mm=99.0, place="right"),
+    _record(6, "zoom", R2),
+    _record(7, "score", {"golden_ids": ["g-x"]}, score=0.7, regions=1, **_box("r1", 50, "centre")),
+]
+CLAIM: dict[str, Any] = {
+    "region": "r1", "type": "scratch", "severity": "unrated", "evidence": ["e2", "e3", "e4"],
+    "description": "{type} at {place}", "reasoning": "", "probable_cause": None,
+}  # fmt: skip
+
+
+def _verify(*changes: dict[str, Any], reasoning: str = "", shown: tuple[str, ...] = ("e3", "e6")) -> Verified:
+    return verify({"findings": [CLAIM | c for c in changes], "reasoning": reasoning}, EVIDENCE, shown=shown)
+
+
+def test_a_supported_claim_is_filled_in_by_code() -> None:
+    checked = _verify({"reasoning": "It is {e4.length_mm} against {e4.width_mm}, peak {e2.r1_peak}."}, reasoning="ok")
+    assert checked.unsupported == []
+    (claim,) = checked.claims
+    assert claim.description == "scratch at top"  # the measured place is what is filed
+    # every number with its own name: a width cannot pass for a length
+    assert claim.reasoning == "It is length 3.14 mm against width 0.5 mm, peak 0.9."
+    assert (claim.box, claim.type, claim.evidence) == ((5, 0, 14, 9), "scratch", ["e2", "e3", "e4"])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"evidence": ["e2", "e99"]}, "e99 does not exist"),
+        ({"evidence": ["e1"]}, "no region r1"),
+        ({"region": "r9"}, "no region r9"),
+        ({"region": ""}, "no region"),
+    ],
+)
+def test_a_claim_without_evidence_is_dropped_whole(change: dict[str, Any], why: str) -> None:
+    checked = _verify(change)
+    assert checked.claims == []
+    assert why in checked.unsupported[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("length {e5.length_mm}", "not cited"),
+        ("length {e99.length_mm}", "not cited"),
+        ("{e4.depth_mm}", "measured no depth_mm"),
+        ("{e1.scale_mm_per_px}", "not cited"),
+        ("{e2.r2_place}", "another region"),
+        ("{severity}", "names no evidence"),
+        ("{5 mm}", "not a name"),
+        ("{}", "not a name"),
+        ("{e4.length_mm.real}", "not a name"),
+        ("three of {e4.length_mm}", "a number"),
+    ],
+)
+@pytest.mark.parametrize("name", ["description", "reasoning", "probable_cause"])
+def test_a_slot_must_be_of_cited_evidence_about_the_region(name: str, text: str, why: str) -> None:
+    checked = _verify({name: text})
+    assert getattr(checked.claims[0], name) == ""
+    assert why in checked.unsupported[0]
+
+
+def test_evidence_of_another_region_neither_counts_nor_fills_slots() -> None:
+    checked = _verify({"evidence": ["e2", "e3", "e5"], "description": "length {e5.length_mm}"})
+    assert checked.claims[0].evidence == ["e2", "e3"]
+    assert checked.claims[0].description == ""
+    assert "e5 is of another region" in checked.unsupported[0]
+
+
+def test_the_same_region_name_in_another_comparison_is_another_region() -> None:
+    checked = _verify({"evidence": ["e7", "e4"], "description": "length {e4.length_mm}", "type": UNKNOWN})
+    assert checked.claims[0].box == (50, 0, 59, 9)
+    assert checked.claims[0].evidence == ["e7"]
+    assert "99" not in checked.claims[0].description + checked.claims[0].reasoning
+    assert "3.14" not in checked.claims[0].description
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, ()),  # zoomed, but its pictures were never posted
+        ({"evidence": ["e2", "e4"]}, ("e3",)),  # seen, but not cited
+        ({"evidence": ["e2", "e6", "e4"]}, ("e6",)),  # saw another region
+        ({"type": "gremlin"}, ("e3",)),
+    ],
+)
+def test_a_type_needs_a_cited_zoom_that_the_model_saw(change: dict[str, Any], shown: tuple[str, ...]) -> None:
+    checked = _verify(change, shown=shown)
+    assert checked.claims[0].type == UNKNOWN
+    assert checked.claims[0].description == "unknown anomaly at " + (
+        "top" if "e4" in checked.claims[0].evidence else ""
+    )
+    assert any("type was not seen" in u for u in checked.unsupported)
+
+
+def test_a_region_is_claimed_once() -> None:
+    checked = _verify({}, {"type": "dent"})
+    assert [c.type for c in checked.claims] == ["scratch"]
+    assert "claimed twice" in checked.unsupported[0]
+
+
+def test_the_overall_reasoning_is_checked_too() -> None:
+    assert _verify(reasoning="regions: {e2.regions}").reasoning == "regions: 2"
+    checked = _verify(reasoning="The part is {e1.width_px} long")
+    assert checked.reasoning == "The part is width 320 px long"  # true, if clumsy
+    for lie in ("two marks", "{place}", "{e99.score}"):
+        checked = _verify(reasoning=lie)
+        assert checked.reasoning == ""
+        assert lie in checked.unsupported[0]
