@@ -63,12 +63,17 @@ def _measured(evidence: list[dict[str, Any]], added: list[EvidenceRecord], resul
     return added[-1].id
 
 
+def _kind(claim: dict[str, Any] | None, result: RegionResult) -> str:
+    """The model's word for a finding; where it has none, the difference network's."""
+    return str(claim["type"]) if claim and claim["type"] != UNKNOWN else result.region.type
+
+
 def _finding(
     number: int, result: RegionResult, rated: Rated, claim: dict[str, Any] | None, evidence: list[str], threshold: float
 ) -> Finding:
     m = result.measurement
     x0, y0, x1, y1 = m.box
-    kind = claim["type"] if claim else UNKNOWN
+    kind = _kind(claim, result)
     size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
     plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
     measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
@@ -135,7 +140,7 @@ def assemble(
                 area_px=m.area_px,
                 zones=result.zones,
             )
-            for kind in (UNKNOWN, claim["type"] if claim else UNKNOWN)
+            for kind in (UNKNOWN, _kind(claim, result))
         )
         if claim and claim["severity"] not in (Severity.UNRATED, rated.severity):
             dropped.append(
@@ -190,7 +195,7 @@ def _decide(
     as_claimed: list[Judged],
     reading: dict[str, Any] | None,
 ) -> Decision:
-    """The verdict from what was measured. Types are the model's word: a limit by type may ask for a person, never more."""
+    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
     facts = PolicyInput(
         p=canonical.p_value,
         n=canonical.calibration.n if canonical.calibration else 0,

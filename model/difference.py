@@ -18,7 +18,7 @@ from torch import Tensor
 
 from refdiff.model.encoder import Features
 
-VERSION = "patch-match-2"  # part of every calibration key: raise when scores change
+VERSION = "fused-1"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 STRIDES = (8, 16, 32)
 _WINDOW = 0.1  # half width of the matching window, as a part of the long side
@@ -101,9 +101,9 @@ def judged(references: Sequence[ReferenceView], grid: tuple[int, int]) -> Tensor
     return reached
 
 
-def image_score(cells: Tensor, keep: Tensor | None = None) -> float:
-    """Mean of the largest 1 % of the cells (h, w), those where `keep` is False left out."""
+def image_score(cells: Tensor, keep: Tensor | None = None, part: float = _TOP) -> float:
+    """Mean of the largest `part` of the cells (h, w), those where `keep` is False left out."""
     values = cells.flatten() if keep is None else cells[keep]
     if values.numel() == 0:
         return 0.0
-    return float(values.topk(max(1, int(values.numel() * _TOP))).values.mean())
+    return float(values.topk(max(1, int(values.numel() * part))).values.mean())

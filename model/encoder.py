@@ -24,7 +24,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-FEATURE_VERSION = "1"  # raise when the meaning of cached features changes
+FEATURE_VERSION = "2"  # raise when the meaning of cached features changes
 STRIDES = (4, 8, 16, 32)
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 # (repeats, kernel, stride, expansion, channels); a map is taken at the end of each stage named in _TAPS

@@ -3,10 +3,8 @@
     scene = render("circuit", design_seed=3, instance_seed=7, defects=[DefectSpec("scratch", size_mm=4.0)],
                    pose=Pose(angle_deg=30), light=Light(gain=0.4))
 
-Same arguments, same pixels. Frames: *canonical* px is the image one gets without pose; `Scene.transform`
-maps it to
-image px (both x right, y down, integer = pixel centre). Lamp and noise belong to the camera: turning the
-part turns
+Same arguments, same pixels. Frames: *canonical* px is the image one gets without pose; `Scene.transform` maps it to
+image px (both x right, y down, integer = pixel centre). Lamp and noise belong to the camera: turning the part turns
 its highlights relative to it. Knows nothing about products, files or the network.
 """
 
@@ -53,10 +51,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pose:
-    """angle_deg: counter-clockwise on the screen, about the image centre; scale: image px per canonical px;
-    shift_px: image px right and down; perspective: (x, y) relative change of scale from the centre to the
-    right and
-    the lower edge, |v| < 0.5."""
+    """angle_deg: counter-clockwise on the screen, about the image centre; scale: image px per canonical px; shift_px:
+    image px right and down; perspective: (x, y) relative change of scale from the centre to the right and the lower
+    edge, |v| < 0.5."""
 
     angle_deg: float = 0.0
     scale: float = 1.0
@@ -66,10 +63,9 @@ class Pose:
 
 @dataclass(frozen=True)
 class Light:
-    """gain and gamma: out = (gain * in) ** gamma on 0..1; azimuth_deg: where the lamp stands
-    (counter-clockwise from
-    the right of the image); gradient: 0..1 fall-off away from the lamp; temperature: -1 cold .. 1 warm;
-    blur_sigma: defocus, px; jpeg_quality: 1..100, None = no JPEG."""
+    """gain and gamma: out = (gain * in) ** gamma on 0..1; azimuth_deg: where the lamp stands (counter-clockwise from
+    the right of the image); gradient: 0..1 fall-off away from the lamp; temperature: -1 cold .. 1 warm; blur_sigma:
+    defocus, px; jpeg_quality: 1..100, None = no JPEG."""
 
     gain: float = 1.0
     gamma: float = 1.0
@@ -82,14 +78,11 @@ class Light:
 
 @dataclass(frozen=True)
 class DefectTruth:
-    """One defect in the final image. mask (H, W) bool: every pixel that it touches (before defocus, noise
-    and JPEG);
-    box x0, y0, x1, y1 px, exclusive end (0, 0, 0, 0 if out of the frame); path (N, 2) image px: the line
-    whose length
-    is length_px; width_px across it; lengths in mm are those on the part. Lines (scratch, crack,
-    broken_yarn) have
-    length and width by construction, the rest those of the smallest rotated box round the change.
-    area_px = mask.sum(); centre (x, y) image px."""
+    """One defect in the final image. mask (H, W) bool: every pixel that it touches (before defocus, noise and JPEG);
+    box x0, y0, x1, y1 px, exclusive end (0, 0, 0, 0 if out of the frame); path (N, 2) image px: the line whose length
+    is length_px; width_px across it; lengths in mm are those on the part. Lines (scratch, crack, broken_yarn) have
+    length and width by construction, the rest those of the smallest rotated box round the change. area_px =
+    mask.sum(); centre (x, y) image px."""
 
     type: DefectType
     mask: NDArray[np.bool_]
@@ -105,8 +98,8 @@ class DefectTruth:
 
 @dataclass(frozen=True)
 class Scene:
-    """image (H, W, 3) uint8 RGB; defect_mask and foreground (H, W) bool, foreground = the part as it is;
-    transform (3, 3) float64: canonical px -> image px; mm_per_px: of the image, at its centre."""
+    """image (H, W, 3) uint8 RGB; defect_mask and foreground (H, W) bool, foreground = the part as it is; transform
+    (3, 3) float64: canonical px -> image px; mm_per_px: of the image, at its centre."""
 
     image: NDArray[np.uint8]
     defect_mask: NDArray[np.bool_]
@@ -173,8 +166,7 @@ def render(
 ) -> Scene:
     """Render one scene of `size` (H, W).
 
-    design_seed: the product; instance_seed: the good sample; noise_seed: the photo of it. noise_sigma: grey
-    levels.
+    design_seed: the product; instance_seed: the good sample; noise_seed: the photo of it. noise_sigma: grey levels.
     mm_per_px: of the canonical image; the scene's own is that divided by pose.scale. Raises InputError.
     """
     _check(kind, size, pose, mm_per_px)
@@ -321,8 +313,7 @@ def random_pose(
     max_perspective: float = 0.04,
     size: tuple[int, int] = (320, 320),
 ) -> Pose:
-    """A pose drawn evenly within the limits (shift as a fraction of the short side, scale as 1 +-
-    max_scale)."""
+    """A pose drawn evenly within the limits (shift as a fraction of the short side, scale as 1 +- max_scale)."""
     shift = rng.uniform(-max_shift, max_shift, 2) * min(size)
     tilt = rng.uniform(-max_perspective, max_perspective, 2)
     return Pose(
@@ -334,8 +325,7 @@ def random_pose(
 
 
 def random_light(rng: np.random.Generator, *, strength: float = 1.0) -> Light:
-    """A light and camera setting; strength 0 = always the default, 1 = from dark and flat to bright and
-    warm."""
+    """A light and camera setting; strength 0 = always the default, 1 = from dark and flat to bright and warm."""
     s = strength
     return Light(
         gain=float(np.exp(rng.uniform(-1.0, 0.2) * s)),

@@ -1,11 +1,8 @@
 """Defects on rendered parts, with the truth about each: what changed, where, how long, how wide.
 
-A defect changes the part's material or its component list; its mask is where the *lit* surface then differs
-by more
-than one grey level from the surface without it (lamp, table and shading included), so it is known and not
-guessed.
-Knows nothing about pose or camera: everything here is in raster px of the part (render_parts.py); render.py
-maps it.
+A defect changes the part's material or its component list; its mask is where the *lit* surface then differs by more
+than one grey level from the surface without it (lamp, table and shading included), so it is known and not guessed.
+Knows nothing about pose or camera: everything here is in raster px of the part (render_parts.py); render.py maps it.
 """
 
 from __future__ import annotations
@@ -106,12 +103,9 @@ _VISIBLE = 1.0 / 255
 
 @dataclass(frozen=True)
 class DefectSpec:
-    """What to break. `size_px` (px of the unposed image) or `size_mm`: length of a scratch, crack, broken
-    yarn or
-    smear, diameter of a spot, shift of a component or of a level; default by type. `width_px` only for
-    scratch and
-    crack. `where`: (x, y) px of the unposed image, default random on the visible part; components, pins,
-    pads and
+    """What to break. `size_px` (px of the unposed image) or `size_mm`: length of a scratch, crack, broken yarn or
+    smear, diameter of a spot, shift of a component or of a level; default by type. `width_px` only for scratch and
+    crack. `where`: (x, y) px of the unposed image, default random on the visible part; components, pins, pads and
     print take the nearest of their places. `contrast` 1 obvious .. 0 just visible. `angle_deg`: direction,
     counter-clockwise, default random. Same spec, same defect."""
 
@@ -127,8 +121,8 @@ class DefectSpec:
 
 @dataclass
 class RasterTruth:
-    """A defect in raster px. mask (h, w) bool; path (N, 2): the line whose length is the defect's length;
-    width across it; centre (x, y)."""
+    """A defect in raster px. mask (h, w) bool; path (N, 2): the line whose length is the defect's length; width
+    across it; centre (x, y)."""
 
     type: DefectType
     mask: NDArray[np.bool_]
@@ -151,8 +145,8 @@ def random_defect(
     *,
     types: Sequence[DefectType] | None = None,
 ) -> DefectSpec:
-    """An applicable defect of random type (from `types` if given), contrast and size: spots from 2.5 px up
-    (< 0.01 % of a 320 px image) to a tenth of the image's short side, lines up to a third."""
+    """An applicable defect of random type (from `types` if given), contrast and size: spots from 2.5 px up (< 0.01 %
+    of a 320 px image) to a tenth of the image's short side, lines up to a third."""
     choices = [t for t in applicable_types(kind) if types is None or t in types]
     if not choices:
         raise InputError(f"None of the types {types!r} applies to {kind!r}: use {applicable_types(kind)!r}.")
@@ -174,8 +168,7 @@ def random_defect(
     return DefectSpec(kind_of, size_px=size_px, contrast=float(rng.beta(1.2, 1.2)), seed=int(rng.integers(2**31)))
 
 
-# --- brushes: how each type changes the material
-# ----------------------------------------------------------------
+# --- brushes: how each type changes the material ---
 
 
 @dataclass
@@ -202,8 +195,7 @@ class _Job:
         return float(np.deg2rad(drawn if self.spec.angle_deg is None else self.spec.angle_deg))
 
     def spot(self, margin: float = 0.0) -> tuple[float, float]:
-        """The wanted place, or a random one at least `margin` inside the allowed area where that is
-        possible."""
+        """The wanted place, or a random one at least `margin` inside the allowed area where that is possible."""
         if self.where is not None:
             return self.where
         area = self.allowed
@@ -550,8 +542,7 @@ _BRUSHES: dict[str, Callable[[_Job], _Brush]] = {
 }
 
 
-# --- component list changes
-# -------------------------------------------------------------------------------------
+# --- component list changes ---
 
 
 def _rearranged(job: _Job, components: list[Component]) -> list[Component]:
@@ -565,6 +556,8 @@ def _rearranged(job: _Job, components: list[Component]) -> list[Component]:
             return replace(c, y=c.y + change / 2, h=c.h - change)
 
         return [refill(c) if c.kind == "liquid" else c for c in components]
+    if not any(c.kind != "liquid" for c in components):
+        return components  # a design without components, or all are gone already: nothing changes
     if spec.type == "added_component":
         spots = part.spots or [replace(components[0], x=components[0].x + 1.5 * components[0].w)]
         spot = spots[_near(job, [(c.x, c.y) for c in spots])]
@@ -606,8 +599,7 @@ def _other(old: Component, rng: np.random.Generator, job: _Job) -> Component:
     return replace(old, look=look, colour=mix(old.colour, hue, 0.25 + 0.75 * job.spec.contrast))
 
 
-# --- all together
-# -----------------------------------------------------------------------------------------------
+# --- all together ---
 
 
 def _seen(lit: F32, cover: F32, table: Colour) -> F32:
@@ -671,11 +663,9 @@ def apply_defects(
 ) -> tuple[Material, F32, F32, list[RasterTruth]]:
     """Paint the part with its defects and light it.
 
-    ss, offset: unposed image px * ss + offset = raster px. azimuth_deg: the lamp, in the part's frame.
-    in_view
-    (h, w) uint8, 255 where the camera sees the part. Returns (material, lit (h, w, 3) 0..1, cover of the
-    good part
-    (h, w), truths in the order of `specs`). InputError for a type that does not apply.
+    ss, offset: unposed image px * ss + offset = raster px. azimuth_deg: the lamp, in the part's frame. in_view (h, w)
+    uint8, 255 where the camera sees the part. Returns (material, lit (h, w, 3) 0..1, cover of the good part (h, w),
+    truths in the order of `specs`). InputError for a type that does not apply.
     """
     keep_base = any(s.type in _STRUCTURAL for s in specs)
     mat = part.base.copy() if keep_base else part.base

@@ -1,14 +1,11 @@
 """Good parts, drawn: circuit, label, weave, moulded shape, bottle.
 
-A part is a *material* (albedo, height, gloss, cover) on a supersampled raster plus a list of components
-that are
-painted on it one by one, so that a missing or a wrong component is a change of the list and not a patch of
-paint.
-The design seed fixes the product, the instance seed the natural variation between good samples of it.
-Knows nothing about defects, pose, camera or light colour (render_defects.py, render.py).
+A part is a *material* (albedo, height, gloss, cover) on a supersampled raster plus a list of components that are
+painted on it one by one, so that a missing or a wrong component is a change of the list and not a patch of paint. The
+design seed fixes the product, the instance seed the natural variation between good samples of it. Knows nothing about
+defects, pose, camera or light colour (render_defects.py, render.py).
 
-Units: raster px, x right, y down, integer = pixel centre. `u` is the raster length of 1/320 of the part's
-short side.
+Units: raster px, x right, y down, integer = pixel centre. `u` is the raster length of 1/320 of the part's short side.
 """
 
 from __future__ import annotations
@@ -38,9 +35,9 @@ _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_PL
 
 @dataclass
 class Material:
-    """What the surface is made of. albedo (h, w, 3) RGB 0..1, height (h, w) raster px, gloss (h, w) 0..1,
-    cover (h, w) 0..1 (1 = part, 0 = one sees the table), grain (h, w) factor about 1; all float32.
-    `x0, y0` is the raster position of element [0, 0] (a window of a larger material)."""
+    """What the surface is made of. albedo (h, w, 3) RGB 0..1, height (h, w) raster px, gloss (h, w) 0..1, cover (h,
+    w) 0..1 (1 = part, 0 = one sees the table), grain (h, w) factor about 1; all float32. `x0, y0` is the raster
+    position of element [0, 0] (a window of a larger material)."""
 
     albedo: F32
     height: F32
@@ -52,8 +49,7 @@ class Material:
     dirty: list[tuple[int, int, int, int]] = field(default_factory=list)  # raster boxes painted; shared with windows
 
     def window(self, x0: int, y0: int, x1: int, y1: int) -> Material:
-        """A view (shared memory) of the box x0, y0, x1, y1 (raster px, exclusive end), which must lie
-        inside."""
+        """A view (shared memory) of the box x0, y0, x1, y1 (raster px, exclusive end), which must lie inside."""
         s = np.s_[y0 - self.y0 : y1 - self.y0, x0 - self.x0 : x1 - self.x0]
         return Material(self.albedo[s], self.height[s], self.gloss[s], self.cover[s], self.grain[s], x0, y0, self.dirty)
 
@@ -72,8 +68,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Component:
-    """Something mounted at a design position: centre and size in raster px, angle in degrees (screen
-    clockwise).
+    """Something mounted at a design position: centre and size in raster px, angle in degrees (screen clockwise).
     `look` picks colour, print and pin count."""
 
     kind: str
@@ -93,8 +88,7 @@ class Component:
 
 @dataclass
 class Part:
-    """A good part before the camera. `base` is painted without components; `components` are in painting
-    order,
+    """A good part before the camera. `base` is painted without components; `components` are in painting order,
     `spots` are empty design positions; the rest are places where a type of defect can sit (raster px)."""
 
     kind: PartKind
@@ -112,13 +106,12 @@ class Part:
 
 
 def raster_plan(kind: PartKind) -> tuple[float, float]:
-    """(supersampling, canvas as a multiple of the image): cloth goes on beyond the frame so that a turned
-    camera sees cloth, everything else lies on a table inside the frame."""
+    """(supersampling, canvas as a multiple of the image): cloth goes on beyond the frame so that a turned camera sees
+    cloth, everything else lies on a table inside the frame."""
     return (1.15, 1.4) if kind == "weave" else (1.6, 1.0)
 
 
-# --- painting
-# ---------------------------------------------------------------------------------------------------
+# --- painting ---
 
 
 def blend(
@@ -174,8 +167,8 @@ def exact_mask(points: NDArray) -> tuple[U8, int, int]:
 
 
 def polygon_mask(points: NDArray, soft: float = 0.0) -> tuple[U8, int, int]:
-    """Antialiased mask of one polygon (N, 2) raster px and its origin. Never clipped, so that painting into a
-    window gives the same pixels as painting into the whole. `soft` is a blur sigma in raster px."""
+    """Antialiased mask of one polygon (N, 2) raster px and its origin. Never clipped, so that painting into a window
+    gives the same pixels as painting into the whole. `soft` is a blur sigma in raster px."""
     pad = int(3 * soft) + 2
     lo = np.floor(points.min(0)).astype(int) - pad
     hi = np.ceil(points.max(0)).astype(int) + pad + 1
@@ -224,8 +217,7 @@ def rounded(x0: float, y0: float, x1: float, y1: float, r: float) -> NDArray:
 
 @lru_cache(maxsize=4096)  # the text engine is slow, and a design's texts come back in every instance
 def text_mask(text: str, height: float, font: int = 0, angle: float = 0.0) -> U8:
-    """Mask of a line of text whose capitals are `height` px high, turned by angle (screen clockwise),
-    centred."""
+    """Mask of a line of text whose capitals are `height` px high, turned by angle (screen clockwise), centred."""
     face = _FONTS[font % len(_FONTS)]
     scale = height / cv2.getTextSize("H", face, 1, 1)[0][1]
     thick = max(1, round(height / 9))
@@ -287,8 +279,7 @@ def mix(a: Colour, b: Colour, t: float) -> Colour:
 
 
 def shade(mat: Material, azimuth_deg: float) -> F32:
-    """Lit surface (h, w, 3) float32 0..1: Lambert plus Blinn-Phong from a lamp at `azimuth_deg`
-    (counter-clockwise
+    """Lit surface (h, w, 3) float32 0..1: Lambert plus Blinn-Phong from a lamp at `azimuth_deg` (counter-clockwise
     from the right, in the part's frame) and 50 degrees up. A flat matt surface keeps its albedo."""
     az, el = np.deg2rad(azimuth_deg), np.deg2rad(50.0)
     lx, ly, lz = np.cos(az) * np.cos(el), -np.sin(az) * np.cos(el), np.sin(el)
@@ -319,8 +310,7 @@ def shade(mat: Material, azimuth_deg: float) -> F32:
     return np.asarray(np.clip(out, 0, 1, out=out), np.float32)
 
 
-# --- components
-# -------------------------------------------------------------------------------------------------
+# --- components ---
 
 
 def _shadow(mat: Material, c: Component, strength: float = 0.5) -> None:
@@ -527,8 +517,7 @@ def paint_components(mat: Material, components: list[Component]) -> None:
         _PAINTERS[c.kind](mat, c)
 
 
-# --- parts
-# ------------------------------------------------------------------------------------------------------
+# --- parts ---
 
 _Rng = np.random.Generator
 

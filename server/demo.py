@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +65,15 @@ class Inspected:
 
 
 def read_cells() -> list[Cell]:
-    """Cells that the experts were sure about. Raises InputError where the package is not installed."""
-    spec = find_spec("elpv_dataset")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "the demo's images are not installed (package elpv-dataset, 92 MB); pip install 'refdiff[demo]'"
-        )
-    data = Path(spec.origin).parent / "data"
-    rows = [line.split() for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines()]
-    cells = [Cell(data / name, kind, float(probability)) for name, probability, kind in rows]
-    return [c for c in cells if c.probability in (0.0, 1.0)]
+    """Cells that the experts were sure about and no network was trained on. Raises InputError: package not installed."""
+    from refdiff.model.training.sources import held_out, list_elpv
+
+    return [
+        Cell(image.path, kind, float(image.kind != "good"))
+        for kind in _TYPES
+        for image in list_elpv(kind)
+        if held_out(f"elpv_{kind}", image.group)
+    ]
 
 
 def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell]]:

@@ -32,8 +32,8 @@ _PIXEL_QUANTILE = 0.95
 
 
 def software_fingerprint(services: Services) -> str:
-    """What scores depend on besides goldens: encoder weights, working size, difference version (hex)."""
-    key = f"{services.encoder.fingerprint}:{difference.VERSION}"
+    """What scores depend on besides goldens: encoder and difference weights, working size, version (hex)."""
+    key = f"{services.encoder.fingerprint}:{services.difference.sha256}:{difference.VERSION}"
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from refdiff.tools.align import Alignment, warp_reference
 from refdiff.tools.calibrate import Progress, current_calibration, p_value, region_confidence
 from refdiff.tools.measure import Measurement, measure
 from refdiff.tools.pipeline import Comparison, compare, place_zones, product_spec
-from refdiff.tools.score_difference import Region, find_regions
+from refdiff.tools.score_difference import EVEN_ODDS, Region, find_regions
 from refdiff.tools.services import Services
 from refdiff.tools.workbench import Workbench
 
@@ -80,18 +80,12 @@ def resolve_scale(capture: Capture, golden: Golden, alignment: Alignment, spec_s
     return ResolvedScale(None, None, 0.0, "")
 
 
-def fallback_threshold(anomaly_map: NDArray[np.float32]) -> float:
-    """Where regions begin when nothing is calibrated: far out in this map's own distribution."""
-    median = float(np.median(anomaly_map))
-    spread = float(np.median(np.abs(anomaly_map - median))) * 1.4826
-    return median + 6 * max(spread, 1e-3)
-
-
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
     """Regions above the threshold; if none and one is needed (the score alone speaks), the place of the peak."""
-    regions = find_regions(comparison.difference.anomaly_map, threshold)
+    regions = find_regions(comparison.difference.anomaly_map, threshold, comparison.difference.types)
     if not regions and at_least_one and comparison.difference.peak > 0:
-        regions = find_regions(comparison.difference.anomaly_map, 0.8 * comparison.difference.peak)[:1]
+        half = 0.8 * comparison.difference.peak
+        regions = find_regions(comparison.difference.anomaly_map, half, comparison.difference.types)[:1]
     return regions
 
 
@@ -158,7 +152,7 @@ def inspect_photo(
     if scale.problem:
         problems.append(scale.problem)
     p = p_value(calibration, comparison.difference.score) if calibration else None
-    threshold = calibration.pixel_threshold if calibration else fallback_threshold(comparison.difference.anomaly_map)
+    threshold = calibration.pixel_threshold if calibration else EVEN_ODDS
     regions = regions_of(comparison, threshold, at_least_one=p is None or p <= 0.05)
     critical, placed = place_zones(services, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:

@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
+from torch import Tensor
 
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import Golden
 from refdiff.model import difference
-from refdiff.model.encoder import Features
+from refdiff.model.difference import GRID_STRIDE
+from refdiff.model.difference_network import DIFFERENCE_TYPES
+from refdiff.model.encoder import Features, resize_to
 from refdiff.model.images import RgbImage
+from refdiff.model.learned_difference import DifferenceModel, LearnedDifference, SeenReference
 from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
+from refdiff.tools.defect_types import UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.services import Services
 from refdiff.tools.workbench import Result, Workbench, answer, current_capture, latest
@@ -34,6 +40,11 @@ if TYPE_CHECKING:
     from refdiff.tools.pipeline import Comparison
 
 MAX_REGIONS = 16
+FINE = 4  # stride of the anomaly map at working size
+_TOP = 0.005  # the image score is the mean of this part of the cells
+_NEVER_BLIND = 0.02  # keeps part of the distance where the network sees nothing
+EVEN_ODDS = 0.2  # of the map: where a clear distance is as likely a defect as not; regions begin there uncalibrated
+_SURE_OF_TYPE = 0.5
 _STILL = 0.25  # cells of displacement that count as lying alike
 
 
@@ -41,7 +52,8 @@ _STILL = 0.25  # cells of displacement that count as lying alike
 class Region:
     """A connected part of the anomaly map above the threshold. box: x0, y0, x1, y1 query px, exclusive end.
 
-    place: its name on a 3 x 3 grid of the image. peak: largest distance in it. mask: (y1 - y0, x1 - x0) bool.
+    place: its name on a 3 x 3 grid of the image. peak: largest difference in it. mask: (y1 - y0, x1 - x0) bool.
+    type: what the network takes it for, `unknown_anomaly` when it is not sure. type_confidence: 0..1 of that word.
     """
 
     id: str
@@ -50,19 +62,23 @@ class Region:
     area_px: int
     peak: float
     mask: NDArray[np.bool_]
+    type: str = UNKNOWN
+    type_confidence: float = 0.0
 
 
 @dataclass(frozen=True)
 class Difference:
     """anomaly_map: (H, W) float32 >= 0 in query px. score: image score, continuous. peak: largest value kept.
 
-    judged: part 0..1 of the photo that some reference reaches; elsewhere the map is 0.
+    judged: part 0..1 of the photo that some reference reaches; elsewhere the map is 0. types: (T, H/4, W/4) probabilities of
+    DIFFERENCE_TYPES at working size.
     """
 
     anomaly_map: NDArray[np.float32]
     score: float
     peak: float
     judged: float = 1.0
+    types: NDArray[np.float32] | None = None
 
 
 def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
@@ -87,7 +103,31 @@ def _moves(work: Matrix, query: Features, reference: Features) -> bool:
         return True
     h, w = query.work_size
     corners = np.array([[[0, 0], [w, 0], [0, h], [w, h]]], np.float64)
-    return float(np.abs(cv2.perspectiveTransform(corners, work) - corners).max()) > _STILL * difference.GRID_STRIDE
+    return float(np.abs(cv2.perspectiveTransform(corners, work) - corners).max()) > _STILL * GRID_STRIDE
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo and its references as both halves of the difference see them. size: (H, W) of the photo."""
+
+    picture: Tensor
+    features: Features
+    size: tuple[int, int]
+    patches: list[difference.ReferenceView]
+    references: list[SeenReference]
+
+
+def see(
+    services: Services, query: RgbImage, features: Features, references: Sequence[tuple[Golden, Alignment]]
+) -> Seen:
+    """Features and pictures of the goldens on the photo's grid, as far as they could be registered."""
+    views = [_view(services, features, query.shape[:2], golden, alignment) for golden, alignment in references]
+    picture = _tensor(resize_to(query, features.work_size))
+    return Seen(picture, features, query.shape[:2], [v[0] for v in views], [v[1] for v in views])
+
+
+def _tensor(image: RgbImage) -> Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
 
 
 def _view(
@@ -96,21 +136,27 @@ def _view(
     query_size: tuple[int, int],
     golden: Golden,
     alignment: Alignment,
-) -> difference.ReferenceView:
+) -> tuple[difference.ReferenceView, SeenReference]:
     reference = services.golden_features(golden)
-    grid = query_features.maps[difference.GRID_STRIDE].shape[-2:]
+    grid = query_features.maps[GRID_STRIDE].shape[-2:]
     cells = difference.descriptors(reference)
     if not alignment.ok:
-        return difference.ReferenceView(cells, torch.ones(cells.shape[-2:], dtype=torch.bool), False)
-    covered = coverage(alignment.matrix, reference.size, query_size).astype(np.float32)
-    valid = torch.from_numpy(cv2.resize(covered, (grid[1], grid[0]), interpolation=cv2.INTER_AREA)) > 0.5
+        anywhere = torch.ones(cells.shape[-2:], dtype=torch.bool)
+        return difference.ReferenceView(cells, anywhere, False), SeenReference(reference.maps, anywhere)
+    work_size = query_features.work_size
     work = _in_work_px(alignment.matrix, query_features, reference)
+    covered = coverage(work, reference.work_size, work_size)
+    valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
     if not _moves(work, query_features, reference):
-        return difference.ReferenceView(cells, valid, True, cells)
+        picture = resize_to(services.golden_image(golden), work_size)
+        view = difference.ReferenceView(cells, valid, True, cells)
+        return view, SeenReference(reference.maps, valid, _tensor(picture), torch.from_numpy(covered))
     # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
     warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
-    again = services.encoder.embed(warped, query_features.work_size)
-    return difference.ReferenceView(difference.descriptors(again), valid, True, cells)
+    picture = resize_to(warped, work_size)
+    again = services.encoder.embed(picture, work_size)
+    view = difference.ReferenceView(difference.descriptors(again), valid, True, cells)
+    return view, SeenReference(again.maps, valid, _tensor(picture), torch.from_numpy(covered))
 
 
 def score_difference(
@@ -125,26 +171,54 @@ def score_difference(
     ignore: (H, W) bool, query px that do not count (the map is 0 there).
     """
     size = query.shape[:2]
-    views = [_view(services, query_features, size, golden, alignment) for golden, alignment in references]
-    cells = difference.anomaly_map(difference.descriptors(query_features), views)
-    reached = difference.judged(views, (int(cells.shape[0]), int(cells.shape[1])))
-    keep = reached
+    seen = see(services, query, query_features, references)
+    grid = (query_features.work_size[0] // FINE, query_features.work_size[1] // FINE)
+    reached = difference.judged(seen.patches, (grid[0] * FINE // GRID_STRIDE, grid[1] * FINE // GRID_STRIDE))
+    keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
     if ignore is not None and ignore.any():
-        grid = cells.shape
-        part = cv2.resize(ignore.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA)
-        keep = keep & torch.from_numpy(part <= 0.5)
+        keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
+    cells, learned = fused_map(seen, services.difference)
     cells = cells * keep
-    full = cv2.resize(cells.numpy(), (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-    # one cell of smoothing: the map must not show the grid
-    sigma = difference.GRID_STRIDE / 2 * max(size) / max(query_features.work_size)
-    smooth = np.maximum(cv2.GaussianBlur(full, (0, 0), sigma), 0).astype(np.float32)
+    full = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_LINEAR)
+    # half a cell of smoothing: the map must not show the grid
+    sigma = FINE / 2 * max(size) / max(query_features.work_size)
+    smooth = cv2.GaussianBlur(full, (0, 0), sigma).astype(np.float32)
     if ignore is not None:
         smooth[ignore] = 0
-    return Difference(smooth, difference.image_score(cells, keep), float(smooth.max()), float(reached.float().mean()))
+    score = difference.image_score(torch.from_numpy(cells), torch.from_numpy(keep), _TOP)
+    return Difference(smooth, score, float(smooth.max()), float(reached.float().mean()), learned.types.numpy())
 
 
-def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> list[Region]:
-    """Regions above `threshold`, strongest first, at most 16.
+def fused_map(seen: Seen, model: DifferenceModel) -> tuple[NDArray[np.float32], LearnedDifference]:
+    """(h4, w4) float32 >= 0: the distance to the nearest patch, weighted by what the network makes of the place.
+
+    The distance alone takes every natural variation for a defect, the network alone overlooks what it was not trained on;
+    their product (of powers) was better than either on products that neither had seen.
+    """
+    learned = model.compare(seen.picture, seen.features.maps, seen.references)
+    patches = difference.anomaly_map(difference.descriptors(seen.features), seen.patches).numpy()
+    fine = cv2.resize(patches, learned.logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    weight = np.sqrt(F.softplus(learned.logits).numpy() + _NEVER_BLIND)
+    return np.asarray(weight * np.maximum(fine, 1e-3), np.float32), learned
+
+
+def _type_of(
+    types: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[int, ...], size: tuple[int, int]
+) -> tuple[str, float]:
+    """The word for a region and how sure the network is of it."""
+    whole = np.zeros(size, np.float32)
+    whole[box[1] : box[3], box[0] : box[2]] = mask
+    weight = cv2.resize(whole, (types.shape[2], types.shape[1]), interpolation=cv2.INTER_AREA)
+    share = (types * weight).sum((1, 2)) / max(float(weight.sum()), 1e-9)
+    best = int(share.argmax())
+    sure = float(share[best])
+    return (DIFFERENCE_TYPES[best], sure) if sure >= _SURE_OF_TYPE else (UNKNOWN, sure)
+
+
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold: float, types: NDArray[np.float32] | None = None
+) -> list[Region]:
+    """Regions above `threshold`, strongest first, at most 16. types: as in `Difference`, names the regions.
 
     Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
     """
@@ -164,10 +238,11 @@ def find_regions(anomaly_map: NDArray[np.float32], threshold: float) -> list[Reg
         box = (at[1].start, at[0].start, at[1].stop, at[0].stop)
         found.append((float(anomaly_map[at][mask].max()), box, area, mask))
     found.sort(key=lambda f: -f[0])
-    return [
-        Region(f"r{i}", box, place_name(box, (h, w)), area, peak, mask)
-        for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1)
-    ]
+    regions = []
+    for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):
+        kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
+        regions.append(Region(f"r{i}", box, place_name(box, (h, w)), area, peak, mask, kind, sure))
+    return regions
 
 
 @tool("score_difference", response_format="content_and_artifact")
@@ -192,7 +267,10 @@ def score_difference_tool(
         record,
         score=numbers["score"],
         p_value=numbers["p_value"],
-        regions=[{"region": i, "place": numbers[f"{i}_place"], "peak": numbers[f"{i}_peak"]} for i in ids],
+        regions=[
+            {"region": i, "place": numbers[f"{i}_place"], "type": numbers[f"{i}_type"], "peak": numbers[f"{i}_peak"]}
+            for i in ids
+        ],
     )
 
 
@@ -204,7 +282,7 @@ def score_record(
     regions = (
         [r.region for r in canonical.regions]
         if is_canonical
-        else find_regions(comparison.difference.anomaly_map, canonical.threshold)
+        else find_regions(comparison.difference.anomaly_map, canonical.threshold, comparison.difference.types)
     )
     numbers: dict[str, float | int | str | bool | None] = {
         "score": round(comparison.difference.score, 4),
@@ -217,7 +295,7 @@ def score_record(
         corners = dict(zip(("x0", "y0", "x1", "y1"), region.box, strict=True))
         numbers |= {f"{region.id}_{c}": v for c, v in corners.items()}
         numbers |= {f"{region.id}_place": region.place, f"{region.id}_area_px": region.area_px}
-        numbers[f"{region.id}_peak"] = round(region.peak, 4)
+        numbers |= {f"{region.id}_peak": round(region.peak, 4), f"{region.id}_type": region.type}
     nearest = bench.services.golden_image(comparison.hits[0].golden)
     warped, _ = warp_reference(nearest, comparison.alignments[0].matrix, bench.query(capture).shape[:2])
     return EvidenceRecord(

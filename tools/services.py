@@ -23,6 +23,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.encoder import Encoder, Features
 from refdiff.model.images import RgbImage, decode_image
+from refdiff.model.learned_difference import PACKAGED, DifferenceModel, shared_difference
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.settings import ToolsSettings
 
@@ -86,6 +87,11 @@ class Services:
     @cached_property
     def encoder(self) -> Encoder:
         return Encoder(self.model_settings)
+
+    @property
+    def difference(self) -> DifferenceModel:
+        """The trained difference. Raises StorageError where its weights are not what they should be."""
+        return shared_difference(self.model_settings.difference_weights or PACKAGED)
 
     @property
     def bank(self) -> GoldenBank:
@@ -164,8 +170,8 @@ def _read_features(path: Path) -> Features | None:
 
 
 def _halved(features: Features) -> Features:
-    """Features as the cache holds them (float16, strides >= 8), so that a first and a later inspection agree exactly."""
-    return replace(features, maps={s: m.half().float() for s, m in features.maps.items() if s >= 8})
+    """Features as the cache holds them (float16), so that a first and a later inspection agree exactly."""
+    return replace(features, maps={s: m.half().float() for s, m in features.maps.items()})
 
 
 def _write_features(path: Path, features: Features) -> None:

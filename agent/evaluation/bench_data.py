@@ -11,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,27 +24,25 @@ import typer
 from PIL import Image
 
 from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.training.sources import (
+    Listed,
+    defect_pixels,
+    held_out,
+    list_aliens,
+    list_elpv,
+    list_magnetic_tile,
+    list_piped,
+)
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class SourceImage:
-    """One source image. `group`: images of one physical thing, never split. mask: file and whether dark = defect."""
-
-    path: Path
-    kind: str
-    group: str
-    mask: Path | None = None
-    mask_inverted: bool = False
-
-
-@dataclass(frozen=True)
 class Product:
-    """train: number of good images to enrol; test_good / test_bad: None takes all that is left."""
+    """train: number of good images to enrol; test_good / test_bad: None takes all that is left. Neither: half and half."""
 
     name: str
-    images: tuple[SourceImage, ...]
+    images: tuple[Listed, ...]
     licence: str
     source: str
     train: int | None
@@ -102,19 +98,9 @@ def elpv_mono(*, test_good: int | None = 80, test_bad: int | None = 80, train: i
 
     Raises InputError where the package is not installed.
     """
-    spec = find_spec("elpv_dataset")
-    if spec is None or spec.origin is None:
-        raise InputError("elpv-dataset is not installed; pip install 'refdiff[demo]'")
-    data = Path(spec.origin).parent / "data"
-    images: list[SourceImage] = []
-    for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines():
-        name, probability, kind = line.split()
-        if kind == "mono" and float(probability) in (0.0, 1.0):
-            label = "good" if float(probability) == 0.0 else "defect"
-            images.append(SourceImage(data / name, label, name))
     return Product(
         "elpv_mono",
-        tuple(images),
+        tuple(list_elpv("mono")),
         "CC BY-NC-SA 4.0",
         "elpv-dataset 1.0 (Buerhop-Lutz, Deitsch et al.), monocrystalline cells, labels 0 and 1",
         train,
@@ -126,69 +112,42 @@ def elpv_mono(*, test_good: int | None = 80, test_bad: int | None = 80, train: i
 
 def aliens(data: Path) -> Product:
     """Moulded toys, aligned; 20 goldens, the rest of the good ones tested."""
-    root = _folder(data, "aliens", "normal/ and anomaly/")
-    images = [SourceImage(p, "good", p.stem) for p in _files(root / "normal", "png")]
-    images += [SourceImage(p, "defect", p.stem) for p in _files(root / "anomaly", "png")]
-    return Product("aliens", tuple(images), "CC BY-SA 4.0", "aliens", train=20, note="no masks")
+    return Product("aliens", tuple(list_aliens(data)), "CC BY-SA 4.0", "aliens", train=20, note="no masks")
 
 
 def magnetic_tile(data: Path) -> Product:
     """Magnetic tile surfaces, five types of defects, as one product; half of the good ones are tested."""
-    root = _folder(data, "magnetic_tile", "MT_Free/Imgs, MT_Crack/Imgs, ...")
-    images: list[SourceImage] = []
-    for folder in sorted(root.glob("MT_*")):
-        kind = "good" if folder.name == "MT_Free" else folder.name.removeprefix("MT_").lower()
-        for path in _files(folder / "Imgs", "jpg"):
-            mask = path.with_suffix(".png")
-            # some tiles that are uneven all over come with an empty mask: that is no mask
-            marked = kind != "good" and mask.is_file() and bool(_defect_pixels(mask, False).any())
-            images.append(SourceImage(path, kind, path.stem, mask if marked else None))
-    goods = sum(i.kind == "good" for i in images)
     return Product(
         "magnetic_tile",
-        tuple(images),
+        tuple(list_magnetic_tile(data)),
         "research use, cite Huang et al. 2018",
         "abin24/Magnetic-tile-defect-datasets.",
-        train=goods // 2,
+        train=None,
     )
 
 
 def piped(data: Path) -> list[Product]:
     """Paper with impurities, one product a paper; half of the good sheets are enrolled, the others tested."""
-    root = _folder(data, "piped/data", "PA_*/NoDefects and PA_*/Defects")
-    products: list[Product] = []
-    for folder in sorted(root.glob("PA_*")):
-        images = [SourceImage(p, "good", _sheet(p)) for p in _files(folder / "NoDefects", "bmp")]
-        # the data set spells the folder both ways
-        truth = next((folder / "Defects" / n for n in _TRUTH_FOLDERS if (folder / "Defects" / n).is_dir()), None)
-        for path in _files(folder / "Defects", "bmp"):
-            mask = truth / path.name.replace("_S_D_", "_S_GT_") if truth else None
-            there = mask is not None and mask.is_file()
-            # impurities are black on white in these masks
-            images.append(SourceImage(path, "impurity", path.stem, mask if there else None, mask_inverted=True))
-        products.append(
-            Product(
-                f"piped_{folder.name.removeprefix('PA_').lower()}",
-                tuple(images),
-                "CC BY 4.0",
-                f"PIPED (Bianconi et al. 2014), {folder.name}",
-                train=sum(i.kind == "good" for i in images) // 2,
-                note="train and test are different sheets",
-            )
+    return [
+        Product(
+            name,
+            tuple(images),
+            "CC BY 4.0",
+            f"PIPED (Bianconi et al. 2014), {name}",
+            train=None,
+            note="train and test are different sheets",
         )
-    return products
-
-
-_TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")
+        for name, images in list_piped(data).items()
+    ]
 
 
 # ---- pieces ----
 
 
-def _split(product: Product, seed: int) -> tuple[list[SourceImage], list[SourceImage], int]:
+def _split(product: Product, seed: int) -> tuple[list[Listed], list[Listed], int]:
     """(train, test, byte-equal copies left out). Whole groups go to one side."""
     seen: set[str] = set()
-    unique: list[SourceImage] = []
+    unique: list[Listed] = []
     for image in sorted(product.images, key=lambda i: (i.kind != "good", i.kind, i.path.name)):
         digest = _sha256(image.path)
         if digest not in seen:
@@ -196,15 +155,17 @@ def _split(product: Product, seed: int) -> tuple[list[SourceImage], list[SourceI
             unique.append(image)
     # a string seed is stable across versions and platforms, and each product gets its own order
     draw = random.Random(f"{product.name}/{seed}")
-    groups: dict[str, list[SourceImage]] = defaultdict(list)
+    groups: dict[str, list[Listed]] = defaultdict(list)
     for image in (i for i in unique if i.kind == "good"):
         groups[image.group].append(image)
     order = sorted(groups)
     draw.shuffle(order)
     good = sum(len(members) for members in groups.values())
-    wanted = product.train if product.train is not None else good - (product.test_good or 0)
-    train: list[SourceImage] = []
-    rest: list[SourceImage] = []
+    wanted = product.train
+    if wanted is None:
+        wanted = good - product.test_good if product.test_good else good // 2
+    train: list[Listed] = []
+    rest: list[Listed] = []
     for name in order:
         (train if len(train) < wanted else rest).extend(groups[name])
     bad = [i for i in unique if i.kind != "good"]
@@ -228,32 +189,10 @@ def _place(source: Path, folder: Path, copy: bool, target: Path) -> str:
     return place.relative_to(target).as_posix()
 
 
-def _write_mask(image: SourceImage, place: Path) -> None:
+def _write_mask(image: Listed, place: Path) -> None:
     assert image.mask is not None
     place.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_defect_pixels(image.mask, image.mask_inverted).astype(np.uint8) * 255).save(place)
-
-
-def _defect_pixels(mask: Path, inverted: bool) -> np.ndarray:
-    with Image.open(mask) as opened:
-        bright = np.asarray(opened.convert("L")) >= 128
-    return ~bright if inverted else bright
-
-
-def _sheet(path: Path) -> str:
-    """`PA_BRG01_RL_S_ND_10_2.bmp` is patch 2 of sheet 10."""
-    found = re.search(r"_ND_(\d+)_\d+$", path.stem)
-    return found.group(1) if found else path.stem
-
-
-def _folder(data: Path, name: str, expected: str) -> Path:
-    if not (data / name).is_dir():
-        raise InputError(f"{data}: no folder {name} (with {expected})")
-    return data / name
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    return sorted(folder.glob(f"*.{suffix}"))
+    Image.fromarray(defect_pixels(image.mask, image.mask_inverted).astype(np.uint8) * 255).save(place)
 
 
 def _sha256(path: Path) -> str:
@@ -268,9 +207,12 @@ def main(
     test_bad: Annotated[int, typer.Option(min=1, help="elpv: defective cells to test.")] = 80,
     all_test: Annotated[bool, typer.Option("--all-test", help="elpv: 200 goldens, test all the rest.")] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copy images instead of linking them.")] = False,
+    only_held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only images that `refdiff train` never sees, all of them.")
+    ] = False,
 ) -> None:
     """Lay elpv, aliens, magnetic tile and PIPED out for `refdiff evaluate`. A source that is not there is skipped."""
-    elpv = (None, None, 200) if all_test else (test_good, test_bad, None)
+    elpv = (None, None, 200) if all_test else (None, None, None) if only_held_out else (test_good, test_bad, None)
     sources: list[Callable[[], Sequence[Product]]] = [
         lambda: [elpv_mono(test_good=elpv[0], test_bad=elpv[1], train=elpv[2])]
     ]
@@ -285,6 +227,9 @@ def main(
                 print(f"skipped: {e}", file=sys.stderr)
                 continue
             for product in products:
+                if only_held_out:
+                    kept = tuple(i for i in product.images if held_out(product.name, i.group))
+                    product = replace(product, images=kept)
                 counts = lay_out(product, out, seed=seed, copy=copy)
                 summary = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items())
                 print(f"{out / product.name}: {summary} ({product.licence})", file=sys.stderr)

@@ -35,10 +35,9 @@ from refdiff.model.settings import ModelSettings
 from refdiff.tools.board_types import board_defect_type
 from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint
 from refdiff.tools.enroll import enroll
-from refdiff.tools.inspection import fallback_threshold
 from refdiff.tools.measure import measure
 from refdiff.tools.pipeline import Comparison, compare
-from refdiff.tools.score_difference import find_regions
+from refdiff.tools.score_difference import EVEN_ODDS, find_regions
 from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
 
@@ -246,7 +245,7 @@ def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection
     query = decode_image(_read(sample.path), name=sample.name)
     reference = run.services.golden_image(comparison.hits[0].golden)
     anomaly_map = comparison.difference.anomaly_map
-    threshold = fallback_threshold(anomaly_map)
+    threshold = EVEN_ODDS
     found = []
     for region in find_regions(anomaly_map, threshold):
         m = measure(query, reference, comparison.alignments[0], anomaly_map, region.box, mask=region.mask)

@@ -164,3 +164,10 @@ def test_any_size(kind: PartKind, size: tuple[int, int]) -> None:
 def test_mistakes_are_named(call: object, words: str) -> None:
     with pytest.raises(InputError, match=words):
         call()  # type: ignore[operator]
+
+
+def test_a_second_structural_defect_has_nothing_left_to_change() -> None:
+    """A part that lost its only component must still render."""
+    for design in range(6):
+        defects = [DefectSpec("missing_component", seed=i) for i in range(24)]
+        assert render("moulded", design, 0, size=(96, 96), defects=defects).image.shape == (96, 96, 3)

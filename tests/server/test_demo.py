@@ -71,7 +71,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    monkeypatch.setattr("refdiff.model.training.sources.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'refdiff\[demo\]'"):
         demo.read_cells()
 

@@ -1,0 +1,209 @@
+"""A pool of training pairs on disk: encoded and matched once, read many times.
+
+The encoder is frozen and matching has no parameters, so all that the network sees of a pair can be stored: training then
+costs the network alone, and comparisons of networks see the same pairs. A pool is shards of 64 pairs, each made from its own
+seed by any worker in any order; an interrupted run goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refdiff.model.matching import STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.training.pairs import NO_TYPE, Pair, Source, cell_targets, photo_pair, rendered_pair
+
+SHARD = 64
+_RENDERED_SHARE = 0.5
+_MANY = 0.3  # part of the pairs with 2 to 4 references
+_THUMB = 24
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What a pool holds. hard: hard instead of soft matching, aligned: False undoes registration (comparisons only)."""
+
+    seed: int
+    sources: tuple[Source, ...]
+    hard: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Network inputs and targets of B pairs. mask (B, 64, 64) 0/1, types (B, 64, 64) (255 none), label (B,), known (B,)
+    1 where the mask is the truth, structural (B,) 1/0, -1 unknown, source (B,)."""
+
+    matched: Matched
+    query: Tensor
+    reference: Tensor
+    covered: Tensor
+    mask: Tensor
+    types: Tensor
+    label: Tensor
+    known: Tensor
+    structural: Tensor
+    source: Tensor
+
+
+class _Nearest:
+    """Orders photos by how alike their thumbnails are."""
+
+    def __init__(self, read: Callable[[Path], np.ndarray]) -> None:
+        self._read = read
+        self._known: dict[Path, np.ndarray] = {}
+
+    def _thumb(self, path: Path) -> np.ndarray:
+        if path not in self._known:
+            grey = cv2.cvtColor(self._read(path), cv2.COLOR_RGB2GRAY)
+            small = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+            small -= small.mean()
+            self._known[path] = small / (np.linalg.norm(small) + 1e-6)
+        return self._known[path]
+
+    def __call__(self, query: Path, candidates: Sequence[Path]) -> list[Path]:
+        mine = self._thumb(query)
+        return sorted(candidates, key=lambda p: -float(self._thumb(p) @ mine))
+
+
+def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: _Nearest) -> Pair:
+    k = 1 if rng.random() >= _MANY else int(rng.integers(2, 5))
+    if not plan.sources or rng.random() < _RENDERED_SHARE:
+        return rendered_pair(rng, k)
+    weights = np.array([s.weight for s in plan.sources])
+    source = plan.sources[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    return photo_pair(source, rng, k, nearest)
+
+
+def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
+    from refdiff.model.encoder import Encoder
+    from refdiff.model.settings import ModelSettings
+    from refdiff.model.training.pairs import _photo
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    encoder = Encoder(ModelSettings(working_px=256, threads=1))
+    nearest = _Nearest(_photo)
+    names = ["rendered", *(s.name for s in plan.sources)]
+    rows: dict[str, list[Tensor]] = {}
+    for i in range(size):
+        pair = make_pair(plan, np.random.default_rng([plan.seed, index, i]), nearest)
+        for name, value in _encoded(pair, encoder, plan.hard).items():
+            rows.setdefault(name, []).append(value)
+        rows.setdefault("source", []).append(torch.tensor(names.index(pair.source), dtype=torch.uint8))
+    temporary = folder / f".{index:05d}.{os.getpid()}.tmp"
+    save_file({k: torch.stack(v) for k, v in rows.items()}, temporary)
+    temporary.replace(folder / f"{index:05d}.safetensors")
+    return index
+
+
+def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
+    from refdiff.model.encoder import Encoder
+
+    assert isinstance(encoder, Encoder)
+    images = [pair.query, *(r.image for r in pair.references)]
+    features = encoder.embed_batch(images, pair.query.shape[:2])
+    references = []
+    for f, r in zip(features[1:], pair.references, strict=True):
+        grid = f.maps[8].shape[-2:]
+        cells = cv2.resize(r.covered.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA) > 0.5
+        references.append(ReferenceMaps(f.maps, torch.from_numpy(cells), r.registered))
+    matched = match(features[0].maps, references, hard=hard)
+    pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    best = composite_reference(pictures[0].float(), pictures[1:].float()).to(torch.uint8)
+    covered = np.logical_and.reduce([r.covered for r in pair.references])
+    covered &= all(r.registered for r in pair.references)
+    mask, types = cell_targets(pair)
+    out = {f"q{s}": matched.query[s][0].half() for s in STRIDES}
+    out |= {f"r{s}": matched.reference[s][0].half() for s in STRIDES}
+    out |= {f"d{s}": matched.distances[s][0].half() for s in STRIDES}
+    return out | {
+        "query": pictures[0].clone(),
+        "reference": best,
+        "covered": torch.from_numpy(covered),
+        "mask": torch.from_numpy(mask),
+        "types": torch.from_numpy(types),
+        "label": torch.tensor(pair.label, dtype=torch.uint8),
+        "known": torch.tensor(pair.mask is not None, dtype=torch.uint8),
+        "structural": torch.tensor(-1 if pair.structural is None else int(pair.structural), dtype=torch.int8),
+    }
+
+
+def build_pool(
+    plan: PoolPlan, folder: Path, pairs: int, workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """Make the shards that are missing. progress: shards done, in all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+    total = max(1, round(pairs / SHARD))
+    names = ["rendered", *(s.name for s in plan.sources)]
+    (folder / "pool.json").write_text(json.dumps({"seed": plan.seed, "sources": names, "hard": plan.hard}, indent=1))
+    missing = [i for i in range(total) if not (folder / f"{i:05d}.safetensors").exists()]
+    done = total - len(missing)
+    if progress:
+        progress(done, total)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        for future in as_completed([executor.submit(_make_shard, plan, i, folder, SHARD) for i in missing]):
+            future.result()
+            done += 1
+            if progress:
+                progress(done, total)
+    return [folder / f"{i:05d}.safetensors" for i in range(total)]
+
+
+def read_shard(path: Path, rows: Sequence[int] | None = None) -> Batch:
+    """Pairs of a shard (all, or some rows) as one batch."""
+    with safe_open(path, "pt") as file:
+        index = list(rows) if rows is not None else slice(None)
+        t = {k: file.get_tensor(k)[index] for k in file.keys()}  # noqa: SIM118 (no mapping)
+    matched = Matched(*({s: t[f"{c}{s}"].float() for s in STRIDES} for c in "qrd"))
+    return Batch(
+        matched, t["query"], t["reference"], t["covered"], t["mask"].float(), t["types"].long(), t["label"].float(),
+        t["known"].float(), t["structural"].float(), t["source"].long(),
+    )  # fmt: skip
+
+
+def count_batches(shards: Sequence[Path], size: int, keep: Sequence[int] | None = None) -> int:
+    """How many batches one pass has."""
+    return len(_plan(shards, size, np.random.default_rng(0), keep))
+
+
+def batches(
+    shards: Sequence[Path],
+    size: int,
+    rng: np.random.Generator,
+    keep: Sequence[int] | None = None,
+    skip: int = 0,
+) -> Iterator[Batch]:
+    """Random batches for one pass: each from one shard, shards and rows shuffled. keep: source indices to use; skip: how
+    many batches of this pass an interrupted run has seen."""
+    for path, rows in _plan(shards, size, rng, keep)[skip:]:
+        yield read_shard(path, rows)
+
+
+def _plan(
+    shards: Sequence[Path], size: int, rng: np.random.Generator, keep: Sequence[int] | None
+) -> list[tuple[Path, list[int]]]:
+    work: list[tuple[Path, list[int]]] = []
+    for path in shards:
+        with safe_open(path, "pt") as file:
+            source = file.get_tensor("source").tolist()
+        rows = [i for i, s in enumerate(source) if keep is None or s in keep]
+        order = [rows[j] for j in rng.permutation(len(rows))]
+        work += [(path, order[i : i + size]) for i in range(0, len(order) - size // 2, size)]
+    return [work[j] for j in rng.permutation(len(work))]
+
+
+__all__ = ["NO_TYPE", "SHARD", "Batch", "PoolPlan", "batches", "build_pool", "make_pair", "read_shard"]

@@ -1,0 +1,204 @@
+"""The photos that networks are trained and measured on: public research sets, and folders of a customer's own.
+
+Every listing knows which physical thing a photo shows (`group`), and half of every public set is *held out* by a hash of
+that group: recipes never see it, benchmarks use nothing else. Some products are held out whole: they are the unseen test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from refdiff.model.errors import InputError
+from refdiff.model.training.pairs import Photo, Source
+
+UNSEEN = ("aliens", "piped_brg01_rl", "piped_btn01_rl")  # never trained on
+_HELD_OUT = 0.5
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+_TILE_TYPES = {
+    "blowhole": "hole",
+    "break": "chip",
+    "crack": "crack",
+    "fray": "texture_change",
+    "uneven": "discoloration",
+}
+_BOARD_TYPES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # ids 1..6
+_TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")  # the data set spells it both ways
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One image of a public set. kind: "good" or the data set's name of the defect. group: one physical thing.
+
+    mask: file and whether dark = defect. weak: defective, but nobody says where.
+    """
+
+    path: Path
+    kind: str
+    group: str
+    mask: Path | None = None
+    mask_inverted: bool = False
+
+
+def held_out(product: str, group: str) -> bool:
+    """Is this thing kept for measuring? Stable across machines; whole groups go to one side."""
+    if product in UNSEEN:
+        return True
+    digest = hashlib.sha256(f"{product}/{group}".encode()).digest()
+    return digest[0] < 256 * _HELD_OUT
+
+
+def list_elpv(kind: str = "mono") -> list[Listed]:
+    """Solar cells with defect probability 0 (good) or 1. Raises InputError where the package is not installed."""
+    spec = find_spec("elpv_dataset")
+    if spec is None or spec.origin is None:
+        raise InputError("the images of package elpv-dataset (92 MB) are not installed; pip install 'refdiff[demo]'")
+    data = Path(spec.origin).parent / "data"
+    found = []
+    for line in (data / "labels.csv").read_text(encoding="utf-8").splitlines():
+        name, probability, cell = line.split()
+        if cell == kind and float(probability) in (0.0, 1.0):
+            found.append(Listed(data / name, "good" if float(probability) == 0.0 else "defect", name))
+    return found
+
+
+def list_aliens(data: Path) -> list[Listed]:
+    root = _folder(data, "aliens", "normal/ and anomaly/")
+    found = [Listed(p, "good", p.stem) for p in sorted((root / "normal").glob("*.png"))]
+    return found + [Listed(p, "defect", p.stem) for p in sorted((root / "anomaly").glob("*.png"))]
+
+
+def list_magnetic_tile(data: Path) -> list[Listed]:
+    """Tiles; photos of one tile under several exposures are one group."""
+    root = _folder(data, "magnetic_tile", "MT_Free/Imgs, MT_Crack/Imgs, ...")
+    found = []
+    for folder in sorted(root.glob("MT_*")):
+        kind = "good" if folder.name == "MT_Free" else folder.name.removeprefix("MT_").lower()
+        for path in sorted((folder / "Imgs").glob("*.jpg")):
+            number = re.search(r"num_(\d+)", path.stem)
+            mask = path.with_suffix(".png")
+            marked = kind != "good" and mask.is_file() and bool(defect_pixels(mask, False).any())
+            found.append(Listed(path, kind, number.group(1) if number else path.stem, mask if marked else None))
+    return found
+
+
+def list_piped(data: Path) -> dict[str, list[Listed]]:
+    """Six papers, each a product of its own; patches of one sheet are one group."""
+    root = _folder(data, "piped/data", "PA_*/NoDefects and PA_*/Defects")
+    products: dict[str, list[Listed]] = {}
+    for folder in sorted(root.glob("PA_*")):
+        found = [Listed(p, "good", _sheet(p)) for p in sorted((folder / "NoDefects").glob("*.bmp"))]
+        truth = next((folder / "Defects" / n for n in _TRUTH_FOLDERS if (folder / "Defects" / n).is_dir()), None)
+        for path in sorted((folder / "Defects").glob("*.bmp")):
+            mask = truth / path.name.replace("_S_D_", "_S_GT_") if truth else None
+            there = mask is not None and mask.is_file()
+            found.append(Listed(path, "impurity", path.stem, mask if there else None, mask_inverted=True))
+        products[f"piped_{folder.name.removeprefix('PA_').lower()}"] = found
+    return products
+
+
+def defect_pixels(mask: Path, inverted: bool) -> np.ndarray:
+    """(H, W) bool of a mask file."""
+    from PIL import Image
+
+    with Image.open(mask) as opened:
+        bright = np.asarray(opened.convert("L")) >= 128
+    return ~bright if inverted else bright
+
+
+def deeppcb_groups(data: Path) -> dict[str, Source]:
+    """Boards of the train/val split by board group. Raises InputError."""
+    root = _folder(data, "deeppcb/PCBData", "trainval.txt and group*/")
+    groups: dict[str, tuple[list[Photo], list[Photo]]] = {}
+    for line in (root / "trainval.txt").read_text(encoding="utf-8").splitlines():
+        image, truth = line.split()
+        stem = root / image.removesuffix(".jpg")
+        tested, template = stem.with_name(f"{stem.name}_test.jpg"), stem.with_name(f"{stem.name}_temp.jpg")
+        boxes = []
+        for row in (root / truth).read_text(encoding="utf-8").splitlines():
+            x0, y0, x1, y1, kind = (int(v) for v in re.split(r"[ ,]+", row.strip()))
+            boxes.append((x0, y0, x1, y1, _BOARD_TYPES[kind - 1]))
+        good, bad = groups.setdefault(image.split("/")[0], ([], []))
+        good.append(Photo(template, partner=template))
+        bad.append(Photo(tested, True, partner=template, boxes=tuple(boxes)))
+    licence = "MIT file; read me: research only"
+    return {
+        name: Source(f"deeppcb_{name}", tuple(good), tuple(bad), licence, pixels_count=True)
+        for name, (good, bad) in sorted(groups.items())
+    }
+
+
+def research_sources(data: Path) -> list[Source]:
+    """Training halves of the public sets: elpv, magnetic tile, PIPED (four papers), DeepPCB train/val."""
+    listed: list[tuple[str, list[Listed], str, bool, float]] = [
+        ("elpv_mono", list_elpv("mono"), "CC BY-NC-SA 4.0", False, 2.0),
+        ("elpv_poly", list_elpv("poly"), "CC BY-NC-SA 4.0", False, 2.0),
+        ("magnetic_tile", list_magnetic_tile(data), "research use, cite Huang et al. 2018", True, 2.5),
+    ]
+    listed += [(name, images, "CC BY 4.0", True, 0.6) for name, images in list_piped(data).items()]
+    sources = []
+    for name, images, licence, textured, weight in listed:
+        mine = [i for i in images if not held_out(name, i.group)]
+        good = tuple(Photo(i.path) for i in mine if i.kind == "good")
+        bad = tuple(
+            Photo(i.path, True, i.mask, i.mask_inverted, _TILE_TYPES.get(i.kind, "contamination"))
+            for i in mine
+            if i.kind != "good"
+        )
+        if len(good) >= 2:
+            sources.append(Source(name, good, bad, licence, textured=textured, weight=weight))
+    boards = list(deeppcb_groups(data).values())
+    return sources + [Source(**(vars(b) | {"weight": 2.0 / len(boards)})) for b in boards]
+
+
+def customer_sources(folder: Path) -> list[Source]:
+    """A customer's own products: FOLDER/<product>/train/good, test/<defect> and ground_truth/<defect>/<stem>_mask.png, or
+    FOLDER itself as one product; a folder with images only is good samples of one product. Raises InputError.
+    """
+    roots = [folder] if (folder / "train" / "good").is_dir() or _images(folder) else sorted(folder.iterdir())
+    sources = []
+    for root in (r for r in roots if r.is_dir()):
+        laid_out = (root / "train" / "good").is_dir()
+        good = tuple(Photo(p) for p in _images(root / "train" / "good" if laid_out else root))
+        bad = []
+        for kind in sorted((root / "test").iterdir()) if laid_out and (root / "test").is_dir() else []:
+            if kind.name != "good":
+                for path in _images(kind):
+                    mask = root / "ground_truth" / kind.name / f"{path.stem}_mask.png"
+                    bad.append(Photo(path, True, mask if mask.is_file() else None, type=kind.name))
+        if len(good) >= 2:
+            sources.append(Source(f"own_{root.name}", good, tuple(bad), "the customer's own", weight=2.0))
+    if not sources:
+        raise InputError(
+            f"{folder}: no product with two or more good images; expected {folder}/<product>/train/good/*.png"
+        )
+    return sources
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+
+
+def _sheet(path: Path) -> str:
+    """`PA_BRG01_RL_S_ND_10_2.bmp` is patch 2 of sheet 10."""
+    found = re.search(r"_ND_(\d+)_\d+$", path.stem)
+    return found.group(1) if found else path.stem
+
+
+def _folder(data: Path, name: str, expected: str) -> Path:
+    if not (data / name).is_dir():
+        raise InputError(f"{data}: no folder {name} (with {expected})")
+    return data / name
+
+
+def by_name(sources: list[Source], left_out: list[str]) -> Iterator[Source]:
+    """Those whose name does not begin with any of `left_out`."""
+    return (s for s in sources if not any(s.name.startswith(prefix) for prefix in left_out))

@@ -1,0 +1,67 @@
+"""`refdiff train`: recipes that make weights, from public research data and a customer's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refdiff.model.errors import InputError
+from refdiff.server import console
+from refdiff.server.console import answer
+from refdiff.server.options import Json, shown_path
+
+train = typer.Typer(help="Train the networks; resumable, on a CPU.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(train, name="train")
+
+
+@train.command(
+    epilog="Examples: refdiff train difference --data my-parts --out runs/mine · the same command goes on after a stop"
+)
+def difference(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Your products: DIR/<product>/train/good/*, optionally test/<defect>/*."),
+    ] = None,
+    research: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, deeppcb (and elpv).")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where pool, checkpoints and weights go.")] = Path(
+        "runs/difference"
+    ),
+    pairs: Annotated[int, typer.Option(min=64, help="Training pairs; 1.2 MB of disk each.")] = 8000,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that make pairs.")] = 2,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Do not train on sources of this name (prefix).")
+    ] = None,
+    _json: Json = False,
+) -> None:
+    """Train the difference network: how a real defect differs from a normal change.
+
+    Rendered parts and synthetic defects are always part of it; give --data, --research or both for photos.
+    """
+    from refdiff.model.training.difference import DifferenceRecipe, train_difference
+    from refdiff.model.training.sources import customer_sources, research_sources
+
+    if data is not None and not data.is_dir():
+        raise InputError(f"{data}: no such folder; give the folder that holds your products")
+    sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()))
+    with console.progress("training") as moved:
+
+        def told(what: str, done: int, total: int, note: str) -> None:
+            moved(done, total, f"{what} {note}".strip())
+
+        weights = train_difference(recipe, sources, out, progress=told)
+    card = weights.with_name("MODEL_CARD.md")
+    answer.give(
+        {"weights": shown_path(weights), "card": shown_path(card)},
+        f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
+        f"model card   {shown_path(card)}",
+    )

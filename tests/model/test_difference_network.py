@@ -1,0 +1,142 @@
+"""The difference network: shapes, determinism, gradients, folding, and that it can learn what it is for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from refdiff.model.difference_network import (
+    DIFFERENCE_TYPES,
+    DifferenceConfig,
+    DifferenceNetwork,
+    pixel_input,
+)
+from refdiff.model.errors import StorageError
+from refdiff.model.learned_difference import DifferenceModel, SeenReference, load_difference
+from refdiff.model.matching import STRIDES, Matched
+
+CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
+
+
+def _batch(b: int, h: int, w: int, seed: int = 0) -> tuple[Matched, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    query = {s: torch.randn(b, c, h // s, w // s, generator=g) for s, c in CHANNELS.items()}
+    reference = {s: q + 0.1 * torch.randn(q.shape, generator=g) for s, q in query.items()}
+    distances = {s: torch.rand(b, 3, h // s, w // s, generator=g) * 0.3 for s in STRIDES}
+    pictures = torch.randint(0, 255, (2, b, 3, h, w), generator=g, dtype=torch.uint8)
+    covered = torch.ones(b, h, w, dtype=torch.bool)
+    return Matched(query, reference, distances), pixel_input(pictures[0], pictures[1], covered)
+
+
+@pytest.fixture(scope="module")
+def net() -> DifferenceNetwork:
+    torch.manual_seed(0)
+    return DifferenceNetwork(DifferenceConfig(CHANNELS, width=16)).eval()
+
+
+@pytest.mark.parametrize(("h", "w"), [(64, 64), (128, 96), (96, 320)])
+def test_any_size_gives_maps_at_stride_4(net: DifferenceNetwork, h: int, w: int) -> None:
+    matched, pixels = _batch(2, h, w)
+    out = net(matched, pixels)
+    assert out.map_logits.shape == (2, 1, h // 4, w // 4)
+    assert out.type_logits.shape == (2, len(DIFFERENCE_TYPES), h // 4, w // 4)
+    assert out.global_logits.shape == out.image_logits.shape == (2,)
+    assert torch.equal(out.map_logits, net(matched, pixels).map_logits)
+
+
+def test_a_batch_is_its_items(net: DifferenceNetwork) -> None:
+    matched, pixels = _batch(3, 64, 64)
+    whole = net(matched, pixels)
+    for i in range(3):
+        one = Matched(
+            *({s: getattr(matched, n)[s][i : i + 1] for s in STRIDES} for n in ("query", "reference", "distances"))
+        )
+        alone = net(one, pixels[i : i + 1])
+        assert torch.allclose(alone.map_logits[0], whole.map_logits[i], atol=1e-4)
+        assert torch.allclose(alone.image_logits[0], whole.image_logits[i], atol=1e-4)
+
+
+def test_pixels_are_not_optional_unless_configured(net: DifferenceNetwork) -> None:
+    matched, _ = _batch(1, 64, 64)
+    with pytest.raises(ValueError, match="registered pixels"):
+        net(matched)
+    blind = DifferenceNetwork(DifferenceConfig(CHANNELS, width=16, pixels=False)).eval()
+    assert blind(matched).map_logits.shape == (1, 1, 16, 16)
+
+
+def test_pixel_input_forgives_a_pixel_and_hides_what_is_not_covered() -> None:
+    query = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    query[..., 10:20, 10:20] = 200
+    moved = torch.roll(query, 1, dims=3)
+    covered = torch.ones(1, 32, 32, dtype=torch.bool)
+    assert float(pixel_input(query, moved, covered)[:, 6].abs().max()) == 0
+    missing = pixel_input(query, torch.zeros_like(query), covered)[0, 6]
+    assert float(missing[15, 15]) > 1
+    covered[:, :, 16:] = False
+    half = pixel_input(query, torch.zeros_like(query), covered)[0]
+    assert float(half[6, 15, 12]) > 1
+    assert float(half[6, 15, 18]) == 0
+    assert float(half[7].mean()) == 0.5
+
+
+def test_it_learns_where_features_differ() -> None:
+    """A few steps suffice to light up where the distance is large, on pairs that it has not seen."""
+    torch.manual_seed(0)
+    net = DifferenceNetwork(DifferenceConfig(CHANNELS, width=16))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+
+    def sample(seed: int) -> tuple[Matched, torch.Tensor, torch.Tensor]:
+        matched, pixels = _batch(8, 64, 64, seed)
+        mask = torch.zeros(8, 16, 16)
+        for i in range(0, 8, 2):
+            y, x = (int(v) for v in torch.randint(0, 12, (2,), generator=torch.Generator().manual_seed(seed * 8 + i)))
+            mask[i, y : y + 4, x : x + 4] = 1
+        for s in (4, 8):
+            grown = torch.nn.functional.interpolate(mask[:, None], size=(64 // s, 64 // s))
+            matched.distances[s].add_(0.8 * grown)
+        return matched, pixels, mask
+
+    net.train()
+    for step in range(40):
+        matched, pixels, mask = sample(step + 1)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(net(matched, pixels).map_logits[:, 0], mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+    matched, pixels, mask = sample(1000)
+    with torch.inference_mode():
+        logits = net(matched, pixels).map_logits[:, 0]
+    assert float(logits[mask > 0].mean()) > float(logits[mask == 0].mean()) + 2
+
+
+def test_folded_weights_answer_alike(net: DifferenceNetwork) -> None:
+    trained = copy.deepcopy(net)
+    for module in trained.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+            module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    matched, pixels = _batch(1, 64, 64)
+    before = trained(matched, pixels)
+    after = DifferenceModel(copy.deepcopy(trained), "x")._net(matched, pixels)
+    assert torch.allclose(before.map_logits, after.map_logits, atol=1e-3)
+
+
+def test_weights_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "difference.safetensors"
+    with pytest.raises(StorageError, match="reinstall or retrain"):
+        load_difference(path)
+    save_file({"a": torch.zeros(1)}, path)
+    path.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64, "config": {}}))
+    with pytest.raises(StorageError, match="changed or cut off"):
+        load_difference(path)
+
+
+def test_a_reference_without_picture_is_unregistered() -> None:
+    maps = {s: torch.zeros(c, 64 // s, 64 // s) for s, c in CHANNELS.items()}
+    assert not SeenReference(maps, torch.ones(8, 8, dtype=torch.bool)).registered

@@ -1,0 +1,97 @@
+"""Matching: what is there is found, what is missing is not, references have no order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from refdiff.model.matching import RADIUS, STRIDES, Matched, ReferenceMaps, composite_reference, match
+
+CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
+H, W = 128, 96
+
+
+def _maps(seed: int) -> dict[int, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {s: torch.randn(c, H // s, W // s, generator=g) for s, c in CHANNELS.items()}
+
+
+def _reference(maps: dict[int, Tensor], registered: bool = True, covered: int | None = None) -> ReferenceMaps:
+    valid = torch.ones(H // 8, W // 8, dtype=torch.bool)
+    if covered is not None:
+        valid[:, covered:] = False
+    return ReferenceMaps(maps, valid, registered)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_query_matches_itself(hard: bool) -> None:
+    maps = _maps(0)
+    found = match(maps, [_reference(maps)], hard=hard)
+    for s in STRIDES:
+        assert found.query[s].shape == found.reference[s].shape == (1, CHANNELS[s], H // s, W // s)
+        assert found.distances[s].shape == (1, 3, H // s, W // s)
+        assert float(found.distances[s].max()) < 1e-5
+        assert float((found.reference[s] - found.query[s]).abs().mean()) < (1e-5 if hard else 0.05)
+
+
+def test_a_moved_reference_is_found_within_the_window_and_not_beyond() -> None:
+    maps = _maps(1)
+    near = {s: torch.roll(m, 16 // s if s <= 16 else 0, dims=2) for s, m in maps.items()}
+    far = {s: torch.roll(m, 48 // s, dims=2) for s, m in maps.items()}
+    inside, outside = (match(maps, [_reference(m)]).distances[8][0] for m in (near, far))
+    assert 16 // 8 <= RADIUS[8] < 48 // 8
+    assert float(inside[0, 4:-4, 4:-4].max()) < 1e-5
+    assert float(outside[0].mean()) > 0.2  # nearest in the window
+    assert float(outside[2].max()) < 1e-5  # nearest anywhere
+    unregistered = match(maps, [_reference(far, registered=False)]).distances[8][0]
+    assert float(unregistered[0].max()) < 1e-5
+
+
+def test_references_have_no_order_and_each_helps() -> None:
+    query, a, b = _maps(2), _maps(3), _maps(4)
+    one, other = match(query, [_reference(a), _reference(b)]), match(query, [_reference(b), _reference(a)])
+    alone = match(query, [_reference(a)])
+    for s in STRIDES:
+        assert torch.allclose(one.reference[s], other.reference[s], atol=1e-5)
+        assert torch.allclose(one.distances[s], other.distances[s], atol=1e-5)
+        assert (one.distances[s][:, 0] <= alone.distances[s][:, 0] + 1e-5).all() or s == 4
+
+
+def test_cells_that_the_reference_does_not_reach_are_compared_with_all_of_it() -> None:
+    query = _maps(5)
+    found = match(query, [_reference(query, covered=2)])
+    for s in STRIDES:
+        assert torch.isfinite(found.distances[s]).all()
+        assert torch.isfinite(found.reference[s]).all()
+    assert float(found.distances[8][0, 0, :, :2].max()) < 1e-5
+
+
+def test_a_reference_of_another_size_needs_no_registration() -> None:
+    query = _maps(6)
+    g = torch.Generator().manual_seed(7)
+    other = {s: torch.randn(c, 64 // s, 160 // s, generator=g) for s, c in CHANNELS.items()}
+    found = match(query, [ReferenceMaps(other, torch.ones(8, 20, dtype=torch.bool), False), _reference(query)])
+    assert float(found.distances[8][0, 2].max()) < 1e-5
+
+
+def test_nothing_to_match_with_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no reference"):
+        match(_maps(0), [])
+
+
+def test_stacking_makes_a_batch() -> None:
+    items = [match(_maps(i), [_reference(_maps(i + 10))]) for i in range(3)]
+    batch = Matched.stack(items)
+    assert batch.query[8].shape == (3, CHANNELS[8], H // 8, W // 8)
+    assert torch.equal(batch.distances[4][1], items[1].distances[4][0])
+
+
+def test_the_composite_takes_the_better_reference_place_by_place() -> None:
+    query = torch.rand(3, 32, 32) * 255
+    a, b = query.clone(), query.clone()
+    a[:, :16], b[:, 16:] = 0, 0
+    for pair in (torch.stack([a, b]), torch.stack([b, a])):
+        best = composite_reference(query, pair)
+        assert torch.equal(best[:, 24:], query[:, 24:])
+        assert torch.equal(best[:, :8], query[:, :8])

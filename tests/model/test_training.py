@@ -1,0 +1,189 @@
+"""The recipe of the difference network: pairs tell the truth, pools and training survive a kill, weights load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from refdiff.model.difference_network import DIFFERENCE_TYPES
+from refdiff.model.errors import InputError
+from refdiff.model.images import encode_png
+from refdiff.model.learned_difference import load_difference
+from refdiff.model.render import DefectSpec, render
+from refdiff.model.synthesis import break_off, sway
+from refdiff.model.training.difference import DifferenceRecipe, train_difference
+from refdiff.model.training.pairs import NO_TYPE, PAIR_PX, Pair, Photo, Source, cell_targets, photo_pair, rendered_pair
+from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
+from refdiff.model.training.sources import UNSEEN, customer_sources, held_out
+from refdiff.server.cli import app
+
+
+def _first(query: Path, candidates: Sequence[Path]) -> list[Path]:
+    return list(candidates)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A customer's folder: good photos, one defect with a mask, one without."""
+    root = tmp_path_factory.mktemp("own") / "gear"
+    for folder in ("train/good", "test/scratch", "test/odd", "ground_truth/scratch"):
+        (root / folder).mkdir(parents=True)
+    for i in range(4):
+        (root / f"train/good/{i}.png").write_bytes(encode_png(render("moulded", 5, i, size=(160, 160)).image))
+    broken = render("moulded", 5, 9, size=(160, 160), defects=[DefectSpec("scratch", size_px=60, seed=1)])
+    for kind in ("scratch", "odd"):
+        (root / f"test/{kind}/a.png").write_bytes(encode_png(broken.image))
+    mask = np.repeat(broken.defect_mask[..., None] * np.uint8(255), 3, 2)
+    (root / "ground_truth/scratch/a_mask.png").write_bytes(encode_png(mask))
+    return root
+
+
+def _check(pair: Pair) -> None:
+    assert pair.query.shape == (PAIR_PX, PAIR_PX, 3)
+    assert pair.query.dtype == np.uint8
+    assert 1 <= len(pair.references) <= 4
+    for reference in pair.references:
+        assert reference.image.shape == pair.query.shape
+        assert reference.covered.shape == pair.query.shape[:2]
+    if pair.mask is not None:
+        assert pair.label == bool(pair.mask.any())
+        assert (pair.types[~pair.mask] == NO_TYPE).all()
+    assert set(np.unique(pair.types)) <= {*range(len(DIFFERENCE_TYPES)), NO_TYPE}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rendered_pairs_hold_the_truth(seed: int) -> None:
+    pair = rendered_pair(np.random.default_rng(seed), 1 + seed % 3)
+    _check(pair)
+    again = rendered_pair(np.random.default_rng(seed), 1 + seed % 3)
+    assert np.array_equal(pair.query, again.query)
+    cells, types = cell_targets(pair)
+    assert cells.any() == pair.label
+    assert (types[cells > 0] != NO_TYPE).any() or not pair.label
+
+
+def test_photos_make_pairs_with_and_without_truth(product: Path) -> None:
+    [source] = customer_sources(product)
+    assert (len(source.good), len(source.bad)) == (4, 2)
+    assert {b.type for b in source.bad} == {"scratch", "odd"}
+    seen = set()
+    for seed in range(40):
+        pair = photo_pair(source, np.random.default_rng(seed), 1, _first)
+        _check(pair)
+        seen.add((pair.label, pair.mask is not None))
+    assert seen == {(True, True), (False, True), (True, False)}
+
+
+def test_a_folder_of_products_is_read_and_an_empty_one_is_not(product: Path, tmp_path: Path) -> None:
+    assert [s.name for s in customer_sources(product.parent)] == ["own_gear"]
+    with pytest.raises(InputError, match="train/good"):
+        customer_sources(tmp_path)
+
+
+def test_half_is_held_out_by_thing_and_the_unseen_whole() -> None:
+    groups = [f"cell{i}.png" for i in range(400)]
+    kept = [held_out("elpv_mono", g) for g in groups]
+    assert kept == [held_out("elpv_mono", g) for g in groups]
+    assert 150 < sum(kept) < 250
+    assert all(held_out(p, g) for p in UNSEEN for g in groups)
+
+
+def test_a_piece_breaks_off_where_there_is_a_background() -> None:
+    scene = render("moulded", 3, 0)
+    sizes = []
+    for seed in range(12):
+        made = break_off(scene.image, np.random.default_rng(seed), scene.foreground)
+        if made is None:
+            continue
+        changed = np.abs(made.image.astype(int) - scene.image).max(2) >= 5
+        assert made.mask[changed].mean() > 0.95
+        assert made.structural == (made.type == "missing_component")
+        sizes.append(made.mask.mean())
+    assert len(sizes) >= 10
+    assert max(sizes) > 3 * min(sizes)
+    assert break_off(scene.image, np.random.default_rng(0), np.ones_like(scene.foreground)) is None
+
+
+def test_sway_moves_a_little_and_evenly() -> None:
+    image = render("circuit", 3, 0).image
+    moved = sway(image, np.random.default_rng(1), max_shift_px=2.0)
+    difference = np.abs(moved.astype(int) - image)
+    assert 0 < difference.mean() < 12
+    assert moved.shape == image.shape
+
+
+# ---- pool and training ----
+
+
+@pytest.fixture(scope="module")
+def pool(product: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Source]]:
+    folder = tmp_path_factory.mktemp("pool")
+    sources = customer_sources(product)
+    build_pool(PoolPlan(0, tuple(sources)), folder, 2 * SHARD, 2)
+    return folder, sources
+
+
+def test_a_pool_is_made_once_and_mended_where_it_has_gaps(pool: tuple[Path, list[Source]]) -> None:
+    folder, sources = pool
+    paths = sorted(folder.glob("*.safetensors"))
+    assert len(paths) == 2
+    before = {p: p.read_bytes() for p in paths}
+    told: list[tuple[int, int]] = []
+    paths[1].unlink()
+    build_pool(PoolPlan(0, tuple(sources)), folder, 2 * SHARD, 1, lambda d, t: told.append((d, t)))
+    assert told == [(1, 2), (2, 2)]
+    assert {p: p.read_bytes() for p in paths} == before
+
+
+def test_batches_cover_the_pool_once_and_can_be_skipped(pool: tuple[Path, list[Source]]) -> None:
+    shards = sorted(pool[0].glob("*.safetensors"))
+    everything = list(batches(shards, 16, np.random.default_rng(0)))
+    assert len(everything) == count_batches(shards, 16) == 2 * SHARD // 16
+    rest = list(batches(shards, 16, np.random.default_rng(0), skip=3))
+    assert [b.label.tolist() for b in rest] == [b.label.tolist() for b in everything[3:]]
+    only = list(batches(shards, 8, np.random.default_rng(0), keep=[1]))
+    assert all((b.source == 1).all() for b in only)
+    assert read_shard(shards[0]).mask.shape == (SHARD, PAIR_PX // 4, PAIR_PX // 4)
+
+
+def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
+    folder, sources = pool
+    recipe = DifferenceRecipe(pairs=2 * SHARD, epochs=2, batch=16, width=8, workers=1)
+
+    class Stop(Exception):
+        pass
+
+    steps: list[int] = []
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if what == "training":
+            steps.append(done)
+            if "val" in note:  # the first pass is done and kept
+                raise Stop
+
+    with pytest.raises(Stop):
+        train_difference(recipe, sources, tmp_path, pool=folder, progress=stop)
+    stopped_at = steps[-1]
+    steps.clear()
+    path = train_difference(
+        recipe, sources, tmp_path, pool=folder, progress=lambda w, d, t, n: steps.append(d) if w == "training" else None
+    )
+    assert steps[0] == stopped_at + 1
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert load_difference(path).sha256 == about["sha256"]
+    assert about["sources"] == [{"name": "own_gear", "good": 4, "defective": 2, "licence": "the customer's own"}]
+    assert "own_gear" in (tmp_path / "MODEL_CARD.md").read_text()
+    other = [replace(sources[0], name="other", bad=(Photo(Path("x.png"), True),))]
+    with pytest.raises(InputError, match="other sources"):
+        train_difference(recipe, other, tmp_path, pool=folder)
+
+
+def test_a_wrong_folder_is_bad_input(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["train", "difference", "--data", str(tmp_path / "nowhere")])
+    assert isinstance(found.exception, InputError)
