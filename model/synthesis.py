@@ -223,7 +223,7 @@ def _from_background(small: RgbImage, edge: NDArray[np.bool_]) -> tuple[F32, F32
 
 def nuisance(image: RgbImage, rng: np.random.Generator, strength: float = 1.0) -> RgbImage:
     """The same part in another photo: a random subset of exposure, gamma, contrast, white balance, light gradient, soft
-    reflections and shadows, vignette, defocus or sharpening, noise and JPEG. Geometry stays. strength 0 = no change,
+    reflections and shadows, highlights, vignette, defocus or sharpening, noise and JPEG. Geometry stays. strength 0 = no change,
     1 = as between stations."""
     if strength <= 0:
         return image.copy()
@@ -237,6 +237,8 @@ def nuisance(image: RgbImage, rng: np.random.Generator, strength: float = 1.0) -
     if chance(0.5):
         field = _light_field(h, w, rng, strength)
         x = x * field[..., None] if chance(0.7) else x + (field[..., None] - 1) * np.float32(110)
+    if chance(0.3):
+        x = _glints(x, rng, strength)
     if chance(0.3):
         sigma = float(rng.uniform(0.3, 0.3 + 0.8 * strength)) * max(1.0, min(h, w) / 320)
         soft = np.asarray(cv2.GaussianBlur(x, (0, 0), sigma), np.float32).reshape(x.shape)
@@ -277,6 +279,19 @@ def _tone(image: NDArray[np.uint8], rng: np.random.Generator, strength: float) -
     for c in range(channels):
         out[..., c] = cv2.LUT(np.ascontiguousarray(image[..., c]), np.ascontiguousarray(table[:, c]))
     return out
+
+
+def _glints(x: F32, rng: np.random.Generator, strength: float) -> F32:
+    """Highlights of a glossy surface grow and fade from photo to photo: what is brighter than its surroundings varies."""
+    h, w = x.shape[:2]
+    unit = max(1.0, min(h, w) / 320)
+    level = np.asarray(x.mean(2), np.float32)
+    raised = np.clip((level - cv2.blur(level, (int(31 * unit), int(31 * unit)))) / np.float32(40), 0, 1)
+    field = fractal(rng, h, w, float(rng.uniform(8, 40)) * unit)
+    change = (
+        field * cv2.GaussianBlur(raised, (0, 0), 1.5 * unit) * np.float32(rng.uniform(20, 120) * min(1.0, strength))
+    )
+    return np.asarray(x + change[..., None], np.float32)
 
 
 def _light_field(h: int, w: int, rng: np.random.Generator, strength: float) -> F32:

@@ -33,6 +33,7 @@ Method = Literal["difference", "contrast", "map"]
 Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 
+_MOST = 0.5  # part of the region that the pixels found must explain
 _CELL = 8 / 320  # one cell of the anomaly map, as a part of the image's long side
 _WINDOW_PX = 800  # a larger window is measured shrunk: a defect that fills it needs no finer pixels
 _MIN_WINDOW_PX = 64
@@ -175,10 +176,26 @@ def _measure_px(
     guess = 0.1 * length * window.shrink if method == "contrast" else 0.0
     u = math.hypot(spread * window.shrink / 2, quantum, misfit, unsure, guess)
     full, tight = _native(found[0], window)
+    if _explained(region, inside, full, tight, 2 * cell) < _MOST:
+        return _from_map(inside, region, cell, size)  # single pixels stand out on a part of the defect only
     return Measurement(
         tight, place_name(tight, size), int(full.sum()), length * window.shrink, width * window.shrink, u,
         None, None, None, None, method, full,
     )  # fmt: skip
+
+
+def _explained(region: Mask, inside: Box, found: Mask, at: Box, reach: float) -> float:
+    """Part 0..1 of the map's region that lies within `reach` px of the pixels found (a mask on the box `at`)."""
+    near = np.ones(region.shape, np.uint8)
+    x0, y0 = at[0] - inside[0], at[1] - inside[1]
+    ys, xs = np.nonzero(found)
+    ys, xs = ys + y0, xs + x0
+    within = (ys >= 0) & (ys < region.shape[0]) & (xs >= 0) & (xs < region.shape[1])
+    near[ys[within], xs[within]] = 0
+    if near.all():
+        return 0.0
+    far = cv2.distanceTransform(near, cv2.DIST_L2, 5)
+    return float((far[region] <= reach).mean())
 
 
 def _cut(

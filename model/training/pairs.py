@@ -294,8 +294,8 @@ def _finish(
                 picture, rng, max_shift_px=1.5 * wide, max_angle_deg=0.7 * wide, max_scale=0.008 * wide
             )
             reached = _warp(reached.astype(np.uint8) * 255, move, size, border=cv2.BORDER_CONSTANT) > 127
-        if not bare and rng.random() < 0.4:
-            picture = sway(picture, rng, max_shift_px=2.5)
+        if not bare and rng.random() < 0.5:
+            picture = sway(picture, rng, max_shift_px=float(rng.uniform(1, 4)))
         if not bare:
             picture = nuisance(picture, rng, float(rng.uniform(0, 0.7)))
         references.append(ReferencePicture(picture, reached, registered))
