@@ -223,8 +223,10 @@ def _from_background(small: RgbImage, edge: NDArray[np.bool_]) -> tuple[F32, F32
 
 def nuisance(image: RgbImage, rng: np.random.Generator, strength: float = 1.0) -> RgbImage:
     """The same part in another photo: a random subset of exposure, gamma, contrast, white balance, light gradient, soft
-    reflections and shadows, highlights, vignette, defocus or sharpening, noise and JPEG. Geometry stays. strength 0 = no change,
-    1 = as between stations."""
+    reflections and shadows, highlights, vignette, defocus or sharpening, noise and JPEG. Geometry stays.
+
+    strength 0 = no change, 1 = as between stations.
+    """
     if strength <= 0:
         return image.copy()
     h, w = image.shape[:2]
