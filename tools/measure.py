@@ -33,7 +33,7 @@ Method = Literal["difference", "contrast", "map"]
 Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 
-_MOST = 0.5  # part of the region that the pixels found must explain
+_MOST = 0.75  # part of the region that the pixels found must explain
 _CELL = 8 / 320  # one cell of the anomaly map, as a part of the image's long side
 _WINDOW_PX = 800  # a larger window is measured shrunk: a defect that fills it needs no finer pixels
 _MIN_WINDOW_PX = 64
