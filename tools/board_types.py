@@ -25,7 +25,7 @@ _EIGHT = np.ones((3, 3), int)
 
 
 def _copper(image: RgbImage, level: float) -> NDArray[np.bool_]:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) > level
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) < level
 
 
 def _labels_touched(labels: NDArray[np.int32], near: NDArray[np.bool_]) -> set[int]:
@@ -33,7 +33,7 @@ def _labels_touched(labels: NDArray[np.int32], near: NDArray[np.bool_]) -> set[i
 
 
 def board_defect_type(query: RgbImage, reference: RgbImage, alignment: Alignment, box: Box) -> BoardType:
-    """The class of the change inside `box` (x0, y0, x1, y1 query px). Copper is taken to be the brighter material."""
+    """The class of the change inside `box` (x0, y0, x1, y1 query px). Copper is the darker material, as in DeepPCB."""
     window = widen(box, _MARGIN_PX, 0, query.shape[:2])
     x0, y0, x1, y1 = window
     part, (golden, _) = query[y0:y1, x0:x1], warp_window(reference, alignment, window)

@@ -84,8 +84,8 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
     """Regions above the threshold; if none and one is needed (the score alone speaks), the place of the peak."""
     regions = find_regions(comparison.difference.anomaly_map, threshold, comparison.difference.types)
     if not regions and at_least_one and comparison.difference.peak > 0:
-        half = 0.8 * comparison.difference.peak
-        regions = find_regions(comparison.difference.anomaly_map, half, comparison.difference.types)[:1]
+        most = 0.8 * comparison.difference.peak
+        regions = find_regions(comparison.difference.anomaly_map, most, comparison.difference.types)[:1]
     return regions
 
 

@@ -71,7 +71,7 @@ class Difference:
     """anomaly_map: (H, W) float32 >= 0 in query px. score: image score, continuous. peak: largest value kept.
 
     judged: part 0..1 of the photo that some reference reaches; elsewhere the map is 0. types: (T, H/4, W/4) probabilities of
-    DIFFERENCE_TYPES at working size.
+    DIFFERENCE_TYPES at working size. logits: (H/4, W/4) of the network alone.
     """
 
     anomaly_map: NDArray[np.float32]
@@ -79,6 +79,7 @@ class Difference:
     peak: float
     judged: float = 1.0
     types: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
 
 
 def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
@@ -186,7 +187,8 @@ def score_difference(
     if ignore is not None:
         smooth[ignore] = 0
     score = difference.image_score(torch.from_numpy(cells), torch.from_numpy(keep), _TOP)
-    return Difference(smooth, score, float(smooth.max()), float(reached.float().mean()), learned.types.numpy())
+    judged = float(reached.float().mean())
+    return Difference(smooth, score, float(smooth.max()), judged, learned.types.numpy(), learned.logits.numpy())
 
 
 def fused_map(seen: Seen, model: DifferenceModel) -> tuple[NDArray[np.float32], LearnedDifference]:

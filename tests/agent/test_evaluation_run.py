@@ -103,10 +103,10 @@ def _board(kind: str | None) -> tuple[np.ndarray, np.ndarray, tuple[int, int, in
         "pin-hole": ((258, 152, 270, 166), 0, (257, 151, 271, 167)),
     }
     if kind is None:
-        return template, test, None
+        return 255 - template, 255 - test, None  # copper is dark
     (x0, y0, x1, y1), value, box = edits[kind]
     test[y0:y1, x0:x1] = value
-    return template, test, box
+    return 255 - template, 255 - test, box
 
 
 def test_deeppcb_layout_writes_a_detections_file_for_every_image(tmp_path: Path) -> None:
