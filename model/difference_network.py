@@ -74,8 +74,6 @@ class _Residual(nn.Module):
 class DifferenceNetwork(nn.Module):
     """Matched features (and pixels) of B pairs of one size -> DifferenceOutput."""
 
-    scales: Tensor
-
     def __init__(self, config: DifferenceConfig) -> None:
         super().__init__()
         self.config = config

@@ -175,8 +175,9 @@ def train_difference(
     plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard)
     names = ["rendered", *(s.name for s in sources)]
     described = pool / "pool.json"
-    if described.exists() and json.loads(described.read_text())["sources"] != names:
-        raise InputError(f"{pool} holds pairs of other sources; choose another --out or remove it")
+    wanted = {"seed": recipe.seed, "sources": names, "hard": recipe.hard}
+    if described.exists() and json.loads(described.read_text()) != wanted:
+        raise InputError(f"{pool} holds pairs of other sources or of another seed; choose another --out or remove it")
     shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
@@ -196,7 +197,7 @@ def train_difference(
     )
     per_epoch = count_batches(train, recipe.batch, keep)
     total = max(1, round(per_epoch * recipe.epochs))
-    state = _restore(out, net, average, optimizer)
+    state = _restore(out, net, average, optimizer, recipe)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     while state.step < total:
         epoch, skip = divmod(state.step, per_epoch)
@@ -217,12 +218,12 @@ def train_difference(
             state.seconds = time.monotonic() - started
             tell("training", state.step, total, f"loss {float(loss.detach()):.3f}")
             if time.monotonic() - saved > _CHECKPOINT_S:
-                _checkpoint(out, net, average, optimizer, state)
+                _checkpoint(out, net, average, optimizer, state, recipe)
                 saved = time.monotonic()
             if state.step >= total:
                 break
         state.curves.append({"step": state.step} | validate(_with(net, average), val, names, keep))
-        _checkpoint(out, net, average, optimizer, state)
+        _checkpoint(out, net, average, optimizer, state, recipe)
         curve = state.curves[-1]
         tell("training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}")
     return _finish(recipe, sources, _with(net, average), state, out)
@@ -243,25 +244,43 @@ def _with(net: DifferenceNetwork, average: dict[str, Tensor]) -> DifferenceNetwo
     return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def _identity(recipe: DifferenceRecipe) -> str:
+    """What must not change when a run goes on; more processes or a machine of another size may."""
+    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"}, sort_keys=True)
+
+
 def _checkpoint(
-    out: Path, net: DifferenceNetwork, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: _State
+    out: Path,
+    net: DifferenceNetwork,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: _State,
+    recipe: DifferenceRecipe,
 ) -> None:
     tensors = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in values.items()}
     temporary = out / ".checkpoint.tmp"
-    save_file(tensors, temporary, metadata={"state": json.dumps(asdict(state))})
+    save_file(tensors, temporary, metadata={"state": json.dumps(asdict(state)), "recipe": _identity(recipe)})
     temporary.replace(out / "checkpoint.safetensors")
 
 
-def _restore(out: Path, net: DifferenceNetwork, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> _State:
+def _restore(
+    out: Path,
+    net: DifferenceNetwork,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    recipe: DifferenceRecipe,
+) -> _State:
     path = out / "checkpoint.safetensors"
     if not path.exists():
         return _State()
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
+        if file.metadata().get("recipe") != _identity(recipe):
+            raise InputError(f"{path} is of another recipe; go on with the same options or choose another --out")
         state = _State(**json.loads(file.metadata()["state"]))
     tensors = load_file(path)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})

@@ -33,7 +33,7 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching, aligned: False undoes registration (comparisons only)."""
+    """What a pool holds. hard: hard instead of soft matching (comparisons only)."""
 
     seed: int
     sources: tuple[Source, ...]

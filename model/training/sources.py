@@ -36,7 +36,7 @@ _TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")  # the data set spells it both 
 class Listed:
     """One image of a public set. kind: "good" or the data set's name of the defect. group: one physical thing.
 
-    mask: file and whether dark = defect. weak: defective, but nobody says where.
+    mask: file and whether dark = defect.
     """
 
     path: Path
