@@ -3,20 +3,20 @@
 Every query cell looks for its best counterpart in the reference, once within a window around the registered place (finds
 what is missing or misplaced) and once anywhere (forgives natural variation); the two cosine distances are averaged
 (cf. SPADE, Cohen & Hoshen 2020; PatchCore, Roth et al. 2022). Several references: the best counterpart in any of them.
-Knows nothing about goldens or calibration. This is the interface that a trained difference network fills next.
+Knows nothing about goldens or calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from refdiff.model.encoder import Features
+from refdiff.model.matching import window_cells
 
 VERSION = "fused-1"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
@@ -52,14 +52,6 @@ def descriptors(features: Features) -> Tensor:
     return F.normalize(torch.cat(parts), dim=0)
 
 
-@lru_cache(maxsize=16)
-def _outside_window(h: int, w: int, radius: int) -> Tensor:
-    """(h*w, h*w) bool: True where a reference cell lies outside the window of a query cell."""
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    p = torch.stack([y.flatten(), x.flatten()], 1)  # (N, 2)
-    return (p[:, None] - p[None]).abs().amax(-1) > radius
-
-
 def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference."""
     _c, h, w = query.shape
@@ -67,8 +59,10 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     anywhere = similarity.amax(1)
     if not reference.registered:
         return (1 - anywhere).view(h, w)
-    blocked = _outside_window(h, w, max(1, round(_WINDOW * max(h, w)))) | ~reference.valid.flatten()[None]
-    nearby = similarity.masked_fill_(blocked, -1.0).amax(1)
+    at, usable = window_cells(h, w, max(1, round(_WINDOW * max(h, w))))
+    if not reference.valid.all():
+        usable = usable & reference.valid.flatten()[at]
+    nearby = similarity.gather(1, at).masked_fill_(~usable, -1.0).amax(1)
     matched = (nearby + anywhere) / 2
     # Where the reference does not reach there is no counterpart nearby to miss, and close to its end its features are
     # those of the made-up pixels beyond: there the unmoved reference may answer too.

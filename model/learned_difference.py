@@ -6,8 +6,6 @@ or calibration.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refdiff.model.difference_network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.encoder import CHANNELS
-from refdiff.model.errors import StorageError
-from refdiff.model.matching import ReferenceMaps, composite_reference, match
+from refdiff.model.matching import Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.weights_file import read_weights
 
 PACKAGED = Path(__file__).parent / "weights" / "difference.safetensors"
 
@@ -53,41 +50,57 @@ class LearnedDifference:
     global_logit: float
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """What a network sees of one query and its references; the same for all networks."""
+
+    matched: Matched
+    pixels: Tensor
+
+
+@torch.inference_mode()
+def network_input(
+    picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference], *, hard: bool = False
+) -> NetworkInput:
+    """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s). hard: as `match`."""
+    matched = match(maps, [ReferenceMaps(r.maps, r.valid, r.registered) for r in references], hard=hard)
+    pictures = [r.picture for r in references if r.picture is not None]
+    reaches = [r.covered for r in references if r.covered is not None]
+    if len(pictures) == 1:
+        reference, covered = pictures[0], reaches[0]
+    elif pictures:
+        reference = composite_reference(picture.float(), torch.stack(pictures).float()).to(torch.uint8)
+        covered = torch.stack(reaches).all(0)
+    else:
+        reference, covered = picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
+    return NetworkInput(matched, pixel_input(picture[None], reference[None], covered[None]))
+
+
 class DifferenceModel:
-    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports."""
+    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; channels: of the encoder's maps."""
 
     def __init__(self, net: DifferenceNetwork, sha256: str) -> None:
         self.sha256 = sha256
+        self.channels = dict(net.config.channels)
         self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def compare(
-        self,
-        picture: Tensor,
-        maps: dict[int, Tensor],
-        references: Sequence[SeenReference],
-        *,
-        hard: bool = False,
-    ) -> LearnedDifference:
-        """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s)."""
-        views = [ReferenceMaps(r.maps, r.valid, r.registered) for r in references]
-        matched = match(maps, views, hard=hard)
-        pictures = [r.picture for r in references if r.picture is not None]
-        reaches = [r.covered for r in references if r.covered is not None]
-        if pictures:
-            reference = composite_reference(picture.float(), torch.stack(pictures).float()).to(torch.uint8)
-            covered = torch.stack(reaches).all(0)
-        else:
-            reference, covered = picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
-        pixels = pixel_input(picture[None], reference[None], covered[None])
+    def look(self, seen: NetworkInput) -> LearnedDifference:
+        """What the network makes of a query and its references."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = self._net(matched, pixels)
+            out = self._net(seen.matched, seen.pixels)
         return LearnedDifference(
             out.map_logits[0, 0].float(),
             F.softmax(out.type_logits[0].float(), 0),
             float(out.image_logits[0]),
             float(out.global_logits[0]),
         )
+
+    def compare(
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
+    ) -> LearnedDifference:
+        """`network_input`, then `look`."""
+        return self.look(network_input(picture, maps, references))
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
@@ -102,19 +115,11 @@ def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
 
 def load_difference(path: Path = PACKAGED) -> DifferenceModel:
     """Weights beside their card (`difference.json`), whose sha256 must fit. Raises StorageError."""
-    card = path.with_suffix(".json")
-    try:
-        about = json.loads(card.read_text(encoding="utf-8"))
-        data = path.read_bytes()
-    except (OSError, ValueError) as e:
-        raise StorageError(
-            f"difference weights {path} and {card.name} cannot be read ({e}); reinstall or retrain"
-        ) from e
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != about.get("sha256"):
-        raise StorageError(f"{path}: sha256 {digest} is not what {card.name} says; the file was changed or cut off")
-    net = DifferenceNetwork(DifferenceConfig(CHANNELS, **about["config"]))
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    tensors, about, digest = read_weights(path)
+    config = dict(about["config"])
+    channels = {int(s): c for s, c in (config.pop("channels", None) or CHANNELS).items()}
+    net = DifferenceNetwork(DifferenceConfig(channels, **config))
+    net.load_state_dict(tensors)
     return DifferenceModel(net, digest)
 
 
@@ -124,4 +129,12 @@ def shared_difference(path: Path = PACKAGED) -> DifferenceModel:
     return load_difference(path)
 
 
-__all__ = ["DIFFERENCE_TYPES", "DifferenceModel", "LearnedDifference", "SeenReference", "load_difference"]
+__all__ = [
+    "DIFFERENCE_TYPES",
+    "DifferenceModel",
+    "LearnedDifference",
+    "NetworkInput",
+    "SeenReference",
+    "load_difference",
+    "network_input",
+]

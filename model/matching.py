@@ -58,46 +58,90 @@ class Matched:
 
 
 @lru_cache(maxsize=32)
-def _outside_window(h: int, w: int, radius: int) -> Tensor:
-    """(h*w, h*w) bool: True where a reference cell lies outside the window of a query cell."""
+def window_cells(h: int, w: int, radius: int) -> tuple[Tensor, Tensor]:
+    """(h*w, n) int64: the n = (2 radius + 1) ** 2 cells round every cell, and (h*w, n) bool: which of them exist."""
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    p = torch.stack([y.flatten(), x.flatten()], 1)  # (N, 2)
-    return (p[:, None] - p[None]).abs().amax(-1) > radius
+    step = torch.arange(-radius, radius + 1)
+    dy, dx = (d.flatten() for d in torch.meshgrid(step, step, indexing="ij"))
+    yy, xx = y.flatten()[:, None] + dy, x.flatten()[:, None] + dx  # (N, n)
+    inside = (yy >= 0) & (yy < h) & (xx >= 0) & (xx < w)
+    return yy.clamp(0, h - 1) * w + xx.clamp(0, w - 1), inside
 
 
 def _resized(valid: Tensor, h: int, w: int) -> Tensor:
     return F.interpolate(valid[None, None].float(), size=(h, w), mode="area")[0, 0] > 0.5
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """What the N query cells may match in one reference of M cells. similarity: (N, M), of which those in `at` (N, n) count
+    with `near` (N, n) (-inf: not usable), or all of them in the rows where `anywhere` (N,) is True."""
+
+    similarity: Tensor
+    at: Tensor
+    near: Tensor
+    anywhere: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """(N,) similarity of the best candidate and (N,) its cell."""
+        value, place = self.near.max(1)
+        cell = self.at.gather(1, place[:, None])[:, 0]
+        if self.anywhere.any():
+            value, cell = value.clone(), cell.clone()
+            value[self.anywhere], cell[self.anywhere] = self.similarity[self.anywhere].max(1)
+        return value, cell
+
+    def weights(self, top: Tensor) -> Tensor:
+        """(N, M) exp((similarity - top) / temperature), 0 for what is no candidate."""
+        if self.anywhere.all():
+            return _exponential(self.similarity, top)
+        out = torch.zeros_like(self.similarity)
+        # cells out of the picture share an index with others and add nothing
+        out.scatter_add_(1, self.at, _exponential(self.near, top))
+        if self.anywhere.any():
+            out[self.anywhere] = _exponential(self.similarity[self.anywhere], top[self.anywhere])
+        return out
+
+
+def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
+    # what is smaller than exp(-60) would be denormal numbers in a moment, which are dead slow; -inf becomes a plain 0
+    scaled = (similarity - top[:, None]) / TEMPERATURE
+    return torch.exp(scaled).masked_fill_(scaled < -60, 0.0)
+
+
+def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: int) -> _Candidates:
+    cells = F.normalize(reference.maps[stride].flatten(1), dim=0)
+    similarity = unit.T @ cells  # (N, M)
+    if not reference.registered:
+        at = similarity.new_zeros((h * w, 1), dtype=torch.int64)
+        return _Candidates(similarity, at, at.float(), torch.ones(h * w, dtype=torch.bool))
+    at, usable = window_cells(h, w, RADIUS[stride])
+    valid = _resized(reference.valid, h, w).flatten()
+    if not valid.all():
+        usable = usable & valid[at]
+    near = similarity.gather(1, at).masked_fill_(~usable, -torch.inf)
+    # a cell whose whole window is uncovered has no counterpart to miss: it may look anywhere
+    return _Candidates(similarity, at, near, ~usable.any(1))
+
+
 def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
     """One stride of one image: matched (C, h, w), distances (3, h, w), best (h*w,) index into all reference cells."""
     _c, h, w = q.shape
     unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
+    found = [_candidates(unit, r, stride, h, w) for r in references]
     flat = [r.maps[stride].flatten(1) for r in references]
-    near, anywhere, each = [], [], []
-    for reference, cells in zip(references, flat, strict=True):
-        similarity = unit.T @ F.normalize(cells, dim=0)  # (N, M)
-        anywhere.append(similarity.amax(1))
-        if reference.registered:
-            blocked = _outside_window(h, w, RADIUS[stride]) | ~_resized(reference.valid, h, w).flatten()[None]
-            # -inf, not -1: the softmax of that would be denormal numbers, which are dead slow
-            similarity = similarity.masked_fill(blocked, -torch.inf)
-            best = similarity.amax(1)
-            # a cell whose whole window is uncovered has no counterpart to miss
-            uncovered = torch.isinf(best)
-            if uncovered.any():
-                similarity[uncovered] = unit.T[uncovered] @ F.normalize(cells, dim=0)
-                best = torch.where(uncovered, similarity.amax(1), best)
-        else:
-            best = anywhere[-1]
-        near.append(similarity)
-        each.append(best)
-    joined = torch.cat(near, 1)  # (N, sum of M)
-    best_index = joined.argmax(1)
-    source = torch.cat(flat, 1)  # (C, sum of M)
-    matched = source[:, best_index] if hard else source @ torch.softmax(joined / TEMPERATURE, 1).T
-    per_reference = torch.stack(each)  # (K, N)
-    distances = 1 - torch.stack([per_reference.amax(0), per_reference.mean(0), torch.stack(anywhere).amax(0)])
+    values, cells = (torch.stack(x) for x in zip(*(c.best() for c in found), strict=True))  # (K, N) each
+    top, which = values.max(0)
+    firsts = torch.tensor([0, *(x.shape[1] for x in flat[:-1])]).cumsum(0)
+    best_index = (cells + firsts[:, None]).gather(0, which[None])[0]
+    if hard:
+        matched = torch.cat(flat, 1)[:, best_index]
+    else:
+        weights = [c.weights(top) for c in found]
+        total = torch.stack([x.sum(1) for x in weights]).sum(0)
+        matched = torch.stack([m @ x.T for m, x in zip(flat, weights, strict=True)]).sum(0) / total
+    anywhere = torch.stack([c.similarity.amax(1) for c in found]).amax(0)
+    distances = 1 - torch.stack([top, values.mean(0), anywhere])
     return matched.view(-1, h, w), distances.view(N_DISTANCES, h, w).clamp_min(0), best_index
 
 
@@ -107,21 +151,27 @@ def _match_guided(
     """Stride 4, among the 4 x 4 fine cells round the place that the stride-8 match points at."""
     c, h, w = q.shape
     h8, w8 = coarse_size
-    blocks = []
+    blocks, norms = [], []
     for r in references:
         # block of fine cells 2y-1 .. 2y+2, 2x-1 .. 2x+2 of every coarse cell of the reference
         fine = F.pad(r.maps[4][None], (1, 1, 1, 1), mode="replicate")
         blocks.append(F.unfold(fine, _GUIDED, stride=2)[0])  # (C*16, M8)
-    chosen = torch.cat(blocks, 1)[:, coarse_best].view(c, _GUIDED**2, h8 * w8)  # (C, 16, N8)
+        norms.append(F.unfold(fine.norm(dim=1, keepdim=True), _GUIDED, stride=2)[0])  # (16, M8)
+    chosen = torch.cat(blocks, 1).index_select(1, coarse_best).view(c, _GUIDED**2, 1, h8 * w8)
+    norm = torch.cat(norms, 1).index_select(1, coarse_best).clamp_min(1e-12)  # (16, N8)
     # the four fine cells of every coarse query cell
     mine = q.view(c, h8, 2, w8, 2).permute(0, 2, 4, 1, 3).reshape(c, 4, h8 * w8)  # (C, 4, N8)
-    # (4, 16, N8); a batched matrix product of such small matrices is slower
-    similarity = (F.normalize(mine, dim=0)[:, :, None] * F.normalize(chosen, dim=0)[:, None]).sum(0)
+    unit = F.normalize(mine, dim=0)
+    # cell by cell of the block: one large product would not fit the cache, a batch of small matrices is slower still
+    similarity = torch.stack([(unit * chosen[:, i]).sum(0) for i in range(_GUIDED**2)], 1) / norm  # (4, 16, N8)
     if hard:
         picked = similarity.argmax(1)  # (4, N8)
-        matched = torch.gather(chosen, 1, picked[None].expand(c, -1, -1))
+        matched = torch.gather(chosen[:, :, 0], 1, picked[None].expand(c, -1, -1))
     else:
-        matched = (torch.softmax(similarity / TEMPERATURE, 1)[None] * chosen[:, None]).sum(2)
+        weights = torch.softmax(similarity / TEMPERATURE, 1)
+        matched = torch.zeros_like(mine)
+        for i in range(_GUIDED**2):
+            matched.addcmul_(weights[None, :, i], chosen[:, i])
     distance = 1 - similarity.amax(1)  # (4, N8)
 
     def back(x: Tensor) -> Tensor:

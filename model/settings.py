@@ -21,6 +21,9 @@ class ModelSettings(BaseSettings):
     working_px: int = Field(default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded.")
     max_pixels: int = Field(default=64_000_000, ge=1_000_000, description="Largest image that is decoded, in pixels.")
     max_bytes: int = Field(default=100_000_000, ge=1_000_000, description="Largest image file that is read, in bytes.")
+    encoder: Path | None = Field(
+        default=None, description="Folder of a transformers backbone instead of the packaged encoder."
+    )
     difference_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train difference`; default: those of the package."
     )

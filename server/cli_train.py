@@ -34,11 +34,14 @@ def difference(
         "runs/difference"
     ),
     pairs: Annotated[int, typer.Option(min=64, help="Training pairs; 1.2 MB of disk each.")] = 8000,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 6,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that make pairs.")] = 2,
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Do not train on sources of this name (prefix).")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A transformers backbone instead of the packaged encoder.")
     ] = None,
     _json: Json = False,
 ) -> None:
@@ -52,7 +55,8 @@ def difference(
     if data is not None and not data.is_dir():
         raise InputError(f"{data}: no such folder; give the folder that holds your products")
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
-    recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()))
+    recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
+                              encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
     with console.progress("training") as moved:
 
         def told(what: str, done: int, total: int, note: str) -> None:
@@ -65,3 +69,32 @@ def difference(
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
     )
+
+
+@train.command(epilog="Example: refdiff train boards --research sets --out runs/boards")
+def boards(
+    research: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds deeppcb/PCBData.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go.")] = Path("runs/boards"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the crops.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same order.")] = 0,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="Board groups not trained on, e.g. group44000.")
+    ] = None,
+    _json: Json = False,
+) -> None:
+    """Train the network that finds and names defects of bare boards (DeepPCB's six types)."""
+    from refdiff.model.training.boards import BoardRecipe, train_boards
+    from refdiff.model.training.sources import deeppcb_groups
+
+    groups = deeppcb_groups(research)
+    unknown = sorted(set(leave_out or ()) - set(groups))
+    if unknown:
+        raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
+    recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
+    with console.progress("training") as moved:
+
+        def told(what: str, done: int, total: int, note: str) -> None:
+            moved(done, total, f"{what} {note}".strip())
+
+        weights = train_boards(recipe, groups, out, progress=told)
+    answer.give({"weights": shown_path(weights)}, f"weights in {shown_path(weights)}")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from refdiff.model.difference import GRID_STRIDE
 from refdiff.model.difference_network import DIFFERENCE_TYPES
 from refdiff.model.encoder import Features, resize_to
 from refdiff.model.images import RgbImage
-from refdiff.model.learned_difference import DifferenceModel, LearnedDifference, SeenReference
+from refdiff.model.learned_difference import SeenReference
 from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
 from refdiff.tools.defect_types import UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
@@ -41,10 +40,11 @@ if TYPE_CHECKING:
 
 MAX_REGIONS = 16
 FINE = 4  # stride of the anomaly map at working size
-_TOP = 0.005  # the image score is the mean of this part of the cells
+TOP = 0.005  # the image score is the mean of this part of the cells
 _NEVER_BLIND = 0.02  # keeps part of the distance where the network sees nothing
 EVEN_ODDS = 0.2  # of the map: where a clear distance is as likely a defect as not; regions begin there uncalibrated
 _SURE_OF_TYPE = 0.5
+_FAINT = 0.1  # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
 _STILL = 0.25  # cells of displacement that count as lying alike
 
 
@@ -178,30 +178,33 @@ def score_difference(
     keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
     if ignore is not None and ignore.any():
         keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
-    cells, learned = fused_map(seen, services.difference)
-    cells = cells * keep
+    learned = services.difference.compare(seen.picture, seen.features.maps, seen.references)
+    cells = fuse(patch_distance(seen), learned.logits.numpy()) * keep
     full = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_LINEAR)
     # half a cell of smoothing: the map must not show the grid
     sigma = FINE / 2 * max(size) / max(query_features.work_size)
     smooth = cv2.GaussianBlur(full, (0, 0), sigma).astype(np.float32)
     if ignore is not None:
         smooth[ignore] = 0
-    score = difference.image_score(torch.from_numpy(cells), torch.from_numpy(keep), _TOP)
+    score = difference.image_score(torch.from_numpy(cells), torch.from_numpy(keep), TOP)
     judged = float(reached.float().mean())
     return Difference(smooth, score, float(smooth.max()), judged, learned.types.numpy(), learned.logits.numpy())
 
 
-def fused_map(seen: Seen, model: DifferenceModel) -> tuple[NDArray[np.float32], LearnedDifference]:
+def patch_distance(seen: Seen) -> NDArray[np.float32]:
+    """(h8, w8) float32 >= 0: the training-free half, distance to the nearest patch."""
+    return difference.anomaly_map(difference.descriptors(seen.features), seen.patches).numpy()
+
+
+def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """(h4, w4) float32 >= 0: the distance to the nearest patch, weighted by what the network makes of the place.
 
     The distance alone takes every natural variation for a defect, the network alone overlooks what it was not trained on;
     their product (of powers) was better than either on products that neither had seen.
     """
-    learned = model.compare(seen.picture, seen.features.maps, seen.references)
-    patches = difference.anomaly_map(difference.descriptors(seen.features), seen.patches).numpy()
-    fine = cv2.resize(patches, learned.logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    weight = np.sqrt(F.softplus(learned.logits).numpy() + _NEVER_BLIND)
-    return np.asarray(weight * np.maximum(fine, 1e-3), np.float32), learned
+    fine = cv2.resize(patches, logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    weight = np.sqrt(np.logaddexp(0, logits) + _NEVER_BLIND)
+    return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
 
 
 def _type_of(
@@ -234,11 +237,15 @@ def find_regions(
     found = []
     for index, at in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[at] == index
+        peak = float(anomaly_map[at][mask].max())
+        mask &= anomaly_map[at] > _FAINT * peak
         area = int(mask.sum())
         if area < smallest:
             continue
-        box = (at[1].start, at[0].start, at[1].stop, at[0].stop)
-        found.append((float(anomaly_map[at][mask].max()), box, area, mask))
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        box = (at[1].start + x0, at[0].start + y0, at[1].start + x1, at[0].start + y1)
+        found.append((peak, box, area, mask[y0:y1, x0:x1]))
     found.sort(key=lambda f: -f[0])
     regions = []
     for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):

@@ -22,6 +22,7 @@ from refdiff.memory.golden_bank import Golden, GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.encoder import Encoder, Features
+from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.learned_difference import PACKAGED, DifferenceModel, shared_difference
 from refdiff.model.settings import ModelSettings
@@ -90,8 +91,15 @@ class Services:
 
     @property
     def difference(self) -> DifferenceModel:
-        """The trained difference. Raises StorageError where its weights are not what they should be."""
-        return shared_difference(self.model_settings.difference_weights or PACKAGED)
+        """The trained difference. Raises StorageError where its weights are not what they should be, InputError where they
+        are of another encoder."""
+        model = shared_difference(self.model_settings.difference_weights or PACKAGED)
+        if model.channels != self.encoder.channels:
+            raise InputError(
+                f"the difference weights fit an encoder of channels {model.channels}, this one has {self.encoder.channels}; "
+                "train with `refdiff train difference --encoder DIR` and set REFDIFF_DIFFERENCE_WEIGHTS"
+            )
+        return model
 
     @property
     def bank(self) -> GoldenBank:

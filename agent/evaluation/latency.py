@@ -1,4 +1,5 @@
-"""How long one inspection takes on this machine, and where the time goes, for banks of growing size.
+"""How long one inspection takes on this machine, and where the time goes, for banks of growing size; and one registered pair
+with a cached golden, beside the bare encoder pass and patch-kNN.
 
 python -m refdiff.agent.evaluation.latency --goldens 50 --goldens 2000
 Rendered parts at 320 px, everything but the LLM; the golden bank is embedded, in a folder of its own.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from refdiff.agent.evaluation.scorers import peer_cells, peer_map
 from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.learned_difference import network_input
 from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.align import Alignment
 from refdiff.tools.pipeline import compare
+from refdiff.tools.score_difference import patch_distance, score_difference, see
 from refdiff.tools.services import Services
 
 _DESIGN = 11
@@ -60,6 +66,47 @@ def measure_latency(goldens: int, queries: int, references: int) -> dict[str, np
     return {name: np.array(values) for name, values in laps.items()}
 
 
+def measure_pair(queries: int) -> dict[str, np.ndarray]:
+    """ms of scoring photos that lie as their one golden does, whose features are cached; parts of it and the whole."""
+    with tempfile.TemporaryDirectory(prefix="refdiff-latency-") as folder:
+        home = Path(folder)
+        memory = MemorySettings(home=home / "home", qdrant_url=None)
+        with Services.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as services:
+            sha256 = services.stores.images.put(encode_png(render("label", _DESIGN, 0).image))
+            golden = Golden(make_golden_id("part", sha256), "part", sha256)
+            still = Alignment("identity", True, np.eye(3), 0.0, 1.0, 1.0, 0.0, 1.0, "fixed camera")
+            peer = peer_cells(services.golden_features(golden))
+            laps: dict[str, list[float]] = {}
+
+            def lap(name: str, started: float) -> float:
+                now = time.perf_counter()
+                laps.setdefault(name, []).append((now - started) * 1000)
+                return now
+
+            for i in range(-5, queries):
+                photo = render("label", _DESIGN, 1000 + i, noise_seed=i + 5).image
+                if i == 0:
+                    laps.clear()
+                begun = time.perf_counter()
+                features = services.encoder.embed(photo)
+                at = lap("encoder pass", begun)
+                seen = see(services, photo, features, [(golden, still)])
+                at = lap("golden from the cache", at)
+                patch_distance(seen)
+                at = lap("patch distance", at)
+                looked = network_input(seen.picture, features.maps, seen.references)
+                at = lap("soft matching, pixels", at)
+                services.difference.look(looked)
+                lap("network", at)
+                at = time.perf_counter()
+                features = services.encoder.embed(photo)
+                score_difference(services, photo, features, [(golden, still)])
+                at = lap("pair in all", at)
+                peer_map(peer_cells(features), [peer])
+                lap("patch-kNN without its encoder pass", at)
+    return {name: np.array(values) for name, values in laps.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--goldens", type=int, action="append", help="bank size; give it several times to compare")
@@ -77,6 +124,10 @@ def main() -> None:
         cells = [f"{np.percentile(r[stage], 50):.1f} / {np.percentile(r[stage], 95):.1f}" for r in results]
         table.add_row(stage, *cells)
     Console().print(table)
+    pair = Table("part", "p50 / p95", title="ms per registered pair, golden cached, 320 px")
+    for name, values in measure_pair(options.queries).items():
+        pair.add_row(name, f"{np.percentile(values, 50):.1f} / {np.percentile(values, 95):.1f}")
+    Console().print(pair)
 
 
 if __name__ == "__main__":

@@ -19,19 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from refdiff.model.difference_network import BOARD_TYPES
 from refdiff.model.errors import InputError
 
 Format = Literal["mvtec", "pairs", "deeppcb"]
 FORMATS: tuple[Format, ...] = ("mvtec", "pairs", "deeppcb")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-DEEPPCB_TYPES = (
-    "open",
-    "short",
-    "mousebite",
-    "spur",
-    "copper",
-    "pin-hole",
-)  # type ids 1..6 of the annotations
 DEEPPCB_MM_PER_PX = 1 / 48  # "around 48 pixels per 1 millimetre", its readme
 
 _GOOD_WORDS = frozenset({"0", "good", "ok", "pass", "normal", "false", "no", "no defect", "defect-free"})
@@ -384,9 +377,9 @@ def _deeppcb_boxes(path: Path) -> tuple[LabelledBox, ...]:
             x0, y0, x1, y1, kind = (int(f) for f in fields)
         except ValueError:
             raise InputError(f"{path} line {line}: {text!r}; expected x1 y1 x2 y2 type") from None
-        if not 1 <= kind <= len(DEEPPCB_TYPES):
-            raise InputError(f"{path} line {line}: type {kind}; expected 1 to {len(DEEPPCB_TYPES)}")
-        boxes.append(LabelledBox(x0, y0, x1, y1, DEEPPCB_TYPES[kind - 1]))
+        if not 1 <= kind <= len(BOARD_TYPES):
+            raise InputError(f"{path} line {line}: type {kind}; expected 1 to {len(BOARD_TYPES)}")
+        boxes.append(LabelledBox(x0, y0, x1, y1, BOARD_TYPES[kind - 1]))
     return tuple(boxes)
 
 

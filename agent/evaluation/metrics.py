@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap, rankdata
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from refdiff.agent.evaluation.layouts import DEEPPCB_TYPES, LabelledBox
+from refdiff.agent.evaluation.layouts import LabelledBox
 from refdiff.agent.report.schema import Verdict
+from refdiff.model.difference_network import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high
 
@@ -313,8 +314,8 @@ def write_detections(folder: Path, detections: Mapping[str, Sequence[Detection]]
         if Path(image).name != image or image in ("", ".", ".."):
             raise ValueError(f"image id {image!r} is no plain file name")
         for d in found:
-            if d.type not in DEEPPCB_TYPES:
-                raise ValueError(f"{image}: type {d.type!r}; DeepPCB knows {', '.join(DEEPPCB_TYPES)}")
+            if d.type not in BOARD_TYPES:
+                raise ValueError(f"{image}: type {d.type!r}; DeepPCB knows {', '.join(BOARD_TYPES)}")
         lines = [
             f"{round(d.x0)},{round(d.y0)},{round(d.x1)},{round(d.y1)},{d.confidence:.4f},{d.type}\n"
             for d in sorted(found, key=lambda d: -d.confidence)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_mask, read_dataset
@@ -30,10 +29,10 @@ from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.board_network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.board_types import board_defect_type
 from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint
 from refdiff.tools.enroll import enroll
 from refdiff.tools.pipeline import Comparison, compare
@@ -41,8 +40,6 @@ from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
 
 PRODUCT = "evaluated"
-# boards are seen at their own resolution; annotators draw a box some pixels round what changed
-_BOARD_PX, _BOARD_LOGIT, _BOARD_GROW, _BOARD_JOIN = 640, 0.5, 8, 9
 Progress = Callable[[str, int, int], None]  # what, done, total
 Reader = Callable[[Services, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
 
@@ -84,8 +81,6 @@ def evaluate(
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
         model = ModelSettings(cache=home / "cache")
-        if data.format == "deeppcb":  # its defects are a few pixels wide
-            model = ModelSettings(cache=home / "cache", working_px=_BOARD_PX)
         with Services.open(memory, model, settings) as services:
             run = _Run(
                 services,
@@ -244,24 +239,9 @@ def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) ->
 
 
 def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection]:
-    """Boxes of a sample in native pixels: where the network alone sees a difference. The type is read off the copper."""
-    assert sample.reference is not None
-    logits = comparison.difference.logits
-    assert logits is not None
+    """Boxes of a sample in native pixels. The layout gives templates that lie as the photos do."""
     query = decode_image(_read(sample.path), name=sample.name)
     reference = run.services.golden_image(comparison.hits[0].golden)
-    h, w = query.shape[:2]
-    fine = cv2.resize(logits, (w, h), interpolation=cv2.INTER_CUBIC)
-    above = (fine > _BOARD_LOGIT).astype(np.uint8)
-    n, labels = cv2.connectedComponents(cv2.dilate(above, np.ones((_BOARD_JOIN, _BOARD_JOIN), np.uint8)))
-    labels = labels * above
-    found = []
-    for i in range(1, n):
-        x, y, bw, bh = cv2.boundingRect((labels == i).astype(np.uint8))
-        g = round(_BOARD_GROW * max(h, w) / _BOARD_PX)
-        box = (max(0, x - g), max(0, y - g), min(w, x + bw + g), min(h, y + bh + g))
-        kind = board_defect_type(query, reference, comparison.alignments[0], box)
-        peak = float(fine[labels == i].max())
-        # .5 at the threshold, towards 1 for what is beyond doubt
-        found.append(Detection(*box, confidence=float(1 / (1 + np.exp(_BOARD_LOGIT - peak))), type=kind))
-    return found
+    if reference.shape != query.shape:
+        raise InputError(f"{sample.name}: {query.shape[:2]} px, its template {reference.shape[:2]}; they must be equal")
+    return [Detection(*d.box, confidence=d.confidence, type=d.type) for d in load_boards().detect(query, reference)]

@@ -4,7 +4,9 @@ python -m refdiff.agent.evaluation.scorers --bench bench-data --weights NAME=FIL
 
 Rows: patch-kNN (Roth et al. 2022: stride 8 and 16 features, cosine distance to the nearest patch, mean of the largest 1 %)
 against the nearest golden and against the whole bank; the training-free difference of this product; every network given.
-Each seed draws other goldens from the held-out good images, the rest are tested. Intervals are stratified bootstraps.
+Each seed draws other goldens from the good images, the rest are tested. Intervals are stratified bootstraps. FR and
+escapes: at the threshold that the goldens themselves give, leave-one-out; "at bank's FR": escapes where as many good ones
+fail as the full bank fails.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model import difference
 from refdiff.model.encoder import Features
-from refdiff.model.images import decode_image
-from refdiff.model.learned_difference import DifferenceModel, load_difference
+from refdiff.model.images import RgbImage, decode_image
+from refdiff.model.learned_difference import DifferenceModel, load_difference, network_input
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.align import align_cached
 from refdiff.tools.retrieve_reference import retrieve_reference
-from refdiff.tools.score_difference import fused_map, see
+from refdiff.tools.score_difference import TOP, fuse, patch_distance, see
 from refdiff.tools.services import Services
 
 PEER, BANK, OURS = "patch-kNN, nearest", "patch-kNN, full bank", "training-free"
@@ -48,20 +50,33 @@ PEER, BANK, OURS = "patch-kNN, nearest", "patch-kNN, full bank", "training-free"
 
 @dataclass
 class _Scores:
+    """scores: method -> of the test images, in the order of labels. goldens: method -> leave-one-out, of the goldens."""
+
     labels: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
+    goldens: dict[str, list[float]] = field(default_factory=dict)
     pixels: dict[str, PixelMetrics] = field(default_factory=dict)
     ms: dict[str, list[float]] = field(default_factory=dict)
 
 
-def _peer_cells(features: Features) -> Tensor:
+@dataclass(frozen=True)
+class _Row:
+    """What one method says of one image: map, its stride, score, ms if it was timed."""
+
+    cells: np.ndarray
+    stride: int
+    score: float
+    ms: float | None = None
+
+
+def peer_cells(features: Features) -> Tensor:
     """(C, h, w) unit norm: stride 8 and 16 as peers concatenate them."""
     h, w = features.maps[8].shape[-2:]
     up = F.interpolate(features.maps[16][None], size=(h, w), mode="bilinear", align_corners=False)[0]
     return F.normalize(torch.cat([features.maps[8], up]), dim=0)
 
 
-def _peer_map(query: Tensor, references: Sequence[Tensor]) -> Tensor:
+def peer_map(query: Tensor, references: Sequence[Tensor]) -> Tensor:
     flat = query.flatten(1).T
     best = torch.stack([(flat @ r.flatten(1)).amax(1) for r in references]).amax(0)
     return (1 - best).view(query.shape[1:])
@@ -70,6 +85,71 @@ def _peer_map(query: Tensor, references: Sequence[Tensor]) -> Tensor:
 def _full(cells: np.ndarray, size: tuple[int, int], stride: int, work: tuple[int, int]) -> np.ndarray:
     full = cv2.resize(cells.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.GaussianBlur(full, (0, 0), stride / 2 * max(size) / max(work))
+
+
+class _Bench:
+    """The goldens of one seed, and every method on one image against them."""
+
+    def __init__(
+        self,
+        services: Services,
+        chosen: Sequence[Path],
+        models: dict[str, DifferenceModel],
+        options: argparse.Namespace,
+    ) -> None:
+        self._services, self._models, self._options = services, models, options
+        self._draw = random.Random(len(chosen))
+        self.peers: dict[str, Tensor] = {}  # golden id -> cells
+        self.goldens: dict[Path, Golden] = {}
+        for path in chosen:
+            sha = services.stores.images.put(path.read_bytes())
+            golden = Golden(make_golden_id("p", sha), "p", sha)
+            features = services.golden_features(golden)
+            services.bank.add(golden, features.global_vec, features.patches)
+            self.peers[golden.golden_id] = peer_cells(features)
+            self.goldens[path] = golden
+
+    def rows(self, path: Path, image: RgbImage, features: Features, without: Sequence[str] = ()) -> dict[str, _Row]:
+        """without: golden ids left out."""
+        services, options = self._services, self._options
+        hits = retrieve_reference(services, features, "p", options.references, without, ())
+        if options.random_golden:
+            others = [g for g in services.bank.list("p") if g.golden_id not in without]
+            hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
+        pairs = [(h.golden, align_cached(services, image, str(path), h.golden)) for h in hits]
+        if options.no_alignment:
+            pairs = [(g, replace(a, ok=False)) for g, a in pairs]
+        seen = see(services, image, features, pairs)
+        rows: dict[str, _Row] = {}
+        query = peer_cells(features)
+        started = time.perf_counter()
+        cells = peer_map(query, [self.peers[hits[0].golden.golden_id]])
+        rows[PEER] = _Row(cells.numpy(), 8, difference.image_score(cells), _ms(started))
+        cells = peer_map(query, [c for i, c in self.peers.items() if i not in without])
+        rows[BANK] = _Row(cells.numpy(), 8, difference.image_score(cells))
+        started = time.perf_counter()
+        own = torch.from_numpy(patch_distance(seen))
+        reached = difference.judged(seen.patches, tuple(own.shape))  # type: ignore[arg-type]
+        own = own * reached
+        free = _ms(started)
+        rows[OURS] = _Row(own.numpy(), 8, difference.image_score(own, reached), free)
+        started = time.perf_counter()
+        looked = network_input(seen.picture, features.maps, seen.references)
+        shared = _ms(started)
+        keep = np.kron(reached.numpy(), np.ones((2, 2), bool))
+        for name, model in self._models.items():
+            started = time.perf_counter()
+            learned = model.look(looked)
+            fused = fuse(own.numpy(), learned.logits.numpy()) * keep
+            score = difference.image_score(torch.from_numpy(fused), torch.from_numpy(keep), TOP)
+            rows[name] = _Row(fused, 4, score, _ms(started) + shared + free)
+            alone = F.softplus(learned.logits)
+            rows[f"{name}, network alone"] = _Row(alone.numpy(), 4, difference.image_score(alone, part=TOP))
+        return rows
+
+
+def _ms(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
 
 
 def run_seed(
@@ -92,57 +172,41 @@ def run_seed(
             MemorySettings(home=Path(folder) / "home", qdrant_url=None), ModelSettings(cache=Path(folder) / "cache")
         ) as services,
     ):
-        bank = []
-        for path in chosen:
-            sha = services.stores.images.put(path.read_bytes())
-            golden = Golden(make_golden_id("p", sha), "p", sha)
-            features = services.golden_features(golden)
-            services.bank.add(golden, features.global_vec, features.patches)
-            bank.append(features)
-        peers = [_peer_cells(f) for f in bank]
+        bench = _Bench(services, chosen, models, options)
+        for path, golden in bench.goldens.items():
+            image, features = services.golden_image(golden), services.golden_features(golden)
+            for name, row in bench.rows(path, image, features, [golden.golden_id]).items():
+                out.goldens.setdefault(name, []).append(row.score)
         for path, label, mask_path in tests:
             image = decode_image(path.read_bytes(), name=path.name)
             features = services.encoder.embed(image)
-            hits = retrieve_reference(services, features, "p", options.references, (), ())
-            if options.random_golden:
-                hits = [type(hits[0])(g, 0.0, 0.0) for g in draw.sample(services.bank.list("p"), options.references)]
-            pairs = [(h.golden, align_cached(services, image, str(path), h.golden)) for h in hits]
-            if options.no_alignment:
-                pairs = [(g, replace(a, ok=False)) for g, a in pairs]
-            seen = see(services, image, features, pairs)
             mask = load_mask(mask_path, image.shape[:2])[0] if mask_path else None
-            rows: dict[str, tuple[np.ndarray, float, int]] = {}
-            query = _peer_cells(features)
-            started = time.perf_counter()
-            cells = _peer_map(query, [_peer_cells(services.golden_features(hits[0].golden))])
-            rows[PEER] = (cells.numpy(), difference.image_score(cells), 8)
-            out.ms.setdefault(PEER, []).append((time.perf_counter() - started) * 1000)
-            cells = _peer_map(query, peers)
-            rows[BANK] = (cells.numpy(), difference.image_score(cells), 8)
-            started = time.perf_counter()
-            own = difference.anomaly_map(difference.descriptors(features), seen.patches)
-            reached = difference.judged(seen.patches, tuple(own.shape))  # type: ignore[arg-type]
-            own = own * reached
-            rows[OURS] = (own.numpy(), difference.image_score(own, reached), 8)
-            out.ms.setdefault(OURS, []).append((time.perf_counter() - started) * 1000)
-            for name, model in models.items():
-                started = time.perf_counter()
-                fused, learned = fused_map(seen, model)
-                keep = np.kron(reached.numpy(), np.ones((2, 2), bool))
-                fused *= keep
-                score = difference.image_score(torch.from_numpy(fused), torch.from_numpy(keep), 0.005)
-                out.ms.setdefault(name, []).append((time.perf_counter() - started) * 1000)
-                rows[name] = (fused, score, 4)
-                alone = F.softplus(learned.logits)
-                rows[f"{name}, network alone"] = (alone.numpy(), difference.image_score(alone, part=0.005), 4)
-                rows[f"{name}, image head"] = (alone.numpy(), learned.image_logit, 4)
             out.labels.append(label)
-            for name, (cells_, score, stride) in rows.items():
-                out.scores.setdefault(name, []).append(score)
+            for name, row in bench.rows(path, image, features).items():
+                out.scores.setdefault(name, []).append(row.score)
+                if row.ms is not None:
+                    out.ms.setdefault(name, []).append(row.ms)
                 if data.has_masks and (label == 0 or mask is not None):
-                    full = _full(cells_, image.shape[:2], stride, features.work_size)
+                    full = _full(row.cells, image.shape[:2], row.stride, features.work_size)
                     out.pixels.setdefault(name, PixelMetrics()).add(full, mask)
     return out
+
+
+def _rates(run: _Scores, method: str, alpha: float) -> tuple[int, int]:
+    """(good images failed, defective images passed) at the conformal threshold of the goldens."""
+    known = np.array(run.goldens[method])
+    p = np.array([(1 + (known >= s).sum()) / (len(known) + 1) for s in run.scores[method]])
+    failed = p <= max(alpha, 1 / (len(known) + 1))
+    labels = np.array(run.labels)
+    return int(failed[labels == 0].sum()), int((~failed[labels == 1]).sum())
+
+
+def _escapes_at(run: _Scores, method: str, false_rejects: int) -> int:
+    """Defective images that pass when the threshold is put where that many good ones fail."""
+    labels, scores = np.array(run.labels), np.array(run.scores[method])
+    good = np.sort(scores[labels == 0])[::-1]
+    limit = good[min(false_rejects, len(good) - 1)]
+    return int((scores[labels == 1] <= limit).sum())
 
 
 def main() -> None:
@@ -154,6 +218,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=1)
     parser.add_argument("--test", type=int, default=80, help="good and defective images tested, at most")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--alpha", type=float, default=0.05, help="false-reject rate asked for")
     parser.add_argument("--random-golden", action="store_true")
     parser.add_argument("--no-alignment", action="store_true")
     parser.add_argument("--out", type=Path, help="scores as JSON")
@@ -173,8 +238,11 @@ def main() -> None:
             "min..max",
             "pooled 95 %",
             "minus full bank",
-            "pixel AUROC",
+            "px AUROC",
             "AUPRO",
+            "FR",
+            "escapes",
+            "at bank's FR",
             "ms p50",
         ):
             table.add_column(column)
@@ -189,10 +257,15 @@ def main() -> None:
             pro = f"{np.mean([p.aupro() or 0 for p in pixels]):.3f}" if pixels else ""
             ms = f"{np.median(np.concatenate([r.ms[method] for r in runs])):.1f}" if method in runs[0].ms else ""
             spread = f"{min(aurocs):.3f}..{max(aurocs):.3f}"
+            rates = np.sum([_rates(r, method, options.alpha) for r in runs], 0)
+            n_good = sum(r.labels.count(0) for r in runs)
+            n_bad = sum(r.labels.count(1) for r in runs)
+            level = sum(_escapes_at(r, method, _rates(r, BANK, options.alpha)[0]) for r in runs)
             table.add_row(method, f"{np.mean(aurocs):.4f}", spread, f"{low:.3f}..{high:.3f}",
-                          f"{gain:+.4f} ({bounds[0]:+.3f}..{bounds[1]:+.3f})", px, pro, ms)  # fmt: skip
+                          f"{gain:+.4f} ({bounds[0]:+.3f}..{bounds[1]:+.3f})", px, pro, f"{rates[0] / n_good:.3f}",
+                          f"{rates[1] / n_bad:.3f}", f"{level / n_bad:.3f}", ms)  # fmt: skip
         console.print(table)
-        record[name] = [{"labels": r.labels, "scores": r.scores} for r in runs]
+        record[name] = [{"labels": r.labels, "scores": r.scores, "goldens": r.goldens} for r in runs]
     if options.out:
         options.out.write_text(json.dumps(record))
 

@@ -6,14 +6,11 @@ exponential moving average of the weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from refdiff.model.difference_network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
-from refdiff.model.encoder import CHANNELS
 from refdiff.model.errors import InputError
 from refdiff.model.matching import STRIDES
 from refdiff.model.training.pairs import NO_TYPE, Source
-from refdiff.model.training.pool import SHARD, Batch, PoolPlan, batches, build_pool, count_batches, read_shard
+from refdiff.model.training.pool import (
+    SHARD,
+    Batch,
+    PoolPlan,
+    batches,
+    build_pool,
+    count_batches,
+    read_shard,
+    source_names,
+)
+from refdiff.model.weights_file import write_weights
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
@@ -41,10 +47,11 @@ _CHECKPOINT_S = 60.0
 @dataclass(frozen=True)
 class DifferenceRecipe:
     """pairs: size of the pool; epochs: passes over it. left_out: sources (by name prefix) that are in the pool but not
-    trained on. Everything else has its usual meaning."""
+    trained on. pixels, global_head, hard, real_defects: parts to go without, for comparisons. encoder: folder of
+    a transformers backbone, None the packaged one. The rest is as usual."""
 
-    pairs: int = 9000
-    epochs: float = 6
+    pairs: int = 15000
+    epochs: float = 4
     batch: int = 16
     lr: float = 2e-3
     weight_decay: float = 1e-2
@@ -55,6 +62,8 @@ class DifferenceRecipe:
     pixels: bool = True
     global_head: bool = True
     hard: bool = False
+    real_defects: bool = True
+    encoder: str | None = None
 
 
 @dataclass
@@ -172,21 +181,23 @@ def train_difference(
     tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     pool = pool or out / "pool"
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard)
-    names = ["rendered", *(s.name for s in sources)]
+    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder)
+    names = source_names(sources)
     described = pool / "pool.json"
-    wanted = {"seed": recipe.seed, "sources": names, "hard": recipe.hard}
+    wanted = plan.described()
     if described.exists() and json.loads(described.read_text()) != wanted:
         raise InputError(f"{pool} holds pairs of other sources or of another seed; choose another --out or remove it")
     shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
     val, train = shards[:n_val], shards[n_val:] or shards
+    scales = channel_scales(train)
+    channels = {s: len(scale) for s, scale in scales.items()}
     torch.manual_seed(recipe.seed)
     net = DifferenceNetwork(
-        DifferenceConfig(CHANNELS, width=recipe.width, pixels=recipe.pixels, global_head=recipe.global_head)
+        DifferenceConfig(channels, width=recipe.width, pixels=recipe.pixels, global_head=recipe.global_head)
     )
-    for s, scale in channel_scales(train).items():
+    for s, scale in scales.items():
         net.get_buffer(f"scale_{s}").copy_(scale)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {k: v.detach().clone() for k, v in net.state_dict().items()}
@@ -195,13 +206,14 @@ def train_difference(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.lr
     )
-    per_epoch = count_batches(train, recipe.batch, keep)
+    per_epoch = count_batches(train, recipe.batch, keep, recipe.real_defects)
     total = max(1, round(per_epoch * recipe.epochs))
     state = _restore(out, net, average, optimizer, recipe)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     while state.step < total:
         epoch, skip = divmod(state.step, per_epoch)
-        order = batches(train, recipe.batch, np.random.default_rng([recipe.seed, epoch]), keep, skip=skip)
+        order = batches(train, recipe.batch, np.random.default_rng([recipe.seed, epoch]), keep,
+                        real=recipe.real_defects, skip=skip)  # fmt: skip
         for batch in order:
             warm = min(1.0, (state.step + 1) / 100)
             lr = recipe.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * state.step / total)))
@@ -295,35 +307,20 @@ def _restore(
     return state
 
 
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
 def _finish(
     recipe: DifferenceRecipe, sources: Sequence[Source], net: DifferenceNetwork, state: _State, out: Path
 ) -> Path:
     path = out / "difference.safetensors"
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in net.state_dict().items()}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     used = [s for s in sources if not any(s.name.startswith(p) for p in recipe.left_out)]
     about = {
-        "sha256": digest,
-        "config": {k: v for k, v in asdict(net.config).items() if k != "channels"},
+        "config": asdict(net.config),
         "recipe": asdict(recipe),
         "sources": [{"name": s.name, "good": len(s.good), "defective": len(s.bad), "licence": s.licence} for s in used],
         "validation": state.curves[-1] if state.curves else {},
         "parameters": sum(p.numel() for p in net.parameters()),
         "training_minutes": round(state.seconds / 60, 1),
-        "commit": _commit(),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / "difference.json").write_text(json.dumps(about, indent=1) + "\n")
+    about = write_weights(path, net.state_dict(), about)
     (out / "MODEL_CARD.md").write_text(_card(about))
     _plot(state.curves, out / "curves.png")
     return path
@@ -355,10 +352,8 @@ Validation pairs (drawn as the training pairs are, other seeds; no measure of un
 
 
 def _plot(curves: Sequence[dict[str, float]], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:  # pictures are an extra: pip install 'refdiff[train]'
-        return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     steps = [c["step"] for c in curves]

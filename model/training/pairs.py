@@ -1,8 +1,8 @@
 """Training pairs: a query, its reference(s) as registration would leave them, and what is known of the difference.
 
-Three kinds of pairs: rendered parts with exact truth; photos of good samples, two of one product at a time, as they are (a
-pair without a defect) or with a synthetic defect; photos of real defects with a mask, or with nothing but "defective".
-Everything is drawn from one numpy Generator, so the same seed gives the same pair.
+Four kinds of pairs: rendered parts with exact truth; random surfaces; photos of good samples, two of one product at a time,
+as they are (a pair without a defect) or with a synthetic defect; photos of real defects with a mask, or with nothing but
+"defective". Everything is drawn from one numpy Generator, so the same seed gives the same pair.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from refdiff.model.difference_network import DIFFERENCE_TYPES
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.render import PART_KINDS, Pose, applicable_types, random_defect, random_light, random_pose, render
 from refdiff.model.synthesis import add_defect, break_off, foreground_of, jitter, nuisance, sway
+from refdiff.model.synthesis_textures import random_material
 
 Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> candidates, most alike first
 
@@ -81,7 +82,8 @@ class ReferencePicture:
 @dataclass(frozen=True)
 class Pair:
     """query (256, 256, 3) uint8. mask (256, 256) bool, None if only the label is known. types (256, 256) uint8 index into
-    DIFFERENCE_TYPES, 255 = none. structural: a component or level is wrong, None if not known. source: where from."""
+    DIFFERENCE_TYPES, 255 = none. structural: a component or level is wrong, None if not known. source: where from. real: the
+    query shows a real defect."""
 
     query: RgbImage
     references: tuple[ReferencePicture, ...]
@@ -90,6 +92,7 @@ class Pair:
     types: NDArray[np.uint8]
     structural: bool | None
     source: str
+    real: bool = False
 
 
 @dataclass
@@ -102,6 +105,7 @@ class _Draft:
     types: NDArray[np.uint8]
     structural: bool | None
     covered: list[NDArray[np.bool_]] = field(default_factory=list)
+    real: bool = False
 
 
 def type_index(name: str) -> int:
@@ -177,6 +181,18 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     return _finish(draft, rng, "rendered", unregistered=0.08)
 
 
+def surface_pair(rng: np.random.Generator, k: int) -> Pair:
+    """A random surface beside other samples of the same material, with a synthetic defect or none."""
+    n = 320
+    material = random_material(rng, n)
+    draft = _Draft(material(rng), [material(rng) for _ in range(k)], np.zeros((n, n), bool),
+                   np.full((n, n), NO_TYPE, np.uint8), False)  # fmt: skip
+    if rng.random() < 0.6:
+        donor = random_material(rng, n)(rng) if rng.random() < 0.3 else None
+        _break(draft, rng, donor, np.ones((n, n), bool))
+    return _finish(draft, rng, "surfaces", unregistered=0.6, textured=True)
+
+
 def photo_pair(source: Source, rng: np.random.Generator, k: int, nearest: Nearest) -> Pair:
     """A photo of a source beside good ones. nearest: orders candidate references, most similar first."""
     if source.bad and rng.random() < 0.45:
@@ -221,7 +237,7 @@ def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: N
         mask = _mask_of(photo, size)
         if photo.type:
             types[mask] = type_index(photo.type)
-    draft = _Draft(query, references, mask, types, None)
+    draft = _Draft(query, references, mask, types, None, real=True)
     return _finish(draft, rng, source.name, unregistered=0.5 if source.textured else 0.1, textured=source.textured,
                    bare=source.pixels_count)  # fmt: skip
 
@@ -307,7 +323,7 @@ def _finish(
     if structural and mask is not None:
         wrong = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL]
         structural = bool(np.isin(types, wrong).any())
-    return Pair(query, tuple(references), label, mask, types, structural, source)
+    return Pair(query, tuple(references), label, mask, types, structural, source, draft.real)
 
 
 def _warp(

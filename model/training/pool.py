@@ -23,21 +23,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from refdiff.model.matching import STRIDES, Matched, ReferenceMaps, composite_reference, match
-from refdiff.model.training.pairs import NO_TYPE, Pair, Source, cell_targets, photo_pair, rendered_pair
+from refdiff.model.training.pairs import NO_TYPE, Pair, Source, cell_targets, photo_pair, rendered_pair, surface_pair
 
 SHARD = 64
-_RENDERED_SHARE = 0.5
+_RENDERED_SHARE = 0.4
+_SURFACE_SHARE = 0.12
 _MANY = 0.3  # part of the pairs with 2 to 4 references
 _THUMB = 24
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching (comparisons only)."""
+    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it."""
 
     seed: int
     sources: tuple[Source, ...]
     hard: bool = False
+    encoder: str | None = None
+
+    def described(self) -> dict[str, object]:
+        """What two pools must share to be one."""
+        about = {"seed": self.seed, "sources": source_names(self.sources), "hard": self.hard}
+        return about | ({"encoder": self.encoder} if self.encoder else {})
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,17 @@ class _Nearest:
         return sorted(candidates, key=lambda p: -float(self._thumb(p) @ mine))
 
 
+def source_names(sources: Sequence[Source]) -> list[str]:
+    """What `Batch.source` counts."""
+    return ["rendered", "surfaces", *(s.name for s in sources)]
+
+
 def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: _Nearest) -> Pair:
     k = 1 if rng.random() >= _MANY else int(rng.integers(2, 5))
-    if not plan.sources or rng.random() < _RENDERED_SHARE:
+    draw = rng.random()
+    if draw < _SURFACE_SHARE:
+        return surface_pair(rng, k)
+    if not plan.sources or draw < _SURFACE_SHARE + _RENDERED_SHARE:
         return rendered_pair(rng, k)
     weights = np.array([s.weight for s in plan.sources])
     source = plan.sources[int(rng.choice(len(weights), p=weights / weights.sum()))]
@@ -93,9 +108,9 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    encoder = Encoder(ModelSettings(working_px=256, threads=1))
+    encoder = Encoder(ModelSettings(working_px=256, threads=1, encoder=Path(plan.encoder) if plan.encoder else None))
     nearest = _Nearest(_photo)
-    names = ["rendered", *(s.name for s in plan.sources)]
+    names = source_names(plan.sources)
     rows: dict[str, list[Tensor]] = {}
     for i in range(size):
         pair = make_pair(plan, np.random.default_rng([plan.seed, index, i]), nearest)
@@ -136,6 +151,7 @@ def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
         "types": torch.from_numpy(types),
         "label": torch.tensor(pair.label, dtype=torch.uint8),
         "known": torch.tensor(pair.mask is not None, dtype=torch.uint8),
+        "real": torch.tensor(pair.real),
         "structural": torch.tensor(-1 if pair.structural is None else int(pair.structural), dtype=torch.int8),
     }
 
@@ -148,8 +164,7 @@ def build_pool(
     for stale in folder.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
     total = max(1, round(pairs / SHARD))
-    names = ["rendered", *(s.name for s in plan.sources)]
-    (folder / "pool.json").write_text(json.dumps({"seed": plan.seed, "sources": names, "hard": plan.hard}, indent=1))
+    (folder / "pool.json").write_text(json.dumps(plan.described(), indent=1))
     missing = [i for i in range(total) if not (folder / f"{i:05d}.safetensors").exists()]
     done = total - len(missing)
     if progress:
@@ -175,9 +190,9 @@ def read_shard(path: Path, rows: Sequence[int] | None = None) -> Batch:
     )  # fmt: skip
 
 
-def count_batches(shards: Sequence[Path], size: int, keep: Sequence[int] | None = None) -> int:
+def count_batches(shards: Sequence[Path], size: int, keep: Sequence[int] | None = None, real: bool = True) -> int:
     """How many batches one pass has."""
-    return len(_plan(shards, size, np.random.default_rng(0), keep))
+    return len(_plan(shards, size, np.random.default_rng(0), keep, real))
 
 
 def batches(
@@ -185,22 +200,27 @@ def batches(
     size: int,
     rng: np.random.Generator,
     keep: Sequence[int] | None = None,
+    real: bool = True,
     skip: int = 0,
 ) -> Iterator[Batch]:
-    """Random batches for one pass: each from one shard, shards and rows shuffled. keep: source indices to use; skip: how
-    many batches of this pass an interrupted run has seen."""
-    for path, rows in _plan(shards, size, rng, keep)[skip:]:
+    """Random batches for one pass: each from one shard, shards and rows shuffled. keep: source indices to use; real: real
+    defects too; skip: how many batches of this pass an interrupted run has seen."""
+    for path, rows in _plan(shards, size, rng, keep, real)[skip:]:
         yield read_shard(path, rows)
 
 
 def _plan(
-    shards: Sequence[Path], size: int, rng: np.random.Generator, keep: Sequence[int] | None
+    shards: Sequence[Path], size: int, rng: np.random.Generator, keep: Sequence[int] | None, real: bool
 ) -> list[tuple[Path, list[int]]]:
     work: list[tuple[Path, list[int]]] = []
     for path in shards:
         with safe_open(path, "pt") as file:
-            source = file.get_tensor("source").tolist()
-        rows = [i for i, s in enumerate(source) if keep is None or s in keep]
+            source, is_real = file.get_tensor("source").tolist(), file.get_tensor("real").tolist()
+        rows = [
+            i
+            for i, (s, r) in enumerate(zip(source, is_real, strict=True))
+            if (keep is None or s in keep) and (real or not r)
+        ]
         order = [rows[j] for j in rng.permutation(len(rows))]
         work += [(path, order[i : i + size]) for i in range(0, len(order) - size // 2, size)]
     return [work[j] for j in rng.permutation(len(work))]

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from refdiff.model.difference_network import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.training.pairs import Photo, Source
 
-UNSEEN = ("aliens", "piped_brg01_rl", "piped_btn01_rl")  # never trained on
+UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _TILE_TYPES = {
@@ -28,7 +29,6 @@ _TILE_TYPES = {
     "fray": "texture_change",
     "uneven": "discoloration",
 }
-_BOARD_TYPES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # ids 1..6
 _TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")  # the data set spells it both ways
 
 
@@ -123,7 +123,7 @@ def deeppcb_groups(data: Path) -> dict[str, Source]:
         boxes = []
         for row in (root / truth).read_text(encoding="utf-8").splitlines():
             x0, y0, x1, y1, kind = (int(v) for v in re.split(r"[ ,]+", row.strip()))
-            boxes.append((x0, y0, x1, y1, _BOARD_TYPES[kind - 1]))
+            boxes.append((x0, y0, x1, y1, BOARD_TYPES[kind - 1]))
         good, bad = groups.setdefault(image.split("/")[0], ([], []))
         good.append(Photo(template, partner=template))
         bad.append(Photo(tested, True, partner=template, boxes=tuple(boxes)))
@@ -135,10 +135,11 @@ def deeppcb_groups(data: Path) -> dict[str, Source]:
 
 
 def research_sources(data: Path) -> list[Source]:
-    """Training halves of the public sets: elpv, magnetic tile, PIPED (four papers), DeepPCB train/val."""
+    """Training halves of the public sets: elpv, aliens, magnetic tile, PIPED (four papers), DeepPCB train/val."""
     listed: list[tuple[str, list[Listed], str, bool, float]] = [
         ("elpv_mono", list_elpv("mono"), "CC BY-NC-SA 4.0", False, 2.0),
         ("elpv_poly", list_elpv("poly"), "CC BY-NC-SA 4.0", False, 2.0),
+        ("aliens", list_aliens(data), "CC BY-SA 4.0", False, 0.8),
         ("magnetic_tile", list_magnetic_tile(data), "research use, cite Huang et al. 2018", True, 2.5),
     ]
     listed += [(name, images, "CC BY 4.0", True, 0.6) for name, images in list_piped(data).items()]

@@ -1,0 +1,212 @@
+"""The recipe of the board network: DeepPCB pairs with boxes -> trained weights and their card. A few minutes on a CPU."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refdiff.model.board_network import (
+    CROP_PX,
+    BoardNetwork,
+    Box,
+    contrast_pair,
+    crop,
+    overlap,
+    propose,
+    to_network,
+    topology_of,
+    view_of,
+)
+from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.errors import InputError
+from refdiff.model.images import decode_image
+from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.weights_file import write_weights
+
+Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
+
+_SHIFT_PX = 12  # training crops move by as much
+_STORED_PX = CROP_PX + 2 * _SHIFT_PX
+_SMALLEST_PX = 64  # side of a training crop that is zoomed in most
+# what a defect is called when copper and board change places: a cut becomes a bridge, a hole an island
+_DUAL = {
+    "open": "short",
+    "short": "open",
+    "mousebite": "spur",
+    "spur": "mousebite",
+    "copper": "pin-hole",
+    "pin-hole": "copper",
+}
+_EXCHANGED = torch.tensor([0, *(1 + BOARD_TYPES.index(_DUAL[t]) for t in BOARD_TYPES)])
+_EXTRA = 2  # proposals made up for every true box, so that none is learned from its lucky proposals alone
+
+
+@dataclass(frozen=True)
+class BoardRecipe:
+    """left_out: board groups (by name suffix) not trained on."""
+
+    epochs: int = 8
+    batch: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    seed: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """pairs (N, 2, 104, 104) uint8; topology (N, 2, 6) as they are and with copper and board exchanged; kind (N,) 0 = none;
+    box (N, 4) px of the crop relative to its centre."""
+
+    pairs: Tensor
+    topology: Tensor
+    kind: Tensor
+    box: Tensor
+
+
+def train_boards(
+    recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress | None = None
+) -> Path:
+    """Train on board groups (name -> pairs) and write `out/boards.safetensors` and `boards.json`.
+
+    Raises InputError when nothing is left to train on.
+    """
+    tell = progress or (lambda *_: None)
+    started = time.monotonic()
+    used = {n: s for n, s in groups.items() if n not in recipe.left_out}
+    photos = [p for s in used.values() for p in s.bad]
+    if not photos:
+        raise InputError("no board group is left to train on")
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    crops = _collect(photos, rng, lambda d: tell("crops", d, len(photos), ""))
+    net = BoardNetwork()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    per_epoch = len(crops.kind) // recipe.batch
+    total, step = per_epoch * recipe.epochs, 0
+    for _ in range(recipe.epochs):
+        order = torch.from_numpy(rng.permutation(len(crops.kind)))
+        for i in range(per_epoch):
+            rows = order[i * recipe.batch : (i + 1) * recipe.batch]
+            pair, topology, kind, box = _augmented(crops, rows, rng)
+            for group in optimizer.param_groups:
+                warm = min(1.0, (step + 1) / 50)
+                group["lr"] = recipe.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits, corrections = net(pair, topology)
+            found = kind > 0
+            loss = F.cross_entropy(logits.float(), kind, label_smoothing=0.02)
+            if found.any():
+                loss = loss + 2 * F.smooth_l1_loss(corrections.float()[found], box[found], beta=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            tell("training", step, total, f"loss {float(loss.detach()):.3f}")
+    path = out / "boards.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "config": {},
+        "recipe": asdict(recipe),
+        "sources": [{"name": n, "pairs": len(s.bad), "licence": s.licence} for n, s in used.items()],
+        "crops": len(crops.kind),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "training_minutes": round((time.monotonic() - started) / 60, 1),
+    }
+    write_weights(path, net.state_dict(), about)
+    return path
+
+
+def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callable[[int], None]) -> _Crops:
+    pairs: list[NDArray[np.uint8]] = []
+    topology: list[NDArray[np.float32]] = []
+    kinds: list[int] = []
+    boxes: list[Box] = []
+    for done, photo in enumerate(photos):
+        assert photo.partner is not None
+        query, reference = (decode_image(p.read_bytes(), name=str(p)) for p in (photo.path, photo.partner))
+        pair = contrast_pair(query, reference)
+        proposals = propose(pair) + [_made_up(b[:4], rng) for b in photo.boxes for _ in range(_EXTRA)]
+        for proposal in proposals:
+            truth = _truth_of(proposal, photo)
+            if truth is None:
+                continue
+            kind, box = truth
+            x, y, scale = view_of(proposal)
+            stored = crop(pair, (x, y, scale), _STORED_PX)
+            pairs.append(stored)
+            inner = stored[:, _SHIFT_PX:-_SHIFT_PX, _SHIFT_PX:-_SHIFT_PX]
+            topology.append(np.stack([topology_of(inner), topology_of(255 - inner)]))
+            kinds.append(kind)
+            boxes.append(((box[0] - x) / scale, (box[1] - y) / scale, (box[2] - x) / scale, (box[3] - y) / scale))
+        progress(done + 1)
+    return _Crops(
+        torch.from_numpy(np.stack(pairs)),
+        torch.from_numpy(np.stack(topology)),
+        torch.tensor(kinds),
+        torch.tensor(boxes, dtype=torch.float32),
+    )
+
+
+def _made_up(box: tuple[int, int, int, int], rng: np.random.Generator) -> Box:
+    """What a proposal for a true box might be: smaller, and not quite in the middle."""
+    w, h = box[2] - box[0], box[3] - box[1]
+    cx, cy = (box[0] + box[2]) / 2 + rng.normal(0, 0.12) * w, (box[1] + box[3]) / 2 + rng.normal(0, 0.12) * h
+    half_w, half_h = w * rng.uniform(0.1, 0.45), h * rng.uniform(0.1, 0.45)
+    return cx - half_w, cy - half_h, cx + half_w, cy + half_h
+
+
+def _truth_of(proposal: Box, photo: Photo) -> tuple[int, Box] | None:
+    """(kind, box) that a proposal stands for, kind 0 for nothing; None where that is not clear."""
+    cx, cy = (proposal[0] + proposal[2]) / 2, (proposal[1] + proposal[3]) / 2
+    area = (proposal[2] - proposal[0]) * (proposal[3] - proposal[1])
+    inside = [b for b in photo.boxes if b[0] <= cx <= b[2] and b[1] <= cy <= b[3]]
+    touching = [b for b in photo.boxes if overlap(proposal, b[:4]) > 0]
+    best = max(inside or touching, key=lambda b: overlap(proposal, b[:4]), default=None)
+    if best is None:
+        return 0, proposal
+    w = min(proposal[2], best[2]) - max(proposal[0], best[0])
+    h = min(proposal[3], best[3]) - max(proposal[1], best[1])
+    if inside or overlap(proposal, best[:4]) > 0.15 or w * h > 0.7 * area:
+        return 1 + BOARD_TYPES.index(best[4]), best[:4]
+    return (0, proposal) if w * h < 0.3 * area else None
+
+
+def _augmented(crops: _Crops, rows: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A batch, zoomed, shifted, mirrored, turned, or with copper and board exchanged; boxes become corrections."""
+    pair, kind, box = crops.pairs[rows], crops.kind[rows], crops.box[rows]
+    side = int(rng.integers(_SMALLEST_PX, _STORED_PX + 1)) if rng.random() < 0.7 else CROP_PX
+    room = (_STORED_PX - side) // 2
+    dx, dy = (int(v) for v in rng.integers(-min(room, _SHIFT_PX), min(room, _SHIFT_PX) + 1, 2))
+    x, y = room + dx, room + dy
+    pair = pair[..., y : y + side, x : x + side]
+    box = (box - torch.tensor([dx, dy, dx, dy], dtype=torch.float32)) * (CROP_PX / side)
+    if side != CROP_PX:
+        resized = F.interpolate(pair.float(), (CROP_PX, CROP_PX), mode="bilinear", align_corners=False, antialias=True)
+        pair = resized.round().to(torch.uint8)
+    if rng.random() < 0.5:
+        pair = pair.flip(-1)
+        box = torch.stack([-box[:, 2], box[:, 1], -box[:, 0], box[:, 3]], 1)
+    if rng.random() < 0.5:
+        pair = pair.flip(-2)
+        box = torch.stack([box[:, 0], -box[:, 3], box[:, 2], -box[:, 1]], 1)
+    if rng.random() < 0.5:
+        pair = pair.transpose(-1, -2)
+        box = box[:, [1, 0, 3, 2]]
+    exchanged = rng.random() < 0.3
+    if exchanged:
+        pair, kind = 255 - pair, _EXCHANGED[kind]
+    topology = crops.topology[rows, int(exchanged)]
+    half = CROP_PX / 2
+    correction = torch.stack([(box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2, box[:, 2] - box[:, 0],
+                              box[:, 3] - box[:, 1]], 1) / half  # fmt: skip
+    return to_network(pair), topology, kind, correction

@@ -1,0 +1,48 @@
+"""Trained weights on disk: half-precision safetensors beside a JSON card that pins their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refdiff.model.errors import StorageError
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors in float32, the card, and the sha256. Raises StorageError where file and card do not fit."""
+    card = path.with_suffix(".json")
+    try:
+        about = json.loads(card.read_text(encoding="utf-8"))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError) as e:
+        raise StorageError(f"weights {path} and {card.name} cannot be read ({e}); reinstall or retrain") from e
+    if digest != about.get("sha256"):
+        raise StorageError(f"{path}: sha256 {digest} is not what {card.name} says; the file was changed or cut off")
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}, about, digest
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `path` and its card; the card also says sha256, commit and time, and is returned."""
+    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}, path)
+    card = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **about, "commit": _commit(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,77 @@
+"""A transformers backbone in place of the packaged encoder: maps at our strides, a network trained on it, clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.encoder import Encoder
+from refdiff.model.errors import InputError
+from refdiff.model.learned_difference import load_difference
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+from refdiff.model.training.difference import DifferenceRecipe, train_difference
+from refdiff.tools.services import Services
+
+
+def _vit(folder: Path) -> Path:
+    from transformers import Dinov2Backbone, Dinov2Config
+
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    Dinov2Backbone(config).save_pretrained(folder)
+    return folder
+
+
+def _convnext(folder: Path) -> Path:
+    from transformers import ConvNextBackbone, ConvNextConfig
+
+    ConvNextBackbone(ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1])).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "channels"), [(_vit, {4: 24, 8: 24, 16: 24, 32: 24}), (_convnext, {4: 8, 8: 12, 16: 16, 32: 24})]
+)
+def test_any_backbone_gives_maps_at_our_strides(make, channels: dict[int, int], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    encoder = Encoder(ModelSettings(encoder=make(tmp_path / "net"), working_px=128))
+    assert encoder.channels == channels
+    image = np.random.default_rng(0).integers(0, 256, (100, 128, 3)).astype(np.uint8)
+    features = encoder.embed(image)
+    assert features.work_size == (96, 128)
+    for stride, m in features.maps.items():
+        assert m.shape == (channels[stride], 96 // stride, 128 // stride)
+    assert encoder.fingerprint != Encoder(ModelSettings(working_px=128)).fingerprint
+    assert features.global_vec.shape == (encoder.global_dim,)
+    assert features.patches.shape == (36, encoder.patch_dim)
+
+
+def test_a_difference_network_is_trained_on_it_and_used_with_it_alone(tmp_path: Path) -> None:
+    folder = _convnext(tmp_path / "net")
+    recipe = DifferenceRecipe(pairs=128, epochs=0.5, encoder=str(folder), width=16, workers=1)
+    weights = train_difference(recipe, (), tmp_path / "run")
+    assert load_difference(weights).channels == {4: 8, 8: 12, 16: 16, 32: 24}
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
+    own = ModelSettings(encoder=folder, difference_weights=weights, cache=tmp_path / "cache", working_px=128)
+    with Services.open(memory, own) as services:
+        a, b = (services.encoder.embed(render("label", 1, i, size=(128, 128)).image) for i in (0, 1))
+        assert a.maps[8].shape == b.maps[8].shape
+        assert services.difference.sha256
+    with (
+        Services.open(memory, ModelSettings(encoder=folder, cache=tmp_path / "cache")) as services,
+        pytest.raises(InputError, match="train difference --encoder"),
+    ):
+        _ = services.difference
+
+
+def test_a_folder_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="safetensors"):
+        Encoder(ModelSettings(encoder=tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read as a transformers backbone"):
+        Encoder(ModelSettings(encoder=tmp_path))

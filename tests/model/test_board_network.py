@@ -1,0 +1,92 @@
+"""Boards: the packaged network names what was drawn, sees nothing where nothing is; its recipe makes weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from refdiff.model.board_network import contrast_pair, crop, load_boards, overlap, propose, view_of
+from refdiff.model.errors import InputError
+from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.training.boards import BoardRecipe, train_boards
+from refdiff.model.training.pairs import Photo, Source
+
+Box = tuple[int, int, int, int]
+
+
+def _board(seed: int = 0) -> RgbImage:
+    """Copper tracks (dark) with pads on a bright board, as DeepPCB shows them."""
+    rng = np.random.default_rng(seed)
+    grey = np.full((400, 400), 255, np.uint8)
+    for y in range(30, 390, 40):
+        cv2.line(grey, (10, y), (390, y), 0, 12)
+        cv2.circle(grey, (int(rng.integers(60, 340)), y), 14, 0, -1)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def _with(kind: str) -> tuple[RgbImage, Box]:
+    image = _board().copy()
+    if kind == "open":
+        cv2.rectangle(image, (196, 140), (206, 160), (255, 255, 255), -1)
+        return image, (186, 132, 216, 168)
+    if kind == "short":
+        cv2.rectangle(image, (200, 150), (207, 190), (0, 0, 0), -1)
+        return image, (188, 150, 219, 190)
+    if kind == "pin-hole":
+        cv2.circle(image, (200, 150), 3, (255, 255, 255), -1)
+        return image, (187, 137, 213, 163)
+    cv2.circle(image, (200, 170), 5, (0, 0, 0), -1)
+    return image, (187, 157, 213, 183)
+
+
+@pytest.mark.parametrize("kind", ["open", "short", "pin-hole", "copper"])
+def test_the_packaged_network_finds_and_names_a_drawn_defect(kind: str) -> None:
+    image, box = _with(kind)
+    best = load_boards().detect(image, _board())[0]
+    assert best.type == kind
+    assert best.confidence > 0.5
+    assert overlap(best.box, box) > 0.33
+
+
+def test_nothing_is_found_where_nothing_changed_and_one_pixel_of_shift_is_no_defect() -> None:
+    board = _board()
+    assert load_boards().detect(board, board) == []
+    moved = np.roll(board, (1, 1), axis=(0, 1))
+    assert [d for d in load_boards().detect(moved, board) if d.confidence >= 0.5] == []
+
+
+def test_light_does_not_matter_and_both_pictures_are_stretched_alike() -> None:
+    image, _ = _with("open")
+    dim = (image // 3 + 40).astype(np.uint8)
+    pair = contrast_pair(dim, (_board() // 3 + 40).astype(np.uint8))
+    assert pair.shape == (2, 400, 400)
+    assert np.abs(pair.astype(int) - contrast_pair(image, _board())).max() <= 4
+
+
+def test_a_large_proposal_is_shrunk_into_its_crop() -> None:
+    image, _ = _with("short")
+    cv2.rectangle(image, (20, 20), (380, 380), (0, 0, 0), 9)
+    pair = contrast_pair(image, _board())
+    largest = max(propose(pair), key=lambda b: b[2] - b[0])
+    assert view_of(largest)[2] > 5
+    assert crop(pair, view_of(largest)).shape == (2, 80, 80)
+
+
+def test_the_recipe_makes_weights_that_load_and_refuses_to_train_on_nothing(tmp_path: Path) -> None:
+    template, tested = tmp_path / "t.png", tmp_path / "q.png"
+    template.write_bytes(encode_png(_board()))
+    image, box = _with("open")
+    tested.write_bytes(encode_png(image))
+    photo = Photo(tested, True, partner=template, boxes=((*box, "open"),))
+    groups = {"g": Source("deeppcb_g", (), (photo,) * 8, "none")}
+    path = train_boards(BoardRecipe(epochs=1, batch=8), groups, tmp_path / "out")
+    load_boards.cache_clear()
+    try:
+        assert load_boards(path).sha256
+    finally:
+        load_boards.cache_clear()
+    with pytest.raises(InputError, match="no board group is left"):
+        train_boards(BoardRecipe(left_out=("g",)), groups, tmp_path / "out")
