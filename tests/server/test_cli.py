@@ -196,7 +196,13 @@ def test_ctrl_c_is_130(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("REFDIFF_LOG_LEVEL", "DEBUG")
     with FileLock(ready / "home" / "qdrant.lock"):
-        process = subprocess.Popen([REFDIFF, "goldens", "list"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [REFDIFF, "goldens", "list"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # a shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert process.stderr is not None
         for line in process.stderr:
             if b"qdrant.lock" in line:  # now it surely waits for the bank
