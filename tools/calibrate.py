@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]  # done, total
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
+NOTHING_FOUND = 0.05  # above this p-value a score alone raises no suspicion
 _PIXEL_QUANTILE = 0.95
 
 
@@ -81,7 +82,7 @@ def calibrate(
         )
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
-    scores, peaks = [], []
+    scores, peaks, similarities = [], [], []
     for done, members in enumerate(chosen):
         golden = min(members, key=lambda g: g.golden_id)
         result = compare(
@@ -95,6 +96,7 @@ def calibrate(
         )
         scores.append(result.difference.score)
         peaks.append(result.difference.peak)
+        similarities.append(result.hits[0].similarity)
         if progress:
             progress(done + 1, len(chosen))
     calibration = Calibration(
@@ -106,7 +108,11 @@ def calibrate(
         n=len(scores),
         references=k,
         seconds=time.perf_counter() - started,
-        extra={"peaks": sorted(peaks), "alpha": alpha or _alpha_before(services, product)},
+        extra={
+            "peaks": sorted(peaks),
+            "similarities": sorted(similarities),
+            "alpha": alpha or _alpha_before(services, product),
+        },
     )
     services.stores.calibrations.save(calibration)
     return calibration
@@ -143,6 +149,25 @@ def p_value(calibration: Calibration, score: float) -> float:
     Vovk et al., "Algorithmic Learning in a Random World", 2005.
     """
     return (1 + sum(s >= score for s in calibration.scores)) / (calibration.n + 1)
+
+
+def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float) -> str:
+    """What is wrong with a photo of unsuspicious score that resembles its nearest golden far less than good parts do.
+
+    "" if nothing is. A score says how much differs from the reference, and of a photo without any detail (no light, a dead
+    part, another product) hardly anything does. Far: below the least similar good part by more than that one is below the
+    median.
+    """
+    known = calibration.extra.get("similarities") if calibration else None
+    if not known or p is None or p <= NOTHING_FOUND:
+        return ""
+    least = float(known[0])
+    if similarity >= least - (float(np.median(known)) - least):
+        return ""
+    return (
+        f"the photo resembles no golden sample (similarity {similarity:.2f}, good parts {least:.2f} or more): another "
+        "product or variant, or too dark?"
+    )
 
 
 def region_confidence(calibration: Calibration, peak: float) -> float:

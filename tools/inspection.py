@@ -14,7 +14,14 @@ from refdiff.memory.golden_bank import IN_USE, Golden, make_golden_id
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
-from refdiff.tools.calibrate import Progress, current_calibration, p_value, region_confidence
+from refdiff.tools.calibrate import (
+    NOTHING_FOUND,
+    Progress,
+    current_calibration,
+    p_value,
+    region_confidence,
+    unlike_goldens,
+)
 from refdiff.tools.measure import Measurement, measure
 from refdiff.tools.pipeline import Comparison, compare, place_zones, product_spec
 from refdiff.tools.score_difference import EVEN_ODDS, Region, find_regions
@@ -152,8 +159,10 @@ def inspect_photo(
     if scale.problem:
         problems.append(scale.problem)
     p = p_value(calibration, comparison.difference.score) if calibration else None
+    if unlike := unlike_goldens(calibration, p, comparison.hits[0].similarity):
+        problems.append(unlike)
     threshold = calibration.pixel_threshold if calibration else EVEN_ODDS
-    regions = regions_of(comparison, threshold, at_least_one=p is None or p <= 0.05)
+    regions = regions_of(comparison, threshold, at_least_one=p is None or p <= NOTHING_FOUND)
     critical, placed = place_zones(services, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo does not register")

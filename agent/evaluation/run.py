@@ -33,7 +33,7 @@ from refdiff.model.board_network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint
+from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens
 from refdiff.tools.enroll import enroll
 from refdiff.tools.pipeline import Comparison, compare
 from refdiff.tools.services import Services
@@ -214,7 +214,15 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
     if run.reader:
         run.services.stores.images.put(_read(sample.path))
         reading = run.reader(run.services, sha256, nearest.sha256)
-    decision = decide(PolicyInput(p=p, n=calibration.n if calibration else 0, alpha=run.alpha, reading=reading))
+    unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
+    facts = PolicyInput(
+        p=p,
+        n=calibration.n if calibration else 0,
+        alpha=run.alpha,
+        reading=reading,
+        problems=[unlike] if unlike else [],
+    )
+    decision = decide(facts)
     row = ImageResult(
         path=sample.name,
         label=sample.label,

@@ -25,6 +25,7 @@ from refdiff.tools.calibrate import (
     region_confidence,
     requested_alpha,
     summary,
+    unlike_goldens,
 )
 from refdiff.tools.enroll import enroll
 from refdiff.tools.pipeline import Comparison
@@ -232,3 +233,11 @@ def test_alpha_is_remembered_and_an_explicit_one_wins(services: Services, tmp_pa
     assert requested_alpha(services, kept) == 0.05
     services.settings = ToolsSettings(alpha=0.2)
     assert requested_alpha(services, kept) == 0.2
+
+
+def test_a_photo_unlike_every_golden_is_a_problem_only_where_its_score_is_not() -> None:
+    known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, extra={"peaks": [], "similarities": [0.8, 0.9, 0.95]})
+    assert "resembles no golden" in unlike_goldens(known, 0.5, 0.65)
+    assert unlike_goldens(known, 0.5, 0.75) == ""
+    assert unlike_goldens(known, 0.05, 0.65) == ""
+    assert unlike_goldens(None, None, 0.1) == ""
