@@ -28,6 +28,7 @@ _FITS_PX = 52  # longest side of a proposal that is read at full resolution
 _OPENINGS = ((3, 5), (2, 5))  # side of the opening, side of the closing between pieces
 TOPOLOGY = 6  # numbers that `topology_of` gives
 _MOST_OFF_PX = 12  # a reference that lies farther off is not brought nearer
+_SMALLEST_PX = 32  # smaller pictures hold nothing to register by
 _SAME = 0.7  # proposals that overlap by more are one
 _KEEP = 0.02  # detections less likely than this are not told
 _OVERLAP = 0.35  # of two detections that overlap by more, the surer one is kept
@@ -88,6 +89,8 @@ def contrast_pair(query: RgbImage, reference: RgbImage) -> NDArray[np.uint8]:
 def _fitted(reference: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The reference under the affine map that makes it most like the photo; templates of data sets lie up to 5 px off."""
     h, w = query.shape
+    if min(h, w) < _SMALLEST_PX:
+        return reference
     half = [
         cv2.resize(i, (w // 2, h // 2), interpolation=cv2.INTER_AREA).astype(np.float32) for i in (query, reference)
     ]

@@ -132,7 +132,7 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
         alpha=Alpha(requested=run.alpha, attained=attained_alpha(run.alpha, n)),
         references=run.references if run.data.format == "mvtec" else 1,
         goldens=enrolled,
-        weights_sha256=software_fingerprint(run.services),
+        weights_sha256=_weights(run),
         version=version("refdiff"),
         pixels=pixels,
         detection=boxes,
@@ -140,6 +140,14 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
         seed=seed,
         notes=notes,
     )
+
+
+def _weights(run: _Run) -> str:
+    """Names all weights that the results hang on."""
+    own = software_fingerprint(run.services)
+    if run.data.format != "deeppcb":
+        return own
+    return hashlib.sha256(f"{own}:{load_boards().sha256}".encode()).hexdigest()
 
 
 def _enrol(run: _Run, goldens: int | None) -> int:

@@ -58,6 +58,20 @@ def test_nothing_is_found_where_nothing_changed_and_one_pixel_of_shift_is_no_def
     assert [d for d in load_boards().detect(moved, board) if d.confidence >= 0.5] == []
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (31, 40), (33, 35)])
+def test_tiny_and_blank_pictures_are_looked_at(size: tuple[int, int]) -> None:
+    blank = np.full((*size, 3), 200, np.uint8)
+    assert load_boards().detect(blank, blank) == []
+
+
+def test_a_reference_some_pixels_off_is_brought_back() -> None:
+    image, box = _with("copper")
+    moved = np.roll(_board(), (4, -3), axis=(0, 1))
+    sure = [d for d in load_boards().detect(image, moved) if d.confidence >= 0.5]
+    assert [d.type for d in sure] == ["copper"]
+    assert overlap(sure[0].box, box) > 0.33
+
+
 def test_light_does_not_matter_and_both_pictures_are_stretched_alike() -> None:
     image, _ = _with("open")
     dim = (image // 3 + 40).astype(np.uint8)
