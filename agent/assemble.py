@@ -23,7 +23,7 @@ from refdiff.agent.report.schema import (
 from refdiff.agent.verify import format_number
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import GoldenHit
-from refdiff.tools.calibrate import requested_alpha, software_fingerprint
+from refdiff.tools.calibrate import requested_alpha, software_fingerprint, weights_in_use
 from refdiff.tools.defect_types import UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.inspection import PhotoInspection, RegionResult
@@ -184,7 +184,11 @@ def assemble(
         "reasoning": _reasoning(state, canonical, decision),
         "unsupported_claims_dropped": dropped,
         "evidence": [*(EvidenceRecord.model_validate(r) for r in evidence), *added],
-        "software": {"version": version("refdiff"), "weights_sha256": software_fingerprint(bench.services)},
+        "software": {
+            "version": version("refdiff"),
+            "weights_sha256": software_fingerprint(bench.services),
+            "weights": weights_in_use(bench.services),
+        },
     }
 
 

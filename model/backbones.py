@@ -38,24 +38,25 @@ class TransformersBackbone(nn.Module):
         if not weights:
             raise InputError(f"{folder}: no folder with config.json and safetensors of a transformers backbone")
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
             depth = len(config.stage_names) - 1  # without the stem
             config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
             net = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, AttributeError) as e:
+            self.channels = dict(zip(STRIDES, (int(c) for c in net.channels), strict=True))
+            self._patch = int(getattr(config, "patch_size", 1) or 1)
+            about = folder / "preprocessor_config.json"
+            told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+            for name, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True):
+                self.register_buffer(name, torch.tensor(told.get(name) or default)[None, :, None, None])
+        # what a broken folder raises depends on which of its files is broken and on the kind of network
+        except Exception as e:
             raise InputError(f"{folder}: cannot be read as a transformers backbone ({e})") from e
         self.net = net.eval().requires_grad_(False)
-        self.channels = dict(zip(STRIDES, (int(c) for c in net.channels), strict=True))
-        self._patch = int(getattr(config, "patch_size", 1) or 1)
         digest = hashlib.sha256()
         for path in (folder / "config.json", *weights):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         self.digest = digest.hexdigest()
-        about = folder / "preprocessor_config.json"
-        told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-        for name, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True):
-            self.register_buffer(name, torch.tensor(told.get(name) or default)[None, :, None, None])
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         h, w = x.shape[-2:]

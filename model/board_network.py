@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.weights_file import read_weights
 
@@ -226,10 +227,13 @@ class BoardModel:
         return kept
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def load_boards(path: Path = PACKAGED) -> BoardModel:
     """Weights beside their card, whose sha256 must fit. Raises StorageError."""
-    tensors, about, digest = read_weights(path)
-    net = BoardNetwork(**about["config"])
-    net.load_state_dict(tensors)
+    tensors, _, digest = read_weights(path, "boards")
+    net = BoardNetwork()
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise StorageError(f"{path}: its card does not describe what is in it; retrain") from e
     return BoardModel(net, digest)

@@ -178,7 +178,7 @@ def _shared_backbone(folder: Path) -> TransformersBackbone:
 class Encoder:
     """Frozen encoder. `embed` one image, `embed_batch` many of one working size.
 
-    channels: stride -> C of its maps. fingerprint: what features depend on, hex.
+    channels: stride -> C of its maps. digest: of its weights. fingerprint: what features depend on, hex.
     """
 
     def __init__(self, settings: ModelSettings | None = None) -> None:
@@ -186,15 +186,15 @@ class Encoder:
         self.settings = settings or ModelSettings()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        weights = WEIGHTS_SHA256
+        self.digest = WEIGHTS_SHA256
         self._net: nn.Module
         if self.settings.encoder is None:
             self._net, self.channels = _shared_network(), CHANNELS
         else:
             backbone = _shared_backbone(self.settings.encoder.resolve())
-            self._net, self.channels, weights = backbone, backbone.channels, backbone.digest
+            self._net, self.channels, self.digest = backbone, backbone.channels, backbone.digest
         self.global_dim, self.patch_dim = 2 * self.channels[32], self.channels[16]
-        key = f"{weights}:{FEATURE_VERSION}:{self.settings.working_px}"
+        key = f"{self.digest}:{FEATURE_VERSION}:{self.settings.working_px}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def embed(self, image: RgbImage, size: tuple[int, int] | None = None) -> Features:

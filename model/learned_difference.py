@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refdiff.model.difference_network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork, pixel_input
-from refdiff.model.encoder import CHANNELS
+from refdiff.model.errors import StorageError
 from refdiff.model.matching import Matched, ReferenceMaps, composite_reference, match
 from refdiff.model.weights_file import read_weights
 
@@ -77,11 +77,11 @@ def network_input(
 
 
 class DifferenceModel:
-    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; channels: of the encoder's maps."""
+    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
 
-    def __init__(self, net: DifferenceNetwork, sha256: str) -> None:
+    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str) -> None:
         self.sha256 = sha256
-        self.channels = dict(net.config.channels)
+        self.encoder = encoder
         self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -115,12 +115,16 @@ def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
 
 def load_difference(path: Path = PACKAGED) -> DifferenceModel:
     """Weights beside their card (`difference.json`), whose sha256 must fit. Raises StorageError."""
-    tensors, about, digest = read_weights(path)
-    config = dict(about["config"])
-    channels = {int(s): c for s, c in (config.pop("channels", None) or CHANNELS).items()}
-    net = DifferenceNetwork(DifferenceConfig(channels, **config))
-    net.load_state_dict(tensors)
-    return DifferenceModel(net, digest)
+    tensors, about, digest = read_weights(path, "difference")
+    try:
+        config = dict(about["config"])
+        channels = {int(s): int(c) for s, c in config.pop("channels").items()}
+        net = DifferenceNetwork(DifferenceConfig(channels, **config))
+        net.load_state_dict(tensors)
+        encoder = str(about["encoder"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as e:
+        raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
+    return DifferenceModel(net, digest, encoder)
 
 
 @lru_cache(maxsize=2)

@@ -27,4 +27,7 @@ class ModelSettings(BaseSettings):
     difference_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train difference`; default: those of the package."
     )
+    board_weights: Path | None = Field(
+        default=None, description="Weights of `refdiff train boards`; default: those of the package."
+    )
     threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")

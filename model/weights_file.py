@@ -16,8 +16,11 @@ from torch import Tensor
 from refdiff.model.errors import StorageError
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors in float32, the card, and the sha256. Raises StorageError where file and card do not fit."""
+def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors in float32, the card, and the sha256. kind: which network they must be of ("difference", "boards").
+
+    Raises StorageError where file and card do not fit, or are of another network.
+    """
     card = path.with_suffix(".json")
     try:
         about = json.loads(card.read_text(encoding="utf-8"))
@@ -26,13 +29,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         raise StorageError(f"weights {path} and {card.name} cannot be read ({e}); reinstall or retrain") from e
     if digest != about.get("sha256"):
         raise StorageError(f"{path}: sha256 {digest} is not what {card.name} says; the file was changed or cut off")
+    if about.get("kind") != kind:
+        found = about.get("kind") or "unknown"
+        raise StorageError(f"{path}: weights of a network of kind {found!r}, {kind!r} is needed here")
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}, about, digest
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `path` and its card; the card also says sha256, commit and time, and is returned."""
+def write_weights(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `path` and its card; the card also says kind, sha256, commit and time, and is returned."""
     save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}, path)
-    card = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **about, "commit": _commit(),
+    card = {"kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **about, "commit": _commit(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card

@@ -33,7 +33,9 @@ def difference(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where pool, checkpoints and weights go.")] = Path(
         "runs/difference"
     ),
-    pairs: Annotated[int, typer.Option(min=64, help="Training pairs; 1.2 MB of disk each.")] = 8000,
+    pairs: Annotated[
+        int, typer.Option(min=64, help="Training pairs; 1.2 MB of disk each with the packaged encoder.")
+    ] = 8000,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that make pairs.")] = 2,
@@ -75,7 +77,7 @@ def difference(
 def boards(
     research: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds deeppcb/PCBData.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go.")] = Path("runs/boards"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the crops.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the crops.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same order.")] = 0,
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="GROUP", help="Board groups not trained on, e.g. group44000.")
@@ -97,4 +99,7 @@ def boards(
             moved(done, total, f"{what} {note}".strip())
 
         weights = train_boards(recipe, groups, out, progress=told)
-    answer.give({"weights": shown_path(weights)}, f"weights in {shown_path(weights)}")
+    answer.give(
+        {"weights": shown_path(weights)},
+        f"weights in {shown_path(weights)}; use them with REFDIFF_BOARD_WEIGHTS={shown_path(weights)}",
+    )

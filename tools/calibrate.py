@@ -38,6 +38,11 @@ def software_fingerprint(services: Services) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def weights_in_use(services: Services) -> dict[str, str]:
+    """sha256 of each file of weights that scores depend on, as their cards have it."""
+    return {"encoder": services.encoder.digest, "difference": services.difference.sha256}
+
+
 def group_of(golden: Golden) -> str:
     return golden.part_group or golden.golden_id
 

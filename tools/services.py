@@ -21,6 +21,8 @@ from safetensors.torch import save as save_safetensors
 from refdiff.memory.golden_bank import Golden, GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.model.board_network import PACKAGED as PACKAGED_BOARDS
+from refdiff.model.board_network import BoardModel, load_boards
 from refdiff.model.encoder import Encoder, Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage, decode_image
@@ -94,12 +96,17 @@ class Services:
         """The trained difference. Raises StorageError where its weights are not what they should be, InputError where they
         are of another encoder."""
         model = shared_difference(self.model_settings.difference_weights or PACKAGED)
-        if model.channels != self.encoder.channels:
+        if model.encoder != self.encoder.digest:
             raise InputError(
-                f"the difference weights fit an encoder of channels {model.channels}, this one has {self.encoder.channels}; "
+                "the difference weights were trained on another encoder than the one in use; "
                 "train with `refdiff train difference --encoder DIR` and set REFDIFF_DIFFERENCE_WEIGHTS"
             )
         return model
+
+    @property
+    def boards(self) -> BoardModel:
+        """The network for bare boards. Raises StorageError where its weights are not what they should be."""
+        return load_boards(self.model_settings.board_weights or PACKAGED_BOARDS)
 
     @property
     def bank(self) -> GoldenBank:

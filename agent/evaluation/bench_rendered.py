@@ -104,6 +104,9 @@ def main(
     except RefDiffError as e:
         print(f"error: {e}", file=sys.stderr)
         raise typer.Exit(e.exit_code) from None
+    except OSError as e:
+        print(f"error: {out} cannot be written ({e.strerror})", file=sys.stderr)
+        raise typer.Exit(InputError.exit_code) from None
 
 
 if __name__ == "__main__":

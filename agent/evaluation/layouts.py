@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.deeppcb import LabelledBox, file_below, read_split
 from refdiff.model.errors import InputError
 
 Format = Literal["mvtec", "pairs", "deeppcb"]
@@ -31,17 +31,6 @@ _GOOD_WORDS = frozenset({"0", "good", "ok", "pass", "normal", "false", "no", "no
 _BAD_WORDS = frozenset({"1", "bad", "ng", "nok", "fail", "defect", "defective", "anomaly", "anomalous", "true", "yes"})
 _PAIR_COLUMNS = ("reference", "query", "label", "mask")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class LabelledBox:
-    """A true defect: x0, y0, x1, y1 in px of the image, and its type."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    type: str
 
 
 @dataclass(frozen=True)
@@ -191,15 +180,15 @@ def read_pairs(root: Path) -> DataSet:
         kind = _label(row["label"], where)
         if kind not in ("good", "defect"):
             named.add(kind)
-        query = _file(root, row["query"], "query", where)
+        query = file_below(root, row["query"], "query", where)
         sample = Sample(
             path=query,
             name=row["query"].replace("\\", "/"),
             id=f"{line:05d}_{query.stem}",
             defective=kind != "good",
             kind=kind,
-            mask=_file(root, row["mask"], "mask", where) if row["mask"] else None,
-            reference=_file(root, row["reference"], "reference", where),
+            mask=file_below(root, row["mask"], "mask", where) if row["mask"] else None,
+            reference=file_below(root, row["reference"], "reference", where),
         )
         split = row.get("split", "").lower()
         if split in ("", "test"):
@@ -242,30 +231,18 @@ def read_deeppcb(root: Path, split: str | None = None) -> DataSet:
         split = "test" if "test" in splits else splits[0]
     if split not in splits:
         raise InputError(f"--split {split}: no {base / split}.txt; splits found: {_few(splits) or 'none'}")
-    samples: list[Sample] = []
-    listing = base / f"{split}.txt"
-    for line, text in enumerate(listing.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not text.strip():
-            continue
-        where, parts = f"{listing} line {line}", text.split()
-        if len(parts) != 2:
-            raise InputError(f"{where}: {text!r}; expected 'group/ID/NAME.jpg group/ID_not/NAME.txt'")
-        stem = parts[0].rsplit(".", 1)[0]
-        query = _file(base, f"{stem}_test.jpg", "test image", where)
-        boxes = _deeppcb_boxes(_file(base, parts[1], "annotation", where))
-        samples.append(
-            Sample(
-                path=query,
-                name=query.relative_to(root).as_posix(),
-                id=Path(stem).name,
-                defective=bool(boxes),
-                kind="defect" if boxes else "good",
-                boxes=boxes,
-                reference=_file(base, f"{stem}_temp.jpg", "template", where),
-            )
+    samples = [
+        Sample(
+            path=pair.tested,
+            name=pair.tested.relative_to(root).as_posix(),
+            id=pair.id,
+            defective=bool(pair.boxes),
+            kind="defect" if pair.boxes else "good",
+            boxes=pair.boxes,
+            reference=pair.template,
         )
-    if not samples:
-        raise InputError(f"{listing}: no lines; expected 'group/ID/NAME.jpg group/ID_not/NAME.txt'")
+        for pair in read_split(base, split)
+    ]
     return DataSet(
         name="deeppcb",
         format="deeppcb",
@@ -358,29 +335,6 @@ def _label(text: str, where: str) -> str:
     if not word or not any(c.isalpha() for c in word):
         raise InputError(f"{where}: label {text!r}; use 0 or good, 1 or bad, or the name of the defect")
     return word
-
-
-def _file(root: Path, text: str, role: str, where: str) -> Path:
-    path = root / text.replace("\\", "/")
-    if not text or not path.is_file():
-        raise InputError(f"{where}: {role} {text!r} is no file below {root}")
-    return path
-
-
-def _deeppcb_boxes(path: Path) -> tuple[LabelledBox, ...]:
-    boxes: list[LabelledBox] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        fields = text.replace(",", " ").split()
-        if not fields:
-            continue
-        try:
-            x0, y0, x1, y1, kind = (int(f) for f in fields)
-        except ValueError:
-            raise InputError(f"{path} line {line}: {text!r}; expected x1 y1 x2 y2 type") from None
-        if not 1 <= kind <= len(BOARD_TYPES):
-            raise InputError(f"{path} line {line}: type {kind}; expected 1 to {len(BOARD_TYPES)}")
-        boxes.append(LabelledBox(x0, y0, x1, y1, BOARD_TYPES[kind - 1]))
-    return tuple(boxes)
 
 
 def _same_content(first: Iterable[Path], second: Iterable[Path]) -> list[str]:

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap, rankdata
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from refdiff.agent.evaluation.layouts import LabelledBox
 from refdiff.agent.report.schema import Verdict
+from refdiff.model.deeppcb import LabelledBox
 from refdiff.model.difference_network import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high

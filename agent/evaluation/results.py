@@ -5,7 +5,7 @@ Adding fields is fine, changing them is not. A value that does not apply is null
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -86,6 +86,7 @@ class EvaluationResults(_Model):
     seed: int = 0
     n_calibration: int | None = None
     version: str = ""
+    weights: dict[str, str] = Field(default={}, description="sha256 of every file of weights in use")
     created_at: datetime
     intervals: dict[str, Interval | None] = Field(default={}, description="95 %: bootstrap for AUROC, Wilson for rates")
     detection: DetectionResult | None = None
@@ -100,6 +101,7 @@ def build_results(
     references: int,
     goldens: int,
     weights_sha256: str,
+    weights: Mapping[str, str],
     version: str,
     pixels: PixelMetrics | None = None,
     detection: DetectionMetrics | None = None,
@@ -130,6 +132,7 @@ def build_results(
         references=references,
         goldens=goldens,
         weights_sha256=weights_sha256,
+        weights=dict(weights),
         per_image=list(per_image),
         data=data.name,
         format=data.format,

@@ -29,11 +29,10 @@ from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.board_network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens
+from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens, weights_in_use
 from refdiff.tools.enroll import enroll
 from refdiff.tools.pipeline import Comparison, compare
 from refdiff.tools.services import Services
@@ -112,6 +111,8 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     found: dict[str, list[Detection]] = {}
     rows: list[ImageResult] = []
     notes: list[str] = []
+    if run.data.format == "deeppcb" and run.data.split == "trainval":
+        notes.append("the packaged networks were trained on this split: these figures say nothing of unseen boards")
     for done, sample in enumerate(run.data.test):
         row, comparison = _inspect(run, sample, calibration)
         rows.append(row)
@@ -132,7 +133,8 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
         alpha=Alpha(requested=run.alpha, attained=attained_alpha(run.alpha, n)),
         references=run.references if run.data.format == "mvtec" else 1,
         goldens=enrolled,
-        weights_sha256=_weights(run),
+        weights_sha256=software_fingerprint(run.services),
+        weights=_weights(run),
         version=version("refdiff"),
         pixels=pixels,
         detection=boxes,
@@ -142,12 +144,10 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     )
 
 
-def _weights(run: _Run) -> str:
-    """Names all weights that the results hang on."""
-    own = software_fingerprint(run.services)
-    if run.data.format != "deeppcb":
-        return own
-    return hashlib.sha256(f"{own}:{load_boards().sha256}".encode()).hexdigest()
+def _weights(run: _Run) -> dict[str, str]:
+    """sha256 of every file of weights that the results hang on."""
+    boards = {"boards": run.services.boards.sha256} if run.data.format == "deeppcb" else {}
+    return weights_in_use(run.services) | boards
 
 
 def _enrol(run: _Run, goldens: int | None) -> int:
@@ -260,4 +260,6 @@ def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection
     reference = run.services.golden_image(comparison.hits[0].golden)
     if reference.shape != query.shape:
         raise InputError(f"{sample.name}: {query.shape[:2]} px, its template {reference.shape[:2]}; they must be equal")
-    return [Detection(*d.box, confidence=d.confidence, type=d.type) for d in load_boards().detect(query, reference)]
+    return [
+        Detection(*d.box, confidence=d.confidence, type=d.type) for d in run.services.boards.detect(query, reference)
+    ]

@@ -37,6 +37,7 @@ from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model import difference
 from refdiff.model.encoder import Features
+from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.learned_difference import DifferenceModel, load_difference, network_input
 from refdiff.model.settings import ModelSettings
@@ -152,9 +153,7 @@ def _ms(started: float) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def run_seed(
-    root: Path, goldens: int, seed: int, models: dict[str, DifferenceModel], options: argparse.Namespace
-) -> _Scores:
+def run_seed(root: Path, seed: int, models: dict[str, DifferenceModel], options: argparse.Namespace) -> _Scores:
     """One draw of goldens."""
     data = read_mvtec(root)
     draw = random.Random(seed)
@@ -162,6 +161,7 @@ def run_seed(
     bad = [s for s in data.test if s.defective]
     draw.shuffle(good)
     draw.shuffle(bad)
+    goldens = min(options.goldens, len(good) // 2)
     chosen, rest = good[:goldens], good[goldens:]
     tests: list[tuple[Path, int, Any]] = [(p, 0, None) for p in rest[: options.test]]
     tests += [(s.path, 1, s.mask) for s in bad[: options.test]]
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--bench", type=Path, required=True, help="folder of `make bench-data`")
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE")
-    parser.add_argument("--goldens", type=int, default=40)
+    parser.add_argument("--goldens", type=int, default=40, help="goldens, half of the good images at most")
     parser.add_argument("--references", type=int, default=1)
     parser.add_argument("--test", type=int, default=80, help="good and defective images tested, at most")
     parser.add_argument("--seeds", type=int, default=5)
@@ -223,12 +223,22 @@ def main() -> None:
     parser.add_argument("--no-alignment", action="store_true")
     parser.add_argument("--out", type=Path, help="scores as JSON")
     options = parser.parse_args()
+    if wrong := [w for w in options.weights if not all(w.partition("="))]:
+        parser.error(f"--weights {wrong[0]}: expected NAME=FILE")
+    try:
+        _tables(options)
+    except RefDiffError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+
+
+def _tables(options: argparse.Namespace) -> None:
     models = {n: load_difference(Path(f)) for n, _, f in (w.partition("=") for w in options.weights)}
     console = Console(width=160)
     record: dict[str, Any] = {}
     for name in options.sets:
         runs = [
-            run_seed(options.bench / name, min(options.goldens, 20 if name == "aliens" else 40), seed, models, options)
+            run_seed(options.bench / name, seed, models, options)
             for seed in track(range(options.seeds), description=name, console=Console(file=sys.stderr))
         ]
         table = Table(title=f"{name}: {options.seeds} seeds, {options.references} reference(s)")

@@ -133,8 +133,11 @@ class Artefacts(_Model):
 
 
 class Software(_Model):
+    """weights_sha256: one digest of everything that scores hang on. weights: sha256 of each file of weights."""
+
     version: str
     weights_sha256: str
+    weights: dict[str, str] = {}
 
 
 class DefectReport(_Model):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ _EXTRA = 2  # proposals made up for every true box, so that none is learned from
 class BoardRecipe:
     """left_out: board groups (by name suffix) not trained on."""
 
-    epochs: int = 8
+    epochs: int = 6
     batch: int = 128
     lr: float = 2e-3
     weight_decay: float = 1e-2
@@ -78,7 +80,7 @@ def train_boards(
 ) -> Path:
     """Train on board groups (name -> pairs) and write `out/boards.safetensors` and `boards.json`.
 
-    Raises InputError when nothing is left to train on.
+    Raises InputError: nothing is left to train on, too few places to learn from, a template of another size.
     """
     tell = progress or (lambda *_: None)
     started = time.monotonic()
@@ -86,12 +88,17 @@ def train_boards(
     photos = [p for s in used.values() for p in s.bad]
     if not photos:
         raise InputError("no board group is left to train on")
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     crops = _collect(photos, rng, lambda d: tell("crops", d, len(photos), ""))
     net = BoardNetwork()
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     per_epoch = len(crops.kind) // recipe.batch
+    if not per_epoch:
+        raise InputError(
+            f"only {len(crops.kind)} places to learn from, {recipe.batch} or more are needed; give more pairs"
+        )
     total, step = per_epoch * recipe.epochs, 0
     for _ in range(recipe.epochs):
         order = torch.from_numpy(rng.permutation(len(crops.kind)))
@@ -113,17 +120,32 @@ def train_boards(
             step += 1
             tell("training", step, total, f"loss {float(loss.detach()):.3f}")
     path = out / "boards.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
     about = {
-        "config": {},
         "recipe": asdict(recipe),
         "sources": [{"name": n, "pairs": len(s.bad), "licence": s.licence} for n, s in used.items()],
         "crops": len(crops.kind),
         "parameters": sum(p.numel() for p in net.parameters()),
         "training_minutes": round((time.monotonic() - started) / 60, 1),
     }
-    write_weights(path, net.state_dict(), about)
+    card = write_weights(path, "boards", net.state_dict(), about)
+    (out / "BOARDS_CARD.md").write_text(_card(card), encoding="utf-8")
     return path
+
+
+def _card(about: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {s['name']} | {s['pairs']} | {s['licence']} |" for s in about["sources"])
+    return f"""# RefDiff board network
+
+Research use only, because of the data below. Used by `refdiff evaluate` on data in the DeepPCB layout.
+
+- {about["parameters"]:,} parameters, {about["crops"]:,} crops, trained {about["training_minutes"]} min on a CPU
+- sha256 `{about["sha256"]}`, commit `{about["commit"]}`, {about["created_at"]}
+- recipe: `{json.dumps(about["recipe"])}`
+
+| board group | pairs | licence |
+|---|---|---|
+{rows}
+"""
 
 
 def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callable[[int], None]) -> _Crops:
@@ -134,6 +156,10 @@ def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callab
     for done, photo in enumerate(photos):
         assert photo.partner is not None
         query, reference = (decode_image(p.read_bytes(), name=str(p)) for p in (photo.path, photo.partner))
+        if query.shape != reference.shape:
+            raise InputError(
+                f"{photo.path}: {query.shape[:2]} px, its template {reference.shape[:2]}; they must be equal"
+            )
         pair = contrast_pair(query, reference)
         proposals = propose(pair) + [_made_up(b[:4], rng) for b in photo.boxes for _ in range(_EXTRA)]
         for proposal in proposals:
@@ -149,6 +175,8 @@ def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callab
             kinds.append(kind)
             boxes.append(((box[0] - x) / scale, (box[1] - y) / scale, (box[2] - x) / scale, (box[3] - y) / scale))
         progress(done + 1)
+    if not pairs:
+        raise InputError("photos and templates differ nowhere; there is nothing to learn from")
     return _Crops(
         torch.from_numpy(np.stack(pairs)),
         torch.from_numpy(np.stack(topology)),

@@ -22,8 +22,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from refdiff.model.difference_network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.encoder import Encoder
 from refdiff.model.errors import InputError
 from refdiff.model.matching import STRIDES
+from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
 from refdiff.model.training.pool import (
     SHARD,
@@ -181,12 +183,15 @@ def train_difference(
     tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     pool = pool or out / "pool"
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder)
+    # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
+    encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
+    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder, encoder.digest)
     names = source_names(sources)
     described = pool / "pool.json"
     wanted = plan.described()
-    if described.exists() and json.loads(described.read_text()) != wanted:
-        raise InputError(f"{pool} holds pairs of other sources or of another seed; choose another --out or remove it")
+    started_already = described.exists() and any(pool.glob("*.safetensors"))
+    if started_already and json.loads(described.read_text()) != wanted:
+        raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
     shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
@@ -238,7 +243,7 @@ def train_difference(
         _checkpoint(out, net, average, optimizer, state, recipe)
         curve = state.curves[-1]
         tell("training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}")
-    return _finish(recipe, sources, _with(net, average), state, out)
+    return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
 
 
 def _follow(average: dict[str, Tensor], net: DifferenceNetwork, decay: float) -> None:
@@ -308,7 +313,7 @@ def _restore(
 
 
 def _finish(
-    recipe: DifferenceRecipe, sources: Sequence[Source], net: DifferenceNetwork, state: _State, out: Path
+    recipe: DifferenceRecipe, sources: Sequence[Source], net: DifferenceNetwork, state: _State, out: Path, encoder: str
 ) -> Path:
     path = out / "difference.safetensors"
     used = [s for s in sources if not any(s.name.startswith(p) for p in recipe.left_out)]
@@ -317,10 +322,11 @@ def _finish(
         "recipe": asdict(recipe),
         "sources": [{"name": s.name, "good": len(s.good), "defective": len(s.bad), "licence": s.licence} for s in used],
         "validation": state.curves[-1] if state.curves else {},
+        "encoder": encoder,
         "parameters": sum(p.numel() for p in net.parameters()),
         "training_minutes": round(state.seconds / 60, 1),
     }
-    about = write_weights(path, net.state_dict(), about)
+    about = write_weights(path, "difference", net.state_dict(), about)
     (out / "MODEL_CARD.md").write_text(_card(about))
     _plot(state.curves, out / "curves.png")
     return path

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from refdiff.model.encoder import WEIGHTS_SHA256
 from refdiff.model.matching import STRIDES, Matched, ReferenceMaps, composite_reference, match
 from refdiff.model.training.pairs import NO_TYPE, Pair, Source, cell_targets, photo_pair, rendered_pair, surface_pair
 
@@ -34,17 +35,19 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it."""
+    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it, and the
+    digest of its weights."""
 
     seed: int
     sources: tuple[Source, ...]
     hard: bool = False
     encoder: str | None = None
+    encoder_digest: str = WEIGHTS_SHA256
 
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
-        about = {"seed": self.seed, "sources": source_names(self.sources), "hard": self.hard}
-        return about | ({"encoder": self.encoder} if self.encoder else {})
+        sources = source_names(self.sources)
+        return {"seed": self.seed, "sources": sources, "hard": self.hard, "encoder": self.encoder_digest}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The photos that networks are trained and measured on: public research sets, and folders of a customer's own.
 
 Every listing knows which physical thing a photo shows (`group`), and half of every public set is *held out* by a hash of
-that group: recipes never see it, benchmarks use nothing else. Some products are held out whole: they are the unseen test.
+that group: recipes never see it, benchmarks use nothing else. (DeepPCB has a test split of its own instead.) Some products
+are held out whole: they are the unseen test.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.deeppcb import read_split
 from refdiff.model.errors import InputError
 from refdiff.model.training.pairs import Photo, Source
 
@@ -116,17 +117,11 @@ def deeppcb_groups(data: Path) -> dict[str, Source]:
     """Boards of the train/val split by board group. Raises InputError."""
     root = _folder(data, "deeppcb/PCBData", "trainval.txt and group*/")
     groups: dict[str, tuple[list[Photo], list[Photo]]] = {}
-    for line in (root / "trainval.txt").read_text(encoding="utf-8").splitlines():
-        image, truth = line.split()
-        stem = root / image.removesuffix(".jpg")
-        tested, template = stem.with_name(f"{stem.name}_test.jpg"), stem.with_name(f"{stem.name}_temp.jpg")
-        boxes = []
-        for row in (root / truth).read_text(encoding="utf-8").splitlines():
-            x0, y0, x1, y1, kind = (int(v) for v in re.split(r"[ ,]+", row.strip()))
-            boxes.append((x0, y0, x1, y1, BOARD_TYPES[kind - 1]))
-        good, bad = groups.setdefault(image.split("/")[0], ([], []))
-        good.append(Photo(template, partner=template))
-        bad.append(Photo(tested, True, partner=template, boxes=tuple(boxes)))
+    for pair in read_split(root, "trainval"):
+        boxes = tuple((b.x0, b.y0, b.x1, b.y1, b.type) for b in pair.boxes)
+        good, bad = groups.setdefault(pair.group, ([], []))
+        good.append(Photo(pair.template, partner=pair.template))
+        bad.append(Photo(pair.tested, True, partner=pair.template, boxes=boxes))
     licence = "MIT file; read me: research only"
     return {
         name: Source(f"deeppcb_{name}", tuple(good), tuple(bad), licence, pixels_count=True)

@@ -13,10 +13,11 @@ from scipy import ndimage
 from sklearn.metrics import f1_score, roc_auc_score
 
 from refdiff.agent.evaluation import metrics
-from refdiff.agent.evaluation.layouts import DataSet, LabelledBox, Sample
+from refdiff.agent.evaluation.layouts import DataSet, Sample
 from refdiff.agent.evaluation.metrics import Detection, PixelMetrics
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, print_results
 from refdiff.agent.report.schema import Alpha, Verdict
+from refdiff.model.deeppcb import LabelledBox
 
 P, F, R = Verdict.PASS, Verdict.FAIL, Verdict.REVIEW
 
@@ -268,7 +269,7 @@ def results(n_bad: int = 2, pixels: PixelMetrics | None = None) -> EvaluationRes
         for i in range(5)
     ]  # fmt: skip
     return build_results(
-        data, rows, alpha=Alpha(requested=0.01, attained=0.02), references=1, goldens=40, weights_sha256="ab",
+        data, rows, alpha=Alpha(requested=0.01, attained=0.02), references=1, goldens=40, weights_sha256="ab", weights={},
         version="0.1.0", pixels=pixels, n_calibration=40,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.agent.evaluation.run import evaluate
+from refdiff.model.board_network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.render import DefectSpec, Scene, render
 
@@ -137,6 +138,8 @@ def test_deeppcb_layout_writes_a_detections_file_for_every_image(tmp_path: Path)
     assert results.detection is not None
     assert results.detection.recall is not None
     assert results.detection.recall == 1.0
+    assert results.weights["boards"] == load_boards().sha256
+    assert {"encoder", "difference"} < results.weights.keys()
 
 
 @pytest.mark.parametrize("kwargs", [{"detections": Path("out")}, {"goldens": 0}, {"split": "test"}])

@@ -54,7 +54,7 @@ def test_a_difference_network_is_trained_on_it_and_used_with_it_alone(tmp_path: 
     folder = _convnext(tmp_path / "net")
     recipe = DifferenceRecipe(pairs=128, epochs=0.5, encoder=str(folder), width=16, workers=1)
     weights = train_difference(recipe, (), tmp_path / "run")
-    assert load_difference(weights).channels == {4: 8, 8: 12, 16: 16, 32: 24}
+    assert load_difference(weights).encoder == Encoder(ModelSettings(encoder=folder)).digest
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
     own = ModelSettings(encoder=folder, difference_weights=weights, cache=tmp_path / "cache", working_px=128)
     with Services.open(memory, own) as services:
@@ -75,3 +75,19 @@ def test_a_folder_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read as a transformers backbone"):
         Encoder(ModelSettings(encoder=tmp_path))
+
+
+def test_a_cut_off_weights_file_is_refused_and_leaves_no_pool(tmp_path: Path) -> None:
+    folder = _convnext(tmp_path / "net")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    recipe = DifferenceRecipe(pairs=64, encoder=str(folder))
+    with pytest.raises(InputError, match="cannot be read as a transformers backbone"):
+        train_difference(recipe, (), tmp_path / "run")
+    assert not (tmp_path / "run/pool").exists()
+
+
+def test_an_encoder_of_the_same_shape_is_still_another(tmp_path: Path) -> None:
+    one, other = (Encoder(ModelSettings(encoder=_convnext(tmp_path / name))) for name in ("a", "b"))
+    assert one.channels == other.channels
+    assert one.digest != other.digest

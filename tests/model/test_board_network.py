@@ -7,12 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from refdiff.model.board_network import contrast_pair, crop, load_boards, overlap, propose, view_of
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.learned_difference import load_difference
 from refdiff.model.training.boards import BoardRecipe, train_boards
 from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.training.sources import deeppcb_groups
+from refdiff.server.cli import app
 
 Box = tuple[int, int, int, int]
 
@@ -89,18 +93,57 @@ def test_a_large_proposal_is_shrunk_into_its_crop() -> None:
     assert crop(pair, view_of(largest)).shape == (2, 80, 80)
 
 
-def test_the_recipe_makes_weights_that_load_and_refuses_to_train_on_nothing(tmp_path: Path) -> None:
-    template, tested = tmp_path / "t.png", tmp_path / "q.png"
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    folder = tmp_path_factory.mktemp("boards")
+    template = folder / "t.png"
     template.write_bytes(encode_png(_board()))
-    image, box = _with("open")
-    tested.write_bytes(encode_png(image))
-    photo = Photo(tested, True, partner=template, boxes=((*box, "open"),))
-    groups = {"g": Source("deeppcb_g", (), (photo,) * 8, "none")}
-    path = train_boards(BoardRecipe(epochs=1, batch=8), groups, tmp_path / "out")
-    load_boards.cache_clear()
-    try:
-        assert load_boards(path).sha256
-    finally:
-        load_boards.cache_clear()
+    photos = []
+    for kind in ("open", "copper"):
+        image, box = _with(kind)
+        tested = folder / f"{kind}.png"
+        tested.write_bytes(encode_png(image))
+        photos.append(Photo(tested, True, partner=template, boxes=((*box, kind),)))
+    return {"g": Source("deeppcb_g", (), (*photos,) * 8, "none")}
+
+
+def test_the_recipe_learns_and_its_weights_load(groups: dict[str, Source], tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def told(what: str, done: int, total: int, note: str) -> None:
+        if what == "training":
+            losses.append(float(note.removeprefix("loss ")))
+
+    path = train_boards(BoardRecipe(epochs=12, batch=16), groups, tmp_path / "out", progress=told)
+    assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:4])
+    assert load_boards(path).sha256 != load_boards().sha256
+    assert "Research use only" in (tmp_path / "out/BOARDS_CARD.md").read_text()
+    with pytest.raises(StorageError, match="'difference' is needed"):
+        load_difference(path)
+
+
+def test_too_little_to_learn_from_is_said(groups: dict[str, Source], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no board group is left"):
-        train_boards(BoardRecipe(left_out=("g",)), groups, tmp_path / "out")
+        train_boards(BoardRecipe(left_out=("g",)), groups, tmp_path)
+    with pytest.raises(InputError, match="places to learn from, 4096 or more"):
+        train_boards(BoardRecipe(batch=4096), groups, tmp_path)
+    template = groups["g"].bad[0].partner
+    assert template is not None
+    same = Source("same", (), (Photo(template, True, partner=template),), "none")
+    with pytest.raises(InputError, match="differ nowhere"):
+        train_boards(BoardRecipe(), {"same": same}, tmp_path)
+    small = tmp_path / "small.png"
+    small.write_bytes(encode_png(_board()[:200]))
+    other = Source("other", (), (Photo(small, True, partner=template),), "none")
+    with pytest.raises(InputError, match="they must be equal"):
+        train_boards(BoardRecipe(), {"other": other}, tmp_path)
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "boards", "--research", str(tmp_path)])
+    assert isinstance(result.exception, InputError)
+    assert "deeppcb" in str(result.exception)
+    (tmp_path / "deeppcb/PCBData").mkdir(parents=True)
+    (tmp_path / "deeppcb/PCBData/trainval.txt").write_text("group1/1/a.jpg group1/1_not/a.txt\n")
+    with pytest.raises(InputError, match="line 1: test image"):
+        deeppcb_groups(tmp_path)

@@ -123,7 +123,7 @@ def test_folded_weights_answer_alike(net: DifferenceNetwork) -> None:
             module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     matched, pixels = _batch(1, 64, 64)
     before = trained(matched, pixels)
-    after = DifferenceModel(copy.deepcopy(trained), "x")._net(matched, pixels)
+    after = DifferenceModel(copy.deepcopy(trained), "x", "e")._net(matched, pixels)
     assert torch.allclose(before.map_logits, after.map_logits, atol=1e-3)
 
 

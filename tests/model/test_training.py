@@ -181,7 +181,7 @@ def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, li
     assert "own_gear" in (tmp_path / "MODEL_CARD.md").read_text()
     with pytest.raises(InputError, match="another recipe"):
         train_difference(replace(recipe, width=16), sources, tmp_path, pool=folder)
-    with pytest.raises(InputError, match="another seed"):
+    with pytest.raises(InputError, match="other sources, seed or encoder"):
         train_difference(replace(recipe, seed=1), sources, tmp_path, pool=folder)
     other = [replace(sources[0], name="other", bad=(Photo(Path("x.png"), True),))]
     with pytest.raises(InputError, match="other sources"):

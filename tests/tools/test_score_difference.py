@@ -1,0 +1,46 @@
+"""Regions of an anomaly map, and what an inspection says of a photo that resembles nothing known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import encode_png
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.enroll import enroll
+from refdiff.tools.inspection import inspect_photo
+from refdiff.tools.score_difference import find_regions
+from refdiff.tools.services import Services
+from refdiff.tools.settings import ToolsSettings
+
+
+def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:
+    heat = np.zeros((160, 160), np.float32)
+    heat[20:120, 20:120] = 0.05
+    heat[60:80, 50:90] = 1.0
+    [region] = find_regions(heat, 0.01)
+    assert region.box == (50, 60, 90, 80)
+    assert region.area_px == 20 * 40
+    assert region.mask.shape == (20, 40)
+
+
+def test_a_black_photo_is_a_problem_and_a_good_one_is_not(tmp_path: Path) -> None:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=128)
+    with Services.open(memory, model, ToolsSettings(references=1)) as services:
+        paths = []
+        for i in range(6):
+            path = tmp_path / f"{i}.png"
+            path.write_bytes(encode_png(render("circuit", 1, i, size=(96, 128), noise_seed=i).image))
+            paths.append(path)
+        enroll(services, "board", paths)
+        photos = {"good": render("circuit", 1, 50, size=(96, 128)).image, "black": np.zeros((96, 128, 3), np.uint8)}
+        found = {}
+        for name, image in photos.items():
+            capture = services.stores.captures.add(name, "board", services.stores.images.put(encode_png(image)))
+            found[name] = [p for p in inspect_photo(services, capture).problems if "resembles no golden" in p]
+    assert len(found["black"]) == 1
+    assert found["good"] == []
