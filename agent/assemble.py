@@ -230,4 +230,4 @@ def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Deci
     if canonical.scale.mm_per_px is None:
         facts.append("Scale unknown: sizes are in pixels.")
     said = str(state.get("reasoning") or "")
-    return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") == "endpoint" else [])])
+    return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") != "fallback" else [])])

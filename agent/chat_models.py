@@ -1,6 +1,6 @@
-"""The chat models that may drive a run: an OpenAI-compatible endpoint, and the scripted policy that never fails.
+"""The chat models that may drive a run: an endpoint, the embedded RefDiff model, and the scripted policy that never fails.
 
-Both take the same messages and answer with tool calls. Pictures are kept in messages as `image_ref` blocks (sha256) and
+All take the same messages and answer with tool calls. Pictures are kept in messages as `image_ref` blocks (sha256) and
 become data URLs only on their way to an endpoint.
 """
 
@@ -9,28 +9,58 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr, ValidationError
 
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
-from refdiff.model.errors import LLMError
-from refdiff.tools.defect_types import DEFECT_TYPES, UNKNOWN
+from refdiff.model.build import built_sha256
+from refdiff.model.errors import LLMError, RefDiffError
+from refdiff.model.images import RgbImage
+from refdiff.model.reading import NO_DEFECT, READING_SCHEMA, READING_TYPES
+from refdiff.tools.defect_types import UNKNOWN
+
+if TYPE_CHECKING:
+    from refdiff.model.engine import Engine
+
+T = TypeVar("T")
 
 _MAX_TOKENS = 1024
 _MAX_CALLS = 4  # tool calls of one message; one was asked for
 _MAX_ANSWER_BYTES = 4 * 2**20
+
+
+class Driver(Protocol):
+    """Who drives a run. weights: sha256 of what it runs on, as far as that is known here. Failures are LLMErrors."""
+
+    via: Literal["endpoint", "embedded"]
+    model: str
+    url: str | None
+    weights: dict[str, str]
+
+    def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
+        """The model's next message. It may hold no (or malformed) tool calls: the graph decides what then."""
+
+    def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
+        """The model's own reading of a pair (sha256 each), greedily, from a fixed prompt."""
+
+    def answer(self, prompt: str, text: str) -> str:
+        """A short answer in prose to a text without an inspection."""
 
 
 class _Limited(httpx2.SyncByteStream):
@@ -79,11 +109,14 @@ class Endpoint:
     The message holds nothing that the server wrote, for it is filed in reports; what the server wrote is in `__cause__`.
     """
 
+    via: Literal["endpoint", "embedded"] = "endpoint"
+
     def __init__(self, settings: AgentSettings, image_url: Callable[[str], str]) -> None:
         """image_url: sha256 -> data URL of a stored picture."""
         if not settings.llm_base_url:
             raise LLMError("no endpoint is configured; set REFDIFF_LLM_BASE_URL")
-        self.url = _shown(settings.llm_base_url)
+        self.url: str | None = _shown(settings.llm_base_url)
+        self.weights: dict[str, str] = {}
         self.model = settings.llm_model
         self._image_url = image_url if settings.llm_images else None
         self._chat = ChatOpenAI(
@@ -119,34 +152,17 @@ class Endpoint:
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The model's own reading of a pair (sha256 each), greedily, from a fixed prompt."""
-        schema = {
-            "title": "reading",
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["defect", "type", "confidence"],
-            "properties": {
-                "defect": {"type": "boolean"},
-                "type": {"enum": ["none", *DEFECT_TYPES]},
-                "confidence": {"type": "integer", "minimum": 0, "maximum": 100},
-            },
-        }
         bound = self._chat.bind(
             response_format={
                 "type": "json_schema",
-                "json_schema": {"name": "reading", "strict": True, "schema": schema},
+                "json_schema": {"name": "reading", "strict": True, "schema": READING_SCHEMA},
             }
         )
         content: list[str | dict[str, Any]] = [{"type": "text", "text": prompt}]
         content += [{"type": "image_ref", "sha256": s} for s in (reference, query)]
         message = self._call(lambda: bound.invoke([self._posted(HumanMessage(content))]))
         try:
-            answer = json.loads(message.text)
-            defect, kind = answer["defect"], answer["type"]
-            if not isinstance(defect, bool) or kind not in ("none", *DEFECT_TYPES):
-                raise ValueError(f"unexpected reading {message.text[:100]!r}")
-            if defect == (kind == "none"):  # contradicts itself: the yes or no was asked for, the type comes second
-                kind = UNKNOWN if defect else "none"
-            return LlmReading(defect=defect, type=kind, confidence=min(100, max(0, int(answer["confidence"]))) / 100)
+            return _reading(json.loads(message.text))
         # int(inf) overflows, and brackets nested deeply enough exhaust the parser
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
             raise LLMError(f"{self.url} gave no usable reading of the pair") from e
@@ -180,6 +196,124 @@ class Endpoint:
             else:
                 content.append(block)
         return message.model_copy(update={"content": content})
+
+
+def _reading(answer: Mapping[str, Any]) -> LlmReading:
+    """Raises ValueError, KeyError, TypeError, OverflowError for what is none."""
+    defect, kind = answer["defect"], answer["type"]
+    if not isinstance(defect, bool) or kind not in READING_TYPES:
+        raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
+    if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
+        kind = UNKNOWN if defect else NO_DEFECT
+    return LlmReading(defect=defect, type=kind, confidence=min(100, max(0, int(answer["confidence"]))) / 100)
+
+
+class EmbeddedChat(BaseChatModel):
+    """The embedded RefDiff model as LangChain knows chat models. pictures: sha256 -> (H, W, 3) uint8 RGB.
+
+    With tools bound, the answer is one valid tool call; without, prose.
+    """
+
+    engine: Any
+    pictures: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "refdiff-embedded"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        return self.bind(tools=[convert_to_openai_tool(t, strict=True) for t in tools], **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        plain, tools = plain_messages(messages), kwargs.get("tools")
+        if tools:
+            call = self.engine.call(plain, tools, self.pictures)
+            made: ToolCall = {
+                "name": call["name"],
+                "args": call["arguments"],
+                "id": f"call-{len(messages)}",
+                "type": "tool_call",
+            }
+            message = AIMessage(content="", tool_calls=[made])
+        else:
+            message = AIMessage(content=self.engine.answer(plain))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+class Embedded:
+    """The RefDiff model in this process. It is loaded at the first question; whatever goes wrong becomes an LLMError."""
+
+    via: Literal["endpoint", "embedded"] = "embedded"
+    model = "refdiff"
+    url: str | None = None
+
+    def __init__(self, folder: Path, pictures: Callable[[str], RgbImage], threads: int | None = None) -> None:
+        """folder: of `refdiff model build`. pictures: sha256 -> picture."""
+        self._folder, self._pictures, self._threads = folder, pictures, threads
+        self.weights = {"language": built_sha256(folder)}
+
+    @property
+    def engine(self) -> Engine:
+        return shared_engine(self._folder, self._threads)
+
+    def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
+        """One valid tool call."""
+        return self._safely(lambda: self._chat().bind_tools(list(tools)).invoke(list(messages)))
+
+    def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
+        """The reading of a pair (sha256 each); the prompt is the model's own, whatever is given here."""
+        return self._safely(lambda: _reading(self.engine.read(self._pictures(reference), self._pictures(query))))
+
+    def answer(self, prompt: str, text: str) -> str:
+        return self._safely(lambda: self._chat().invoke([("system", prompt), ("human", text)]).text[:2000])
+
+    def _chat(self) -> EmbeddedChat:
+        return EmbeddedChat(engine=self.engine, pictures=self._pictures)
+
+    @staticmethod
+    def _safely(call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except LLMError:
+            raise
+        except (RefDiffError, ValueError, RuntimeError, OSError, MemoryError) as e:
+            raise LLMError(f"the embedded model failed ({type(e).__name__})") from e
+
+
+@lru_cache(maxsize=1)
+def shared_engine(folder: Path, threads: int | None = None) -> Engine:
+    """The engine of a folder, loaded once a process."""
+    from refdiff.model.engine import Engine
+
+    return Engine(folder, threads=threads)
+
+
+def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """LangChain messages as OpenAI has them, arguments as objects, pictures as {"type": "image", "image": sha256}."""
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.content
+        if isinstance(content, list):
+            content = [
+                {"type": "image", "image": b["sha256"]} if isinstance(b, dict) and b.get("type") == "image_ref" else b
+                for b in content
+            ]
+        role = {"ai": "assistant", "human": "user"}.get(message.type, message.type)
+        made: dict[str, Any] = {"role": role, "content": content}
+        if isinstance(message, AIMessage) and message.tool_calls:
+            made["tool_calls"] = [
+                {"id": c["id"], "name": c["name"], "arguments": c["args"]} for c in message.tool_calls
+            ]
+        if isinstance(message, ToolMessage):
+            made |= {"name": message.name, "tool_call_id": message.tool_call_id}
+        plain.append(made)
+    return plain
 
 
 def data_url(png_or_jpeg: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from refdiff.agent.chat_models import Endpoint
+from refdiff.agent.chat_models import Driver
 from refdiff.agent.settings import AgentSettings
 from refdiff.tools.workbench import Workbench
 
@@ -22,16 +22,16 @@ class AgentEvent:
 
 @dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below
 class AgentContext(Workbench):
-    """The tools' workbench plus the agent's own settings, endpoint and listener."""
+    """The tools' workbench plus the agent's own settings, who drives (None: the script) and listener."""
 
     def __init__(
         self,
         bench: Workbench,
         settings: AgentSettings,
-        endpoint: Endpoint | None,
+        driver: Driver | None,
         emit: Callable[[AgentEvent], None],
     ) -> None:
         super().__init__(bench.services, bench.part_id, bench.product, bench.inspect, bench.compare)
         self.settings = settings
-        self.endpoint = endpoint
+        self.driver = driver
         self.emit = emit

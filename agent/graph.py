@@ -38,6 +38,7 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownProductError,
 )
+from refdiff.model.reading import READ
 from refdiff.tools.inspection import registered_reference
 from refdiff.tools.toolbox import TOOLS
 from refdiff.tools.workbench import current_capture
@@ -70,13 +71,13 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
     update: dict[str, Any] = {"steps": steps + 1}
     started = time.perf_counter()
     message: AIMessage | None = None
-    if state["via"] == "endpoint" and context.endpoint is not None:
+    if state["via"] != "fallback" and context.driver is not None:
         nudges = sum(isinstance(m, HumanMessage) and m.content == prompts.NO_TOOL_CALL for m in messages)
         if steps >= context.settings.max_steps:
             update |= _fall_back(context, f"the model did not finish in {steps} steps")
         else:
             try:
-                answer = context.endpoint.next_call(messages, TOOLS)
+                answer = context.driver.next_call(messages, TOOLS)
                 if answer.tool_calls:
                     message = answer
                 elif nudges >= MAX_NUDGES:
@@ -86,8 +87,8 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
                     update["messages"] = [said, HumanMessage(prompts.NO_TOOL_CALL)]
             except LLMError as e:
                 update |= _fall_back(context, str(e), e.__cause__)
-    elif state["via"] == "endpoint":
-        update |= _fall_back(context, "no endpoint is configured any more")
+    elif state["via"] != "fallback":
+        update |= _fall_back(context, "no model is configured any more")
     if message is None and "messages" not in update:
         message = ScriptedPolicy(k=context.services.settings.references).next_call(messages)
         if not message.tool_calls:
@@ -169,7 +170,7 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
             changed.append(message.model_copy(update={"content": content, "artifact": None}))
             pair = [record["images"].get(role) for role in ("reference", "query")]
             if (
-                state["via"] == "endpoint"
+                state["via"] != "fallback"
                 and runtime.context.settings.llm_images
                 and record["kind"] in ("score", "zoom")
                 and all(pair)
@@ -208,7 +209,7 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     checked = verify(draft, state["evidence"], shown=state.get("shown") or [])
     claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
     rounds = state.get("verify_rounds", 0)
-    if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] == "endpoint":
+    if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] != "fallback":
         problems = "\n".join(f"- {p}" for p in checked.unsupported)
         runtime.context.emit(AgentEvent("verify", f"{len(checked.unsupported)} unsupported claim(s), asked again"))
         return {
@@ -227,13 +228,13 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
 def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
     context = runtime.context
-    if state["via"] != "endpoint" or context.endpoint is None or not context.settings.llm_images:
+    if state["via"] == "fallback" or context.driver is None or not context.settings.llm_images:
         return {"reading": None}
     capture = current_capture(context, state["evidence"])
     reference = context.keep_image(registered_reference(context, capture))
     started = time.perf_counter()
     try:
-        reading = context.endpoint.read_pair(prompts.READ, reference, context.shown_query(capture))
+        reading = context.driver.read_pair(READ, reference, context.shown_query(capture))
     except LLMError as e:
         context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
         spent = {"llm": (time.perf_counter() - started) * 1000}
@@ -246,22 +247,24 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     context = runtime.context
     capture = current_capture(context, state["evidence"])
     canonical = context.inspect(capture)
-    endpoint = context.endpoint if state["via"] == "endpoint" else None
+    driver = context.driver if state["via"] != "fallback" else None
     request = state["request"]
-    report = assemble(context, capture, dict(state), canonical, llm_drove=endpoint is not None) | {
+    report = assemble(context, capture, dict(state), canonical, llm_drove=driver is not None) | {
         "inspection_id": request["inspection_id"],
         "requested_by": request["requested_by"],
         "created_at": request["created_at"],
         "request": prompts.sanitise(request["text"]),
         "judge": {
-            "model": endpoint.model if endpoint else None,
-            "via": "endpoint" if endpoint else "fallback",
-            "url": endpoint.url if endpoint else None,
+            "model": driver.model if driver else None,
+            "via": driver.via if driver else "fallback",
+            "url": driver.url if driver else None,
             "reason": state.get("fallback_reason") or None,
         },
         "tool_trace": state["trace"],
         "timings_ms": {k: round(v, 1) for k, v in (state["timings_ms"] | canonical.comparison.timings_ms).items()},
     }
+    if driver:
+        report["software"]["weights"] |= driver.weights
     return {"report": json.loads(json.dumps(report, default=_plain))}
 
 

@@ -16,8 +16,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
-from refdiff.agent import prompts
-from refdiff.agent.chat_models import Endpoint, data_url
+from refdiff.agent import prompts, questions
+from refdiff.agent.chat_models import Driver, Embedded, Endpoint, data_url
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.graph import build_graph, opening_messages
 from refdiff.agent.report import pictures
@@ -25,8 +25,10 @@ from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.dispositions import Disposition
+from refdiff.model.build import is_built, model_folder
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
-from refdiff.model.images import decode_image
+from refdiff.model.images import RgbImage, decode_image
+from refdiff.model.reading import READ
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import open_workbench
 from refdiff.tools.services import Services
@@ -58,7 +60,7 @@ class Inspector:
         self._home = services.stores.settings.home
         self._saver = self._open_saver()
         self._graph = build_graph(self._saver)
-        self._endpoint = Endpoint(self.settings, self._image_url) if self.settings.llm_base_url else None
+        self._driver, self.no_model = self._choose_driver()
 
     def __enter__(self) -> Self:
         return self
@@ -90,8 +92,8 @@ class Inspector:
             "evidence": [],
             "trace": [],
             "timings_ms": {},
-            "via": "endpoint" if self._endpoint else "fallback",
-            "fallback_reason": "" if self._endpoint else "no model is configured (REFDIFF_LLM_BASE_URL)",
+            "via": self._driver.via if self._driver else "fallback",
+            "fallback_reason": self.no_model,
             "draft": None,
         }
         return self._drive(request, state)
@@ -127,18 +129,38 @@ class Inspector:
 
     def answer(self, text: str) -> str:
         """A short answer to a request that names no part."""
-        if self._endpoint is None:
+        if self._driver is None or self._driver.via == "embedded":  # ours is trained to inspect, not to chat
             return HOW_TO_ASK
         self._emit(AgentEvent("llm", "asking the model"))
         try:
-            return self._endpoint.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
+            return self._driver.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
             return HOW_TO_ASK
 
+    def answer_about(self, inspection_id: str, question: str) -> str:
+        """A question about a filed report, answered from its facts alone. Raises UnknownRecordError, InputError.
+
+        Without a model (or when it fails) the facts themselves are the answer.
+        """
+        report = self.services.stores.inspections.get(inspection_id).report
+        asked = prompts.sanitise(question)
+        if not asked:
+            raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
+        if self._driver is None:
+            return questions.facts(report)
+        self._emit(AgentEvent("llm", "asking the model"))
+        prompt = questions.prompt_of(report, asked)
+        try:
+            said = self._driver.answer(prompts.ANSWER, prompt)
+        except LLMError as e:
+            self._emit(AgentEvent("fallback", str(e)))
+            return questions.facts(report)
+        return said if said and questions.grounded(said, prompt) else questions.NOT_KNOWN
+
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
-        return self._endpoint.read_pair(prompts.READ, reference, query) if self._endpoint else None
+        return self._driver.read_pair(READ, reference, query) if self._driver else None
 
     # -- inside
 
@@ -166,7 +188,7 @@ class Inspector:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
         bench = open_workbench(self.services, request.part_id, request.product, progress)
-        return AgentContext(bench, self.settings, self._endpoint, self._emit)
+        return AgentContext(bench, self.settings, self._driver, self._emit)
 
     def _filed(self, inspection_id: str) -> DefectReport:
         return DefectReport.model_validate(self.services.stores.inspections.get(inspection_id).report)
@@ -176,6 +198,26 @@ class Inspector:
         data = self.services.stores.images.get(sha256)
         image = decode_image(data, settings=self.services.model_settings)
         return data_url(pictures.page_image(image, self.settings.llm_image_px))
+
+    def _choose_driver(self) -> tuple[Driver | None, str]:
+        """Who drives, or why nobody but the script can."""
+        if self.settings.llm == "off":
+            return None, "the language model is switched off (REFDIFF_LLM)"
+        if self.settings.llm_base_url:
+            return Endpoint(self.settings, self._image_url), ""
+        model = self.services.model_settings
+        if model.encoder is not None:
+            return None, "the embedded model does not work with an encoder of one's own"
+        try:
+            folder = model_folder(model)
+        except StorageError:
+            return None, "no language model comes with this installation"
+        if not is_built(folder):
+            return None, "the embedded model is not built yet; run: refdiff model build"
+        return Embedded(folder, self._picture, model.threads), ""
+
+    def _picture(self, sha256: str) -> RgbImage:
+        return decode_image(self.services.stores.images.get(sha256), settings=self.services.model_settings)
 
     def _open_saver(self) -> BaseCheckpointSaver[Any]:
         url = self.settings.checkpoint_url

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -9,12 +11,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class AgentSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
 
+    llm: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: the endpoint if one is set, else the embedded model; off: the scripted policy alone.",
+    )
     llm_base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, e.g. http://host:8001/v1.")
     llm_model: str = Field(default="refdiff", description="Model name at the endpoint.")
     llm_api_key: SecretStr | None = Field(default=None, description="Key of the endpoint.")
     llm_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for one answer of the endpoint.")
     llm_retries: int = Field(default=2, ge=0, le=10, description="Further tries after a failed call.")
-    llm_images: bool = Field(default=True, description="Post image pairs to the endpoint.")
+    llm_images: bool = Field(default=True, description="Show image pairs to the model.")
     llm_image_px: int = Field(default=512, ge=64, le=2048, description="Long side of posted images.")
     max_steps: int = Field(
         default=16, ge=6, le=64, description="LLM calls per inspection before the script takes over."

@@ -18,7 +18,7 @@ class InspectionState(TypedDict, total=False):
     """request: InspectionRequest as a dict. evidence: EvidenceRecord dicts. trace: ToolCall dicts. draft: Draft dict.
 
     shown: ids of the evidence whose pictures were posted to the model. unsupported: claims that verification refused.
-    via: who drives ("endpoint" or "fallback"), with the reason.
+    via: who drives ("endpoint", "embedded" or "fallback"), with the reason.
     """
 
     messages: Annotated[list[AnyMessage], add_messages]

@@ -30,4 +30,7 @@ class ModelSettings(BaseSettings):
     board_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train boards`; default: those of the package."
     )
+    language_weights: Path | None = Field(
+        default=None, description="Weights of `refdiff train language`; default: those of the package."
+    )
     threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")

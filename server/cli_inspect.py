@@ -48,7 +48,10 @@ def register(app: typer.Typer) -> None:
         epilog="Examples: refdiff inspect --part 4412 · "
         "refdiff inspect --part 4412 --image photo.png --product bracket --html report.html"
     )(inspect)
-    app.command(epilog='Example: refdiff ask "inspect part #4412 against the nearest good sample"')(ask)
+    app.command(
+        epilog='Examples: refdiff ask "inspect part #4412 against the nearest good sample" · '
+        'refdiff ask "how long is finding 1?" --about insp-20260131-141500-5f3a9c1e'
+    )(ask)
 
 
 def capture(
@@ -93,6 +96,9 @@ def ask(
     image: Photo = None,
     part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Part id, if the text has none.")] = None,
     product: MaybeProduct = None,
+    about: Annotated[
+        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about a filed report instead.")
+    ] = None,
     scale_mm_per_px: ScaleMm = None,
     references: References = None,
     alpha: AlphaRate = None,
@@ -102,6 +108,8 @@ def ask(
 ) -> None:
     """Ask in your own words; a request that names a part is inspected and filed.
 
+    With --about a question about a filed report is answered from its facts; numbers that are not in it are never said.
+
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
     from refdiff.agent.request import part_id_in
@@ -109,6 +117,9 @@ def ask(
     text = clean(text).strip()
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
+    if about is not None:
+        _answer_about(about, text)
+        return
     named = part or part_id_in(text)
     if named is not None:
         _inspect(text, normalise_part_id(named), image, product, scale_mm_per_px, references, alpha, html, out)
@@ -122,6 +133,20 @@ def ask(
     with open_services() as services, Inspector(services, settings) as inspector:
         reply = inspector.answer(text)
     answer.give({"answer": reply, "verdict": None}, console.printable(reply))
+
+
+def _answer_about(inspection_id: str, text: str) -> None:
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+
+    settings = load(AgentSettings)
+    with (
+        open_services() as services,
+        console.watching("question") as show,
+        Inspector(services, settings, on_event=show) as inspector,
+    ):
+        reply = inspector.answer_about(inspection_id, text)
+    answer.give({"answer": reply, "inspection_id": inspection_id, "verdict": None}, console.printable(reply))
 
 
 def _inspect(

@@ -96,10 +96,9 @@ def _reader(services: Services) -> Reader:
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.settings import AgentSettings
 
-    settings = AgentSettings()
-    if not settings.llm_base_url:
-        raise InputError("--judge needs a model: set REFDIFF_LLM_BASE_URL (and _MODEL, _API_KEY)")
-    inspector = Inspector(services, settings)
+    inspector = Inspector(services, AgentSettings())
+    if inspector.no_model:
+        raise InputError(f"--judge needs a model: {inspector.no_model}; or set REFDIFF_LLM_BASE_URL")
     return lambda _, query, reference: inspector.read_pair(reference, query)
 
 

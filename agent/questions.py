@@ -1,0 +1,128 @@
+"""Questions about a filed report: what the model is told of it, what it may answer, and examples to train on.
+
+The model sees the report's facts as short lines and nothing else. An answer is only passed on if every number in it stands
+in the facts or in the question; otherwise it is "not known".
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refdiff.agent.verify import format_number
+
+NOT_KNOWN = "Not known: the report does not say."
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+_MAX_FINDINGS = 6
+
+
+@dataclass(frozen=True)
+class Question:
+    """prompt: facts and question as the model reads them. known: the report holds the answer."""
+
+    prompt: str
+    answer: str
+    known: bool
+
+
+def facts(report: Mapping[str, Any]) -> str:
+    """A report (DefectReport as JSON) in short lines."""
+    reference, scale = report["reference"], report["scale"]
+    p = "none" if report["p_value"] is None else f"{report['p_value']:.3g}"
+    lines = [
+        f"part {report['part_id']}, product {report['product']}, verdict {report['verdict']}: {report['verdict_reason']}",
+        f"score {report['image_score']:.3g}, p {p}, golden {reference['golden_id']}, "
+        f"similarity {reference['similarity']:.3g}",
+        f"scale {scale['mm_per_px']:.3g} mm/px" if scale["mm_per_px"] else "scale unknown",
+        f"findings: {len(report['findings'])}",
+    ]
+    for finding in report["findings"][:_MAX_FINDINGS]:
+        lines.append(
+            f"{finding['id']}: {finding['type'].replace('_', ' ')}, {finding['location']['region']}, "
+            f"length {_size(finding, 'length')}, width {_size(finding, 'width')}, severity {finding['severity']}, "
+            f"confidence {finding['confidence']:.2g}, cause {(finding['probable_cause'] or {}).get('text') or 'unknown'}"
+        )
+    return "\n".join(lines)
+
+
+def _size(finding: Mapping[str, Any], name: str) -> str:
+    for unit in ("_mm", "_px"):
+        if finding.get(name + unit) is not None:
+            return format_number(unit, float(finding[name + unit]))
+    return "unknown"
+
+
+def prompt_of(report: Mapping[str, Any], question: str) -> str:
+    return f"{facts(report)}\nQuestion: {question}"
+
+
+def grounded(answer: str, prompt: str) -> bool:
+    """Does every number of the answer stand in the facts or the question?"""
+    known = {n.replace(",", ".") for n in _NUMBER.findall(prompt)}
+    return all(n.replace(",", ".") in known for n in _NUMBER.findall(answer))
+
+
+# topic -> phrasings to train on, phrasings for the test; {n} is a finding's number, {limit} a length
+_ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "verdict": (("what is the verdict?", "did it pass?", "is the part ok?", "Teil in Ordnung?"), ("so, pass or fail?",)),
+    "why": (("why?", "why that verdict?", "what is the reason?", "Warum?"), ("how did you come to that verdict?",)),
+    "count": (("how many findings are there?", "how many defects?", "Wie viele Befunde?"), ("number of findings?",)),
+    "golden": (("which golden was used?", "what was it compared with?", "which reference?"), ("name the golden sample",)),
+    "similarity": (("how similar is the golden?", "similarity of the reference?"), ("how close is the reference?",)),
+    "score": (("what is the score?", "image score?"), ("tell me the anomaly score",)),
+    "scale": (("what is the scale?", "how many mm per pixel?"), ("which scale was used?",)),
+    "length": (("how long is finding {n}?", "length of f{n}?", "how large is the defect f{n}?", "Wie lang ist f{n}?",
+                "¿Cuánto mide f{n}?"), ("what length does finding {n} have?",)),
+    "width": (("how wide is finding {n}?", "width of f{n}?"), ("what about the width of finding {n}?",)),
+    "place": (("where is finding {n}?", "where is f{n}?", "Wo ist f{n}?"), ("in which area is f{n}?",)),
+    "type": (("what is finding {n}?", "what kind of defect is f{n}?", "type of f{n}?"), ("what sort of defect is f{n}?",)),
+    "cause": (("what caused f{n}?", "probable cause of finding {n}?"), ("why did defect {n} happen?",)),
+    "severity": (("how severe is f{n}?", "severity of finding {n}?"), ("how bad is finding {n}?",)),
+    "within": (("is f{n} within {limit}?", "is finding {n} shorter than {limit}?"), ("does f{n} stay below {limit}?",)),
+    "elsewhere": (("what was the temperature?", "who made this part?", "when was it serviced?", "what is the batch?",
+                   "what is the operator's name?", "which material is it?", "how deep is the defect?", "what does it cost?",
+                   "was the previous part ok?", "Welche Charge ist das?"),
+                  ("what is the humidity?", "which supplier delivered it?", "how heavy is the part?")),
+}  # fmt: skip
+
+
+def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:
+    """Questions with their true answers; among them, as often as chance has it, ones that the report cannot answer."""
+    made = []
+    for topic in rng.sample(list(_ASKED), n):
+        findings = len(report["findings"])
+        number = rng.randint(1, max(1, min(_MAX_FINDINGS, findings)) + int(rng.random() < 0.15))
+        limit = f"{rng.choice((0.1, 0.2, 0.5, 1, 2, 3, 5, 10))} mm"
+        question = rng.choice(_ASKED[topic][int(test)]).format(n=number, limit=limit)
+        answer = _answer(topic, report, number, limit)
+        made.append(Question(prompt_of(report, question), answer or NOT_KNOWN, answer is not None))
+    return made
+
+
+def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str) -> str | None:
+    whole = {
+        "verdict": f"{report['verdict']}.", "why": f"{report['verdict']}: {report['verdict_reason']}.",
+        "count": f"{len(report['findings'])} finding(s).", "golden": f"Golden {report['reference']['golden_id']}.",
+        "similarity": f"Similarity {report['reference']['similarity']:.3g}.", "score": f"Score {report['image_score']:.3g}.",
+        "scale": f"{report['scale']['mm_per_px']:.3g} mm/px." if report["scale"]["mm_per_px"] else "The scale is unknown.",
+    }  # fmt: skip
+    if topic in whole:
+        return whole[topic]
+    if topic == "elsewhere" or number > min(_MAX_FINDINGS, len(report["findings"])):
+        return None
+    finding = report["findings"][number - 1]
+    if topic in ("length", "width"):
+        return f"f{number}: {topic} {_size(finding, topic)}."
+    if topic == "within":
+        if finding.get("length_mm") is None:
+            return None
+        fits = finding["length_mm"] <= float(limit.split()[0])
+        return f"f{number}: length {_size(finding, 'length')}, limit {limit}: {'yes' if fits else 'no'}."
+    said = {
+        "place": finding["location"]["region"], "type": finding["type"].replace("_", " "), "severity": finding["severity"],
+        "cause": (finding["probable_cause"] or {}).get("text"),
+    }  # fmt: skip
+    return f"f{number}: {said[topic]}." if said[topic] else None

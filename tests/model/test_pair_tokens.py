@@ -1,0 +1,87 @@
+"""What the language model is shown of a pair: shapes, order, and that it is the difference that is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refdiff.model.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_REGIONS, PAIR_TOKENS
+from refdiff.model.difference_network import DifferenceNetwork
+from refdiff.model.encoder import EfficientNetLite0
+from refdiff.model.language import PairProjector
+from refdiff.model.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
+from refdiff.model.processor import pair_pixels
+from refdiff.model.render import DefectSpec, render
+from refdiff.model.training.language_data import seeing_half
+
+Seeing = tuple[EfficientNetLite0, DifferenceNetwork]
+
+
+@pytest.fixture(scope="module")
+def seeing() -> Seeing:
+    encoder, difference, _ = seeing_half()
+    assert isinstance(encoder, EfficientNetLite0)
+    return encoder, difference
+
+
+@pytest.fixture(scope="module")
+def pairs() -> torch.Tensor:
+    """(2, 2, 3, 320, 320): a good pair, and one with a component missing."""
+    golden = render("circuit", 5, 1, noise_seed=1).image
+    good = render("circuit", 5, 2, noise_seed=2).image
+    bad = render("circuit", 5, 2, noise_seed=2, defects=[DefectSpec("missing_component", contrast=1.0, seed=1)]).image
+    return torch.stack([pair_pixels(golden, i, 320) for i in (good, bad)])
+
+
+@pytest.fixture(scope="module")
+def seen(seeing: Seeing, pairs: torch.Tensor) -> PairFeatures:
+    return pair_features(*seeing, pairs)
+
+
+def test_shapes(seen: PairFeatures) -> None:
+    assert PAIR_TOKENS == 2 * IMAGE_TOKENS + DIFFERENCE_TOKENS == 85
+    assert seen.images.shape == (2, 2, 16, IMAGE_DIM)
+    assert seen.whole.shape == (2, 1, global_dim(64))
+    assert seen.grid.shape == (2, 36, grid_dim(64))
+    assert seen.regions.shape == (2, MAX_REGIONS, region_dim(64))
+    assert seen.detail.shape == (2, DIFFERENCE_TOKENS, IMAGE_DIM)
+    assert all(v.isfinite().all() for v in seen.as_dict().values())
+
+
+def test_a_pair_is_seen_alike_alone_and_in_a_batch(seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures) -> None:
+    alone = pair_features(*seeing, pairs[1:])
+    for name, value in alone.as_dict().items():
+        assert torch.allclose(value[0], getattr(seen, name)[1], atol=2e-3), name
+
+
+def test_reference_comes_first(seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures) -> None:
+    swapped = pair_features(*seeing, pairs.flip(1))
+    assert torch.allclose(swapped.images[:, 0], seen.images[:, 1], atol=1e-4)
+    assert not torch.allclose(swapped.regions, seen.regions, atol=0.1)
+
+
+def test_the_defect_leads_the_region_tokens(seen: PairFeatures) -> None:
+    """The strongest place of the broken part is far more likely a defect than that of the good one."""
+    at = 64 + 26  # fused, types, then the logit
+    assert seen.regions[1, 0, at] > seen.regions[0, 0, at] + 2
+    strengths = seen.regions[:, :, at]
+    assert (strengths[:, :-1] >= strengths[:, 1:] - 1e-4).all()  # strongest first
+
+
+@pytest.mark.parametrize("image_only", [False, True])
+def test_projector_makes_one_token_each(seen: PairFeatures, image_only: bool) -> None:
+    torch.manual_seed(0)
+    projector = PairProjector(64, 48, image_only)
+    projector.fit_scales(seen)
+    tokens = projector(seen)
+    assert tokens.shape == (2, PAIR_TOKENS, 48)
+    assert torch.allclose(tokens.square().mean(-1).sqrt(), projector.gain.expand(2, PAIR_TOKENS), atol=1e-3)
+
+
+def test_without_difference_only_the_pictures_matter(seen: PairFeatures) -> None:
+    torch.manual_seed(0)
+    projector = PairProjector(64, 48, image_only=True)
+    other = PairFeatures(
+        **(seen.as_dict() | {"regions": seen.regions + 1, "grid": seen.grid - 1, "whole": seen.whole * 2})
+    )
+    assert torch.equal(projector(seen), projector(other))
