@@ -50,7 +50,7 @@ CAUSES = {
     "chip": ("Impact at assembly.", "Brittle material hit by a fixture."),
     "discoloration": ("Uneven heat or chemistry.", "Material of another batch."),
     "deformation": ("Heat or load beyond the process window.", "Demoulding too early."),
-    "missing_component": ("Assembly step left out.", "Feeder empty or component lost."),
+    "missing_component": ("Assembly step not carried out.", "Feeder empty or component lost."),
     "added_component": ("Placed by mistake.", "Stray component from the feeder."),
     "wrong_component": ("Feeder loaded with another component.", "Mix-up at assembly."),
     "misplaced_component": ("Placement offset of the machine.", "Component moved before fixing."),

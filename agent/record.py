@@ -306,10 +306,15 @@ def _inspect(
         raise RefDiffError(f"the teacher's own report was refused: {final['report']['unsupported_claims_dropped']}")
     common = {"product": source, "template": template, "test": test}
     messages = plain_messages(final["messages"])
-    for message in messages:
+    refused = prompts.UNSUPPORTED.partition("{")[0]
+    for i, message in enumerate(messages):
         calls = message.get("tool_calls") or []
         if message["role"] == "assistant":
-            message["train"] = not any(c["id"] in teacher.wrong for c in calls)
+            # after a call come its result and, where claims were refused, what was wrong with them
+            sent_back = any(
+                str(m["content"]).startswith(refused) for m in messages[i + 1 : i + 3] if m["role"] == "user"
+            )
+            message["train"] = not sent_back and not any(c["id"] in teacher.wrong for c in calls)
         for sha in _pictures(message):
             _keep(services, sha, images)
     yield common | {"kind": "inspection", "asked": kind, "messages": messages}

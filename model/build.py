@@ -185,6 +185,8 @@ def build_model(settings: ModelSettings, progress: Progress | None = None, *, ag
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
         try:
             write_folder(model, base, temporary, about)
+            for made in (temporary, *temporary.iterdir()):  # temporary files are private, a cache may be shared
+                made.chmod(0o755 if made.is_dir() else 0o644)
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.replace(folder)

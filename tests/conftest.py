@@ -6,10 +6,24 @@ import os
 import shutil
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 # as the command line does; two test workers share the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+# before any test sets its own: what `make install` built is used, not built anew
+_CACHE = os.environ.get("REFDIFF_CACHE") or platformdirs.user_cache_dir("refdiff")
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The language model's folder as `refdiff model build` makes it."""
+    from refdiff.model.build import build_model
+    from refdiff.model.settings import ModelSettings
+
+    return build_model(ModelSettings(cache=Path(_CACHE)))
 
 
 @pytest.fixture(autouse=True)
