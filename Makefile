@@ -10,14 +10,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## virtual environment with the refdiff command in .venv
+install: $(STAMP) ## virtual environment with the refdiff command in .venv, and the language model
 
-$(STAMP): pyproject.toml constraints/cpu.txt
+$(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refdiff needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[demo,dev]'
+	$(BIN)/refdiff model build
 	@touch $(STAMP)
 
 demo: install ## enrol real solar cells, inspect six parts, write the reports

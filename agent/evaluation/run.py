@@ -30,8 +30,9 @@ from refdiff.memory.calibrations import Calibration
 from refdiff.memory.golden_bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
-from refdiff.model.images import decode_image, measure_window
+from refdiff.model.images import decode_image, encode_png, measure_window
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.align import warp_reference
 from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens, weights_in_use
 from refdiff.tools.enroll import enroll
 from refdiff.tools.pipeline import Comparison, compare
@@ -220,7 +221,7 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
     reading = None
     if run.reader:
         run.services.stores.images.put(_read(sample.path))
-        reading = run.reader(run.services, sha256, nearest.sha256)
+        reading = run.reader(run.services, sha256, _registered(run.services, comparison))
     unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
     facts = PolicyInput(
         p=p,
@@ -241,6 +242,14 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         kind=sample.kind,
     )
     return row, comparison
+
+
+def _registered(services: Services, comparison: Comparison) -> str:
+    """sha256 of the nearest golden on the photo's pixel grid, as the agent shows it."""
+    size = (int(comparison.difference.anomaly_map.shape[0]), int(comparison.difference.anomaly_map.shape[1]))
+    golden = services.golden_image(comparison.hits[0].golden)
+    warped = warp_reference(golden, comparison.alignments[0].matrix, size)[0]
+    return services.stores.images.put(encode_png(warped))
 
 
 def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:

@@ -1,0 +1,141 @@
+"""Inspections driven by the embedded model, with its real weights: filed, checked, and never stopped by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+
+from refdiff.agent import prompts, questions
+from refdiff.agent.chat_models import Embedded, EmbeddedChat, shared_engine
+from refdiff.agent.inspector import HOW_TO_ASK, Inspector
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.build import built_sha256
+from refdiff.model.errors import InputError, LLMError, UnknownRecordError
+from refdiff.model.images import RgbImage
+from refdiff.model.render import render
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.services import Services
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.toolbox import TOOLS
+
+from .test_agent_run import ASK, template
+
+__all__ = ["template"]
+
+
+@pytest.fixture(scope="module")
+def services(template: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    copy = Path(shutil.copytree(template, tmp_path_factory.mktemp("open") / "home"))
+    model = ModelSettings(cache=model_folder.parent.parent)
+    with Services.open(MemorySettings(home=copy, qdrant_url=None), model, ToolsSettings(references=1)) as services:
+        yield services
+
+
+@pytest.fixture(scope="module")
+def reports(services: Services) -> dict[str, DefectReport]:
+    """Of the part with a missing component, and of the good one."""
+    with Inspector(services, AgentSettings()) as inspector:
+        assert inspector.no_model == ""
+        return {part: inspector.run(InspectionRequest(ASK.replace("4412", part), part)) for part in ("4412", "4413")}
+
+
+@pytest.mark.parametrize("part", ["4412", "4413"])
+def test_an_inspection_is_driven_by_the_model(reports: dict[str, DefectReport], model_folder: Path, part: str) -> None:
+    report = reports[part]
+    assert (report.judge.via, report.judge.model, report.judge.reason) == ("embedded", "refdiff", None)
+    assert report.llm_reading is not None
+    assert report.tool_trace[0].tool == "find_part"
+    assert report.tool_trace[-1].tool == "submit_report"
+    assert report.software.weights["language"] == built_sha256(model_folder)
+    assert Path(report.artefacts.html).is_file()
+
+
+def test_every_finding_has_its_evidence(reports: dict[str, DefectReport]) -> None:
+    report = reports["4412"]
+    assert report.verdict != "PASS"
+    assert report.findings
+    known = {e.id for e in report.evidence}
+    assert all(set(f.evidence) <= known for f in report.findings)
+
+
+def test_the_report_is_asked_about(services: Services, reports: dict[str, DefectReport]) -> None:
+    with Inspector(services, AgentSettings()) as inspector:
+        said = inspector.answer_about(reports["4412"].inspection_id, "what is the verdict?")
+        assert reports["4412"].verdict.value in said
+        with pytest.raises(UnknownRecordError):
+            inspector.answer_about("insp-none", "what is the verdict?")
+        with pytest.raises(InputError, match="question is empty"):
+            inspector.answer_about(reports["4412"].inspection_id, " <|im_end|> ")
+
+
+def test_numbers_that_the_report_lacks_are_not_said(
+    services: Services, reports: dict[str, DefectReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Embedded, "answer", lambda *_: "It is 123.4 mm long.")
+    with Inspector(services, AgentSettings()) as inspector:
+        assert inspector.answer_about(reports["4412"].inspection_id, "how long is it?") == questions.NOT_KNOWN
+
+
+def test_without_a_part_it_says_how_to_ask(services: Services) -> None:
+    with Inspector(services, AgentSettings()) as inspector:
+        assert inspector.answer("hello") == HOW_TO_ASK
+
+
+def test_switched_off(services: Services) -> None:
+    with Inspector(services, AgentSettings(llm="off")) as inspector:
+        report = inspector.run(InspectionRequest(ASK, "4412"))
+        assert report.judge.via == "fallback"
+        assert "REFDIFF_LLM" in str(report.judge.reason)
+        assert "verdict" in inspector.answer_about(report.inspection_id, "what is the verdict?")
+
+
+def test_a_model_that_breaks_stops_no_line(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom: /secret/path")
+
+    monkeypatch.setattr("refdiff.model.engine.Engine.call", broken)
+    monkeypatch.setattr("refdiff.model.engine.Engine.read", broken)
+    with Inspector(services, AgentSettings()) as inspector:
+        report = inspector.run(InspectionRequest(ASK, "4412"))
+    assert report.judge.via == "fallback"
+    assert report.verdict != "PASS"
+    assert "secret" not in report.model_dump_json()
+
+
+def test_not_built_yet(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "model_settings", ModelSettings(cache=tmp_path))
+    with Inspector(services, AgentSettings()) as inspector:
+        assert "refdiff model build" in inspector.no_model
+
+
+def test_langchain_knows_it(model_folder: Path) -> None:
+    chat = EmbeddedChat(engine=shared_engine(model_folder), pictures=lambda _: _picture())
+    asked = [SystemMessage(prompts.SYSTEM), HumanMessage(prompts.request_message("check part A77", "A77"))]
+    message = chat.bind_tools(TOOLS).invoke(asked)
+    assert [(c["name"], c["args"]) for c in message.tool_calls] == [("find_part", {"part_id": "A77"})]
+    assert chat.invoke([HumanMessage("What is the capital of France?")]).text
+
+
+def test_odd_pictures_are_refused(model_folder: Path) -> None:
+    driver = Embedded(model_folder, lambda _: _picture())
+    blocks: list[str | dict[str, str]] = [{"type": "text", "text": "look"}, {"type": "image_ref", "sha256": "a"}]
+    with pytest.raises(LLMError, match="InputError"):
+        driver.next_call([SystemMessage("s"), HumanMessage(blocks)], TOOLS)
+
+
+def test_a_pair_is_read(model_folder: Path) -> None:
+    driver = Embedded(model_folder, lambda _: _picture())
+    reading = driver.read_pair("whatever", "a", "b")
+    assert json.loads(reading.model_dump_json())["defect"] == (reading.type != "none")
+
+
+def _picture() -> RgbImage:
+    return render("label", 3, 1, size=(96, 96)).image
