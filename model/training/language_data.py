@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from refdiff.model.difference_network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork
 from refdiff.model.encoder import load_efficientnet_lite0
@@ -295,9 +294,4 @@ def rows_of(seen: PairFeatures, rows: Sequence[int]) -> PairFeatures:
     return PairFeatures(**{k: v[index].float() for k, v in seen.as_dict().items()})
 
 
-def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
-
-
-__all__ = ["Judged", "Recordings", "Tensor", "build_pairs", "judged_pair", "read_recordings", "rows_of", "seeing_half"]
+__all__ = ["Judged", "Recordings", "build_pairs", "judged_pair", "read_recordings", "rows_of", "seeing_half"]
