@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor
 from refdiff.model.encoder import Features
 from refdiff.model.matching import window_cells
 
-VERSION = "fused-1"  # part of every calibration key: raise when scores change
+VERSION = "fused-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 STRIDES = (8, 16, 32)
 _WINDOW = 0.1  # half width of the matching window, as a part of the long side
@@ -41,28 +42,50 @@ class ReferenceView:
 
 
 def descriptors(features: Features) -> Tensor:
-    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320."""
+    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320; each lies in one piece in memory."""
     h, w = features.maps[GRID_STRIDE].shape[-2:]
     parts = []
     for stride in STRIDES:
-        x = features.maps[stride][None]
+        x = features.maps[stride][None].contiguous(memory_format=torch.channels_last)
         if x.shape[-2:] != (h, w):
             x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
-        parts.append(x[0])
-    return F.normalize(torch.cat(parts), dim=0)
+        parts.append(x[0].permute(1, 2, 0))
+    return F.normalize(torch.cat(parts, 2), dim=2).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=1)
+def _has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _closeness(query: Tensor, reference: Tensor) -> Tensor:
+    """(Nq, Nr) cosine similarity of unit-norm descriptors (C, ...), minus 1.
+
+    In bfloat16 where the CPU multiplies that itself, six times as fast. The 1 and what rounding did to the lengths are taken
+    off inside the sum: what is rounded in the end is the small distance.
+    """
+    q, r = query.flatten(1).T, reference.flatten(1).T
+    if not _has_bfloat16():
+        return q @ r.T - 1
+    left, right = (x.bfloat16() for x in (q, r))
+    q_over, r_over = ((x.float().norm(dim=1, keepdim=True) - 1).bfloat16() for x in (left, right))
+    q_one, r_one = q_over.new_ones(len(q), 1), q_over.new_ones(len(r), 1)
+    left = torch.cat([left, q_one, q_over, q_one], 1)
+    right = torch.cat([right, -r_one, -r_one, -r_over], 1)
+    return left @ right.T
 
 
 def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference."""
     _c, h, w = query.shape
-    similarity = query.flatten(1).T @ reference.descriptors.flatten(1)  # (Nq, Nr)
-    anywhere = similarity.amax(1)
+    closeness = _closeness(query, reference.descriptors)
+    anywhere = closeness.amax(1).float()
     if not reference.registered:
-        return (1 - anywhere).view(h, w)
+        return -anywhere.view(h, w)
     at, usable = window_cells(h, w, max(1, round(_WINDOW * max(h, w))))
     if not reference.valid.all():
         usable = usable & reference.valid.flatten()[at]
-    nearby = similarity.gather(1, at).masked_fill_(~usable, -1.0).amax(1)
+    nearby = closeness.gather(1, at).masked_fill_(~usable, -2.0).amax(1).float()
     matched = (nearby + anywhere) / 2
     # Where the reference does not reach there is no counterpart nearby to miss, and close to its end its features are
     # those of the made-up pixels beyond: there the unmoved reference may answer too.
@@ -70,10 +93,10 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     if unsure.any():
         rows = anywhere[unsure]
         if reference.original is not None:
-            own = query.flatten(1)[:, unsure].T @ reference.original.flatten(1)
-            rows = torch.maximum(rows, own.amax(1))
+            own = _closeness(query.flatten(1)[:, unsure], reference.original)
+            rows = torch.maximum(rows, own.amax(1).float())
         matched[unsure] = torch.maximum(matched[unsure], rows)
-    return (1 - matched).view(h, w)
+    return -matched.view(h, w)
 
 
 def _grown(cells: Tensor, by: int = 2) -> Tensor:

@@ -104,12 +104,15 @@ class DifferenceModel:
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
-    """Batch norm folded into the convolutions before it."""
+    """Batch norm folded into the convolutions before it, and weights in the bfloat16 that autocast would make of them."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.BatchNorm2d):
             assert isinstance(module[0], nn.Conv2d)
             module[0] = fuse_conv_bn_eval(module[0], module[1])
             module[1] = nn.Identity()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
     return net
 
 

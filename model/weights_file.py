@@ -1,19 +1,23 @@
-"""Trained weights on disk: half-precision safetensors beside a JSON card that pins their sha256."""
+"""Trained weights on disk: half-precision safetensors beside a JSON card that pins their sha256; and full disks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refdiff.model.errors import StorageError
+
+_WAY_OUT = "free some space or choose another --out; the same command goes on from what is there"
 
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -37,11 +41,27 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
 def write_weights(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
     """Write `path` and its card; the card also says kind, sha256, commit and time, and is returned."""
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}, path)
+    save_tensors({k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}, path)
     card = {"kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **about, "commit": _commit(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises StorageError: disk full, not writable (safetensors has its own error for it)."""
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except (OSError, SafetensorError) as e:
+        path.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written ({e}); {_WAY_OUT}") from e
+
+
+def need_space(folder: Path, size: int, what: str) -> None:
+    """Raises StorageError if `size` bytes more do not fit where `folder` is. what: "a checkpoint takes"."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(f"{folder}: {free / 1e6:,.0f} MB free, {what} about {size / 1e6:,.0f} MB; {_WAY_OUT}")
 
 
 def _commit() -> str:

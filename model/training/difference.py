@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from refdiff.model.training.pool import (
     read_shard,
     source_names,
 )
-from refdiff.model.weights_file import write_weights
+from refdiff.model.weights_file import need_space, save_tensors, write_weights
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
@@ -178,14 +178,15 @@ def train_difference(
 ) -> Path:
     """Train and write `out/difference.safetensors`, `difference.json`, `MODEL_CARD.md`, `curves.png`.
 
-    pool: folder of an existing or shared pool, default `out/pool`. Raises InputError (a pool of other sources).
+    pool: folder of an existing or shared pool, default `out/pool`. Raises InputError (a pool of other sources),
+    StorageError (the disk is full).
     """
     tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     pool = pool or out / "pool"
     # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder, encoder.digest)
+    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder, encoder.digest, encoder.channels)
     names = source_names(sources)
     described = pool / "pool.json"
     wanted = plan.described()
@@ -279,7 +280,8 @@ def _checkpoint(
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in values.items()}
     temporary = out / ".checkpoint.tmp"
-    save_file(tensors, temporary, metadata={"state": json.dumps(asdict(state)), "recipe": _identity(recipe)})
+    need_space(out, sum(t.numel() * t.element_size() for t in tensors.values()), "a checkpoint takes")
+    save_tensors(tensors, temporary, {"state": json.dumps(asdict(state)), "recipe": _identity(recipe)})
     temporary.replace(out / "checkpoint.safetensors")
 
 

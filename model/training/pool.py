@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,12 +19,21 @@ import cv2
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from refdiff.model.encoder import WEIGHTS_SHA256
-from refdiff.model.matching import STRIDES, Matched, ReferenceMaps, composite_reference, match
-from refdiff.model.training.pairs import NO_TYPE, Pair, Source, cell_targets, photo_pair, rendered_pair, surface_pair
+from refdiff.model.encoder import CHANNELS, WEIGHTS_SHA256
+from refdiff.model.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.training.pairs import (
+    NO_TYPE,
+    PAIR_PX,
+    Pair,
+    Source,
+    cell_targets,
+    photo_pair,
+    rendered_pair,
+    surface_pair,
+)
+from refdiff.model.weights_file import need_space, save_tensors
 
 SHARD = 64
 _RENDERED_SHARE = 0.4
@@ -35,19 +44,25 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it, and the
-    digest of its weights."""
+    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it, the
+    digest of its weights, and stride -> channels of its maps."""
 
     seed: int
     sources: tuple[Source, ...]
     hard: bool = False
     encoder: str | None = None
     encoder_digest: str = WEIGHTS_SHA256
+    channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)
 
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
         sources = source_names(self.sources)
         return {"seed": self.seed, "sources": sources, "hard": self.hard, "encoder": self.encoder_digest}
+
+    def bytes_per_pair(self) -> int:
+        """What `_encoded` stores: maps and distances in half precision, two pictures, what is covered, mask and types."""
+        maps = sum(2 * (2 * self.channels[s] + N_DISTANCES) * (PAIR_PX // s) ** 2 for s in STRIDES)
+        return maps + 7 * PAIR_PX**2 + 2 * (PAIR_PX // 4) ** 2
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
             rows.setdefault(name, []).append(value)
         rows.setdefault("source", []).append(torch.tensor(names.index(pair.source), dtype=torch.uint8))
     temporary = folder / f".{index:05d}.{os.getpid()}.tmp"
-    save_file({k: torch.stack(v) for k, v in rows.items()}, temporary)
+    save_tensors({k: torch.stack(v) for k, v in rows.items()}, temporary)
     temporary.replace(folder / f"{index:05d}.safetensors")
     return index
 
@@ -162,7 +177,7 @@ def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
 def build_pool(
     plan: PoolPlan, folder: Path, pairs: int, workers: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Make the shards that are missing. progress: shards done, in all."""
+    """Make the shards that are missing. progress: shards done, in all. Raises StorageError where they do not fit."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
@@ -170,14 +185,19 @@ def build_pool(
     (folder / "pool.json").write_text(json.dumps(plan.described(), indent=1))
     missing = [i for i in range(total) if not (folder / f"{i:05d}.safetensors").exists()]
     done = total - len(missing)
+    need_space(folder, len(missing) * SHARD * plan.bytes_per_pair(), f"{len(missing) * SHARD:,} pairs take")
     if progress:
         progress(done, total)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        for future in as_completed([executor.submit(_make_shard, plan, i, folder, SHARD) for i in missing]):
-            future.result()
-            done += 1
-            if progress:
-                progress(done, total)
+        try:
+            for future in as_completed([executor.submit(_make_shard, plan, i, folder, SHARD) for i in missing]):
+                future.result()
+                done += 1
+                if progress:
+                    progress(done, total)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)  # the others would fail as this one did
+            raise
     return [folder / f"{i:05d}.safetensors" for i in range(total)]
 
 

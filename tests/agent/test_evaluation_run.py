@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,19 @@ def test_evaluation_touches_no_user_data_and_is_deterministic(mvtec: Path, tmp_p
     first, second = (evaluate(mvtec, references=2, goldens=4) for _ in range(2))
     assert [r.score for r in first.per_image] == [r.score for r in second.per_image]
     assert not (tmp_path / "home").exists()
+
+
+def test_a_black_photo_goes_to_a_person(mvtec: Path, tmp_path: Path) -> None:
+    root = tmp_path / "with-black"
+    shutil.copytree(mvtec, root)
+    _save(np.zeros((192, 192, 3), np.uint8), root / "test" / "black" / "000.png")
+    results = evaluate(root, references=1, goldens=8)
+    [black] = [r for r in results.per_image if r.kind == "black"]
+    assert black.verdict.value == "REVIEW"
+    assert np.isfinite(black.score)
+    assert results.n_bad == 6
+    others = {r.path: r.score for r in evaluate(mvtec, references=1, goldens=8).per_image}
+    assert {r.path: r.score for r in results.per_image if r is not black} == others
 
 
 def test_pairs_layout_with_calibration_rows(tmp_path: Path) -> None:

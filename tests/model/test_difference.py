@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refdiff.model.difference import ReferenceView, anomaly_map, descriptors, distance, image_score, judged
+from refdiff.model.difference import ReferenceView, _closeness, anomaly_map, descriptors, distance, image_score, judged
 from refdiff.model.encoder import Encoder
 from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
@@ -123,3 +123,14 @@ def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
     cells = descriptors(features)
     assert cells.shape == (472, 12, 16)
     assert torch.allclose(cells.norm(dim=0), torch.ones(12, 16), atol=1e-5)
+
+
+def test_closeness_is_the_cosine_less_one_to_the_small_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = F.normalize(torch.rand(472, 20, 20, generator=torch.Generator().manual_seed(0)), dim=0)
+    query = F.normalize(reference + 0.01 * torch.randn(472, 20, 20, generator=torch.Generator().manual_seed(1)), dim=0)
+    fast = _closeness(query, reference).float()
+    monkeypatch.setattr("refdiff.model.difference._has_bfloat16", lambda: False)
+    exact = _closeness(query, reference)
+    assert torch.allclose(exact, query.flatten(1).T @ reference.flatten(1) - 1, atol=1e-6)
+    assert (fast.amax(1) - exact.amax(1)).abs().max() < 2e-4
+    assert (fast - exact).abs().max() < 5e-3

@@ -15,6 +15,7 @@ from refdiff.model.render import PART_KINDS, PartKind, render
 from refdiff.model.synthesis import (
     SYNTHETIC_TYPES,
     SyntheticDefect,
+    _glints,
     add_defect,
     foreground_of,
     is_grey,
@@ -210,3 +211,24 @@ def test_jitter_moves_pixels_as_its_matrix_says() -> None:
     still, m = jitter(image, np.random.default_rng(0), max_shift_px=0, max_angle_deg=0, max_scale=0)
     assert np.array_equal(still, image)
     assert m == pytest.approx(np.eye(3))
+
+
+def test_glints_change_what_is_brighter_than_its_surroundings_alone() -> None:
+    flat = np.full((160, 160, 3), 90, np.float32)
+    assert np.array_equal(_glints(flat, np.random.default_rng(0), 1.0), flat)
+    shiny = flat.copy()
+    shiny[40:52, 100:112] = 200
+    grown, faded, most = 0, 0, []
+    for seed in range(12):
+        diff = (_glints(shiny, np.random.default_rng(seed), 1.0) - shiny)[..., 0]
+        spot = diff[40:52, 100:112]
+        away = diff.copy()
+        away[30:62, 90:122] = 0
+        assert np.abs(away).max() < 0.15 * np.abs(spot).max() + 1
+        grown, faded = grown + (spot.mean() > 1), faded + (spot.mean() < -1)
+        most.append(float(np.abs(spot).max()))
+        weak = _glints(shiny, np.random.default_rng(seed), 0.1) - shiny
+        assert np.abs(weak).max() < 0.2 * most[-1] + 1
+    assert grown >= 2
+    assert faded >= 2  # a highlight may also vanish
+    assert max(most) > 20

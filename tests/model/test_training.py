@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from refdiff.model.difference_network import DIFFERENCE_TYPES
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import encode_png
 from refdiff.model.learned_difference import load_difference
 from refdiff.model.render import DefectSpec, render
@@ -191,3 +193,43 @@ def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, li
 def test_a_wrong_folder_is_bad_input(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["train", "difference", "--data", str(tmp_path / "nowhere")])
     assert isinstance(found.exception, InputError)
+
+
+# ---- a full disk ----
+
+
+def test_a_pool_that_does_not_fit_is_not_begun(
+    pool: tuple[Path, list[Source]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = PoolPlan(0, tuple(pool[1]))
+    size = sum(p.stat().st_size for p in pool[0].glob("*.safetensors")) / (2 * SHARD)
+    assert plan.bytes_per_pair() == pytest.approx(size, rel=0.01)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    with pytest.raises(StorageError, match=r"10 MB free, 128 pairs take about 160 MB; free some space or choose") as e:
+        train_difference(DifferenceRecipe(pairs=2 * SHARD, workers=1), pool[1], tmp_path)
+    assert str(tmp_path / "pool") in str(e.value)
+    assert not list((tmp_path / "pool").glob("*.safetensors"))
+    build_pool(plan, pool[0], 2 * SHARD, 1)  # nothing is missing, nothing is needed
+
+
+def test_a_disk_that_fills_up_names_the_file_and_keeps_the_last_checkpoint(
+    pool: tuple[Path, list[Source]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sources = pool
+    recipe = DifferenceRecipe(pairs=2 * SHARD, epochs=1, batch=16, width=8, workers=1)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(StorageError, match=r"0 MB free, a checkpoint takes about \d+ MB; free some space"):
+            train_difference(recipe, sources, tmp_path, pool=folder)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+    def no_space(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as full:
+        full.setattr("refdiff.model.weights_file.save_file", no_space)
+        with pytest.raises(StorageError, match=r"checkpoint.tmp: cannot be written .*os error 28.*free some space"):
+            train_difference(recipe, sources, tmp_path, pool=folder)
+    assert train_difference(recipe, sources, tmp_path, pool=folder).is_file()

@@ -17,7 +17,7 @@ from refdiff.model.encoder import Encoder
 from refdiff.model.errors import InputError
 from refdiff.model.render import DefectSpec, DefectTruth, DefectType, Light, PartKind, Pose, Scene, render
 from refdiff.tools.align import Alignment, align
-from refdiff.tools.measure import Measurement, measure
+from refdiff.tools.measure import Measurement, _explained, measure
 from refdiff.tools.score_difference import find_regions
 
 DIM = Light(gain=0.6)
@@ -365,3 +365,18 @@ def test_a_plain_photo_is_measured_without_failing(grey: int, side: int) -> None
     assert not unregistered.ok
     assert m.method == "map"
     assert m.uncertainty_px > 0
+
+
+def test_explained_is_the_part_of_the_region_near_what_was_found() -> None:
+    region = np.zeros((20, 100), bool)
+    region[5:15, 10:90] = True
+    inside = (200, 50, 300, 70)  # where the region's array lies in the photo
+    whole = np.ones((10, 80), bool)
+    assert _explained(region, inside, whole, (210, 55, 290, 65), 3) == 1.0
+    half = np.ones((10, 40), bool)
+    assert _explained(region, inside, half, (210, 55, 250, 65), 0.5) == pytest.approx(0.5)
+    assert _explained(region, inside, half, (210, 55, 250, 65), 8) == pytest.approx(0.6, abs=0.02)
+    assert _explained(region, inside, half, (500, 55, 540, 65), 8) == 0.0  # all of it lies elsewhere
+    assert _explained(region, inside, np.zeros((10, 40), bool), (210, 55, 250, 65), 8) == 0.0
+    partly = np.ones((10, 80), bool)  # begins left of the region's array
+    assert _explained(region, inside, partly, (170, 55, 250, 65), 0.5) == pytest.approx(0.5)
