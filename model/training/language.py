@@ -403,8 +403,9 @@ def _run(student: Student, recipe: LanguageRecipe, data: _Data, plan: list[tuple
             f"stage {stage}, loss {np.mean(recent):.3f}, {state.tokens / state.seconds:.0f} tokens/s",
         )
         if state.step % max(50, len(plan) // 5) == 0 or state.step == len(plan):
+            some = data.val[:: max(1, len(data.val) // _VALIDATED)]
             state.curves.append({"step": state.step, "tokens": state.tokens, "loss": float(np.mean(recent))}
-                                | validate(student, data.val[:: max(1, len(data.val) // _VALIDATED)], data.seen))  # fmt: skip
+                                | validate(student, some, data.seen))  # fmt: skip
             tell("validation", state.step, len(plan), json.dumps({k: round(v, 3) for k, v in state.curves[-1].items()}))
         if time.monotonic() - saved > _CHECKPOINT_S or state.step == len(plan):
             _checkpoint(student, optimizer, state, out)
