@@ -1,6 +1,6 @@
 """`refdiff demo`: the whole path on real electroluminescence (near-infrared) images of solar cells.
 
-Everything lives in a folder of its own; the user's golden bank, stores and cache are not touched. The cells are drawn
+Everything lives in a folder of its own; the user's golden bank and stores are not touched. The cells are drawn
 by a fixed seed before anything is scored, and the verdicts are shown beside the truth, right or wrong.
 """
 
@@ -110,7 +110,7 @@ def run_demo(out: Path) -> tuple[dict[str, Any], list[RenderableType]]:
     home = out / "home"
     # explicit arguments beat the environment: no server, no bank, no checkpoints of the user's
     memory = MemorySettings(home=home, qdrant_url=None, qdrant_api_key=None)
-    model = load(ModelSettings, cache=home / "cache")
+    model = load(ModelSettings)  # the cache is shared: the language model lies there, and goldens are cached by content
     settings = AgentSettings(checkpoint_url=None)
     with Services.open(memory=memory, model=model, tools=load(ToolsSettings)) as services:
         enrolled = {product: _enroll(services, product, chosen) for product, chosen in goldens.items()}
