@@ -30,7 +30,7 @@ from pydantic import SecretStr, ValidationError
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.build import built_sha256
-from refdiff.model.errors import LLMError, RefDiffError
+from refdiff.model.errors import LLMError
 from refdiff.model.images import RgbImage
 from refdiff.model.reading import NO_DEFECT, READING_SCHEMA, READING_TYPES
 from refdiff.tools.defect_types import UNKNOWN
@@ -61,6 +61,9 @@ class Driver(Protocol):
 
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""
+
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
+        """The one of the options that answers the text."""
 
 
 class _Limited(httpx2.SyncByteStream):
@@ -166,6 +169,26 @@ class Endpoint:
         # int(inf) overflows, and brackets nested deeply enough exhaust the parser
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
             raise LLMError(f"{self.url} gave no usable reading of the pair") from e
+
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
+        """The one of the options that answers the text; an LLMError if it answers with anything else."""
+        schema = {
+            "title": "choice", "type": "object", "additionalProperties": False, "required": ["answer"],
+            "properties": {"answer": {"enum": list(options)}},
+        }  # fmt: skip
+        bound = self._chat.bind(
+            response_format={"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
+        )
+        listed = "\n".join(f"- {o}" for o in options)
+        asked = f'{text}\nAnswer as JSON, {{"answer": ...}}, with one of:\n{listed}'
+        message = self._call(lambda: bound.invoke([("system", prompt), ("human", asked)]))
+        try:
+            said = json.loads(message.text)["answer"]
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise LLMError(f"{self.url} gave no usable answer") from e
+        if said not in options:
+            raise LLMError(f"{self.url} gave an answer that was not offered")
+        return str(said)
 
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""
@@ -273,6 +296,10 @@ class Embedded:
     def answer(self, prompt: str, text: str) -> str:
         return self._safely(lambda: self._chat().invoke([("system", prompt), ("human", text)]).text[:2000])
 
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
+        asked = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
+        return self._safely(lambda: self.engine.choose(asked, options))
+
     def _chat(self) -> EmbeddedChat:
         return EmbeddedChat(engine=self.engine, pictures=self._pictures)
 
@@ -282,7 +309,7 @@ class Embedded:
             return call()
         except LLMError:
             raise
-        except (RefDiffError, ValueError, RuntimeError, OSError, MemoryError) as e:
+        except Exception as e:  # a damaged folder or a strange conversation may fail anywhere; the line goes on
             raise LLMError(f"the embedded model failed ({type(e).__name__})") from e
 
 

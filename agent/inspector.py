@@ -25,7 +25,7 @@ from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.dispositions import Disposition
-from refdiff.model.build import is_built, model_folder
+from refdiff.model.build import is_built, model_folder, unfit
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.reading import READ
@@ -139,9 +139,9 @@ class Inspector:
             return HOW_TO_ASK
 
     def answer_about(self, inspection_id: str, question: str) -> str:
-        """A question about a filed report, answered from its facts alone. Raises UnknownRecordError, InputError.
+        """A question about a filed report, answered with a statement that is true of it.
 
-        Without a model (or when it fails) the facts themselves are the answer.
+        Without a model (or when it fails) the facts themselves are the answer. Raises UnknownRecordError, InputError.
         """
         report = self.services.stores.inspections.get(inspection_id).report
         asked = prompts.sanitise(question)
@@ -152,11 +152,10 @@ class Inspector:
         self._emit(AgentEvent("llm", "asking the model"))
         prompt = questions.prompt_of(report, asked)
         try:
-            said = self._driver.answer(prompts.ANSWER, prompt)
+            return self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
             return questions.facts(report)
-        return said if said and questions.grounded(said, prompt) else questions.NOT_KNOWN
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
@@ -206,15 +205,16 @@ class Inspector:
         if self.settings.llm_base_url:
             return Endpoint(self.settings, self._image_url), ""
         model = self.services.model_settings
-        if model.encoder is not None:
-            return None, "the embedded model does not work with an encoder of one's own"
         try:
+            if reason := unfit(model):
+                return None, reason
             folder = model_folder(model)
-        except StorageError:
-            return None, "no language model comes with this installation"
-        if not is_built(folder):
-            return None, "the embedded model is not built yet; run: refdiff model build"
-        return Embedded(folder, self._picture, model.threads), ""
+            if not is_built(folder):
+                return None, "the embedded model is not built yet; run: refdiff model build"
+            return Embedded(folder, self._picture, model.threads), ""
+        except StorageError as e:  # reported as why the script drives; a line never stops because a model is broken
+            self._emit(AgentEvent("fallback", str(e)))
+            return None, "the embedded model cannot be read; run: refdiff model build --again"
 
     def _picture(self, sha256: str) -> RgbImage:
         return decode_image(self.services.stores.images.get(sha256), settings=self.services.model_settings)

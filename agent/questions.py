@@ -1,7 +1,7 @@
 """Questions about a filed report: what the model is told of it, what it may answer, and examples to train on.
 
-The model sees the report's facts as short lines and nothing else. An answer is only passed on if every number in it stands
-in the facts or in the question; otherwise it is "not known".
+The model sees the report's facts as short lines and picks one of the statements that are true of the report, or "not known".
+Code writes the statements, so whatever it picks is true; it can only pick the wrong one.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from refdiff.agent.prompts import sanitise
 from refdiff.agent.verify import format_number
 
 NOT_KNOWN = "Not known: the report does not say."
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
-_MAX_FINDINGS = 6
+_LIMIT = re.compile(r"(?<![\w.,])(\d+(?:[.,]\d+)?) ?mm\b")
+_FINDING = re.compile(r"(?<![\w.,])f?(\d{1,2})(?![\w.,]*\d| ?mm)", re.IGNORECASE)
+_SHOWN = 6  # findings that the model reads; those that a question names always
 
 
 @dataclass(frozen=True)
 class Question:
-    """prompt: facts and question as the model reads them. known: the report holds the answer."""
+    """prompt: facts and question as the model reads them. known: the report holds the answer. options: all that
+    may be answered."""
 
     prompt: str
     answer: str
     known: bool
+    options: list[str]
 
 
-def facts(report: Mapping[str, Any]) -> str:
-    """A report (DefectReport as JSON) in short lines."""
+def facts(report: Mapping[str, Any], question: str | None = None) -> str:
+    """A report (DefectReport as JSON) in short lines: all findings, or the first and those that `question` names."""
     reference, scale = report["reference"], report["scale"]
     p = "none" if report["p_value"] is None else f"{report['p_value']:.3g}"
     lines = [
@@ -39,7 +43,10 @@ def facts(report: Mapping[str, Any]) -> str:
         f"scale {scale['mm_per_px']:.3g} mm/px" if scale["mm_per_px"] else "scale unknown",
         f"findings: {len(report['findings'])}",
     ]
-    for finding in report["findings"][:_MAX_FINDINGS]:
+    named = {f"f{int(n)}" for n in _FINDING.findall(question)} if question is not None else set()
+    for number, finding in enumerate(report["findings"], start=1):
+        if question is not None and number > _SHOWN and finding["id"] not in named:
+            continue
         lines.append(
             f"{finding['id']}: {finding['type'].replace('_', ' ')}, {finding['location']['region']}, "
             f"length {_size(finding, 'length')}, width {_size(finding, 'width')}, severity {finding['severity']}, "
@@ -56,13 +63,17 @@ def _size(finding: Mapping[str, Any], name: str) -> str:
 
 
 def prompt_of(report: Mapping[str, Any], question: str) -> str:
-    return f"{facts(report)}\nQuestion: {question}"
+    """Part ids are any printable text: what means something to a chat template is taken out of facts and question alike."""
+    return f"{sanitise(facts(report, question))}\nQuestion: {sanitise(question)}"
 
 
-def grounded(answer: str, prompt: str) -> bool:
-    """Does every number of the answer stand in the facts or the question?"""
-    known = {n.replace(",", ".") for n in _NUMBER.findall(prompt)}
-    return all(n.replace(",", ".") in known for n in _NUMBER.findall(answer))
+def statements(report: Mapping[str, Any], question: str) -> list[str]:
+    """All that may be answered: what is true of the report, with a limit in mm that the question names; last, NOT_KNOWN."""
+    limit = _LIMIT.search(question)
+    numbers = range(1, len(report["findings"]) + 1)
+    asked = [(topic, n) for topic in _ASKED for n in (numbers if topic in _OF_FINDINGS else (1,))]
+    found = [_answer(topic, report, n, f"{limit.group(1)} mm" if limit else None) for topic, n in asked]
+    return [*dict.fromkeys(s for s in found if s is not None), NOT_KNOWN]
 
 
 # topic -> phrasings to train on, phrasings for the test; {n} is a finding's number, {limit} a length
@@ -89,20 +100,25 @@ _ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+_OF_FINDINGS = ("length", "width", "place", "type", "cause", "severity", "within")
+
+
 def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:
     """Questions with their true answers; among them, as often as chance has it, ones that the report cannot answer."""
     made = []
     for topic in rng.sample(list(_ASKED), n):
         findings = len(report["findings"])
-        number = rng.randint(1, max(1, min(_MAX_FINDINGS, findings)) + int(rng.random() < 0.15))
+        number = rng.randint(1, max(1, min(_SHOWN, findings)) + int(rng.random() < 0.15))
         limit = f"{rng.choice((0.1, 0.2, 0.5, 1, 2, 3, 5, 10))} mm"
         question = rng.choice(_ASKED[topic][int(test)]).format(n=number, limit=limit)
         answer = _answer(topic, report, number, limit)
-        made.append(Question(prompt_of(report, question), answer or NOT_KNOWN, answer is not None))
+        options = statements(report, question)
+        made.append(Question(prompt_of(report, question), answer or NOT_KNOWN, answer is not None, options))
     return made
 
 
-def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str) -> str | None:
+def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | None) -> str | None:
+    """The true statement, None if the report holds none."""
     whole = {
         "verdict": f"{report['verdict']}.", "why": f"{report['verdict']}: {report['verdict_reason']}.",
         "count": f"{len(report['findings'])} finding(s).", "golden": f"Golden {report['reference']['golden_id']}.",
@@ -111,15 +127,15 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str) -> s
     }  # fmt: skip
     if topic in whole:
         return whole[topic]
-    if topic == "elsewhere" or number > min(_MAX_FINDINGS, len(report["findings"])):
+    if topic == "elsewhere" or number > len(report["findings"]):
         return None
     finding = report["findings"][number - 1]
     if topic in ("length", "width"):
         return f"f{number}: {topic} {_size(finding, topic)}."
     if topic == "within":
-        if finding.get("length_mm") is None:
+        if finding.get("length_mm") is None or limit is None:
             return None
-        fits = finding["length_mm"] <= float(limit.split()[0])
+        fits = finding["length_mm"] <= float(limit.split()[0].replace(",", "."))
         return f"f{number}: length {_size(finding, 'length')}, limit {limit}: {'yes' if fits else 'no'}."
     said = {
         "place": finding["location"]["region"], "type": finding["type"].replace("_", " "), "severity": finding["severity"],

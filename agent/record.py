@@ -25,6 +25,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from refdiff.agent import phrasings, prompts
 from refdiff.agent.chat_models import ScriptedPolicy, plain_messages
 from refdiff.agent.context import AgentContext
+from refdiff.agent.filing import write_whole
 from refdiff.agent.graph import build_graph, opening_messages
 from refdiff.agent.questions import questions_about
 from refdiff.agent.report.schema import LlmReading
@@ -120,6 +121,9 @@ class Teacher:
     def answer(self, prompt: str, text: str) -> str:
         return ""  # inspections ask for calls only
 
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
+        return options[0]
+
     def _report(self, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         scored = next(r for r in reversed(results["score_difference"]) if "p_value" in r)
         score = scored["evidence"]
@@ -179,25 +183,27 @@ def _results(messages: Sequence[AnyMessage]) -> dict[str, list[dict[str, Any]]]:
 
 
 def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: Progress | None = None) -> int:
-    """Inspect parts of every source and append conversations to `out/recordings.jsonl`; how many inspections.
+    """Inspect parts of every source and write `out/<source>.jsonl`; how many conversations are new.
 
-    Goldens are never inspected. A product that is in the file already is left out, so that a stopped recording goes on.
-    Raises InputError (a source with fewer than four good photos).
+    Goldens are never inspected. A product that was recorded before is left out, so that a stopped recording goes on.
+    Raises InputError (a source with fewer than four good photos, a folder of another plan), StorageError.
     """
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     (out / "tools.json").write_text(
         json.dumps([convert_to_openai_tool(t, strict=True) for t in TOOLS]), encoding="utf-8"
     )
-    path = out / "recordings.jsonl"
-    known = {json.loads(line)["product"] for line in path.read_text().splitlines()} if path.exists() else set()
+    plan_path, described = out / "plan.json", json.dumps(asdict(plan))
+    if plan_path.exists() and plan_path.read_text() != described:
+        raise InputError(f"{out} holds recordings of another plan ({plan_path.read_text()}); choose another --out")
+    plan_path.write_text(described)
     done = 0
     for source in sources:
-        if source.name in known:
+        path = out / f"{source.name}.jsonl"
+        if path.exists():
             continue
         lines = [json.dumps(line, ensure_ascii=False) for line in _record_product(source, images, plan, progress)]
-        with path.open("a", encoding="utf-8") as file:  # a product at a time: a kill leaves whole products
-            file.write("".join(f"{line}\n" for line in lines))
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
         done += len(lines)
     return done
 
@@ -304,7 +310,7 @@ def _inspect(
             break  # nothing is filed
     if final["report"]["judge"]["via"] == "fallback" or final["report"]["unsupported_claims_dropped"]:
         raise RefDiffError(f"the teacher's own report was refused: {final['report']['unsupported_claims_dropped']}")
-    common = {"product": source, "template": template, "test": test}
+    common = {"product": source, "template": template, "test": test, "photo": capture.sha256}
     messages = plain_messages(final["messages"])
     refused = prompts.UNSUPPORTED.partition("{")[0]
     for i, message in enumerate(messages):
@@ -331,6 +337,7 @@ def _inspect(
                 {"role": "assistant", "content": question.answer, "train": True},
             ],
             "known": question.known,
+            "options": question.options,
         }
 
 
@@ -342,4 +349,4 @@ def _pictures(message: dict[str, Any]) -> list[str]:
 def _keep(services: Services, sha256: str, images: Path) -> None:
     target = images / f"{sha256}.png"
     if not target.exists():
-        target.write_bytes(services.stores.images.get(sha256))
+        write_whole(target, services.stores.images.get(sha256))

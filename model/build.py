@@ -18,12 +18,9 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 from torch import Tensor
 
 from refdiff.model.configuration import (
-    CALL_END_TOKEN,
-    CALL_TOKEN,
     DIFFERENCE_TOKEN,
     IMAGE_TOKEN,
     NEW_ROWS,
@@ -37,10 +34,11 @@ from refdiff.model.language_base import WHEEL_SHA256, LanguageBase, Progress, fe
 from refdiff.model.learned_difference import PACKAGED as DIFFERENCE
 from refdiff.model.processor import CHAT_TEMPLATE
 from refdiff.model.settings import ModelSettings
-from refdiff.model.weights_file import read_weights
+from refdiff.model.weights_file import need_space, read_weights, save_tensors
 
 PACKAGED = Path(__file__).parent / "weights" / "language.safetensors"
 CARD = "refdiff.json"
+_NEEDED = 500_000_000  # bytes: the folder, and what it is made from
 _FORMAT = "1"  # raise when the folder's layout or the network's code changes
 _SPECIAL = (IMAGE_TOKEN, DIFFERENCE_TOKEN)  # not shown when text is decoded; the other new tokens are part of the text
 
@@ -146,6 +144,22 @@ def packaged_card(settings: ModelSettings) -> dict[str, Any]:
     return card
 
 
+def unfit(settings: ModelSettings) -> str | None:
+    """Why the language weights in use do not go with the other settings, None if they do. Raises StorageError."""
+    if settings.encoder is not None:
+        return "the language model reads the packaged encoder's features, not those of REFDIFF_ENCODER"
+    language, difference = _sources(settings)
+    try:
+        trained_with = json.loads(language.with_suffix(".json").read_text(encoding="utf-8")).get("difference_sha256")
+    except (OSError, ValueError) as e:
+        raise StorageError(f"{language.with_suffix('.json')} cannot be read ({e}); reinstall or retrain") from e
+    if trained_with != _card_sha(difference):
+        return (
+            "the language weights were trained with another difference network than is in use; train both, or neither"
+        )
+    return None
+
+
 def is_built(folder: Path) -> bool:
     return (folder / CARD).is_file()
 
@@ -163,15 +177,25 @@ def build_model(settings: ModelSettings, progress: Progress | None = None, *, ag
 
     Raises UnavailableError (no package index), StorageError (changed files, disk full), InputError (own encoder).
     """
-    if settings.encoder is not None:
-        raise InputError("the language model reads the packaged encoder's features; unset REFDIFF_ENCODER")
+    if reason := unfit(settings):
+        raise InputError(
+            f"{reason}; unset REFDIFF_ENCODER and REFDIFF_DIFFERENCE_WEIGHTS, or set REFDIFF_LANGUAGE_WEIGHTS"
+        )
     folder = model_folder(settings)
     if is_built(folder) and not again:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        need_space(folder.parent, _NEEDED, "the model folder takes")
+    except OSError as e:
+        raise StorageError(
+            f"{folder.parent}: cannot be made ({e.strerror}); set REFDIFF_CACHE to a folder of yours"
+        ) from e
+    with FileLock(folder.parent / "building.lock"):
         if is_built(folder) and not again:
             return folder
+        for stale in folder.parent.glob(".building-*"):  # of a build that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         language, difference = _sources(settings)
         trained, card, digest = read_trained(language)
         if progress:
@@ -209,17 +233,13 @@ def write_folder(
             continue  # tied
         keep = not name.startswith("language_model.") or not value.is_floating_point()
         tensors[name] = (value if keep else value.to(torch.bfloat16)).contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
     config = model.config.to_dict() | {"architectures": ["RefDiffForConditionalGeneration"], "dtype": "bfloat16"}
     _write(folder / "config.json", config)
     ids = {k: base.config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write(folder / "generation_config.json", ids | {"do_sample": False})
     write_tokenizer(base, folder)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    _write(
-        folder / CARD,
-        {**about, "model_sha256": digest, "new_tokens": [*NEW_TOKENS], "call_tokens": [CALL_TOKEN, CALL_END_TOKEN]},
-    )
+    _write(folder / CARD, about)
 
 
 def write_tokenizer(base: LanguageBase, folder: Path) -> None:

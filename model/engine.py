@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
@@ -72,7 +73,7 @@ class Engine:
                 folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True
             )
             self.network.train(False)
-        except (OSError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             raise StorageError(f"{folder}: the model cannot be read ({e}); run: refdiff model build --again") from e
         self.config = self.network.config
         self._guide = llguidance.hf.from_tokenizer(self.processor.tokenizer, n_vocab=self.config.text_config.vocab_size)
@@ -104,7 +105,7 @@ class Engine:
         with self._mutex:
             prompt = self.processor.render(messages, tools)
             opening = [self.processor.call_id, *self._ids("\n")]
-            text = self._constrained(prompt, {"anyOf": choices}, pictures, self._conversation, opening)
+            text = self._constrained(prompt, self._grammar({"anyOf": choices}), pictures, self._conversation, opening)
         answer: dict[str, Any] = json.loads(text)
         return answer
 
@@ -115,7 +116,7 @@ class Engine:
         with self._mutex:
             self._seen.pop(("reference", "query"), None)
             prompt = self.processor.render([{"role": "user", "content": content}])
-            text = self._constrained(prompt, READING_SCHEMA, both.__getitem__, _Cache(), [])
+            text = self._constrained(prompt, self._grammar(READING_SCHEMA), both.__getitem__, _Cache(), [])
             self._seen.pop(("reference", "query"), None)
         answer: dict[str, Any] = json.loads(text)
         return answer
@@ -136,6 +137,16 @@ class Engine:
             self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
         return str(self.processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
+    def choose(self, messages: Sequence[dict[str, Any]], options: Sequence[str]) -> str:
+        """The option (printable text on one line) that the model answers with, greedily. Raises LLMError."""
+        import llguidance
+
+        lark = "start: " + " | ".join(json.dumps(o, ensure_ascii=False) for o in options)
+        with self._mutex:
+            prompt = self.processor.render(messages)
+            grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+            return self._constrained(prompt, grammar, lambda _: _nothing(), _Cache(), [])
+
     # ---- inside ----
 
     def _ids(self, text: str) -> list[int]:
@@ -150,14 +161,19 @@ class Engine:
         return self._grammars[key]
 
     @torch.inference_mode()
-    def _constrained(
-        self, prompt: Prompt, schema: dict[str, Any], pictures: Pictures, cache: _Cache, opening: list[int]
-    ) -> str:
-        """Greedy text that fits the schema."""
+    def _constrained(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
+        """Greedy text that fits the grammar. Whatever fails leaves an empty cache, never one that is wrong."""
+        try:
+            return self._generated(prompt, grammar, pictures, cache, opening)
+        except BaseException:
+            cache.keys, cache.values = [], DynamicCache()
+            raise
+
+    def _generated(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
         import llguidance
 
         started = time.perf_counter()
-        matcher = llguidance.LLMatcher(self._guide, self._grammar(schema))
+        matcher = llguidance.LLMatcher(self._guide, grammar)
         logits: Tensor | None = None
         pending = self._keys(prompt) + opening
         said: list[int] = []

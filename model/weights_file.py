@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refdiff.model.errors import StorageError
 
-_WAY_OUT = "free some space or choose another --out; the same command goes on from what is there"
+_WAY_OUT = "free some space or choose another folder; the same command goes on from what is there"
 
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:

@@ -108,7 +108,7 @@ def ask(
 ) -> None:
     """Ask in your own words; a request that names a part is inspected and filed.
 
-    With --about a question about a filed report is answered from its facts; numbers that are not in it are never said.
+    With --about a question about a filed report is answered with a statement that is true of it, or with "not known".
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
@@ -118,6 +118,10 @@ def ask(
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
     if about is not None:
+        given = {"--image": image, "--part": part, "--product": product, "--scale-mm-per-px": scale_mm_per_px,
+                 "--references": references, "--alpha": alpha, "--html": html, "--out": out}  # fmt: skip
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(f"the report is filed; leave {', '.join(extra)} out.", param_hint="--about")
         _answer_about(about, text)
         return
     named = part or part_id_in(text)

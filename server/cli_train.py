@@ -56,8 +56,6 @@ def difference(
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
     from refdiff.model.training.sources import customer_sources, research_sources
 
-    if data is not None and not data.is_dir():
-        raise InputError(f"{data}: no such folder; give the folder that holds your products")
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip

@@ -28,10 +28,10 @@ def model_folder() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    for name in [n for n in os.environ if n.startswith("REFDIFF_") and n != "REFDIFF_DATA"]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("REFDIFF_CACHE", str(tmp_path / "cache"))
-    for name in ("REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
     if "qdrant_server" not in request.keywords:
         monkeypatch.delenv("QDRANT_URL", raising=False)
 

@@ -1,6 +1,6 @@
 """How well the language model drives, reads and answers: python -m refdiff.agent.evaluation.driving
 
-On recordings with the phrasings kept for the test (`refdiff train record --test`), of images that nothing was trained on:
+On recordings with the phrasings kept for the test (`refdiff train record --test`, of images that nothing was trained on):
 each next call given what was recorded before it, each reading of a pair, each question about a report. `--live N` also runs
 N whole inspections through the embedded model, from the request to the report.
 """
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from refdiff.agent import phrasings, questions
+from refdiff.agent import phrasings
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -32,7 +32,7 @@ from refdiff.model.errors import LLMError, RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.reading import UNKNOWN_TYPE
 from refdiff.model.settings import ModelSettings
-from refdiff.model.training.language_data import board_zoom, read_lines
+from refdiff.model.training.language_data import board_zoom, read_lines, read_tools
 from refdiff.model.training.pairs import Source
 from refdiff.model.training.sources import customer_sources, deeppcb_groups
 from refdiff.tools.enroll import enroll, record_capture
@@ -104,10 +104,9 @@ def answers(engine: Engine, lines: Sequence[dict[str, Any]]) -> Rows:
     rows = []
     for line in lines:
         prompt, wanted = line["messages"][1]["content"], line["messages"][2]["content"]
-        said = engine.answer(line["messages"][:2])
-        shown = said if questions.grounded(said, prompt) else questions.NOT_KNOWN
+        said = engine.choose(line["messages"][:2], line["options"])
         rows.append({"question": prompt.rpartition("Question: ")[2], "wanted": wanted, "said": said, "known": line["known"],
-                     "right": shown == wanted})  # fmt: skip
+                     "right": said == wanted})  # fmt: skip
     return rows
 
 
@@ -216,7 +215,7 @@ def main(
         if recordings:
             lines = read_lines(recordings)
             random.Random(seed).shuffle(lines)
-            tools = json.loads((recordings / "tools.json").read_text(encoding="utf-8"))
+            tools = read_tools(recordings)
             kinds = {k: [x for x in lines if x["kind"] == k][:limit] for k in ("inspection", "reading", "question")}
             found["next_calls"] = next_calls(engine, kinds["inspection"], tools, recordings / "images")
             found["readings"] = readings(engine, kinds["reading"], recordings / "images")

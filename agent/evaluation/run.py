@@ -80,7 +80,8 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="refdiff-evaluate-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
-        model = ModelSettings(cache=home / "cache")
+        # golden features are of no use later, but a judge's model folder lies in the user's cache
+        model = ModelSettings() if judge else ModelSettings(cache=home / "cache")
         with Services.open(memory, model, settings) as services:
             run = _Run(
                 services,
@@ -173,7 +174,7 @@ def _calibrate(run: _Run) -> Calibration | None:
         return None
     results = []
     for done, sample in enumerate(run.data.calibrate):
-        results.append(_compare(run, sample)[0].difference)
+        results.append(_compare(run, sample).difference)
         run.progress("calibrating", done + 1, len(run.data.calibrate))
     return Calibration(
         product=PRODUCT,
@@ -186,22 +187,21 @@ def _calibrate(run: _Run) -> Calibration | None:
     )
 
 
-def _compare(run: _Run, sample: Sample) -> tuple[Comparison, str]:
-    """The comparison of a sample, and the sha256 of its photo."""
+def _compare(run: _Run, sample: Sample) -> Comparison:
     data = _read(sample.path)
     sha256 = hashlib.sha256(data).hexdigest()
     known = run.services.stores.products.get(PRODUCT)
     window = known.intensity_window if known else None
     if sample.reference is None:
         image = decode_image(data, name=sample.name, window=window)
-        return compare(run.services, image, PRODUCT, query_key=sha256, references=run.references), sha256
+        return compare(run.services, image, PRODUCT, query_key=sha256, references=run.references)
     reference = _read(sample.reference)
     if window is None and (measured := measure_window(reference, name=str(sample.reference))):
         window = run.services.stores.products.set_window_once(PRODUCT, measured).intensity_window
     image = decode_image(data, name=sample.name, window=window)
     golden_sha = run.services.stores.images.put(reference)
     golden = Golden(make_golden_id(PRODUCT, golden_sha), PRODUCT, golden_sha, sample.reference.name)
-    return compare(run.services, image, PRODUCT, query_key=sha256, goldens=[golden]), sha256
+    return compare(run.services, image, PRODUCT, query_key=sha256, goldens=[golden])
 
 
 def _read(path: Path) -> bytes:
@@ -213,15 +213,17 @@ def _read(path: Path) -> bytes:
 
 def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tuple[ImageResult, Comparison]:
     started = time.perf_counter()
-    comparison, sha256 = _compare(run, sample)
+    comparison = _compare(run, sample)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None
     nearest = comparison.hits[0].golden
     reading = None
     if run.reader:
-        run.services.stores.images.put(_read(sample.path))
-        reading = run.reader(run.services, sha256, _registered(run.services, comparison))
+        window = run.services.stores.products.get(PRODUCT)
+        shown = decode_image(_read(sample.path), name=sample.name, window=window.intensity_window if window else None)
+        query = run.services.stores.images.put(encode_png(shown))
+        reading = run.reader(run.services, query, _registered(run.services, comparison))
     unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
     facts = PolicyInput(
         p=p,

@@ -6,10 +6,11 @@ Zooms are cut as the agent's zoom does: a box and a quarter of its longer side r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,19 +20,19 @@ import cv2
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from refdiff.model.difference_network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork
+from refdiff.model.difference_network import DIFFERENCE_TYPES, DifferenceNetwork
 from refdiff.model.encoder import load_efficientnet_lite0
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.learned_difference import PACKAGED as DIFFERENCE
+from refdiff.model.learned_difference import read_network
 from refdiff.model.pair_tokens import PairFeatures, pair_features
 from refdiff.model.processor import pair_pixels
 from refdiff.model.reading import NO_DEFECT, UNKNOWN_TYPE
-from refdiff.model.training.pairs import NO_TYPE, Pair, Photo, Source, _photo
-from refdiff.model.training.pool import PoolPlan, _Nearest, make_pair
-from refdiff.model.weights_file import read_weights
+from refdiff.model.training.pairs import NO_TYPE, Pair, Photo, Source, read_photo
+from refdiff.model.training.pool import ByThumbnail, PoolPlan, make_pair
+from refdiff.model.weights_file import need_space, save_tensors
 
 PAIR_SIDE = 320
 SHARD = 32
@@ -54,18 +55,14 @@ class Judged:
 
 def seeing_half(weights: Path = DIFFERENCE) -> tuple[torch.nn.Module, DifferenceNetwork, str]:
     """Encoder, difference network, its sha256."""
-    tensors, about, digest = read_weights(weights, "difference")
-    config = dict(about["config"])
-    channels = {int(s): int(c) for s, c in config.pop("channels").items()}
-    net = DifferenceNetwork(DifferenceConfig(channels, **config))
-    net.load_state_dict(tensors)
-    return load_efficientnet_lite0(), net.eval(), digest
+    net, _, digest = read_network(weights)
+    return load_efficientnet_lite0(), net, digest
 
 
 # ---- drawing pairs ----
 
 
-def judged_pair(sources: Sequence[Source], rng: np.random.Generator, nearest: _Nearest) -> Judged:
+def judged_pair(sources: Sequence[Source], rng: np.random.Generator, nearest: ByThumbnail) -> Judged:
     """A pair from any source, whole or zoomed."""
     boards = [s for s in sources if s.pixels_count]
     if boards and rng.random() < _BOARDS:
@@ -137,9 +134,9 @@ def _grown(lo: int, hi: int, end: int) -> tuple[int, int]:
 def board_zoom(source: Source, rng: np.random.Generator) -> Judged:
     """A labelled defect of a bare board close up, or as large a place without one; any quarter turn or mirror image."""
     photo = source.bad[int(rng.integers(len(source.bad)))]
-    query = _photo(photo.path)
+    query = read_photo(photo.path)
     assert photo.partner is not None
-    reference = _photo(photo.partner)
+    reference = read_photo(photo.partner)
     if rng.random() < 0.6:
         x0, y0, x1, y1, kind = photo.boxes[int(rng.integers(len(photo.boxes)))]
         (dx, dy), (gx, gy) = rng.integers(-4, 5, 2).tolist(), rng.integers(-3, 4, 2).tolist()
@@ -164,11 +161,11 @@ def _clean_box(photo: Photo, size: tuple[int, int], rng: np.random.Generator) ->
 # ---- pairs on disk ----
 
 
-def _make_shard(sources: tuple[Source, ...], seed: int, index: int, folder: Path) -> int:
+def _make_shard(sources: tuple[Source, ...], seed: int, index: int, folder: Path, weights: Path) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    encoder, difference, _ = seeing_half()
-    nearest = _Nearest(_photo)
+    encoder, difference, _ = seeing_half(weights)
+    nearest = ByThumbnail(read_photo)
     pairs = [judged_pair(sources, np.random.default_rng([seed, index, i]), nearest) for i in range(SHARD)]
     found = [pair_features(encoder, difference, pair_pixels(p.reference, p.query, PAIR_SIDE)[None]) for p in pairs]
     _save(folder / f"{index:05d}.safetensors", PairFeatures.cat(found),
@@ -178,9 +175,9 @@ def _make_shard(sources: tuple[Source, ...], seed: int, index: int, folder: Path
 
 def _save(path: Path, seen: PairFeatures, truth: list[dict[str, Any]]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {k: v.half().contiguous() for k, v in seen.as_dict().items()}, temporary, metadata={"truth": json.dumps(truth)}
-    )
+    tensors = {k: v.half().contiguous() for k, v in seen.as_dict().items()}
+    need_space(path.parent, sum(2 * t.numel() for t in tensors.values()), "a shard of pairs takes")
+    save_tensors(tensors, temporary, {"truth": json.dumps(truth)})
     temporary.replace(path)
 
 
@@ -190,14 +187,24 @@ def _load(path: Path) -> tuple[PairFeatures, list[dict[str, Any]]]:
 
 
 def build_pairs(
-    sources: Sequence[Source], seed: int, n: int, folder: Path, workers: int, progress: Callable[[int, int], None]
+    sources: Sequence[Source],
+    seed: int,
+    n: int,
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int], None],
+    weights: Path = DIFFERENCE,
 ) -> tuple[PairFeatures, list[dict[str, Any]]]:
-    """n judged pairs, encoded; shards that are there are read."""
+    """n judged pairs, encoded with the difference network of `weights`; shards that are there are read."""
     folder.mkdir(parents=True, exist_ok=True)
-    described = {"seed": seed, "sources": [s.name for s in sources]}
+    for stale in folder.glob("*.tmp"):
+        stale.unlink(missing_ok=True)
+    described = {"seed": seed, "sources": [s.name for s in sources], "difference": read_network(weights)[2]}
     about = folder / "pairs.json"
     if about.exists() and json.loads(about.read_text()) != described:
-        raise InputError(f"{folder} holds pairs of other sources or another seed; choose another --out or remove it")
+        raise InputError(
+            f"{folder} holds pairs of other sources, seed or difference weights; choose another --out or remove it"
+        )
     about.write_text(json.dumps(described))
     total = max(1, round(n / SHARD))
     paths = [folder / f"{i:05d}.safetensors" for i in range(total)]
@@ -205,11 +212,22 @@ def build_pairs(
     done = total - len(missing)
     progress(done, total)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        for future in as_completed([executor.submit(_make_shard, tuple(sources), seed, i, folder) for i in missing]):
-            future.result()
-            done += 1
-            progress(done, total)
+        jobs = [executor.submit(_make_shard, tuple(sources), seed, i, folder, weights) for i in missing]
+        done += _collected(executor, jobs, lambda n: progress(done + n, total))
     return _joined([_load(p) for p in paths])
+
+
+def _collected(executor: ProcessPoolExecutor, jobs: Sequence[Future[Any]], progress: Callable[[int], None]) -> int:
+    """Wait for all jobs; the first that fails cancels the others, which would fail as it did."""
+    n = 0
+    try:
+        for n, future in enumerate(as_completed(jobs), start=1):
+            future.result()
+            progress(n)
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    return n
 
 
 def _joined(parts: list[tuple[PairFeatures, list[dict[str, Any]]]]) -> tuple[PairFeatures, list[dict[str, Any]]]:
@@ -230,18 +248,34 @@ class Recordings:
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """Raises InputError, naming the line."""
-    path = folder / "recordings.jsonl"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}); make it with: refdiff train record") from e
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise InputError(
+            f"{folder}: no recordings (*.jsonl) in it; make some with: refdiff train record --out {folder}"
+        )
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for path in paths:
         try:
-            lines.append(json.loads(line))
-        except ValueError as e:
-            raise InputError(f"{path} line {number}: no JSON; record again") from e
+            text = path.read_text(encoding="utf-8")
+        except OSError as e:
+            raise InputError(f"{path}: cannot be read ({e.strerror}); record again") from e
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as e:
+                raise InputError(f"{path} line {number}: no JSON; remove the file and record again") from e
     return lines
+
+
+def read_tools(folder: Path) -> list[dict[str, Any]]:
+    """The tools' schemas, which a recording keeps beside it. Raises InputError."""
+    try:
+        tools: list[dict[str, Any]] = json.loads((folder / "tools.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(
+            f"{folder / 'tools.json'}: cannot be read ({e}); is this a folder of refdiff train record?"
+        ) from e
+    return tools
 
 
 def pairs_of(line: dict[str, Any]) -> list[tuple[str, str]]:
@@ -256,9 +290,9 @@ def pairs_of(line: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _encode_pairs(images: Path, pairs: list[tuple[str, str]], path: Path) -> None:
+def _encode_pairs(images: Path, pairs: list[tuple[str, str]], path: Path, weights: Path) -> None:
     torch.set_num_threads(1)
-    encoder, difference, _ = seeing_half()
+    encoder, difference, _ = seeing_half(weights)
     found = []
     for reference, query in pairs:
         both = [decode_image((images / f"{sha}.png").read_bytes(), name=sha) for sha in (reference, query)]
@@ -266,25 +300,27 @@ def _encode_pairs(images: Path, pairs: list[tuple[str, str]], path: Path) -> Non
     _save(path, PairFeatures.cat(found), [{"pair": p} for p in pairs])
 
 
-def read_recordings(folder: Path, cache: Path, workers: int, progress: Callable[[int, int], None]) -> Recordings:
+def read_recordings(
+    folder: Path, cache: Path, workers: int, progress: Callable[[int, int], None], weights: Path = DIFFERENCE
+) -> Recordings:
     """All conversations of `folder` with their pictures encoded, shards of the encoding kept in `cache`."""
     lines = read_lines(folder)
     wanted = sorted({p for line in lines for p in pairs_of(line)})
     if not wanted:
         return Recordings(lines, None, {})
+    cache = cache / read_network(weights)[2][:16]  # what is seen depends on who looks
     cache.mkdir(parents=True, exist_ok=True)
     known: list[tuple[PairFeatures, list[dict[str, Any]]]] = [_load(p) for p in sorted(cache.glob("*.safetensors"))]
     have = {tuple(t["pair"]) for _, truth in known for t in truth}
     missing = [p for p in wanted if p not in have]
-    first = len(list(cache.glob("*.safetensors")))
     parts = [missing[i : i + SHARD] for i in range(0, len(missing), SHARD)]
     progress(0, len(parts))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        paths = [cache / f"{first + i:05d}.safetensors" for i in range(len(parts))]
-        jobs = [executor.submit(_encode_pairs, folder / "images", p, at) for p, at in zip(parts, paths, strict=True)]
-        for done, future in enumerate(as_completed(jobs), start=1):
-            future.result()
-            progress(done, len(parts))
+        # named by what is in them: a run that was stopped may have left any of them
+        paths = [cache / f"{hashlib.sha256(json.dumps(p).encode()).hexdigest()[:16]}.safetensors" for p in parts]
+        images = folder / "images"
+        jobs = [executor.submit(_encode_pairs, images, p, at, weights) for p, at in zip(parts, paths, strict=True)]
+        _collected(executor, jobs, lambda n: progress(n, len(parts)))
     seen, truth = _joined([*known, *(_load(p) for p in paths)])
     return Recordings(lines, seen, {(t["pair"][0], t["pair"][1]): i for i, t in enumerate(truth)})
 

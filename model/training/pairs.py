@@ -114,7 +114,8 @@ def type_index(name: str) -> int:
 
 
 @lru_cache(maxsize=512)
-def _photo(path: Path) -> RgbImage:
+def read_photo(path: Path) -> RgbImage:
+    """(H, W, 3) uint8, at most 640 px long. Raises ImageError, OSError."""
     image = decode_image(path.read_bytes(), name=str(path))
     h, w = image.shape[:2]
     f = 640 / max(h, w)
@@ -198,12 +199,12 @@ def photo_pair(source: Source, rng: np.random.Generator, k: int, nearest: Neares
     if source.bad and rng.random() < 0.45:
         return _defective_pair(source, rng, k, nearest)
     photo = source.good[int(rng.integers(len(source.good)))]
-    query = _photo(photo.path)
+    query = read_photo(photo.path)
     size = query.shape[:2]
-    references = [_fit(_photo(p), size) for p in _references(source, photo, rng, k, nearest)]
+    references = [_fit(read_photo(p), size) for p in _references(source, photo, rng, k, nearest)]
     draft = _Draft(query, references, np.zeros(size, bool), np.full(size, NO_TYPE, np.uint8), False)
     if rng.random() < 0.6:
-        donor = _photo(source.good[int(rng.integers(len(source.good)))].path) if rng.random() < 0.5 else None
+        donor = read_photo(source.good[int(rng.integers(len(source.good)))].path) if rng.random() < 0.5 else None
         _break(draft, rng, donor, foreground_of(query))
     return _finish(draft, rng, source.name, unregistered=0.5 if source.textured else 0.1, textured=source.textured,
                    bare=source.pixels_count)  # fmt: skip
@@ -226,9 +227,9 @@ def _break(draft: _Draft, rng: np.random.Generator, donor: RgbImage | None, fore
 
 def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: Nearest) -> Pair:
     photo = source.bad[int(rng.integers(len(source.bad)))]
-    query = _photo(photo.path)
+    query = read_photo(photo.path)
     size = query.shape[:2]
-    references = [_fit(_photo(p), size) for p in _references(source, photo, rng, k, nearest)]
+    references = [_fit(read_photo(p), size) for p in _references(source, photo, rng, k, nearest)]
     types = np.full(size, NO_TYPE, np.uint8)
     mask: NDArray[np.bool_] | None = None
     if photo.boxes:

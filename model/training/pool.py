@@ -82,7 +82,7 @@ class Batch:
     source: Tensor
 
 
-class _Nearest:
+class ByThumbnail:
     """Orders photos by how alike their thumbnails are."""
 
     def __init__(self, read: Callable[[Path], np.ndarray]) -> None:
@@ -107,7 +107,7 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return ["rendered", "surfaces", *(s.name for s in sources)]
 
 
-def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: _Nearest) -> Pair:
+def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: ByThumbnail) -> Pair:
     k = 1 if rng.random() >= _MANY else int(rng.integers(2, 5))
     draw = rng.random()
     if draw < _SURFACE_SHARE:
@@ -122,12 +122,12 @@ def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: _Nearest) -> Pa
 def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
     from refdiff.model.encoder import Encoder
     from refdiff.model.settings import ModelSettings
-    from refdiff.model.training.pairs import _photo
+    from refdiff.model.training.pairs import read_photo
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     encoder = Encoder(ModelSettings(working_px=256, threads=1, encoder=Path(plan.encoder) if plan.encoder else None))
-    nearest = _Nearest(_photo)
+    nearest = ByThumbnail(read_photo)
     names = source_names(plan.sources)
     rows: dict[str, list[Tensor]] = {}
     for i in range(size):

@@ -157,6 +157,8 @@ def customer_sources(folder: Path) -> list[Source]:
     """A customer's own products: FOLDER/<product>/train/good, test/<defect> and ground_truth/<defect>/<stem>_mask.png, or
     FOLDER itself as one product; a folder with images only is good samples of one product. Raises InputError.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder that holds your products")
     roots = [folder] if (folder / "train" / "good").is_dir() or _images(folder) else sorted(folder.iterdir())
     sources = []
     for root in (r for r in roots if r.is_dir()):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from refdiff.agent.evaluation.run import evaluate
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.report.schema import LlmReading
 from refdiff.model.board_network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.render import DefectSpec, Scene, render
@@ -160,3 +162,23 @@ def test_deeppcb_layout_writes_a_detections_file_for_every_image(tmp_path: Path)
 def test_options_that_do_not_apply_say_so(mvtec: Path, kwargs: dict[str, object]) -> None:
     with pytest.raises(InputError):
         evaluate(mvtec, **kwargs)  # type: ignore[arg-type]
+
+
+def test_judge_is_the_embedded_model(mvtec: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readings are asked for every image, and found wherever the user's cache is."""
+    monkeypatch.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
+    asked: list[tuple[str, str]] = []
+    read = Inspector.read_pair
+
+    def counted(self: Inspector, reference: str, query: str) -> LlmReading | None:
+        asked.append((reference, query))
+        return read(self, reference, query)
+
+    monkeypatch.setattr(Inspector, "read_pair", counted)
+    results = evaluate(mvtec, judge=True)
+    assert len(asked) == len(results.per_image)
+
+
+def test_judge_without_a_model_says_what_to_do(mvtec: Path) -> None:
+    with pytest.raises(InputError, match="refdiff model build"):
+        evaluate(mvtec, judge=True)

@@ -1,4 +1,4 @@
-"""Questions about a report: facts in short lines, answers that may hold no number of their own."""
+"""Questions about a report: facts in short lines, and answers that can only be true of it."""
 
 from __future__ import annotations
 
@@ -43,24 +43,42 @@ def test_without_scale_sizes_are_in_pixels() -> None:
     assert " mm" not in told
 
 
-@pytest.mark.parametrize(
-    ("said", "fine"),
-    [("f1: length 2.13 mm.", True), ("It is 2,13 mm long.", True), ("No.", True), ("It is 2.5 mm long.", False),
-     ("f2 is a crack.", False), ("limit 0.2 mm: no", True)],
-)  # fmt: skip
-def test_answers_bring_no_numbers_of_their_own(said: str, fine: bool) -> None:
-    assert questions.grounded(said, questions.prompt_of(REPORT, "is it within 0.2 mm?").replace("f2", "")) is fine
+def test_only_true_statements_are_offered() -> None:
+    offered = questions.statements(REPORT, "is f1 within 0.2 mm?")
+    assert {"FAIL.", "f1: length 2.13 mm.", "f1: width 0.31 mm.", "f1: scratch.", "f1: upper left."} <= set(offered)
+    assert "f1: length 2.13 mm, limit 0.2 mm: no." in offered
+    assert offered[-1] == questions.NOT_KNOWN
+    assert not {"PASS.", "f1: length 0.31 mm.", "f1: critical."} & set(offered)
+    assert not [s for s in questions.statements(REPORT, "how long is f1?") if "limit" in s]
 
 
-def test_examples_are_true_and_grounded() -> None:
+@pytest.mark.parametrize(("limit", "fits"), [("2.2", "yes"), ("2,2", "yes"), ("0.2", "no"), ("2.134", "yes")])
+def test_limits_are_compared_by_code(limit: str, fits: str) -> None:
+    assert f"f1: length 2.13 mm, limit {limit} mm: {fits}." in questions.statements(REPORT, f"within {limit} mm?")
+
+
+def test_a_late_finding_is_not_forgotten() -> None:
+    many = REPORT | {"findings": [FINDING | {"id": f"f{n}", "length_mm": float(n)} for n in range(1, 10)]}
+    assert "f9: length 9 mm." in questions.statements(many, "how long is finding 9?")
+    assert "f9: scratch" in questions.prompt_of(many, "how long is finding 9?")
+    assert "f8: scratch" not in questions.prompt_of(many, "how long is finding 9?")
+    assert "f8: scratch" in questions.facts(many)
+
+
+def test_examples_are_offered_and_true() -> None:
     rng = random.Random(0)
     made = [q for _ in range(200) for q in questions.questions_about(REPORT, rng)]
-    assert all(questions.grounded(q.answer, q.prompt) for q in made)
+    assert all(q.answer in q.options for q in made)
     assert {q.known for q in made} == {True, False}
     assert all((q.answer == questions.NOT_KNOWN) is not q.known for q in made)
     lengths = [q for q in made if "long" in q.prompt.rpartition("Question:")[2] and q.known]
     assert lengths
     assert all("2.13 mm" in q.answer for q in lengths if "f1" in q.answer)
+
+
+def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model() -> None:
+    told = questions.prompt_of(REPORT | {"part_id": "7<|im_end|>8"}, "ok? <|im_start|>")
+    assert "<|" not in told
 
 
 @pytest.mark.parametrize("test", [False, True])

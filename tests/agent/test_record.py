@@ -97,9 +97,15 @@ def test_pictures_are_kept(lines: list[dict[str, Any]], recorded: Path) -> None:
 
 
 def test_a_stopped_recording_goes_on(source: Source, recorded: Path) -> None:
-    before = (recorded / "recordings.jsonl").read_text()
+    """Killed before the product was whole: pictures are there, its file is not."""
+    before = (recorded / "board.jsonl").read_text()
     assert record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3)) == 0
-    assert (recorded / "recordings.jsonl").read_text() == before
+    (recorded / "board.jsonl").unlink()
+    assert record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3)) > 12
+    again = (recorded / "board.jsonl").read_text()
+    assert [json.loads(x)["kind"] for x in again.splitlines()] == [json.loads(x)["kind"] for x in before.splitlines()]
+    with pytest.raises(InputError, match="another plan"):
+        record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3, test=True))
 
 
 def test_too_few_photos(source: Source, tmp_path: Path) -> None:

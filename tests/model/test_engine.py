@@ -72,6 +72,7 @@ def test_the_cache_changes_no_answer(engine: Engine, pictures: dict[str, RgbImag
         {"role": "tool", "content": json.dumps({"evidence": "e1", "product": "board"})},
         {"role": "user", "content": [{"type": "text", "text": "Pair of e1: reference first, then photo."}, *pair]},
     ]
+    engine._conversation = _Cache()
     engine.call(START, SCHEMAS, pictures.__getitem__)
     kept = engine.call(longer, SCHEMAS, pictures.__getitem__)
     reused = engine.last.reused
@@ -79,6 +80,34 @@ def test_the_cache_changes_no_answer(engine: Engine, pictures: dict[str, RgbImag
     assert engine.call(longer, SCHEMAS, pictures.__getitem__) == kept
     assert reused > 200
     assert engine.last.reused == 0
+
+
+def test_the_cache_changes_no_logit(engine: Engine, pictures: dict[str, RgbImage]) -> None:
+    prompts_ = [engine.processor.render(m, SCHEMAS) for m in (START, [*START, {"role": "user", "content": "go on"}])]
+    kept = _Cache()
+    engine._advance(engine._keys(prompts_[0]), prompts_[0], pictures.__getitem__, kept)
+    reused = engine._advance(engine._keys(prompts_[1]), prompts_[1], pictures.__getitem__, kept)
+    assert engine.last.reused > 200
+    fresh = engine._advance(engine._keys(prompts_[1]), prompts_[1], pictures.__getitem__, _Cache())
+    words = engine.config.image_token_id
+    assert torch.allclose(reused[:words], fresh[:words], atol=0.5)  # bfloat16, other shapes of the same products
+    assert reused[:words].argmax() == fresh[:words].argmax()
+
+
+def test_a_picture_that_is_lost_leaves_no_wrong_cache(engine: Engine, pictures: dict[str, RgbImage]) -> None:
+    shown = [{"type": "image", "image": n} for n in ("golden", "gone")]
+    engine.call(START, SCHEMAS, pictures.__getitem__)
+    with pytest.raises(KeyError):
+        engine.call([*START, {"role": "user", "content": [{"type": "text", "text": "Pair"}, *shown]}], SCHEMAS,
+                    pictures.__getitem__)  # fmt: skip
+    assert engine.call(START, SCHEMAS, pictures.__getitem__) == {"name": "find_part", "arguments": {"part_id": "4412"}}
+    assert engine.last.reused == 0
+
+
+def test_a_choice_is_one_of_the_options(engine: Engine) -> None:
+    options = ['f1: "sharp" {scratch}.', "PASS.", "PASS. 零件", "f1: length 2.13 mm."]
+    for asked in ("what is the verdict?", "how long is f1?", "write a poem"):
+        assert engine.choose([{"role": "user", "content": asked}], options) in options
 
 
 def test_other_pictures_are_not_taken_from_the_cache(engine: Engine, pictures: dict[str, RgbImage]) -> None:

@@ -112,6 +112,12 @@ def test_typed_tokens_mean_nothing(processor: Processor, token: str, role: str) 
     assert counted(f"a {token}{nested} b") == counted("a b")
 
 
+def test_tokens_that_a_model_spelt_mean_nothing(processor: Processor) -> None:
+    said = _call("submit_report", findings=[{"description": "<image> a <|im_end|>"}], reasoning="</tool_call>")
+    clean = _call("submit_report", findings=[{"description": "  a  "}], reasoning=" ")
+    assert processor.render([said]).ids == processor.render([clean]).ids
+
+
 def test_a_folder_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="refdiff model build"):
         Processor(tmp_path)

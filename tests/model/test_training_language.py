@@ -50,7 +50,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "images").mkdir()
     for name, instance in (("a", 1), ("b", 2)):
         Image.fromarray(render("label", 3, instance, size=(96, 96)).image).save(out / "images" / f"{name}.png")
-    (out / "recordings.jsonl").write_text("".join(json.dumps(x) + "\n" for x in _lines()))
+    (out / "label.jsonl").write_text("".join(json.dumps(x) + "\n" for x in _lines()))
     (out / "tools.json").write_text("[]")
     return out
 
@@ -154,8 +154,28 @@ def test_another_recipe_is_refused(run: Any) -> None:
         run()
 
 
+def test_more_recordings_are_another_run(run: Any, recordings: Path, tmp_path: Path) -> None:
+    short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
+    run(short)
+    more = recordings / "more.jsonl"
+    more.write_text(json.dumps(_lines()[2]) + "\n")
+    try:
+        with pytest.raises(InputError, match="other recordings"):
+            run(short)
+    finally:
+        more.unlink()
+
+
+def test_photos_are_on_one_side() -> None:
+    examples = [language.Example((1,), (1.0,), (), "question", f"photo {i % 30}") for i in range(120)]
+    held, kept = ({e.key for e in language._split(examples, held=h)} for h in (True, False))
+    assert held
+    assert not held & kept
+    assert held | kept == {e.key for e in examples}
+
+
 def test_no_conversations(run: Any, recordings: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recordings\.jsonl"):
+    with pytest.raises(InputError, match="refdiff train record"):
         train_language(RECIPE, [], tmp_path / "nothing", tmp_path / "run2", tools=[])
 
 

@@ -348,3 +348,42 @@ def test_evaluate_writes_the_results_and_touches_no_user_data(ready: Path, capsy
     assert "Image AUROC" in err
     assert json.loads((ready / "new" / "results.json").read_text()) == document
     assert sorted(p.name for p in (ready / "home").rglob("*")) == before
+
+
+def test_a_question_about_a_report_takes_no_photo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["ask", "how long is it?", "--about", "insp-1", "--part", "4412", "--alpha", "0.1"]) == 64
+    assert "--part, --alpha" in capsys.readouterr().err
+
+
+def test_a_question_about_an_unknown_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["ask", "how long is it?", "--about", "insp-1", "--json"]) == 65
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "UnknownRecordError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "record"], "give --data, --research or both"),
+        (["train", "language", "--recordings", "nowhere"], "refdiff train record"),
+        (["train", "record", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_folders_to_train_on(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == 65
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_model_info_and_build_with_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["model", "info", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["built"] is False
+    assert about["language"]["kind"] == "language"
+    (tmp_path / "other.json").write_text('{"sha256": "0"}')
+    monkeypatch.setenv("REFDIFF_DIFFERENCE_WEIGHTS", str(tmp_path / "other.safetensors"))
+    assert cli.run(["model", "build"]) == 65
+    assert "another difference network" in " ".join(capsys.readouterr().err.split())
