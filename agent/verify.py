@@ -204,6 +204,7 @@ def render(
             failures.append(f"slot {match.group(0)} is not a name")
             return ""
         record_id, key = name.groups()
+        record_key = key
         if record_id is None:
             if key not in local:
                 failures.append(f"slot {match.group(0)} names no evidence")
@@ -213,8 +214,11 @@ def render(
             return ""
         record = evidence[record_id]
         value = record.numbers.get(key)
+        if value is None and key.endswith("_mm"):  # no scale: the same size in px, which code writes with its unit
+            key = f"{key.removesuffix('_mm')}_px"
+            value = record.numbers.get(key)
         if value is None:
-            failures.append(f"{record_id} measured no {key}")
+            failures.append(f"{record_id} measured no {record_key}")
             return ""
         of_region = _REGION_KEY.fullmatch(key)
         if about and not _is_about(record, of_region.group(1) if of_region else None, about):

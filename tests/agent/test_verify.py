@@ -97,6 +97,14 @@ def _verify(*changes: dict[str, Any], reasoning: str = "", shown: tuple[str, ...
     return verify({"findings": [CLAIM | c for c in changes], "reasoning": reasoning}, EVIDENCE, shown=shown)
 
 
+def test_without_a_scale_a_length_is_told_in_pixels() -> None:
+    bare = [*EVIDENCE[:3], _record(4, "measure", R1, length_mm=None, length_px=31.4, place="top"), *EVIDENCE[4:]]
+    claim = CLAIM | {"reasoning": "It is {e4.length_mm} long."}
+    checked = verify({"findings": [claim], "reasoning": ""}, bare, shown=("e3", "e6"))
+    assert checked.unsupported == []
+    assert checked.claims[0].reasoning == "It is length 31.4 px long."
+
+
 def test_a_supported_claim_is_filled_in_by_code() -> None:
     checked = _verify({"reasoning": "It is {e4.length_mm} against {e4.width_mm}, peak {e2.r1_peak}."}, reasoning="ok")
     assert checked.unsupported == []
