@@ -1,7 +1,7 @@
 """Questions about a filed report: what the model is told of it, what it may answer, and examples to train on.
 
 The model sees the report's facts as short lines and picks one of the statements that are true of the report, or "not known".
-Code writes the statements, so whatever it picks is true; it can only pick the wrong one.
+Code writes the statements, so whatever it picks of them is true; it can only pick the wrong one, or none.
 """
 
 from __future__ import annotations
@@ -139,6 +139,6 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         return f"f{number}: length {_size(finding, 'length')}, limit {limit}: {'yes' if fits else 'no'}."
     said = {
         "place": finding["location"]["region"], "type": finding["type"].replace("_", " "), "severity": finding["severity"],
-        "cause": (finding["probable_cause"] or {}).get("text"),
+        "cause": str((finding["probable_cause"] or {}).get("text") or "").rstrip("."),
     }  # fmt: skip
     return f"f{number}: {said[topic]}." if said[topic] else None

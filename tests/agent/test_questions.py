@@ -93,3 +93,10 @@ def test_every_phrasing_names_its_part(test: bool) -> None:
 def test_phrasings_for_the_test_are_not_trained_on() -> None:
     train, test = ({t for part in phrasings.phrasings(x).values() for t in part} for x in (False, True))
     assert not train & test
+
+
+def test_a_cause_ends_with_one_full_stop() -> None:
+    report = REPORT | {
+        "findings": [FINDING | {"probable_cause": {"text": "A dropped part or tool.", "basis": "guess"}}]
+    }
+    assert "f1: A dropped part or tool." in questions.statements(report, "why?")
