@@ -131,6 +131,12 @@ def language(
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Do not train on sources of this name (prefix).")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on from these language weights instead of from the base.")
+    ] = None,
+    projector_epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the pairs with the projector alone, first; 0 with --start.")
+    ] = 0.25,
     image_only: Annotated[
         bool, typer.Option("--image-only", help="Without difference tokens, for comparison.", hidden=True)
     ] = False,
@@ -145,7 +151,9 @@ def language(
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
-                            left_out=tuple(leave_out or ()), image_only=image_only)  # fmt: skip
+                            left_out=tuple(leave_out or ()), image_only=image_only,
+                            projector_epochs=0.0 if start else projector_epochs,
+                            start=str(start.resolve()) if start else None)  # fmt: skip
     with console.progress("training") as moved:
 
         def told(what: str, done: int, total: int, note: str) -> None:

@@ -44,7 +44,7 @@ from refdiff.model.training.language_data import (
     rows_of,
 )
 from refdiff.model.training.pairs import Source
-from refdiff.model.weights_file import need_space, save_tensors, write_weights
+from refdiff.model.weights_file import need_space, read_weights, save_tensors, write_weights
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -58,7 +58,7 @@ _END = "<|im_end|>"
 class LanguageRecipe:
     """pairs: judged pairs to draw. projector_epochs: of stage 1, over the pairs. pair_epochs, talk_epochs: of stage 2, over
     pairs and conversations. tokens: of a batch. image_only: no difference tokens (comparisons). left_out: sources (name
-    prefix) that neither pairs nor conversations may be of."""
+    prefix) that neither pairs nor conversations may be of. start: language weights to go on from, of the same rank."""
 
     pairs: int = 4800
     projector_epochs: float = 0.25
@@ -72,6 +72,7 @@ class LanguageRecipe:
     workers: int = 2
     image_only: bool = False
     left_out: tuple[str, ...] = ()
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,8 @@ def train_language(
     if tools is None:
         tools = read_tools(recordings)
     recorded = hashlib.sha256(json.dumps(read_lines(recordings)).encode()).hexdigest()
-    identity = json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"} | {
+    earlier, started_from = _earlier(recipe.start)
+    identity = json.dumps({k: v for k, v in asdict(recipe).items() if k not in ("workers", "start")} | started_from | {
         "difference": difference_sha, "recordings": recorded, "sources": {s.name: len(s.good) + len(s.bad) for s in sources},
     }, sort_keys=True)  # fmt: skip
     described = out / "recipe.json"
@@ -368,9 +370,22 @@ def train_language(
     trained_on = sorted({r for e in (*data.readings, *data.talks) for r in e.rows})
     model.projector.fit_scales(rows_of(data.seen, trained_on))
     student = Student(model, recipe.rank)
+    if earlier:
+        if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in student.trained().items()}:
+            raise InputError(f"{recipe.start}: weights of another rank or kind; leave out --start to begin anew")
+        student.load(earlier)  # with the scales that they were trained with
     plan = _schedule(recipe, data)
     state = _run(student, recipe, data, plan, out, tell)
-    return _finish(student, recipe, data, state, out, difference_sha)
+    return _finish(student, recipe, data, state, out, difference_sha, started_from)
+
+
+def _earlier(start: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of the weights to go on from, and what the card says of them. Raises StorageError."""
+    if start is None:
+        return {}, {}
+    tensors, about, digest = read_weights(Path(start), "language")
+    before = about.get("tokens", 0) + about.get("started_from", {}).get("tokens", 0)
+    return tensors, {"started_from": {"sha256": digest, "tokens": before}}
 
 
 def _groups(student: Student, recipe: LanguageRecipe, stage: int) -> list[dict[str, Any]]:
@@ -473,12 +488,19 @@ def validate(student: Student, examples: Sequence[Example], seen: PairFeatures) 
 
 
 def _finish(
-    student: Student, recipe: LanguageRecipe, data: _Data, state: _State, out: Path, difference_sha: str
+    student: Student,
+    recipe: LanguageRecipe,
+    data: _Data,
+    state: _State,
+    out: Path,
+    difference_sha: str,
+    started_from: dict[str, Any],
 ) -> Path:
     path = out / "language.safetensors"
     about = {
         "lora_scale": student.scale, "image_only": recipe.image_only, "difference_sha256": difference_sha,
-        "recipe": asdict(recipe), "seconds": round(state.seconds), "tokens": state.tokens, "curves": state.curves,
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "start"}, **started_from,
+        "seconds": round(state.seconds), "tokens": state.tokens, "curves": state.curves,
         "sources": data.sources, "pair_tokens": PAIR_TOKENS,
         "licence": "research use: trained on research data; the language base is SmolLM2-135M-Instruct, Apache-2.0",
     }  # fmt: skip
@@ -490,6 +512,8 @@ def _finish(
         "val_tokens": f"tokens of {last.get('val_talks', 0):.0f} conversations",
     }  # fmt: skip
     rows = "\n".join(f"| {words} | {last[k]:.3f} |" for k, words in told.items() if k in last)
+    start = started_from.get("started_from")
+    before = f" after {start['tokens']:,} of the weights {start['sha256'][:12]}..." if start else ""
     (out / "LANGUAGE_CARD.md").write_text(
         f"""# RefDiff language weights
 
@@ -497,7 +521,8 @@ Projector, LoRA (rank {recipe.rank}) and rows of the new tokens for SmolLM2-135M
 data sets behind them are for research. Reads a registered pair of pictures (reference, query) and drives the agent's tools.
 
 - sha256 `{card["sha256"]}`, trained with the difference network `{difference_sha[:12]}...`
-- {state.tokens:,} tokens seen, {state.seconds / 60:.0f} minutes on a CPU; seed {recipe.seed}, {recipe.pairs} judged pairs
+- {state.tokens:,} tokens seen{before}, {state.seconds / 60:.0f} minutes on a CPU
+- seed {recipe.seed}, {recipe.pairs} judged pairs
 - sources: {", ".join(data.sources)}
 - not trained on: {", ".join(recipe.left_out) or "held-out halves and the unseen products"}
 - commit {card["commit"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_another_recipe_is_refused(run: Any) -> None:
     run(LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01})))
     with pytest.raises(InputError, match="another recipe"):
         run()
+
+
+def test_goes_on_from_earlier_weights(run: Any, recordings: Path, tmp_path: Path) -> None:
+    short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
+    first = run(short)
+    for other in ("then", "wrong"):  # what was encoded is used again
+        for folder in ("pairs", "recorded"):
+            shutil.copytree(first.parent / folder, tmp_path / other / folder)
+    then = LanguageRecipe(**(vars(short) | {"start": str(first), "lora_lr": 0.0, "projector_lr": 0.0}))
+    second = train_language(then, [], recordings, tmp_path / "then")
+    a, b = build.read_trained(first), build.read_trained(second)
+    assert b[1]["started_from"] == {"sha256": a[2], "tokens": a[1]["tokens"]}
+    assert "start" not in b[1]["recipe"]  # a path of whoever trained it
+    for name, value in a[0].projector.items():  # at no learning rate they are what they were
+        assert torch.allclose(b[0].projector[name].float(), value.float(), atol=2e-3), name
+    with pytest.raises(InputError, match="another rank"):
+        train_language(LanguageRecipe(**(vars(then) | {"rank": then.rank + 1})), [], recordings, tmp_path / "wrong")
 
 
 def test_more_recordings_are_another_run(run: Any, recordings: Path, tmp_path: Path) -> None:
