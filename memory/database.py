@@ -10,18 +10,21 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from refdiff.memory.audit_chain import adopt_earlier
 from refdiff.memory.failures import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError
 
 BUSY_TIMEOUT_S = 30.0
 
+Step = str | Callable[[sqlite3.Connection], None]
+
 # Entry i brings the file from user_version i to i + 1. Entries are only ever appended.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (
     (
         """CREATE TABLE products (
             name TEXT PRIMARY KEY,
@@ -75,6 +78,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created_at TEXT NOT NULL
         )""",
     ),
+    (
+        # AUTOINCREMENT remembers the last number given, so that records cut off the end are missed
+        """CREATE TABLE audit (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            inspection_id TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            at TEXT NOT NULL,
+            by TEXT NOT NULL,
+            facts TEXT NOT NULL,
+            content TEXT,
+            content_sha256 TEXT NOT NULL,
+            hash TEXT NOT NULL
+        )""",
+        "CREATE INDEX audit_by_inspection ON audit(inspection_id, seq)",
+        "CREATE INDEX audit_by_time ON audit(at)",
+        adopt_earlier,
+    ),
 )
 
 
@@ -118,6 +138,19 @@ class Database:
         with self._lock, self._errors():
             yield self._conn
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own that sees the file as it is now, however long it reads; keeps nobody waiting."""
+        with self._errors():
+            conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                conn.row_factory = sqlite3.Row
+                conn.execute("PRAGMA query_only=ON")
+                conn.execute("BEGIN")
+                yield conn
+            finally:
+                conn.close()
+
     def close(self) -> None:
         with self._lock, self._errors():
             self._conn.close()
@@ -150,8 +183,11 @@ class Database:
                     f"{self.path}: written by a newer refdiff (schema {version}, this one knows "
                     f"{len(MIGRATIONS)}); upgrade refdiff or set REFDIFF_HOME to another folder"
                 )
-            for statement in (s for step in MIGRATIONS[version:] for s in step):
-                conn.execute(statement)
+            for step in (s for steps in MIGRATIONS[version:] for s in steps):
+                if isinstance(step, str):
+                    conn.execute(step)
+                else:
+                    step(conn)
             conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from refdiff.memory.audit_chain import DISPOSITION, append
 from refdiff.memory.database import Database
 from refdiff.memory.times import utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
@@ -29,7 +30,7 @@ class DispositionStore:
         self._db = db
 
     def add(self, inspection_id: str, decision: Decision, by: str, reason: str) -> Disposition:
-        """Record a decision, durably on return.
+        """Record a decision and its audit record, durably on return.
 
         Raises UnknownRecordError (inspection not filed), DuplicateError (decided already: says by whom and
         when), InputError (another decision, nobody named, no reason).
@@ -55,6 +56,7 @@ class DispositionStore:
                 "VALUES (:inspection_id, :decision, :by, :reason, :created_at)",
                 vars(disposition),
             )
+            append(conn, DISPOSITION, inspection_id, by, asdict(disposition))
         return disposition
 
     def get(self, inspection_id: str) -> Disposition | None:

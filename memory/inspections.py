@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from refdiff.memory.audit_chain import append_filed
 from refdiff.memory.captures import normalise_part_id
 from refdiff.memory.database import Database
 from refdiff.memory.products import check_product_name
@@ -45,7 +46,7 @@ class InspectionStore:
         created_at: datetime | str,
         report: dict[str, Any],
     ) -> bool:
-        """File an inspection, durably on return. False if that id is filed already: then nothing changes."""
+        """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed."""
         _check_verdict(verdict)
         if not inspection_id:
             raise RefDiffError("an inspection needs an id before it is filed")
@@ -60,6 +61,8 @@ class InspectionStore:
                 "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (inspection_id) DO NOTHING",
                 (inspection_id, part_id, product, verdict, to_utc(created_at), text),
             )
+            if cursor.rowcount == 1:
+                append_filed(conn, inspection_id, report)
             return cursor.rowcount == 1
 
     def get(self, inspection_id: str) -> InspectionRecord:

@@ -32,13 +32,18 @@ class MemorySettings(BaseSettings):
         description="How long to wait for another process that holds the embedded bank, in s.",
     )
 
+    audit_key: SecretStr | None = Field(
+        default=None,
+        description="Secret that seals audit exports; kept away from the machine that files (REFDIFF_AUDIT_KEY).",
+    )
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         # a later chdir must not move the stores
         return home.expanduser().absolute()
 
-    @field_validator("qdrant_url", "qdrant_api_key", mode="before")
+    @field_validator("qdrant_url", "qdrant_api_key", "audit_key", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         # `QDRANT_URL= refdiff ...` is how a shell user switches back to the embedded bank

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from refdiff.memory.audit import AuditStore
 from refdiff.memory.calibrations import CalibrationStore
 from refdiff.memory.captures import CaptureStore
 from refdiff.memory.database import Database
@@ -28,6 +29,7 @@ class Stores:
     calibrations: CalibrationStore
     inspections: InspectionStore
     dispositions: DispositionStore
+    audit: AuditStore
     settings: MemorySettings
 
     @classmethod
@@ -52,6 +54,7 @@ class Stores:
             calibrations=CalibrationStore(db),
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
+            audit=AuditStore(db, images, settings.audit_key),
             settings=settings,
         )
 

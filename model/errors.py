@@ -7,7 +7,8 @@ RefDiffError                    exit 70
 │   ├── UnknownProductError               product has no goldens / is not known
 │   ├── UnknownRecordError                no inspection, golden, evidence of that id
 │   ├── DuplicateError                    already there (golden, disposition)
-│   └── SpecError                         product specification does not parse
+│   ├── SpecError                         product specification does not parse
+│   └── TamperedError                     an audit record is not what was recorded
 ├── UnavailableError            exit 69   a service or resource is not there just now
 │   ├── BankBusyError                     another process holds the embedded bank
 │   ├── StorageError                      disk full, not writable, corrupt file
@@ -49,6 +50,10 @@ class DuplicateError(InputError):
 
 
 class SpecError(InputError):
+    pass
+
+
+class TamperedError(InputError):
     pass
 
 

@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
-from refdiff.server import cli_goldens, cli_inspect, cli_model, cli_products, cli_records, cli_train, console
+from refdiff.server import cli_audit, cli_goldens, cli_inspect, cli_model, cli_products, cli_records, cli_train, console
 from refdiff.server.console import answer
 from refdiff.server.settings import ConfigurationError, ServerSettings, load
 
@@ -49,6 +49,7 @@ cli_goldens.register(app)
 cli_inspect.register(app)
 cli_products.register(app)
 cli_records.register(app)
+cli_audit.register(app)
 cli_train.register(app)
 cli_model.register(app)
 

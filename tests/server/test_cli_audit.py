@@ -1,0 +1,76 @@
+"""`refdiff audit` on a real inspection: export, check, and the record that was changed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from refdiff.server import cli
+
+
+def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict]:
+    capsys.readouterr()
+    code = cli.run([*command, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_an_inspection_is_traced_from_request_to_disposition(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_USER", "ana")
+    code, report = said(capsys, "inspect", "--part", "7", "--image", "bad.png", "--product", "board")
+    assert code == 1
+    inspection = report["inspection_id"]
+    code, _ = said(capsys, "review", inspection, "--accept", "--reason", "scratched", "--by", "bob")
+    assert code == 0
+    code, written = said(capsys, "audit", "export", inspection, "--out", "a.jsonl")
+    assert (code, written["records"]) == (0, 2)
+    filed, decided = [json.loads(line) for line in (ready / "a.jsonl").read_text().splitlines()[1:-1]]
+    assert filed["by"] == "ana"
+    assert filed["content"] == report
+    assert filed["facts"]["query_sha256"] == report["query_sha256"]
+    assert filed["facts"]["goldens"][0]["golden_id"] == report["reference"]["golden_id"]
+    assert filed["facts"]["software"]["weights_sha256"]
+    assert len(filed["facts"]["tools"]) == len(report["tool_trace"])
+    assert (decided["by"], decided["content"]["reason"]) == ("bob", "scratched")
+    code, checked = said(capsys, "audit", "verify", "a.jsonl", "--store", "--photos")
+    assert (code, checked["intact"]) == (0, True)
+    assert cli.run(["audit", "verify", "a.jsonl"]) == 0
+    assert f"head {written['head']}" in capsys.readouterr().out
+
+    text = (ready / "a.jsonl").read_text()
+    (ready / "a.jsonl").write_text(text.replace('"by":"bob"', '"by":"eve"'))
+    code, checked = said(capsys, "audit", "verify", "a.jsonl")
+    assert (code, checked["intact"], checked["error"]["type"]) == (65, False, "TamperedError")
+    assert f"record 2 (inspection {inspection})" in checked["error"]["message"]
+    with sqlite3.connect(ready / "home" / "refdiff.sqlite") as outside:
+        outside.execute("UPDATE inspections SET report = replace(report, '\"FAIL\"', '\"PASS\"')")
+    code, checked = said(capsys, "audit", "verify", "--store")
+    assert code == 65
+    assert "record 1" in checked["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["export", "--out", "."], 65),
+        (["export", "no-such", "--out", "a"], 65),
+        (["export", "--since", "soon", "--out", "a"], 65),
+        (["export", "x", "--since", "2026", "--out", "a"], 64),
+        (["export", "--out", "no/such/folder/a"], 69),
+        (["verify"], 64),
+        (["verify", "a", "--photos"], 64),
+        (["verify", "no-such-file"], 65),
+        (["verify", "--store"], 0),
+        (["export", "--out", "a"], 0),
+    ],
+)
+def test_mistakes_have_their_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["audit", *command]) == code
+    assert not (tmp_path / "a").exists() or code == 0
