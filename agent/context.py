@@ -31,7 +31,7 @@ class AgentContext(Workbench):
         driver: Driver | None,
         emit: Callable[[AgentEvent], None],
     ) -> None:
-        super().__init__(bench.services, bench.part_id, bench.product, bench.inspect, bench.compare)
+        super().__init__(bench.services, bench.part_id, bench.product, bench.inspect, bench.compare, bench.capture_id)
         self.settings = settings
         self.driver = driver
         self.emit = emit

@@ -17,6 +17,15 @@ from refdiff.model.errors import StorageError, UnknownRecordError
 from refdiff.model.images import encode_png
 from refdiff.tools.inspection import registered_reference
 
+ARTEFACTS = {
+    "overlay": "overlay.png",
+    "heatmap": "heatmap.png",
+    "side_by_side": "side_by_side.png",
+    "html": "report.html",
+    "markdown": "report.md",
+    "report": "report.json",
+}
+
 
 def inspection_folder(home: Path, inspection_id: str) -> Path:
     """Where the files of an inspection lie; ids are made by us, never by a user."""
@@ -50,15 +59,7 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
     except UnknownRecordError:
         pass
     folder = inspection_folder(context.services.stores.settings.home, inspection_id)
-    names = {
-        "overlay": "overlay.png",
-        "heatmap": "heatmap.png",
-        "side_by_side": "side_by_side.png",
-        "html": "report.html",
-        "markdown": "report.md",
-        "report": "report.json",
-    }
-    paths = {k: folder / v for k, v in names.items()}
+    paths = {k: folder / v for k, v in ARTEFACTS.items()}
     report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
     query = context.query(capture)
     canonical = context.inspect(capture)

@@ -79,7 +79,7 @@ class Inspector:
             return self._run(request)
 
     def _run(self, request: InspectionRequest) -> DefectReport:
-        capture = find_part(self.services.stores, request.part_id, request.product)
+        capture = find_part(self.services.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
         if not self.services.bank.count(capture.product, ("active", "flagged")):
             raise UnknownProductError(
@@ -108,13 +108,18 @@ class Inspector:
                 left.append(thread)
         return left
 
+    def request_of(self, inspection_id: str) -> InspectionRequest | None:
+        """What an unfinished inspection was asked for; None if there is no checkpoint of it."""
+        values = self._graph.get_state(_config(inspection_id)).values
+        return InspectionRequest(**values["request"]) if values.get("request") else None
+
     def resume(self, inspection_id: str) -> DefectReport:
         """Finish an inspection that was cut off. Raises UnknownRecordError if there is nothing to go on from."""
-        values = self._graph.get_state(_config(inspection_id)).values
-        if not values.get("request"):
+        request = self.request_of(inspection_id)
+        if request is None:
             return self._filed(inspection_id)
         with self._claim(inspection_id):
-            return self._drive(InspectionRequest(**values["request"]), None)
+            return self._drive(request, None)
 
     def dispose(self, inspection_id: str, decision: Literal["accept", "override"], by: str, reason: str) -> Disposition:
         """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError."""
@@ -161,6 +166,11 @@ class Inspector:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
         return self._driver.read_pair(READ, reference, query) if self._driver else None
 
+    @property
+    def model(self) -> str | None:
+        """The name of the language model that drives, None for the script; `no_model` says why."""
+        return self._driver.model if self._driver else None
+
     # -- inside
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
@@ -186,7 +196,7 @@ class Inspector:
         def progress(done: int, total: int) -> None:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
-        bench = open_workbench(self.services, request.part_id, request.product, progress)
+        bench = open_workbench(self.services, request.part_id, request.product, progress, request.capture_id)
         return AgentContext(bench, self.settings, self._driver, self._emit)
 
     def _filed(self, inspection_id: str) -> DefectReport:

@@ -47,7 +47,8 @@ def _user() -> str:
 
 @dataclass(frozen=True)
 class InspectionRequest:
-    """part_id without "#". product: only where the part id is used by several products."""
+    """part_id without "#". product: only where the part id is used by several products. capture_id: the photo to look at;
+    default the part's newest."""
 
     text: str
     part_id: str
@@ -55,3 +56,4 @@ class InspectionRequest:
     requested_by: str = field(default_factory=_user)
     inspection_id: str = field(default_factory=new_inspection_id)
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+    capture_id: str | None = None

@@ -24,7 +24,8 @@ BUSY_TIMEOUT_S = 30.0
 Step = str | Callable[[sqlite3.Connection], None]
 
 # Entry i brings the file from user_version i to i + 1. Entries are only ever appended.
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (
+Migrations = tuple[tuple[Step, ...], ...]
+MIGRATIONS: Migrations = (
     (
         """CREATE TABLE products (
             name TEXT PRIMARY KEY,
@@ -99,10 +100,14 @@ MIGRATIONS: tuple[tuple[Step, ...], ...] = (
 
 
 class Database:
-    """An open SQLite file; a context manager. Raises StorageError where SQLite or the disk fails."""
+    """An open SQLite file; a context manager. Raises StorageError where SQLite or the disk fails.
 
-    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    migrations: the schema, by default that of the stores.
+    """
+
+    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, migrations: Migrations = MIGRATIONS) -> None:
         self.path = path
+        self._migrations = migrations
         self._lock = threading.RLock()
         make_folder(path.parent)
         with self._errors():
@@ -174,21 +179,21 @@ class Database:
 
     def _migrate(self) -> None:
         with self.reading() as conn:
-            if _version(conn) == len(MIGRATIONS):
+            if _version(conn) == len(self._migrations):
                 return  # the usual case takes no write lock
         with self.transaction() as conn:
             version = _version(conn)  # again: another process may have migrated meanwhile
-            if version > len(MIGRATIONS):
+            if version > len(self._migrations):
                 raise StorageError(
                     f"{self.path}: written by a newer refdiff (schema {version}, this one knows "
-                    f"{len(MIGRATIONS)}); upgrade refdiff or set REFDIFF_HOME to another folder"
+                    f"{len(self._migrations)}); upgrade refdiff or set REFDIFF_HOME to another folder"
                 )
-            for step in (s for steps in MIGRATIONS[version:] for s in steps):
+            for step in (s for steps in self._migrations[version:] for s in steps):
                 if isinstance(step, str):
                     conn.execute(step)
                 else:
                     step(conn)
-            conn.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+            conn.execute(f"PRAGMA user_version={len(self._migrations)}")
 
 
 def _version(conn: sqlite3.Connection) -> int:

@@ -33,6 +33,33 @@ class InspectionRecord:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class InspectionSummary:
+    """One line of a list: what was filed, and what a person decided (None while nobody has)."""
+
+    inspection_id: str
+    part_id: str
+    product: str
+    verdict: Verdict
+    created_at: str
+    requested_by: str
+    verdict_reason: str
+    image_score: float | None
+    p_value: float | None
+    findings: int
+    decision: Literal["accept", "override"] | None
+    decided_by: str | None
+    decided_at: str | None
+
+
+@dataclass(frozen=True)
+class InspectionPage:
+    """items: newest first. total: how many there are on all pages."""
+
+    items: list[InspectionSummary]
+    total: int
+
+
 class InspectionStore:
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -101,6 +128,50 @@ class InspectionStore:
             )
             return [_record(row) for row in rows]
 
+    def search(
+        self,
+        *,
+        product: str | None = None,
+        verdict: Verdict | None = None,
+        part_id: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        open_review: bool | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> InspectionPage:
+        """A page of filed inspections without their reports, newest first.
+
+        since, until: ISO 8601, from and before. open_review: only those that wait for a person (True) or do not (False).
+        limit: 1..1000. Raises InputError.
+        """
+        if not 1 <= limit <= MAX_PAGE or not 0 <= offset < 2**62:
+            raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
+        conditions: dict[str, str] = {}
+        if product is not None:
+            conditions["i.product = ?"] = check_product_name(product)
+        if verdict is not None:
+            conditions["i.verdict = ?"] = _check_verdict(verdict)
+        if part_id is not None:
+            conditions["i.part_id = ?"] = normalise_part_id(part_id)
+        if since is not None:
+            conditions["i.created_at >= ?"] = to_utc(since)
+        if until is not None:
+            conditions["i.created_at < ?"] = to_utc(until)
+        where = " AND ".join(conditions) or "1"
+        if open_review is not None:
+            waits = "(i.verdict = 'REVIEW' AND d.inspection_id IS NULL)"
+            where += f" AND {waits}" if open_review else f" AND NOT {waits}"
+        tables = "inspections i LEFT JOIN dispositions d USING (inspection_id)"
+        with self._db.reading() as conn:
+            total = conn.execute(f"SELECT COUNT(*) FROM {tables} WHERE {where}", tuple(conditions.values())).fetchone()
+            rows = conn.execute(
+                f"SELECT i.*, d.decision, d.decided_by, d.created_at AS decided_at FROM {tables} WHERE {where} "
+                "ORDER BY i.created_at DESC, i.seq DESC LIMIT ? OFFSET ?",
+                (*conditions.values(), limit, offset),
+            )
+            return InspectionPage([_summary(row) for row in rows], int(total[0]))
+
     def open_reviews(self) -> builtins.list[InspectionRecord]:
         """Inspections with verdict REVIEW that no person has decided yet, the longest waiting first."""
         with self._db.reading() as conn:
@@ -115,6 +186,25 @@ def _check_verdict(verdict: Verdict) -> Verdict:
     if verdict not in VERDICTS:
         raise InputError(f"verdict {verdict!r}: a verdict is one of {', '.join(VERDICTS)}")
     return verdict
+
+
+def _summary(row: sqlite3.Row) -> InspectionSummary:
+    report = json.loads(row["report"])
+    return InspectionSummary(
+        inspection_id=row["inspection_id"],
+        part_id=row["part_id"],
+        product=row["product"],
+        verdict=row["verdict"],
+        created_at=row["created_at"],
+        requested_by=str(report.get("requested_by", "")),
+        verdict_reason=str(report.get("verdict_reason", "")),
+        image_score=report.get("image_score"),
+        p_value=report.get("p_value"),
+        findings=len(report.get("findings", ())),
+        decision=row["decision"],
+        decided_by=row["decided_by"],
+        decided_at=row["decided_at"],
+    )
 
 
 def _record(row: sqlite3.Row) -> InspectionRecord:

@@ -11,6 +11,7 @@ RefDiffError                    exit 70
 │   └── TamperedError                     an audit record is not what was recorded
 ├── UnavailableError            exit 69   a service or resource is not there just now
 │   ├── BankBusyError                     another process holds the embedded bank
+│   ├── BusyError                         too much is waiting already
 │   ├── StorageError                      disk full, not writable, corrupt file
 │   └── LLMError                          endpoint down, slow or talking nonsense past its retries
 └── ToolOrderError              (to the LLM) a tool was called before what it needs
@@ -63,6 +64,14 @@ class UnavailableError(RefDiffError):
 
 class BankBusyError(UnavailableError):
     pass
+
+
+class BusyError(UnavailableError):
+    """retry_after_s: when to try again."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StorageError(UnavailableError):

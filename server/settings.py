@@ -37,6 +37,9 @@ class ServerSettings(BaseSettings):
         max_length=128,
         description="Who enrols, asks and decides; written into reports.",
     )
+    queue_limit: int = Field(
+        default=100, ge=1, le=100_000, description="Inspections that a server lets wait; more are told to come again."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Lines of the log that go to stderr."
     )

@@ -52,6 +52,19 @@ Thumbnail = NDArray[np.float32]  # (64, 64), 0..255
 
 
 @dataclass(frozen=True)
+class Upload:
+    """A photo that arrived as bytes instead of as a file; `name` is only ever shown."""
+
+    name: str
+    data: bytes
+
+    @property
+    def path(self) -> Path:
+        last = self.name.replace("\\", "/").rpartition("/")[2].encode("utf-8", "replace").decode()
+        return Path(_storable(last)[:200].strip(". ") or "upload")
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A file or folder that gave no new golden, and why."""
 
@@ -79,7 +92,7 @@ class EnrollResult:
 def enroll(
     services: Services,
     product: str,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Upload],
     *,
     scale_mm_per_px: float | None = None,
     part_group: str | None = None,
@@ -87,7 +100,7 @@ def enroll(
     enrolled_by: str = "",
     progress: Progress | None = None,
 ) -> EnrollResult:
-    """Enrol image files, and all images in folders below, as goldens of a product. Idempotent by content.
+    """Enrol image files, all images in folders below, and uploads as goldens of a product. Idempotent by content.
 
     part_group: all these photos show one part; without it, photos with nearly the same pixels are grouped, because
     calibration counts parts. progress: called with (files done, files in all).
@@ -102,9 +115,10 @@ def enroll(
 
     files = list(find_images(paths, result.refused))
     thumbnails: _Thumbnails | None = None
-    for done, path in enumerate(files):
+    for done, source in enumerate(files):
+        path = source.path if isinstance(source, Upload) else source
         try:
-            data = read_photo(path, services.model_settings)
+            data = read_photo(source, services.model_settings)
             known = _enrolled(services, product, data)
             if known is not None:
                 result.already_there.append(Refusal(path, _present(known)))
@@ -150,7 +164,7 @@ def record_capture(
     stores: Stores,
     part_id: str,
     product: str,
-    path: Path,
+    photo: Path | Upload,
     *,
     scale_mm_per_px: float | None = None,
     settings: ModelSettings | None = None,
@@ -159,25 +173,26 @@ def record_capture(
     settings = settings or ModelSettings()
     part_id, product = normalise_part_id(part_id), check_product_name(product)
     scale = check_scale(scale_mm_per_px)
-    data = read_photo(path, settings)
+    name = _storable((photo.path if isinstance(photo, Upload) else photo).name)
+    data = read_photo(photo, settings)
     known = stores.products.get(product)
     window = known.intensity_window if known else None
-    decode_image(
-        data, name=_storable(path.name), window=window, settings=settings
-    )  # only what can be inspected is kept
-    return stores.captures.add(part_id, product, stores.images.put(data), scale, _storable(path.name))
+    decode_image(data, name=name, window=window, settings=settings)  # only what can be inspected is kept
+    return stores.captures.add(part_id, product, stores.images.put(data), scale, name)
 
 
 # ---- files ----
 
 
-def find_images(paths: Iterable[Path], refused: list[Refusal]) -> Iterator[Path]:
+def find_images(paths: Iterable[Path | Upload], refused: list[Refusal]) -> Iterator[Path | Upload]:
     """Files as named, then in folders all images below, sorted; no hidden files; links only within the folder.
 
     What is named and gives no file is added to `refused`.
     """
     for path in paths:
-        if path.is_dir():
+        if isinstance(path, Upload):
+            yield path
+        elif path.is_dir():
             before, found = len(refused), 0
             for file in _walk(path, refused):
                 found += 1
@@ -213,8 +228,10 @@ def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
                 yield file
 
 
-def read_photo(path: Path, settings: ModelSettings) -> bytes:
+def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
     """The bytes of an image file. Raises ImageError: absent, no regular file, unreadable, over `settings.max_bytes`."""
+    if isinstance(path, Upload):
+        return _check_size(path.path.name, path.data, settings)
     name = _storable(str(path))
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -235,6 +252,15 @@ def read_photo(path: Path, settings: ModelSettings) -> bytes:
         raise ImageError(f"{name}: a folder, not an image file") from e
     except (OSError, ValueError) as e:
         raise ImageError(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+
+
+def _check_size(name: str, data: bytes, settings: ModelSettings) -> bytes:
+    if len(data) > settings.max_bytes:
+        raise ImageError(
+            f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
+            "send a smaller file or raise REFDIFF_MAX_BYTES"
+        )
+    return data
 
 
 def _open_at_once(path: str, flags: int) -> int:

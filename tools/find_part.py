@@ -10,14 +10,25 @@ from pydantic import Field
 
 from refdiff.memory.captures import Capture, normalise_part_id
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import ToolOrderError
+from refdiff.model.errors import InputError, ToolOrderError
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.workbench import Result, Workbench, answer
 
 
-def find_part(stores: Stores, part_id: str, product: str | None = None) -> Capture:
-    """The newest photo of a part. Raises UnknownPartError (naming near part ids), InputError (several products)."""
-    return stores.captures.latest(normalise_part_id(part_id), product)
+def find_part(stores: Stores, part_id: str, product: str | None = None, capture_id: str | None = None) -> Capture:
+    """The photo of a part: that capture, else the newest.
+
+    Raises UnknownPartError (naming near part ids), UnknownRecordError, InputError (several products; not of that part).
+    """
+    wanted = normalise_part_id(part_id)
+    if capture_id is None:
+        return stores.captures.latest(wanted, product)
+    capture = stores.captures.get(capture_id)
+    if capture.part_id != wanted or product not in (None, capture.product):
+        raise InputError(
+            f"capture {capture_id} is of part {capture.part_id}, product {capture.product}; name that part"
+        )
+    return capture
 
 
 @tool("find_part", response_format="content_and_artifact")
@@ -30,7 +41,7 @@ def find_part_tool(
     wanted = normalise_part_id(part_id)
     if wanted != bench.part_id:
         raise ToolOrderError(f"this inspection is about part {bench.part_id!r}, not {wanted!r}")
-    capture = find_part(bench.services.stores, wanted, bench.product)
+    capture = find_part(bench.services.stores, wanted, bench.product, bench.capture_id)
     height, width = bench.query(capture).shape[:2]
     record = EvidenceRecord(
         kind="capture",

@@ -195,9 +195,13 @@ def registered_reference(bench: Workbench, capture: Capture) -> RgbImage:
 
 
 def open_workbench(
-    services: Services, part_id: str, product: str | None = None, progress: Progress | None = None
+    services: Services,
+    part_id: str,
+    product: str | None = None,
+    progress: Progress | None = None,
+    capture_id: str | None = None,
 ) -> Workbench:
-    """A workbench whose canonical inspections are computed once each."""
+    """A workbench whose canonical inspections are computed once each. capture_id: the photo, default the newest."""
     known: dict[str, PhotoInspection] = {}
 
     def inspect(capture: Capture) -> PhotoInspection:
@@ -215,4 +219,4 @@ def open_workbench(
         query = services.image(capture.sha256, capture.product)
         return compare(services, query, capture.product, query_key=capture.sha256, goldens=goldens)
 
-    return Workbench(services, part_id, product, inspect, compare_with)
+    return Workbench(services, part_id, product, inspect, compare_with, capture_id)

@@ -23,7 +23,8 @@ class Workbench:
     """Context of a run (never checkpointed); `inspection.open_workbench` makes one.
 
     part_id: the part the request is about; tools refuse any other. inspect: the canonical inspection of a photo,
-    computed once a run. compare: the photo against goldens of one's choice, by their ids.
+    computed once a run. compare: the photo against goldens of one's choice, by their ids. capture_id: the photo that was
+    asked about, None for the newest.
     """
 
     # not a dataclass: the tools' argument schemas would try to validate its fields
@@ -35,12 +36,14 @@ class Workbench:
         product: str | None,
         inspect: Callable[[Capture], PhotoInspection],
         compare: Callable[[Capture, list[str]], Comparison],
+        capture_id: str | None = None,
     ) -> None:
         self.services = services
         self.part_id = part_id
         self.product = product
         self.inspect = inspect
         self.compare = compare
+        self.capture_id = capture_id
 
     def query(self, capture: Capture) -> RgbImage:
         return self.services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")

@@ -1,0 +1,226 @@
+"""The one thread that inspects: accepted jobs in the order in which they came, and short questions between two of them.
+
+The network and the language model are used by this thread alone; everything else of a server waits for it or goes by.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from refdiff.agent.context import AgentEvent
+from refdiff.memory.jobs import Job, JobState, JobStore
+from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
+
+T = TypeVar("T")
+Listener = Callable[["Progress"], None]
+
+MAX_ATTEMPTS = 4  # of a job that ends with the process, or meets something that is unavailable
+RETRY_S = (1.0, 5.0, 20.0)
+_MAX_QUESTIONS = 32
+_HISTORIES = 512  # inspections whose progress is kept for late listeners
+_STOP_WAIT_S = 8.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What happens to an inspection. number: counts from 1. done/total: of long work, 0 if not counted.
+
+    kind: queued, started, calibrating, llm, tool, verify, fallback, filed, retry, done or failed. The last one of an
+    inspection has the state done or failed.
+    """
+
+    inspection_id: str
+    number: int
+    kind: str
+    message: str
+    state: JobState
+    done: int = 0
+    total: int = 0
+
+    @property
+    def last(self) -> bool:
+        return self.state in ("done", "failed")
+
+
+class Worker:
+    """inspect: runs a job and files it; it may be called again for a job that was cut off.
+
+    Progress goes to whoever listens, in the thread in which it happens: listeners must be quick.
+    """
+
+    def __init__(self, jobs: JobStore, inspect: Callable[[Job], str]) -> None:
+        """inspect: returns what to tell at the end, e.g. the verdict."""
+        self._jobs, self._inspect = jobs, inspect
+        self._changed = threading.Condition()
+        self._waiting: deque[str] = deque()
+        self._questions: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
+        self._listeners: dict[str, list[Listener]] = {}
+        self._stopping = threading.Event()
+        self._current: str | None = None
+        self.seconds_each = 5.0  # moving average
+        self.finished = {"done": 0, "failed": 0}
+        # a daemon: a process that is told to stop does not wait for an inspection, which goes on after the next start
+        self._thread = threading.Thread(target=self._run, name="inspections", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing new, and wait a little for what is running; the journal keeps what is left."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_WAIT_S)
+        with self._changed:
+            for future, _ in self._questions:
+                future.set_exception(UnavailableError("the server is stopping; ask again after its start"))
+            self._questions.clear()
+
+    @property
+    def current(self) -> str | None:
+        """The inspection that is running."""
+        return self._current
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    # -- jobs
+
+    def enqueue(self, job: Job) -> None:
+        """A job that the journal holds."""
+        self._tell(job.inspection_id, "queued", f"{self._jobs.ahead_of(job)} inspection(s) before it", "queued")
+        with self._changed:
+            self._waiting.append(job.inspection_id)
+            self._changed.notify_all()
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Run a short question between two inspections, and wait for its answer. Raises what it raises, or BusyError."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping.is_set():
+                raise UnavailableError("the server is stopping; ask again after its start")
+            if len(self._questions) >= _MAX_QUESTIONS:
+                raise BusyError(f"{_MAX_QUESTIONS} questions wait already; ask again later", self.seconds_each)
+            self._questions.append((future, question))
+            self._changed.notify_all()
+        return future.result()
+
+    # -- progress
+
+    def on_event(self, event: AgentEvent) -> None:
+        """The agent's listener: what it says belongs to the inspection that is running."""
+        if self._current is not None:
+            self._tell(self._current, event.kind, event.message, "running", event.done, event.total)
+
+    def subscribe(self, inspection_id: str, listener: Listener) -> Callable[[], None]:
+        """Hear what happened to an inspection so far, and what will; returns the function that ends it."""
+        with self._changed:
+            for progress in self._histories.get(inspection_id, ()):
+                listener(progress)
+            self._listeners.setdefault(inspection_id, []).append(listener)
+
+        def unsubscribe() -> None:
+            with self._changed:
+                listeners = self._listeners.get(inspection_id, [])
+                if listener in listeners:
+                    listeners.remove(listener)
+                if not listeners:
+                    self._listeners.pop(inspection_id, None)
+
+        return unsubscribe
+
+    def _tell(
+        self, inspection_id: str, kind: str, message: str, state: JobState, done: int = 0, total: int = 0
+    ) -> None:
+        with self._changed:
+            history = self._histories.setdefault(inspection_id, [])
+            progress = Progress(inspection_id, len(history) + 1, kind, message, state, done, total)
+            counted = history and total and history[-1].kind == kind and history[-1].total
+            if not counted:  # of counted work the history keeps the beginning
+                history.append(progress)
+            while len(self._histories) > _HISTORIES:
+                self._histories.popitem(last=False)
+            listeners = list(self._listeners.get(inspection_id, ()))
+            for listener in listeners:
+                try:
+                    listener(progress)
+                except Exception:  # of somebody who went away; the inspection goes on
+                    log.exception("a listener of %s failed", inspection_id)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._questions or self._stopping.is_set()):
+                    self._changed.wait()
+                if self._stopping.is_set():
+                    return
+                question = self._questions.popleft() if self._questions else None
+                inspection_id = None if question else self._waiting.popleft()
+            if question:
+                _answer(*question)
+            elif inspection_id:
+                try:
+                    self._work(inspection_id)
+                except Exception as e:  # the journal itself fails, because the disk is full, say
+                    log.exception("inspection %s waits until the journal can be written", inspection_id)
+                    self._tell(inspection_id, "retry", f"{e}; again in {RETRY_S[-1]:g} s", "queued")
+                    self._stopping.wait(RETRY_S[-1])
+                    with self._changed:
+                        self._waiting.appendleft(inspection_id)
+
+    def _work(self, inspection_id: str) -> None:
+        started = time.monotonic()
+        while True:
+            job = self._jobs.begin(inspection_id)
+            self._current = inspection_id
+            self._tell(inspection_id, "started", f"attempt {job.attempts}", "running")
+            try:
+                said = self._inspect(job)
+            except UnavailableError as e:
+                if job.attempts >= MAX_ATTEMPTS:
+                    return self._fail(inspection_id, e)
+                delay = RETRY_S[min(job.attempts, len(RETRY_S)) - 1]
+                log.warning("inspection %s: %s; again in %g s", inspection_id, e, delay)
+                self._tell(inspection_id, "retry", f"{e}; again in {delay:g} s", "running")
+                if self._stopping.wait(delay):
+                    return None
+                continue
+            except Exception as e:
+                return self._fail(inspection_id, e)
+            finally:
+                self._current = None
+            self._jobs.finish(inspection_id)
+            self.finished["done"] += 1
+            self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
+            return self._tell(inspection_id, "done", said, "done")
+
+    def _fail(self, inspection_id: str, error: Exception) -> None:
+        known = isinstance(error, RefDiffError)
+        if not known:
+            log.error("inspection %s failed", inspection_id, exc_info=error)
+        message = str(error) if known else f"internal error ({type(error).__name__}); the log has the details"
+        code = error.exit_code if isinstance(error, RefDiffError) else RefDiffError.exit_code
+        self._jobs.finish(inspection_id, {"type": type(error).__name__, "message": message, "exit_code": code})
+        self.finished["failed"] += 1
+        self._tell(inspection_id, "failed", message, "failed")
+
+
+def _answer(future: Future[Any], question: Callable[[], Any]) -> None:
+    try:
+        future.set_result(question())
+    except Exception as e:
+        future.set_exception(e)

@@ -1,0 +1,293 @@
+"""The desk: accepted is owed, whatever happens; what people and programs ask of it, without any transport."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from refdiff.agent.inspector import Inspector
+from refdiff.memory.jobs import JobStore
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import (
+    BusyError,
+    DuplicateError,
+    ImageError,
+    InputError,
+    StorageError,
+    UnavailableError,
+    UnknownPartError,
+    UnknownProductError,
+    UnknownRecordError,
+)
+from refdiff.server.desk import Desk, Upload
+from refdiff.server.settings import ServerSettings
+
+ASK = "inspect part #{} against the nearest good sample"
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+
+
+@pytest.fixture
+def desk(ready: Path, no_model: None) -> Iterator[Desk]:
+    with Desk.open() as opened:
+        yield opened
+
+
+def photo(ready: Path, name: str) -> Upload:
+    return Upload(name, (ready / name).read_bytes())
+
+
+def test_good_and_bad_photos_are_inspected_in_order(desk: Desk, ready: Path) -> None:
+    good = desk.submit(ASK.format(1), by="ann", product="board", photo=photo(ready, "good.png"))
+    bad = desk.submit("", by="bob", part_id="#2", product="board", photo=photo(ready, "bad.png"), scale_mm_per_px=0.1)
+    kinds = [p.kind for p in desk.follow(bad.inspection_id)]
+    assert kinds[0] == "queued"
+    assert kinds[-1] == "done"
+    assert {"started", "tool", "filed"} <= set(kinds)
+    first, second = desk.wait(good.inspection_id), desk.wait(bad.inspection_id)
+    assert first.report
+    assert second.report
+    assert (first.report.verdict, second.report.verdict) == ("PASS", "FAIL")
+    assert (second.report.part_id, second.report.requested_by, second.report.scale.mm_per_px) == ("2", "bob", 0.1)
+    assert desk.unfinished() == []
+    assert desk.artefact(bad.inspection_id, "html").read_bytes().startswith(b"<!doctype html>")
+    assert desk.picture(bad.inspection_id, "query").startswith(b"\x89PNG")
+    assert desk.status().waiting == 0
+
+
+def test_each_job_looks_at_its_own_photo(desk: Desk, ready: Path) -> None:
+    """Two photos of one part, sent before either is inspected."""
+    jobs = [
+        desk.submit(by="ann", part_id="9", product="board", photo=photo(ready, name))
+        for name in ("bad.png", "good.png", "bad.png")
+    ]
+    verdicts = [desk.wait(j.inspection_id).report.verdict for j in jobs]  # type: ignore[union-attr]
+    assert verdicts == ["FAIL", "PASS", "FAIL"]
+
+
+def test_a_repeated_request_is_the_same_job(desk: Desk, ready: Path) -> None:
+    sent = {"by": "ann", "part_id": "1", "product": "board", "origin": "slack:Ev123"}
+    jobs = [desk.submit(photo=photo(ready, "good.png"), **sent) for _ in range(3)]  # type: ignore[arg-type]
+    assert len({j.inspection_id for j in jobs}) == 1
+    desk.wait(jobs[0].inspection_id)
+    assert desk.submit(**sent).inspection_id == jobs[0].inspection_id  # type: ignore[arg-type]
+    assert desk.stores.inspections.search().total == 1
+
+
+def test_what_cannot_be_inspected_is_refused_at_once(desk: Desk, ready: Path) -> None:
+    with pytest.raises(UnknownPartError):
+        desk.submit(by="a", part_id="nobody")
+    with pytest.raises(InputError, match="Name the part"):
+        desk.submit("how are you?", by="a")
+    with pytest.raises(InputError, match="say which product"):
+        desk.submit(by="a", part_id="1", photo=photo(ready, "good.png"))
+    with pytest.raises(ImageError):
+        desk.submit(by="a", part_id="1", product="board", photo=Upload("x.png", b"no picture"))
+    with pytest.raises(UnknownProductError):
+        desk.submit(by="a", part_id="1", product="empty", photo=photo(ready, "good.png"))
+    with pytest.raises(UnknownRecordError):
+        desk.submit(by="a", part_id="1", capture_id="c-000000000000")
+    with pytest.raises(UnknownRecordError):
+        desk.inspection("insp-nobody")
+    with pytest.raises(UnknownRecordError):
+        list(desk.follow("insp-nobody"))
+    assert desk.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a/b.png", "..", "", "\x00\x1b[31m.png", "\udcff\ud800.png", "x" * 999]
+)
+def test_a_file_name_is_only_shown(desk: Desk, ready: Path, name: str) -> None:
+    kept = desk.capture("7", Upload(name, (ready / "good.png").read_bytes()), "board")
+    assert 0 < len(kept.filename) <= 200
+    assert "/" not in kept.filename
+    assert kept.filename.isprintable()
+    assert not (ready / "etc").exists()
+
+
+def test_too_many_waiting_are_told_to_come_again(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, begun = threading.Event(), threading.Event()
+    run = Inspector.run
+
+    def slow(self: Inspector, request: object) -> object:
+        begun.set()
+        hold.wait(30)
+        return run(self, request)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Inspector, "run", slow)
+    with Desk.open(server=ServerSettings(queue_limit=2)) as desk:
+        jobs = [desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png")) for _ in range(2)]
+        assert begun.wait(10)
+        with pytest.raises(BusyError) as refused:
+            desk.submit(by="a", part_id="1")
+        assert refused.value.retry_after_s > 0
+        assert desk.inspection(jobs[1].inspection_id).ahead == 1
+        hold.set()
+        assert desk.wait(jobs[1].inspection_id).state == "done"
+        assert desk.submit(by="a", part_id="1").open
+
+
+def test_the_first_disposition_wins(desk: Desk, ready: Path) -> None:
+    job = desk.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
+    with pytest.raises(UnknownRecordError):
+        desk.dispose("insp-nobody", "accept", "ann", "x")
+    desk.wait(job.inspection_id)
+    winners, losers = [], []
+
+    def decide(who: str) -> None:
+        try:
+            winners.append(desk.dispose(job.inspection_id, "override", who, "dust"))
+        except DuplicateError as e:
+            losers.append(str(e))
+
+    people = [threading.Thread(target=decide, args=(f"person {i}",)) for i in range(6)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert len(winners) == 1
+    assert len(losers) == 5
+    assert all(winners[0].by in text and winners[0].created_at in text for text in losers)
+    assert desk.inspection(job.inspection_id).disposition == winners[0]
+
+
+def test_questions_are_answered_from_the_report(desk: Desk, ready: Path) -> None:
+    job = desk.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
+    desk.wait(job.inspection_id)
+    assert "verdict FAIL" in desk.ask(job.inspection_id, "why?")
+    assert "Name the part" in desk.chat("hello")
+    with pytest.raises(InputError):
+        desk.ask(job.inspection_id, " ")
+
+
+def test_something_unavailable_is_tried_again(desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, failures = Inspector.run, [StorageError("the disk is full"), StorageError("the disk is full")]
+
+    def failing(self: Inspector, request: object) -> object:
+        if failures:
+            raise failures.pop()
+        return run(self, request)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Inspector, "run", failing)
+    monkeypatch.setattr("refdiff.server.worker.RETRY_S", (0.01,))
+    job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+    assert [p.kind for p in desk.follow(job.inspection_id)].count("retry") == 2
+    assert desk.inspection(job.inspection_id).state == "done"
+
+
+def test_a_bug_fails_one_inspection_and_not_the_next(desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as m:
+        m.setattr(Inspector, "run", lambda *_: 1 / 0)
+        job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+        failed = desk.wait(job.inspection_id)
+    assert failed.state == "failed"
+    assert failed.error
+    assert "ZeroDivisionError" in failed.error["message"]
+    assert desk.wait(desk.submit(by="a", part_id="1").inspection_id).state == "done"
+    assert [j.inspection_id for j in desk.unfinished(failed=True)] == [job.inspection_id]
+
+
+def test_one_desk_a_home(desk: Desk) -> None:
+    with pytest.raises(UnavailableError, match="another refdiff server"):
+        Desk.open()
+
+
+def test_goldens_and_products(desk: Desk, ready: Path) -> None:
+    made = desk.enroll("gear", [photo(ready, "good.png"), Upload("bad.txt", b"text")], by="ann", part_group="g1")
+    assert (len(made.added), len(made.refused), made.n_in_bank) == (1, 1, 1)
+    assert made.added[0].filename == "good.png"
+    assert desk.products() == ["board", "gear"]
+    golden = desk.set_golden_status(made.added[0].golden_id, "retired", by="ann")
+    assert (golden.status, golden.note) == ("retired", "retired by ann")
+    assert desk.goldens("gear", "active") == []
+    board = desk.product("board")
+    assert (board["goldens"]["active"], board["calibration"]["stale"]) == (22, False)
+    assert desk.set_spec("gear", {"scale_mm_per_px": 0.5})["scale_mm_per_px"] == 0.5
+    with pytest.raises(UnknownProductError):
+        desk.product("nothing")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from refdiff.agent import filing, graph
+from refdiff.server.desk import Desk, Upload
+real = getattr(graph, sys.argv[1])
+def deadly(*a, **k):
+    if sys.argv[2] == "after":
+        real(*a, **k)
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "file_report":
+    graph.file_report = deadly
+with Desk.open() as desk:
+    for i in range(4):
+        job = desk.submit(by="t", part_id=str(i), product="board", photo=Upload("p", Path(f"photos/0{i}.png").read_bytes()))
+        print(job.inspection_id, flush=True)
+    desk.wait(job.inspection_id)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_while_filing_every_accepted_inspection_is_filed_once(ready: Path, no_model: None, when: str) -> None:
+    command = [sys.executable, "-c", KILLED, "file_report", when]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    accepted = child.stdout.split()
+    assert child.returncode == -9, child.stderr[-2000:]
+    with JobStore(Path(os.environ["REFDIFF_HOME"])) as jobs:
+        assert [j.inspection_id for j in jobs.list()] == accepted
+    with Desk.open() as desk:
+        for inspection_id in accepted:
+            assert desk.wait(inspection_id, 60).report is not None
+        assert sorted(i.inspection_id for i in desk.stores.inspections.search().items) == sorted(accepted)
+        assert desk.unfinished() == []
+
+
+def test_a_job_that_always_kills_is_given_up(ready: Path, no_model: None) -> None:
+    with Desk.open() as desk:
+        desk.capture("1", photo(ready, "good.png"), "board")
+    with JobStore(MemorySettings().home) as jobs:
+        jobs.add("insp-deadly", {"text": "x", "part_id": "1", "product": "board", "requested_by": "t"}, None, 9)
+        for _ in range(4):
+            jobs.begin("insp-deadly")
+    with Desk.open() as desk:
+        found = desk.inspection("insp-deadly")
+    assert found.state == "failed"
+    assert found.error
+    assert "given up" in found.error["message"]
+
+
+def test_what_the_command_line_left_is_finished(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch, make_pending: Callable[[Path], str]
+) -> None:
+    inspection_id = make_pending(ready)
+    with Desk.open() as desk:
+        assert desk.wait(inspection_id, 60).report is not None
+
+
+@pytest.fixture
+def make_pending() -> Callable[[Path], str]:
+    def make(ready: Path) -> str:
+        script = (
+            "import os, signal\nfrom refdiff.agent import graph\n"
+            "graph.file_report = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from refdiff.server import cli\n"
+            "cli.run(['inspect', '--part', '5', '--product', 'board', '--image', 'bad.png'])"
+        )
+        child = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
+        assert child.returncode == -9, child.stderr
+        from refdiff.tools.services import Services
+
+        with Services.open() as services, Inspector(services) as inspector:
+            [pending] = inspector.pending()
+        return pending
+
+    return make
