@@ -6,6 +6,7 @@ or calibration.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,11 +78,13 @@ def network_input(
 
 
 class DifferenceModel:
-    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
+    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs; hard:
+    trained on hard matches (a comparison), so to be used on such."""
 
-    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str) -> None:
+    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str, hard: bool = False) -> None:
         self.sha256 = sha256
         self.encoder = encoder
+        self.hard = hard
         self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -100,7 +103,7 @@ class DifferenceModel:
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
     ) -> LearnedDifference:
         """`network_input`, then `look`."""
-        return self.look(network_input(picture, maps, references))
+        return self.look(network_input(picture, maps, references, hard=self.hard))
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
@@ -132,7 +135,8 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
 def load_difference(path: Path = PACKAGED) -> DifferenceModel:
     """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
     net, encoder, digest = read_network(path)
-    return DifferenceModel(net, digest, encoder)
+    recipe = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("recipe", {})
+    return DifferenceModel(net, digest, encoder, bool(recipe.get("hard", False)))
 
 
 @lru_cache(maxsize=2)
