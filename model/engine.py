@@ -39,7 +39,7 @@ _TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 @dataclass
 class Usage:
     """Of one answer. prompt: tokens; reused: of them, from the cache; generated: tokens; forced: of them, by the grammar;
-    passes: of the network; seconds."""
+    passes: of the network; seconds; chosen: probability of every token that was the model's own choice, in order."""
 
     prompt: int = 0
     reused: int = 0
@@ -47,6 +47,7 @@ class Usage:
     forced: int = 0
     passes: int = 0
     seconds: float = 0.0
+    chosen: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -110,7 +111,10 @@ class Engine:
         return answer
 
     def read(self, reference: RgbImage, query: RgbImage) -> dict[str, Any]:
-        """The reading of a pair by the fixed prompt: {"defect": bool, "type": str, "confidence": int}. Raises LLMError."""
+        """The reading of a pair by the fixed prompt: {"defect": bool, "type": str, "confidence": int}. Raises LLMError.
+
+        confidence: how likely its yes or no was to the model, %. The number it writes is not used: it was never good at it.
+        """
         content = [{"type": "text", "text": READ}, *({"type": "image", "image": n} for n in ("reference", "query"))]
         both = {"reference": reference, "query": query}
         with self._mutex:
@@ -118,8 +122,9 @@ class Engine:
             prompt = self.processor.render([{"role": "user", "content": content}])
             text = self._constrained(prompt, self._grammar(READING_SCHEMA), both.__getitem__, _Cache(), [])
             self._seen.pop(("reference", "query"), None)
+            sure = self.last.chosen[0]  # the first choice that the grammar leaves is true or false
         answer: dict[str, Any] = json.loads(text)
-        return answer
+        return answer | {"confidence": round(100 * sure)}
 
     def answer(self, messages: Sequence[dict[str, Any]], max_new: int = 160) -> str:
         """A short answer in prose, greedily. Raises LLMError."""
@@ -195,7 +200,9 @@ class Engine:
             else:
                 logits = self._step([k for k in pending if isinstance(k, int)], cache)
             allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: logits.shape[-1]]
-            token = int(logits.masked_fill(allowed == 0, -torch.inf).argmax())
+            likely = torch.softmax(logits.masked_fill(allowed == 0, -torch.inf), 0)
+            token = int(likely.argmax())
+            self.last.chosen.append(float(likely[token]))
             if token == self._guide.eos_token:
                 break
             if not matcher.consume_token(token):
