@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.agent.report.schema import Finding
-from refdiff.model.images import RgbImage
+from refdiff.model.images import RgbImage, encode_png
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, exclusive end
 _Rgb = tuple[int, int, int]
@@ -158,12 +158,11 @@ def crops(query: RgbImage, reference: RgbImage, box: Box, margin: float = 0.6, m
 def page_image(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
     """Encoded bytes for a page: PNG up to 0.3 megapixels, else JPEG; no side longer than max_side px."""
     scale = min(1.0, max_side / max(image.shape[:2]))
-    picture = Image.fromarray(_resize(image, scale) if scale < 1 else image)
+    shown = _resize(image, scale) if scale < 1 else image
+    if shown.shape[0] * shown.shape[1] <= 300_000:
+        return encode_png(shown)
     buffer = io.BytesIO()
-    if picture.width * picture.height <= 300_000:
-        picture.save(buffer, format="PNG", optimize=True)
-    else:
-        picture.save(buffer, format="JPEG", quality=88, subsampling=0)
+    Image.fromarray(shown).save(buffer, format="JPEG", quality=88, subsampling=0)
     return buffer.getvalue()
 
 
