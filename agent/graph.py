@@ -228,7 +228,7 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
 def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
     context = runtime.context
-    if state["via"] == "fallback" or context.driver is None or not context.settings.llm_images:
+    if context.driver is None or not context.settings.llm_images or not _is_read(state, context):
         return {"reading": None}
     capture = current_capture(context, state["evidence"])
     reference = context.keep_image(registered_reference(context, capture))
@@ -242,14 +242,24 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
 
 
+def _is_read(state: InspectionState, context: AgentContext) -> bool:
+    """Does the model read the pair? Whoever asked for it on anomalies alone spares it the parts that would pass."""
+    if state["request"].get("judge", "always") != "on-anomaly":
+        return state["via"] != "fallback"
+    capture = current_capture(context, state["evidence"])
+    without = assemble(context, capture, dict(state), context.inspect(capture), llm_drove=False)
+    return without["verdict"] is not Verdict.PASS
+
+
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
     context = runtime.context
     capture = current_capture(context, state["evidence"])
     canonical = context.inspect(capture)
-    driver = context.driver if state["via"] != "fallback" else None
+    drove = state["via"] != "fallback" and context.driver is not None
+    driver = context.driver if drove or state.get("reading") else None
     request = state["request"]
-    report = assemble(context, capture, dict(state), canonical, llm_drove=driver is not None) | {
+    report = assemble(context, capture, dict(state), canonical, llm_drove=drove) | {
         "inspection_id": request["inspection_id"],
         "requested_by": request["requested_by"],
         "created_at": request["created_at"],

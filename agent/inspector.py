@@ -38,6 +38,11 @@ from refdiff.tools.services import Services
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
 _RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
 
+_SCRIPTED = {
+    "never": "asked for without the language model",
+    "on-anomaly": "asked for with the language model only where the part would not pass",
+}
+
 HOW_TO_ASK = (
     "I inspect parts against golden samples. Name the part, for example: "
     '"inspect part #4412 against the nearest good sample".'
@@ -92,8 +97,8 @@ class Inspector:
             "evidence": [],
             "trace": [],
             "timings_ms": {},
-            "via": self._driver.via if self._driver else "fallback",
-            "fallback_reason": self.no_model,
+            "via": self._driver.via if self._driver and request.judge == "always" else "fallback",
+            "fallback_reason": self.no_model or _SCRIPTED.get(request.judge, ""),
             "draft": None,
         }
         return self._drive(request, state)

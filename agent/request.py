@@ -8,6 +8,7 @@ import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Literal
 
 _ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
 # the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
@@ -45,10 +46,17 @@ def _user() -> str:
         return "unknown"
 
 
+Judge = Literal["always", "on-anomaly", "never"]
+
+
 @dataclass(frozen=True)
 class InspectionRequest:
     """part_id without "#". product: only where the part id is used by several products. capture_id: the photo to look at;
-    default the part's newest."""
+    default the part's newest.
+
+    judge: whether the language model drives and reads ("always"), the script drives and the model reads what would not
+    pass ("on-anomaly"), or no model is asked ("never").
+    """
 
     text: str
     part_id: str
@@ -57,3 +65,4 @@ class InspectionRequest:
     inspection_id: str = field(default_factory=new_inspection_id)
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
     capture_id: str | None = None
+    judge: Judge = "always"
