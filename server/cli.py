@@ -24,7 +24,17 @@ from typer.exceptions import TyperException
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
-from refdiff.server import cli_audit, cli_goldens, cli_inspect, cli_model, cli_products, cli_records, cli_train, console
+from refdiff.server import (
+    cli_audit,
+    cli_goldens,
+    cli_inspect,
+    cli_model,
+    cli_products,
+    cli_records,
+    cli_train,
+    cli_watch,
+    console,
+)
 from refdiff.server.console import answer
 from refdiff.server.settings import ConfigurationError, ServerSettings, load
 
@@ -51,6 +61,7 @@ cli_products.register(app)
 cli_records.register(app)
 cli_audit.register(app)
 cli_train.register(app)
+cli_watch.register(app)
 cli_model.register(app)
 
 

@@ -54,8 +54,10 @@ def open_stores() -> Stores:
 
 
 @contextlib.contextmanager
-def open_services(references: int | None = None, alpha: float | None = None) -> Iterator[Services]:
-    memory, model = load(MemorySettings), load(ModelSettings)
+def open_services(
+    references: int | None = None, alpha: float | None = None, threads: int | None = None
+) -> Iterator[Services]:
+    memory, model = load(MemorySettings), load(ModelSettings, threads=threads)
     tools = load(ToolsSettings, references=references, alpha=alpha)
     from refdiff.tools.services import Services
 

@@ -1,0 +1,435 @@
+"""`refdiff watch`: the watched folder, file lines, messages, and a process that dies after any step."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.report.schema import LlmReading
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.inspections import InspectionStore
+from refdiff.memory.line_journal import LineJournal
+from refdiff.model.errors import InputError, StorageError
+from refdiff.server import cli
+from refdiff.server.line import line as line_module
+from refdiff.server.line.folder import NamePattern, WatchedFolder
+from refdiff.server.line.line import Line, LineOptions
+from refdiff.server.line.lines import LineFile
+from refdiff.server.line.webhook import Webhook, sign, signing_key
+from refdiff.tools.services import Services
+
+from .conftest import bad_photo, good_photo
+
+PATTERN = r"(?P<product>[a-z]+)_(?P<part>\d+)"
+SECRET = "a secret that is long enough"
+
+
+@pytest.fixture
+def camera(ready: Path) -> Path:
+    folder = ready / "camera"
+    folder.mkdir()
+    return folder
+
+
+def drop(camera: Path, name: str, data: bytes, age_s: float = 10.0) -> None:
+    """A file that has been complete for a while."""
+    path = camera / name
+    path.write_bytes(data)
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+
+
+def told(ready: Path) -> list[dict[str, Any]]:
+    text = (ready / "lines.jsonl").read_text(encoding="utf-8") if (ready / "lines.jsonl").exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def watch(camera: Path, *extra: str) -> int:
+    lines = str(camera.parent / "lines.jsonl")
+    return cli.run(["watch", str(camera), "--pattern", PATTERN, "--judge", "never", "--once", "--lines", lines, *extra])
+
+
+def filed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert cli.run(["inspections", "list", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["inspections"]
+
+
+# ---- the whole way ----
+
+
+def test_photos_are_inspected_in_order_and_the_rest_is_put_aside(
+    camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(5):
+        drop(camera, f"board_{i}.png", bad_photo(i) if i == 3 else good_photo(50 + i), age_s=60 - i)
+    drop(camera, "board_90.png", good_photo(1)[:900], age_s=30)
+    drop(camera, "notes.txt", b"hello", age_s=29)
+    drop(camera, "screw_1.png", good_photo(1), age_s=28)
+    drop(camera, ".hidden.png", b"x")
+    drop(camera, "board_6.png.tmp", b"x")
+    capsys.readouterr()
+    assert watch(camera, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    lines = told(camera.parent)
+    assert [t["part_id"] for t in lines[:5]] == ["0", "1", "2", "3", "4"]
+    assert [t["seq"] for t in lines] == sorted(t["seq"] for t in lines)
+    assert lines[3]["verdict"] != "PASS"
+    assert lines[3]["findings"]
+    reasons = {t["file"]: t["reason"] for t in lines if t["event"] == "quarantined"}
+    assert set(reasons) == {"board_90.png", "notes.txt", "screw_1.png"}
+    assert "damaged" in reasons["board_90.png"]
+    assert "pattern" in reasons["notes.txt"]
+    assert "refdiff enroll --product 'screw'" in reasons["screw_1.png"]
+    assert (camera / "quarantine" / "notes.txt.reason.txt").read_text().strip() == reasons["notes.txt"]
+    assert sorted(p.name for p in camera.iterdir() if p.is_file()) == [".hidden.png", "board_6.png.tmp"]
+    assert len(list((camera / "done").iterdir())) == 5
+    assert (summary["filed"], summary["quarantined"], summary["waiting"]) == (5, 3, 0)
+    assert len(filed(capsys)) == 5
+    assert all(Path(t["report"]).is_file() and Path(t["html"]).is_file() for t in lines[:5])
+
+
+def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drop(camera, "board_1.png", good_photo(60), age_s=9)
+    assert watch(camera) == 0
+    drop(camera, "board_1.png", good_photo(60), age_s=8)  # the same picture, taken again
+    drop(camera, "board_2.png", good_photo(61))
+    assert watch(camera, "--delete") == 0
+    assert [t["part_id"] for t in told(camera.parent)] == ["1", "2", "1"]
+    assert [p.name for p in (camera / "done").iterdir()] == ["board_1.png"]
+    assert len({r["inspection_id"] for r in filed(capsys)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere", "--product", "board"], 65, "no such folder"),
+        (["camera", "--pattern", "("], 65, "not a regular expression"),
+        (["camera", "--pattern", r"\d+", "--product", "board"], 65, "a group named part"),
+        (["camera"], 65, "which product"),
+        (["camera", "--product", "screw"], 65, "no product 'screw'"),
+        (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_watched(
+    camera: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert cli.run(["watch", *arguments, "--once"]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from refdiff.server.cli_watch import _alone
+
+    with _alone(camera):
+        assert watch(camera) == 69
+    assert "watched by another process" in capsys.readouterr().err
+
+
+# ---- the pieces ----
+
+
+@pytest.mark.parametrize(
+    ("pattern", "product", "name", "wanted"),
+    [
+        (r"(?P<part>.+)", "board", "4412.png", ("4412", "board")),
+        (r"(?P<part>.+)", "board", "#4412.tiff", ("4412", "board")),
+        (PATTERN, None, "board_0042.png", ("0042", "board")),
+        (PATTERN, "other", "board_0042.png", ("0042", "board")),
+        (r"(?:(?P<product>[a-z]+)_)?(?P<part>\d+)", "other", "0042.png", ("0042", "other")),
+        (r"cam\d-(?P<part>[^-]+)-.*", "board", "cam1-A7-20260131.jpg", ("A7", "board")),
+    ],
+)
+def test_names_tell_the_part(pattern: str, product: str | None, name: str, wanted: tuple[str, str]) -> None:
+    assert NamePattern.parse(pattern, product).read(name) == wanted
+
+
+@pytest.mark.parametrize("name", ["board_x.png", "board_1_2.png", "_1.png", ".png"])
+def test_names_that_tell_none_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="pattern"):
+        NamePattern.parse(PATTERN, None).read(name)
+
+
+def test_a_file_is_complete_when_it_rests(tmp_path: Path) -> None:
+    clock = [100.0]
+    folder = WatchedFolder(tmp_path, settle_s=0.5, now=lambda: clock[0])
+    path = tmp_path / "1.png"
+    path.write_bytes(b"half")
+    assert folder.complete() == []
+    assert folder.unsettled == 1
+    clock[0] += 0.4
+    path.write_bytes(b"half and the rest")  # still being written: the half second begins again
+    assert folder.complete() == []
+    clock[0] += 0.4
+    assert folder.complete() == []
+    clock[0] += 0.2
+    assert [i.name for i in folder.complete()] == ["1.png"]
+    assert folder.may_still_grow(folder.complete()[0])
+    clock[0] += 10
+    assert not folder.may_still_grow(folder.complete()[0])
+
+
+def test_files_come_in_the_order_in_which_they_were_finished(tmp_path: Path) -> None:
+    for name, age in (("b.png", 30), ("a-10.png", 20), ("a-9.png", 20), ("c.png", 40)):
+        drop(tmp_path, name, b"x", age)
+    now = time.time() - 20
+    for name in ("a-10.png", "a-9.png"):
+        os.utime(tmp_path / name, (now, now))
+    (tmp_path / "link.png").symlink_to(tmp_path / "b.png")
+    assert [i.name for i in WatchedFolder(tmp_path).complete()] == ["c.png", "b.png", "a-9.png", "a-10.png"]
+
+
+def test_a_torn_line_is_cut_off_and_nothing_is_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    one, two = {"inspection_id": "one"}, {"inspection_id": "two", "text": "Prüfung"}
+    with LineFile(path) as lines:
+        lines.write([one])
+    with open(path, "ab") as file:
+        file.write(b'{"inspection_id": "tw')
+    with LineFile(path) as lines:
+        lines.write([one, two])
+    assert [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] == [one, two]
+
+
+def test_signatures_are_those_of_the_specification() -> None:
+    """The example of the Standard Webhooks specification."""
+    key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    signature = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+# ---- a process that dies ----
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is done."""
+
+
+@contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool, nth: int = 2) -> Iterator[list[int]]:
+    """The nth call of a method is the last thing that happens, before or after it does its work."""
+    original, calls = getattr(owner, name), [0]
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= nth and not after:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls[0] >= nth:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as m:
+        m.setattr(owner, name, die)
+        yield calls
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (LineJournal, "claim"), (line_module, "record_capture"), (InspectionStore, "file"), (LineJournal, "end"),
+        (LineFile, "write"), (LineJournal, "done"), (WatchedFolder, "finish"),
+    ],
+    ids=lambda v: getattr(v, "__name__", v),
+)  # fmt: skip
+def test_a_kill_at_any_step_loses_and_repeats_nothing(
+    camera: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    after: bool,
+) -> None:
+    for i in range(2):
+        drop(camera, f"board_{i}.png", good_photo(70 + i), age_s=60 - i)
+    with dying(monkeypatch, owner, name, after=after) as calls, pytest.raises(Killed):
+        watch(camera, "--workers", "1")
+    assert calls[0] >= 2
+    assert watch(camera, "--workers", "1") == 0
+    assert [t["part_id"] for t in told(camera.parent)] == ["0", "1"]
+    records = filed(capsys)
+    assert sorted(r["part_id"] for r in records) == ["0", "1"]
+    assert {r["inspection_id"] for r in records} == {t["inspection_id"] for t in told(camera.parent)}
+    assert sorted(p.name for p in (camera / "done").iterdir()) == ["board_0.png", "board_1.png"]
+
+
+def test_a_photo_that_kills_every_time_is_put_aside(
+    camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "MAX_STARTS", 2)
+    drop(camera, "board_0.png", good_photo(70), age_s=60)
+    drop(camera, "board_1.png", good_photo(71), age_s=59)
+    for _ in range(2):
+        with dying(monkeypatch, line_module, "record_capture", after=False, nth=1), pytest.raises(Killed):
+            watch(camera, "--workers", "1")
+    assert watch(camera, "--workers", "1") == 0
+    assert [(t["event"], t["part_id"]) for t in told(camera.parent)] == [("quarantined", "0"), ("filed", "1")]
+    assert "cut off 2 times" in told(camera.parent)[0]["reason"]
+
+
+def test_a_full_disk_stops_the_line_and_loses_nothing(
+    camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_module, "_RETRIES_S", (0.01, 0.01))
+    drop(camera, "board_0.png", good_photo(70))
+    original, fails = line_module.record_capture, [2]
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        if fails[0]:
+            fails[0] -= 1
+            raise StorageError("the disk is full")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(line_module, "record_capture", full)
+    assert watch(camera) == 0  # tried again until it had room
+    assert "tried again" in capsys.readouterr().err
+    drop(camera, "board_1.png", good_photo(71))
+    fails[0] = 99
+    assert watch(camera) == 69
+    assert (camera / "board_1.png").is_file()
+    fails[0] = 0
+    assert watch(camera) == 0
+    assert [t["part_id"] for t in told(camera.parent)] == ["0", "1"]
+
+
+# ---- messages ----
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers with the statuses given, 204 after the last; keeps what it was sent."""
+
+    statuses: ClassVar[list[int]] = []
+    got: ClassVar[list[tuple[int, dict[str, str], bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        status = self.statuses.pop(0) if self.statuses else 204
+        self.got.append((status, dict(self.headers), body))
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Receiver.got, Receiver.statuses = [], []
+    monkeypatch.setattr("refdiff.server.line.webhook.FIRST_WAIT_S", 0.02)
+    monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/hook"
+    server.shutdown()
+
+
+def test_messages_are_signed_retried_and_in_order(
+    camera: Path, capsys: pytest.CaptureFixture[str], receiver: str
+) -> None:
+    Receiver.statuses = [500, 429, 204, 400]
+    for i in range(3):
+        drop(camera, f"board_{i}.png", good_photo(80 + i), age_s=60 - i)
+    assert watch(camera, "--webhook", receiver, "--json") == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["webhook"] == {"pending": 0, "sent": 2, "refused": 1}
+    assert "does not take messages (HTTP 500)" in output.err
+    assert "refused" in output.err
+    ids = [t["inspection_id"] for t in told(camera.parent)]
+    got = [(status, headers["webhook-id"]) for status, headers, _ in Receiver.got]
+    assert got == [(500, ids[0]), (429, ids[0]), (204, ids[0]), (400, ids[1]), (204, ids[2])]
+    for _, headers, body in Receiver.got:
+        wanted = sign(SECRET.encode(), headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+        assert headers["webhook-signature"] == wanted
+    assert [json.loads(b) for s, _, b in Receiver.got if s == 204] == [told(camera.parent)[i] for i in (0, 2)]
+
+
+def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str) -> None:
+    notes: list[str] = []
+    with LineJournal(tmp_path / "j.sqlite") as journal:
+        (tmp_path / "1.png").write_bytes(b"x")
+        identity = WatchedFolder(tmp_path, settle_s=0).complete()[0]
+        photo = journal.claim(identity, "insp-1", "1", "board")
+        journal.end(photo.seq, "filed", {"inspection_id": "insp-1"}, send=True)
+        with Webhook(journal, "http://127.0.0.1:9/", SECRET, notes.append) as closed_port:
+            closed_port.drain(0.2)
+        assert "does not take messages (ConnectError)" in notes[0]
+        assert journal.count_messages() == {"pending": 1}
+    with LineJournal(tmp_path / "j.sqlite") as journal:  # another process, later
+        with Webhook(journal, receiver, SECRET, notes.append) as webhook:
+            webhook.drain(10)
+        assert journal.count_messages() == {"sent": 1}
+
+
+# ---- the language model ----
+
+
+class Reader:
+    """A model that reads a defect everywhere; it must not be asked to drive."""
+
+    via, model, url = "embedded", "reader", None
+    weights: ClassVar[dict[str, str]] = {"language": "0" * 64}
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
+        self.read.append(query)
+        return LlmReading(defect=True, type="stain", confidence=0.9)
+
+
+def test_on_anomaly_the_model_reads_only_what_would_not_pass(camera: Path) -> None:
+    drop(camera, "board_0.png", good_photo(100), age_s=60)
+    drop(camera, "board_1.png", bad_photo(100), age_s=50)
+    reader = Reader()
+    with (
+        LineJournal(camera.parent / "j.sqlite") as journal,
+        Services.open() as services,
+        Inspector(services, AgentSettings(llm="off")) as inspector,
+        LineFile(camera.parent / "lines.jsonl") as lines,
+    ):
+        inspector._driver, inspector.no_model = reader, ""  # type: ignore[assignment]
+        options = LineOptions(NamePattern.parse(PATTERN, None), judge="on-anomaly")
+        Line(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
+        good, bad = told(camera.parent)
+        assert (good["verdict"], good["read"], good["judge"]) == ("PASS", False, "fallback")
+        assert (bad["read"], bad["judge"]) == (True, "embedded")
+        assert bad["verdict"] != "PASS"
+        assert len(reader.read) == 1
+        report = services.stores.inspections.get(bad["inspection_id"]).report
+        assert report["judge"]["model"] == "reader"
+        assert report["llm_reading"]["type"] == "stain"
+        assert "only where the part would not pass" in report["judge"]["reason"]
+
+
+def test_stopping_ends_after_the_photos_in_work(camera: Path) -> None:
+    for i in range(6):
+        drop(camera, f"board_{i}.png", good_photo(90 + i), age_s=60 - i)
+    stop: list[Callable[[], None]] = []
+    with (
+        LineJournal(camera.parent / "j.sqlite") as journal,
+        Services.open() as services,
+        Inspector(services, AgentSettings(llm="off")) as inspector,
+    ):
+        options = LineOptions(NamePattern.parse(PATTERN, None), judge="never", workers=1)
+
+        def show(state: line_module.LineState) -> None:
+            if state.filed == 2:
+                stop[0]()
+
+        line = Line(WatchedFolder(camera), journal, inspector, options, show=show)
+        stop.append(line.stop)
+        state = line.run()
+        assert 2 <= state.filed <= 3
+        assert journal.unfinished() == []
+    assert len([p for p in camera.iterdir() if p.is_file()]) == 6 - state.filed
