@@ -48,7 +48,8 @@ class DispositionStore:
             if earlier is not None:
                 raise DuplicateError(
                     f"inspection {inspection_id} was decided by {earlier.by} at {earlier.created_at} "
-                    f"({earlier.decision}: {earlier.reason}); the first decision stands"
+                    f"({earlier.decision}: {earlier.reason}); the first decision stands",
+                    earlier,
                 )
             disposition = Disposition(inspection_id, decision, by, reason, utc_now())
             conn.execute(

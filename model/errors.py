@@ -19,6 +19,8 @@ RefDiffError                    exit 70
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RefDiffError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns for it."""
@@ -47,7 +49,11 @@ class UnknownRecordError(InputError):
 
 
 class DuplicateError(InputError):
-    pass
+    """earlier: what was there first, where the caller may want to know (a dataclass)."""
+
+    def __init__(self, message: str, earlier: Any = None) -> None:
+        super().__init__(message)
+        self.earlier = earlier
 
 
 class SpecError(InputError):

@@ -31,6 +31,7 @@ from refdiff.server import (
     cli_model,
     cli_products,
     cli_records,
+    cli_serve,
     cli_train,
     cli_watch,
     console,
@@ -63,6 +64,7 @@ cli_audit.register(app)
 cli_train.register(app)
 cli_watch.register(app)
 cli_model.register(app)
+cli_serve.register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -40,6 +40,16 @@ class ServerSettings(BaseSettings):
     queue_limit: int = Field(
         default=100, ge=1, le=100_000, description="Inspections that a server lets wait; more are told to come again."
     )
+    http_max_bytes: int = Field(
+        default=128_000_000, ge=1_000_000, description="Largest body of an HTTP request, in bytes."
+    )
+    rate_per_minute: int = Field(
+        default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
+    )
+    require_key: bool = Field(default=False, description="Ask for an API key on loopback addresses too.")
+    allowed_hosts: list[str] = Field(
+        default=[], description='Further names of a server on loopback, behind a proxy, as JSON: ["qa.example.com"].'
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Lines of the log that go to stderr."
     )

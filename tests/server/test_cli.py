@@ -40,6 +40,7 @@ COMMANDS = [
     ["enroll"], ["capture"], ["inspect"], ["ask"], ["calibrate"], ["evaluate"], ["demo"], ["review"],
     ["product", "set"], ["product", "show"], ["goldens", "list"], ["goldens", "flag"], ["goldens", "retire"],
     ["goldens", "activate"], ["inspections", "list"], ["inspections", "show"], ["inspections", "resume"],
+    ["serve"], ["keys", "add"], ["keys", "list"], ["keys", "revoke"],
 ]  # fmt: skip
 
 

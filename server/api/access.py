@@ -1,0 +1,143 @@
+"""Who may do what: API keys with a role, and the open door for people on the same machine."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
+
+from refdiff.memory.keys import ROLES, KeyStore, Role
+from refdiff.server.api.errors import Refused
+from refdiff.server.desk import Desk
+
+WRONG_KEYS_PER_MINUTE = 20
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+_bearer = HTTPBearer(auto_error=False, description="An API key (`refdiff keys add`)")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key (`refdiff keys add`)")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """name: written into reports and dispositions. key_id: None for somebody on this machine, without a key."""
+
+    name: str
+    role: Role
+    key_id: str | None
+
+    def may(self, role: Role) -> bool:
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+
+class Access:
+    """Open without a key only where nobody else can come in: bound to loopback, called as localhost, by no proxy."""
+
+    def __init__(
+        self, keys: KeyStore, *, loopback: bool, user: str, require_key: bool = False, hosts: tuple[str, ...] = ()
+    ) -> None:
+        """loopback: the server listens on a loopback address. user: who somebody without a key is. hosts: further names
+        under which the server may be called (with a key)."""
+        self.keys, self.user = keys, user
+        self.open = loopback and not require_key
+        self._loopback = loopback
+        self._hosts = frozenset(h.lower() for h in hosts)
+        self._wrong = MovingWindowRateLimiter(MemoryStorage())
+
+    def identify(self, headers: Headers, client: str, key: str | None) -> Caller:
+        """Raises Refused 401 (no key, unknown key) or 429 (too many wrong ones)."""
+        if key is None:
+            if self.open and _is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
+                return Caller(self.user, "admin", None)
+            raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
+        limit = RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE)
+        if not self._wrong.test(limit, client):
+            raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
+        found = self.keys.check(key)
+        if found is None:
+            self._wrong.hit(limit, client)
+            raise _unauthenticated("this API key is not known or was revoked")
+        return Caller(found.name, found.role, found.key_id)
+
+    def host_allowed(self, headers: Headers) -> bool:
+        """On loopback, other names than localhost are how a web page elsewhere would reach in (DNS rebinding)."""
+        return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
+
+
+def _unauthenticated(message: str) -> Refused:
+    return Refused(401, message, {"WWW-Authenticate": "Bearer"})
+
+
+def host_name(headers: Headers) -> str:
+    """The host of the request without its port, lower case; "" if there is none or several."""
+    given = headers.getlist("host")
+    if len(given) != 1:
+        return ""
+    host = given[0].strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0] if "]" in host else ""
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def host_is_loopback(headers: Headers) -> bool:
+    name = host_name(headers)
+    return name == "localhost" or _is_loopback(name)
+
+
+def is_loopback_address(host: str) -> bool:
+    """Does a server that binds `host` listen to this machine alone?"""
+    return host == "localhost" or _is_loopback(host)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _forwarded(headers: Headers) -> bool:
+    return any(name in headers for name in _FORWARDED)
+
+
+# ---- dependencies of the routes ----
+
+
+def _desk(request: Request) -> Desk:
+    return cast(Desk, request.app.state.desk)
+
+
+def given_key(headers: Headers) -> str | None:
+    """The API key of a request, from either header."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value.strip():
+        return value.strip()
+    return headers.get("x-api-key") or None
+
+
+def _needs(role: Role) -> Callable[..., Caller]:
+    def check(
+        request: Request,
+        _bearer_shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+        _header_shown: Annotated[str | None, Security(_header)],
+    ) -> Caller:
+        # who it is was found out before the body was read (front.py); the parameters show in the OpenAPI document
+        caller = cast(Caller, request.state.caller)
+        if not caller.may(role):
+            raise Refused(403, f"the key of {caller.name!r} is a {caller.role}'s; this needs the role {role}")
+        return caller
+
+    return check
+
+
+TheDesk = Annotated[Desk, Depends(_desk)]
+Viewer = Annotated[Caller, Depends(_needs("viewer"))]
+InspectorRole = Annotated[Caller, Depends(_needs("inspector"))]
+Admin = Annotated[Caller, Depends(_needs("admin"))]

@@ -1,0 +1,204 @@
+"""The HTTP API as programs see it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from refdiff.agent.report.schema import DefectReport
+
+from .conftest import Running
+
+pytestmark = pytest.mark.usefixtures("server")
+
+
+def error(answer: Any) -> dict[str, Any]:
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert {"type", "message", "code", "request_id"} <= set(body["error"])
+    assert body["error"]["request_id"] == answer.headers["x-request-id"]
+    return dict(body["error"])
+
+
+def test_an_upload_is_inspected_and_filed(server: Running) -> None:
+    found = server.inspected("bad.png", "#4412")
+    report = DefectReport.model_validate(found["report"])
+    assert (report.verdict, report.part_id, report.requested_by) == ("FAIL", "4412", "ann")
+    assert found["state"] == "done"
+    for name, kind in {"overlay": "image/png", "html": "text/html", "report": "application/json"}.items():
+        file = server.client.get(found["links"][name])
+        assert file.status_code == 200
+        assert file.headers["content-type"].startswith(kind)
+        assert "sandbox" in file.headers["content-security-policy"]
+    assert server.client.get(found["links"]["query"]).content.startswith(b"\x89PNG")
+    assert server.client.get(found["links"]["reference"] + "?max_px=64").content.startswith(b"\x89PNG")
+    assert str(server.home) not in json.dumps(found)  # where it lies on the server is nobody's business
+    assert server.client.get(found["links"]["self"]).json() == found
+    assert (
+        error(server.client.get(found["links"]["self"] + "/artefacts/..%2f..%2frefdiff.sqlite"))["code"] == "not_found"
+    )
+
+
+def test_a_part_that_was_photographed_before(server: Running) -> None:
+    sent = {"part_id": "77", "product": "board", "scale_mm_per_px": "0.1"}
+    taken = server.client.post("/v1/captures", files={"image": server.photos["good.png"]}, data=sent)
+    assert taken.status_code == 201
+    capture = taken.json()
+    assert server.client.get("/v1/captures", params={"part_id": "#77"}).json() == [capture]
+    assert server.client.get(f"/v1/captures/{capture['capture_id']}").json() == capture
+    made = server.client.post("/v1/inspections", json={"text": "inspect part #77 against the nearest good sample"})
+    assert made.status_code == 202
+    assert made.headers["location"] == made.json()["links"]["self"]
+    with server.client.stream("GET", made.json()["links"]["events"]) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("event: ") for line in stream.iter_lines() if line.startswith("event: ")]
+    assert events[0] == "queued"
+    assert events[-1] == "done"
+    assert "tool" in events
+    filed = server.client.get(made.headers["location"]).json()
+    assert filed["report"]["scale"]["mm_per_px"] == 0.1
+    late = server.client.get(made.json()["links"]["events"])  # all of it again, and it ends
+    assert late.text.count("event: ") == len(events)
+
+
+def test_the_same_key_again_is_the_same_inspection(server: Running) -> None:
+    server.inspected("good.png", "78")
+    headers = {"Idempotency-Key": "order 1"}
+    ids = {server.client.post("/v1/inspections", json={"part_id": "78"}, headers=headers).json()["inspection_id"]
+           for _ in range(3)}  # fmt: skip
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        ({"json": {"part_id": "nobody"}}, 404, "not_found"),
+        ({"json": {"text": "hello"}}, 422, "invalid_request"),
+        ({"json": {"part_id": "77", "colour": "red"}}, 422, "invalid_request"),
+        ({"json": {"part_id": "77", "scale_mm_per_px": -1}}, 422, "invalid_request"),
+        ({"json": [1]}, 422, "invalid_request"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "bad_request"),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "bad_request"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "unsupported_media_type"),
+        ({"data": {"part_id": "77", "image": "no file"}}, 422, "invalid_request"),
+        ({"data": {"part_id": "1", "product": "board"}, "files": {"image": b"no picture"}}, 422, "invalid_request"),
+        ({"data": {"part_id": "1", "product": "../x"}, "files": {"image": b"no picture"}}, 422, "invalid_request"),
+        ({"data": {"part_id": "1"}, "files": {"image": b"\x89PNG" + bytes(3_100_000)}}, 413, "too_large"),
+        ({"data": {"part_id": "x" * 1_200_000}}, 413, "too_large"),
+    ],
+)
+def test_what_is_wrong_is_told(server: Running, sent: dict[str, Any], status: int, code: str) -> None:
+    answer = server.client.post("/v1/inspections", **sent)
+    told = error(answer)
+    assert (answer.status_code, told["code"]) == (status, code), told
+    assert len(told["message"]) > 5
+
+
+@pytest.mark.parametrize("path", ["/v1/inspections/insp-x", "/v1/inspections/insp-x/events", "/v1/goldens/g-x",
+                                  "/v1/products/none", "/v1/captures/c-x", "/v1/nothing", "/v1/inspections/x/pictures/query",
+                                  "/v1/inspections/%00", "/v1/inspections/%ED%A0%80"])  # fmt: skip
+def test_what_is_not_there_is_404(server: Running, path: str) -> None:
+    answer = server.client.get(path)
+    assert answer.status_code == 404, answer.text
+    assert error(answer)["code"] == "not_found"
+
+
+def test_lists_are_filtered_and_paged(server: Running) -> None:
+    good, bad = server.inspected("good.png", "list-1"), server.inspected("bad.png", "list-2")
+    one = server.client.get("/v1/inspections", params={"part_id": "list-2"}).json()
+    assert [i["inspection_id"] for i in one["items"]] == [bad["inspection_id"]]
+    assert (one["total"], one["items"][0]["verdict"], one["items"][0]["decision"]) == (1, "FAIL", None)
+    first = server.client.get("/v1/inspections", params={"limit": 1, "product": "board"}).json()
+    second = server.client.get("/v1/inspections", params={"limit": 1, "offset": 1}).json()
+    assert first["items"][0]["inspection_id"] == bad["inspection_id"]
+    assert second["items"][0]["inspection_id"] == good["inspection_id"]
+    assert first["total"] >= 2
+    verdicts = server.client.get("/v1/inspections", params={"verdict": "PASS"}).json()["items"]
+    assert {i["verdict"] for i in verdicts} == {"PASS"}
+    since = bad["created_at"]
+    assert server.client.get("/v1/inspections", params={"since": since}).json()["total"] == 1
+    assert server.client.get("/v1/inspections", params={"until": "2020-01-01"}).json()["total"] == 0
+    assert server.client.get("/v1/inspections", params={"open_review": True}).json()["total"] == 0
+    for wrong in (
+        {"limit": 0},
+        {"limit": 1001},
+        {"offset": -1},
+        {"verdict": "MAYBE"},
+        {"since": "soon"},
+        {"product": "/"},
+    ):
+        assert server.client.get("/v1/inspections", params=wrong).status_code == 422, wrong
+
+
+def test_the_first_decision_stands_and_the_second_is_told_so(server: Running) -> None:
+    bad = server.inspected("bad.png", "91")
+    path = bad["links"]["self"] + "/disposition"
+    bob = server.key("inspector", "bob")
+    won = server.client.post(path, json={"decision": "override", "reason": "dust"}, headers=bob)
+    assert (won.status_code, won.json()["by"], won.json()["decision"]) == (201, "bob", "override")
+    lost = server.client.post(path, json={"decision": "accept", "reason": "no"})
+    assert lost.status_code == 409
+    assert error(lost)["earlier"] == won.json()
+    assert server.client.get(bad["links"]["self"]).json()["disposition"] == won.json()
+    for wrong in ({"decision": "perhaps", "reason": "x"}, {"decision": "accept", "reason": ""}, {"decision": "accept"},
+                  {"decision": "accept", "reason": "  "}):  # fmt: skip
+        assert server.client.post(path, json=wrong).status_code == 422
+
+
+def test_questions_are_answered_from_the_report(server: Running) -> None:
+    bad = server.inspected("bad.png", "92")
+    said = server.client.post(bad["links"]["self"] + "/questions", json={"question": "how long is finding 1?"}).json()
+    assert "verdict FAIL" in said["answer"]
+
+
+def test_goldens_and_products(server: Running) -> None:
+    files = [("images", ("a.png", server.photos["good.png"])), ("images", ("b.txt", b"text"))]
+    made = server.client.post("/v1/goldens", files=files, data={"product": "gear", "part_group": "one"})
+    assert made.status_code == 200, made.text
+    golden = made.json()["added"][0]
+    assert made.json()["refused"][0]["file"] == "b.txt"
+    assert golden["enrolled_by"] == "ann"
+    path = f"/v1/goldens/{golden['golden_id']}"
+    assert server.client.patch(path, json={"status": "retired", "note": "old"}).json()["status"] == "retired"
+    assert server.client.get(path).json()["note"] == "old"
+    assert server.client.get(path + "/image").content.startswith(b"\x89PNG")
+    retired = server.client.get("/v1/goldens", params={"product": "gear", "status": "retired"}).json()
+    assert (retired["total"], retired["items"][0]["golden_id"]) == (1, golden["golden_id"])
+    assert server.client.get("/v1/goldens", params={"product": "board", "limit": 5}).json()["total"] == 22
+    assert "gear" in server.client.get("/v1/products").json()
+    spec = {"scale_mm_per_px": 0.5, "limits": [{"severity": "minor", "max_length_px": 3}]}
+    assert server.client.put("/v1/products/gear/spec", json=spec).json()["spec"]["limits"][0]["max_length_px"] == 3
+    assert server.client.put("/v1/products/gear/spec", json={"zones": "x"}).status_code == 422
+    assert server.client.get("/v1/products/board").json()["calibration"]["n"] == 22
+    assert server.client.post("/v1/products/none/calibration").status_code == 404
+
+
+def test_service_pages(server: Running) -> None:
+    assert server.client.get("/healthz").json()["status"] == "ok"
+    told = server.client.get("/v1/version").json()
+    assert told["model"] is None
+    assert "REFDIFF_LLM" in told["no_model"]
+    docs = server.client.get("/docs")
+    assert "/v1/inspections/{inspection_id}/events" in docs.text
+    assert "https://" not in docs.text  # works where there is no network
+    figures = server.client.get("/metrics").text
+    assert 'refdiff_http_requests_total{method="GET",route="/healthz",status="200"}' in figures
+    assert "refdiff_inspections_open 0.0" in figures
+    document = server.client.get("/openapi.json").json()
+    assert set(document["paths"]["/v1/inspections"]["post"]["requestBody"]["content"]) == {
+        "application/json", "multipart/form-data",
+    }  # fmt: skip
+    answer = server.client.get("/healthz", headers={"X-Request-ID": "my-request-1"})
+    assert answer.headers["x-request-id"] == "my-request-1"
+    assert server.client.get("/healthz", headers={"X-Request-ID": "a\tb c"}).headers["x-request-id"] != "a\tb c"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_bug_is_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(server.desk), "products", lambda _: 1 / 0)
+    answer = server.client.get("/v1/products")
+    assert answer.status_code == 500
+    assert "ZeroDivision" not in answer.text
+    assert error(answer)["code"] == "internal_error"
