@@ -28,6 +28,7 @@ from refdiff.server import (
     cli_audit,
     cli_goldens,
     cli_inspect,
+    cli_mcp,
     cli_model,
     cli_products,
     cli_records,
@@ -65,6 +66,7 @@ cli_train.register(app)
 cli_watch.register(app)
 cli_model.register(app)
 cli_serve.register(app)
+cli_mcp.register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +48,8 @@ from refdiff.tools.enroll import EnrollResult, Upload, enroll, record_capture
 from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.spec import parse_spec
+
+T = TypeVar("T")
 
 __all__ = ["Desk", "DeskStatus", "Inspection", "Job", "Progress", "Upload"]
 
@@ -369,6 +371,10 @@ class Desk:
         """An answer to a text that names no part and is about no report."""
         _check_question(text)
         return self._worker.ask(lambda: self._inspector.answer(text))
+
+    def between(self, work: Callable[[], T]) -> T:
+        """Run short work that needs the network, between two inspections. Raises what it raises, BusyError."""
+        return self._worker.ask(work)
 
     # -- golden samples and products
 

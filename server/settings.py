@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from refdiff.model.errors import RefDiffError
@@ -49,6 +49,9 @@ class ServerSettings(BaseSettings):
     require_key: bool = Field(default=False, description="Ask for an API key on loopback addresses too.")
     allowed_hosts: list[str] = Field(
         default=[], description='Further names of a server on loopback, behind a proxy, as JSON: ["qa.example.com"].'
+    )
+    mcp_token: SecretStr | None = Field(
+        default=None, min_length=16, description="What callers of `refdiff mcp --http` must send."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Lines of the log that go to stderr."

@@ -1,0 +1,149 @@
+"""What the MCP tools answer: typed data beside pictures, small enough for a model to read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from refdiff.agent.report.markdown import size_mm, size_px
+from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.memory.inspections import InspectionRecord
+from refdiff.server.desk import Inspection
+from refdiff.tools.evidence import EvidenceRecord
+
+
+class FoundPlace(BaseModel):
+    """One finding. box: x0, y0, x1, y1 in px of the photo, exclusive end. confidence: 0..1."""
+
+    id: str
+    type: str
+    description: str
+    box: tuple[int, int, int, int]
+    place: str
+    size: str
+    length_mm: float | None
+    width_mm: float | None
+    severity: str
+    within_limits: bool
+    confidence: float
+    evidence: list[str]
+
+    @classmethod
+    def of(cls, f: Finding) -> FoundPlace:
+        at = f.location
+        return cls(
+            id=f.id, type=f.type, description=f.description, box=(at.x0, at.y0, at.x1, at.y1), place=at.region,
+            size=size_mm(f) or size_px(f), length_mm=f.length_mm, width_mm=f.width_mm, severity=str(f.severity),
+            within_limits=f.within_limits, confidence=f.confidence, evidence=f.evidence,
+        )  # fmt: skip
+
+
+class InspectionAnswer(BaseModel):
+    """An inspection as it stands. verdict: None while it is not filed."""
+
+    inspection_id: str
+    state: Literal["queued", "running", "done", "failed"]
+    part_id: str
+    product: str | None
+    verdict: Literal["PASS", "FAIL", "REVIEW"] | None = None
+    verdict_reason: str | None = None
+    image_score: float | None = None
+    p_value: float | None = Field(
+        default=None, description="share of good parts that look as odd, None if not calibrated"
+    )
+    threshold: float | None = None
+    golden_id: str | None = None
+    findings: list[FoundPlace] = []
+    reasoning: str | None = None
+    judge: str | None = Field(default=None, description="endpoint, embedded, or fallback: the script ran the tools")
+    decided: str | None = Field(default=None, description="what a person decided about the verdict, if anyone did")
+    error: str | None = None
+
+    @classmethod
+    def of(cls, inspection: Inspection) -> InspectionAnswer:
+        answer = cls(
+            inspection_id=inspection.inspection_id, state=inspection.state, part_id=inspection.part_id,
+            product=inspection.product, error=(inspection.error or {}).get("message"),
+        )  # fmt: skip
+        report, decided = inspection.report, inspection.disposition
+        if report is None:
+            return answer
+        told = f"{decided.decision} by {decided.by}: {decided.reason}" if decided else None
+        return answer.model_copy(update=_filed(report) | {"decided": told})
+
+    @property
+    def text(self) -> str:
+        """For a model that reads text alone."""
+        if self.verdict is None:
+            return f"Inspection {self.inspection_id} of part {self.part_id} is {self.state}. {self.error or ''}".strip()
+        found = "".join(
+            f"\n- {f.id}: {f.type.replace('_', ' ')}, {f.size}, {f.place}, {f.severity}" for f in self.findings
+        )
+        end = f"\nDecided: {self.decided}" if self.decided else ""
+        return f"{self.verdict}: part {self.part_id} ({self.product}). {self.verdict_reason}.{found}{end}"
+
+
+def _filed(report: DefectReport) -> dict[str, Any]:
+    return {
+        "verdict": report.verdict.value, "verdict_reason": report.verdict_reason, "image_score": report.image_score,
+        "p_value": report.p_value, "threshold": report.threshold, "golden_id": report.reference.golden_id,
+        "findings": [FoundPlace.of(f) for f in report.findings], "reasoning": report.reasoning, "judge": report.judge.via,
+    }  # fmt: skip
+
+
+class Row(BaseModel):
+    """A filed inspection in a list."""
+
+    inspection_id: str
+    part_id: str
+    product: str
+    verdict: Literal["PASS", "FAIL", "REVIEW"]
+    created_at: str
+    verdict_reason: str
+    decided: bool
+
+    @classmethod
+    def of(cls, record: InspectionRecord, decided: bool) -> Row:
+        reason = str(record.report.get("verdict_reason", ""))
+        return cls(
+            inspection_id=record.inspection_id, part_id=record.part_id, product=record.product, verdict=record.verdict,
+            created_at=record.created_at, verdict_reason=reason, decided=decided,
+        )  # fmt: skip
+
+
+class Rows(BaseModel):
+    inspections: list[Row]
+
+
+class ProductAnswer(BaseModel):
+    """A product. goldens: number by status. calibration: what its good samples promise, None before the first."""
+
+    name: str
+    goldens: dict[str, int]
+    scale_mm_per_px: float | None
+    spec: dict[str, Any]
+    calibration: dict[str, Any] | None
+
+
+class Products(BaseModel):
+    products: list[str]
+
+
+class CaptureAnswer(BaseModel):
+    capture_id: str
+    part_id: str
+    product: str
+    scale_mm_per_px: float | None
+
+
+class Said(BaseModel):
+    answer: str
+
+
+class StepAnswer(BaseModel):
+    """What one tool measured. bench: pass it to the next tool. evidence: e1, e2, ... of this bench, with all numbers."""
+
+    bench: str
+    result: dict[str, Any]
+    evidence: EvidenceRecord

@@ -1,0 +1,56 @@
+"""MCP over streamable HTTP: who may call."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+PATH = "/mcp"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    return host in _LOOPBACK
+
+
+class BearerToken:
+    """Refuses requests without the token (401), comparing in constant time."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._wanted = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._wanted):
+                refusal = JSONResponse(
+                    {"error": "send Authorization: Bearer REFDIFF_MCP_TOKEN"}, 401, {"www-authenticate": "Bearer"}
+                )
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def build_app(server: MCPServer[Any], host: str, token: str | None, max_bytes: int) -> Starlette:
+    """The ASGI app with the endpoint /mcp. max_bytes: of a request; photos in base64 take a third more than the file.
+
+    On the loopback interface only loopback names are answered, so that no web page can reach it by a name of its own.
+    """
+    local = [f"{h}:*" for h in ("127.0.0.1", "localhost", "[::1]")]
+    security = TransportSecuritySettings(
+        enable_dns_rebinding_protection=is_loopback(host),
+        allowed_hosts=local,
+        allowed_origins=[f"http://{h}" for h in local],
+    )
+    app = server.streamable_http_app(
+        streamable_http_path=PATH, host=host, transport_security=security, max_request_body_size=max_bytes
+    )
+    if token:
+        app.add_middleware(BearerToken, token=token)
+    return app

@@ -1,0 +1,225 @@
+"""`refdiff mcp` as another agent sees it: the real client over stdin/stdout and over HTTP, against the installed command."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import CallToolResult, ImageContent, TextContent
+from PIL import Image
+
+from refdiff.agent.report.schema import DefectReport
+from refdiff.server import cli
+from refdiff.server.desk import Desk
+from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
+from refdiff.server.mcp.service import build_server
+
+from .conftest import bad_photo, good_photo
+
+REFDIFF = Path(sys.executable).with_name("refdiff")
+TOKEN = "a-token-of-this-test"
+
+
+def encoded(photo: bytes) -> str:
+    return base64.b64encode(photo).decode("ascii")
+
+
+def text_of(result: CallToolResult) -> str:
+    return "\n".join(c.text for c in result.content if isinstance(c, TextContent))
+
+
+def pictures(result: CallToolResult) -> list[Image.Image]:
+    found = [c for c in result.content if isinstance(c, ImageContent)]
+    opened = [Image.open(io.BytesIO(base64.b64decode(c.data))) for c in found]
+    assert [f"image/{i.format.lower()}" for i in opened if i.format] == [c.mime_type for c in found]
+    return opened
+
+
+async def good(client: Client, tool: str, **arguments: Any) -> CallToolResult:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, text_of(result)
+    return result
+
+
+async def session(client: Client) -> None:
+    """What an agent does: looks around, inspects a bad part, asks, then looks for itself."""
+    tools = {t.name: t for t in (await client.list_tools()).tools}
+    assert {"inspect_part", "get_report", "ask_about_inspection", "find_part", "zoom", "measure"} <= set(tools)
+    assert not {"dispose", "review", "submit_report"} & set(tools)  # a person's, and the agent's own
+    assert tools["inspect_part"].output_schema["properties"]["verdict"]
+    assert (await good(client, "list_products")).structured_content == {"products": ["board"]}
+    assert (await good(client, "get_product", name="board")).structured_content["calibration"]["n"] == 22
+
+    heard: list[str] = []
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        heard.append(message or "")
+
+    inspected = await client.call_tool(
+        "inspect_part",
+        {"part_id": "#7", "product": "board", "photo_base64": encoded(bad_photo(100)), "request": "check part 7"},
+        progress_callback=progress,
+    )
+    assert not inspected.is_error, text_of(inspected)
+    answer = InspectionAnswer.model_validate(inspected.structured_content)
+    assert (answer.part_id, answer.state, answer.decided) == ("7", "done", None)
+    assert answer.verdict in ("FAIL", "REVIEW")
+    assert answer.findings
+    assert text_of(inspected).startswith(f"{answer.verdict}: part 7 (board).")
+    assert len(pictures(inspected)) == 1
+    assert any("score_difference" in h for h in heard), heard
+
+    shown = await good(client, "get_inspection", inspection_id=answer.inspection_id, pictures=["query", "side_by_side"])
+    assert pictures(shown)[0].size == (128, 96)
+    report = DefectReport.model_validate(
+        (await good(client, "get_report", inspection_id=answer.inspection_id)).structured_content
+    )
+    assert [f.id for f in report.findings] == [f.id for f in answer.findings]
+    assert report.request == "check part 7"
+    said = await good(
+        client, "ask_about_inspection", inspection_id=answer.inspection_id, question="what is the verdict?"
+    )
+    assert str(report.verdict) in text_of(said)
+    rows = (await good(client, "list_inspections", verdict=answer.verdict)).structured_content["inspections"]
+    assert [r["inspection_id"] for r in rows] == [answer.inspection_id]
+
+    found = StepAnswer.model_validate((await good(client, "find_part", part_id="7")).structured_content)
+    near = StepAnswer.model_validate(
+        (await good(client, "retrieve_reference", bench=found.bench, k=2)).structured_content
+    )
+    golden = near.result["goldens"][0]["golden_id"]
+    await good(client, "align", bench=found.bench, golden_id=golden)
+    scored = await good(client, "score_difference", bench=found.bench)
+    score = StepAnswer.model_validate(scored.structured_content)
+    assert (score.evidence.id, len(pictures(scored))) == ("e4", 2)
+    assert score.evidence.numbers["score"] == pytest.approx(report.image_score, abs=1e-3)
+    assert len(pictures(await good(client, "zoom", bench=found.bench, region="r1"))) == 2
+    measured = StepAnswer.model_validate(
+        (await good(client, "measure", bench=found.bench, region="r1")).structured_content
+    )
+    assert measured.evidence.numbers["length_px"] == pytest.approx(report.findings[0].length_px, rel=1e-3)
+
+
+def test_a_session_over_stdin_and_stdout(ready: Path) -> None:
+    async def run() -> None:
+        server = StdioServerParameters(command=str(REFDIFF), args=["mcp"], env={**os.environ, "REFDIFF_LLM": "off"})
+        async with Client(server, read_timeout_seconds=120) as client:
+            await session(client)
+
+    anyio.run(run)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def serving(**environment: str) -> Iterator[str]:
+    port = _free_port()
+    command = [str(REFDIFF), "mcp", "--http", "--port", str(port)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "REFDIFF_LLM": "off", **environment}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(1200):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_session_over_http_needs_the_token_and_a_local_name(ready: Path) -> None:
+    async def run(url: str) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with httpx2.AsyncClient(headers=headers, timeout=120) as http:
+            async with Client(streamable_http_client(url, http_client=http), read_timeout_seconds=120) as client:
+                await session(client)
+            hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+            evil = await http.post(url, json=hello, headers={"host": "evil.example"})
+            assert evil.status_code == 421
+
+    with serving(REFDIFF_MCP_TOKEN=TOKEN) as url:
+        anyio.run(run, url)
+        for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
+            assert httpx2.post(url, json={}, headers=wrong).status_code == 401
+
+
+# ---- mistakes, in this process ----
+
+
+@pytest.fixture
+def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "words"),
+    [
+        ("inspect_part", {"part_id": "404"}, "no capture of part 404"),
+        ("inspect_part", {"part_id": "1", "product": "board", "photo_base64": "%%%"}, "not base64"),
+        ("inspect_part", {"part_id": "1", "product": "board", "photo_base64": encoded(b"text")}, "not an image"),
+        ("inspect_part", {"part_id": "1", "photo_base64": encoded(good_photo(1))}, "say which product"),
+        ("inspect_part", {"part_id": ""}, "at least 1 character"),
+        ("get_inspection", {"inspection_id": "insp-1"}, "no inspection"),
+        ("get_inspection", {"inspection_id": "../../etc/passwd", "pictures": ["overlay"]}, "no inspection"),
+        ("get_inspection", {"inspection_id": "x", "pictures": ["../report.json"]}, "Input should be"),
+        ("get_product", {"name": "screw"}, "no product"),
+        ("align", {"bench": "b-1", "golden_id": "g-1"}, "call find_part"),
+        ("list_inspections", {"limit": 1000}, "less than or equal to 100"),
+    ],
+)
+def test_mistakes_are_told_to_the_model(desk: Desk, tool: str, arguments: dict[str, Any], words: str) -> None:
+    async def run() -> CallToolResult:
+        async with Client(build_server(desk)) as client:
+            return await client.call_tool(tool, arguments)
+
+    result = anyio.run(run)
+    assert result.is_error
+    assert words in text_of(result)
+    assert desk.stores.inspections.list() == []
+
+
+def test_tools_refuse_a_wrong_order_and_what_does_not_exist(desk: Desk) -> None:
+    desk.stores.captures.add("9", "board", desk.stores.images.put(good_photo(3)))
+
+    async def run() -> None:
+        async with Client(build_server(desk)) as client:
+            bench = (await good(client, "find_part", part_id="9")).structured_content["bench"]
+            for tool, arguments, words in (
+                ("score_difference", {}, "call align first"),
+                ("zoom", {"region": "r1"}, "call score_difference first"),
+                ("retrieve_reference", {"k": 99}, "less than or equal to 8"),
+            ):
+                result = await client.call_tool(tool, {"bench": bench, **arguments})
+                assert result.is_error
+                assert words in text_of(result)
+
+    anyio.run(run)
+
+
+def test_others_than_loopback_need_a_token(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["mcp", "--http", "--host", "0.0.0.0"]) == 64
+    assert "REFDIFF_MCP_TOKEN" in capsys.readouterr().err
