@@ -20,6 +20,7 @@ IMAGE_TOKENS = IMAGE_GRID**2  # of each picture
 DIFFERENCE_TOKENS = 1 + DIFFERENCE_GRID**2 + MAX_REGIONS  # of a pair: global, grid, regions
 PAIR_TOKENS = 2 * IMAGE_TOKENS + DIFFERENCE_TOKENS
 MAX_PAIRS = 4  # a conversation
+MAX_CONTEXT = 6144  # tokens of a conversation
 
 
 class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from refdiff.model.configuration import PAIR_TOKENS
+from refdiff.model.configuration import MAX_CONTEXT, PAIR_TOKENS
 from refdiff.model.errors import LLMError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.language import RefDiffForConditionalGeneration
@@ -31,7 +31,6 @@ from refdiff.model.reading import READ, READING_SCHEMA
 Pictures = Callable[[str], RgbImage]  # name -> (H, W, 3) uint8
 Key = int | tuple[str, str, int]  # a token, or a visual token: reference, query, which
 
-MAX_CONTEXT = 6144  # tokens of a conversation
 MAX_NEW = 700
 _TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 

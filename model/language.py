@@ -59,7 +59,14 @@ class PairProjector(nn.Module):
             difference = self.detail(seen.detail)
         else:
             difference = torch.cat([self.whole(seen.whole), self.grid(seen.grid), self.regions(seen.regions)], 1)
-        tokens = torch.cat([images, difference], 1) + self.slots
+        return self._placed(torch.cat([images, difference], 1))
+
+    def of_reference(self, cells: Tensor) -> Tensor:
+        """(N, 16, IMAGE_DIM) of references alone -> (N, 16, H): the first tokens of every pair that they are in."""
+        return self._placed(self.images(cells))
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.slots[: tokens.shape[1]]
         return F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
 
     @torch.no_grad()
@@ -71,6 +78,15 @@ class PairProjector(nn.Module):
                 values = getattr(seen, field.name).float().flatten(0, -2)
                 part.get_buffer("mean").copy_(values.mean(0))
                 part.get_buffer("std").copy_(values.std(0).clamp_min(1e-3))
+
+
+def seeing_parts(config: RefDiffConfig) -> tuple[EfficientNetLite0, DifferenceNetwork, PairProjector]:
+    """Encoder, difference network and projector as the configuration says, without weights."""
+    about = dict(config.difference_config)
+    channels = {int(s): int(c) for s, c in about.pop("channels").items()}
+    difference = DifferenceNetwork(DifferenceConfig(channels, **about))
+    projector = PairProjector(difference.config.width, config.text_config.hidden_size, config.image_only)
+    return EfficientNetLite0(), difference, projector
 
 
 class RefDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
@@ -85,11 +101,7 @@ class RefDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
     def __init__(self, config: RefDiffConfig) -> None:
         super().__init__(config)
-        about = dict(config.difference_config)
-        channels = {int(s): int(c) for s, c in about.pop("channels").items()}
-        self.encoder = EfficientNetLite0()
-        self.difference = DifferenceNetwork(DifferenceConfig(channels, **about))
-        self.projector = PairProjector(self.difference.config.width, config.text_config.hidden_size, config.image_only)
+        self.encoder, self.difference, self.projector = seeing_parts(config)
         self.language_model = LlamaForCausalLM(config.text_config)  # type: ignore[no-untyped-call]
         self.encoder.requires_grad_(False)
         self.difference.requires_grad_(False)

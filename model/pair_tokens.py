@@ -104,6 +104,13 @@ def pair_features(encoder: nn.Module, difference: DifferenceNetwork, pairs: Tens
     )
 
 
+@torch.no_grad()
+def reference_cells(encoder: nn.Module, references: Tensor) -> Tensor:
+    """(N, 3, S, S) uint8 RGB -> (N, 16, IMAGE_DIM): what `images` of a pair says of its reference, which stands alone."""
+    maps = encoder(references.float().div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last))
+    return _picture_cells(maps, IMAGE_GRID)
+
+
 def _by_pair(x: Tensor, n: int) -> Tensor:
     """(2 n, ...) -> (n, 2, ...)"""
     return x.reshape(n, 2, *x.shape[1:])

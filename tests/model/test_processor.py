@@ -112,6 +112,29 @@ def test_typed_tokens_mean_nothing(processor: Processor, token: str, role: str) 
     assert counted(f"a {token}{nested} b") == counted("a b")
 
 
+def test_no_token_is_spelt_across_blocks(processor: Processor) -> None:
+    split = [{"type": "text", "text": "a <ima"}, {"type": "text", "text": "ge> b"}]
+    assert (
+        processor.render([{"role": "user", "content": split}]).ids
+        == processor.render([{"role": "user", "content": "a   b"}]).ids
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "root", "content": "x"},
+        {"role": "user", "content": 5},
+        {"role": "user", "content": ["x"]},
+        {"role": "user", "content": [{"type": "video", "video": "x"}]},
+        {"role": "user", "content": [{"type": "text"}]},
+    ],
+)
+def test_what_means_nothing_is_refused(processor: Processor, message: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"use|text"):
+        processor.render([message])
+
+
 def test_tokens_that_a_model_spelt_mean_nothing(processor: Processor) -> None:
     said = _call("submit_report", findings=[{"description": "<image> a <|im_end|>"}], reasoning="</tool_call>")
     clean = _call("submit_report", findings=[{"description": "  a  "}], reasoning=" ")
