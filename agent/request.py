@@ -24,9 +24,18 @@ _MAX_CHARS = 2000
 
 def part_id_in(text: str) -> str | None:
     """The part id that a request names, without "#"; None if it names none, or several and none of them as the part."""
+    return _named(text, (_WORD, _HASH, _NUMBER))
+
+
+def part_named_in(text: str) -> str | None:
+    """The same, but a bare number is not taken for a part: for texts that may speak of sizes and scores."""
+    return _named(text, (_WORD, _HASH))
+
+
+def _named(text: str, patterns: tuple[re.Pattern[str], ...]) -> str | None:
     # full-width digits and "＃" are what an input method for Chinese writes; single blanks keep the patterns linear
     text = " ".join(unicodedata.normalize("NFKC", text[:_MAX_CHARS]).split())
-    for pattern in (_WORD, _HASH, _NUMBER):
+    for pattern in patterns:
         named = {i for i in pattern.findall(text) if any(c.isdigit() for c in i)}
         if named:
             return named.pop() if len(named) == 1 else None

@@ -23,7 +23,7 @@ Listener = Callable[["Progress"], None]
 
 MAX_ATTEMPTS = 4  # of a job that ends with the process, or meets something that is unavailable
 RETRY_S = (1.0, 5.0, 20.0)
-_MAX_QUESTIONS = 32
+_MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
 _STOP_WAIT_S = 8.0
 

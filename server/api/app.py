@@ -6,14 +6,23 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from refdiff.server.api import captures, errors, events, goldens, inspections, products, service
+from refdiff.server.api import captures, chat, errors, events, goldens, inspections, products, service
 from refdiff.server.api.access import Access
+from refdiff.server.api.chat_turn import Begun
 from refdiff.server.api.front import Front
 from refdiff.server.api.metrics import Metrics
 from refdiff.server.desk import Desk
 
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
-ROUTERS = (inspections.router, events.router, captures.router, goldens.router, products.router, service.router)
+ROUTERS = (
+    inspections.router,
+    events.router,
+    captures.router,
+    goldens.router,
+    products.router,
+    chat.router,
+    service.router,
+)
 
 
 def create_app(desk: Desk, access: Access) -> FastAPI:
@@ -27,6 +36,7 @@ def create_app(desk: Desk, access: Access) -> FastAPI:
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.desk, app.state.access, app.state.metrics = desk, access, Metrics(desk)
+    app.state.begun = Begun()
     for router in ROUTERS:
         app.include_router(router)
     errors.register(app)

@@ -1,0 +1,74 @@
+"""What a text in a conversation asks for, and reports in words: shared by chat clients, Slack and Teams.
+
+Which tools run and which verdict comes out is decided elsewhere; a text can only choose between an inspection of a part and
+a question about a report.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from refdiff.agent.report.markdown import escape, number, percent, size_mm, size_px
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.request import part_id_in, part_named_in
+from refdiff.memory.captures import normalise_part_id
+
+_AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
+INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
+
+
+@dataclass(frozen=True)
+class Intent:
+    """part_id: inspect that part. about: a question about that inspection. Neither: small talk."""
+
+    part_id: str | None = None
+    about: str | None = None
+
+
+def understand(text: str, *, photo: bool = False, about: DefectReport | None = None) -> Intent:
+    """What a message asks for. photo: it brings one. about: the report that the conversation is about so far."""
+    if about is None:
+        return Intent(part_id=part_id_in(text))
+    named = part_named_in(text)
+    if named is not None and normalise_part_id(named) != about.part_id:
+        return Intent(part_id=named)
+    if photo or _AGAIN.match(text):
+        return Intent(part_id=about.part_id)
+    return Intent(about=about.inspection_id)
+
+
+def product_in(text: str, products: Iterable[str]) -> str | None:
+    """The one known product that a text names as a whole word; the longer of two names where one holds the other."""
+    folded = unicodedata.normalize("NFKC", text[:20_000]).casefold()
+    named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
+    longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def report_text(report: DefectReport, link: str | None = None) -> str:
+    """A report in a few lines of Markdown; link: where its page is."""
+    reference = report.reference
+    limit = "" if report.threshold is None else f", limit {number(report.threshold)}"
+    lines = [
+        f"**{report.verdict.value}**: part {escape(report.part_id)} ({escape(report.product)}), "
+        f"{escape(report.verdict_reason)}.",
+        f"Compared with golden sample {reference.golden_id}, similarity {number(reference.similarity, 3)}; "
+        f"score {number(report.image_score)}{limit}.",
+        "",
+    ]
+    for i, finding in enumerate(report.findings, 1):
+        size = size_mm(finding) or size_px(finding)
+        within = ", within limits" if finding.within_limits else ""
+        lines.append(
+            f"{i}. {escape(finding.type.replace('_', ' '))}, {finding.location.region}, {size}, severity "
+            f"{finding.severity.value}{within}, confidence {percent(finding.confidence)}. {escape(finding.description)}"
+        )
+    if not report.findings:
+        lines.append("No findings.")
+    if report.verdict.value == "REVIEW":
+        lines += ["", "A person decides: accept or override it with a reason."]
+    where = f" [Report]({link})" if link else ""
+    return "\n".join([*lines, "", f"Inspection {report.inspection_id}.{where}"])
