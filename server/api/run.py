@@ -15,8 +15,10 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.server.api.access import Access, is_loopback_address
 from refdiff.server.api.app import create_app
 from refdiff.server.api.logs import log_json
+from refdiff.server.chat.bots import bots
+from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.desk import Desk
-from refdiff.server.settings import ServerSettings
+from refdiff.server.settings import ServerSettings, load
 
 _STOP_S = 10  # how long open requests may take after a stop is asked for
 _CONNECTIONS = 512
@@ -32,7 +34,7 @@ def serve(
     listener = _listen(host, port)
     with contextlib.closing(listener):
         loopback = is_loopback_address(host)
-        with open_desk() as desk, KeyStore(desk.stores.settings.home) as keys:
+        with open_desk() as desk, KeyStore(desk.stores.settings.home) as keys, contextlib.ExitStack() as running:
             if not loopback and not keys.any_good():
                 raise InputError(
                     f"--host {host} lets other machines in, and there is no API key yet; make one first: "
@@ -43,8 +45,10 @@ def serve(
                 hosts=tuple(settings.allowed_hosts),
             )  # fmt: skip
             log_json(settings.log_level)
+            app = create_app(desk, access)
+            running.enter_context(bots(app, desk, load(ChatSettings)))
             config = uvicorn.Config(
-                create_app(desk, access), log_config=None, access_log=False, server_header=False, proxy_headers=False,
+                app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
                 lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
             )  # fmt: skip
             shown = f"[{host}]" if ":" in host else host

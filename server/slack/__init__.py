@@ -1,0 +1,1 @@
+"""RefDiff in Slack, over HTTP or Socket Mode. May import what `server` may."""

@@ -1,0 +1,382 @@
+"""RefDiff in Slack: the whole flow against a fake Slack over real HTTP, with a real desk behind the real HTTP server."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from refdiff.memory.chat import ChatStore
+from refdiff.memory.keys import KeyStore
+from refdiff.model.errors import InputError
+from refdiff.server.api.access import Access
+from refdiff.server.api.app import create_app
+from refdiff.server.chat import host as host_module
+from refdiff.server.chat.bots import bots
+from refdiff.server.chat.settings import ChatSettings, may_decide
+from refdiff.server.desk import Desk, Upload
+from refdiff.server.slack import app as slack_app
+
+from .conftest import bad_photo, good_photo
+from .fake_slack import SECRET, TEAM, TOKEN, FakeSlack, mention
+
+
+@pytest.fixture
+def slack() -> Iterator[FakeSlack]:
+    fake = FakeSlack()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as opened:
+        yield opened
+
+
+@contextmanager
+def serving(desk: Desk, **settings: Any) -> Iterator[str]:
+    """The HTTP server with the bots; its address."""
+    with KeyStore(desk.stores.settings.home) as keys:
+        app = create_app(desk, Access(keys, loopback=True, user="tester"))
+        with bots(app, desk, ChatSettings(**settings)):
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+            listening = socket.socket()
+            listening.bind(("127.0.0.1", 0))
+            thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            server.should_exit = True
+            thread.join(10)
+
+
+@pytest.fixture
+def bot(desk: Desk, slack: FakeSlack) -> Iterator[str]:
+    with serving(desk, **settings_for(slack), slack_deciders="UQA, U2", public_url="https://qa.example/") as url:
+        yield url
+
+
+def settings_for(slack: FakeSlack) -> dict[str, Any]:
+    return {"slack_bot_token": TOKEN, "slack_signing_secret": SECRET, "slack_api_url": f"{slack.url}/api/"}
+
+
+def photo(slack: FakeSlack, name: str, data: bytes) -> dict[str, Any]:
+    slack.photos[name] = data
+    return {"id": "F1", "name": name, "mimetype": "image/png", "url_private_download": f"{slack.url}/files/{name}"}
+
+
+def texts(posts: list[dict[str, Any]]) -> list[str]:
+    return [p["text"] for p in posts]
+
+
+def buttons(post: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {e["action_id"]: e for b in post["blocks"] if b["type"] == "actions" for e in b["elements"]}
+
+
+def filed(desk: Desk) -> list[Any]:
+    return desk.stores.inspections.list(limit=1000)
+
+
+def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
+    desk: Desk, slack: FakeSlack, bot: str
+) -> None:
+    event = mention(
+        "inspect part #4412 against the nearest good sample", "100.1", files=[photo(slack, "p.png", bad_photo(100))]
+    )
+    began = time.monotonic()
+    assert slack.event(bot, event, "Ev1").status_code == 200
+    assert time.monotonic() - began < 3
+    for i in range(3):  # Slack is impatient, and tells of a mention in a channel that the bot is in twice
+        assert slack.event(bot, event, "Ev1", headers={"x-slack-retry-num": str(i + 1)}).status_code == 200
+        assert slack.event(bot, event | {"type": "message"}, "Ev2").status_code == 200
+    [post] = slack.wait(lambda: slack.posts()["100.1"])
+    [record] = filed(desk)
+    assert record.part_id == "4412"
+    assert record.report["requested_by"] == "Name of U1 (slack U1)"
+    assert record.report["request"] == "inspect part #4412 against the nearest good sample"
+    assert post["text"].startswith(f"{record.verdict}: part 4412 (board). ")
+    [upload] = slack.of("files.completeUploadExternal")
+    assert (upload["channel_id"], upload["thread_ts"]) == ("C1", "100.1")
+    assert slack.files[upload["files"][0]["id"]].startswith((b"\x89PNG", b"\xff\xd8"))
+    kinds = [b["type"] for b in post["blocks"]]
+    assert kinds[0] == "header"
+    reasoning = next(b for b in post["blocks"] if "*Reasoning*" in b.get("text", {}).get("text", ""))
+    assert reasoning["expand"] is False
+    assert buttons(post)["refdiff_page"]["url"] == f"https://qa.example/inspections/{record.inspection_id}"
+    assert {"refdiff_accept", "refdiff_override", "refdiff_zoom"} <= set(buttons(post))
+    statuses = slack.of("assistant.threads.setStatus")
+    assert statuses[0]["status"].startswith("inspecting part 4412")
+    assert slack.downloads == [f"Bearer {TOKEN}"]
+    slack.event(bot, mention("what is the verdict?", "100.2", thread_ts="100.1"), "Ev3")
+    slack.wait(lambda: len(slack.posts()["100.1"]) == 2)
+    assert record.verdict in slack.posts()["100.1"][1]["text"]
+    # follow-ups need no mention in a thread that the bot answered in; elsewhere messages are not for it
+    slack.event(bot, {"type": "message", "channel": "C1", "user": "U1", "ts": "100.3", "thread_ts": "100.1",
+                      "text": "how many findings?"}, "Ev4")  # fmt: skip
+    slack.wait(lambda: len(slack.posts()["100.1"]) == 3)
+    slack.event(bot, {"type": "message", "channel": "C1", "user": "U1", "ts": "200.1", "text": "lunch?"}, "Ev5")
+    slack.event(bot, mention("hello", "300.1"), "Ev6")
+    slack.wait(lambda: slack.posts()["300.1"])
+    assert "200.1" not in slack.posts()
+    assert len(filed(desk)) == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"secret": "another"}, {"age_s": 3600}, {"headers": {"x-slack-signature": ""}}],
+    ids=["wrong secret", "old", "none"],
+)
+def test_a_bad_signature_gets_401_and_nothing_happens(
+    desk: Desk, slack: FakeSlack, bot: str, how: dict[str, Any]
+) -> None:
+    assert slack.event(bot, mention("inspect part #1", "1.1"), **how).status_code == 401
+    with ChatStore(desk.stores.settings.home, "slack") as store:
+        assert store.open() == []
+    assert slack.posts() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "with_photo", "words"),
+    [
+        ("inspect part #404", None, "No capture of part 404.*Send its photo"),
+        ("inspect part #404", b"not a picture", "not an image that can be read"),
+        ("inspect", good_photo(1), "Which part is it"),
+        ("good morning", None, "Name the part"),
+        ("inspect part #7, product board", good_photo(1)[:500], "damaged"),
+    ],
+)
+def test_what_cannot_be_inspected_is_answered_helpfully(
+    desk: Desk, slack: FakeSlack, bot: str, text: str, with_photo: bytes | None, words: str
+) -> None:
+    files = {"files": [photo(slack, "p.png", with_photo)]} if with_photo else {}
+    slack.event(bot, mention(text, "1.1", **files))
+    [post] = slack.wait(lambda: slack.posts()["1.1"])
+    assert re.search(words, post["text"]), post["text"]
+    assert filed(desk) == []
+
+
+def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(desk: Desk, slack: FakeSlack, bot: str) -> None:
+    other = FakeSlack()
+    stolen = photo(other, "p.png", good_photo(1))
+    slack.event(bot, mention("inspect part #7", "1.1", files=[stolen]))
+    [post] = slack.wait(lambda: slack.posts()["1.1"])
+    other.close()
+    assert "not a file of Slack" in post["text"]
+    assert other.downloads == []
+
+
+# ---- buttons ----
+
+
+@pytest.fixture
+def review(ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack) -> Iterator[tuple[Desk, str, str]]:
+    """Desk, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as desk:
+        for golden in desk.goldens("board")[:3]:
+            desk.set_golden_status(golden.golden_id, "retired", "tester")
+        desk.capture("5", Upload("p.png", bad_photo(100)), "board")
+        with serving(desk, **settings_for(slack), slack_deciders="UQA, U2") as url:
+            slack.event(url, mention("inspect part #5", "1.1"))
+            slack.wait(lambda: slack.posts()["1.1"])
+            [record] = filed(desk)
+            assert record.verdict == "REVIEW"
+            yield desk, url, record.inspection_id
+
+
+def press(slack: FakeSlack, url: str, action: str, inspection_id: str, user: str) -> None:
+    answer = slack.interact(url, {
+        "type": "block_actions", "user": {"id": user, "name": user.lower(), "team_id": TEAM},
+        "container": {"type": "message", "channel_id": "C1", "message_ts": "9000.1", "thread_ts": "1.1"},
+        "channel": {"id": "C1"}, "message": {"ts": "9000.1", "thread_ts": "1.1"},
+        "actions": [{"action_id": action, "block_id": "b", "type": "button", "value": inspection_id, "action_ts": "1"}],
+    })  # fmt: skip
+    assert answer.status_code == 200, answer.text
+
+
+def submit(slack: FakeSlack, url: str, view: dict[str, Any], name: str, value: str, user: str) -> Any:
+    state = {"values": {name: {name: {"type": "plain_text_input", "value": value}}}}
+    return slack.interact(url, {
+        "type": "view_submission", "user": {"id": user, "name": user.lower(), "team_id": TEAM},
+        "view": view | {"id": "V1", "type": "modal", "state": state},
+    })  # fmt: skip
+
+
+def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
+    review: tuple[Desk, str, str], slack: FakeSlack
+) -> None:
+    desk, url, inspection_id = review
+    for action in ("refdiff_accept", "refdiff_override"):
+        press(slack, url, action, inspection_id, "U3")
+    told = slack.wait(lambda: len(slack.of("chat.postEphemeral")) == 2 and slack.of("chat.postEphemeral"))
+    assert all(t["user"] == "U3" and "REFDIFF_SLACK_DECIDERS" in t["text"] for t in told)
+    assert slack.of("views.open") == []
+    assert desk.disposition(inspection_id) is None
+    assert desk._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
+
+    press(slack, url, "refdiff_override", inspection_id, "UQA")
+    [opened] = slack.wait(lambda: slack.of("views.open"))
+    blank = submit(slack, url, opened["view"], "reason", "   ", "UQA")
+    assert blank.json()["response_action"] == "errors"
+    sneaky = submit(slack, url, opened["view"], "reason", "me too", "U3")
+    assert "may not decide" in sneaky.json()["errors"]["reason"]
+    assert submit(slack, url, opened["view"], "reason", "dust <b>, part is good", "UQA").status_code == 200
+    [update] = slack.wait(lambda: slack.of("chat.update")[-1:])
+    decided = desk.disposition(inspection_id)
+    assert decided is not None
+    assert (decided.decision, decided.by, decided.reason) == ("override", "uqa (slack UQA)", "dust <b>, part is good")
+    assert not desk._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).values
+    shown = str(update["blocks"])
+    assert "dust &lt;b&gt;, part is good" in shown
+    assert not {"refdiff_accept", "refdiff_override"} & set(buttons(update))
+
+    press(slack, url, "refdiff_accept", inspection_id, "U2")  # too late
+    late = slack.wait(lambda: [t for t in slack.of("chat.postEphemeral") if t["user"] == "U2"])
+    assert "the first decision stands" in late[0]["text"]
+    assert desk.disposition(inspection_id) == decided
+
+
+def test_accept_and_zoom(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
+    desk, url, inspection_id = review
+    press(slack, url, "refdiff_zoom", inspection_id, "U3")
+    uploads = slack.wait(lambda: slack.of("files.completeUploadExternal")[1:])
+    shown = [slack.files[f["id"]] for f in uploads[0]["files"]]
+    assert len(shown) == min(4, len(desk.report(inspection_id).findings))
+    press(slack, url, "refdiff_accept", inspection_id, "U2")
+    slack.wait(lambda: slack.of("chat.update"))
+    decided = desk.disposition(inspection_id)
+    assert decided is not None
+    assert (decided.decision, decided.reason) == ("accept", "accepted in Slack")
+
+
+def test_shortcuts(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
+    desk, url, _ = review
+    base = {
+        "type": "message_action",
+        "callback_id": "refdiff_inspect_message",
+        "channel": {"id": "C1"},
+        "action_ts": "7.7",
+    }
+    message = {"type": "message", "user": "U9", "ts": "50.1", "text": "part #5 looks odd"}
+    for _ in range(2):
+        assert slack.interact(url, base | {"message": message}).status_code == 200
+    slack.wait(lambda: slack.posts()["50.1"])
+    assert (
+        slack.interact(url, {"type": "shortcut", "callback_id": "refdiff_inspect_part", "action_ts": "1"}).status_code
+        == 200
+    )
+    [opened] = slack.wait(lambda: slack.of("views.open"))
+    assert submit(slack, url, opened["view"], "part", "#5", "U3").status_code == 200
+    slack.wait(lambda: any(p.get("blocks") for posts in slack.posts().values() for p in posts if p["channel"] == "DU3"))
+    assert len(filed(desk)) == 3
+
+
+# ---- many people, trouble, kills ----
+
+
+def test_twenty_people_at_once(desk: Desk, slack: FakeSlack, bot: str) -> None:
+    for i in range(20):
+        desk.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
+
+    def ask(i: int) -> float:
+        began = time.monotonic()
+        event = mention(f"inspect part #{4000 + i}", f"{i}.5", user=f"U{i}", channel=f"C{i % 4}")
+        assert slack.event(bot, event, f"Ev{i}").status_code == 200
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(20) as crowd:
+        waits = list(crowd.map(ask, range(20)))
+        list(crowd.map(ask, range(20)))  # and all of them again
+    assert max(waits) < 3
+    slack.wait(lambda: sum(len(p) for p in slack.posts().values()) >= 20, seconds=240)
+    for i in range(20):
+        [post] = slack.posts()[f"{i}.5"]
+        assert f"part {4000 + i} (board)" in post["text"]
+    assert len(filed(desk)) == 20
+
+
+def test_an_answer_that_slack_does_not_take_is_posted_later(
+    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    slack.fail = {"assistant.threads.setStatus": "not_allowed", "chat.postMessage": "internal_error"}
+    with serving(desk, **settings_for(slack)) as url:
+        slack.event(url, mention("inspect part #5", "1.1"))
+        slack.wait(lambda: filed(desk))
+        time.sleep(0.5)
+        assert slack.posts() == {}
+        slack.fail = {"assistant.threads.setStatus": "not_allowed"}
+        slack.wait(lambda: any(p.get("blocks") for p in slack.posts()["1.1"]))
+        time.sleep(0.7)
+        assert sum("blocks" in p for p in slack.posts()["1.1"]) == 1
+    assert len(filed(desk)) == 1
+
+
+def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, slack: FakeSlack) -> None:
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    first = slack_app.message_of(mention("inspect part #5", "1.1"), TEAM)
+    second = slack_app.message_of(mention("inspect part #5", "2.1"), TEAM)
+    assert first is not None
+    assert second is not None
+    with ChatStore(desk.stores.settings.home, "slack") as store:
+        for request in (first, second):
+            assert store.receive(request.key, vars(request))
+        # the second was killed after its inspection was accepted, before that was noted
+        job = desk.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
+        desk.wait(job.inspection_id)
+    with serving(desk, **settings_for(slack)):
+        slack.wait(lambda: slack.posts()["1.1"] and slack.posts()["2.1"])
+    assert len(filed(desk)) == 2
+    assert job.inspection_id in str(slack.posts()["2.1"][0]["blocks"])
+
+
+def test_incomplete_secrets_are_told(desk: Desk) -> None:
+    from fastapi import FastAPI
+
+    with (
+        pytest.raises(InputError, match="SLACK_SIGNING_SECRET"),
+        bots(FastAPI(), desk, ChatSettings(slack_bot_token=TOKEN)),
+    ):
+        pass
+    with bots(FastAPI(), desk, ChatSettings()) as on:
+        assert on == []
+
+
+@pytest.mark.parametrize(
+    ("deciders", "user", "may"),
+    [
+        ("", "U1", False),
+        ("U1", "U1", True),
+        ("U2, U1", "U1", True),
+        ("U11", "U1", False),
+        ("*", "U1", True),
+        ("*", "", False),
+    ],
+)
+def test_who_may_decide(deciders: str, user: str, may: bool) -> None:
+    assert may_decide(deciders, user) is may
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<@UBOT> inspect part #4412", "inspect part #4412"),
+        ("<@UBOT|refdiff> part <tel:4412|4412> &amp; more &lt;x&gt;", "part 4412 & more <x>"),
+        ("<https://a.example/x|link> <#C1|general>", "link general"),
+    ],
+)
+def test_markup_becomes_what_was_typed(text: str, wanted: str) -> None:
+    assert slack_app.plain(text) == wanted
