@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+from refdiff.agent.context import AgentContext
 from refdiff.agent.policy import Decision, Judged, PolicyInput, Rated, decide, rate_finding, score_threshold
 from refdiff.agent.report.schema import (
     AlignmentSummary,
@@ -16,6 +17,7 @@ from refdiff.agent.report.schema import (
     Location,
     Reference,
     Scale,
+    SeenBefore,
     Severity,
     Verdict,
     VerdictBasis,
@@ -102,12 +104,28 @@ def _finding(
     )
 
 
+def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
+    """The findings with what people confirmed lately on other parts of the product.
+
+    One unknown anomaly is not another: those count only where they lie in the same place.
+    """
+    days = bench.settings.history_days
+    confirmed = bench.services.stores.learned.confirmed(capture.product, days, except_part=capture.part_id)
+    seen = []
+    for finding in findings:
+        place = finding.location.region if finding.type == UNKNOWN else None
+        parts = {c.part_id for c in confirmed if c.type == finding.type and place in (None, c.region)}
+        before = SeenBefore(parts=len(parts), days=days, place=place) if parts else None
+        seen.append(finding.model_copy(update={"seen_before": before}))
+    return seen
+
+
 def _reference(hit: GoldenHit) -> Reference:
     return Reference(golden_id=hit.golden.golden_id, similarity=hit.similarity, sha256=hit.golden.sha256)
 
 
 def assemble(
-    bench: Workbench, capture: Capture, state: dict[str, Any], canonical: PhotoInspection, llm_drove: bool
+    bench: AgentContext, capture: Capture, state: dict[str, Any], canonical: PhotoInspection, llm_drove: bool
 ) -> dict[str, Any]:
     """The report's fields except artefacts, judge, trace and timings. state: evidence, claims, reading, unsupported."""
     evidence: list[dict[str, Any]] = state["evidence"]
@@ -179,7 +197,7 @@ def assemble(
             overlap=alignment.overlap if alignment.ok else None,
         ),
         "scale": Scale(mm_per_px=canonical.scale.mm_per_px, source=canonical.scale.source),
-        "findings": findings,
+        "findings": _seen_before(bench, capture, findings),
         "llm_reading": state.get("reading"),
         "reasoning": _reasoning(state, canonical, decision),
         "unsupported_claims_dropped": dropped,

@@ -24,6 +24,9 @@ ARTEFACTS = {
     "html": "report.html",
     "markdown": "report.md",
     "report": "report.json",
+    "query": "query.jpg",
+    "reference": "reference.jpg",
+    "anomaly": "anomaly.png",
 }
 
 
@@ -84,6 +87,9 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
     )
     for name, picture in drawn.items():
         write_whole(paths[name], encode_png(picture))
+    write_whole(paths["query"], pictures.plain_jpeg(query))
+    write_whole(paths["reference"], pictures.plain_jpeg(reference, query.shape[:2]))
+    write_whole(paths["anomaly"], pictures.anomaly_layer(anomaly_map, canonical.threshold))
     write_whole(paths["html"], render_html(report, page).encode())
     write_whole(paths["markdown"], render_markdown(report).encode())
     write_whole(paths["report"], report.model_dump_json(indent=2).encode())
@@ -94,5 +100,6 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
         report.verdict.value,
         report.created_at,
         report.model_dump(mode="json"),
+        blind_share=context.settings.blind_share,
     )
     return report if filed else DefectReport.model_validate(inspections.get(inspection_id).report)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import filelock
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -24,13 +24,16 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.dispositions import Disposition
+from refdiff.memory.blind_checks import BlindCheck
+from refdiff.memory.dispositions import Decision, Disposition, Judged
+from refdiff.memory.learned import Learned
 from refdiff.model.build import is_built, model_folder, unfit
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.reading import READ
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import open_workbench
+from refdiff.tools.learn import adopt, adopt_all
 from refdiff.tools.services import Services
 
 # checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
@@ -126,16 +129,51 @@ class Inspector:
         with self._claim(inspection_id):
             return self._drive(request, None)
 
-    def dispose(self, inspection_id: str, decision: Literal["accept", "override"], by: str, reason: str) -> Disposition:
-        """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError."""
-        if decision not in ("accept", "override"):
-            raise InputError(f"decision {decision!r}: use accept or override")
-        disposition = self.services.stores.dispositions.add(inspection_id, decision, by, reason)
+    def dispose(
+        self,
+        inspection_id: str,
+        decision: Decision,
+        by: str,
+        reason: str,
+        judged: Judged | None = None,
+        as_reference: bool = False,
+    ) -> Disposition:
+        """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError.
+
+        judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part becomes a golden
+        sample; what came of it is in `stores.learned` (nothing yet if the bank cannot be had now: `learn` goes on).
+        """
+        disposition = self.services.stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
         config = _config(inspection_id)
         if self._graph.get_state(config).interrupts:
             self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
             self._saver.delete_thread(inspection_id)
+        if as_reference:
+            self._adopt(inspection_id)
         return disposition
+
+    def judge_blind(
+        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+    ) -> BlindCheck:
+        """What a person sees who was not told the verdict; the first answer stands.
+
+        Raises UnknownRecordError (not drawn for a blind check), DuplicateError, InputError.
+        """
+        answer = self.services.stores.blind_checks.answer(inspection_id, judged, by, note, as_reference)
+        if as_reference:
+            self._adopt(inspection_id)
+        return answer
+
+    def learn(self) -> list[Learned]:
+        """Enrol the photos that people gave consent for and that could not be enrolled at the time."""
+        return adopt_all(self.services)
+
+    def _adopt(self, inspection_id: str) -> None:
+        try:
+            learned = adopt(self.services, inspection_id)
+            self._emit(AgentEvent("learned", f"reference from {inspection_id}: {learned.outcome}"))
+        except UnavailableError as e:  # the decision stands, and the consent waits
+            self._emit(AgentEvent("learned", f"the photo of {inspection_id} is not enrolled yet: {e}"))
 
     def answer(self, text: str) -> str:
         """A short answer to a request that names no part."""
@@ -157,6 +195,8 @@ class Inspector:
         asked = prompts.sanitise(question)
         if not asked:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
+        if (seen := questions.recurrence(report, asked)) is not None:
+            return seen
         if self._driver is None:
             return questions.facts(report)
         self._emit(AgentEvent("llm", "asking the model"))

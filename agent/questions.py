@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.agent.prompts import sanitise
+from refdiff.agent.report.markdown import seen_words
+from refdiff.agent.report.schema import SeenBefore
 from refdiff.agent.verify import format_number
 
 NOT_KNOWN = "Not known: the report does not say."
@@ -65,6 +67,35 @@ def _size(finding: Mapping[str, Any], name: str) -> str:
 def prompt_of(report: Mapping[str, Any], question: str) -> str:
     """Part ids are any printable text: what means something to a chat template is taken out of facts and question alike."""
     return f"{sanitise(facts(report, question))}\nQuestion: {sanitise(question)}"
+
+
+_RECURS = re.compile(
+    r"\b(seen|before|again|recur\w*|often|how many (?:times|parts)|this month|other parts|schon|wieder|öfter|häufig)\b",
+    re.IGNORECASE,
+)
+
+
+def recurrence(report: Mapping[str, Any], question: str) -> str | None:
+    """The answer to a question whether findings were seen before on other parts, None for any other question.
+
+    What people confirmed is counted by code, so that no model is asked about it.
+    """
+    if not _RECURS.search(question):
+        return None
+    named = {f"f{int(n)}" for n in _FINDING.findall(question)}
+    found = [f for f in report["findings"] if not named or f["id"] in named]
+    if any("seen_before" not in f for f in found):  # filed before anything was remembered
+        return NOT_KNOWN
+    if not found:
+        return NOT_KNOWN if named else "No findings."
+    return " ".join(_recurs(f) for f in found[:_SHOWN])
+
+
+def _recurs(finding: Mapping[str, Any]) -> str:
+    kind, seen = finding["type"].replace("_", " "), finding["seen_before"]
+    if not seen:
+        return f"{finding['id']}: {kind} was not confirmed on other parts lately."
+    return f"{finding['id']}: {kind} was confirmed on {seen_words(SeenBefore.model_validate(seen))}."
 
 
 def statements(report: Mapping[str, Any], question: str) -> list[str]:

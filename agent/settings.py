@@ -29,6 +29,13 @@ class AgentSettings(BaseSettings):
         default=None, description="postgresql://... for checkpoints; default: SQLite under the home folder."
     )
 
+    blind_share: float = Field(
+        default=0.02, ge=0, le=1, description="Share of inspections that a person judges blind (REFDIFF_BLIND_SHARE)."
+    )
+    history_days: int = Field(
+        default=30, ge=1, le=3660, description="How long a confirmed defect is remembered, in days."
+    )
+
     @field_validator("llm_base_url", "llm_api_key", "checkpoint_url", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:

@@ -28,9 +28,11 @@ from refdiff.memory.audit_chain import (
     Problem,
     canonical,
 )
+from refdiff.memory.blind_checks import BLIND
 from refdiff.memory.database import Database
 from refdiff.memory.failures import storage_error
 from refdiff.memory.image_store import ImageStore
+from refdiff.memory.learned import LEARNED
 from refdiff.memory.times import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
 
@@ -283,31 +285,41 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
         differs = [k for k in ("part_id", "product", "verdict") if row[k] != record.facts.get(k, row[k])]
         what = f"the {' and '.join(differs).replace('_', ' ')} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
+    if record.kind in _TABLES:
+        table = _TABLES[record.kind]
+        row = conn.execute(f"SELECT * FROM {table} WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
+        if row is not None and all(row[k] == v for k, v in content.items()):
+            return None
+        what = f"what the table {table} says of it is not what was recorded"
+        return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind != DISPOSITION:
         return None
     row = conn.execute("SELECT * FROM dispositions WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
-    said = (content.get("decision"), content.get("by"), content.get("reason"), content.get("created_at"))
-    if row is not None and (row["decision"], row["decided_by"], row["reason"], row["created_at"]) == said:
+    named = ("decision", "by", "reason", "created_at", "judged", "as_reference")
+    said = [content.get(k) for k in named[:-1]] + [bool(content.get("as_reference"))]
+    if row is not None and said == [row["decided_by" if k == "by" else k] for k in named]:
         return None
     what = "the disposition was removed" if row is None else "the disposition is not the one that was recorded"
     return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
 
 
+_TABLES = {BLIND: "blind_checks", LEARNED: "learned"}
+_RECORDED = (  # table, which of its rows, kind of their records, what they are
+    ("inspections", "1", FILED, "filed"),
+    ("dispositions", "1", DISPOSITION, "decided"),
+    ("blind_checks", "judged IS NOT NULL", BLIND, "judged blind"),
+)
+
+
 def _unrecorded(conn: sqlite3.Connection) -> Problem | None:
-    for table, kind, what in (
-        ("inspections", FILED, "it is filed without a record: added by other means, or its record was removed"),
-        (
-            "dispositions",
-            DISPOSITION,
-            "it is decided without a record: added by other means, or its record was removed",
-        ),
-    ):
+    for table, which, kind, done in _RECORDED:
         row = conn.execute(
-            f"SELECT inspection_id FROM {table} WHERE inspection_id NOT IN "
+            f"SELECT inspection_id FROM {table} WHERE {which} AND inspection_id NOT IN "
             "(SELECT inspection_id FROM audit WHERE kind = ?) LIMIT 1",
             (kind,),
         ).fetchone()
         if row is not None:
+            what = f"it is {done} without a record: added by other means, or its record was removed"
             return Problem(f"table {table}", None, row["inspection_id"], what)
     return None
 

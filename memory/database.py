@@ -96,6 +96,25 @@ MIGRATIONS: Migrations = (
         "CREATE INDEX audit_by_time ON audit(at)",
         adopt_earlier,
     ),
+    (
+        "ALTER TABLE dispositions ADD COLUMN judged TEXT CHECK (judged IN ('good', 'bad'))",
+        "ALTER TABLE dispositions ADD COLUMN as_reference INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE blind_checks (
+            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
+            share REAL NOT NULL,
+            judged TEXT CHECK (judged IN ('good', 'bad')),
+            judged_by TEXT,
+            note TEXT,
+            as_reference INTEGER NOT NULL DEFAULT 0,
+            judged_at TEXT
+        )""",
+        """CREATE TABLE learned (
+            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
+            golden_id TEXT,
+            outcome TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+    ),
 )
 
 

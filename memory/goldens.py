@@ -10,6 +10,7 @@ from refdiff.memory.times import utc_now
 from refdiff.model.errors import UnknownRecordError
 
 GoldenStatus = Literal["active", "flagged", "retired"]
+GoldenSource = Literal["enrolled", "disposition", "blind_check"]
 STATUSES: tuple[GoldenStatus, ...] = get_args(GoldenStatus)
 IN_USE: tuple[GoldenStatus, ...] = ("active", "flagged")
 
@@ -35,7 +36,8 @@ class Golden:
 
     scale_mm_per_px: None if unknown; part_group: photos of one part share it, None stands alone;
     enrolled_at: ISO 8601, UTC; status: "flagged" is in use and waits for a person's look, "retired" is not in
-    use; note: why.
+    use; note: why; source: "disposition" is a part that a person found good knowing the verdict: compared with, but no fair
+    sample of good parts, so that its score calibrates nothing; "blind_check" is from a random sample.
     """
 
     golden_id: str
@@ -49,6 +51,7 @@ class Golden:
     enrolled_at: str = field(default_factory=utc_now)
     status: GoldenStatus = "active"
     note: str = ""
+    source: GoldenSource = "enrolled"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from refdiff.memory.audit_chain import append_filed
+from refdiff.memory.blind_checks import draw
 from refdiff.memory.captures import normalise_part_id
 from refdiff.memory.database import Database
 from refdiff.memory.products import check_product_name
@@ -72,8 +73,12 @@ class InspectionStore:
         verdict: Verdict,
         created_at: datetime | str,
         report: dict[str, Any],
+        blind_share: float = 0.0,
     ) -> bool:
-        """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed."""
+        """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed.
+
+        blind_share: 0..1, share of all inspections that are drawn for a blind check.
+        """
         _check_verdict(verdict)
         if not inspection_id:
             raise RefDiffError("an inspection needs an id before it is filed")
@@ -90,6 +95,7 @@ class InspectionStore:
             )
             if cursor.rowcount == 1:
                 append_filed(conn, inspection_id, report)
+                draw(conn, inspection_id, blind_share)
             return cursor.rowcount == 1
 
     def get(self, inspection_id: str) -> InspectionRecord:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from refdiff.memory.audit import AuditStore
+from refdiff.memory.blind_checks import BlindCheckStore
 from refdiff.memory.calibrations import CalibrationStore
 from refdiff.memory.captures import CaptureStore
 from refdiff.memory.database import Database
@@ -14,6 +15,7 @@ from refdiff.memory.dispositions import DispositionStore
 from refdiff.memory.failures import make_folder
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.inspections import InspectionStore
+from refdiff.memory.learned import LearnedStore
 from refdiff.memory.products import ProductStore
 from refdiff.memory.settings import MemorySettings
 
@@ -30,6 +32,8 @@ class Stores:
     inspections: InspectionStore
     dispositions: DispositionStore
     audit: AuditStore
+    blind_checks: BlindCheckStore
+    learned: LearnedStore
     settings: MemorySettings
 
     @classmethod
@@ -55,6 +59,8 @@ class Stores:
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
             audit=AuditStore(db, images, settings.audit_key),
+            blind_checks=BlindCheckStore(db),
+            learned=LearnedStore(db),
             settings=settings,
         )
 

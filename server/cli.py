@@ -32,6 +32,7 @@ from refdiff.server import (
     cli_model,
     cli_products,
     cli_records,
+    cli_review,
     cli_serve,
     cli_train,
     cli_watch,
@@ -61,6 +62,7 @@ cli_goldens.register(app)
 cli_inspect.register(app)
 cli_products.register(app)
 cli_records.register(app)
+cli_review.register(app)
 cli_audit.register(app)
 cli_train.register(app)
 cli_watch.register(app)

@@ -153,6 +153,17 @@ def activate(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
     _change(ids, "active", note)
 
 
+@goldens.command(epilog="Example: refdiff goldens adopt")
+def adopt(_json: Json = False) -> None:
+    """Enrol photos that people agreed to as references (review --as-reference) and that could not be enrolled then."""
+    from refdiff.tools.learn import adopt_all
+
+    with open_services() as services:
+        made = adopt_all(services)
+    lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
+    answer.give({"learned": [asdict(m) for m in made]}, console.printable("\n".join(lines) or "no consent waits"))
+
+
 def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
     note = clean(note).strip() or f"{status} by {load(ServerSettings).user}"
     with open_services() as services:

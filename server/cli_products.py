@@ -190,6 +190,10 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Write one text file of boxes per test image.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
+    learned: Annotated[
+        str | None,
+        typer.Option("--learned", metavar="P", help="Measure before and after adding what was learned for product P."),
+    ] = None,
     _json: Json = False,
 ) -> None:
     """Measure how well defects are found on a labelled data set. Needs no set-up and touches no stored data."""
@@ -212,6 +216,7 @@ def evaluate(
             judge=judge,
             detections=detections,
             seed=seed,
+            learned=learned,
             progress=moved,
         )
     print_results(results, console.err)

@@ -1,4 +1,4 @@
-"""`refdiff inspections` and `refdiff review`: what was filed, and what people decided about it."""
+"""`refdiff inspections`: what was filed, and what people decided about it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from refdiff.memory.dispositions import Decision, Disposition
+from refdiff.memory.dispositions import Disposition
 from refdiff.memory.inspections import VERDICTS, InspectionRecord, Verdict
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import InputError, StorageError
+from refdiff.model.errors import StorageError
 from refdiff.server import console
 from refdiff.server.console import answer
 from refdiff.server.options import Json, MaybeProduct, clean, open_services, open_stores
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.settings import load
 
 inspections = typer.Typer(help="List filed inspections, or show one.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(inspections, name="inspections")
-    app.command(epilog="Examples: refdiff review · refdiff review INSPECTION --accept --reason 'dust, part is good'")(
-        review
-    )
 
 
 @inspections.command("list", epilog="Example: refdiff inspections list --verdict FAIL --limit 10")
@@ -41,8 +38,8 @@ def list_inspections(
         found = stores.inspections.list(product, _verdict(verdict), part, limit, offset)
         decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
     answer.give(
-        {"inspections": [_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
-        _table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
+        {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
+        inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
     )
 
 
@@ -55,13 +52,13 @@ def _verdict(text: str | None) -> Verdict | None:
     raise typer.BadParameter(f"{text!r} is not one of {', '.join(VERDICTS)}.", param_hint="--verdict")
 
 
-def _row(record: InspectionRecord) -> dict[str, Any]:
+def inspection_row(record: InspectionRecord) -> dict[str, Any]:
     plain = asdict(record)
     report = plain.pop("report")
     return plain | {name: report.get(name) for name in ("verdict_reason", "image_score", "p_value")}
 
 
-def _table(found: list[InspectionRecord], decided: dict[str, Disposition | None]) -> Any:
+def inspection_table(found: list[InspectionRecord], decided: dict[str, Disposition | None]) -> Any:
     shown = console.table("Inspection", "Part", "Product", "Verdict", "Filed", "Decided", "Why")
     for r in found:
         d = decided.get(r.inspection_id)
@@ -86,10 +83,10 @@ def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
 def show_inspection(inspection_id: Annotated[str, typer.Argument(metavar="INSPECTION")], _json: Json = False) -> None:
     """Show one filed inspection."""
     with open_stores() as stores:
-        _show(stores, inspection_id)
+        show_filed(stores, inspection_id)
 
 
-def _show(stores: Stores, inspection_id: str, hint: str = "") -> None:
+def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
     from refdiff.agent.report.schema import DefectReport
 
     record, decided = stores.inspections.get(clean(inspection_id)), stores.dispositions.get(clean(inspection_id))
@@ -132,52 +129,3 @@ def resume_inspections(
         {"inspections": [r.model_dump(mode="json") for r in reports]},
         console.printable("\n".join(lines) or "no inspection was cut off"),
     )
-
-
-def review(
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None,
-    accept: Annotated[bool, typer.Option("--accept", help="The filed verdict holds.")] = False,
-    override: Annotated[bool, typer.Option("--override", help="The filed verdict does not hold.")] = False,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept with the report.")] = None,
-    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides (default: you).")] = None,
-    _json: Json = False,
-) -> None:
-    """List the inspections that wait for a person, or decide one. The filed report is never rewritten."""
-    decision = _decision(inspection_id, accept, override, reason)
-    if inspection_id is None:
-        with open_stores() as stores:
-            waiting = stores.inspections.open_reviews()
-        hint = "decide one: refdiff review INSPECTION --accept|--override --reason TEXT"
-        shown = (_table(waiting, {}), hint) if waiting else ("no inspection waits for a review",)
-        answer.give({"open_reviews": [_row(r) for r in waiting]}, *shown)
-        return
-    with open_stores() as stores:
-        if decision is None:
-            hint = f"decide it: refdiff review {inspection_id} --accept|--override --reason TEXT"
-            _show(stores, inspection_id, hint)
-            return
-        stores.inspections.get(clean(inspection_id))  # a mistyped id is told before the model loads
-    from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
-
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_services() as services, Inspector(services, settings) as inspector:
-        made = inspector.dispose(clean(inspection_id), decision, who, clean(reason or ""))
-    answer.give(asdict(made), f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}")
-
-
-def _decision(inspection_id: str | None, accept: bool, override: bool, reason: str | None) -> Decision | None:
-    """Raises BadParameter (usage) for options that do not fit together, InputError for an empty reason."""
-    if accept and override:
-        raise typer.BadParameter("not together with --override.", param_hint="--accept")
-    if not accept and not override:
-        if reason is not None:
-            raise typer.BadParameter("needs --accept or --override.", param_hint="--reason")
-        return None
-    if inspection_id is None:
-        raise typer.BadParameter("say which one; `refdiff review` lists them.", param_hint="INSPECTION")
-    if reason is None:
-        raise typer.BadParameter("say why the verdict holds or not.", param_hint="--reason")
-    if not reason.strip():
-        raise InputError("--reason is empty: say why, it is kept with the report")
-    return "accept" if accept else "override"

@@ -20,7 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from refdiff.agent.inspector import AgentEvent
-    from refdiff.agent.report.schema import DefectReport
+    from refdiff.agent.report.schema import DefectReport, Finding
 
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}
 _PIPED_WIDTH = 140  # columns where no terminal says how wide it is
@@ -200,7 +200,7 @@ def report_view(report: DefectReport) -> RenderableType:
         for finding in report.findings:
             found.add_row(
                 finding.id,
-                printable(finding.type) + (" (within limits)" if finding.within_limits else ""),
+                printable(finding.type) + (" (within limits)" if finding.within_limits else "") + _seen(finding),
                 finding.location.region,
                 _size(finding),
                 str(finding.severity),
@@ -210,6 +210,12 @@ def report_view(report: DefectReport) -> RenderableType:
     else:
         parts.append(Text("No findings."))
     return Group(*parts)
+
+
+def _seen(finding: Finding) -> str:
+    from refdiff.agent.report.markdown import seen_words
+
+    return f", seen on {seen_words(finding.seen_before)}" if finding.seen_before else ""
 
 
 def _size(finding: Any) -> str:

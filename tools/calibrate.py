@@ -47,9 +47,16 @@ def group_of(golden: Golden) -> str:
     return golden.part_group or golden.golden_id
 
 
+def calibrates(golden: Golden) -> bool:
+    """Whether a golden's score may calibrate. Parts that people rescued from a verdict are no fair sample of good parts:
+    their scores are high by selection, and counting them would let defects pass."""
+    return golden.source != "disposition"
+
+
 def calibration_key(services: Services, product: str, references: int) -> str:
     """Hash of all that the calibration depends on; another key means that it is stale."""
-    goldens = sorted((g.golden_id, group_of(g)) for g in services.bank.list(product, IN_USE))
+    in_use = services.bank.list(product, IN_USE)
+    goldens = sorted((g.golden_id, group_of(g)) for g in in_use)
     spec = product_spec(services, product)
     known = services.stores.products.get(product)
     parts = {
@@ -60,6 +67,8 @@ def calibration_key(services: Services, product: str, references: int) -> str:
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
     }
+    if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):
+        parts["uncounted"] = uncounted
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,6 +89,7 @@ def calibrate(
     groups: dict[str, list[Golden]] = defaultdict(list)
     for golden in services.bank.list(product, IN_USE):
         groups[group_of(golden)].append(golden)
+    groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
         raise InputError(
             f"product {product!r} has good samples of {len(groups)} part(s), calibration needs {MIN_PARTS} or more "
@@ -89,7 +99,7 @@ def calibrate(
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
     scores, peaks, similarities = [], [], []
     for done, members in enumerate(chosen):
-        golden = min(members, key=lambda g: g.golden_id)
+        golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
             services,
             services.golden_image(golden),
@@ -143,7 +153,7 @@ def current_calibration(
     known = services.stores.calibrations.get(product, calibration_key(services, product, k))
     if known is not None:
         return known
-    if len({group_of(g) for g in services.bank.list(product, IN_USE)}) < MIN_PARTS:
+    if len({group_of(g) for g in services.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
     return calibrate(services, product, k, progress)
 

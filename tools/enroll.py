@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.captures import Capture, normalise_part_id
-from refdiff.memory.goldens import IN_USE, Golden, make_golden_id
+from refdiff.memory.goldens import IN_USE, Golden, GoldenSource, make_golden_id
 from refdiff.memory.products import check_product_name, check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import (
@@ -98,12 +98,13 @@ def enroll(
     part_group: str | None = None,
     station: str | None = None,
     enrolled_by: str = "",
+    golden_source: GoldenSource = "enrolled",
     progress: Progress | None = None,
 ) -> EnrollResult:
     """Enrol image files, all images in folders below, and uploads as goldens of a product. Idempotent by content.
 
     part_group: all these photos show one part; without it, photos with nearly the same pixels are grouped, because
-    calibration counts parts. progress: called with (files done, files in all).
+    calibration counts parts. golden_source: where the photos come from. progress: called with (files done, files in all).
     Raises InputError (product name, scale, group); StorageError, BankBusyError, UnavailableError where the stores fail:
     what was added before that stays, and the same call again goes on from there.
     """
@@ -139,6 +140,7 @@ def enroll(
                 part_group=group or (group_of(twin) if twin else None),
                 station=station,
                 enrolled_by=enrolled_by,
+                source=golden_source,
             )
             features = services.golden_features(golden)
             if services.bank.add(golden, features.global_vec, features.patches):

@@ -5,6 +5,7 @@ Adding fields is fine, changing them is not. A value that does not apply is null
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -62,6 +63,26 @@ class DetectionResult(_Model):
     n_detections: int
 
 
+class Changed(_Model):
+    path: str
+    label: int
+    before: Verdict
+    after: Verdict
+
+
+class LearnedEffect(_Model):
+    """What references learned from people changed: the same test images without them (`before`) and with them.
+
+    left_out: test images that are learned references themselves, measured in neither run.
+    """
+
+    product: str
+    references: list[str]
+    left_out: list[str]
+    before: dict[str, float | None]
+    changed: list[Changed]
+
+
 class EvaluationResults(_Model):
     n_good: int
     n_bad: int
@@ -90,6 +111,7 @@ class EvaluationResults(_Model):
     created_at: datetime
     intervals: dict[str, Interval | None] = Field(default={}, description="95 %: bootstrap for AUROC, Wilson for rates")
     detection: DetectionResult | None = None
+    learned: LearnedEffect | None = None
     notes: list[str] = []
 
 
@@ -197,5 +219,45 @@ def print_results(results: EvaluationResults, console: Console | None = None) ->
         highlight=False,
         markup=False,
     )
+    if results.learned is not None:
+        _print_learned(results, results.learned, console)
     for note in results.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+COMPARED = ("image_auroc", "false_reject_rate", "escape_rate", "review_rate", "f1")
+
+
+def learned_effect(
+    product: str,
+    references: Sequence[str],
+    left_out: Sequence[str],
+    before: EvaluationResults,
+    after: EvaluationResults,
+) -> LearnedEffect:
+    """Two runs over the same test images, side by side."""
+    pairs = zip(before.per_image, after.per_image, strict=True)
+    changed = [(b, a) for b, a in pairs if b.verdict != a.verdict]
+    return LearnedEffect(
+        product=product,
+        references=list(references),
+        left_out=list(left_out),
+        before={name: getattr(before, name) for name in COMPARED},
+        changed=[Changed(path=a.path, label=a.label, before=b.verdict, after=a.verdict) for b, a in changed],
+    )
+
+
+def _print_learned(results: EvaluationResults, learned: LearnedEffect, console: Console) -> None:
+    table = Table(
+        title=f"With {len(learned.references)} references learned for {learned.product}", title_justify="left"
+    )
+    for column in ("Metric", "Before", "After"):
+        table.add_column(column, justify="left" if column == "Metric" else "right")
+    for name in COMPARED:
+        values = (learned.before[name], getattr(results, name))
+        table.add_row(name.replace("_", " "), *("–" if v is None else f"{v:.3f}" for v in values))
+    console.print(table)
+    for label, what in ((0, "good"), (1, "defective")):
+        moved = Counter((str(c.before), str(c.after)) for c in learned.changed if c.label == label)
+        said = ", ".join(f"{n} from {b} to {a}" for (b, a), n in sorted(moved.items())) or "no verdict changed"
+        console.print(f"{what}: {said}", highlight=False, markup=False)

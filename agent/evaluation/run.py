@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,18 +23,18 @@ from refdiff.agent.evaluation.metrics import (
     detection_metrics,
     write_detections,
 )
-from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results
+from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.policy import PolicyInput, attained_alpha, decide
 from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
 from refdiff.memory.calibrations import Calibration
-from refdiff.memory.golden_bank import Golden, make_golden_id
+from refdiff.memory.golden_bank import IN_USE, Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, encode_png, measure_window
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.align import warp_reference
 from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens, weights_in_use
-from refdiff.tools.enroll import enroll
+from refdiff.tools.enroll import Upload, enroll
 from refdiff.tools.pipeline import Comparison, compare
 from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
@@ -52,6 +52,39 @@ class _Run:
     alpha: float
     progress: Progress
     reader: Reader | None
+    learned: Sequence[LearnedPhoto] = ()
+
+
+@dataclass(frozen=True)
+class LearnedPhoto:
+    """A reference that was learned from a person, as it lies in the user's own bank."""
+
+    golden: Golden
+    data: bytes
+
+
+def learned_photos(product: str) -> list[LearnedPhoto]:
+    """The references in use that people's decisions gave a product of the configured home; nothing there is changed.
+
+    Raises InputError where there are none, BankBusyError where a server holds the bank.
+    """
+    with Services.open() as services:
+        found = [g for g in services.bank.list(product, IN_USE) if g.source != "enrolled"]
+        photos = [LearnedPhoto(g, services.stores.images.get(g.sha256)) for g in found]
+    if not photos:
+        raise InputError(
+            f"product {product!r} has learned no reference yet: "
+            "refdiff review INSPECTION --override --as-reference --reason TEXT"
+        )
+    return photos
+
+
+def _without(data: DataSet, sha256: set[str]) -> tuple[DataSet, list[str]]:
+    """The data set without test images of these contents, and their names: nothing is tested on what it learned."""
+    if not sha256:
+        return data, []
+    gone = {s.name for s in data.test if hashlib.sha256(_read(s.path)).hexdigest() in sha256}
+    return replace(data, test=tuple(s for s in data.test if s.name not in gone)), sorted(gone)
 
 
 def evaluate(
@@ -65,18 +98,48 @@ def evaluate(
     judge: bool = False,
     detections: Path | None = None,
     seed: int = 0,
+    learned: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResults:
     """Evaluate a data set; metrics as DefectReport and README define them.
 
     goldens: how many of train/good to enrol (default all). references: K compared with each image. judge: let the
     configured LLM read each pair too. detections: folder for one `<id>.txt` per test image (deeppcb). seed: of the
-    bootstrap. Raises InputError for a folder that is no data set, ImageError for an image that cannot be read.
+    bootstrap. learned: product whose references learned from people are enrolled too; the same images are measured without
+    them first, and the results tell what changed (mvtec layout).
+    Raises InputError for a folder that is no data set, ImageError for an image that cannot be read.
     """
     data = read_dataset(directory, format, split)
     if detections is not None and data.format != "deeppcb":
         raise InputError(f"--detections applies to the deeppcb layout, {directory} is {data.format}; leave it out")
     settings = ToolsSettings() if alpha is None else ToolsSettings(alpha=alpha)
+    progress = progress or (lambda *_: None)
+    if learned is not None and data.format != "mvtec":
+        raise InputError(f"--learned applies to the mvtec layout, {directory} is {data.format}; leave it out")
+    photos = learned_photos(learned) if learned is not None else []
+    data, left_out = _without(data, {p.golden.sha256 for p in photos})
+
+    def measure(photos: Sequence[LearnedPhoto]) -> EvaluationResults:
+        return _measure(data, settings, goldens, references, judge, detections, seed, progress, photos)
+
+    if learned is None:
+        return measure([])
+    before, after = measure([]), measure(photos)
+    effect = learned_effect(learned, [p.golden.golden_id for p in photos], left_out, before, after)
+    return after.model_copy(update={"learned": effect})
+
+
+def _measure(
+    data: DataSet,
+    settings: ToolsSettings,
+    goldens: int | None,
+    references: int | None,
+    judge: bool,
+    detections: Path | None,
+    seed: int,
+    progress: Progress,
+    learned: Sequence[LearnedPhoto],
+) -> EvaluationResults:
     with tempfile.TemporaryDirectory(prefix="refdiff-evaluate-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
@@ -88,8 +151,9 @@ def evaluate(
                 data,
                 references or settings.references,
                 settings.alpha,
-                progress or (lambda *_: None),
+                progress,
                 _reader(services) if judge else None,
+                learned,
             )
             return _evaluate(run, goldens, detections, seed)
 
@@ -154,6 +218,16 @@ def _weights(run: _Run) -> dict[str, str]:
 def _enrol(run: _Run, goldens: int | None) -> int:
     chosen = golden_subset(run.data.train, goldens)
     result = enroll(run.services, PRODUCT, chosen, progress=lambda done, total: run.progress("enrolling", done, total))
+    for photo in run.learned:
+        golden = photo.golden
+        enroll(
+            run.services,
+            PRODUCT,
+            [Upload(golden.filename, photo.data)],
+            scale_mm_per_px=golden.scale_mm_per_px,
+            part_group=golden.part_group,
+            golden_source=golden.source,
+        )
     if not result.n_in_bank:
         reasons = "; ".join(f"{r.path}: {r.reason}" for r in result.refused[:3])
         raise InputError(

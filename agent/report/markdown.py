@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from refdiff.agent.report.schema import DefectReport, Finding, Scale, VerdictBasis
+from refdiff.agent.report.schema import DefectReport, Finding, Scale, SeenBefore, VerdictBasis
 
 # characters with a meaning anywhere in a line, the start of bare links, and what opens a block at a line's start
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
@@ -104,6 +104,12 @@ def size_px(finding: Finding) -> str:
     return f"{sides}, area {finding.area_px:,} px²"
 
 
+def seen_words(seen: SeenBefore) -> str:
+    """`3 other parts of this product in the last 30 days`."""
+    parts = "1 other part" if seen.parts == 1 else f"{seen.parts} other parts"
+    return f"{parts} of this product in the last {seen.days} days" + (f", {seen.place} as here" if seen.place else "")
+
+
 def scale_words(scale: Scale) -> str:
     if scale.mm_per_px is None:
         return "scale unknown, so no sizes in mm"
@@ -141,6 +147,7 @@ FILTERS: dict[str, Any] = {
     "percent": percent,
     "size_mm": size_mm,
     "size_px": size_px,
+    "seen_before": seen_words,
     "scale": scale_words,
     "judge": judge_words,
     "alignment": alignment_words,

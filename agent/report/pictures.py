@@ -166,6 +166,34 @@ def page_image(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
     return buffer.getvalue()
 
 
+def plain_jpeg(image: RgbImage, frame: tuple[int, ...] | None = None, max_side: int = MAX_LONG_SIDE) -> bytes:
+    """The image as a JPEG, nothing drawn on it; frame: (H, W) that it is fitted into without distortion."""
+    if frame is not None:
+        image = _fit(image, frame[0], frame[1])
+    scale = min(1.0, max_side / max(image.shape[:2]))
+    buffer = io.BytesIO()
+    picture = Image.fromarray(_resize(image, scale) if scale < 1 else image)
+    picture.save(buffer, format="JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
+
+
+def anomaly_layer(anomaly_map: NDArray[np.float32], threshold: float, max_side: int = MAX_LONG_SIDE) -> bytes:
+    """The anomaly map as a transparent PNG to lay over the query: inferno, 0 .. 2 thresholds, clear where nothing differs.
+
+    anomaly_map: (H, W) float32; threshold > 0 in the same unit.
+    """
+    top = HEAT_SPAN * max(threshold, 1e-9)
+    level = np.clip(anomaly_map / top, 0.0, 1.0).astype(np.float32)
+    scale = min(1.0, max_side / max(level.shape))
+    if scale < 1:
+        level = cv2.resize(level, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    # the threshold is half of the scale: below a quarter of it nothing is worth a colour
+    alpha = (np.clip((level - 0.125) / 0.25, 0.0, 1.0) * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([_colours(level), alpha])).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 # ---- pieces ----
 
 

@@ -55,6 +55,17 @@ class Cause(_Model):
     basis: str
 
 
+class SeenBefore(_Model):
+    """On how many other parts of the product people confirmed a defect of this type in the last `days` days.
+
+    place: set where only those in the same place count, because the type is unknown.
+    """
+
+    parts: int
+    days: int
+    place: str | None = None
+
+
 class Finding(_Model):
     id: str
     type: str
@@ -73,6 +84,7 @@ class Finding(_Model):
     reasoning: str
     within_limits: bool = False
     zone: str | None = None
+    seen_before: SeenBefore | None = None
     reported_by: Literal["llm", "system"] = "system"
 
 
@@ -130,6 +142,9 @@ class Artefacts(_Model):
     html: str
     markdown: str | None = None
     report: str | None = None
+    query: str | None = None
+    reference: str | None = None
+    anomaly: str | None = None
 
 
 class Software(_Model):

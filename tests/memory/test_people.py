@@ -1,0 +1,153 @@
+"""What people say: blind checks, judgements, consents, confirmed defects."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from typing import Any
+
+import pytest
+
+from refdiff.memory.blind_checks import Waiting, is_drawn
+from refdiff.memory.learned import Confirmed
+from refdiff.memory.stores import Stores
+from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+
+IDS = [f"insp-20260131-141500-{i:08x}" for i in range(20_000)]
+
+
+def file(stores: Stores, inspection_id: str, verdict: Any = "FAIL", types: tuple[str, ...] = (), **more: Any) -> None:
+    part = more.pop("part", inspection_id)
+    findings = [{"type": t, "within_limits": t.isupper(), "location": {"region": "centre"}} for t in types]
+    report = {"query_sha256": "a" * 64, "findings": findings, "requested_by": "ana", "verdict": verdict}
+    product = more.pop("product", "board")
+    stores.inspections.file(inspection_id, part, product, verdict, "2026-01-01", report, **more)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_the_sample_is_as_large_as_asked(share: float) -> None:
+    drawn = sum(is_drawn(i, share) for i in IDS)
+    assert abs(drawn - share * len(IDS)) < 4 * (share * (1 - share) * len(IDS)) ** 0.5
+
+
+def test_a_sample_is_a_matter_of_the_id_alone() -> None:
+    few, many = ({i for i in IDS if is_drawn(i, share)} for share in (0.02, 0.1))
+    assert few < many
+    assert not any(is_drawn(i, 0) for i in IDS)
+    assert all(is_drawn(i, 1) for i in IDS)
+
+
+def test_only_what_is_drawn_waits_and_nothing_tells_the_verdict(stores: Stores) -> None:
+    for i in IDS[:300]:
+        file(stores, i, blind_share=0.1)
+    drawn = [i for i in IDS[:300] if is_drawn(i, 0.1)]
+    assert [w.inspection_id for w in stores.blind_checks.waiting()] == drawn
+    assert {f.name for f in dataclasses.fields(Waiting)} == {
+        "inspection_id",
+        "part_id",
+        "product",
+        "created_at",
+        "sha256",
+    }
+    assert stores.blind_checks.count("board") == (300, len(drawn))
+    assert stores.blind_checks.waiting("lid") == []
+
+
+def test_the_first_blind_answer_stands(stores: Stores) -> None:
+    file(stores, "i1", blind_share=1.0)
+    made = stores.blind_checks.answer("i1", "good", " bob ", "looks fine")
+    assert (made.judged_by, made.judged) == ("bob", "good")
+    assert stores.blind_checks.get("i1") == made
+    assert stores.blind_checks.waiting() == []
+    with pytest.raises(DuplicateError, match=r"bob at .*good"):
+        stores.blind_checks.answer("i1", "bad", "eve")
+    assert [r.kind for r in stores.audit.of("i1")] == ["filed", "blind_check"]
+    with sqlite3.connect(stores.db.path) as outside:
+        outside.execute("UPDATE blind_checks SET judged = 'bad'")
+    assert "record 2 (inspection i1)" in str(stores.audit.verify_store().problem)
+
+
+@pytest.mark.parametrize(
+    ("inspection", "judged", "by", "as_reference", "error"),
+    [
+        ("i1", "fine", "bob", False, InputError),
+        ("i1", "good", " ", False, InputError),
+        ("i1", "bad", "bob", True, InputError),
+        ("i1", "good", "ana", False, InputError),  # who decided about the verdict
+        ("i2", "good", "bob", False, UnknownRecordError),  # filed, not drawn
+        ("i3", "good", "bob", False, UnknownRecordError),
+    ],
+)
+def test_blind_answers_are_checked(
+    stores: Stores, inspection: str, judged: Any, by: str, as_reference: bool, error: type[Exception]
+) -> None:
+    file(stores, "i1", blind_share=1.0)
+    file(stores, "i2", blind_share=0.0)
+    stores.dispositions.add("i1", "accept", "ana", "seen")
+    with pytest.raises(error):
+        stores.blind_checks.answer(inspection, judged, by, as_reference=as_reference)
+    assert stores.blind_checks.answered() == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "decision", "said", "judged"),
+    [
+        ("FAIL", "accept", None, "bad"),
+        ("FAIL", "override", None, "good"),
+        ("PASS", "accept", None, "good"),
+        ("PASS", "override", None, "bad"),
+        ("PASS", "override", "bad", "bad"),
+        ("REVIEW", "accept", None, None),
+        ("REVIEW", "accept", "bad", "bad"),
+        ("REVIEW", "override", "good", "good"),
+        ("FAIL", "accept", "good", "refused"),
+        ("PASS", "accept", "bad", "refused"),
+    ],
+)
+def test_what_a_decision_says_of_the_part(
+    stores: Stores, verdict: str, decision: Any, said: Any, judged: str | None
+) -> None:
+    file(stores, "i1", verdict)
+    if judged == "refused":
+        with pytest.raises(InputError, match=r"correct one of them"):
+            stores.dispositions.add("i1", decision, "bob", "because", said)
+        return
+    made = stores.dispositions.add("i1", decision, "bob", "because", said)
+    assert made.judged == judged
+    assert stores.dispositions.get("i1") == made
+    assert stores.audit.verify_store().problem is None
+
+
+def test_only_good_parts_become_references(stores: Stores) -> None:
+    for name, verdict in (("f", "FAIL"), ("r", "REVIEW"), ("g", "FAIL")):
+        file(stores, name, verdict)
+    with pytest.raises(InputError, match="only a part that you judge good"):
+        stores.dispositions.add("f", "accept", "bob", "bad", as_reference=True)
+    with pytest.raises(InputError, match="say that it is good"):
+        stores.dispositions.add("r", "accept", "bob", "?", as_reference=True)
+    stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
+    assert stores.learned.consented() == ["g"]
+    first = stores.learned.add("g", "g-0123456789ab", "enrolled")
+    assert stores.learned.add("g", None, "refused") == first
+    assert stores.learned.consented() == []
+
+
+def test_confirmed_defects_are_counted_by_part(stores: Stores) -> None:
+    file(stores, "i1", types=("scratch", "scratch", "stain"), part="1")
+    file(stores, "i2", types=("scratch",), part="2")
+    file(stores, "i3", types=("scratch",), part="2")  # the same part again
+    file(stores, "i4", types=("scratch",), part="4")  # overridden: good
+    file(stores, "i5", types=("scratch",), part="5")  # nobody said anything
+    file(stores, "i6", types=("scratch",), part="6", product="lid")
+    file(stores, "i7", types=("DENT", "crack"), part="7", blind_share=1.0)  # DENT: within the limits
+    for i in (1, 2, 3, 6):
+        stores.dispositions.add(f"i{i}", "accept", "bob", "seen")
+    stores.dispositions.add("i4", "override", "bob", "dust")
+    stores.blind_checks.answer("i7", "bad", "eve")
+    scratches, stain = {Confirmed("scratch", "centre", p) for p in "12"}, Confirmed("stain", "centre", "1")
+    crack = Confirmed("crack", "centre", "7")
+    assert stores.learned.confirmed("board") == {*scratches, stain, crack}
+    assert stores.learned.confirmed("board", except_part="2") == {Confirmed("scratch", "centre", "1"), stain, crack}
+    with sqlite3.connect(stores.db.path) as outside:  # two months ago
+        outside.execute("UPDATE dispositions SET created_at = '2020-01-01T00:00:00+00:00' WHERE inspection_id = 'i1'")
+    assert stores.learned.confirmed("board") == {Confirmed("scratch", "centre", "2"), crack}
