@@ -17,8 +17,9 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from refdiff.agent import prompts, questions
-from refdiff.agent.chat_models import Driver, Embedded, Endpoint, data_url
+from refdiff.agent.chat_models import Driver, Embedded, data_url
 from refdiff.agent.context import AgentContext, AgentEvent
+from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict

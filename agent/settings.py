@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,6 +22,12 @@ class AgentSettings(BaseSettings):
     llm_retries: int = Field(default=2, ge=0, le=10, description="Further tries after a failed call.")
     llm_images: bool = Field(default=True, description="Show image pairs to the model.")
     llm_image_px: int = Field(default=512, ge=64, le=2048, description="Long side of posted images.")
+    llm_max_tokens: int = Field(
+        default=1024, ge=128, le=65536, description="Longest answer; models that think first need more."
+    )
+    llm_extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="Further fields of every request to the endpoint, as JSON."
+    )
     max_steps: int = Field(
         default=16, ge=6, le=64, description="LLM calls per inspection before the script takes over."
     )

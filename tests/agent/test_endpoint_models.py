@@ -1,0 +1,125 @@
+"""Other models behind an OpenAI-compatible endpoint (Qwen3-VL and the like), by configuration alone; and our own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
+from refdiff.model.reading import READING_TYPES
+from refdiff.tools.services import Services
+
+from .test_agent_run import ASK, Body, _services, good, serve, template
+
+__all__ = ["serve", "template"]
+
+
+@pytest.fixture(scope="module")
+def services(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    copy = shutil.copytree(template, tmp_path_factory.mktemp("open") / "home")
+    with _services(Path(copy)) as services:
+        yield services
+
+
+def _run(services: Services, url: str, model: str, **settings: Any) -> DefectReport:
+    given = AgentSettings(llm_base_url=url, llm_model=model, llm_timeout_s=4, llm_retries=0, **settings)
+    with Inspector(services, given) as inspector:
+        return inspector.run(InspectionRequest(ASK, "4412"))
+
+
+def _shown(body: Body) -> list[list[np.ndarray]]:
+    """The pictures of every message that has some."""
+    found = []
+    for message in body["messages"]:
+        blocks = message["content"] if isinstance(message["content"], list) else []
+        urls = [b["image_url"]["url"] for b in blocks if b["type"] == "image_url"]
+        if urls:
+            found.append([np.asarray(Image.open(io.BytesIO(base64.b64decode(u.partition(",")[2])))) for u in urls])
+    return found
+
+
+def _texts(body: Body) -> str:
+    return json.dumps([m["content"] for m in body["messages"]])
+
+
+def test_a_general_model_drives_by_configuration_alone(services: Services, serve: Any) -> None:
+    endpoint = serve(good)
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    report = _run(services, endpoint.url, "Qwen/Qwen3-VL-8B-Instruct", llm_extra_body=extra, llm_max_tokens=4096,
+                  llm_image_px=128)  # fmt: skip
+    assert (report.judge.via, report.judge.model, report.verdict) == ("endpoint", "Qwen/Qwen3-VL-8B-Instruct", "FAIL")
+    for body in endpoint.requests:
+        assert (body["model"], body["max_completion_tokens"]) == ("Qwen/Qwen3-VL-8B-Instruct", 4096)
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert "logprobs" not in body, "not every server has them"
+    *driven, read = endpoint.requests
+    assert all(t["function"]["description"] for t in driven[0]["tools"]), "a stranger needs the tools explained"
+    for pair in [p for body in (driven[-1], read) for p in _shown(body)]:
+        assert len(pair) == 2, "reference, then photo"
+        assert max(pair[0].shape[:2]) <= 128
+        assert pair[0].shape == pair[1].shape
+    assert len(_shown(driven[-1])) >= 1
+    assert all(kind in _texts(read) for kind in READING_TYPES), "it was not trained on the words"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["{reading}", "```json\n{reading}\n```", "<think>is {{it}} a defect?</think>\n\n{reading}", "```\n{reading}```"],
+)
+def test_answers_in_the_manner_of_general_models_are_read(said: str, services: Services, serve: Any) -> None:
+    reading = json.dumps({"defect": True, "type": "missing_component", "confidence": 80})
+
+    def behave(body: Body) -> Any:
+        if "response_format" in body:
+            return {"role": "assistant", "content": said.format(reading=reading)}
+        return good(body)
+
+    found = _run(services, serve(behave).url, "qwen").llm_reading
+    assert found is not None
+    assert (found.defect, found.type, found.confidence) == (True, "missing_component", 0.8)
+
+
+def test_a_text_only_model_gets_no_pictures_and_is_asked_for_no_reading(services: Services, serve: Any) -> None:
+    endpoint = serve(good)
+    report = _run(services, endpoint.url, "qwen3-text", llm_images=False)
+    assert (report.judge.via, report.llm_reading) == ("endpoint", None)
+    assert not any(_shown(body) or "response_format" in body for body in endpoint.requests)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Services, serve: Any) -> None:
+    tokens = [{"token": t, "logprob": p, "bytes": None, "top_logprobs": []} for t, p in (('{"', 0.0), (" true", -0.25))]
+
+    def behave(body: Body) -> Any:
+        answer = good(body)
+        if "response_format" not in body:
+            return answer
+        choice = {
+            "index": 0,
+            "message": answer,
+            "finish_reason": "stop",
+            "logprobs": {"content": tokens} if told else None,
+        }
+        return json.dumps(
+            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        ).encode()
+
+    endpoint = serve(behave)
+    found = _run(services, endpoint.url, "refdiff").llm_reading
+    assert endpoint.requests[-1]["logprobs"] is True
+    assert not any(kind in _texts(endpoint.requests[-1]) for kind in ("solder_bridge", "broken_yarn"))
+    assert found is not None
+    assert found.confidence == pytest.approx(math.exp(-0.25) if told else 0.9, abs=0.01)
