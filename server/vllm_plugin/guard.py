@@ -1,0 +1,96 @@
+"""The guard before vLLM's HTTP server: an ASGI middleware (`--middleware`) that lets checked chat requests through.
+
+Questions (GET) pass. Of what changes or costs something only /v1/chat/completions is served; its body is read up to a limit,
+checked and rewritten by request.py in a thread, so that a large one keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from refdiff.model.errors import InputError
+from refdiff.server.vllm_plugin.request import checked
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+SERVED = "/v1/chat/completions"
+MAX_BODY = 32 * 2**20  # bytes: eight large photos
+
+
+class Guard:
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] != SERVED:
+            await _refuse(send, 404, f"{scope['path'][:100]} is not served here; post to {SERVED}")
+            return
+        try:
+            body = await _body(receive)
+            if body is None:
+                await _refuse(send, 413, f"the request is larger than {MAX_BODY // 2**20} MiB; send smaller pictures")
+                return
+            body = await asyncio.to_thread(checked, body)
+        except InputError as e:
+            await _refuse(send, 400, str(e))
+            return
+        except ConnectionError:
+            return  # nobody is there any more
+        headers = [(k, v) for k, v in scope["headers"] if k.lower() not in (b"content-length", b"transfer-encoding")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._app({**scope, "headers": headers}, _again(body, receive), send)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body, None if it is too large. Raises ConnectionError when the client has gone."""
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            return None
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Receives the checked body, then whatever the client does next (it may leave)."""
+    sent = False
+
+    async def next_message() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return next_message
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    """An error as OpenAI's API words it."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+    body = json.dumps({"error": error}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,190 @@
+"""`refdiff serve-model` around vLLM: what is found, checked, waited for and stopped. A stand-in answers in vLLM's place."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from refdiff.model.errors import UnavailableError
+from refdiff.server import model_server
+from refdiff.server.model_server import VllmPython, base_url, check_memory, check_port, find_vllm, free_gb, serving
+from refdiff.server.vllm_plugin.command import vllm_arguments, vllm_environment
+
+# As `python`: first it says what is installed, then it serves /health as vLLM does, or ends as told
+STAND_IN = """#!{python}
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+if sys.argv[1] == "-I":
+    print(json.dumps({{"cpu": "0.32.0", "cuda": None, "plugin": {plugin}}}))
+    sys.exit()
+flags = dict(zip(sys.argv[1:], sys.argv[2:]))
+print("vLLM's log", file=sys.stderr)
+if "--end" in flags:
+    sys.exit(int(flags["--end"]))
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"argv": sys.argv[1:], "key": os.environ.get("VLLM_API_KEY")}}).encode())
+    def log_message(self, *args): pass
+time.sleep(0.3)
+HTTPServer((flags["--host"], int(flags["--port"])), Health).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    return _stand_in(tmp_path / "python", plugin=True)
+
+
+def _stand_in(path: Path, plugin: bool) -> Path:
+    path.write_text(STAND_IN.format(python=sys.executable, plugin=plugin))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc").is_dir() else True
+    )
+
+
+def test_vllm_is_found_where_it_is_said_to_be(stand_in: Path) -> None:
+    assert find_vllm(stand_in) == VllmPython(stand_in, "0.32.0", cuda=False)
+
+
+def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "nowhere" / ".venv"))
+    with pytest.raises(UnavailableError, match=r"make vllm.*REFDIFF_VLLM_PYTHON"):
+        find_vllm(None)
+    with pytest.raises(UnavailableError, match="not found"):
+        find_vllm(tmp_path / "python")
+    with pytest.raises(UnavailableError, match=r"no-deps refdiff"):
+        find_vllm(_stand_in(tmp_path / "python", plugin=False))
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UnavailableError, match="choose another --port"):
+            check_port("127.0.0.1", other.getsockname()[1])
+    with pytest.raises(UnavailableError, match="cannot be listened on"):
+        check_port("no.such.host.invalid", 8001)
+
+
+def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable:    2500000 kB\n")
+    assert free_gb(meminfo) == 2.5
+    assert free_gb(tmp_path / "none") is None
+    monkeypatch.setattr(model_server, "free_gb", lambda: 2.5)
+    with pytest.raises(UnavailableError, match=r"2\.5 GB .* takes about 3\.4"):
+        check_memory(False, {})
+    with pytest.raises(UnavailableError, match=r"takes about 12\.4"):
+        check_memory(False, {"VLLM_CPU_KVCACHE_SPACE": "10"})
+    check_memory(True, {})  # a GPU has memory of its own
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8001/v1"), ("0.0.0.0", "http://127.0.0.1:8001/v1"), ("::", "http://[::1]:8001/v1"),
+     ("fe80::1", "http://[fe80::1]:8001/v1"), ("line3.example", "http://line3.example:8001/v1")],
+)  # fmt: skip
+def test_the_url_can_be_called(host: str, url: str) -> None:
+    assert base_url(host, 8001) == url
+
+
+def test_further_flags_win_and_nothing_is_fetched_or_reported() -> None:
+    arguments = vllm_arguments(Path("m"), cuda=False, further=["--max-num-seqs", "2"])
+    assert arguments[-2:] == ["--max-num-seqs", "2"]
+    assert "--enforce-eager" in arguments
+    assert "--enforce-eager" not in vllm_arguments(Path("m"), cuda=True)
+    environment = vllm_environment({"VLLM_CPU_KVCACHE_SPACE": "4", "PATH": "x"}, cuda=False)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert (environment["HF_HUB_OFFLINE"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+
+
+def test_it_is_ready_when_it_answers_and_stops_with_us(stand_in: Path, port: int, tmp_path: Path) -> None:
+    python = find_vllm(stand_in)
+    with serving(tmp_path, python, "127.0.0.1", port, api_key="sesame", further=["--dtype", "float32"]) as (
+        server,
+        process,
+    ):
+        assert server.base_url == f"http://127.0.0.1:{port}/v1"
+        seen = httpx2.get(f"http://127.0.0.1:{port}/health").json()
+        assert seen["argv"][-6:] == ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+        assert (seen["key"], "sesame" in seen["argv"]) == ("sesame", False)
+        with pytest.raises(UnavailableError, match="choose another"):
+            check_port("127.0.0.1", port)
+    assert process.returncode == -signal.SIGTERM
+    check_port("127.0.0.1", port)
+
+
+def test_a_server_that_ends_or_never_answers_is_told(stand_in: Path, port: int, tmp_path: Path) -> None:
+    python = find_vllm(stand_in)
+    with (
+        pytest.raises(UnavailableError, match="exit code 3"),
+        serving(tmp_path, python, "127.0.0.1", port, further=["--end", "3"]),
+    ):
+        pass
+    with pytest.raises(UnavailableError, match="--wait"), serving(tmp_path, python, "127.0.0.1", port, wait_s=0.1):
+        pass
+    check_port("127.0.0.1", port)
+
+
+def test_the_command_prints_the_url_and_ends_its_server(stand_in: Path, port: int, model_folder: Path) -> None:
+    environment = {**os.environ, "REFDIFF_CACHE": str(model_folder.parent.parent), "REFDIFF_LLM_API_KEY": "sesame"}
+    command = [Path(sys.executable).with_name("refdiff"), "serve-model", "--json", "--port", str(port)]
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(
+            [*command, "--vllm-python", stand_in, "--max-num-seqs", "2"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            lines = ""
+            while not lines.endswith("}\n"):
+                lines += process.stdout.readline()
+            told = json.loads(lines)
+            assert told["base_url"] == f"http://127.0.0.1:{port}/v1"
+            seen = httpx2.get(f"http://127.0.0.1:{port}/health").json()
+            assert seen["argv"][-2:] == ["--max-num-seqs", "2"]
+            assert seen["key"] == "sesame"
+            process.send_signal(ending)
+            assert process.wait(30) == 130
+            assert not _alive(told["pid"])
+
+
+def test_a_server_that_dies_later_ends_the_command(stand_in: Path, port: int, model_folder: Path) -> None:
+    environment = {**os.environ, "REFDIFF_CACHE": str(model_folder.parent.parent)}
+    command = [Path(sys.executable).with_name("refdiff"), "serve-model", "--port", str(port), "--vllm-python", stand_in]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert f"127.0.0.1:{port}/v1" in process.stdout.readline()
+        [child] = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(30) == 69
+        assert "killed by SIGKILL: out of memory?" in process.stderr.read()

@@ -1,0 +1,292 @@
+"""What the guard lets through to vLLM, what it changes and what it refuses; called as an ASGI server calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refdiff.model.configuration import NEW_TOKENS
+from refdiff.model.errors import InputError
+from refdiff.model.reading import READING_SCHEMA
+from refdiff.server.vllm_plugin import guard as guard_module
+from refdiff.server.vllm_plugin.guard import SERVED, Guard
+from refdiff.server.vllm_plugin.request import MAX_PICTURE_PIXELS, MAX_TEXT, check_schema, checked
+
+Body = dict[str, Any]
+NEEDS_XGRAMMAR = pytest.mark.skipif(not importlib.util.find_spec("xgrammar"), reason="xgrammar comes with vLLM")
+
+
+def picture(side: int = 8, data: bytes | None = None) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data or buffer.getvalue()).decode()}"
+
+
+def shown(*urls: Any, text: str = "look", role: str = "user") -> Body:
+    blocks = [{"type": "image_url", "image_url": {"url": u}, "uuid": "made-up"} for u in urls]
+    return {"role": role, "content": [{"type": "text", "text": text}, *blocks]}
+
+
+def sent(*messages: Body, **fields: Any) -> Body:
+    """The request as vLLM gets it."""
+    given = {"model": "refdiff", "messages": list(messages) or [{"role": "user", "content": "hi"}]}
+    answer: Body = json.loads(checked(json.dumps(given | fields).encode()))
+    return answer
+
+
+def tool(**function: Any) -> Body:
+    parameters = {"type": "object", "properties": {"region": {"type": "string"}}, "required": ["region"]}
+    return {"type": "function", "function": {"name": "zoom", "parameters": parameters, "strict": True} | function}
+
+
+def test_a_sound_request_passes_as_it_is() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"region": "r1"}'}}
+    messages = [
+        {"role": "system", "content": "rules"},
+        {"role": "user", "content": "Grüße, 零件 #4412"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"evidence": "e1"}', "tool_call_id": "1"},
+    ]
+    given = sent(
+        *messages, tools=[tool()], temperature=0, max_completion_tokens=9, parallel_tool_calls=False, user="ann"
+    )
+    assert given["messages"] == messages
+    assert given["tools"] == [tool()]
+    assert (given["temperature"], given["max_completion_tokens"]) == (0, 9)
+    assert "user" not in given
+
+
+def test_pairs_pass_without_the_ids_of_clients() -> None:
+    given = sent(shown(picture(8), picture(9)), shown(picture(10), picture(11)))
+    urls = [b["image_url"]["url"] for m in given["messages"] for b in m["content"] if b["type"] == "image_url"]
+    assert urls == [picture(side) for side in (8, 9, 10, 11)]
+    assert "made-up" not in json.dumps(given)
+
+
+@pytest.mark.parametrize("token", [*NEW_TOKENS, "<|im_start|>", "<|im_end|>"])
+def test_typed_tokens_mean_nothing(token: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": json.dumps({"region": token})}}
+    text = {"role": "user", "content": f"a {token[:2]}{token}{token[2:]} b"}
+    given = sent(
+        text, {"role": "assistant", "content": token, "tool_calls": [call]}, {"role": "tool", "content": token}
+    )
+    assert token not in json.dumps(given, ensure_ascii=False)
+    split = {"role": "user", "content": [{"type": "text", "text": token[:3]}, {"type": "text", "text": token[3:]}]}
+    assert token not in json.dumps(sent(split))
+    odd = tool(parameters={"type": "object", "properties": {token: {"type": "string"}}})
+    with pytest.raises(InputError, match="tokens with a meaning"):
+        sent(tools=[odd])
+
+
+def _bomb() -> str:
+    buffer = io.BytesIO()
+    Image.new("L", (30_000, 30_000)).save(buffer, "PNG")
+    return picture(data=buffer.getvalue())
+
+
+def _wide() -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (MAX_PICTURE_PIXELS // 1000, 1001)).save(buffer, "PNG")
+    return picture(data=buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([shown(picture())], "1 picture"),
+        ([shown(picture()), shown(picture())], "1 picture"),
+        ([shown(*[picture()] * 3)], "3 picture"),
+        ([shown(*[picture()] * 4)], "4 picture"),
+        ([shown(picture(), picture(), role="assistant")], "assistant message"),
+        ([shown(picture(), picture())] * 5, "at most 4"),
+        ([shown("https://example.org/a.png", picture())], "not fetched"),
+        ([shown("file:///etc/passwd", picture())], "not fetched"),
+        ([shown(None, picture())], "not fetched"),
+        ([shown("data:image/png;base64,@@@", picture())], "base64"),
+        ([shown("data:image/png;base64,AAAA", picture())], "cannot be read"),
+        ([shown(picture(data=b"\x89PNG\r\n\x1a\n" + b"\0" * 40), picture())], "cannot be read"),
+        ([shown(picture(data=b"<svg xmlns='http://www.w3.org/2000/svg'/>"), picture())], "cannot be read"),
+        ([{"role": "root", "content": "x"}], "role"),
+        ([{"role": "user", "content": 5}], "text or a list"),
+        ([{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]}], "video_url"),
+        ([{"role": "user", "content": "x" * (MAX_TEXT + 1)}], "characters"),
+        (["hi"], "JSON object"),
+        ([], "list of messages"),
+    ],
+)
+def test_what_means_nothing_is_refused(messages: list[Any], why: str) -> None:
+    body = json.dumps({"model": "refdiff", "messages": messages}).encode()
+    with pytest.raises(InputError, match=why):
+        checked(body)
+
+
+@pytest.mark.parametrize("make", [_bomb, _wide])
+def test_huge_pictures_are_refused_unread(make: Any) -> None:
+    with pytest.raises(InputError, match="smaller"):
+        sent(shown(make(), picture()))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"messages": 1}', b"\xff\xfe"])
+def test_what_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(InputError):
+        checked(body)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"n": 1000}, {"n": 0}, {"n": "2"}, {"chat_template": "{{ x }}"}, {"mm_processor_kwargs": {}}, {"documents": []},
+     {"allowed_token_ids": [1]}, {"structured_outputs": {"regex": "(a+)+"}}, {"tools": "zoom"}, {"tools": [tool()] * 65},
+     {"tools": [tool(name="a b")]}, {"tools": [{"type": "function"}]}, {"tools": [tool(parameters=5)]},
+     {"response_format": {"type": "structural_tag"}}, {"response_format": 5}],
+)  # fmt: skip
+def test_fields_that_cost_or_change_too_much_are_refused(fields: Body) -> None:
+    with pytest.raises(InputError):
+        sent(**fields)
+
+
+def _deep(levels: int) -> Body:
+    schema: Body = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [True, _deep(30), {"type": "string", "minLength": 10**9}, {"type": "array", "items": {}, "maxItems": 1e300},
+     {"type": "string", "pattern": "(a{99}){99}"}, {"type": "string", "pattern": "a" * 1001}, {"enum": ["x" * 70_000]}],
+)  # fmt: skip
+def test_schemas_too_large_to_build_are_refused(schema: Any) -> None:
+    with pytest.raises(InputError):
+        check_schema(schema)
+
+
+def test_the_schemas_of_the_product_are_small_enough() -> None:
+    check_schema(READING_SCHEMA)
+    check_schema(_deep(10))
+    check_schema({"type": "string", "pattern": "[0-9]{1,3}(\\.[0-9]{2})?"})
+
+
+@NEEDS_XGRAMMAR
+def test_a_json_schema_becomes_the_grammar_that_was_taught() -> None:
+    import xgrammar
+
+    wanted = {"type": "json_schema", "json_schema": {"name": "reading", "strict": True, "schema": READING_SCHEMA}}
+    given = sent(response_format=wanted)
+    assert "response_format" not in given
+    grammar = xgrammar.Grammar.from_ebnf(given["structured_outputs"]["grammar"])
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo([]))
+
+    def fits(text: str) -> bool:
+        return bool(xgrammar.GrammarMatcher(compiler.compile_grammar(grammar)).accept_string(text))
+
+    assert fits('{"defect": true, "type": "crack", "confidence": 95}')
+    for text in ('{"defect":true', '{ "defect"', '{\n"defect"', '{"defect": 1', '{"type"'):
+        assert not fits(text), text
+
+
+@NEEDS_XGRAMMAR
+@pytest.mark.parametrize(
+    "schema", [{"type": "nonsense"}, {"type": "string", "pattern": "("}, {"$ref": "#/nope"}, {"enum": []}]
+)
+def test_a_bad_schema_is_refused_with_the_reason(schema: Body) -> None:
+    with pytest.raises(InputError, match=r"cannot be used: [A-Za-z]"):
+        sent(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+class Server:
+    """One request through the guard, in pieces as they come from a socket; what vLLM and what the client got."""
+
+    def __init__(self, *pieces: bytes | None, path: str = SERVED, method: str = "POST") -> None:
+        self.reached: list[bytes] = []
+        self.sent: list[Body] = []
+        self._pieces = list(pieces)
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(b"content-length", b"999"), (b"x-a", b"b")],
+        }
+        asyncio.run(Guard(self._app)(scope, self._receive, self._send))
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        headers = dict(scope["headers"])
+        assert headers[b"x-a"] == b"b"
+        self.reached.append(message.get("body", b""))
+        if scope["method"] == "POST":
+            assert int(headers[b"content-length"]) == len(self.reached[0])
+            assert (await receive())["type"] == "http.disconnect"
+
+    async def _receive(self) -> Body:
+        piece = self._pieces.pop(0) if self._pieces else None
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+
+GOOD = json.dumps({"model": "refdiff", "messages": [{"role": "user", "content": "a <image> b"}]}).encode()
+
+
+def test_the_guard_hands_the_checked_body_on() -> None:
+    server = Server(GOOD[:10], GOOD[10:])
+    assert server.sent == []
+    assert json.loads(server.reached[0])["messages"] == [{"role": "user", "content": "a   b"}]
+
+
+def test_the_guard_answers_as_openai_does() -> None:
+    server = Server(b'{"messages": []}')
+    assert (server.status, server.reached) == (400, [])
+    error = json.loads(server.sent[1]["body"])["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "list of messages" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/embeddings", "/tokenize", "/v1/load_lora_adapter", "/pooling"]
+)
+def test_only_chat_is_served(path: str) -> None:
+    server = Server(GOOD, path=path)
+    assert (server.status, server.reached) == (404, [])
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models"])
+def test_questions_pass(path: str) -> None:
+    assert Server(b"", path=path, method="GET").reached == [b""]
+
+
+def test_an_endless_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MAX_BODY", 100)
+    server = Server(*[b"x" * 60] * 9)
+    assert (server.status, server.reached) == (413, [])
+    assert len(server._pieces) == 7, "read no further"
+
+
+def test_a_client_that_leaves_is_let_go() -> None:
+    server = Server(GOOD[:10], None)
+    assert (server.sent, server.reached) == ([], [])
+
+
+def test_no_socket_is_left_open() -> None:
+    sent_: list[Body] = []
+
+    async def send(message: Any) -> None:
+        sent_.append(message)
+
+    asyncio.run(Guard(None)({"type": "websocket", "path": "/v1/realtime"}, None, send))  # type: ignore[arg-type]
+    assert sent_ == [{"type": "websocket.close", "code": 1008}]
