@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # One torch thread per physical core of the machine; nested thread pools only slow the small tensors here.
-.PHONY: install demo test vllm test-vllm lint types check bench-data clean help
+.PHONY: install demo test test-long vllm test-vllm lint types check bench-data clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-vllm: install vllm ## the tests that need vLLM
 	$(VLLM)/bin/python -c 'import vllm'
 	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
 	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
+
+test-long: install ## the tests that take minutes: generated requests, clients at once with kills
+	REFDIFF_LONG=1 $(BIN)/python -m pytest -q -m long
 
 lint: install ## ruff
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
@@ -12,6 +13,7 @@ from refdiff.memory.keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
 from refdiff.server import console
+from refdiff.server.api.listen import check_open_to, listen
 from refdiff.server.console import answer
 from refdiff.server.options import AlphaRate, Json, References, clean, open_stores
 from refdiff.server.settings import ServerSettings, load
@@ -50,18 +52,20 @@ def serve(
     settings = load(ServerSettings)
     memory, model = load(MemorySettings), load(ModelSettings)
     tools = load(ToolsSettings, references=references, alpha=alpha)
-    from refdiff.agent.settings import AgentSettings
-    from refdiff.server.api.run import serve as run_server
-    from refdiff.server.desk import Desk
+    with contextlib.closing(listen(host, port)) as listener:  # before anything heavy loads
+        with open_stores() as stores, KeyStore(stores.settings.home) as kept:
+            check_open_to(host, kept)
+        from refdiff.agent.settings import AgentSettings
+        from refdiff.server.api.run import serve as run_server
+        from refdiff.server.desk import Desk
 
-    agent = load(AgentSettings)
+        agent = load(AgentSettings)
 
-    def ready(address: str) -> None:
-        answer.give(
-            {"address": address, "home": str(memory.home)}, f"serving on {address} (docs: {address}/docs); stop: Ctrl-C"
-        )
+        def ready(address: str) -> None:
+            line = f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"
+            answer.give({"address": address, "home": str(memory.home)}, line)
 
-    run_server(host, port, lambda: Desk.open(memory, model, tools, agent, settings), settings, ready)
+        run_server(listener, host, lambda: Desk.open(memory, model, tools, agent, settings), settings, ready)
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "browser": None if shutil.which("chromium") else "Chromium is not installed (apt-get install chromium)",
         "qdrant_server": None if os.environ.get("QDRANT_URL") else "QDRANT_URL is not set",
         "data": None if os.environ.get("REFDIFF_DATA") else "REFDIFF_DATA (folder of the research data) is not set",
+        "long": None if os.environ.get("REFDIFF_LONG") else "takes minutes; `make test-long` runs it",
         "vllm": None if os.environ.get("REFDIFF_TEST_VLLM") else "needs vLLM (make test-vllm)",
     }
     for item in items:

@@ -198,5 +198,5 @@ def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
         "alpha": {"requested": alpha, "attained": attained},
         "score_range": [min(calibration.scores), max(calibration.scores)],
         "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
-        "goldens_needed_for_alpha": int(np.ceil(1 / alpha)) - 1,
+        "goldens_needed_for_alpha": int(min(np.ceil(1 / alpha), 2.0**53)) - 1,  # a tiny alpha makes it infinite
     }

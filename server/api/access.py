@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -16,6 +15,7 @@ from starlette.datastructures import Headers
 
 from refdiff.memory.keys import ROLES, KeyStore, Role
 from refdiff.server.api.errors import Refused
+from refdiff.server.api.listen import is_loopback
 from refdiff.server.desk import Desk
 
 WRONG_KEYS_PER_MINUTE = 20
@@ -54,7 +54,7 @@ class Access:
     def identify(self, headers: Headers, client: str, key: str | None) -> Caller:
         """Raises Refused 401 (no key, unknown key) or 429 (too many wrong ones)."""
         if key is None:
-            if self.open and _is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
+            if self.open and is_loopback(client) and hostis_loopback(headers) and not _forwarded(headers):
                 return Caller(self.user, "admin", None)
             raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
         limit = RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE)
@@ -68,7 +68,7 @@ class Access:
 
     def host_allowed(self, headers: Headers) -> bool:
         """On loopback, other names than localhost are how a web page elsewhere would reach in (DNS rebinding)."""
-        return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
+        return not self._loopback or hostis_loopback(headers) or host_name(headers) in self._hosts
 
 
 def _unauthenticated(message: str) -> Refused:
@@ -86,21 +86,9 @@ def host_name(headers: Headers) -> str:
     return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
-def host_is_loopback(headers: Headers) -> bool:
+def hostis_loopback(headers: Headers) -> bool:
     name = host_name(headers)
-    return name == "localhost" or _is_loopback(name)
-
-
-def is_loopback_address(host: str) -> bool:
-    """Does a server that binds `host` listen to this machine alone?"""
-    return host == "localhost" or _is_loopback(host)
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(name)
 
 
 def _forwarded(headers: Headers) -> bool:

@@ -1,0 +1,37 @@
+"""Whatever the OpenAPI document allows, and much that it does not, is answered as it says and never with a 5xx."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Running
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+@pytest.mark.long
+def test_generated_requests_are_answered_as_the_document_says(server: Running, tmp_path: Path) -> None:
+    """Boundary values of every parameter, then random ones."""
+    command = [
+        str(SCHEMATHESIS), "run", f"{server.url}/openapi.json", "--checks", CHECKS, "--phases", "coverage,fuzzing",
+        "-n", "5", "--seed", "1",
+        "--continue-on-failure", "--exclude-path-regex", "calibration$", "--request-timeout", "60", "--report", "json",
+        "--report-dir", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "Tested: 26" in done.stdout
+
+
+def test_every_route_declares_who_may_use_it(server: Running) -> None:
+    document = json.loads(server.client.get("/openapi.json").text)
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            assert path == "/healthz" or route["security"], f"{method} {path}"
+            assert path == "/healthz" or {"401", "403", "429"} <= set(route["responses"]), f"{method} {path}"
