@@ -158,14 +158,15 @@ class Turn:
         return job.inspection_id
 
     def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:
-        """The newest report that an answer named, and from which message on nothing is answered yet."""
-        for i in reversed(range(len(messages))):
-            if messages[i].role == "assistant":
-                for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
-                    try:
-                        return self._desk.report(inspection_id), i + 1
-                    except UnknownRecordError:
-                        continue
+        """The report that the last message names, else the newest that an answer named; and from which message on nothing
+        is answered yet."""
+        last = len(messages) - 1
+        for i in (last, *(i for i in reversed(range(last)) if messages[i].role == "assistant")):
+            for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
+                try:
+                    return self._desk.report(inspection_id), min(i + 1, last)
+                except UnknownRecordError:
+                    continue
         return None, 0
 
     def _product(self, part: str, photo: bool) -> str | None:

@@ -57,6 +57,9 @@ def test_a_conversation_about_a_part(server: Running, client: openai.OpenAI) -> 
         client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
     )
     assert filed(server) == before
+    alone: list[Any] = [{"role": "user", "content": f"what became of {extra['refdiff']['report']['inspection_id']}?"}]
+    assert "verdict FAIL" in str(client.chat.completions.create(model=MODEL, messages=alone).choices[0].message.content)
+    assert filed(server) == before
     messages[-1] = {"role": "user", "content": "please inspect it again"}
     again = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
     assert str(again).startswith("**FAIL**: part c-1")
