@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # One torch thread per physical core of the machine; nested thread pools only slow the small tensors here.
-.PHONY: install demo test test-long vllm test-vllm lint types check bench-data clean help
+.PHONY: install demo test test-long test-browser vllm test-vllm lint types check bench-data clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,11 @@ test-vllm: install vllm ## the tests that need vLLM
 
 test-long: install ## the tests that take minutes: generated requests, clients at once with kills
 	REFDIFF_LONG=1 $(BIN)/python -m pytest -q -m long
+
+test-browser: install ## the review page in a real Chromium (apt-get install chromium)
+	@command -v chromium >/dev/null || { echo "Chromium is missing: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q -m browser tests/server/api/test_review_page.py
 
 lint: install ## ruff
 	$(BIN)/ruff check .

@@ -129,7 +129,8 @@ class AuditStore:
             if problem is None:
                 given = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
                 problem = check.end(int(given["seq"]) if given else 0) or _unrecorded(conn)
-        return Checked(check.seq, check.hash, problem)
+        held = check.seq - (problem is not None and problem.seq == check.seq)  # its record fits, the stores do not
+        return Checked(held, check.hash, problem)
 
     def _verify_rows(self, conn: sqlite3.Connection, check: ChainCheck, photos: bool) -> Problem | None:
         for row in conn.execute(f"{_ALL} ORDER BY a.seq"):

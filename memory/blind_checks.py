@@ -113,7 +113,8 @@ class BlindCheckStore:
             if known.judged is not None:
                 raise DuplicateError(
                     f"inspection {inspection_id} was judged blind by {known.judged_by} at {known.judged_at} "
-                    f"({known.judged}); the first answer stands"
+                    f"({known.judged}); the first answer stands",
+                    known,
                 )
             decided = conn.execute(
                 "SELECT decided_by FROM dispositions WHERE inspection_id = ?", (inspection_id,)

@@ -164,9 +164,12 @@ class Database:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own that sees the file as it is now, however long it reads; keeps nobody waiting."""
+        """A connection of its own that sees the file as it is now, however long it reads; keeps nobody waiting.
+
+        May be handed from thread to thread, as a server does with what it streams.
+        """
         with self._errors():
-            conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             try:
                 conn.row_factory = sqlite3.Row
                 conn.execute("PRAGMA query_only=ON")

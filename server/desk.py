@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +22,17 @@ from filelock import FileLock, Timeout
 
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
+from refdiff.agent.rates import Rates, rates
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, new_inspection_id, part_id_in
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.blind_checks import BlindCheck
 from refdiff.memory.captures import Capture, normalise_part_id
-from refdiff.memory.dispositions import Decision, Disposition
+from refdiff.memory.dispositions import Decision, Disposition, Judged
 from refdiff.memory.goldens import IN_USE, Golden, GoldenStatus
 from refdiff.memory.jobs import OPEN, Job, JobState, JobStore
+from refdiff.memory.learned import Learned
 from refdiff.memory.products import check_product_name
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import (
@@ -351,12 +354,46 @@ class Desk:
 
     # -- people
 
-    def dispose(self, inspection_id: str, decision: Decision, by: str, reason: str) -> Disposition:
+    def dispose(
+        self,
+        inspection_id: str,
+        decision: Decision,
+        by: str,
+        reason: str,
+        judged: Judged | None = None,
+        as_reference: bool = False,
+    ) -> Disposition:
         """A person's accept or override of a filed inspection. The first wins.
 
+        judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part may become a golden
+        sample; `learned` says what came of it.
         Raises UnknownRecordError, InputError, DuplicateError (saying who decided and when; `disposition` has it).
         """
-        return self._inspector.dispose(inspection_id, decision, by, reason)
+        with self._enrolling if as_reference else nullcontext():
+            return self._inspector.dispose(inspection_id, decision, by, reason, judged, as_reference)
+
+    @property
+    def blind_share(self) -> float:
+        """Share of all inspections that is drawn for a blind check."""
+        return self._inspector.settings.blind_share
+
+    def judge_blind(
+        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+    ) -> BlindCheck:
+        """What a person sees who was not told the verdict. The first answer stands.
+
+        Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
+        """
+        with self._enrolling if as_reference else nullcontext():
+            return self._inspector.judge_blind(inspection_id, judged, by, note, as_reference)
+
+    def learned(self, inspection_id: str) -> Learned | None:
+        """What became of a person's consent that the photo becomes a golden sample; None without one."""
+        return self.stores.learned.get(inspection_id)
+
+    def rates(self, product: str | None = None, since: str | None = None) -> Rates:
+        """How often system and people disagree, from blind checks. Raises InputError where `since` is no time."""
+        return rates(self.stores, product, since)
 
     def disposition(self, inspection_id: str) -> Disposition | None:
         return self.stores.dispositions.get(inspection_id)

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("agent", "memory", "model", "server", "tools")
-KINDS = {".py", ".j2", ".css", ".typed", ".json", ".safetensors", ".md", ".jinja"}
+KINDS = {".py", ".j2", ".css", ".html", ".js", ".svg", ".typed", ".json", ".safetensors", ".md", ".jinja"}
 
 
 @pytest.fixture(scope="module")

@@ -178,17 +178,16 @@ def plain_jpeg(image: RgbImage, frame: tuple[int, ...] | None = None, max_side: 
 
 
 def anomaly_layer(anomaly_map: NDArray[np.float32], threshold: float, max_side: int = MAX_LONG_SIDE) -> bytes:
-    """The anomaly map as a transparent PNG to lay over the query: inferno, 0 .. 2 thresholds, clear where nothing differs.
+    """The anomaly map as a transparent PNG to lay over the query: clear below half the threshold, then inferno.
 
-    anomaly_map: (H, W) float32; threshold > 0 in the same unit.
+    The scale is logarithmic up to this image's peak (4 thresholds at least), so that a strong defect keeps its shape and a
+    weak one still shows. anomaly_map: (H, W) float32; threshold > 0 in the same unit.
     """
-    top = HEAT_SPAN * max(threshold, 1e-9)
-    level = np.clip(anomaly_map / top, 0.0, 1.0).astype(np.float32)
-    scale = min(1.0, max_side / max(level.shape))
-    if scale < 1:
-        level = cv2.resize(level, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    # the threshold is half of the scale: below a quarter of it nothing is worth a colour
-    alpha = (np.clip((level - 0.125) / 0.25, 0.0, 1.0) * 255).astype(np.uint8)
+    low = max(threshold, 1e-9) / 2
+    top = max(float(anomaly_map.max()), 8 * low)
+    spread = np.log(np.maximum(anomaly_map, low) / low) / math.log(top / low)
+    level = _resize_map(spread.astype(np.float32), min(1.0, max_side / max(spread.shape)))
+    alpha = (np.clip(level / 0.3, 0.0, 1.0) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([_colours(level), alpha])).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -208,6 +207,12 @@ def _resize(image: RgbImage, scale: float, enlarge: int = cv2.INTER_LINEAR) -> R
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else enlarge
     return np.ascontiguousarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
+
+
+def _resize_map(level: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    if scale >= 1:
+        return level
+    return np.asarray(cv2.resize(level, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _fit(image: RgbImage, height: int, width: int) -> RgbImage:

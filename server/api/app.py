@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from refdiff.server.api import captures, chat, errors, events, goldens, inspections, products, service
+from refdiff.server.api import captures, chat, errors, events, goldens, inspections, people, products, service
 from refdiff.server.api.access import Access
 from refdiff.server.api.chat_turn import Begun
 from refdiff.server.api.front import Front
 from refdiff.server.api.metrics import Metrics
 from refdiff.server.desk import Desk
+from refdiff.server.page.files import add_page
 
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
 ROUTERS = (
@@ -20,6 +21,7 @@ ROUTERS = (
     captures.router,
     goldens.router,
     products.router,
+    people.router,
     chat.router,
     service.router,
 )
@@ -39,6 +41,7 @@ def create_app(desk: Desk, access: Access) -> FastAPI:
     app.state.begun = Begun()
     for router in ROUTERS:
         app.include_router(router)
+    add_page(app)
     errors.register(app)
     app.add_middleware(
         Front,

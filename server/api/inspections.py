@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,6 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from refdiff.memory.dispositions import Disposition
 from refdiff.memory.inspections import Verdict
 from refdiff.server.api import uploads
 from refdiff.server.api.access import InspectorRole, TheDesk, Viewer
@@ -22,6 +22,7 @@ from refdiff.server.api.events import wait
 from refdiff.server.api.pictures import PICTURE, MaxPx, picture
 from refdiff.server.api.views import (
     AnswerView,
+    DecidedView,
     DispositionBody,
     InspectionList,
     InspectionRequestBody,
@@ -40,6 +41,8 @@ MAX_WAIT_S = 600
 MAX_FIELD = 100_000  # bytes of a field of a form
 # the page of a report comes from here but runs nothing and reaches nothing
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
+_ARTEFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html", ".md": "text/markdown",
+                   ".json": "application/json"}  # fmt: skip
 Asked = tuple[InspectionRequestBody, Upload | None]
 
 
@@ -140,18 +143,18 @@ def queue(desk: TheDesk, _caller: Viewer, failed: bool = False) -> QueueView:
 @router.get("/{inspection_id}", responses=responses(404))
 def get_inspection(desk: TheDesk, _caller: Viewer, inspection_id: str) -> InspectionView:
     """How it stands, with the whole report once it is filed."""
-    return inspection_view(desk.inspection(inspection_id))
+    return inspection_view(desk.inspection(inspection_id), desk.learned(inspection_id))
 
 
 @router.get(
     "/{inspection_id}/artefacts/{name}",
     response_class=FileResponse,
-    responses=responses(404, answers="image/png text/html text/markdown application/json"),
+    responses=responses(404, answers="image/png image/jpeg text/html text/markdown application/json"),
 )
 def get_artefact(desk: TheDesk, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
-    """One of overlay, heatmap, side_by_side (PNG), html, markdown, report (JSON)."""
+    """One of overlay, heatmap, side_by_side, query and registered reference (JPEG), anomaly, html, markdown, report."""
     path = desk.artefact(inspection_id, name)
-    kind = {".png": "image/png", ".html": "text/html", ".md": "text/markdown", ".json": "application/json"}[path.suffix]
+    kind = _ARTEFACT_TYPES[path.suffix]
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
     return FileResponse(path, media_type=kind, headers=headers)
 
@@ -165,9 +168,10 @@ def get_picture(
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))
-def dispose(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> Disposition:
+def dispose(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
     """A person's decision. The first stands (409, `error.earlier` says whose); the report is never rewritten."""
-    return desk.dispose(inspection_id, body.decision, caller.name, body.reason)
+    made = desk.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
+    return DecidedView(**asdict(made), learned=desk.learned(inspection_id))
 
 
 @router.post("/{inspection_id}/questions", responses=responses(404))

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.filing import ARTEFACTS
 from refdiff.agent.report.schema import Artefacts, DefectReport
-from refdiff.memory.dispositions import Disposition
+from refdiff.memory.dispositions import Disposition, Judged
 from refdiff.memory.goldens import Golden
 from refdiff.memory.inspections import InspectionSummary
 from refdiff.memory.jobs import Job, JobState
+from refdiff.memory.learned import Learned
 from refdiff.server.desk import Inspection
 from refdiff.tools.enroll import EnrollResult
 
@@ -49,6 +50,7 @@ class InspectionView(BaseModel):
     error: dict[str, Any] | None
     report: DefectReport | None
     disposition: Disposition | None
+    learned: Learned | None = None
     links: dict[str, str]
 
 
@@ -80,6 +82,21 @@ class QueueView(BaseModel):
 class DispositionBody(_Strict):
     decision: Literal["accept", "override"] = Field(description="accept: the verdict holds; override: it does not")
     reason: str = Field(min_length=1, max_length=2000)
+    judged: Judged | None = Field(default=None, description="What the part is; for a REVIEW, else the decision says it")
+    as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
+
+
+class DecidedView(BaseModel):
+    """A disposition, and what became of the person's consent (null without one, or while it waits)."""
+
+    inspection_id: str
+    decision: Literal["accept", "override"]
+    by: str
+    reason: str
+    created_at: str
+    judged: Judged | None
+    as_reference: bool
+    learned: Learned | None
 
 
 class QuestionBody(_Strict):
@@ -118,15 +135,16 @@ class EnrolledView(BaseModel):
     n_in_bank: int
 
 
-def inspection_view(found: Inspection) -> InspectionView:
+def inspection_view(found: Inspection, learned: Learned | None = None) -> InspectionView:
     base = f"/v1/inspections/{found.inspection_id}"
     links = {"self": base, "events": f"{base}/events"}
     report = found.report
     if report is not None:
-        urls = {name: f"{base}/artefacts/{name}" for name in ARTEFACTS}
+        kept = report.artefacts.model_dump(exclude_none=True)  # older reports have fewer
+        urls = {name: f"{base}/artefacts/{name}" for name in ARTEFACTS if name in kept}
         report = report.model_copy(update={"artefacts": Artefacts(**urls)})
         links |= urls | {name: f"{base}/pictures/{name}" for name in ("query", "reference")}
-    return InspectionView(**{**vars(found), "report": report}, links=links)
+    return InspectionView(**{**vars(found), "report": report}, learned=learned, links=links)
 
 
 def job_view(job: Job) -> JobView:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def test_an_export_holds_everything_and_checks(filled: Stores, tmp_path: Path) -
     checked = filled.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
     assert (checked.records, checked.problem) == (6, None)
     assert not (tmp_path / ".a.jsonl.part").exists()
+
+
+def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -> None:
+    """As a server streams it: each line from whichever thread is free."""
+    lines, read = filled.audit.export(), []
+    for _ in range(8):
+        thread = threading.Thread(target=lambda: read.append(next(lines)))
+        thread.start()
+        thread.join()
+    (tmp_path / "a.jsonl").write_bytes(b"".join(read))
+    assert filled.audit.verify_file(tmp_path / "a.jsonl").problem is None
 
 
 def test_an_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+// The server's HTTP API: JSON, pictures and files, with the key of this tab if one is needed.
+
+const KEY = "refdiff-key"; // in sessionStorage: gone with the tab, never in a cookie, so that no other site can use it
+
+export class ApiError extends Error {
+  constructor(status, detail) {
+    super(detail.message ?? `the server answered ${status}`);
+    this.status = status;
+    this.detail = detail;
+  }
+}
+
+let askForKey = async () => null;
+
+/** How a person is asked for a key; resolves to it, or null. */
+export function onKeyNeeded(ask) {
+  let asking = null; // many requests may fail at once, one dialog is enough
+  askForKey = (why) => (asking ??= ask(why).finally(() => { asking = null; }));
+}
+
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (text) => sessionStorage.setItem(KEY, text),
+  drop: () => sessionStorage.removeItem(KEY),
+};
+
+async function send(method, path, { query, json, form, signal } = {}) {
+  const url = new URL(path, location.origin);
+  for (const [name, value] of Object.entries(query ?? {})) {
+    if (value !== null && value !== undefined && value !== "") url.searchParams.set(name, value);
+  }
+  for (;;) {
+    const headers = {};
+    const given = key.get();
+    if (given) headers["X-API-Key"] = given;
+    if (json !== undefined) headers["Content-Type"] = "application/json";
+    let answer;
+    try {
+      answer = await fetch(url, { method, headers, body: json !== undefined ? JSON.stringify(json) : form, signal, cache: "no-cache" });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError(0, { message: "the server does not answer; is refdiff serve still running?" });
+    }
+    if (answer.ok) return answer;
+    const detail = await answer.json().then((body) => body.error ?? {}, () => ({}));
+    if (answer.status === 401) {
+      if (given) key.drop();
+      const entered = await askForKey(given ? detail.message : "");
+      if (entered) {
+        key.set(entered);
+        continue;
+      }
+    }
+    throw new ApiError(answer.status, detail);
+  }
+}
+
+export const get = async (path, query, signal) => (await send("GET", path, { query, signal })).json();
+export const post = async (path, json) => (await send("POST", path, { json })).json();
+export const patch = async (path, json) => (await send("PATCH", path, { json })).json();
+export const upload = async (path, form) => (await send("POST", path, { form })).json();
+
+const pictures = new Map(); // path -> object URL, the newest last
+const KEPT = 60;
+
+/** An address for <img>, which cannot send a key itself. */
+export async function picture(path, query) {
+  const name = path + JSON.stringify(query ?? {});
+  let url = pictures.get(name);
+  if (url) {
+    pictures.delete(name);
+  } else {
+    url = URL.createObjectURL(await (await send("GET", path, { query })).blob());
+  }
+  pictures.set(name, url);
+  for (const [old, address] of pictures) {
+    if (pictures.size <= KEPT) break;
+    pictures.delete(old);
+    URL.revokeObjectURL(address);
+  }
+  return url;
+}
+
+/** Hand a file of the server to the person. */
+export async function download(path, query, filename) {
+  const url = URL.createObjectURL(await (await send("GET", path, { query })).blob());
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = filename;
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}

@@ -1,0 +1,103 @@
+// The shell: which page is shown, who one is, the shortcuts that work everywhere.
+
+import { ApiError, get, key, onKeyNeeded } from "./api.js";
+import { showAudit } from "./audit.js";
+import { showBlind } from "./blind.js";
+import { field, h, replace, say } from "./dom.js";
+import { showGoldens } from "./goldens.js";
+import { showInspection } from "./inspection.js";
+import { listen, onEveryPage, onThisPage, showHelp } from "./keys.js";
+import { showList } from "./list.js";
+
+const PAGES = [
+  ["inspections", "Inspections", "i"],
+  ["blind", "Blind checks", "c"],
+  ["goldens", "Golden samples", "g"],
+  ["audit", "Rates and audit", "t"],
+];
+const main = document.getElementById("main");
+let leave = null; // ends what the shown page has running
+let shown = 0;
+
+/** Who this is: {name, role, needs_key}. */
+export const me = { name: "", role: "viewer", may: (role) => RANK[me.role] >= RANK[role] };
+const RANK = { viewer: 0, inspector: 1, admin: 2 };
+
+async function show() {
+  const [path, search = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [page = "inspections", ...rest] = path.split("/").map(decodeURIComponent);
+  const query = new URLSearchParams(search);
+  const turn = ++shown;
+  leave?.();
+  leave = null;
+  onThisPage([]);
+  const known = PAGES.some(([name]) => name === page) ? page : "inspections";
+  for (const link of document.querySelectorAll("#nav a")) {
+    if (link.dataset.page === known) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const place = h("div", { class: `page ${known}` }, h("p", { class: "muted" }, "Loading …"));
+  replace(main, place);
+  const context = { place, query, me, rest, isShown: () => turn === shown, onLeave: (end) => { leave = end; } };
+  try {
+    if (!me.name) await whoAmI();
+    if (known === "inspections") await (rest[0] ? showInspection : showList)(context);
+    else await { blind: showBlind, goldens: showGoldens, audit: showAudit }[known](context);
+    if (turn !== shown) return;
+    const title = place.querySelector("h1");
+    document.title = `${title?.textContent ?? "RefDiff"} · RefDiff Inspector`;
+    if (document.activeElement === document.body || document.activeElement === main) main.focus({ preventScroll: true });
+  } catch (error) {
+    if (turn !== shown || error.name === "AbortError") return;
+    replace(place, h("h1", {}, error.status === 404 ? "Not found" : "That did not work"),
+      h("p", { class: "notice bad" }, error instanceof ApiError ? error.message : `${error}`),
+      h("p", {}, h("button", { type: "button", onclick: show }, "Try again"), " ", h("a", { href: "#/inspections" }, "All inspections")));
+    if (!(error instanceof ApiError)) console.error(error);
+  }
+}
+
+async function whoAmI() {
+  Object.assign(me, await get("/v1/me"));
+  replace(document.getElementById("who"), h("span", { title: `role: ${me.role}` }, me.name),
+    key.get() && h("button", { type: "button", class: "plain", onclick: signOut }, "Sign out"),
+    h("button", { type: "button", class: "plain", title: "Keyboard shortcuts (?)", "aria-label": "Keyboard shortcuts", onclick: showHelp }, "?"));
+}
+
+function signOut() {
+  key.drop();
+  me.name = "";
+  replace(document.getElementById("who"));
+  show();
+}
+
+function askForKey(why) {
+  const dialog = document.getElementById("dialog");
+  const entry = h("input", { type: "password", name: "key", autocomplete: "off", spellcheck: "false", required: true, autofocus: true });
+  return new Promise((resolve) => {
+    replace(dialog, h("form", { method: "dialog", onsubmit: () => { dialog.returnValue = "given"; } },
+      h("h2", { id: "dialog-title" }, "API key"),
+      h("p", {}, why || "This server asks who you are. A key is made with ", !why && h("code", {}, "refdiff keys add NAME")),
+      field("Key", entry, "It stays in this tab and is forgotten when you close it."),
+      h("div", { class: "actions" }, h("button", { class: "primary", value: "given" }, "Sign in"),
+        h("button", { type: "button", onclick: () => dialog.close("") }, "Cancel"))));
+    dialog.returnValue = "";
+    dialog.addEventListener("close", () => resolve(dialog.returnValue ? entry.value.trim() : null), { once: true });
+    if (!dialog.open) dialog.showModal();
+  });
+}
+
+function start() {
+  replace(document.getElementById("nav"), PAGES.map(([name, text, k]) =>
+    h("a", { href: `#/${name}`, "data-page": name, "aria-keyshortcuts": k }, text)));
+  onEveryPage([
+    ...PAGES.map(([name, text, k]) => [k, text, () => { location.hash = `#/${name}`; }]),
+    ["?", "this help", showHelp],
+  ]);
+  onKeyNeeded(askForKey);
+  listen();
+  addEventListener("hashchange", show);
+  addEventListener("unhandledrejection", (e) => say(e.reason?.message ?? String(e.reason), "bad"));
+  show();
+}
+
+start();
