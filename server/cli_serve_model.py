@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -45,6 +46,7 @@ def serve_model(
     """
     from refdiff.model.build import build_model
     from refdiff.server.model_server import ending, find_vllm, serving
+    from refdiff.server.vllm_plugin.command import MODEL_NAME
 
     python = find_vllm(load(ServerSettings, vllm_python=vllm_python).vllm_python)
     key = load(AgentSettings).llm_api_key
@@ -56,20 +58,22 @@ def serve_model(
         folder = build_model(load(ModelSettings), lambda what, done, total: moved(done, total, what))
     signal.signal(signal.SIGTERM, _terminated)
     secret = key.get_secret_value() if key else None
-    with (
-        console.stages(f"starting vLLM {python.version}") as stage,
-        serving(
-            folder, python, host, port, api_key=secret, wait_s=wait, further=context.args,
-            waiting=lambda s: stage(f"{s:.0f} s", 0, 0),
-        ) as (server, process),
-    ):  # fmt: skip
+    with ExitStack() as running:
+        with console.stages(f"starting vLLM {python.version}") as stage:
+            server, process = running.enter_context(
+                serving(folder, python, host, port, api_key=secret, wait_s=wait, further=context.args,
+                        waiting=lambda s: stage(f"{s:.0f} s", 0, 0))
+            )  # fmt: skip
         document = {
             "base_url": server.base_url,
-            "model": "refdiff",
+            "model": MODEL_NAME,
             "pid": server.pid,
             "seconds": round(server.seconds, 1),
         }
-        answer.give(document, f"serving the model refdiff at {server.base_url} (ready in {server.seconds:.0f} s)")
+        answer.give(
+            document,
+            f"serving the model {MODEL_NAME} at {server.base_url} (ready in {server.seconds:.0f} s); stop: Ctrl-C",
+        )
         process.wait()
         raise UnavailableError(f"vLLM ended ({ending(process)}); its last lines say why")
 

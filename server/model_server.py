@@ -62,8 +62,9 @@ def find_vllm(given: Path | None) -> VllmPython:
     for python in candidates:
         if not python.is_file():
             continue
-        done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode:
+        try:
+            done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, check=True, timeout=120)
+        except (OSError, subprocess.SubprocessError):
             why = f"{python} does not start"
             continue
         found = json.loads(done.stdout)

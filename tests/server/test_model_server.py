@@ -79,6 +79,11 @@ def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: 
         find_vllm(None)
     with pytest.raises(UnavailableError, match="not found"):
         find_vllm(tmp_path / "python")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(UnavailableError, match="does not start"):
+        find_vllm(broken)
     with pytest.raises(UnavailableError, match=r"no-deps refdiff"):
         find_vllm(_stand_in(tmp_path / "python", plugin=False))
 
