@@ -198,6 +198,8 @@ class Inspector:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
         if (seen := questions.recurrence(report, asked)) is not None:
             return seen
+        if (plain := questions.direct(report, asked)) is not None:
+            return plain
         if self._driver is None:
             return questions.facts(report)
         self._emit(AgentEvent("llm", "asking the model"))

@@ -131,7 +131,36 @@ _ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+def direct(report: Mapping[str, Any], question: str) -> str | None:
+    """The true statement, or NOT_KNOWN, for a question asked word for word as those that the model learned from; else None.
+
+    No model is needed where the words say it all, and none can then pick the wrong statement.
+    """
+    limit = _LIMIT.search(question)
+    plain = _LIMIT.sub("{limit}", question)
+    number = _FINDING.search(plain)
+    plain = _FINDING.sub("{n}", plain)
+    topic = _KNOWN_WORDS.get(_bare(plain))
+    if topic is None:
+        return None
+    return (
+        _answer(topic, report, int(number.group(1)) if number else 1, f"{limit.group(1)} mm" if limit else None)
+        or NOT_KNOWN
+    )
+
+
+def _bare(question: str) -> str:
+    return " ".join(
+        re.sub(r"[^\w{}]+", " ", question.casefold().replace("finding {n}", "{n}").replace("defect {n}", "{n}")).split()
+    )
+
+
 _OF_FINDINGS = ("length", "width", "place", "type", "cause", "severity", "within")
+
+
+_KNOWN_WORDS = {
+    _bare(phrasing.replace("f{n}", "{n}")): topic for topic, (learned, _) in _ASKED.items() for phrasing in learned
+}
 
 
 def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:

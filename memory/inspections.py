@@ -168,12 +168,16 @@ class InspectionStore:
         if open_review is not None:
             waits = "(i.verdict = 'REVIEW' AND d.inspection_id IS NULL)"
             where += f" AND {waits}" if open_review else f" AND NOT {waits}"
-        tables = "inspections i LEFT JOIN dispositions d USING (inspection_id)"
+        decided = "LEFT JOIN dispositions d USING (inspection_id)"
+        tables = "inspections i" if open_review is None else f"inspections i {decided}"
+        order = "ORDER BY i.created_at DESC, i.seq DESC"
+        # the rows of the page are picked by their numbers first: skipped ones then cost no reading of reports
+        page = f"SELECT i.seq FROM {tables} WHERE {where} {order} LIMIT ? OFFSET ?"
         with self._db.reading() as conn:
             total = conn.execute(f"SELECT COUNT(*) FROM {tables} WHERE {where}", tuple(conditions.values())).fetchone()
             rows = conn.execute(
-                f"SELECT i.*, d.decision, d.decided_by, d.created_at AS decided_at FROM {tables} WHERE {where} "
-                "ORDER BY i.created_at DESC, i.seq DESC LIMIT ? OFFSET ?",
+                "SELECT i.*, d.decision, d.decided_by, d.created_at AS decided_at "
+                f"FROM inspections i {decided} WHERE i.seq IN ({page}) {order}",
                 (*conditions.values(), limit, offset),
             )
             return InspectionPage([_summary(row) for row in rows], int(total[0]))

@@ -104,6 +104,8 @@ def _line(progress: Progress) -> str | None:
         return progress.message
     if progress.kind == "calibrating" and progress.done > 1:
         return None
+    if progress.message.startswith("submit_report:"):  # what it says next is the report itself
+        return "writing the report"
     return " ".join(progress.message.split()) if progress.kind in _SHOWN else None
 
 

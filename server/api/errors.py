@@ -36,7 +36,8 @@ STATUSES: tuple[tuple[type[RefDiffError], int], ...] = (
     (UnavailableError, 503),
 )
 _RETRY_S = 10  # what is unavailable is seldom back at once
-_NAMES = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+_NAMES = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found",
+          405: "method_not_allowed", 409: "conflict",
           413: "too_large", 415: "unsupported_media_type", 422: "invalid_request", 429: "too_many_requests"}  # fmt: skip
 
 

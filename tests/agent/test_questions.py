@@ -100,3 +100,28 @@ def test_a_cause_ends_with_one_full_stop() -> None:
         "findings": [FINDING | {"probable_cause": {"text": "A dropped part or tool.", "basis": "guess"}}]
     }
     assert "f1: A dropped part or tool." in questions.statements(report, "why?")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How long is finding 1?", "f1: length"),
+        ("how long is f1", "f1: length"),
+        ("length of f1?", "f1: length"),
+        ("Where is finding 1 ?", "f1: upper left."),
+        ("is f1 within 0.5 mm?", "limit 0.5 mm"),
+        ("did it pass?", "."),
+        ("how long is finding 77?", questions.NOT_KNOWN),
+        ("what was the temperature?", questions.NOT_KNOWN),
+    ],
+)
+def test_words_that_say_it_all_need_no_model(question: str, answer: str) -> None:
+    said = questions.direct(REPORT, question)
+    assert said is not None
+    assert answer in said
+    assert said == questions.NOT_KNOWN or said in questions.statements(REPORT, question)
+
+
+def test_other_words_are_left_to_the_model() -> None:
+    for question in ("how long is it?", "how long is finding 1 and where?", "", "is finding 1 long?"):
+        assert questions.direct(REPORT, question) is None

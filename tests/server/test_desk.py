@@ -163,7 +163,8 @@ def test_the_first_disposition_wins(desk: Desk, ready: Path) -> None:
 def test_questions_are_answered_from_the_report(desk: Desk, ready: Path) -> None:
     job = desk.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
     desk.wait(job.inspection_id)
-    assert "verdict FAIL" in desk.ask(job.inspection_id, "why?")
+    assert desk.ask(job.inspection_id, "why?").startswith("FAIL: ")
+    assert "verdict FAIL" in desk.ask(job.inspection_id, "anything that I should know?")
     assert "Name the part" in desk.chat("hello")
     with pytest.raises(InputError):
         desk.ask(job.inspection_id, " ")
