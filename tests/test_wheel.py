@@ -14,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("agent", "memory", "model", "server", "tools")
-KINDS = {".py", ".j2", ".css", ".html", ".js", ".svg", ".typed", ".json", ".safetensors", ".md", ".jinja"}
+KINDS = {
+    ".py", ".j2", ".css", ".html", ".js", ".svg", ".typed", ".json", ".safetensors", ".md", ".jinja", ".yaml", ".png",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -15,20 +17,51 @@ from refdiff.server.chat.host import ChatHost
 from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.desk import Desk
 
+if TYPE_CHECKING:  # the SDK takes a second to load
+    from microsoft_teams.api.auth.cloud_environment import CloudEnvironment
+    from microsoft_teams.api.auth.credentials import TokenProvider
+
 log = logging.getLogger(__name__)
 
 SLACK_PATH = "/slack/events"
 
 
+@dataclass(frozen=True)
+class TeamsCloud:
+    """Which environment of Microsoft's Teams runs in, and who gives tokens: by default the public cloud and the secret."""
+
+    cloud: CloudEnvironment | None = None
+    token: TokenProvider | None = None
+
+
 @contextmanager
-def bots(app: FastAPI, desk: Desk, settings: ChatSettings) -> Iterator[list[str]]:
+def bots(app: FastAPI, desk: Desk, settings: ChatSettings, teams: TeamsCloud = TeamsCloud()) -> Iterator[list[str]]:
     """Add the bots whose secrets are set to the app; they run until the end. Yields their names.
 
     Raises InputError where a bot's settings are incomplete.
     """
     with ExitStack() as stack:
-        on = [name for name, start in (("slack", _slack),) if start(app, desk, settings, stack)]
+        on = ["slack"] if _slack(app, desk, settings, stack) else []
+        on += ["teams"] if _teams(app, desk, settings, stack, teams) else []
         yield on
+
+
+def _teams(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack, where: TeamsCloud) -> bool:
+    if settings.teams_client_id is None:
+        return False
+    if settings.teams_client_secret is None and where.token is None:
+        raise InputError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
+    from refdiff.server.teams.app import listen, make_app
+    from refdiff.server.teams.platform import TeamsPlatform
+
+    secret = settings.teams_client_secret.get_secret_value() if settings.teams_client_secret else None
+    teams = make_app(app, settings.teams_client_id, secret, settings.teams_tenant_id, where.cloud, where.token)
+    platform = stack.enter_context(TeamsPlatform(desk, teams))
+    store = stack.enter_context(ChatStore(desk.stores.settings.home, platform.name))
+    host = ChatHost(desk, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
+    listen(teams, platform, host, settings.teams_tenant_id)
+    stack.enter_context(host)
+    return True
 
 
 def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -> bool:

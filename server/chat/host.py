@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -127,6 +128,18 @@ class ChatHost:
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
         return self.desk.dispose(inspection_id, decision, self._who(user, user_name), reason)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do something that nobody waits for; what fails is logged."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception:
+                log.exception("something in %s failed", self._platform.name)
+
+        if not self._closing.is_set():
+            self._pool.submit(guarded)
 
     # -- inside
 

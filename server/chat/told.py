@@ -56,7 +56,7 @@ def tell(report: DefectReport, decided: Disposition | None, public_url: str | No
         reasoning=report.reasoning,
         judge=judge,
         decided=f"{decided.decision} by {decided.by}: {decided.reason}" if decided else "",
-        page=f"{public_url.rstrip('/')}/inspections/{report.inspection_id}" if public_url else None,
+        page=f"{public_url.rstrip('/')}/#/inspections/{report.inspection_id}" if public_url else None,
     )
 
 

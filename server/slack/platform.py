@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from urllib.parse import urlsplit
 
-import httpx2
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.http_retry.builtin_handlers import (
@@ -16,6 +15,7 @@ from slack_sdk.http_retry.builtin_handlers import (
 )
 
 from refdiff.model.errors import InputError
+from refdiff.server.chat.fetch import download
 from refdiff.server.chat.host import ChatRequest
 from refdiff.server.chat.told import Told, crops, overlay
 from refdiff.server.desk import Desk, Upload
@@ -122,25 +122,8 @@ class SlackPlatform:
         at_slack = parts.scheme == "https" and (parts.hostname or "").endswith(".slack.com")
         if not at_slack and (parts.scheme, parts.netloc) != (api.scheme, api.netloc):
             raise InputError(f"the photo {name} is not a file of Slack; attach the picture itself")
-        limit = self._desk.services.model_settings.max_bytes
         headers = {"Authorization": f"Bearer {self.client.token}"}
-        data = bytearray()
-        try:
-            with httpx2.stream("GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=False) as response:
-                if response.status_code != 200:
-                    raise InputError(
-                        f"Slack does not give the photo {name} away (HTTP {response.status_code}); the app needs the "
-                        "scope files:read, and must be in the channel"
-                    )
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > limit:
-                        raise InputError(f"the photo {name} has more than {limit:,} bytes; send a smaller one")
-        except httpx2.HTTPError as e:
-            raise InputError(
-                f"the photo {name} could not be fetched from Slack ({type(e).__name__}); send it again"
-            ) from e
-        return bytes(data)
+        return download(url, name, "Slack", headers, self._desk.services.model_settings.max_bytes)
 
 
 def _suffix(picture: bytes) -> str:

@@ -7,20 +7,17 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import httpx2
 from slack_sdk.signature import SignatureVerifier
 
+from .bot_server import FakeServer
+
 SECRET, TOKEN, TEAM, BOT = "8f742231b10e8888abcd99yyyzzz85a5", "xoxb-test", "T1", "UBOT"
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # as many at once as a test likes
 
 
 @dataclass
@@ -86,8 +83,9 @@ class FakeSlack:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = _Server(("127.0.0.1", 0), Handler)
+        self.server = FakeServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.client = httpx2.Client(timeout=30)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def _answer(self, method: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
@@ -105,6 +103,7 @@ class FakeSlack:
         return {}
 
     def close(self) -> None:
+        self.client.close()
         self.server.shutdown()
 
     # -- what it was asked
@@ -119,14 +118,6 @@ class FakeSlack:
             by_thread[arguments.get("thread_ts", "")].append(arguments)
         return by_thread
 
-    def wait(self, what: Callable[[], Any], seconds: float = 90) -> Any:
-        """What a condition gives once it holds."""
-        deadline = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < deadline, self.calls[-5:]
-            time.sleep(0.02)
-        return found
-
     # -- what it sends
 
     def send(self, app: str, body: str, content_type: str, *, secret: str = SECRET, age_s: int = 0,
@@ -135,7 +126,7 @@ class FakeSlack:
         timestamp = str(int(time.time()) - age_s)
         signature = SignatureVerifier(secret).generate_signature(timestamp=timestamp, body=body)
         signed = {"x-slack-request-timestamp": timestamp, "x-slack-signature": signature, "content-type": content_type}
-        return httpx2.post(f"{app}/slack/events", content=body, headers=signed | (headers or {}), timeout=30)
+        return self.client.post(f"{app}/slack/events", content=body, headers=signed | (headers or {}))
 
     def event(self, app: str, event: dict[str, Any], event_id: str = "Ev1", **how: Any) -> httpx2.Response:
         body = {"type": "event_callback", "team_id": TEAM, "api_app_id": "A1", "event_id": event_id, "event": event,

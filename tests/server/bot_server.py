@@ -1,0 +1,51 @@
+"""The real HTTP server with its bots, in this process; and a server that stands for somebody else's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+import uvicorn
+
+from refdiff.memory.keys import KeyStore
+from refdiff.server.api.access import Access
+from refdiff.server.api.app import create_app
+from refdiff.server.chat.bots import TeamsCloud, bots
+from refdiff.server.chat.settings import ChatSettings
+from refdiff.server.desk import Desk
+
+
+class FakeServer(ThreadingHTTPServer):
+    request_queue_size = 128  # as many at once as a test likes
+
+
+@contextmanager
+def serving(desk: Desk, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
+    """Its address."""
+    with KeyStore(desk.stores.settings.home) as keys:
+        app = create_app(desk, Access(keys, loopback=True, user="tester"))
+        with bots(app, desk, ChatSettings(**settings), teams or TeamsCloud()):
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+            listening = socket.socket()
+            listening.bind(("127.0.0.1", 0))
+            thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            server.should_exit = True
+            thread.join(10)
+
+
+def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """What a condition gives once it holds."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,275 @@
+"""RefDiff in Teams: the whole flow against a fake of Teams' connector over real HTTP, with real tokens and a real desk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jwt
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from PIL import Image
+
+from refdiff.memory.chat import ChatStore
+from refdiff.model.errors import InputError
+from refdiff.server.chat import host as host_module
+from refdiff.server.chat.bots import bots
+from refdiff.server.chat.settings import ChatSettings
+from refdiff.server.desk import Desk, Upload
+from refdiff.server.teams import app as teams_app
+from refdiff.server.teams import cards
+
+from .bot_server import serving, wait
+from .conftest import bad_photo, good_photo
+from .fake_teams import CLIENT, TENANT, FakeTeams
+
+THREAD = "19:c@thread.tacv2;messageid=1"
+
+
+@pytest.fixture
+def teams() -> Iterator[FakeTeams]:
+    fake = FakeTeams()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as opened:
+        yield opened
+
+
+SETTINGS: dict[str, Any] = {
+    "teams_client_id": CLIENT, "teams_tenant_id": TENANT, "teams_deciders": "aad-qa", "public_url": "https://qa.example",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bot(desk: Desk, teams: FakeTeams) -> Iterator[str]:
+    with serving(desk, teams.cloud, **SETTINGS) as url:
+        yield url
+
+
+def photo(teams: FakeTeams, data: bytes, *, inline: bool = True) -> dict[str, Any]:
+    teams.photos["p.png"] = data
+    url = f"{teams.url}/teams/v3/attachments/p.png"
+    if inline:
+        return {"contentType": "image/png", "contentUrl": url, "name": "p.png"}
+    return {"contentType": "application/vnd.microsoft.teams.file.download.info", "name": "p.png",
+            "content": {"downloadUrl": "https://evil.example/p.png", "fileType": "png"}}  # fmt: skip
+
+
+def filed(desk: Desk) -> list[Any]:
+    return desk.stores.inspections.list(limit=1000)
+
+
+def texts(card: dict[str, Any]) -> list[str]:
+    return [b["text"].replace("\\", "") for b in card["body"] if b["type"] == "TextBlock"]
+
+
+def actions(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {a["title"]: a for a in card.get("actions", ())}
+
+
+def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
+    desk: Desk, teams: FakeTeams, bot: str
+) -> None:
+    message = teams.message("inspect part #4412, product board", "m1", attachments=[photo(teams, bad_photo(100))])
+    began = time.monotonic()
+    assert teams.send(bot, message).status_code == 200
+    assert time.monotonic() - began < 3
+    for _ in range(3):
+        assert teams.send(bot, message).status_code == 200
+    [card] = wait(lambda: teams.cards(THREAD))
+    [record] = filed(desk)
+    assert (record.part_id, record.report["requested_by"]) == ("4412", "Ada (teams aad-1)")
+    assert texts(card)[0] == f"{record.verdict}: part 4412 (board)"
+    assert len(teams.shown(THREAD)) == 1  # the line that told what happens became the answer
+    typing = [a for _, _, a in teams.sent if a["type"] == "typing"]
+    assert typing
+    [picture] = [b for b in card["body"] if b["type"] == "Image"]
+    image = Image.open(io.BytesIO(base64.b64decode(picture["url"].partition(",")[2])))
+    assert (image.format, picture["altText"][:19]) == ("JPEG", "Photo of part 4412 ")
+    [folded] = [b for b in card["body"] if b.get("isVisible") is False]
+    assert actions(card)["Reasoning"]["targetElements"] == [folded["id"]]
+    assert actions(card)["Open the page"]["url"] == f"https://qa.example/#/inspections/{record.inspection_id}"
+    assert {"Accept", "Override…", "Zoom"} <= set(actions(card))
+    assert teams.downloads == [f"Bearer {teams.bot_token}"]
+    teams.send(bot, teams.message("what is the verdict?", "m2"))
+    answer = wait(lambda: teams.shown(THREAD)[1:])
+    wait(lambda: record.verdict in teams.shown(THREAD)[1]["text"])
+    assert len(answer) == 1
+    assert len(filed(desk)) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["none", "nonsense", "another key", "expired", "another bot", "another service", "another issuer"]
+)
+def test_a_bad_token_gets_401_and_nothing_happens(desk: Desk, teams: FakeTeams, bot: str, kind: str) -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    good = jwt.decode(teams.token(), options={"verify_signature": False})
+    token = {
+        "none": None,
+        "nonsense": "abc",
+        "another key": jwt.encode(good, other, algorithm="RS256", headers={"kid": "k1"}),
+        "expired": teams.token(exp=int(time.time()) - 3600),
+        "another bot": teams.token(aud="someone else"),
+        "another service": teams.token(serviceurl="https://evil.example"),
+        "another issuer": teams.token(iss="https://evil.example"),
+    }[kind]
+    assert teams.send(bot, teams.message("inspect part #1", "m1"), token).status_code == 401
+    with ChatStore(desk.stores.settings.home, "teams") as store:
+        assert store.open() == []
+    assert teams.sent == []
+
+
+def test_people_of_another_organisation_are_not_served(desk: Desk, teams: FakeTeams, bot: str) -> None:
+    elsewhere = {"conversation": {"id": THREAD, "tenantId": "other"}, "channelData": {"tenant": {"id": "other"}}}
+    assert teams.send(bot, teams.message("inspect part #1", "m1") | elsewhere).status_code == 200
+    assert teams.send(bot, {"not": "an activity"}).status_code < 600
+    with ChatStore(desk.stores.settings.home, "teams") as store:
+        assert store.get(f"{THREAD}:m1") is None
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe"])
+def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes) -> None:
+    import httpx2
+
+    assert httpx2.post(f"{bot}/api/messages", content=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "attachment", "words"),
+    [
+        ("inspect part #404", None, "No capture of part 404"),
+        ("hello", None, "Name the part"),
+        ("inspect part #7, product board", "elsewhere", "not a file of Teams"),
+    ],
+)
+def test_what_cannot_be_inspected_is_answered_helpfully(
+    desk: Desk, teams: FakeTeams, bot: str, text: str, attachment: str | None, words: str
+) -> None:
+    more = {"attachments": [photo(teams, good_photo(1), inline=False)]} if attachment else {}
+    teams.send(bot, teams.message(text, "m1", **more))
+    wait(lambda: any(words in m["text"].replace("\\", "") for m in teams.shown(THREAD)))
+    assert len(teams.shown(THREAD)) == 1
+    assert filed(desk) == []
+
+
+def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
+    ready: Path, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as desk:
+        for golden in desk.goldens("board")[:3]:  # with 19 goldens nothing fails
+            desk.set_golden_status(golden.golden_id, "retired", "tester")
+        desk.capture("5", Upload("p.png", bad_photo(100)), "board")
+        with serving(desk, teams.cloud, **SETTINGS) as url:
+            teams.send(url, teams.message("inspect part #5", "m1"))
+            [card] = wait(lambda: teams.cards(THREAD))
+            [record] = filed(desk)
+            inspection_id, card_id = record.inspection_id, teams.id_of_card(THREAD)
+            assert record.verdict == "REVIEW"
+            graph = desk._inspector._graph
+            assert graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
+            override = actions(card)["Override…"]["card"]["actions"][0]
+            data = override["data"] | {"reason": "dust, part is good"}
+
+            def press(verb: str, given: dict[str, Any], user: str) -> Any:
+                return teams.press(url, verb, given, THREAD, card_id, user)
+
+            assert "REFDIFF_TEAMS_DECIDERS" in press(cards.ACCEPT, data, "aad-1")["value"]
+            assert "reason is missing" in press(cards.OVERRIDE, override["data"], "aad-qa")["value"]
+            assert desk.disposition(inspection_id) is None
+            changed = press(override["verb"], data, "aad-qa")["value"]
+            decided = desk.disposition(inspection_id)
+            assert decided is not None
+            assert (decided.decision, decided.by, decided.reason) == (
+                "override", "Aad-Qa (teams aad-qa)", "dust, part is good",
+            )  # fmt: skip
+            assert not graph.get_state({"configurable": {"thread_id": inspection_id}}).values
+            assert not {"Accept", "Override…"} & set(actions(changed))
+            wait(lambda: not {"Accept", "Override…"} & set(actions(teams.cards(THREAD)[0])))  # for everybody
+            assert any("Decided: override by" in t for t in texts(teams.cards(THREAD)[0]))
+            assert "the first decision stands" in press(cards.ACCEPT, data, "aad-qa")["value"]
+            press(cards.ZOOM, data, "aad-1")
+            wait(lambda: len(teams.cards(THREAD)) == 1 + min(4, len(record.report["findings"])))
+
+
+@pytest.mark.timeout(900)
+def test_twenty_people_at_once(desk: Desk, teams: FakeTeams, bot: str) -> None:
+    for i in range(20):
+        desk.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
+
+    teams.send(bot, teams.message("hello", "m0", "chat-0"))  # fetches the keys
+
+    def ask(i: int) -> float:
+        began = time.monotonic()
+        assert teams.send(bot, teams.message(f"inspect part #{4000 + i}", f"m{i + 1}", f"chat-{i}")).status_code == 200
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(20) as crowd:
+        waits = list(crowd.map(ask, range(20)))
+        list(crowd.map(ask, range(20)))
+    assert max(waits) < 10  # Teams sends a message again after 15 s
+    wait(lambda: all(teams.cards(f"chat-{i}") for i in range(20)), seconds=800)
+    for i in range(20):
+        assert f"part {4000 + i} (board)" in texts(teams.cards(f"chat-{i}")[0])[0]
+    assert len(filed(desk)) == 20
+
+
+def test_answers_come_after_trouble_and_after_a_kill(
+    desk: Desk, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    from microsoft_teams.api.activities.message import MessageActivity
+
+    kept = teams_app.message_of(MessageActivity.model_validate(teams.message("inspect part #5", "m1")))
+    assert kept is not None
+    with ChatStore(desk.stores.settings.home, "teams") as store:
+        assert store.receive(kept.key, vars(kept))  # and killed here
+    teams.fail = 6
+    with serving(desk, teams.cloud, **SETTINGS):
+        wait(lambda: teams.cards(THREAD))
+        time.sleep(0.6)
+        assert len(teams.cards(THREAD)) == 1
+    assert teams.fail == 0
+    assert len(filed(desk)) == 1
+
+
+def test_incomplete_secrets_are_told(desk: Desk) -> None:
+    from fastapi import FastAPI
+
+    with (
+        pytest.raises(InputError, match="TEAMS_CLIENT_SECRET"),
+        bots(FastAPI(), desk, ChatSettings(teams_client_id=CLIENT)),
+    ):
+        pass
+
+
+def test_a_picture_fits_into_a_card() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)  # what compresses worst
+    assert len(cards.data_url(image)) < cards.MAX_PICTURE_BYTES * 4 / 3 + 100
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<at>refdiff</at> inspect part #4412", "inspect part #4412"),
+        ("<p><at id='0'>refdiff</at>&nbsp;is f1 &lt; 2 mm?</p>", "is f1 < 2 mm?"),
+    ],
+)
+def test_markup_becomes_what_was_typed(text: str, wanted: str) -> None:
+    assert teams_app.plain(text) == wanted
+
+
+def test_text_of_people_makes_no_links() -> None:
+    assert cards.escape("[click](https://evil.example) *b*") == r"\[click\]\(https://evil.example\) \*b\*"
