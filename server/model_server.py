@@ -26,6 +26,13 @@ _ENVIRONMENT = ".venv-vllm"
 _NEEDED_GB = 2.4  # of a CPU server beside its keys and values, measured
 _STOP_S = 15
 _STDERR = 2
+# before vLLM takes the process over: on Linux it ends with us, also when we are killed and cannot end it
+_TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 _PROBE = """
 import importlib.metadata as m, json
 def version(name):
@@ -138,7 +145,7 @@ def serving(
     started = time.monotonic()
     # a group of its own: Ctrl-C reaches us alone, and we end all of vLLM's processes
     process = subprocess.Popen(
-        [python.path, *arguments],
+        [python.path, "-c", _TIED, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -178,6 +179,33 @@ def test_the_command_prints_the_url_and_ends_its_server(stand_in: Path, port: in
             process.send_signal(ending)
             assert process.wait(120) == 130
             assert not _alive(told["pid"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
+def test_nothing_is_left_running_when_we_are_killed() -> None:
+    code = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {model_server._TIED!r}, "-c", "import time; time.sleep(100)"],
+                         start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        deadline = time.monotonic() + 60
+        while b"prctl" in _command(child):  # until it is tied
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        parent.kill()
+        parent.wait()
+        while _alive(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_server_that_dies_later_ends_the_command(stand_in: Path, port: int, model_folder: Path) -> None:
