@@ -25,7 +25,7 @@ from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.rates import Rates, rates
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, new_inspection_id, part_id_in
+from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id, part_id_in
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.blind_checks import BlindCheck
 from refdiff.memory.captures import Capture, normalise_part_id
@@ -207,12 +207,13 @@ class Desk:
         scale_mm_per_px: float | None = None,
         capture_id: str | None = None,
         origin: str | None = None,
+        judge: Judge = "always",
     ) -> Job:
         """Accept an inspection; on return it is on the disk and will be filed exactly once, whatever happens.
 
         text: the request in the person's words; the part may be named there or by part_id. photo: of the part, kept first;
         else capture_id, else the newest. origin: the caller's own key for this request (an event id, say): the same key
-        again gives the same job and inspects nothing twice.
+        again gives the same job and inspects nothing twice. judge: what the language model does (InspectionRequest).
         Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError where too many wait.
         """
         if origin is not None and (known := self._jobs.by_origin(origin)) is not None:
@@ -247,6 +248,7 @@ class Desk:
             requested_by=by,
             inspection_id=new_inspection_id(),
             capture_id=taken.capture_id,
+            judge=judge,
         )
         try:
             job, new = self._jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from refdiff.server.api import captures, chat, errors, events, goldens, inspections, people, products, service
+from refdiff.server.api import captures, chat, errors, events, goldens, inspections, lines, people, products, service
 from refdiff.server.api.access import Access
 from refdiff.server.api.chat_turn import Begun
 from refdiff.server.api.front import Front
@@ -19,6 +19,7 @@ ROUTERS = (
     inspections.router,
     events.router,
     captures.router,
+    lines.router,
     goldens.router,
     products.router,
     people.router,

@@ -55,12 +55,14 @@ def measure(
         cores = max(workers)
         with ThreadPoolExecutor(cores) as threads:
             list(threads.map(services.encoder.embed, pool[:cores]))
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             list(threads.map(services.encoder.embed, pool))
             encoder = len(pool) / (time.perf_counter() - began)
+            encoder_ms = (time.process_time() - cpu) / len(pool) * 1000
         runs = [_run(root / f"workers-{n}", services, pool, n) for n in workers]
     for run in runs:
         run["share_of_encoder"] = round(run["photos_per_second"] / encoder, 4)
+        run["share_of_encoder_by_cpu"] = round(encoder_ms / run["cpu_ms_each"], 4)  # whatever else the machine does
     return {
         "photos": photos,
         "goldens": goldens,
@@ -68,6 +70,7 @@ def measure(
         "working_px": working_px,
         "references": ToolsSettings().references,
         "encoder_photos_per_second": round(encoder, 2),
+        "encoder_cpu_ms_each": round(encoder_ms, 1),
         "encoder_threads": cores,
         "load_average": round(os.getloadavg()[0], 1),
         "runs": runs,

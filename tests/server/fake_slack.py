@@ -32,6 +32,7 @@ class FakeSlack:
     photos: dict[str, bytes] = field(default_factory=dict)
     fail: dict[str, int | str] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
+    socket_url: str = ""  # where Socket Mode is told to connect
 
     def __post_init__(self) -> None:
         fake, numbers = self, itertools.count(1)
@@ -91,6 +92,8 @@ class FakeSlack:
     def _answer(self, method: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
         if method == "auth.test":
             return {"user_id": BOT, "bot_id": "B1", "team_id": TEAM, "team": "t", "user": "refdiff", "url": self.url}
+        if method == "apps.connections.open":
+            return {"url": self.socket_url}
         if method == "users.info":
             return {"user": {"id": arguments["user"], "real_name": f"Name of {arguments['user']}"}}
         if method == "chat.postMessage":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as websocket_server
 
 from refdiff.memory.chat import ChatStore
 from refdiff.model.errors import InputError
@@ -318,6 +322,32 @@ def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, s
         wait(lambda: slack.posts()["1.1"] and slack.posts()["2.1"])
     assert len(filed(desk)) == 2
     assert job.inspection_id in str(slack.posts()["2.1"][0]["blocks"])
+
+
+def test_socket_mode_needs_no_address_on_the_internet(desk: Desk, slack: FakeSlack) -> None:
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    event = mention("inspect part #5", "1.1")
+    acknowledged: list[dict[str, Any]] = []
+
+    def talk(link: ServerConnection) -> None:
+        link.send(json.dumps({"type": "hello", "num_connections": 1}))
+        for envelope in ("e1", "e2"):  # the second is Slack's retry
+            body = {"type": "event_callback", "team_id": TEAM, "event_id": "Ev1", "event": event}
+            link.send(json.dumps({"envelope_id": envelope, "type": "events_api", "payload": body}))
+            acknowledged.append(json.loads(link.recv(timeout=30)))
+        for _ in link:  # until the bot goes
+            pass
+
+    with websocket_server(talk, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        slack.socket_url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/link"
+        socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
+        with serving(desk, **socket_only) as url:
+            wait(lambda: slack.posts()["1.1"])
+            assert slack.event(url, mention("inspect part #5", "2.1")).status_code in (404, 405)  # no such address
+        server.shutdown()
+    assert [a["envelope_id"] for a in acknowledged] == ["e1", "e2"]
+    assert len(filed(desk)) == 1
 
 
 def test_incomplete_secrets_are_told(desk: Desk) -> None:

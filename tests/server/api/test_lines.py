@@ -1,0 +1,38 @@
+"""A line camera over HTTP: photos in order, each once, without the language model where the part passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .conftest import Running
+
+
+def test_photos_of_a_line_are_inspected_in_order_and_once(server: Running) -> None:
+    def send(name: str, photo: str, **data: str) -> dict[str, Any]:
+        files = {"image": (name, server.photos[photo])}
+        answer = server.client.post("/v1/lines/cam-1/photos", files=files, data=data)
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    sent = [
+        send("A-1.png", "good.png"),
+        send("A-2.png", "bad.png", product="board"),
+        send("x.png", "good.png", part_id="A-3"),
+    ]
+    again = send("A-1.png", "good.png")
+    assert [s["part_id"] for s in sent] == ["A-1", "A-2", "A-3"]
+    assert again["inspection_id"] == sent[0]["inspection_id"]
+    reports = [server.desk.wait(s["inspection_id"], 120).report for s in sent]
+    assert all(reports)
+    assert [r.requested_by for r in reports if r] == ["cam-1 (ann)"] * 3
+    filed = server.desk.stores.inspections.list(limit=10)
+    assert {r.inspection_id for r in filed} >= {s["inspection_id"] for s in sent}
+
+
+def test_what_is_no_photo_or_no_line_is_refused(server: Running) -> None:
+    def status(path: str, data: bytes) -> int:
+        return server.client.post(path, files={"image": ("1.png", data)}).status_code
+
+    assert status("/v1/lines/cam-1/photos", b"text") == 422
+    assert status("/v1/lines/cam%201/photos", server.photos["good.png"]) == 422
+    assert status("/v1/lines/cam-1/photos", b"") == 422
