@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from refdiff.model.configuration import NEW_TOKENS, PAIR_TOKENS, RefDiffConfig
+from refdiff.model.configuration import IMAGE_GRID, NEW_TOKENS, PAIR_TOKENS, RefDiffConfig
 from refdiff.model.difference_network import DifferenceConfig, DifferenceNetwork
 from refdiff.model.encoder import EfficientNetLite0
 from refdiff.model.errors import InputError
 from refdiff.model.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
+
+JUDGED = 2 * IMAGE_GRID**2  # which of a pair's tokens the global one is
+_DROPOUT = 0.1  # in training
 
 
 class _Mlp(nn.Module):
@@ -33,11 +36,15 @@ class _Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = ((x - self.get_buffer("mean")) / self.get_buffer("std")).clamp(-8, 8)
-        return self.linear_2(F.gelu(self.linear_1(x)))
+        return self.linear_2(F.dropout(F.gelu(self.linear_1(x)), _DROPOUT, self.training))
 
 
 class PairProjector(nn.Module):
-    """PairFeatures of B pairs -> (B, 85, H) in the space of word embeddings. image_only: no difference (comparisons)."""
+    """PairFeatures of B pairs -> (B, 85, H) in the space of word embeddings. image_only: no difference (comparisons).
+
+    Every token is projected by itself, but for the global one (`JUDGED`), which also gathers what the strongest places say:
+    whether there is a defect, and which, can be read off this one token.
+    """
 
     def __init__(self, width: int, hidden: int, image_only: bool = False) -> None:
         super().__init__()
@@ -49,6 +56,8 @@ class PairProjector(nn.Module):
             self.whole = _Mlp(global_dim(width), hidden)
             self.grid = _Mlp(grid_dim(width), hidden)
             self.regions = _Mlp(region_dim(width), hidden)
+            self.judged = _Mlp(region_dim(width), hidden)
+            self.attend = nn.Linear(hidden, 1)
         # which token it is, and how long a visual token should be
         self.slots = nn.Parameter(torch.zeros(PAIR_TOKENS, hidden))
         self.gain = nn.Parameter(torch.tensor(0.1))
@@ -58,7 +67,11 @@ class PairProjector(nn.Module):
         if self.image_only:
             difference = self.detail(seen.detail)
         else:
-            difference = torch.cat([self.whole(seen.whole), self.grid(seen.grid), self.regions(seen.regions)], 1)
+            judged = self.judged(seen.regions)  # (B, 16, H)
+            gathered = (torch.softmax(self.attend(judged), 1) * judged).sum(1, keepdim=True)
+            difference = torch.cat(
+                [self.whole(seen.whole) + gathered, self.grid(seen.grid), self.regions(seen.regions)], 1
+            )
         return self._placed(torch.cat([images, difference], 1))
 
     def of_reference(self, cells: Tensor) -> Tensor:
@@ -72,10 +85,11 @@ class PairProjector(nn.Module):
     @torch.no_grad()
     def fit_scales(self, seen: PairFeatures) -> None:
         """Take mean and spread of the inputs from training pairs."""
-        for field in fields(PairFeatures):
-            part = getattr(self, field.name, None)
+        inputs = {f.name: f.name for f in fields(PairFeatures)} | {"judged": "regions"}
+        for name, of in inputs.items():
+            part = getattr(self, name, None)
             if isinstance(part, _Mlp):
-                values = getattr(seen, field.name).float().flatten(0, -2)
+                values = getattr(seen, of).float().flatten(0, -2)
                 part.get_buffer("mean").copy_(values.mean(0))
                 part.get_buffer("std").copy_(values.std(0).clamp_min(1e-3))
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from refdiff.model.build import assemble, write_tokenizer
 from refdiff.model.configuration import NEW_TOKENS, PAIR_TOKENS
 from refdiff.model.errors import InputError
-from refdiff.model.language import RefDiffForConditionalGeneration
+from refdiff.model.language import JUDGED, RefDiffForConditionalGeneration
 from refdiff.model.language_base import fetch_wheel, read_base
 from refdiff.model.learned_difference import PACKAGED as DIFFERENCE
 from refdiff.model.learned_difference import read_network
 from refdiff.model.pair_tokens import PairFeatures
 from refdiff.model.processor import Processor
-from refdiff.model.reading import READ, reading_text
+from refdiff.model.reading import NO_DEFECT, READ, READING_TYPES, reading_text
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language_data import (
     Recordings,
@@ -56,11 +56,13 @@ _END = "<|im_end|>"
 
 @dataclass(frozen=True)
 class LanguageRecipe:
-    """pairs: judged pairs to draw. projector_epochs: of stage 1, over the pairs. pair_epochs, talk_epochs: of stage 2, over
-    pairs and conversations. tokens: of a batch. image_only: no difference tokens (comparisons). left_out: sources (name
-    prefix) that neither pairs nor conversations may be of. start: language weights to go on from, of the same rank."""
+    """pairs: judged pairs to draw. align_epochs: passes over the pairs without the language base, see `_align`.
+    projector_epochs: of stage 1, over the pairs. pair_epochs, talk_epochs: of stage 2, over pairs and conversations. tokens:
+    of a batch. image_only: no difference tokens (comparisons). left_out: sources (name prefix) that neither pairs nor
+    conversations may be of. start: language weights to go on from, of the same rank."""
 
     pairs: int = 4800
+    align_epochs: int = 6
     projector_epochs: float = 0.25
     pair_epochs: float = 1.0
     talk_epochs: float = 0.5
@@ -78,13 +80,14 @@ class LanguageRecipe:
 @dataclass(frozen=True)
 class Example:
     """ids (T,) with placeholders, weights (T,) of the loss on predicting each id, rows of the pairs it shows. key: of the
-    photo it is about."""
+    photo it is about. truth: of a reading, defect or not and type."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     rows: tuple[int, ...]
     kind: str
     key: str = ""
+    truth: tuple[bool, str] = (False, NO_DEFECT)
 
 
 @dataclass
@@ -202,8 +205,9 @@ def encode_reading(truth: dict[str, Any], logit: float, processor: Processor, ro
     decided = [(answer.index(v), answer.index(v) + len(v)) for v in (json.dumps(truth["defect"]), f'"{kind}"')]
     weights = [3.0 if any(lo < b and a < hi for lo, hi in decided) else 0.2 for a, b in said["offset_mapping"]]
     return Example(
-        (*prompt, *said["input_ids"], processor.end_id), (*[0.0] * len(prompt), *weights, 0.2), (row,), "reading"
-    )
+        (*prompt, *said["input_ids"], processor.end_id), (*[0.0] * len(prompt), *weights, 0.2), (row,), "reading",
+        truth=(truth["defect"], kind),
+    )  # fmt: skip
 
 
 def image_logits(seen: PairFeatures, n_types: int, width: int) -> list[float]:
@@ -371,9 +375,13 @@ def train_language(
     model.projector.fit_scales(rows_of(data.seen, trained_on))
     student = Student(model, recipe.rank)
     if earlier:
-        if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in student.trained().items()}:
+        own = {k: v.shape for k, v in student.trained().items()}
+        grown = {k for k in own if k not in earlier and k.startswith("projector.")}  # parts that it did not have yet
+        if {k: v.shape for k, v in earlier.items()} != {k: v for k, v in own.items() if k not in grown}:
             raise InputError(f"{recipe.start}: weights of another rank or kind; leave out --start to begin anew")
         student.load(earlier)  # with the scales that they were trained with
+    if not (out / "checkpoint.safetensors").exists():
+        _align(student, processor, recipe, data, tell)
     plan = _schedule(recipe, data)
     state = _run(student, recipe, data, plan, out, tell)
     return _finish(student, recipe, data, state, out, difference_sha, started_from)
@@ -386,6 +394,49 @@ def _earlier(start: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, about, digest = read_weights(Path(start), "language")
     before = about.get("tokens", 0) + about.get("started_from", {}).get("tokens", 0)
     return tensors, {"started_from": {"sha256": digest, "tokens": before}}
+
+
+_SHARPNESS = 16.0  # of the softmax over cosines
+
+
+def _align(student: Student, processor: Processor, recipe: LanguageRecipe, data: _Data, tell: Progress) -> None:
+    """Before any language: the global token learns to point at the words of the right reading.
+
+    A cosine softmax over the (frozen) embeddings of "true" and "false" and of the types' names. The base then finds the
+    answer in a token that means almost what it is to say; through thirty layers it learned that slowly and badly.
+    """
+    if recipe.image_only or not recipe.align_epochs:
+        return
+    table = student.llama.embed_tokens.weight.float()
+
+    def anchors(words: Sequence[str]) -> Tensor:
+        ids = [processor.tokenizer(w, add_special_tokens=False)["input_ids"] for w in words]
+        mean = torch.stack([table[i].mean(0) for i in ids])
+        return F.normalize(mean - mean.mean(0), dim=1)
+
+    yes_no, types = anchors(("true", "false")), anchors(READING_TYPES)
+    rows = torch.tensor([e.rows[0] for e in data.readings])
+    answers = [e.truth for e in data.readings]
+    defect = torch.tensor([0 if d else 1 for d, _ in answers])
+    kind = torch.tensor([READING_TYPES.index(k) for _, k in answers])
+    projector = student.projector.train()
+    parameters = [*projector.judged.parameters(), *projector.attend.parameters(), *projector.whole.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
+    rng = np.random.default_rng([recipe.seed, 99])
+    per_epoch = math.ceil(len(rows) / 64)
+    for step in range(recipe.align_epochs * per_epoch):
+        if step % per_epoch == 0:
+            order = torch.from_numpy(rng.permutation(len(rows)))
+        batch = order[step % per_epoch * 64 :][:64]
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / (recipe.align_epochs * per_epoch)))
+        token = F.normalize(projector(rows_of(data.seen, rows[batch].tolist()))[:, JUDGED], dim=1)
+        loss = F.cross_entropy(_SHARPNESS * token @ yes_no.T, defect[batch])
+        loss = loss + F.cross_entropy(_SHARPNESS * token @ types.T, kind[batch])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        tell("aligning", step + 1, recipe.align_epochs * per_epoch, f"loss {float(loss.detach()):.3f}")
 
 
 def _groups(student: Student, recipe: LanguageRecipe, stage: int) -> list[dict[str, Any]]:
