@@ -90,7 +90,9 @@ def test_the_cache_changes_no_logit(engine: Engine, pictures: dict[str, RgbImage
     assert engine.last.reused > 200
     fresh = engine._advance(engine._keys(prompts_[1]), prompts_[1], pictures.__getitem__, _Cache())
     words = engine.config.image_token_id
-    assert torch.allclose(reused[:words], fresh[:words], atol=0.5)  # bfloat16, other shapes of the same products
+    apart = (reused[:words] - fresh[:words]).abs()
+    # bfloat16, other shapes of the same products: noise; another conversation is apart by twice the spread
+    assert apart.mean() < 0.1 * fresh[:words].std()
     assert reused[:words].argmax() == fresh[:words].argmax()
 
 
