@@ -374,13 +374,15 @@ def train_language(
     trained_on = sorted({r for e in (*data.readings, *data.talks) for r in e.rows})
     model.projector.fit_scales(rows_of(data.seen, trained_on))
     student = Student(model, recipe.rank)
+    fresh = True  # the parts that `_align` trains
     if earlier:
         own = {k: v.shape for k, v in student.trained().items()}
         grown = {k for k in own if k not in earlier and k.startswith("projector.")}  # parts that it did not have yet
         if {k: v.shape for k, v in earlier.items()} != {k: v for k, v in own.items() if k not in grown}:
             raise InputError(f"{recipe.start}: weights of another rank or kind; leave out --start to begin anew")
+        fresh = bool(grown)
         student.load(earlier)  # with the scales that they were trained with
-    if not (out / "checkpoint.safetensors").exists():
+    if fresh and not (out / "checkpoint.safetensors").exists():
         _align(student, processor, recipe, data, tell)
     plan = _schedule(recipe, data)
     state = _run(student, recipe, data, plan, out, tell)

@@ -118,7 +118,7 @@ def test_switched_off(services: Services) -> None:
         report = inspector.run(InspectionRequest(ASK, "4412"))
         assert report.judge.via == "fallback"
         assert "REFDIFF_LLM" in str(report.judge.reason)
-        assert "verdict" in inspector.answer_about(report.inspection_id, "what is the verdict?")
+        assert str(report.verdict) in inspector.answer_about(report.inspection_id, "what is the verdict?")
 
 
 def test_a_model_that_breaks_stops_no_line(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
