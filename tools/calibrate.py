@@ -19,7 +19,7 @@ import numpy as np
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.golden_bank import IN_USE, Golden
 from refdiff.model import difference
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.tools.pipeline import compare, product_spec
 from refdiff.tools.services import Services
 
@@ -30,6 +30,7 @@ MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
 NOTHING_FOUND = 0.05  # above this p-value a score alone raises no suspicion
 _PIXEL_QUANTILE = 0.95
+_TRIES = 3  # of a measurement during which the golden samples change
 
 
 def software_fingerprint(services: Services) -> str:
@@ -82,10 +83,26 @@ def calibrate(
     """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
 
     alpha: false-reject rate that inspections of this product shall ask for from now on; None keeps what was said before.
+    What a calibration depends on may change while it is measured (somebody enrols): then it is measured again, and
+    UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
     """
-    started = time.perf_counter()
     k = references or services.settings.references
-    key = calibration_key(services, product, k)
+    for _ in range(_TRIES):
+        key = calibration_key(services, product, k)
+        calibration = _measure(services, product, k, key, progress, alpha)
+        if calibration_key(services, product, k) == key:
+            services.stores.calibrations.save(calibration)
+            return calibration
+    raise UnavailableError(
+        f"the golden samples of product {product!r} change while they are measured; calibrate when nobody enrols or retires"
+    )
+
+
+def _measure(
+    services: Services, product: str, k: int, key: str, progress: Progress | None, alpha: float | None
+) -> Calibration:
+    """The calibration of the golden samples as they are found now, not kept."""
+    started = time.perf_counter()
     groups: dict[str, list[Golden]] = defaultdict(list)
     for golden in services.bank.list(product, IN_USE):
         groups[group_of(golden)].append(golden)
@@ -114,7 +131,7 @@ def calibrate(
         similarities.append(result.hits[0].similarity)
         if progress:
             progress(done + 1, len(chosen))
-    calibration = Calibration(
+    return Calibration(
         product=product,
         key=key,
         scores=sorted(scores),
@@ -129,8 +146,6 @@ def calibrate(
             "alpha": alpha or _alpha_before(services, product),
         },
     )
-    services.stores.calibrations.save(calibration)
-    return calibration
 
 
 def _alpha_before(services: Services, product: str) -> float | None:

@@ -12,7 +12,7 @@ from refdiff.memory.calibrations import Calibration
 from refdiff.memory.goldens import Golden
 from refdiff.memory.settings import MemorySettings
 from refdiff.model import difference
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import encode_png
 from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
@@ -182,6 +182,41 @@ def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(services: Services
     assert (fewer.n, fewer.key != first.key) == (3, True)
     services.bank.set_status(goldens[0].golden_id, "active", "a mistake")
     assert current_calibration(services, "board") == first  # the bank is as it was
+
+
+def test_what_is_enrolled_while_it_is_measured_is_measured_too(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(services, tmp_path, range(3))
+    compare, late = module.compare, iter([range(3, 4)])
+
+    def enrolling(*args: Any, **kwargs: Any) -> Comparison:
+        for instances in late:
+            add(services, tmp_path, instances)
+        return compare(*args, **kwargs)
+
+    monkeypatch.setattr(module, "compare", enrolling)
+    found = calibrate(services, "board")
+    assert (found.n, found.key) == (4, calibration_key(services, "board", 1))
+    assert current_calibration(services, "board") == found
+
+
+def test_of_a_bank_that_keeps_changing_nothing_is_kept(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add(services, tmp_path, range(4))[0]
+    compare, calls = module.compare, 0
+
+    def changing(*args: Any, **kwargs: Any) -> Comparison:
+        nonlocal calls
+        calls += 1
+        services.stores.products.set_spec("board", _zone("ignore", (0, 0, calls, 1)))
+        return compare(*args, **kwargs)
+
+    monkeypatch.setattr(module, "compare", changing)
+    with pytest.raises(UnavailableError, match="change while they are measured"):
+        calibrate(services, first.product)
+    assert services.stores.calibrations.latest("board") is None
 
 
 def test_an_ignore_zone_over_everything_leaves_nothing_to_score(services: Services, tmp_path: Path) -> None:
