@@ -38,15 +38,19 @@ class Caller:
 
 
 class Access:
-    """Open without a key only where nobody else can come in: bound to loopback, called as localhost, by no proxy."""
+    """Open without a key only where nobody else can come in: bound to loopback, called as localhost, by no proxy.
+
+    A proxy on this machine may hide itself: it calls as localhost, and need not say for whom. So whatever tells that one
+    stands in front closes the door: `hosts`, and what the caller knows (require_key).
+    """
 
     def __init__(
         self, keys: KeyStore, *, loopback: bool, user: str, require_key: bool = False, hosts: tuple[str, ...] = ()
     ) -> None:
         """loopback: the server listens on a loopback address. user: who somebody without a key is. hosts: further names
-        under which the server may be called (with a key)."""
+        under which the server may be called; with any, everybody needs a key."""
         self.keys, self.user = keys, user
-        self.open = loopback and not require_key
+        self.open = loopback and not require_key and not hosts
         self._loopback = loopback
         self._hosts = frozenset(h.lower() for h in hosts)
         self._wrong = MovingWindowRateLimiter(MemoryStorage())
@@ -57,12 +61,10 @@ class Access:
             if self.open and is_loopback(client) and hostis_loopback(headers) and not _forwarded(headers):
                 return Caller(self.user, "admin", None)
             raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
-        limit = RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE)
-        if not self._wrong.test(limit, client):
-            raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
         found = self.keys.check(key)
-        if found is None:
-            self._wrong.hit(limit, client)
+        if found is None:  # a known key is never held up: behind a proxy all people have one address
+            if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
+                raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
             raise _unauthenticated("this API key is not known or was revoked")
         return Caller(found.name, found.role, found.key_id)
 

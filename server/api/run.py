@@ -38,13 +38,11 @@ def serve(
     """
     with open_desk() as desk, KeyStore(desk.stores.settings.home) as keys, contextlib.ExitStack() as running:
         check_open_to(host, keys)
-        access = Access(
-            keys, loopback=is_loopback(host), user=settings.user, require_key=settings.require_key,
-            hosts=tuple(settings.allowed_hosts),
-        )  # fmt: skip
+        chat = load(ChatSettings)
+        access = access_to(keys, host, settings, chat)
         log_json(settings.log_level)
         app = create_app(desk, access)
-        running.enter_context(bots(app, desk, load(ChatSettings)))
+        running.enter_context(bots(app, desk, chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
@@ -54,6 +52,14 @@ def serve(
         server.run([listener])
     if server.interrupted:
         raise KeyboardInterrupt
+
+
+def access_to(keys: KeyStore, host: str, settings: ServerSettings, chat: ChatSettings) -> Access:
+    """Who may come in at a host, as the settings say."""
+    return Access(
+        keys, loopback=is_loopback(host), user=settings.user, hosts=tuple(settings.allowed_hosts),
+        require_key=settings.require_key or chat.called_from_outside,
+    )  # fmt: skip
 
 
 class _Server(uvicorn.Server):

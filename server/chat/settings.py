@@ -40,6 +40,11 @@ class ChatSettings(BaseSettings):
         default="", description="Entra object ids of users who may accept and override, separated by commas; * for all."
     )
 
+    @property
+    def called_from_outside(self) -> bool:
+        """Whether a platform or people reach this server from other machines: through a proxy, if it is on loopback."""
+        return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any, info: Any) -> Any:

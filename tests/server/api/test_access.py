@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+from starlette.datastructures import Headers
 
 from refdiff.memory.keys import KeyStore
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.server.api.access import Access
 from refdiff.server.api.app import create_app
+from refdiff.server.api.errors import Refused
 from refdiff.server.api.listen import is_loopback
+from refdiff.server.api.run import access_to
+from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.settings import ServerSettings
 
 from .conftest import Running, start
@@ -79,6 +84,8 @@ def test_wrong_keys_are_refused_and_slowed_down(server: Running, strict: httpx2.
     statuses = [strict.get("/v1/products", headers={"X-API-Key": "nope"}).status_code for _ in range(20)]
     assert statuses[0] == 401
     assert statuses[-1] == 429
+    # whoever shares the address, behind a proxy say, is not locked out
+    assert strict.get("/v1/products", headers={"X-API-Key": good}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -141,6 +148,30 @@ def test_loopback_can_ask_for_keys_too(server: Running) -> None:
         assert client.get("/v1/products", headers=headers | {"Host": "other.example"}).status_code == 403
     running.should_exit = True
     thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"allowed_hosts": ["qa.example"]},
+        {"require_key": True},
+        {"public_url": "https://qa.example"},
+        {"slack_signing_secret": "s"},
+        {"teams_client_id": "t"},
+    ],
+)
+def test_where_a_proxy_stands_in_front_everybody_needs_a_key(server: Running, told: dict[str, Any]) -> None:
+    """It calls from this machine as localhost, and says nothing about the person behind it."""
+    kept, chat = ({n: v for n, v in told.items() if n in kind.model_fields} for kind in (ServerSettings, ChatSettings))
+    access = access_to(server.keys, "127.0.0.1", ServerSettings(**kept), ChatSettings(**chat))
+    asked = Headers({"host": "127.0.0.1:8000"})
+    with pytest.raises(Refused) as refused:
+        access.identify(asked, "127.0.0.1", None)
+    assert refused.value.status_code == 401
+    text = server.keys.add("ann", "viewer", "test")[1]
+    assert access.identify(asked, "127.0.0.1", text).role == "viewer"
+    alone = access_to(server.keys, "127.0.0.1", ServerSettings(user="ann"), ChatSettings(slack_app_token="xapp-1"))
+    assert alone.identify(asked, "127.0.0.1", None).role == "admin"
 
 
 @pytest.mark.parametrize(
