@@ -35,6 +35,7 @@ _MIGRATIONS: Migrations = (
         )""",
         "CREATE INDEX jobs_by_state ON jobs(state, seq)",
     ),
+    ("ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0",),
 )
 
 
@@ -43,7 +44,8 @@ class Job:
     """An accepted inspection.
 
     request: what is to be inspected, as JSON data. origin: the caller's own key for it, by which a repeated call finds it
-    again. attempts: how often it was begun. error: {"type", "message", "exit_code"} of a failed one. Times: ISO 8601, UTC.
+    again. attempts: how often it was begun. deaths: how often its process ended while it ran, other than by a stop.
+    error: {"type", "message", "exit_code"} of a failed one. Times: ISO 8601, UTC.
     """
 
     seq: int
@@ -52,6 +54,7 @@ class Job:
     request: dict[str, Any]
     state: JobState
     attempts: int
+    deaths: int
     error: dict[str, Any] | None
     created_at: str
     updated_at: str
@@ -103,6 +106,11 @@ class JobStore:
             row = conn.execute("SELECT * FROM jobs WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else _job(row)
 
+    def forget_origin(self, origin: str) -> None:
+        """The next request of that origin is a new one."""
+        with self._db.transaction() as conn:
+            conn.execute("UPDATE jobs SET origin = NULL, updated_at = ? WHERE origin = ?", (utc_now(), origin))
+
     def begin(self, inspection_id: str) -> Job:
         """Note that it is being run, once more."""
         with self._db.transaction() as conn:
@@ -111,6 +119,22 @@ class JobStore:
                 (utc_now(), inspection_id),
             )
         return self.get(inspection_id)
+
+    def put_back(self, inspection_id: str) -> None:
+        """It waits again: what it needs is unavailable, or the server stops."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE jobs SET state = 'queued', updated_at = ? WHERE inspection_id = ? AND state = 'running'",
+                (utc_now(), inspection_id),
+            )
+
+    def count_deaths(self) -> None:
+        """At a start, before any job is begun: what runs according to the journal ended together with its process."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE jobs SET state = 'queued', deaths = deaths + 1, updated_at = ? WHERE state = 'running'",
+                (utc_now(),),
+            )
 
     def finish(self, inspection_id: str, error: dict[str, Any] | None = None) -> None:
         """Done, or failed with that error."""
@@ -134,7 +158,7 @@ class JobStore:
         return _job(row)
 
     def list(self, states: tuple[JobState, ...] = OPEN, limit: int = 1000) -> builtins.list[Job]:
-        """Jobs in those states, in the order in which they came."""
+        """Jobs in those states, in the order in which they came. limit: -1 for all."""
         marks = ", ".join("?" * len(states))
         with self._db.reading() as conn:
             rows = conn.execute(f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY seq LIMIT ?", (*states, limit))

@@ -31,7 +31,7 @@ from refdiff.memory.blind_checks import BlindCheck
 from refdiff.memory.captures import Capture, normalise_part_id
 from refdiff.memory.dispositions import Decision, Disposition, Judged
 from refdiff.memory.goldens import IN_USE, Golden, GoldenStatus
-from refdiff.memory.jobs import OPEN, Job, JobState, JobStore
+from refdiff.memory.jobs import Job, JobState, JobStore
 from refdiff.memory.learned import Learned
 from refdiff.memory.products import check_product_name
 from refdiff.memory.settings import MemorySettings
@@ -45,7 +45,7 @@ from refdiff.model.errors import (
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.server.settings import ServerSettings
-from refdiff.server.worker import MAX_ATTEMPTS, Progress, Worker
+from refdiff.server.worker import MAX_DEATHS, Progress, Worker
 from refdiff.tools.calibrate import calibrate, calibration_key, requested_alpha, summary
 from refdiff.tools.enroll import EnrollResult, Upload, enroll, record_capture
 from refdiff.tools.services import Services
@@ -259,6 +259,14 @@ class Desk:
             self._worker.enqueue(job)
         return job
 
+    def begun_by(self, origin: str) -> Job | None:
+        """The job that a request of that origin began."""
+        return self._jobs.by_origin(origin)
+
+    def forget_origin(self, origin: str) -> None:
+        """Let the next request of that origin be a new one."""
+        self._jobs.forget_origin(origin)
+
     def inspection(self, inspection_id: str) -> Inspection:
         """How an inspection stands, also one of the command line. Raises UnknownRecordError."""
         disposition = self.stores.dispositions.get(inspection_id)
@@ -266,7 +274,8 @@ class Desk:
             job: Job | None = self._jobs.get(inspection_id)
         except UnknownRecordError:
             job = None
-        if job is None or job.state == "done":
+        # one that failed may have been filed since, by `refdiff inspections resume`
+        if job is None or job.state == "done" or (job.state == "failed" and self._filed(inspection_id)):
             report = self.report(inspection_id)
             return Inspection(
                 inspection_id, "done", report.part_id, report.product, report.requested_by,
@@ -280,7 +289,9 @@ class Desk:
 
     def unfinished(self, failed: bool = False) -> list[Job]:
         """Jobs that run or wait, in order; or those that failed."""
-        return self._jobs.list(("failed",) if failed else OPEN)
+        if failed:
+            return [j for j in self._jobs.list(("failed",)) if not self._filed(j.inspection_id)]
+        return self._jobs.list()
 
     def report(self, inspection_id: str) -> DefectReport:
         """A filed report. Raises UnknownRecordError."""
@@ -499,13 +510,16 @@ class Desk:
             request = self._inspector.request_of(inspection_id)
             if request is not None:
                 self._jobs.adopt(inspection_id, asdict(request))
-        for job in self._jobs.list():
-            if job.attempts >= MAX_ATTEMPTS and not self._filed(job.inspection_id):
-                message = f"given up: it ended together with the process {job.attempts} times; see the log"
+        self._jobs.count_deaths()
+        ahead = 0
+        for job in self._jobs.list(limit=-1):
+            if job.deaths >= MAX_DEATHS and not self._filed(job.inspection_id):
+                message = f"given up: it ended together with the process {job.deaths} times; see the log"
                 self._jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
             log.info("inspection %s was accepted before the last stop and goes on", job.inspection_id)
-            self._worker.enqueue(job)
+            self._worker.enqueue(job, ahead)
+            ahead += 1
 
     def _inspect(self, job: Job) -> str:
         """Run by the worker, perhaps again after a kill: what is filed already is not inspected again."""

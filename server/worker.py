@@ -1,10 +1,12 @@
 """The one thread that inspects: accepted jobs in the order in which they came, and short questions between two of them.
 
-The network and the language model are used by this thread alone; everything else of a server waits for it or goes by.
+The language model is used by this thread alone. The network is not: enrolling and calibrating on request run beside it,
+which is safe, because its weights are only read and the caches of features are locked.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -21,10 +23,11 @@ from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
-MAX_ATTEMPTS = 4  # of a job that ends with the process, or meets something that is unavailable
-RETRY_S = (1.0, 5.0, 20.0)
+MAX_DEATHS = 4  # of the process while it ran a job; the job may be the cause
+RETRY_S = (1.0, 5.0, 20.0, 60.0)  # before what is unavailable is tried again, the last one for as long as it takes
 _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
+_HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,10 @@ class Worker:
         self._jobs, self._inspect = jobs, inspect
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
+        self._later: list[
+            tuple[float, str]
+        ] = []  # a heap of jobs that wait for something, by when they are tried again
+        self._failures: dict[str, int] = {}  # how often in a row those found it unavailable
         self._questions: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
         self._listeners: dict[str, list[Listener]] = {}
@@ -82,6 +89,11 @@ class Worker:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
+        if (current := self._current) is not None:  # goes on after the next start, and is no death
+            try:
+                self._jobs.put_back(current)
+            except UnavailableError:
+                log.exception("inspection %s goes on after the next start", current)
         with self._changed:
             for future, _ in self._questions:
                 future.set_exception(UnavailableError("the server is stopping; ask again after its start"))
@@ -98,9 +110,10 @@ class Worker:
 
     # -- jobs
 
-    def enqueue(self, job: Job) -> None:
-        """A job that the journal holds."""
-        self._tell(job.inspection_id, "queued", f"{self._jobs.ahead_of(job)} inspection(s) before it", "queued")
+    def enqueue(self, job: Job, ahead: int | None = None) -> None:
+        """A job that the journal holds. ahead: how many come before it, where the caller knows."""
+        ahead = self._jobs.ahead_of(job) if ahead is None else ahead
+        self._tell(job.inspection_id, "queued", f"{ahead} inspection(s) before it", "queued")
         with self._changed:
             self._waiting.append(job.inspection_id)
             self._changed.notify_all()
@@ -146,10 +159,12 @@ class Worker:
     ) -> None:
         with self._changed:
             history = self._histories.setdefault(inspection_id, [])
-            progress = Progress(inspection_id, len(history) + 1, kind, message, state, done, total)
+            number = history[-1].number + 1 if history else 1
+            progress = Progress(inspection_id, number, kind, message, state, done, total)
             counted = history and total and history[-1].kind == kind and history[-1].total
             if not counted:  # of counted work the history keeps the beginning
                 history.append(progress)
+                del history[1:-_HISTORY]
             while len(self._histories) > _HISTORIES:
                 self._histories.popitem(last=False)
             listeners = list(self._listeners.get(inspection_id, ()))
@@ -164,8 +179,8 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._questions or self._stopping.is_set()):
-                    self._changed.wait()
+                while not (self._due() or self._questions or self._stopping.is_set()):
+                    self._changed.wait(max(0.0, self._later[0][0] - time.monotonic()) if self._later else None)
                 if self._stopping.is_set():
                     return
                 question = self._questions.popleft() if self._questions else None
@@ -177,36 +192,47 @@ class Worker:
                     self._work(inspection_id)
                 except Exception as e:  # the journal itself fails, because the disk is full, say
                     log.exception("inspection %s waits until the journal can be written", inspection_id)
-                    self._tell(inspection_id, "retry", f"{e}; again in {RETRY_S[-1]:g} s", "queued")
-                    self._stopping.wait(RETRY_S[-1])
-                    with self._changed:
-                        self._waiting.appendleft(inspection_id)
+                    self._try_later(inspection_id, e)
+
+    def _due(self) -> bool:
+        """Is there a job to run now?
+
+        One whose time has come goes before those that came later, but not for ever: many that fail slowly would stop them.
+        """
+        while self._later and self._later[0][0] <= time.monotonic():
+            inspection_id = heapq.heappop(self._later)[1]
+            early = self._failures.get(inspection_id, 0) < len(RETRY_S)
+            (self._waiting.appendleft if early else self._waiting.append)(inspection_id)
+        return bool(self._waiting)
+
+    def _try_later(self, inspection_id: str, error: Exception) -> None:
+        failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
+        delay = RETRY_S[min(failures, len(RETRY_S)) - 1]
+        self._tell(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
 
     def _work(self, inspection_id: str) -> None:
+        """Run it once. What is unavailable is tried again for as long as it takes, and the others go on meanwhile."""
         started = time.monotonic()
-        while True:
-            job = self._jobs.begin(inspection_id)
-            self._current = inspection_id
+        job = self._jobs.begin(inspection_id)
+        self._current = inspection_id
+        try:
             self._tell(inspection_id, "started", f"attempt {job.attempts}", "running")
-            try:
-                said = self._inspect(job)
-            except UnavailableError as e:
-                if job.attempts >= MAX_ATTEMPTS:
-                    return self._fail(inspection_id, e)
-                delay = RETRY_S[min(job.attempts, len(RETRY_S)) - 1]
-                log.warning("inspection %s: %s; again in %g s", inspection_id, e, delay)
-                self._tell(inspection_id, "retry", f"{e}; again in {delay:g} s", "running")
-                if self._stopping.wait(delay):
-                    return None
-                continue
-            except Exception as e:
-                return self._fail(inspection_id, e)
-            finally:
-                self._current = None
-            self._jobs.finish(inspection_id)
-            self.finished["done"] += 1
-            self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
-            return self._tell(inspection_id, "done", said, "done")
+            said = self._inspect(job)
+        except UnavailableError as e:
+            log.warning("inspection %s: %s; it is tried again", inspection_id, e)
+            self._jobs.put_back(inspection_id)
+            return self._try_later(inspection_id, e)
+        except Exception as e:
+            return self._fail(inspection_id, e)
+        finally:
+            self._current = None
+        self._jobs.finish(inspection_id)
+        self._failures.pop(inspection_id, None)
+        self.finished["done"] += 1
+        self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
+        return self._tell(inspection_id, "done", said, "done")
 
     def _fail(self, inspection_id: str, error: Exception) -> None:
         known = isinstance(error, RefDiffError)
@@ -215,6 +241,7 @@ class Worker:
         message = str(error) if known else f"internal error ({type(error).__name__}); the log has the details"
         code = error.exit_code if isinstance(error, RefDiffError) else RefDiffError.exit_code
         self._jobs.finish(inspection_id, {"type": type(error).__name__, "message": message, "exit_code": code})
+        self._failures.pop(inspection_id, None)
         self.finished["failed"] += 1
         self._tell(inspection_id, "failed", message, "failed")
 

@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from refdiff.server.api import captures, chat, errors, events, goldens, inspections, lines, people, products, service
 from refdiff.server.api.access import Access
-from refdiff.server.api.chat_turn import Begun
 from refdiff.server.api.front import Front
 from refdiff.server.api.metrics import Metrics
 from refdiff.server.desk import Desk
@@ -39,7 +38,6 @@ def create_app(desk: Desk, access: Access) -> FastAPI:
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.desk, app.state.access, app.state.metrics = desk, access, Metrics(desk)
-    app.state.begun = Begun()
     for router in ROUTERS:
         app.include_router(router)
     add_page(app)

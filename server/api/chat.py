@@ -57,9 +57,10 @@ async def complete(
     With stream the progress comes first, as deltas that begin with ">".
     """
     _check_model(body.model)
-    turn = Turn(desk, caller, body, Sent(await request.body(), retry > 0, request.app.state.begun))
+    sent = Sent(await request.body(), retry > 0)
     base_url = str(request.base_url).rstrip("/")
-    begun = await run_sync(turn.begin)
+    # off the event loop, which others wait for: a body may be large, and its texts are searched and looked up
+    begun = await run_sync(lambda: Turn(desk, caller, body, sent).begin())
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return event_stream(_stream(desk, begun, base_url, usage))

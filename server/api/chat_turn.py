@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,8 @@ from refdiff.server.api.access import Caller
 from refdiff.server.conversation import INSPECTION_ID, product_in, report_text, understand
 from refdiff.server.desk import Desk
 
-_REMEMBERED = 1024
+_SENT_AGAIN = timedelta(minutes=30)  # clients wait for ten minutes and send twice more; later it is another request
+_LOOKED_UP = 20  # inspection ids in a conversation
 
 
 class TextPart(BaseModel):
@@ -84,22 +85,12 @@ class Answer:
     report: DefectReport | None = None
 
 
-class Begun(OrderedDict[str, str]):
-    """Inspections by the request that began them: what a client sends again after a lost connection is not begun again."""
-
-    def keep(self, key: str, inspection_id: str) -> None:
-        self[key] = inspection_id
-        while len(self) > _REMEMBERED:
-            self.popitem(last=False)
-
-
 @dataclass(frozen=True)
 class Sent:
-    """How a body came: its bytes, whether the client says that it sends them again, and what was begun before."""
+    """How a body came: its bytes, and whether the client says that it sends them again."""
 
     raw: bytes
     again: bool
-    begun: Begun
 
 
 class Turn:
@@ -109,7 +100,7 @@ class Turn:
         self._desk, self._caller, self._sent = desk, caller, sent
         self._given = body.metadata or {}
         digest = hashlib.sha256(f"{caller.key_id} {caller.name} ".encode() + sent.raw)
-        self._key = digest.hexdigest()
+        self._origin = f"chat:{digest.hexdigest()}"
         if body.messages[-1].role != "user":
             raise InputError("the last message is not the user's; there is nothing to answer")
         self._about, since = self._report_so_far(body.messages)
@@ -127,8 +118,12 @@ class Turn:
 
         What a person can mend by saying more (unknown part, product missing) is an answer in words.
         """
-        if self._sent.again and (known := self._sent.begun.get(self._key)) is not None:
-            return known
+        if (known := self._desk.begun_by(self._origin)) is not None:
+            # sent again after a lost connection, which a kill of this server may have cut, it is not begun again
+            fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
+            if self._sent.again and (known.open or fresh):
+                return known.inspection_id
+            self._desk.forget_origin(self._origin)
         try:
             return self._begin()
         except ImageError:
@@ -152,17 +147,21 @@ class Turn:
         request = next((t for t in self._texts if understand(t).part_id), self._text)
         job = self._desk.submit(
             request, by=self._caller.name, part_id=part, product=self._product(part, photo is not None), photo=photo,
-            scale_mm_per_px=self._scale() if photo else None,
+            scale_mm_per_px=self._scale() if photo else None, origin=self._origin,
         )  # fmt: skip
-        self._sent.begun.keep(self._key, job.inspection_id)
         return job.inspection_id
 
     def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:
         """The report that the last message names, else the newest that an answer named; and from which message on nothing
         is answered yet."""
-        last = len(messages) - 1
+        last, seen = len(messages) - 1, set[str]()
         for i in (last, *(i for i in reversed(range(last)) if messages[i].role == "assistant")):
             for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
+                if inspection_id in seen:
+                    continue
+                if len(seen) == _LOOKED_UP:
+                    return None, 0
+                seen.add(inspection_id)
                 try:
                     return self._desk.report(inspection_id), min(i + 1, last)
                 except UnknownRecordError:

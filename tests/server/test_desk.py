@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.request import InspectionRequest
 from refdiff.memory.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import (
@@ -27,6 +30,7 @@ from refdiff.model.errors import (
 )
 from refdiff.server.desk import Desk, Upload
 from refdiff.server.settings import ServerSettings
+from refdiff.server.worker import Worker
 
 ASK = "inspect part #{} against the nearest good sample"
 
@@ -185,6 +189,85 @@ def test_something_unavailable_is_tried_again(desk: Desk, ready: Path, monkeypat
     assert desk.inspection(job.inspection_id).state == "done"
 
 
+def test_an_outage_fails_nothing_however_long_and_others_go_on(
+    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out, tried = Inspector.run, threading.Event(), 0
+    out.set()
+
+    def failing(self: Inspector, request: InspectionRequest) -> object:
+        nonlocal tried
+        if request.part_id == "1" and out.is_set():
+            tried += 1
+            raise UnavailableError("the database does not answer")
+        return run(self, request)
+
+    monkeypatch.setattr(Inspector, "run", failing)
+    monkeypatch.setattr("refdiff.server.worker.RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr("refdiff.server.worker._HISTORY", 8)
+    stuck, other = (desk.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12")
+    assert desk.wait(other.inspection_id, 60).state == "done"
+    assert desk.inspection(stuck.inspection_id).state in ("queued", "running")
+    progress = desk.follow(stuck.inspection_id, 60)
+    while tried < 12:
+        assert next(progress).state in ("queued", "running")
+    out.clear()
+    assert desk.wait(stuck.inspection_id, 60).state == "done"
+    heard = list(desk.follow(stuck.inspection_id, 60))
+    assert len(heard) < 12  # what is kept of it does not grow with the outage
+    assert (heard[0].kind, heard[-1].kind) == ("queued", "done")
+    assert [p.number for p in heard] == sorted({p.number for p in heard})
+
+
+def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+    with monkeypatch.context() as m:
+        m.setattr("refdiff.server.worker._STOP_WAIT_S", 0.05)
+        for _ in range(4):  # each is stopped in the middle of the inspection
+            begun = threading.Event()
+            m.setattr(Inspector, "run", lambda *_, b=begun: (b.set(), hold.wait(60)))
+            with Desk.open() as desk:
+                if not desk.unfinished():
+                    desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+                assert begun.wait(30)
+                [job] = desk.unfinished()
+    with Desk.open() as desk:
+        assert desk.wait(job.inspection_id, 60).state == "done"
+    hold.set()
+
+
+def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue may be longer than a page of it."""
+    home = MemorySettings().home
+    JobStore(home).close()
+    request = json.dumps({"part_id": "1", "product": "board", "requested_by": "t"})
+    with sqlite3.connect(home / "jobs.sqlite") as conn:
+        conn.executemany(
+            "INSERT INTO jobs (inspection_id, request, state, created_at, updated_at) VALUES (?, ?, 'queued', ?, ?)",
+            [(f"insp-{i}", request, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00") for i in range(1002)],
+        )
+    conn.close()
+    taken_up: list[tuple[str, int]] = []
+    monkeypatch.setattr(Worker, "start", lambda _: None)
+    monkeypatch.setattr(Worker, "enqueue", lambda _, job, ahead: taken_up.append((job.inspection_id, ahead)))
+    with Desk.open():
+        assert taken_up == [(f"insp-{i}", i) for i in range(1002)]
+
+
+def test_a_failed_inspection_that_is_filed_later_is_done(
+    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as m:
+        m.setattr(Inspector, "run", lambda *_: 1 / 0)
+        job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+        assert desk.wait(job.inspection_id, 60).state == "failed"
+    desk.between(lambda: desk._inspector.run(InspectionRequest(**job.request)))
+    found = desk.inspection(job.inspection_id)
+    assert (found.state, found.error) == ("done", None)
+    assert found.report
+    assert desk.unfinished(failed=True) == []
+
+
 def test_a_bug_fails_one_inspection_and_not_the_next(desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as m:
         m.setattr(Inspector, "run", lambda *_: 1 / 0)
@@ -257,8 +340,10 @@ def test_a_job_that_always_kills_is_given_up(ready: Path, no_model: None) -> Non
         desk.capture("1", photo(ready, "good.png"), "board")
     with JobStore(MemorySettings().home) as jobs:
         jobs.add("insp-deadly", {"text": "x", "part_id": "1", "product": "board", "requested_by": "t"}, None, 9)
-        for _ in range(4):
+        for _ in range(3):
             jobs.begin("insp-deadly")
+            jobs.count_deaths()
+        jobs.begin("insp-deadly")
     with Desk.open() as desk:
         found = desk.inspection("insp-deadly")
     assert found.state == "failed"

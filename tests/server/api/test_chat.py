@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from datetime import timedelta
 from typing import Any
 
 import openai
 import pytest
 
+from refdiff.server.api.access import Access
+from refdiff.server.api.app import create_app
+from refdiff.server.api.chat_turn import Turn
 from refdiff.server.conversation import product_in, understand
+from refdiff.server.desk import Desk
 
-from .conftest import Running
+from .conftest import Running, start
 
 MODEL = "refdiff-inspector"
 ASK = "inspect part #{} against the nearest good sample"
@@ -124,11 +130,60 @@ def test_what_is_sent_again_is_not_inspected_again(server: Running, client: open
         client.chat.completions.create(
             model=MODEL, messages=messages, extra_headers={"X-Stainless-Retry-Count": str(n)}
         )
-        for n in (0, 1, 0)
+        for n in (0, 1, 0, 2)
     ]
     ids = [a.model_extra["refdiff"]["inspection_id"] for a in answers]  # type: ignore[index]
     assert ids[0] == ids[1]
     assert ids[2] != ids[0]  # asked anew on purpose
+    assert ids[3] == ids[2]
+
+
+def test_what_is_sent_again_after_a_restart_is_not_inspected_again_but_an_hour_later_it_is(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = with_photo(server, ASK.format("c-5") + " (board)")
+    running, thread, url = start(create_app(server.desk, Access(server.keys, loopback=True, user="ann")))
+    restarted = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
+
+    def ask(asked: openai.OpenAI, sent: int) -> str:
+        headers = {"X-Stainless-Retry-Count": str(sent)}
+        answer = asked.chat.completions.create(model=MODEL, messages=messages, extra_headers=headers)
+        return str(answer.model_extra["refdiff"]["inspection_id"])  # type: ignore[index]
+
+    first = ask(client, 0)
+    assert ask(restarted, 1) == first
+    monkeypatch.setattr("refdiff.server.api.chat_turn._SENT_AGAIN", timedelta(0))
+    assert ask(restarted, 1) != first  # what it was sent for at first never arrived
+    running.should_exit = True
+    thread.join(10)
+
+
+def test_a_long_conversation_is_read_off_the_event_loop_and_few_reports_are_looked_up(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    on_the_loop: list[bool] = []
+    report, build = Desk.report, Turn.__init__
+
+    def looking(self: Desk, inspection_id: str) -> Any:
+        looked_up.append(inspection_id)
+        return report(self, inspection_id)
+
+    def building(*args: Any) -> None:
+        try:
+            on_the_loop.append(asyncio.get_running_loop() is not None)
+        except RuntimeError:
+            on_the_loop.append(False)
+        build(*args)
+
+    monkeypatch.setattr(Desk, "report", looking)
+    monkeypatch.setattr(Turn, "__init__", building)
+    named = " ".join(f"insp-20200101-000000-{i:08x}" for i in range(300))
+    messages: list[Any] = [{"role": "assistant", "content": named}, {"role": "user", "content": "hello"}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
+    assert "Name the part" in str(answer)
+    assert looked_up == [f"insp-20200101-000000-{i:08x}" for i in range(299, 279, -1)]
+    assert on_the_loop == [False]
 
 
 def test_a_viewer_may_not_inspect(server: Running) -> None:
