@@ -172,6 +172,17 @@ class AuditStore:
             row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["hash"]) if row else None
 
+    def inspection_at(self, seq: int) -> str | None:
+        """The inspection that record `seq` is of, None if there is no such record."""
+        with self._db.reading() as conn:
+            row = conn.execute("SELECT inspection_id FROM audit WHERE seq = ?", (seq,)).fetchone()
+        return str(row["inspection_id"]) if row else None
+
+    def entry(self, inspection_id: str | None, since: str | None) -> int:
+        """Number of the first record of an export with that selection."""
+        with self._db.reading() as conn:
+            return _entry(conn, inspection_id, since)[0]
+
     def check_seal(self, end: dict[str, Any]) -> tuple[str | None, str | None]:
         """(what is wrong, what to note) about the seal of a closing line."""
         seal, mine = end.get("seal"), self._seal({k: end[k] for k in ("end", "hash", "lines", "sha256")})
@@ -194,10 +205,14 @@ class _FileCheck:
     def __init__(self, store: AuditStore, against_store: bool) -> None:
         self._store, self._against_store = store, against_store
         self._digest, self._records, self._lines = hashlib.sha256(), 0, 0
+        self._only: str | None = None  # the inspection that was selected
+        self._since: str | None = None
 
     def run(self, lines: Iterator[bytes]) -> Checked:
         check = self._open(next(lines, b""))
-        notes: list[str] = []
+        notes = self._selected()
+        if (problem := self._entered(check)) is not None:
+            return self._found(check, problem)
         for number, raw in enumerate(lines, start=2):
             place = f"line {number}"
             data = _parse(raw)
@@ -217,13 +232,43 @@ class _FileCheck:
 
     def _open(self, raw: bytes) -> ChainCheck:
         data = _parse(raw) or {}
-        if data.get("refdiff_audit") != FORMAT or not isinstance(data.get("from"), int):
+        selection = data.get("selection")
+        chosen: list[Any] = (
+            [selection.get(k) for k in ("inspection_id", "since")] if isinstance(selection, dict) else [0]
+        )
+        if (
+            data.get("refdiff_audit") != FORMAT
+            or not isinstance(data.get("from"), int)
+            or not all(c is None or isinstance(c, str) for c in chosen)
+        ):
             raise InputError(
                 "not an audit export of this version: its first line is no header; use `refdiff audit export`"
             )
         self._digest.update(raw)
         self._lines = 1
+        self._only, self._since = chosen
         return ChainCheck(data["from"] - 1, str(data.get("previous")))
+
+    def _selected(self) -> list[str]:
+        """What an export does not hold, so that nobody takes a part for everything."""
+        if self._only is not None:
+            return [f"of inspection {self._only} alone: records of others are digests, which only a home can tell"]
+        return [] if self._since is None else [f"since {self._since}: it holds no record of before"]
+
+    def _entered(self, check: ChainCheck) -> Problem | None:
+        """Whether the export begins where its selection does; of a part of the chain only a home knows."""
+        first, where = 1, "an export of everything"
+        if self._only is not None or self._since is not None:
+            if not self._against_store:
+                return None
+            first, where = self._store.entry(self._only, self._since), "what was selected, in this home,"
+        elif check.hash != GENESIS:
+            return Problem("line 1", 1, None, "an export of everything begins with nothing before it")
+        if check.seq + 1 == first:
+            return None
+        return Problem(
+            "line 1", first, self._only, f"it begins with record {check.seq + 1}; {where} begins with record {first}"
+        )
 
     def _step(self, check: ChainCheck, data: dict[str, Any], place: str) -> Problem | None:
         seq = data.get("seq")
@@ -231,7 +276,7 @@ class _FileCheck:
             return Problem(place, check.seq + 1, None, "it has no number")
         named = f"{place}, record {seq}"
         if set(data) == {"seq", "link"}:
-            return check.link(seq, str(data["link"]), named) or self._compare(check, named, None)
+            return self._link(check, seq, str(data["link"]), named)
         content = data.pop("content", None)
         try:
             record = AuditRecord(**data)
@@ -240,6 +285,15 @@ class _FileCheck:
             return Problem(named, seq, None, "it is not a record: a field is missing or was added")
         self._records += problem is None
         return problem or self._compare(check, named, record.inspection_id)
+
+    def _link(self, check: ChainCheck, seq: int, record_sha256: str, place: str) -> Problem | None:
+        """Only an export of one inspection has links, and only for the records of others."""
+        if self._only is None:
+            return Problem(place, seq, None, "it is a digest alone, but this is no export of one inspection: hidden")
+        problem = check.link(seq, record_sha256, place) or self._compare(check, place, None)
+        if problem is None and self._against_store and self._store.inspection_at(seq) == self._only:
+            return Problem(place, seq, self._only, "it is a digest alone, but a record of this very inspection: hidden")
+        return problem
 
     def _compare(self, check: ChainCheck, place: str, inspection_id: str | None) -> Problem | None:
         if not self._against_store or self._store.hash_at(check.seq) == check.hash:

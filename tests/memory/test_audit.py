@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from refdiff.memory.audit import AuditStore, write_lines
-from refdiff.memory.audit_chain import GENESIS, linked
+from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
 from refdiff.memory.database import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -153,6 +154,51 @@ def test_what_cannot_be_exported_is_said_before_a_line_is_written(filled: Stores
         filled.audit.export(**choice)
 
 
+def _resealed(path: Path, lines: list[str]) -> Path:
+    """As somebody leaves a file who knows its format but not the key: the closing line fits again."""
+    end = json.loads(lines[-1])
+    body = "".join(line + "\n" for line in lines[:-1]).encode()
+    end |= {"lines": len(lines) - 1, "sha256": hashlib.sha256(body).hexdigest()}
+    path.write_bytes(body + canonical(end).encode() + b"\n")
+    return path
+
+
+def _hide(line: str) -> str:
+    data = json.loads(line)
+    del data["content"]
+    return canonical({"seq": data["seq"], "link": AuditRecord(**data).record_sha256})
+
+
+@pytest.mark.parametrize("since", [None, "2000-01-01"])
+def test_a_record_cannot_be_hidden_behind_a_link(filled: Stores, tmp_path: Path, since: str | None) -> None:
+    lines = exported(filled, tmp_path / "a.jsonl", **({"since": since} if since else {}))
+    path = _resealed(tmp_path / "b.jsonl", [*lines[:4], _hide(lines[4]), *lines[5:]])
+    for against_store in (False, True):
+        problem = filled.audit.verify_file(path, against_store).problem
+        assert str(problem).startswith("line 5, record 4: it is a digest alone"), str(problem)
+
+
+def test_a_home_knows_the_records_of_a_selected_inspection(filled: Stores, tmp_path: Path) -> None:
+    lines = exported(filled, tmp_path / "a.jsonl", inspection_id="i1")
+    path = _resealed(tmp_path / "b.jsonl", [*lines[:2], _hide(lines[2]), *lines[3:]])
+    checked = filled.audit.verify_file(path)
+    assert (checked.records, checked.problem) == (1, None)  # only a home can know, and the checker says so
+    assert checked.notes == ["of inspection i1 alone: records of others are digests, which only a home can tell"]
+    problem = filled.audit.verify_file(path, against_store=True).problem
+    assert str(problem).startswith("line 3, record 3 (inspection i1): it is a digest alone"), str(problem)
+
+
+@pytest.mark.parametrize("inspection_id", [None, "i1"])
+def test_the_first_record_cannot_be_left_out(filled: Stores, tmp_path: Path, inspection_id: str | None) -> None:
+    lines = exported(filled, tmp_path / "a.jsonl", **({"inspection_id": inspection_id} if inspection_id else {}))
+    first = json.loads(lines[1])
+    opening = json.loads(lines[0]) | {"from": first["seq"] + 1, "previous": first["hash"]}
+    path = _resealed(tmp_path / "b.jsonl", [canonical(opening), *lines[2:]])
+    problem = filled.audit.verify_file(path, against_store=True).problem
+    assert str(problem).startswith("line 1"), str(problem)
+    assert (filled.audit.verify_file(path).problem is None) == (inspection_id is not None)
+
+
 def _edit(lines: list[str]) -> list[str]:
     return [*lines[:3], lines[3].replace("looked at it", "looked away"), *lines[4:]]
 
@@ -173,7 +219,7 @@ FILE_TAMPERING: list[tuple[str, Callable[[list[str]], list[str]], str]] = [
     ("repeated", lambda x: [*x[:3], x[2], *x[3:]], "line 4, record 2 (inspection i1): record 3 should come here"),
     ("cut off", lambda x: x[:5], "after line 5: the end is cut off"),
     ("cut off, end kept", lambda x: x[:5] + x[-1:], "line 6: records 5 to 6 are missing"),
-    ("a link in place of a record", lambda x: [*x[:2], '{"link":"' + "a" * 64 + '","seq":2}', *x[3:]], "line 4, record 3"),
+    ("a link in place of a record", lambda x: [*x[:2], '{"link":"' + "a" * 64 + '","seq":2}', *x[3:]], "line 3, record 2"),
     ("the opening line", lambda x: [x[0].replace("eve", "bob"), *x[1:]], "line 8: the closing line does not fit"),
     ("something added", lambda x: [*x, x[1]], "line 9: it was added after the end"),
     ("nonsense", lambda x: [*x[:2], "[[[", *x[3:]], "line 3: it is cut off or does not read"),
@@ -201,10 +247,6 @@ def test_cutting_the_last_line_in_the_middle_is_named(filled: Stores, tmp_path: 
 
 def _forge(path: Path) -> None:
     """Rewrite the whole chain, as somebody would who knows how it is made."""
-    import hashlib
-
-    from refdiff.memory.audit_chain import AuditRecord, canonical
-
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     previous, out = GENESIS, [canonical(lines[0]) + "\n"]
     for data in lines[1:-1]:
@@ -234,7 +276,9 @@ def test_a_wholly_rewritten_file_is_found_by_the_store_and_by_the_seal(filled: S
     assert "not sealed" in str(sealing.verify_file(path).problem)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}\n", b"\x89PNG\r\n", b'{"refdiff_audit":2,"from":1}\n'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}\n", b"\x89PNG\r\n", b'{"refdiff_audit":2,"from":1}\n', b'{"refdiff_audit":1,"from":1}\n']
+)
 def test_a_file_that_is_no_export(stores: Stores, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(InputError, match="not an audit export"):
