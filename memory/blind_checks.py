@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import unicodedata
 from dataclasses import asdict, dataclass
 
 from refdiff.memory.audit_chain import append
@@ -94,8 +95,8 @@ class BlindCheckStore:
         """Record what a person sees, durably on return; the first answer stands.
 
         as_reference: the person agrees that the photo of this good part becomes a golden sample.
-        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (nobody named, who decided about the
-        filed verdict is not blind, a bad part as reference).
+        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (nobody named, who asked for the
+        inspection or decided about its verdict is not blind, a bad part as reference).
         """
         by = by.strip()
         if judged not in ("good", "bad"):
@@ -116,13 +117,8 @@ class BlindCheckStore:
                     f"({known.judged}); the first answer stands",
                     known,
                 )
-            decided = conn.execute(
-                "SELECT decided_by FROM dispositions WHERE inspection_id = ?", (inspection_id,)
-            ).fetchone()
-            if decided is not None and decided["decided_by"] == by:
-                raise InputError(
-                    f"{by} decided about the verdict of inspection {inspection_id} and is not blind to it; ask somebody else"
-                )
+            if (seen := _why_not_blind(conn, inspection_id, by)) is not None:
+                raise InputError(f"{by} {seen} inspection {inspection_id} and is not blind to it; ask somebody else")
             answer = BlindCheck(inspection_id, known.share, judged, by, note.strip(), as_reference, utc_now())
             conn.execute(
                 "UPDATE blind_checks SET judged = :judged, judged_by = :judged_by, note = :note, "
@@ -152,6 +148,22 @@ class BlindCheckStore:
                 (product, None if since is None else to_utc(since)),
             ).fetchone()
         return int(row["filed"]), int(row["drawn"])
+
+
+def _why_not_blind(conn: sqlite3.Connection, inspection_id: str, by: str) -> str | None:
+    """What that person did who saw the verdict, None if there is nothing."""
+    row = conn.execute(
+        "SELECT json_extract(i.report, '$.requested_by') AS requested_by, d.decided_by FROM inspections i "
+        "LEFT JOIN dispositions d USING (inspection_id) WHERE inspection_id = ?",
+        (inspection_id,),
+    ).fetchone()
+    did = {"decided_by": "decided about the verdict of", "requested_by": "asked for"}
+    return next((what for k, what in did.items() if row[k] is not None and _person(row[k]) == _person(by)), None)
+
+
+def _person(name: str) -> str:
+    """A name as it is compared: Ana, ana and a stray blank are one person."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _find(conn: sqlite3.Connection, inspection_id: str) -> BlindCheck | None:

@@ -73,7 +73,10 @@ def test_the_first_blind_answer_stands(stores: Stores) -> None:
         ("i1", "fine", "bob", False, InputError),
         ("i1", "good", " ", False, InputError),
         ("i1", "bad", "bob", True, InputError),
-        ("i1", "good", "ana", False, InputError),  # who decided about the verdict
+        ("i1", "good", "ana", False, InputError),  # who asked for the inspection
+        ("i1", "good", "ＡＮＡ ", False, InputError),
+        ("i1", "good", "eve", False, InputError),  # who decided about the verdict
+        ("i1", "good", "Eve", False, InputError),
         ("i2", "good", "bob", False, UnknownRecordError),  # filed, not drawn
         ("i3", "good", "bob", False, UnknownRecordError),
     ],
@@ -83,7 +86,7 @@ def test_blind_answers_are_checked(
 ) -> None:
     file(stores, "i1", blind_share=1.0)
     file(stores, "i2", blind_share=0.0)
-    stores.dispositions.add("i1", "accept", "ana", "seen")
+    stores.dispositions.add("i1", "accept", "eve", "seen")
     with pytest.raises(error):
         stores.blind_checks.answer(inspection, judged, by, as_reference=as_reference)
     assert stores.blind_checks.answered() == []

@@ -39,10 +39,10 @@ class Running:
         """Headers of a new key."""
         return {"Authorization": f"Bearer {self.keys.add(name, role, 'test')[1]}"}
 
-    def inspected(self, name: str, part: str) -> dict[str, Any]:
+    def inspected(self, name: str, part: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """The inspection of a photo, filed."""
         files, data = {"image": (name, self.photos[name])}, {"part_id": part, "product": "board"}
-        answer = self.client.post("/v1/inspections?wait_s=60", files=files, data=data)
+        answer = self.client.post("/v1/inspections?wait_s=60", files=files, data=data, headers=headers)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 

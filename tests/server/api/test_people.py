@@ -19,7 +19,8 @@ def test_who_one_is(server: Running) -> None:
 
 def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
-    good, bad = server.inspected("good.png", "blind-1"), server.inspected("bad.png", "blind-2")
+    line = server.key("inspector", "line 3")
+    good, bad = server.inspected("good.png", "blind-1", line), server.inspected("bad.png", "blind-2", line)
     queue = server.client.get("/v1/blind-checks", params={"product": "board"}).json()
     assert [i["part_id"] for i in queue["items"]] == ["blind-1", "blind-2"]
     assert queue["share"] == 1.0
@@ -28,6 +29,8 @@ def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch
     assert photo.headers["content-type"] in ("image/png", "image/jpeg")
     path = f"/v1/blind-checks/{good['inspection_id']}"
     assert server.client.post(path, json={"judged": "good"}, headers=server.key("viewer")).status_code == 403
+    seen = server.client.post(path, json={"judged": "good"}, headers=line)
+    assert (seen.status_code, "asked for" in seen.json()["error"]["message"]) == (422, True)
     answer = server.client.post(path, json={"judged": "good", "note": "fine"}, headers=server.key("inspector", "bob"))
     assert (answer.status_code, answer.json()["judged_by"]) == (201, "bob")
     again = server.client.post(path, json={"judged": "bad"})

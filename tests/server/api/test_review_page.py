@@ -178,7 +178,8 @@ def test_blind_checks_do_not_tell_the_verdict(
     server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
-    ids = [server.inspected(name, f"blind {name}")["inspection_id"] for name in ("good.png", "bad.png")]
+    line = server.key("inspector", "line 3")
+    ids = [server.inspected(name, f"blind {name}", line)["inspection_id"] for name in ("good.png", "bad.png")]
     page = open_page("#/blind")
     for key in "yx":  # good, defective
         page.wait_for_selector(".photo[src^='blob:']")
