@@ -13,6 +13,7 @@ from refdiff.model.configuration import MAX_PAIRS, NEW_TOKENS
 from refdiff.model.errors import InputError
 
 MEANINGFUL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *NEW_TOKENS)
+MAX_DEPTH = 64  # of lists and objects in tool calls; those that the tools have are four deep
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]
@@ -28,13 +29,20 @@ def harmless(text: str) -> str:
     return text
 
 
-def all_harmless(value: Any) -> Any:
-    """JSON data whose texts hold no token with a meaning: a model may have spelt one in its arguments."""
+def all_harmless(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """JSON data whose texts hold no token with a meaning: a model may have spelt one in its arguments.
+
+    Raises InputError for data nested deeper than `depth`.
+    """
     if isinstance(value, str):
         return harmless(value)
+    if not isinstance(value, list | dict):
+        return value
+    if depth <= 0:
+        raise InputError(f"a message is nested more than {MAX_DEPTH} deep; send plainer arguments of tool calls")
     if isinstance(value, list):
-        return [all_harmless(v) for v in value]
-    return {harmless(k): all_harmless(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [all_harmless(v, depth - 1) for v in value]
+    return {harmless(k): all_harmless(v, depth - 1) for k, v in value.items()}
 
 
 def safe_messages(messages: Sequence[Message], picture: str = "image") -> tuple[list[Message], list[tuple[Any, Any]]]:

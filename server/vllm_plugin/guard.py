@@ -1,14 +1,19 @@
 """The guard before vLLM's HTTP server: an ASGI middleware (`--middleware`) that lets checked chat requests through.
 
-Questions (GET) pass. Of what changes or costs something only /v1/chat/completions is served; its body is read up to a limit,
-checked and rewritten by request.py in a thread, so that a large one keeps nobody waiting.
+vLLM puts its own check of the key behind this one, so that the key (VLLM_API_KEY) is asked for here too: nobody without it
+has bodies kept, pictures decoded or grammars built. Questions (GET) pass to that check.
+Of what changes or costs something only /v1/chat/completions is served; its body is read up to a limit, checked and
+rewritten by request.py in a thread, so that a large one keeps nobody waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+import os
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from refdiff.model.errors import InputError
@@ -26,6 +31,7 @@ MAX_BODY = 32 * 2**20  # bytes: eight large photos
 class Guard:
     def __init__(self, app: App) -> None:
         self._app = app
+        self._key = os.environ.get("VLLM_API_KEY") or None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -33,6 +39,9 @@ class Guard:
             return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
+            return
+        if not self._may(scope["headers"]):
+            await _refuse(send, 401, "the key is missing or wrong; send Authorization: Bearer KEY (of VLLM_API_KEY)")
             return
         if scope["path"] != SERVED:
             await _refuse(send, 404, f"{scope['path'][:100]} is not served here; post to {SERVED}")
@@ -51,6 +60,15 @@ class Guard:
         headers = [(k, v) for k, v in scope["headers"] if k.lower() not in (b"content-length", b"transfer-encoding")]
         headers.append((b"content-length", str(len(body)).encode()))
         await self._app({**scope, "headers": headers}, _again(body, receive), send)
+
+    def _may(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        if self._key is None:
+            return True
+        given = next((v for k, v in headers if k.lower() == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        # digests: neither content nor length of the key shows in the time it takes
+        same = hmac.compare_digest(hashlib.sha256(key).digest(), hashlib.sha256(self._key.encode()).digest())
+        return scheme.lower() == b"bearer" and same
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from refdiff.model.conversation import harmless, safe_messages
+from refdiff.model.conversation import all_harmless, harmless, safe_messages
 from refdiff.model.errors import InputError
 from refdiff.server.vllm_plugin.grammar import tight_json
 
@@ -43,9 +43,16 @@ _UNUSED = frozenset(("user", "metadata", "store", "service_tier", "reasoning_eff
 def checked(body: bytes) -> bytes:
     """The request as vLLM gets it. Raises InputError."""
     try:
+        return _checked(body)
+    except RecursionError as e:
+        raise InputError("the request is nested too deeply") from e
+
+
+def _checked(body: bytes) -> bytes:
+    try:
         request = json.loads(body)
-    except (ValueError, RecursionError) as e:
-        raise InputError("the request is no JSON, or nested too deeply") from e
+    except ValueError as e:
+        raise InputError("the request is no JSON") from e
     if not isinstance(request, dict) or not isinstance(request.get("messages"), list) or not request["messages"]:
         raise InputError("send a JSON object with a list of messages")
     if not all(isinstance(m, dict) for m in request["messages"]):
@@ -97,11 +104,26 @@ def check_picture(url: Any) -> None:
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """Known keys alone: an id beside a picture, say, would stand for it in caches."""
     kept = {k: message[k] for k in ("role", "content", "tool_calls", "tool_call_id") if message.get(k) is not None}
+    calls = kept.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        _check_arguments(function.get("arguments") if isinstance(function, dict) else None)
     if isinstance(kept["content"], list):
         kept["content"] = [
             b if b["type"] == "text" else {"type": "image_url", "image_url": {"url": _url(b)}} for b in kept["content"]
         ]
     return kept
+
+
+def _check_arguments(arguments: Any) -> None:
+    """vLLM reads those that are a text as JSON; what is none it refuses itself."""
+    if isinstance(arguments, str):
+        try:
+            all_harmless(json.loads(arguments))
+        except RecursionError as e:
+            raise InputError("the arguments of a tool call are nested too deeply") from e
+        except ValueError:
+            pass
 
 
 def _url(block: dict[str, Any]) -> str:

@@ -205,7 +205,9 @@ def test_a_bad_schema_is_refused_with_the_reason(schema: Body) -> None:
 class Server:
     """One request through the guard, in pieces as they come from a socket; what vLLM and what the client got."""
 
-    def __init__(self, *pieces: bytes | None, path: str = SERVED, method: str = "POST") -> None:
+    def __init__(
+        self, *pieces: bytes | None, path: str = SERVED, method: str = "POST", authorization: bytes | None = None
+    ) -> None:
         self.reached: list[bytes] = []
         self.sent: list[Body] = []
         self._pieces = list(pieces)
@@ -215,6 +217,8 @@ class Server:
             "path": path,
             "headers": [(b"content-length", b"999"), (b"x-a", b"b")],
         }
+        if authorization is not None:
+            scope["headers"] = [*scope["headers"], (b"authorization", authorization)]
         asyncio.run(Guard(self._app)(scope, self._receive, self._send))
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -255,6 +259,51 @@ def test_the_guard_answers_as_openai_does() -> None:
     error = json.loads(server.sent[1]["body"])["error"]
     assert error["type"] == "invalid_request_error"
     assert "list of messages" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [(None, 401), (b"", 401), (b"Bearer", 401), (b"Bearer wrong", 401), (b"Basic s\xc3\xa9cret", 401),
+     (b"Bearer s\xc3\xa9cret ", 401), (b"bearer s\xc3\xa9cret", 200), (b"Bearer s\xc3\xa9cret", 200)],
+)  # fmt: skip
+def test_without_the_key_nothing_is_read(
+    monkeypatch: pytest.MonkeyPatch, authorization: bytes | None, status: int
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sécret")
+    server = Server(GOOD, authorization=authorization)
+    if status == 200:
+        assert (server.sent, len(server.reached)) == ([], 1)
+        return
+    assert (server.status, server.reached) == (401, [])
+    assert server._pieces == [GOOD], "the body was not read"
+    assert "VLLM_API_KEY" in json.loads(server.sent[1]["body"])["error"]["message"]
+    assert Server(b"", path="/v1/models", method="GET").reached == [b""]  # vLLM's own check follows
+
+
+@pytest.mark.parametrize(
+    ("field", "levels"),
+    [(field, n) for field in ("tool_calls", "arguments", "tools") for n in (100, 700, 5000)] + [("stop", 5000)],
+)
+def test_depth_is_refused(field: str, levels: int) -> None:
+    deep = "[" * levels + "]" * levels
+    call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": deep}}
+    message: Body = {"role": "assistant", "content": None, "tool_calls": "DEEP" if field == "tool_calls" else [call]}
+    request: Body = {
+        "messages": [message if field in ("tool_calls", "arguments") else {"role": "user", "content": "a"}]
+    }
+    if field in ("stop", "tools"):
+        request[field] = "DEEP"
+    server = Server(json.dumps(request).replace('"DEEP"', deep).encode())
+    assert (server.status, server.reached) == (400, [])
+
+
+def test_ordinary_tool_calls_pass() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"box": [1, 2, 3, 4]}'}}
+    for arguments in ('{"box": [1, 2, 3, 4]}', "no JSON", {"box": [1, [2]]}):
+        function = {"name": "zoom", "arguments": arguments}
+        message = {"role": "assistant", "content": "", "tool_calls": [call | {"function": function}]}
+        server = Server(json.dumps({"messages": [message]}).encode())
+        assert json.loads(server.reached[0])["messages"][0]["tool_calls"][0]["function"] == function
 
 
 @pytest.mark.parametrize(
