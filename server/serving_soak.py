@@ -52,11 +52,14 @@ class Soak:
         self._mutex = threading.Lock()
         self._stack = ExitStack()
         self.server: ModelServer | None = None
+        self.up_since: float | None = None
 
     def start(self) -> None:
         self.server, _ = self._stack.enter_context(serving(self.folder, find_vllm(None), "127.0.0.1", self.port))
+        self.up_since = time.monotonic()
 
     def stop(self, *, hard: bool = False) -> None:
+        self.up_since = None
         if hard and self.server:
             os.killpg(self.server.pid, signal.SIGKILL)
         self._stack.close()
@@ -71,11 +74,11 @@ class Soak:
     def canary(self, pairs: list[Pair], known: list[float]) -> None:
         rng = random.Random(threading.get_ident())
         while time.monotonic() < self.until:
-            i = rng.randrange(len(pairs))
+            i, began = rng.randrange(len(pairs)), time.monotonic()
             try:
                 _, found = reading(self.url, pairs[i])
             except httpx2.HTTPError:
-                self._away("canaries without an answer")
+                self._away("canaries without an answer", began)
                 continue
             apart = abs(found - known[i])
             self.largest = max(self.largest, apart)
@@ -87,23 +90,24 @@ class Soak:
                 return
             name = list(REFUSED)[i % len(REFUSED)]
             messages, fields = REFUSED[name](*pair_urls(pairs[i % len(pairs)]))
+            began = time.monotonic()
             try:
                 status = post(self.url, *messages, **fields).status_code
             except httpx2.HTTPError:
-                self._away("bad requests without an answer")
+                self._away("bad requests without an answer", began)
                 continue
             self.count("bad requests", None if 400 <= status < 500 else f"{name}: HTTP {status}")
             time.sleep(1)
 
     def leaving(self, pairs: list[Pair]) -> None:
         while time.monotonic() < self.until:
-            message = shown(*pair_urls(random.choice(pairs)))
+            message, began = shown(*pair_urls(random.choice(pairs))), time.monotonic()
             try:
                 post(self.url, message, timeout=0.8, ignore_eos=True, max_tokens=2000)
             except httpx2.TimeoutException:
                 self.count("clients that left")
             except httpx2.HTTPError:
-                self._away("leaving clients without a server")
+                self._away("leaving clients without a server", began)
             time.sleep(3)
 
     def inspect(self, inspector: Inspector, parts: list[str]) -> None:
@@ -120,16 +124,11 @@ class Soak:
             except Exception as e:  # whatever it is, an inspection was lost
                 self.count("inspections lost", f"part {part}: {type(e).__name__}: {e}")
 
-    def _away(self, what: str) -> None:
-        """No answer: right while the server is away, wrong else."""
-        self.count(what, f"{what} while the server ran" if self.server is not None and self._healthy() else None)
+    def _away(self, what: str, began: float) -> None:
+        """No answer to a request of that time: right if the server was away then or is now, wrong else."""
+        up = self.up_since
+        self.count(what, f"{what} while the server ran" if up is not None and up < began else None)
         time.sleep(1)
-
-    def _healthy(self) -> bool:
-        try:
-            return httpx2.get(self.url.removesuffix("/v1") + "/health", timeout=2, trust_env=False).status_code == 200
-        except httpx2.HTTPError:
-            return False
 
     def memory(self) -> float:
         return group_mb(self.server.pid) if self.server else 0.0
