@@ -96,7 +96,7 @@ class Inspector:
                 f"add some: refdiff enroll --product {capture.product!r} FOLDER"
             )
         state = {
-            "messages": opening_messages(request),
+            "messages": opening_messages(self._shown(request)),
             "request": asdict(request),
             "evidence": [],
             "trace": [],
@@ -220,6 +220,13 @@ class Inspector:
         return self._driver.model if self._driver else None
 
     # -- inside
+
+    def _shown(self, request: InspectionRequest) -> InspectionRequest:
+        """The request as the model reads it. Ours is trained to inspect and heeds no wishes, but other people's words can
+        lead it astray (16 steps instead of 5); so it is told the part and nothing else. The report keeps the words."""
+        if self._driver is None or self._driver.via != "embedded":
+            return request
+        return replace(request, text=prompts.plain_request(request.part_id))
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
         """state: the first state of a new run, None to go on from the checkpoint."""
