@@ -62,7 +62,11 @@ def watch(
     lines: Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a photo, in order.")] = None,
     webhook: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="POST each result, signed with REFDIFF_WEBHOOK_SECRET, until it is taken."),
+        typer.Option(
+            metavar="URL",
+            help="POST each result, signed with REFDIFF_WEBHOOK_SECRET, until it is taken (or refused for good: HTTP 400, "
+            "410, 413, 422).",
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Inspections at a time; default: one a core.")

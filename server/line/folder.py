@@ -69,12 +69,13 @@ class WatchedFolder:
         self, root: Path, *, keep: bool = True, settle_s: float = SETTLE_S, now: Callable[[], float] = time.monotonic
     ) -> None:
         """keep: move inspected files to `done` instead of deleting them. Raises InputError, StorageError."""
-        self.root = root.expanduser().absolute()
+        root = root.expanduser()
         self._keep, self._settle_s, self._now = keep, settle_s, now
         self._first_seen: dict[FileIdentity, float] = {}
         self.unsettled = 0  # files of the last listing that are still being written
-        if not self.root.is_dir():
-            raise InputError(f"{self.root}: no such folder; name the one that the camera writes to")
+        if not root.is_dir():
+            raise InputError(f"{root.absolute()}: no such folder; name the one that the camera writes to")
+        self.root = root.resolve()  # one name a folder: journal and lock are found by it
         for name in (DONE, QUARANTINE) if keep else (QUARANTINE,):
             try:
                 (self.root / name).mkdir(exist_ok=True)

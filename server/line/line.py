@@ -248,8 +248,8 @@ class Line:
 
     def _inspect(self, photo: LinePhoto, again: bool) -> _Withdrawn | None:
         began = time.perf_counter()
-        report = self._resumed(photo) if again else None
         try:
+            report = self._resumed(photo) if again else None
             if report is None:
                 if not self._folder.is_there(photo.identity):
                     return _Withdrawn(young=False)

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -23,10 +24,13 @@ import httpx2
 from refdiff.memory.line_journal import LineJournal, Message
 from refdiff.model.errors import InputError, StorageError
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 _IDLE_S = 5.0
-_ASK_AGAIN = (408, 409, 425, 429)  # of the 4xx: the receiver may take it later
+# "gone", and what is wrong with this very message; all else passes when a receiver is deployed anew or its key is set right
+_FINAL = (400, 410, 413, 422)
 
 
 def signing_key(secret: str) -> bytes:
@@ -51,8 +55,13 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 def check_url(url: str) -> str:
     """Raises InputError for what is no http(s) address."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):  # brackets that are not closed, a port above 65535
+        good = False
+    if not good:
         raise InputError(f"--webhook {url!r}: write an address like https://host/path")
     return url
 
@@ -106,6 +115,10 @@ class Webhook:
             except StorageError as e:  # the line itself meets it too, and stops if it stays
                 self._note(f"webhook: {e}")
                 self._stopping.wait(_IDLE_S)
+            except Exception as e:  # whatever it is, the messages after it are still sent
+                log.exception("webhook")
+                self._note(f"webhook: internal error ({type(e).__name__}: {e}); tried again")
+                self._stopping.wait(_IDLE_S)
 
     def _send(self, message: Message) -> None:
         body = json.dumps(message.event, ensure_ascii=False).encode()
@@ -119,7 +132,7 @@ class Webhook:
         }
         try:
             status = self._client.post(self._url, content=body, headers=headers).status_code
-        except httpx2.HTTPError as e:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as e:
             self._failed(message, type(e).__name__)
             return
         if 200 <= status < 300:
@@ -127,7 +140,7 @@ class Webhook:
             if self._down:
                 self._note(f"webhook {self._shown} answers again")
             self._down = False
-        elif 400 <= status < 500 and status not in _ASK_AGAIN:
+        elif status in _FINAL:
             self._journal.message_done(message.seq, "refused", f"HTTP {status}")
             self._note(f"webhook {self._shown} refused {message_id} (HTTP {status}); it is not sent again")
         else:

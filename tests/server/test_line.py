@@ -119,13 +119,34 @@ def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pyte
         (["camera"], 65, "which product"),
         (["camera", "--product", "screw"], 65, "no product 'screw'"),
         (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
+        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "write an address like"),
+        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "write an address like"),
+        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "write an address like"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_watched(
-    camera: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+    camera: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    words: str,
 ) -> None:
+    if code != 64:
+        monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
     assert cli.run(["watch", *arguments, "--once"]) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "camera").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "camera")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    names = ("camera", "link", "camera/../link", "./camera/")
+    assert {WatchedFolder(Path(n)).root for n in names} == {(tmp_path / "camera").resolve()}
+    with pytest.raises(InputError, match="no such folder"):
+        WatchedFolder(tmp_path / "loop")
 
 
 def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +299,21 @@ def test_a_photo_that_kills_every_time_is_put_aside(
     assert "cut off 2 times" in told(camera.parent)[0]["reason"]
 
 
+def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop(camera, "board_0.png", good_photo(70), age_s=60)
+    drop(camera, "board_1.png", good_photo(71), age_s=59)
+    with dying(monkeypatch, InspectionStore, "file", after=False, nth=1), pytest.raises(Killed):
+        watch(camera, "--workers", "1")
+
+    def gone(_: Inspector, inspection_id: str) -> None:
+        raise InputError(f"{inspection_id}: its golden sample is retired")
+
+    monkeypatch.setattr(Inspector, "resume", gone)
+    assert watch(camera, "--workers", "1") == 0
+    assert [(t["event"], t["part_id"]) for t in told(camera.parent)] == [("quarantined", "0"), ("filed", "1")]
+    assert "is retired" in told(camera.parent)[0]["reason"]
+
+
 def test_a_full_disk_stops_the_line_and_loses_nothing(
     camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +373,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_messages_are_signed_retried_and_in_order(
     camera: Path, capsys: pytest.CaptureFixture[str], receiver: str
 ) -> None:
-    Receiver.statuses = [500, 429, 204, 400]
+    Receiver.statuses = [500, 404, 401, 429, 204, 400]  # down, being deployed anew, busy; the second message is bad
     for i in range(3):
         drop(camera, f"board_{i}.png", good_photo(80 + i), age_s=60 - i)
     assert watch(camera, "--webhook", receiver, "--json") == 0
@@ -347,7 +383,8 @@ def test_messages_are_signed_retried_and_in_order(
     assert "refused" in output.err
     ids = [t["inspection_id"] for t in told(camera.parent)]
     got = [(status, headers["webhook-id"]) for status, headers, _ in Receiver.got]
-    assert got == [(500, ids[0]), (429, ids[0]), (204, ids[0]), (400, ids[1]), (204, ids[2])]
+    wanted_got = [(s, ids[0]) for s in (500, 404, 401, 429, 204)] + [(400, ids[1]), (204, ids[2])]
+    assert got == wanted_got
     for _, headers, body in Receiver.got:
         wanted = sign(SECRET.encode(), headers["webhook-id"], int(headers["webhook-timestamp"]), body)
         assert headers["webhook-signature"] == wanted
@@ -369,6 +406,29 @@ def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str
         with Webhook(journal, receiver, SECRET, notes.append) as webhook:
             webhook.drain(10)
         assert journal.count_messages() == {"sent": 1}
+
+
+def test_the_sender_survives_what_nobody_foresaw(
+    tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refdiff.server.line.webhook._IDLE_S", 0.05)
+    original, fails, notes = LineJournal.next_message, [1], list[str]()
+
+    def broken(journal: LineJournal) -> Any:
+        if threading.current_thread().name == "webhook" and fails[0]:
+            fails[0] -= 1
+            raise RuntimeError("odd")
+        return original(journal)
+
+    monkeypatch.setattr(LineJournal, "next_message", broken)
+    with LineJournal(tmp_path / "j.sqlite") as journal:
+        (tmp_path / "1.png").write_bytes(b"x")
+        photo = journal.claim(WatchedFolder(tmp_path, settle_s=0).complete()[0], "insp-1", "1", "board")
+        journal.end(photo.seq, "filed", {"inspection_id": "insp-1"}, send=True)
+        with Webhook(journal, receiver, SECRET, notes.append) as webhook:
+            webhook.drain(10)
+        assert journal.count_messages() == {"sent": 1}
+    assert notes == ["webhook: internal error (RuntimeError: odd); tried again"]
 
 
 # ---- the language model ----
