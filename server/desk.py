@@ -339,6 +339,7 @@ class Desk:
         now = self.inspection(inspection_id)
         if now.state in ("done", "failed") and not heard_end:  # before the last start, or in another process
             said = now.report.verdict.value if now.report else (now.error or {}).get("message", "")
+            unsubscribe()
             hear(Progress(inspection_id, 1, now.state, said, now.state))
         return unsubscribe
 

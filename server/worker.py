@@ -138,10 +138,12 @@ class Worker:
             self._tell(self._current, event.kind, event.message, "running", event.done, event.total)
 
     def subscribe(self, inspection_id: str, listener: Listener) -> Callable[[], None]:
-        """Hear what happened to an inspection so far, and what will; returns the function that ends it."""
+        """Hear what happened to an inspection so far, and what will, up to its last; returns the function that ends it."""
         with self._changed:
             for progress in self._histories.get(inspection_id, ()):
                 listener(progress)
+                if progress.last:
+                    return lambda: None
             self._listeners.setdefault(inspection_id, []).append(listener)
 
         def unsubscribe() -> None:
@@ -168,6 +170,8 @@ class Worker:
             while len(self._histories) > _HISTORIES:
                 self._histories.popitem(last=False)
             listeners = list(self._listeners.get(inspection_id, ()))
+            if progress.last:
+                self._listeners.pop(inspection_id, None)
             for listener in listeners:
                 try:
                     listener(progress)

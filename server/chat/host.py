@@ -27,6 +27,7 @@ from refdiff.server.worker import Progress
 log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 45.0  # platforms forget a status after a minute or two
+LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16  # an answer that the platform does not take: the waits double, about ten hours
 _THREADS = 8
 _MAX_TEXT = 4000
 _ASKS_FOR_INSPECTION = re.compile(
@@ -84,7 +85,8 @@ class ChatHost:
         self._deciders, self._public_url = deciders, public_url
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=platform.name)
         self._busy: dict[str, tuple[ChatRequest, str]] = {}  # by key: waits for its inspection, what is said meanwhile
-        self._handling: set[str] = set()
+        self._claimed: set[str] = set()  # keys of messages that somebody is at, from the beginning until the answer
+        self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next is due (monotonic clock)
         self._mutex, self._closing = threading.Lock(), threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"{platform.name}-status", daemon=True)
 
@@ -148,30 +150,50 @@ class ChatHost:
         return f"{name or self._platform.name_of(user) or 'unknown'} ({self._platform.name} {user})"[:128]
 
     def _take(self, request: ChatRequest) -> None:
-        if not self._closing.is_set():
-            self._pool.submit(self._guarded, request)
+        with self._mutex:
+            if self._closing.is_set() or request.key in self._claimed:
+                return
+            self._claimed.add(request.key)
+        self._pool.submit(self._guarded, request)
+
+    def _release(self, request: ChatRequest) -> None:
+        with self._mutex:
+            self._claimed.discard(request.key)
 
     def _guarded(self, request: ChatRequest) -> None:
         """Handle a message; whatever fails is told in the thread if it can be, and kept open if it cannot."""
-        with self._mutex:
-            if request.key in self._handling:
-                return
-            self._handling.add(request.key)
+        waits = False
         try:
-            self._handle(request)
+            waits = self._handle(request)
         except Exception:
-            log.exception("%s message %s is not answered yet; it is tried again", self._platform.name, request.key)
+            self._try_later(request)
         finally:
-            with self._mutex:
-                self._handling.discard(request.key)
+            if not waits:
+                self._release(request)
 
-    def _handle(self, request: ChatRequest) -> None:
+    def _try_later(self, request: ChatRequest) -> None:
+        """After an exception: the answer could not be made or posted."""
+        tries = self._failed.get(request.key, (0, 0.0))[0] + 1
+        if tries >= MAX_TRIES:
+            log.exception("%s message %s is given up after %d tries", self._platform.name, request.key, tries)
+            self._answered(request)
+            return
+        wait_s = min(LONGEST_WAIT_S, STATUS_EVERY_S * 2 ** (tries - 1))
+        self._failed[request.key] = (tries, time.monotonic() + wait_s)
+        log.exception("%s message %s is not answered yet; again in %.0f s", self._platform.name, request.key, wait_s)
+
+    def _answered(self, request: ChatRequest) -> None:
+        self._store.answered(request.key)
+        self._failed.pop(request.key, None)
+
+    def _handle(self, request: ChatRequest) -> bool:
+        """Whether it goes on waiting for an inspection, which then answers."""
         message = self._store.get(request.key)
         if message is None or message.state == "answered":
-            return
+            return False
         if message.inspection_id is not None:
             self._wait_for(request, message.inspection_id)
-            return
+            return True
         try:
             said = self._answer(request)
         except RefDiffError as e:
@@ -179,9 +201,11 @@ class ChatHost:
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)
             said = f"That went wrong inside ({type(e).__name__}); the log of the server has the details."
-        if said is not None:
-            self._platform.say(request, said)
-            self._store.answered(request.key)
+        if said is None:
+            return True
+        self._platform.say(request, said)
+        self._answered(request)
+        return False
 
     def _answer(self, request: ChatRequest) -> str | None:
         """Words to answer with, or None: an inspection was begun and answers later."""
@@ -221,34 +245,44 @@ class ChatHost:
         return known[0] if is_new and len(known) == 1 else None
 
     def _wait_for(self, request: ChatRequest, inspection_id: str) -> None:
+        """Have the end of the inspection answer the message, once; the claim is then that answer's."""
         with self._mutex:
             self._busy[request.key] = (request, f"inspecting ({inspection_id})")
 
         def hear(progress: Progress) -> None:  # in the inspecting thread: quick
             with self._mutex:
-                if request.key in self._busy:
-                    self._busy[request.key] = (request, progress.message)
+                if request.key not in self._busy:
+                    return  # the end was heard
+                self._busy[request.key] = (request, progress.message)
+                if progress.last:
+                    del self._busy[request.key]
             if progress.last and not self._closing.is_set():
                 self._pool.submit(self._finish, request, inspection_id)
 
-        self.desk.subscribe(inspection_id, hear)
+        try:
+            self.desk.subscribe(inspection_id, hear)
+        except Exception:
+            with self._mutex:
+                ended = self._busy.pop(request.key, None) is None
+            if not ended:
+                raise
 
     def _finish(self, request: ChatRequest, inspection_id: str) -> None:
-        with self._mutex:
-            self._busy.pop(request.key, None)
-        message = self._store.get(request.key)
-        if message is None or message.state == "answered":
-            return
         try:
+            message = self._store.get(request.key)
+            if message is None or message.state == "answered":
+                return
             inspection = self.desk.inspection(inspection_id)
             if inspection.report is not None:
                 self._platform.show(request, self.told(inspection_id))
             else:
                 reason = (inspection.error or {}).get("message", "it was given up")
                 self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")
-            self._store.answered(request.key)
+            self._answered(request)
         except Exception:
-            log.exception("the answer to %s message %s is not posted yet", self._platform.name, request.key)
+            self._try_later(request)
+        finally:
+            self._release(request)
 
     def _try_working(self, request: ChatRequest, text: str) -> None:
         try:
@@ -264,16 +298,17 @@ class ChatHost:
                 continue
             last = time.monotonic()
             with self._mutex:
-                busy = dict(self._busy)
-            for request, text in busy.values():
+                busy = list(self._busy.values())
+            for request, text in busy:
                 self._try_working(request, text)
             try:
-                stuck = [m for m in self._store.open() if m.key not in busy | dict.fromkeys(self._handling)]
+                waiting = self._store.open()
             except RefDiffError as e:
                 log.warning("open messages cannot be read: %s", e)
                 continue
-            for message in stuck:
-                self._take(ChatRequest(**message.request))
+            for message in waiting:  # those that somebody is at are claimed
+                if self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
+                    self._take(ChatRequest(**message.request))
 
 
 def _helpful(error: RefDiffError) -> str:

@@ -39,6 +39,7 @@ class SlackPlatform:
         self._desk, self.client = desk, client
         self._names: OrderedDict[str, str] = OrderedDict()
         self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status had to be a message
+        self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is posted
         self._mutex = threading.Lock()
 
     def name_of(self, user: str) -> str:
@@ -72,12 +73,8 @@ class SlackPlatform:
         try:
             self.client.assistant_threads_setStatus(channel_id=channel, thread_ts=thread, status=f"{text[:140]}…")
         except SlackApiError:  # not every place has a status: then one message, once
-            with self._mutex:
-                if request.key in self._announced:
-                    return
-                self._announced[request.key] = None
-                while len(self._announced) > _NAMES_KEPT:
-                    self._announced.popitem(last=False)
+            if not self._first(self._announced, request.key):
+                return
             self.say(request, f"{text[:1].upper()}{text[1:]}…")
 
     def say(self, request: ChatRequest, text: str) -> None:
@@ -88,11 +85,13 @@ class SlackPlatform:
 
     def show(self, request: ChatRequest, told: Told) -> None:
         channel, thread = request.place["channel"], request.place["thread_ts"]
-        picture = overlay(self._desk, told.inspection_id)
-        self.client.files_upload_v2(
-            channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
-            title=told.title, alt_txt=f"Photo of part {told.part_id} with its findings drawn in",
-        )  # fmt: skip
+        if request.key not in self._pictured:  # the message below may be refused again and again
+            picture = overlay(self._desk, told.inspection_id)
+            self.client.files_upload_v2(
+                channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
+                title=told.title, alt_txt=f"Photo of part {told.part_id} with its findings drawn in",
+            )  # fmt: skip
+            self._first(self._pictured, request.key)
         self.client.chat_postMessage(
             channel=channel, thread_ts=thread, text=blocks.escape(f"{told.title}. {told.reason}"),
             blocks=blocks.answer(told), unfurl_links=False, unfurl_media=False,
@@ -115,6 +114,16 @@ class SlackPlatform:
             for title, data in made
         ]
         self.client.files_upload_v2(channel=channel, thread_ts=thread, file_uploads=uploads)
+
+    def _first(self, seen: OrderedDict[str, None], key: str) -> bool:
+        """Note a request; was it not noted before?"""
+        with self._mutex:
+            if key in seen:
+                return False
+            seen[key] = None
+            while len(seen) > _NAMES_KEPT:
+                seen.popitem(last=False)
+            return True
 
     def _download(self, url: str, name: str) -> bytes:
         """A file of Slack's. The token goes to Slack alone, whatever address an event names."""

@@ -24,13 +24,14 @@ SECRET, TOKEN, TEAM, BOT = "8f742231b10e8888abcd99yyyzzz85a5", "xoxb-test", "T1"
 class FakeSlack:
     """calls: (method, arguments) in order. files: what was uploaded, by id. photos: what can be downloaded, by name.
 
-    fail: method -> how many calls of it fail with HTTP 500, or an error text for "ok": false.
+    fail: method -> how many calls of it fail with HTTP 500, or an error text for "ok": false. slow: method -> s.
     """
 
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     photos: dict[str, bytes] = field(default_factory=dict)
     fail: dict[str, int | str] = field(default_factory=dict)
+    slow: dict[str, float] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
     socket_url: str = ""  # where Socket Mode is told to connect
 
@@ -62,6 +63,7 @@ class FakeSlack:
                 for name in ("blocks", "view", "files"):
                     if isinstance(arguments.get(name), str):
                         arguments[name] = json.loads(arguments[name])
+                time.sleep(fake.slow.get(method, 0.0))
                 failing = fake.fail.get(method)
                 if isinstance(failing, int) and failing > 0:
                     fake.fail[method] = failing - 1

@@ -306,6 +306,35 @@ def test_an_answer_that_slack_does_not_take_is_posted_later(
     assert len(filed(desk)) == 1
 
 
+def test_a_slow_slack_gets_each_answer_once(desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open messages are looked for all the while: those that are being answered are not answered again."""
+    monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    slack.slow = {"files.completeUploadExternal": 0.5, "assistant.threads.setStatus": 0.1}
+    with serving(desk, **settings_for(slack)) as url:
+        for i in range(3):
+            slack.event(url, mention("inspect part #5", f"{i}.1"), f"Ev{i}")
+        wait(lambda: all(slack.posts()[f"{i}.1"] for i in range(3)))
+        time.sleep(0.8)
+    assert {thread: len(posts) for thread, posts in slack.posts().items()} == {"0.1": 1, "1.1": 1, "2.1": 1}
+    assert len(slack.of("files.completeUploadExternal")) == 3
+    assert desk._worker._listeners == {}
+
+
+def test_an_answer_that_is_never_taken_is_given_up(
+    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(host_module, "MAX_TRIES", 3)
+    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    slack.fail = {"chat.postMessage": "channel_not_found"}
+    with serving(desk, **settings_for(slack)) as url, ChatStore(desk.stores.settings.home, "slack") as store:
+        slack.event(url, mention("inspect part #5", "1.1"))
+        wait(lambda: not store.open())
+    assert len(slack.of("files.completeUploadExternal")) == 1
+    assert len(filed(desk)) == 1
+
+
 def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, slack: FakeSlack) -> None:
     desk.capture("5", Upload("p.png", good_photo(100)), "board")
     first = slack_app.message_of(mention("inspect part #5", "1.1"), TEAM)
