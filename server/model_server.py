@@ -25,7 +25,7 @@ from refdiff.server.vllm_plugin.command import KV_GB, vllm_arguments, vllm_envir
 _ENVIRONMENT = ".venv-vllm"
 _NEEDED_GB = 2.4  # of a CPU server beside its keys and values, measured
 _STOP_S = 15
-_STDERR = 2
+_PROBE_S = 120.0
 # before vLLM takes the process over: on Linux it ends with us, also when we are killed and cannot end it
 _TIED = """
 import ctypes, os, signal, sys
@@ -67,15 +67,26 @@ def find_vllm(given: Path | None) -> VllmPython:
     candidates = [given] if given else [*(folder / "bin" / "python" for folder in usual), Path(sys.executable)]
     why = "not found"
     for python in candidates:
-        if not python.is_file():
-            continue
         try:
-            done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, check=True, timeout=120)
+            if not python.is_file():
+                continue
+            done = subprocess.run(
+                [python, "-I", "-c", _PROBE], capture_output=True, text=True, check=True, timeout=_PROBE_S
+            )
+            found = json.loads(done.stdout)
+            build = found["cpu"] or found["cuda"]
+        except PermissionError:
+            why = f"{python} may not be read or started by this user"
+            continue
+        except subprocess.TimeoutExpired:
+            why = f"{python} does not answer within {_PROBE_S:g} s"
+            continue
         except (OSError, subprocess.SubprocessError):
             why = f"{python} does not start"
             continue
-        found = json.loads(done.stdout)
-        build = found["cpu"] or found["cuda"]
+        except (ValueError, KeyError, TypeError):
+            why = f"{python} is no Python: it does not say what is installed"
+            continue
         if build and found["plugin"]:
             return VllmPython(python, build, cuda=found["cpu"] is None)
         if build:

@@ -89,6 +89,35 @@ def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: 
         find_vllm(_stand_in(tmp_path / "python", plugin=False))
 
 
+@pytest.mark.parametrize(
+    ("script", "mode", "why"),
+    [
+        ("#!/bin/sh\nexec sleep 60\n", 0o755, "does not answer within 0.3 s"),
+        ("#!/bin/sh\necho hello\n", 0o755, "is no Python"),
+        ("#!/bin/sh\n", 0o755, "is no Python"),
+        ("#!/bin/sh\necho '[]'\n", 0o755, "is no Python"),
+        ("#!/bin/sh\n", 0o644, "may not be read or started"),
+    ],
+)
+def test_an_interpreter_that_is_none_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, mode: int, why: str
+) -> None:
+    monkeypatch.setattr(model_server, "_PROBE_S", 0.3 if "sleep" in script else 20)
+    (tmp_path / "python").write_text(script)
+    (tmp_path / "python").chmod(mode)
+    with pytest.raises(UnavailableError, match=why):
+        find_vllm(tmp_path / "python")
+
+
+def test_an_interpreter_in_a_closed_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)  # as a folder without x does it, for everybody but root
+    with pytest.raises(UnavailableError, match="may not be read or started"):
+        find_vllm(tmp_path / "python")
+
+
 def test_a_port_that_is_taken_is_told() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
