@@ -51,6 +51,11 @@ class LearnedStore:
             append(conn, LEARNED, inspection_id, "refdiff", asdict(made))
         return made
 
+    def claimed(self, golden_id: str) -> bool:
+        """Whether that golden is recorded as what a consent became."""
+        with self._db.reading() as conn:
+            return conn.execute("SELECT 1 FROM learned WHERE golden_id = ?", (golden_id,)).fetchone() is not None
+
     def consented(self) -> list[str]:
         """Inspections whose photo may become a reference and was not tried yet, oldest first."""
         with self._db.reading() as conn:

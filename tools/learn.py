@@ -7,10 +7,10 @@ with where it came from, and can be retired like any other. One from a dispositi
 from __future__ import annotations
 
 from refdiff.memory.captures import Capture
-from refdiff.memory.goldens import GoldenSource
+from refdiff.memory.goldens import Golden, GoldenSource, make_golden_id
 from refdiff.memory.learned import Learned
 from refdiff.model.errors import InputError, UnknownRecordError
-from refdiff.tools.enroll import Upload, enroll
+from refdiff.tools.enroll import Upload, enroll, flag_odd
 from refdiff.tools.services import Services
 
 
@@ -41,9 +41,11 @@ def adopt(services: Services, inspection_id: str) -> Learned:
         enrolled_by=by,
         golden_source=source,
     )
-    if result.added:
-        golden = result.added[0]
-        odd = "; flagged for a look, since it is unlike the others" if result.flagged else ""
+    left = None if result.added else _left_behind(services, record.product, sha256)
+    if result.added or left:
+        golden = left or result.added[0]
+        flagged = flag_odd(services, record.product, [left.golden_id]) if left else result.flagged
+        odd = "; flagged for a look, since it is unlike the others" if flagged else ""
         return stores.learned.add(inspection_id, golden.golden_id, f"enrolled{odd}")
     refusal = [*result.already_there, *result.refused][0]
     return stores.learned.add(inspection_id, None, f"refused: {refusal.reason}")
@@ -66,6 +68,15 @@ def _consent(services: Services, inspection_id: str) -> tuple[str, GoldenSource]
         f"inspection {inspection_id}: nobody agreed that its photo becomes a reference; "
         "`refdiff review INSPECTION --override --as-reference` does"
     )
+
+
+def _left_behind(services: Services, product: str, sha256: str) -> Golden | None:
+    """The golden of a photo that an earlier call enrolled and was killed before it could say so."""
+    try:
+        golden = services.bank.get(make_golden_id(product, sha256))
+    except UnknownRecordError:
+        return None
+    return None if golden.source == "enrolled" or services.stores.learned.claimed(golden.golden_id) else golden
 
 
 def _capture(services: Services, part_id: str, product: str, sha256: str) -> Capture | None:

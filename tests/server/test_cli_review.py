@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from refdiff.memory.learned import LearnedStore
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
 from refdiff.model.render import DefectSpec, Light, render
@@ -123,6 +124,28 @@ def test_a_consent_waits_while_the_bank_is_in_use(
     assert said(capsys, "goldens", "adopt")[1] == {"learned": []}
 
 
+def test_a_kill_between_enrolling_and_saying_so_refuses_nothing(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    report = inspect(capsys, "a", lamp_photo(400))
+    command = ["review", report["inspection_id"], "--override", "--as-reference", "--reason", "good"]
+    with monkeypatch.context() as m:
+        m.setattr(LearnedStore, "add", killed)
+        with pytest.raises(Killed):
+            cli.run([*command, "--json"])
+    capsys.readouterr()
+    code, shown = said(capsys, "goldens", "adopt")
+    assert (code, len(shown["learned"])) == (0, 1)
+    assert shown["learned"][0]["golden_id"]
+    assert shown["learned"][0]["outcome"].startswith("enrolled")
+
+
 def test_a_confirmed_defect_is_remembered(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(2):
         report = inspect(capsys, f"p{i}", bad_photo(30 + i))
@@ -153,6 +176,8 @@ def test_blind_checks_from_the_draw_to_the_rates(
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert "PASS" not in out
+    code, error = said(capsys, "review", reports["g"]["inspection_id"], "--blind", "--good")
+    assert (code, "asked for" in error["error"]["message"]) == (65, True)  # whoever had it inspected saw the verdict
     for part, word in (("g", "--good"), ("b", "--bad")):
         code, made = said(capsys, "review", reports[part]["inspection_id"], "--blind", word, "--by", "bob")
         assert (code, made["judged_by"]) == (0, "bob")
@@ -164,7 +189,8 @@ def test_blind_checks_from_the_draw_to_the_rates(
                                           "n": 1, "enough": False}  # fmt: skip
     assert found["overall"]["kappa"]["value"] == 1.0
     assert cli.run(["rates"]) == 0
-    assert "too few" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "kappa has no interval" in out
 
 
 @pytest.mark.parametrize(
