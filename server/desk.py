@@ -113,7 +113,7 @@ class Desk:
             self._own(self.stores.settings.home)
             _ = services.bank  # now, so that another process that holds it is told at once
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
-            self._worker = Worker(self._jobs, self._inspect)
+            self._worker = Worker(self._jobs, self._inspect, self._learn)
             self._inspector = self._stack.enter_context(Inspector(services, agent, on_event=self._worker.on_event))
             self._take_up()
         except BaseException:
@@ -527,6 +527,15 @@ class Desk:
         if not self._filed(job.inspection_id):
             return self._inspector.run(InspectionRequest(**job.request)).verdict.value
         return self.report(job.inspection_id).verdict.value
+
+    def _learn(self) -> None:
+        """Enrol what people gave consent for while this desk had the bank, at the command line say."""
+        if not self.stores.learned.consented() or not self._enrolling.acquire(blocking=False):
+            return  # whoever enrols or calibrates may take minutes; inspections do not wait for that
+        try:
+            self._inspector.learn()
+        finally:
+            self._enrolling.release()
 
     def _filed(self, inspection_id: str) -> bool:
         try:

@@ -29,6 +29,7 @@ _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
 _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
+_IDLE_S = 60.0  # between two looks for what other processes left to do
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,12 @@ class Worker:
     Progress goes to whoever listens, in the thread in which it happens: listeners must be quick.
     """
 
-    def __init__(self, jobs: JobStore, inspect: Callable[[Job], str]) -> None:
-        """inspect: returns what to tell at the end, e.g. the verdict."""
-        self._jobs, self._inspect = jobs, inspect
+    def __init__(
+        self, jobs: JobStore, inspect: Callable[[Job], str], between: Callable[[], None] = lambda: None
+    ) -> None:
+        """inspect: returns what to tell at the end, e.g. the verdict. between: short work at the start, after each
+        inspection and once a minute while there is none."""
+        self._jobs, self._inspect, self._between = jobs, inspect, between
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
         self._later: list[
@@ -181,14 +185,17 @@ class Worker:
     # -- the thread
 
     def _run(self) -> None:
+        self._pause()
         while True:
             with self._changed:
-                while not (self._due() or self._questions or self._stopping.is_set()):
-                    self._changed.wait(max(0.0, self._later[0][0] - time.monotonic()) if self._later else None)
+                if not (self._due() or self._questions or self._stopping.is_set()):
+                    later = self._later[0][0] - time.monotonic() if self._later else _IDLE_S
+                    self._changed.wait(min(max(0.0, later), _IDLE_S))
+                    self._due()
                 if self._stopping.is_set():
                     return
                 question = self._questions.popleft() if self._questions else None
-                inspection_id = None if question else self._waiting.popleft()
+                inspection_id = self._waiting.popleft() if self._waiting and not question else None
             if question:
                 _answer(*question)
             elif inspection_id:
@@ -197,6 +204,8 @@ class Worker:
                 except Exception as e:  # the journal itself fails, because the disk is full, say
                     log.exception("inspection %s waits until the journal can be written", inspection_id)
                     self._try_later(inspection_id, e)
+            if not question:
+                self._pause()
 
     def _due(self) -> bool:
         """Is there a job to run now?
@@ -215,6 +224,12 @@ class Worker:
         self._tell(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
+
+    def _pause(self) -> None:
+        try:
+            self._between()
+        except Exception:  # it is tried again at the next pause
+            log.warning("what is done between inspections failed", exc_info=True)
 
     def _work(self, inspection_id: str) -> None:
         """Run it once. What is unavailable is tried again for as long as it takes, and the others go on meanwhile."""

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from refdiff.agent.inspector import Inspector
 from refdiff.agent.request import InspectionRequest
 from refdiff.memory.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.model.errors import (
     BusyError,
     DuplicateError,
@@ -28,6 +30,7 @@ from refdiff.model.errors import (
     UnknownProductError,
     UnknownRecordError,
 )
+from refdiff.server import worker as worker_module
 from refdiff.server.desk import Desk, Upload
 from refdiff.server.settings import ServerSettings
 from refdiff.server.worker import Worker
@@ -66,6 +69,37 @@ def test_good_and_bad_photos_are_inspected_in_order(desk: Desk, ready: Path) -> 
     assert desk.artefact(bad.inspection_id, "html").read_bytes().startswith(b"<!doctype html>")
     assert desk.picture(bad.inspection_id, "query").startswith(b"\x89PNG")
     assert desk.status().waiting == 0
+
+
+def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line records a consent while the desk has the bank: enrolled at the start, when idle, after a job."""
+    monkeypatch.setattr(worker_module, "_IDLE_S", 0.1)
+
+    def consent(inspection_id: str) -> None:
+        with Stores.open() as stores:
+            stores.dispositions.add(inspection_id, "override", "eve", "part is good", as_reference=True)
+
+    def outcome(desk: Desk, inspection_id: str) -> str:
+        deadline = time.monotonic() + 30
+        while (learned := desk.learned(inspection_id)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return learned.outcome if learned else "nothing became of it"
+
+    with Desk.open() as desk:
+        sent = [
+            desk.submit(by="ann", part_id=p, product="board", photo=photo(ready, "bad.png")) for p in ("1", "2", "3")
+        ]
+        first, second, third = (desk.wait(j.inspection_id).inspection_id for j in sent)
+        consent(first)
+        assert outcome(desk, first).startswith("enrolled")
+        monkeypatch.setattr(worker_module, "_IDLE_S", 600.0)
+        time.sleep(0.3)  # the short wait has ended
+        consent(second)
+        desk.wait(desk.submit(by="ann", part_id="4", product="board", photo=photo(ready, "good.png")).inspection_id)
+        assert outcome(desk, second).startswith("refused: already there")  # the same photo
+    consent(third)
+    with Desk.open() as desk:
+        assert outcome(desk, third).startswith("refused: already there")
 
 
 def test_each_job_looks_at_its_own_photo(desk: Desk, ready: Path) -> None:
