@@ -19,6 +19,7 @@ from refdiff.memory.times import to_utc
 
 FEW = 30  # fewer answers than this say little: a rate of 10 % then has an interval of 3 to 26 %
 _RESAMPLES = 2000
+_TAIL = 0.025  # of a 95 % interval, on each side
 
 
 class _Model(BaseModel):
@@ -28,7 +29,8 @@ class _Model(BaseModel):
 class Rate(_Model):
     """events of n, with the 95 % interval (Wilson; bootstrap for kappa). value is None where n is 0 or it is undefined.
 
-    enough: n is at least 30.
+    interval: None where n is 0; for kappa also where too few parts are bad, or disagreed about, to give one.
+    enough: n is at least 30 and there is an interval.
     """
 
     value: float | None
@@ -117,7 +119,11 @@ def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     if np.isnan(value):  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
         return Rate(value=None, interval=None, events=None, n=n, enough=n >= FEW)
     drawn = _agreement(np.random.default_rng(seed).multinomial(n, table / n, size=_RESAMPLES).astype(float))
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    undefined = np.isnan(drawn)
+    low, high = np.quantile(drawn[~undefined], [_TAIL, 1 - _TAIL])
+    # resamples without the few bad (or good) parts have no kappa, and those that all agree tell nothing of the spread
+    if undefined.mean() > _TAIL or low == high:
+        return Rate(value=value, interval=None, events=None, n=n, enough=False)
     return Rate(value=value, interval=(float(low), float(high)), events=None, n=n, enough=n >= FEW)
 
 
@@ -140,6 +146,11 @@ def _notes(overall: PeriodRates, answers: Sequence[Answered], drawn: int) -> lis
             notes.append(
                 f"only {rate.n} blind answers about {what} parts: too few, look at the interval ({FEW} and more)"
             )
+    if overall.kappa.value is not None and overall.kappa.interval is None:
+        notes.append(
+            f"kappa has no interval: of {overall.kappa.n} parts with PASS or FAIL too few are bad, or disagreed about, "
+            "to say how far it may be off"
+        )
     if drawn and len(answers) < 0.8 * drawn:
         notes.append(
             f"{drawn - len(answers)} of {drawn} drawn parts were not judged yet; if people leave out hard ones, "

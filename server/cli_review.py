@@ -142,7 +142,11 @@ def _learned_lines(asked: bool, learned: Learned | None) -> list[str]:
             f"as reference: {console.printable(learned.outcome)}"
             + (f" as {learned.golden_id}" if learned.golden_id else "")
         ]
-    return ["as reference: not yet, the golden bank is in use; `refdiff goldens adopt` goes on"] if asked else []
+    waits = (
+        "as reference: not yet, the golden bank is in use; a server that has it goes on by itself between inspections, "
+        "else `refdiff goldens adopt` does"
+    )
+    return [waits] if asked else []
 
 
 def _decision(inspection_id: str | None, accept: bool, override: bool, reason: str | None) -> Decision | None:
@@ -182,9 +186,9 @@ def rates(
     def cell(rate: Rate) -> str:
         if rate.value is None:
             return "–"
-        low, high = rate.interval or (0.0, 1.0)
-        counts = f"{rate.events}/{rate.n}, " if rate.events is not None else f"n {rate.n}, "
-        return f"{rate.value:.3f} ({counts}{low:.2f} to {high:.2f})"
+        counts = f"{rate.events}/{rate.n}" if rate.events is not None else f"n {rate.n}"
+        spread = "{:.2f} to {:.2f}".format(*rate.interval) if rate.interval else "too few for an interval"
+        return f"{rate.value:.3f} ({counts}, {spread})"
 
     shown = console.table(
         "Period", "Good", "Bad", "False rejects", "Escapes", "Reviews", "Kappa", right=("Good", "Bad")

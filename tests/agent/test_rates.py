@@ -66,8 +66,12 @@ def test_dispositions_are_no_sample(stores: Stores) -> None:
     [
         ({}, ["no blind answer about a good", "no blind answer about a bad"]),
         ({("PASS", "good"): 29}, ["only 29 blind answers about good", "no blind answer about a bad"]),
-        ({("PASS", "good"): 30, ("FAIL", "bad"): 1}, ["only 1 blind answers about bad"]),
-        ({("PASS", "good"): 30, ("FAIL", "bad"): 30}, []),
+        (
+            {("PASS", "good"): 30, ("FAIL", "bad"): 1},
+            ["only 1 blind answers about bad", "kappa has no interval: of 31"],
+        ),
+        ({("PASS", "good"): 30, ("FAIL", "bad"): 30}, ["kappa has no interval: of 60"]),
+        ({("PASS", "good"): 30, ("FAIL", "bad"): 29, ("PASS", "bad"): 1}, []),
     ],
 )
 def test_too_few_is_said(stores: Stores, table: Table, words: list[str]) -> None:
@@ -93,6 +97,27 @@ def test_kappa_at_its_ends(stores: Stores, table: Table, kappa: float | None) ->
     assert value == (None if kappa is None else pytest.approx(kappa))
 
 
+@pytest.mark.parametrize(
+    ("table", "known"),
+    [
+        ({("PASS", "good"): 29, ("FAIL", "bad"): 1}, False),  # 36 % of the resamples have no bad part, the others agree
+        ({("PASS", "good"): 200, ("FAIL", "bad"): 100}, False),  # all agree: every resample says 1
+        (
+            {("PASS", "good"): 97, ("FAIL", "good"): 1, ("FAIL", "bad"): 1, ("PASS", "bad"): 1},
+            False,
+        ),  # 5 % show none of the three
+        ({("PASS", "good"): 27, ("FAIL", "bad"): 1, ("PASS", "bad"): 2}, False),  # 4 % have no bad part
+        ({("PASS", "good"): 40, ("FAIL", "bad"): 8, ("PASS", "bad"): 2}, True),
+    ],
+)
+def test_kappa_has_an_interval_only_where_there_is_one(stores: Stores, table: Table, known: bool) -> None:
+    fill(stores, table)
+    kappa = rates(stores).overall.kappa
+    assert (kappa.interval is not None, kappa.enough) == (known, known)
+    if kappa.interval is not None and kappa.value is not None:
+        assert kappa.interval[0] < kappa.value < kappa.interval[1]
+
+
 def test_products_and_months_are_apart(stores: Stores) -> None:
     fill(stores, {("FAIL", "good"): 2}, "2026-01")
     fill(stores, {("PASS", "good"): 2}, "2026-02")
@@ -104,7 +129,7 @@ def test_products_and_months_are_apart(stores: Stores) -> None:
 
 
 def test_what_waits_is_told(stores: Stores) -> None:
-    fill(stores, {("PASS", "good"): 30, ("FAIL", "bad"): 30})
+    fill(stores, {("PASS", "good"): 30, ("FAIL", "bad"): 28, ("PASS", "bad"): 2})
     for i in range(30):
         stores.inspections.file(f"w{i}", "1", "board", "PASS", "2026-01-01", {}, blind_share=0.999999)
     found = rates(stores)

@@ -46,7 +46,7 @@ export async function showAudit({ place, query, isShown }) {
 function cell(rate) {
   if (rate.value === null) return h("td", { class: "num" }, "–");
   const counts = rate.events === null ? `n ${rate.n}` : `${rate.events} of ${rate.n}`;
-  return h("td", { class: rate.enough ? "num" : "num few" }, number(rate.value, 3), h("small", {}, `${counts}; ${rate.interval.map((v) => v.toFixed(2)).join(" to ")}`));
+  return h("td", { class: rate.enough ? "num" : "num few" }, number(rate.value, 3), h("small", {}, `${counts}; ${rate.interval ? rate.interval.map((v) => v.toFixed(2)).join(" to ") : "too few for an interval"}`));
 }
 
 function ratesTable(rates) {
