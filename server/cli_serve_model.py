@@ -56,7 +56,8 @@ def serve_model(
         )
     with console.progress("building the model") as moved:
         folder = build_model(load(ModelSettings), lambda what, done, total: moved(done, total, what))
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs with it ignored
+        signal.signal(number, _terminated)
     secret = key.get_secret_value() if key else None
     with ExitStack() as running:
         with console.stages(f"starting vLLM {python.version}") as stage:

@@ -80,7 +80,7 @@ def test_projector_makes_one_token_each(seen: PairFeatures, image_only: bool) ->
 
 def test_without_difference_only_the_pictures_matter(seen: PairFeatures) -> None:
     torch.manual_seed(0)
-    projector = PairProjector(64, 48, image_only=True)
+    projector = PairProjector(64, 48, image_only=True).eval()
     other = PairFeatures(
         **(seen.as_dict() | {"regions": seen.regions + 1, "grid": seen.grid - 1, "whole": seen.whole * 2})
     )
