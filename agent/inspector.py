@@ -21,6 +21,7 @@ from refdiff.agent.chat_models import Driver, Embedded, data_url
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.phrasings import is_wish
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
@@ -223,8 +224,9 @@ class Inspector:
 
     def _shown(self, request: InspectionRequest) -> InspectionRequest:
         """The request as the model reads it. Ours is trained to inspect and heeds no wishes, but other people's words can
-        lead it astray (16 steps instead of 5); so it is told the part and nothing else. The report keeps the words."""
-        if self._driver is None or self._driver.via != "embedded":
+        lead it astray (16 steps instead of 5); so it is told the part, and a wish for more references in the words that it
+        knows. The report keeps the words."""
+        if self._driver is None or self._driver.via != "embedded" or is_wish(request.text, request.part_id):
             return request
         return replace(request, text=prompts.plain_request(request.part_id))
 

@@ -6,6 +6,8 @@ a PASS must get the same inspection as everybody else.
 
 from __future__ import annotations
 
+import re
+
 PLAIN = (
     "inspect part #{part} against the nearest good sample", "check part {part}", "Please inspect part {part}.",
     "is part #{part} ok?", "inspect #{part}", "does part {part} have any defect?", "look at part {part} for me",
@@ -43,3 +45,13 @@ def phrasings(test: bool) -> dict[str, tuple[str, ...]]:
     if test:
         return {"plain": PLAIN_TEST, "several": SEVERAL_TEST, "another": ANOTHER_TEST}
     return {"plain": PLAIN, "several": SEVERAL, "another": ANOTHER}
+
+
+def is_wish(text: str, part_id: str) -> bool:
+    """Does a request ask for several references or another one, in words of the templates and in no others?"""
+    number = "|".join(re.escape(word) for words in NUMBERS.values() for word in words)
+    for template in (*SEVERAL, *SEVERAL_TEST, *ANOTHER, *ANOTHER_TEST):
+        pattern = re.escape(template).replace(r"\{part\}", re.escape(part_id)).replace(r"\{n\}", f"(?:{number})")
+        if re.fullmatch(pattern, text.strip().rstrip(".!"), re.IGNORECASE):
+            return True
+    return False
