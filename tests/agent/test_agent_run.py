@@ -338,7 +338,9 @@ def test_killed_in_any_node_it_is_resumed_and_filed_once(node: str, before: bool
         assert inspector.pending() == []
         assert len(services.stores.inspections.list(part_id="4412")) == 1
         whole = inspector.run(InspectionRequest(ASK, "4412", requested_by="t"))
-    differing = {"inspection_id", "created_at", "timings_ms", "artefacts"}
+    differing = {"inspection_id", "created_at", "timings_ms", "artefacts", "image_score"}
+    # another process adds its floating-point numbers up in another order
+    assert resumed.image_score == pytest.approx(whole.image_score, rel=1e-3)
     assert resumed.model_dump(exclude=differing) == whole.model_dump(exclude=differing)
     assert all(Path(p).is_file() for p in resumed.artefacts.model_dump().values())
 
