@@ -10,14 +10,29 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from refdiff.agent.report.markdown import escape, number, percent, size_mm, size_px
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import part_id_in, part_named_in
 from refdiff.memory.captures import normalise_part_id
+from refdiff.memory.goldens import IN_USE
+
+if TYPE_CHECKING:
+    from refdiff.server.desk import Desk
 
 _AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
 INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
+
+
+class Subject(Protocol):
+    """What a conversation is about: a report, or an inspection that has none yet."""
+
+    @property
+    def inspection_id(self) -> str: ...
+
+    @property
+    def part_id(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -28,8 +43,8 @@ class Intent:
     about: str | None = None
 
 
-def understand(text: str, *, photo: bool = False, about: DefectReport | None = None) -> Intent:
-    """What a message asks for. photo: it brings one. about: the report that the conversation is about so far."""
+def understand(text: str, *, photo: bool = False, about: Subject | None = None) -> Intent:
+    """What a message asks for. photo: it brings one. about: what the conversation is about so far."""
     if about is None:
         return Intent(part_id=part_id_in(text))
     named = part_named_in(text)
@@ -46,6 +61,18 @@ def product_in(text: str, products: Iterable[str]) -> str | None:
     named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
     longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
     return longest[0] if len(longest) == 1 else None
+
+
+def product_for(desk: Desk, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
+    """The product of a part as the first text that names one says; for the photo of a new part, the only product that has
+    golden samples. None: the part's captures say it, or nothing does.
+    """
+    known = desk.products()
+    named = next((p for t in texts if (p := product_in(t, known))), None)
+    if named or not photo or desk.stores.captures.history(part_id):
+        return named
+    able = [p for p in known if desk.services.bank.count(p, IN_USE)]
+    return able[0] if len(able) == 1 else None
 
 
 def report_text(report: DefectReport, link: str | None = None) -> str:

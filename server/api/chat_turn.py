@@ -11,11 +11,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.report.schema import DefectReport
-from refdiff.memory.goldens import IN_USE
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
 from refdiff.server.api import uploads
 from refdiff.server.api.access import Caller
-from refdiff.server.conversation import INSPECTION_ID, product_in, report_text, understand
+from refdiff.server.conversation import INSPECTION_ID, product_for, report_text, understand
 from refdiff.server.desk import Desk
 
 _SENT_AGAIN = timedelta(minutes=30)  # clients wait for ten minutes and send twice more; later it is another request
@@ -169,15 +168,8 @@ class Turn:
         return None, 0
 
     def _product(self, part: str, photo: bool) -> str | None:
-        """As metadata or a text names it; for a photo of a new part, the only product that there is."""
-        if given := self._given.get("product"):
-            return given
-        known = self._desk.products()
-        named = next((p for t in self._texts if (p := product_in(t, known))), None)
-        if named or not photo or self._desk.stores.captures.history(part):
-            return named
-        able = [p for p in known if self._desk.services.bank.count(p, IN_USE)]
-        return able[0] if len(able) == 1 else None
+        """As metadata names it, else as the conversation does."""
+        return self._given.get("product") or product_for(self._desk, part, self._texts, photo=photo)
 
     def _scale(self) -> float | None:
         text = self._given.get("scale_mm_per_px")

@@ -6,7 +6,6 @@ The platform's request is acknowledged as soon as the message is on the disk; ev
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from refdiff.agent.request import part_id_in
 from refdiff.memory.chat import ChatStore
 from refdiff.memory.dispositions import Disposition
 from refdiff.model.errors import DuplicateError, InputError, RefDiffError, UnknownPartError, UnknownRecordError
 from refdiff.server.chat.settings import may_decide
 from refdiff.server.chat.told import Told, tell
-from refdiff.server.desk import Desk, Upload
+from refdiff.server.conversation import product_for, understand
+from refdiff.server.desk import Desk, Inspection, Upload
 from refdiff.server.worker import Progress
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,6 @@ STATUS_EVERY_S = 45.0  # platforms forget a status after a minute or two
 LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16  # an answer that the platform does not take: the waits double, about ten hours
 _THREADS = 8
 _MAX_TEXT = 4000
-_ASKS_FOR_INSPECTION = re.compile(
-    r"(?<!\w)(inspect|check|examine|look at|test|prüf|untersuch|inspiziere|inspecciona|revisa|检查|检测)", re.IGNORECASE
-)
 HOW_TO_SEND = (
     'Send its photo with your message, for example "inspect part #4412, product bracket" with the picture attached.'
 )
@@ -209,17 +205,27 @@ class ChatHost:
 
     def _answer(self, request: ChatRequest) -> str | None:
         """Words to answer with, or None: an inspection was begun and answers later."""
-        text, known = request.text[:_MAX_TEXT].strip(), self._store.inspection_of(request.thread)
-        named = part_id_in(text)
-        if named and (known is None or request.photos or _ASKS_FOR_INSPECTION.search(text)):
-            self._begin(request, named, text)
+        text = request.text[:_MAX_TEXT].strip()
+        intent = understand(text, photo=bool(request.photos), about=self._about(request.thread))
+        if intent.part_id is not None:
+            self._begin(request, intent.part_id, text)
             return None
-        if known is not None:
+        if intent.about is not None:
             self._try_working(request, "looking into the report")
-            return self.desk.ask(known, text) if text else "Ask about the report, or name another part."
+            return self.desk.ask(intent.about, text) if text else "Ask about the report, or name another part."
         if request.photos:
             return 'Which part is it? Name it with the photo: "inspect part #4412".'
         return self.desk.chat(text or "hello")
+
+    def _about(self, thread: str) -> Inspection | None:
+        """The inspection that a thread is about."""
+        known = self._store.inspection_of(thread)
+        if known is None:
+            return None
+        try:
+            return self.desk.inspection(known)
+        except UnknownRecordError:  # of a home that was restored from before
+            return None
 
     def _begin(self, request: ChatRequest, part_id: str, text: str) -> None:
         self._try_working(request, f"inspecting part {part_id}")
@@ -228,21 +234,12 @@ class ChatHost:
             text,
             by=self._who(request.user, request.user_name),
             part_id=part_id,
-            product=self._product_in(text, part_id, photo is not None),
+            product=product_for(self.desk, part_id, [text], photo=photo is not None),
             photo=photo,
             origin=f"{self._platform.name}:{request.key}",
         )
         self._store.inspecting(request.key, request.thread, job.inspection_id)
         self._wait_for(request, job.inspection_id)
-
-    def _product_in(self, text: str, part_id: str, has_photo: bool) -> str | None:
-        """A product named in the text; for the photo of a new part the only one there is."""
-        known = self.desk.products()
-        named = [p for p in known if re.search(rf"(?<!\w){re.escape(p)}(?!\w)", text, re.IGNORECASE)]
-        if len(named) == 1:
-            return named[0]
-        is_new = has_photo and not self.desk.stores.captures.history(part_id)
-        return known[0] if is_new and len(known) == 1 else None
 
     def _wait_for(self, request: ChatRequest, inspection_id: str) -> None:
         """Have the end of the inspection answer the message, once; the claim is then that answer's."""

@@ -104,8 +104,9 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     assert record.verdict in slack.posts()["100.1"][1]["text"]
     # follow-ups need no mention in a thread that the bot answered in; elsewhere messages are not for it
     slack.event(bot, {"type": "message", "channel": "C1", "user": "U1", "ts": "100.3", "thread_ts": "100.1",
-                      "text": "how many findings?"}, "Ev4")  # fmt: skip
+                      "text": "check the 45 mm scratch: how many findings?"}, "Ev4")  # fmt: skip
     wait(lambda: len(slack.posts()["100.1"]) == 3)
+    assert "part 45" not in slack.posts()["100.1"][2]["text"].lower()  # a length is no part
     slack.event(bot, {"type": "message", "channel": "C1", "user": "U1", "ts": "200.1", "text": "lunch?"}, "Ev5")
     slack.event(bot, mention("hello", "300.1"), "Ev6")
     wait(lambda: slack.posts()["300.1"])
