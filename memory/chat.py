@@ -10,10 +10,9 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from refdiff.memory.database import Database, Migrations
+from refdiff.memory.database import Database, DatabaseOwner, Migrations
 from refdiff.memory.times import utc_now
 
 _MIGRATIONS: Migrations = (
@@ -48,22 +47,11 @@ class ChatMessage:
     inspection_id: str | None
 
 
-class ChatStore:
+class ChatStore(DatabaseOwner):
     """Of one platform; a context manager; safe to share between threads. Raises StorageError."""
 
     def __init__(self, home: Path, platform: str) -> None:
         self._db, self._platform = Database(home / "chat.sqlite", migrations=_MIGRATIONS), platform
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def receive(self, key: str, request: dict[str, Any]) -> bool:
         """Keep a message, durably on return. False if it came before."""

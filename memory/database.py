@@ -218,6 +218,23 @@ class Database:
             conn.execute(f"PRAGMA user_version={len(self._migrations)}")
 
 
+class DatabaseOwner:
+    """A store with a file of its own: a context manager that closes it."""
+
+    _db: Database
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def _version(conn: sqlite3.Connection) -> int:
     return int(conn.execute("PRAGMA user_version").fetchone()[0])
 

@@ -10,10 +10,9 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from refdiff.memory.database import Database, Migrations
+from refdiff.memory.database import Database, DatabaseOwner, Migrations
 from refdiff.memory.times import utc_now
 from refdiff.model.errors import BusyError, UnknownRecordError
 
@@ -64,7 +63,7 @@ class Job:
         return self.state in OPEN
 
 
-class JobStore:
+class JobStore(DatabaseOwner):
     """The journal `home/jobs.sqlite`; a context manager, safe to share between threads."""
 
     def __init__(self, home: Path) -> None:
@@ -173,17 +172,6 @@ class JobStore:
         with self._db.reading() as conn:
             query = "SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'running') AND seq < ?"
             return int(conn.execute(query, (job.seq,)).fetchone()[0])
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _count_open(conn: sqlite3.Connection) -> int:

@@ -12,10 +12,9 @@ import secrets
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
-from refdiff.memory.database import Database, Migrations
+from refdiff.memory.database import Database, DatabaseOwner, Migrations
 from refdiff.memory.times import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 
@@ -51,7 +50,7 @@ class ApiKey:
     revoked_at: str | None
 
 
-class KeyStore:
+class KeyStore(DatabaseOwner):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
@@ -102,17 +101,6 @@ class KeyStore:
         if row is None:
             raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
         return _key(row)
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _digest(text: str) -> str:

@@ -13,10 +13,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
-from refdiff.memory.database import Database
+from refdiff.memory.database import Database, DatabaseOwner
 from refdiff.memory.times import utc_now
 
 Outcome = Literal["filed", "refused"]
@@ -97,22 +96,11 @@ class Message:
     next_try: float
 
 
-class LineJournal:
+class LineJournal(DatabaseOwner):
     """One journal a watched folder; a context manager; safe to share between threads. Raises StorageError."""
 
     def __init__(self, path: Path) -> None:
         self._db = Database(path, migrations=_MIGRATIONS)
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- photos
 
