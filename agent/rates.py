@@ -16,6 +16,7 @@ from refdiff.agent.evaluation.metrics import wilson
 from refdiff.memory.blind_checks import Answered
 from refdiff.memory.stores import Stores
 from refdiff.memory.times import to_utc
+from refdiff.model.errors import UnknownProductError
 
 FEW = 30  # fewer answers than this say little: a rate of 10 % then has an interval of 3 to 26 %
 _RESAMPLES = 2000
@@ -68,8 +69,11 @@ class Rates(_Model):
 def rates(stores: Stores, product: str | None = None, since: str | None = None, seed: int = 0) -> Rates:
     """Rates of a product (or all) over the inspections since a time (ISO 8601). seed: of kappa's bootstrap.
 
-    Raises InputError where `since` is no time.
+    Raises InputError where `since` is no time, UnknownProductError.
     """
+    if product is not None and stores.products.get(product) is None and not stores.blind_checks.count(product, None)[0]:
+        known = ", ".join(p.name for p in stores.products.list()) or "none yet"
+        raise UnknownProductError(f"no product {product!r}; products: {known}")
     moment = None if since is None else to_utc(since)
     answers = stores.blind_checks.answered(product, moment)
     filed, drawn = stores.blind_checks.count(product, moment)

@@ -34,7 +34,7 @@ from refdiff.memory.failures import storage_error
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.learned import LEARNED
 from refdiff.memory.times import to_utc, utc_now
-from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
+from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 
 FORMAT = 1
 MAX_LINE = 64_000_000  # bytes; a report is some 10 kB
@@ -137,7 +137,7 @@ class AuditStore:
             try:
                 record, content = _record(row), _content(row)
                 problem = check.record(record, content) or _agrees(conn, record, content)
-            except (ValueError, RecursionError):
+            except (TamperedError, ValueError, RecursionError):
                 return Problem(f"record {row['seq']}", row["seq"], row["inspection_id"], "it does not read any more")
             if problem is None and photos and record.kind == FILED:
                 problem = self._photo(record)
@@ -381,12 +381,19 @@ def _unrecorded(conn: sqlite3.Connection) -> Problem | None:
 
 def _record(row: sqlite3.Row) -> AuditRecord:
     named = {name: row[name] for name in AuditRecord.__dataclass_fields__}
-    return AuditRecord(**named | {"facts": json.loads(row["facts"])})
+    return AuditRecord(**named | {"facts": _json(row, "facts")})
 
 
 def _content(row: sqlite3.Row) -> Any:
-    text = row["report"] if row["kind"] == FILED else row["content"]
-    return None if text is None else json.loads(text)
+    return _json(row, "report" if row["kind"] == FILED else "content")
+
+
+def _json(row: sqlite3.Row, column: str) -> Any:
+    """Raises TamperedError: what was written here was JSON."""
+    try:
+        return None if row[column] is None else json.loads(row[column])
+    except (ValueError, RecursionError) as e:
+        raise TamperedError(f"tampered with at record {row['seq']}: its {column} cannot be read") from e
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

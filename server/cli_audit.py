@@ -48,6 +48,8 @@ def export(
     with open_stores() as stores:
         size = write_lines(out, stores.audit.export(chosen, since, by=load(ServerSettings).user))
         checked = stores.audit.verify_file(out)
+    if checked.problem is not None:  # the file holds what the home holds; it is no proof
+        raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
     answer.give(
         {"file": shown_path(out), "bytes": size, "records": checked.records, "head": checked.head},
         f"{checked.records} records in {shown_path(out)}",

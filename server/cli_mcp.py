@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import socket
+from contextlib import ExitStack, closing
 from typing import Annotated
 
 import typer
 
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import UnavailableError
 from refdiff.model.settings import ModelSettings
 from refdiff.server import console
+from refdiff.server.listen import address, is_loopback, listen
 from refdiff.server.settings import ConfigurationError, ServerSettings, load
 from refdiff.tools.settings import ToolsSettings
+
+_STOP_S = 10  # how long open requests may take after a stop is asked for
 
 
 def register(app: typer.Typer) -> None:
@@ -36,39 +38,33 @@ def mcp(
     `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
     """
     settings = load(ServerSettings)
-    from refdiff.server.mcp.http import is_loopback
-
     token = settings.mcp_token.get_secret_value() if settings.mcp_token else None
     if http and not token and not is_loopback(host):
         raise ConfigurationError(f"--host {host} is open to others: set REFDIFF_MCP_TOKEN, which callers then send")
-    from refdiff.agent.settings import AgentSettings
-    from refdiff.server.desk import Desk
-    from refdiff.server.mcp.service import build_server
+    with ExitStack() as running:
+        # before anything heavy loads
+        listener = running.enter_context(closing(listen(host, port))) if http else None
+        from refdiff.agent.settings import AgentSettings
+        from refdiff.server.desk import Desk
+        from refdiff.server.mcp.service import build_server
 
-    model = load(ModelSettings)
-    with Desk.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings) as desk:
+        model = load(ModelSettings)
+        desk = running.enter_context(
+            Desk.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings)
+        )
         server = build_server(desk, by=f"mcp ({settings.user})")
-        if not http:
+        if listener is None:
             server.run("stdio")
             return
         import uvicorn
 
         from refdiff.server.mcp.http import PATH, build_app
+        from refdiff.server.orderly import OrderlyServer
 
-        listening = _listen(host, port)
         app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
-        console.say(f"MCP at http://{host}:{port}{PATH}; Ctrl-C ends it")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Raises UnavailableError where the port is taken: before anything is loaded for nothing."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as e:
-        listening.close()
-        raise UnavailableError(f"{host}:{port} cannot be listened on ({e.strerror}); choose another --port") from e
-    return listening
+        at = f"{address(host, listener)}{PATH}"
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
+        web = OrderlyServer(config, lambda: console.say(f"MCP at {at}; Ctrl-C ends it"))
+        web.run([listener])
+    if web.interrupted:
+        raise KeyboardInterrupt

@@ -94,7 +94,7 @@ def review(
 def _blind(
     inspection_id: str | None, judged: Judged | None, as_reference: bool, note: str | None, by: str | None
 ) -> None:
-    """List what waits for a blind check, show one without its verdict, or answer it."""
+    """List what waits for a blind check (with its photo, without its verdict), or answer it."""
     if inspection_id is None and (judged is not None or as_reference or note is not None):
         raise typer.BadParameter("say which one; `refdiff review --blind` lists them.", param_hint="INSPECTION")
     with open_stores() as stores:

@@ -13,8 +13,8 @@ from refdiff.memory.keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
 from refdiff.server import console
-from refdiff.server.api.listen import check_open_to, listen
 from refdiff.server.console import answer
+from refdiff.server.listen import check_open_to, listen
 from refdiff.server.options import AlphaRate, Json, References, clean, open_stores
 from refdiff.server.settings import ServerSettings, load
 from refdiff.tools.settings import ToolsSettings

@@ -15,10 +15,9 @@ from refdiff.model.errors import UnavailableError
 from refdiff.model.settings import ModelSettings
 from refdiff.server import console
 from refdiff.server.console import answer
+from refdiff.server.listen import is_loopback
 from refdiff.server.options import Json
 from refdiff.server.settings import ServerSettings, load
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +49,7 @@ def serve_model(
 
     python = find_vllm(load(ServerSettings, vllm_python=vllm_python).vllm_python)
     key = load(AgentSettings).llm_api_key
-    if host not in _LOCAL and key is None:
+    if not is_loopback(host) and key is None:
         console.note(
             f"listening on {host} without a key: everybody who reaches the port can ask; set REFDIFF_LLM_API_KEY"
         )

@@ -86,8 +86,8 @@ def watch(
 
     Ctrl-C or SIGTERM ends it after the photos in work. Exit code 0, also with FAIL among the verdicts.
     """
-    user, count = load(ServerSettings).user, workers or _cores()
-    secret = os.environ.get("REFDIFF_WEBHOOK_SECRET", "")
+    ours, count = load(ServerSettings), workers or _cores()
+    secret = ours.webhook_secret.get_secret_value() if ours.webhook_secret else ""
     if webhook and not secret:
         raise ConfigurationError(
             "--webhook needs REFDIFF_WEBHOOK_SECRET: both sides sign with it (openssl rand -base64 32)"
@@ -105,7 +105,7 @@ def watch(
     from refdiff.server.line.lines import LineFile
     from refdiff.server.line.webhook import Webhook
 
-    options = LineOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, user)
+    options = LineOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
     folder = WatchedFolder(directory, keep=not delete)
     settings = load(AgentSettings)
     with ExitStack() as stack:

@@ -16,7 +16,6 @@ from refdiff.agent.report.markdown import escape, number, percent, size_mm, size
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import part_id_in, part_named_in
 from refdiff.memory.captures import normalise_part_id
-from refdiff.memory.goldens import IN_USE
 
 if TYPE_CHECKING:
     from refdiff.server.desk import Desk
@@ -71,8 +70,7 @@ def product_for(desk: Desk, part_id: str, texts: Iterable[str], *, photo: bool) 
     named = next((p for t in texts if (p := product_in(t, known))), None)
     if named or not photo or desk.stores.captures.history(part_id):
         return named
-    able = [p for p in known if desk.services.bank.count(p, IN_USE)]
-    return able[0] if len(able) == 1 else None
+    return desk.only_product()
 
 
 def report_text(report: DefectReport, link: str | None = None) -> str:

@@ -462,6 +462,11 @@ class Desk:
     def products(self) -> list[str]:
         return sorted({p.name for p in self.stores.products.list()} | set(self.services.bank.products()))
 
+    def only_product(self) -> str | None:
+        """The product that has golden samples, where it is one alone."""
+        able = [p for p in self.products() if self.services.bank.count(p, IN_USE)]
+        return able[0] if len(able) == 1 else None
+
     def product(self, name: str) -> dict[str, Any]:
         """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
         found = self.stores.products.get(name)

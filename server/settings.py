@@ -54,6 +54,7 @@ class ServerSettings(BaseSettings):
     mcp_token: SecretStr | None = Field(
         default=None, min_length=16, description="What callers of `refdiff mcp --http` must send."
     )
+    webhook_secret: SecretStr | None = Field(default=None, description="What `refdiff watch --webhook` signs with.")
     vllm_python: Path | None = Field(
         default=None, description="Python of an environment with vLLM; default: .venv-vllm as `make vllm` makes it."
     )

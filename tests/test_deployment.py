@@ -76,3 +76,9 @@ def test_both_ways_to_a_vllm_environment_take_the_same_out() -> None:
     removed = re.findall(r"pip uninstall .*?-y ([a-z ]+)", DOCKERFILE + (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert len(removed) == 2
     assert len({r.strip() for r in removed}) == 1
+
+
+def test_the_first_key_is_made_before_the_server_runs() -> None:
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    assert "docker compose run --rm --no-deps --build app keys add" in text  # `exec` needs a server, which needs a key
+    assert 'ENTRYPOINT ["refdiff"]' in (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 
 from refdiff.memory.keys import ROLES, KeyStore, Role
 from refdiff.server.api.errors import Refused
-from refdiff.server.api.listen import is_loopback
 from refdiff.server.desk import Desk
+from refdiff.server.listen import is_loopback
 
 WRONG_KEYS_PER_MINUTE = 20
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -58,7 +58,7 @@ class Access:
     def identify(self, headers: Headers, client: str, key: str | None) -> Caller:
         """Raises Refused 401 (no key, unknown key) or 429 (too many wrong ones)."""
         if key is None:
-            if self.open and is_loopback(client) and hostis_loopback(headers) and not _forwarded(headers):
+            if self.open and is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
                 return Caller(self.user, "admin", None)
             raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
         found = self.keys.check(key)
@@ -70,7 +70,7 @@ class Access:
 
     def host_allowed(self, headers: Headers) -> bool:
         """On loopback, other names than localhost are how a web page elsewhere would reach in (DNS rebinding)."""
-        return not self._loopback or hostis_loopback(headers) or host_name(headers) in self._hosts
+        return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
 
 
 def _unauthenticated(message: str) -> Refused:
@@ -88,7 +88,7 @@ def host_name(headers: Headers) -> str:
     return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
-def hostis_loopback(headers: Headers) -> bool:
+def host_is_loopback(headers: Headers) -> bool:
     name = host_name(headers)
     return is_loopback(name)
 

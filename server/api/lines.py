@@ -15,7 +15,6 @@ from refdiff.server.api import uploads
 from refdiff.server.api.access import InspectorRole, TheDesk
 from refdiff.server.api.errors import responses
 from refdiff.server.api.views import InspectionView, inspection_view
-from refdiff.server.desk import Desk
 
 router = APIRouter(prefix="/v1/lines", tags=["lines"])
 
@@ -26,7 +25,9 @@ async def add_line_photo(
     caller: InspectorRole,
     line: Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line or camera")],
     image: UploadFile,
-    product: Annotated[str | None, Form(max_length=64, description="Where the pattern does not tell it")] = None,
+    product: Annotated[
+        str | None, Form(max_length=64, description="May be left out while one product alone has golden samples")
+    ] = None,
     part_id: Annotated[str | None, Form(max_length=200, description="Where the file's name does not tell it")] = None,
     judge: Annotated[Judge, Form(description="What the language model does: see `refdiff watch`")] = "on-anomaly",
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
@@ -37,7 +38,7 @@ async def add_line_photo(
     is the same inspection, so a camera may repeat what was not answered. 429 with `Retry-After` when too many wait.
     """
     photo = await uploads.read(image, desk)
-    product = product or await run_sync(_only_product, desk)
+    product = product or await run_sync(desk.only_product)
     # a pattern of the caller's is not taken: a stranger's regular expression can run for hours
     name = part_id or PurePath(photo.path.name).stem
     origin = f"line:{line}:{photo.path.name}:{hashlib.sha256(photo.data).hexdigest()}"
@@ -47,9 +48,3 @@ async def add_line_photo(
     )  # fmt: skip
     job = await run_sync(work)
     return inspection_view(await run_sync(desk.inspection, job.inspection_id))
-
-
-def _only_product(desk: Desk) -> str | None:
-    """The product where there is one alone."""
-    known = desk.products()
-    return known[0] if len(known) == 1 else None

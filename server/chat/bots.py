@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +18,7 @@ from refdiff.model.errors import InputError
 from refdiff.server.chat.host import ChatHost
 from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.desk import Desk
+from refdiff.server.settings import ConfigurationError
 
 if TYPE_CHECKING:  # the SDK takes a second to load
     from microsoft_teams.api.auth.cloud_environment import CloudEnvironment
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # the SDK takes a second to load
 log = logging.getLogger(__name__)
 
 SLACK_PATH = "/slack/events"
+_RECONNECT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,33 @@ def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -
         from slack_bolt.adapter.socket_mode import SocketModeHandler
 
         socket = SocketModeHandler(bolt, settings.slack_app_token.get_secret_value(), web_client=client)
-        socket.connect()  # type: ignore[no-untyped-call]
         stack.callback(socket.close)
+        _connect(socket)
     return True
+
+
+def _connect(socket: Any) -> None:
+    """Raises ConfigurationError where Slack refuses the token. Without a network the server runs on, and it tries again."""
+    from slack_sdk.errors import SlackApiError
+
+    try:
+        socket.connect()
+    except SlackApiError as e:
+        said = e.response.get("error", "") if e.response is not None else str(e)
+        raise ConfigurationError(
+            f"Slack refuses SLACK_APP_TOKEN ({said}); Socket Mode needs one with connections:write"
+        ) from e
+    except Exception as e:  # of the network, of whatever kind
+        log.warning("Slack cannot be reached (%s); tried again every %g s", e, _RECONNECT_S)
+        threading.Thread(target=_keep_trying, args=(socket,), name="slack-connect", daemon=True).start()
+
+
+def _keep_trying(socket: Any) -> None:
+    while not socket.client.closed:
+        time.sleep(_RECONNECT_S)
+        try:
+            socket.connect()
+        except Exception as e:
+            log.warning("Slack cannot be reached yet (%s)", e)
+        else:
+            return

@@ -11,12 +11,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from refdiff.server.listen import is_loopback
+
 PATH = "/mcp"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def is_loopback(host: str) -> bool:
-    return host in _LOOPBACK
 
 
 class BearerToken:
@@ -42,7 +39,8 @@ def build_app(server: MCPServer[Any], host: str, token: str | None, max_bytes: i
 
     On the loopback interface only loopback names are answered, so that no web page can reach it by a name of its own.
     """
-    local = [f"{h}:*" for h in ("127.0.0.1", "localhost", "[::1]")]
+    own = f"[{host}]" if ":" in host else host  # any address of the loopback network
+    local = [f"{h}:*" for h in dict.fromkeys(("127.0.0.1", "localhost", "[::1]", own))]
     security = TransportSecuritySettings(
         enable_dns_rebinding_protection=is_loopback(host),
         allowed_hosts=local,

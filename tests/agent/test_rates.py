@@ -11,6 +11,7 @@ import pytest
 from refdiff.agent.rates import rates
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.model.errors import UnknownProductError
 
 Table = dict[tuple[str, str], int]  # (verdict, what a person says) -> parts
 
@@ -126,6 +127,8 @@ def test_products_and_months_are_apart(stores: Stores) -> None:
     assert by_month == {"2026-01": 1.0, "2026-02": 0.0}
     assert rates(stores, "board", since="2026-02-01").overall.false_reject.n == 2
     assert rates(stores, "lid").overall.escape.value == 1.0
+    with pytest.raises(UnknownProductError, match="lib"):
+        rates(stores, "lib")
 
 
 def test_what_waits_is_told(stores: Stores) -> None:

@@ -51,6 +51,12 @@ def test_an_inspection_is_traced_from_request_to_disposition(
     code, checked = said(capsys, "audit", "verify", "--store")
     assert code == 65
     assert "record 1" in checked["error"]["message"]
+    code, written = said(capsys, "audit", "export", "--out", "b.jsonl")  # no proof of a trail that is broken
+    assert (code, written["error"]["type"]) == (65, "TamperedError")
+    with sqlite3.connect(ready / "home" / "refdiff.sqlite") as outside:
+        outside.execute("UPDATE inspections SET report = 'x'")
+    code, written = said(capsys, "audit", "export", "--out", "c.jsonl")
+    assert (code, written["error"]["type"]) == (65, "TamperedError")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
@@ -21,6 +22,7 @@ from refdiff.server.chat import host as host_module
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.settings import ChatSettings, may_decide
 from refdiff.server.desk import Desk, Upload
+from refdiff.server.settings import ConfigurationError
 from refdiff.server.slack import app as slack_app
 
 from .bot_server import serving, wait
@@ -378,6 +380,19 @@ def test_socket_mode_needs_no_address_on_the_internet(desk: Desk, slack: FakeSla
         server.shutdown()
     assert [a["envelope_id"] for a in acknowledged] == ["e1", "e2"]
     assert len(filed(desk)) == 1
+
+
+def test_a_refused_app_token_is_a_mistake_in_the_settings(desk: Desk, slack: FakeSlack) -> None:
+    slack.fail = {"apps.connections.open": "invalid_auth"}
+    socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
+    with pytest.raises(ConfigurationError, match=r"SLACK_APP_TOKEN \(invalid_auth\)"), serving(desk, **socket_only):
+        pass
+
+
+def test_without_a_network_the_rest_is_served(desk: Desk) -> None:
+    nowhere = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": "http://127.0.0.1:9/api/"}
+    with serving(desk, **nowhere) as url:
+        assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
 def test_incomplete_secrets_are_told(desk: Desk) -> None:

@@ -15,9 +15,9 @@ from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.server.api.access import Access
 from refdiff.server.api.app import create_app
 from refdiff.server.api.errors import Refused
-from refdiff.server.api.listen import is_loopback
 from refdiff.server.api.run import access_to
 from refdiff.server.chat.settings import ChatSettings
+from refdiff.server.listen import is_loopback
 from refdiff.server.settings import ServerSettings
 
 from .conftest import Running, start

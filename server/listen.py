@@ -44,9 +44,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if e.errno == errno.EADDRINUSE:
             raise UnavailableError(
-                f"port {port} on {host} is taken, perhaps by another `refdiff serve`; choose another: --port {port + 1}"
+                f"port {port} on {host} is taken, perhaps by another server of yours; choose another: --port {port + 1}"
             ) from e
         raise UnavailableError(
             f"{host}:{port} cannot be listened on ({e.strerror}); choose another --host or --port"
         ) from e
     return listener
+
+
+def address(host: str, listener: socket.socket) -> str:
+    """The URL of a listening socket, under the host that was asked for."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
