@@ -31,7 +31,9 @@ class AgentContext(Workbench):
         driver: Driver | None,
         emit: Callable[[AgentEvent], None],
     ) -> None:
-        super().__init__(bench.services, bench.part_id, bench.product, bench.inspect, bench.compare, bench.capture_id)
+        super().__init__(
+            bench.services, bench.part_id, bench.product, bench.features, bench.inspect, bench.compare, bench.capture_id
+        )
         self.settings = settings
         self.driver = driver
         self.emit = emit

@@ -21,7 +21,7 @@ from refdiff.agent.chat_models import Driver, Embedded, data_url
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
-from refdiff.agent.phrasings import is_wish
+from refdiff.agent.phrasings import wish_of
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
@@ -226,9 +226,10 @@ class Inspector:
         """The request as the model reads it. Ours is trained to inspect and heeds no wishes, but other people's words can
         lead it astray (16 steps instead of 5); so it is told the part, and a wish for more references in the words that it
         knows. The report keeps the words."""
-        if self._driver is None or self._driver.via != "embedded" or is_wish(request.text, request.part_id):
+        if self._driver is None or self._driver.via != "embedded":
             return request
-        return replace(request, text=prompts.plain_request(request.part_id))
+        wish = wish_of(request.text, request.part_id)
+        return replace(request, text=wish or prompts.plain_request(request.part_id))
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
         """state: the first state of a new run, None to go on from the checkpoint."""

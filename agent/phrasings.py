@@ -47,11 +47,44 @@ def phrasings(test: bool) -> dict[str, tuple[str, ...]]:
     return {"plain": PLAIN, "several": SEVERAL, "another": ANOTHER}
 
 
-def is_wish(text: str, part_id: str) -> bool:
-    """Does a request ask for several references or another one, in words of the templates and in no others?"""
-    number = "|".join(re.escape(word) for words in NUMBERS.values() for word in words)
-    for template in (*SEVERAL, *SEVERAL_TEST, *ANOTHER, *ANOTHER_TEST):
-        pattern = re.escape(template).replace(r"\{part\}", re.escape(part_id)).replace(r"\{n\}", f"(?:{number})")
-        if re.fullmatch(pattern, text.strip().rstrip(".!"), re.IGNORECASE):
-            return True
-    return False
+_COUNTS = {
+    word: n
+    for n, words in {
+        1: ("1", "one", "einem", "einer", "una", "un"),
+        2: ("2", "two", "zwei", "dos", "两", "二"),
+        3: ("3", "three", "drei", "tres", "三"),
+        4: ("4", "four", "vier", "cuatro", "四"),
+        5: ("5", "five", "fünf", "cinco", "五"),
+        6: ("6", "six", "sechs", "seis", "六"),
+        7: ("7", "seven", "sieben", "siete", "七"),
+        8: ("8", "eight", "acht", "ocho", "八"),
+    }.items()
+    for word in words
+}  # the most that retrieve_reference takes
+_SAMPLE = (
+    r"(?:(?:(?:known[- ])?good|golden|reference)\s+(?:samples?|parts?|images?)|samples?|references?|goldens?"
+    r"|(?:gut|referenz)(?:muster|teile?)n?|referenz(?:en)?|(?:muestras?|piezas?)\s+(?:buenas?|de\s+referencia)|referencias?)\b"
+    r"|(?:合格|参考|标准)的?(?:样品|样本)"
+)
+_NEAREST = (
+    r"(?:(?:of\s+the|of|der|den|las?|los)\s+)?(?:nearest|closest|best|different|nächsten|ähnlichsten)\s+|个?最近的|个"
+)
+_WORDS = "|".join(re.escape(word) for word in _COUNTS)
+_SEVERAL = re.compile(rf"(?<![\w#.,-])({_WORDS})\s*(?:{_NEAREST})?(?:{_SAMPLE})", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"(?:\b(?:another|an\s+other|(?:a|one)\s+different|(?:a|the)\s+second(?:[- ](?:nearest|closest))?"
+    r"|(?:ander|zweit)e[snm]?|otra|una\s+segunda)\s+|另一个|另外一个|第二个)" + f"(?:{_SAMPLE})",
+    re.IGNORECASE,
+)
+
+
+def wish_of(text: str, part_id: str) -> str | None:
+    """What a request asks for beyond an inspection, several references or another one, in words that the model was
+    trained on; None if it asks for neither. Nothing of `text` is in the answer but a number from 1 to 8.
+    """
+    others = re.sub(rf"(?<!\w)#?{re.escape(part_id)}(?!\w)", "#", text)  # "part number 5 golden samples" counts none
+    if found := _SEVERAL.search(others):
+        return SEVERAL[0].format(part=part_id, n=_COUNTS[found[1].lower()])
+    if _ANOTHER.search(others):
+        return ANOTHER[0].format(part=part_id)
+    return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from refdiff.memory.calibrations import Calibration
 from refdiff.memory.captures import Capture
 from refdiff.memory.golden_bank import IN_USE, Golden, make_golden_id
+from refdiff.model.encoder import Features
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
@@ -129,11 +130,16 @@ def touches(mask: NDArray[np.bool_], region: Region) -> bool:
 
 
 def inspect_photo(
-    services: Services, capture: Capture, references: int | None = None, progress: Progress | None = None
+    services: Services,
+    capture: Capture,
+    references: int | None = None,
+    progress: Progress | None = None,
+    features: Features | None = None,
 ) -> PhotoInspection:
     """Inspect a captured photo the canonical way; deterministic for a given bank.
 
-    Redoes a stale calibration first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
+    Redoes a stale calibration first (`progress`). features: of the photo, if known.
+    Raises UnknownProductError, ImageError, UnavailableError.
     """
     query = services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
     # a photo that was enrolled itself must not be its own reference, unless it is the only one
@@ -146,6 +152,7 @@ def inspect_photo(
         query_key=capture.sha256,
         references=references,
         exclude_ids=() if alone else (itself,),
+        features=features,
     )
     calibration = current_calibration(services, capture.product, references, progress)
     problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
@@ -201,12 +208,22 @@ def open_workbench(
     progress: Progress | None = None,
     capture_id: str | None = None,
 ) -> Workbench:
-    """A workbench whose canonical inspections are computed once each. capture_id: the photo, default the newest."""
+    """A workbench whose features and canonical inspections are computed once each.
+
+    capture_id: the photo, default the newest.
+    """
     known: dict[str, PhotoInspection] = {}
+    encoded: dict[str, Features] = {}
+
+    def features(capture: Capture) -> Features:
+        if capture.capture_id not in encoded:
+            query = services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+            encoded[capture.capture_id] = services.encoder.embed(query)
+        return encoded[capture.capture_id]
 
     def inspect(capture: Capture) -> PhotoInspection:
         if capture.capture_id not in known:
-            known[capture.capture_id] = inspect_photo(services, capture, progress=progress)
+            known[capture.capture_id] = inspect_photo(services, capture, progress=progress, features=features(capture))
         return known[capture.capture_id]
 
     def compare_with(capture: Capture, golden_ids: list[str]) -> Comparison:
@@ -217,6 +234,8 @@ def open_workbench(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
         query = services.image(capture.sha256, capture.product)
-        return compare(services, query, capture.product, query_key=capture.sha256, goldens=goldens)
+        return compare(
+            services, query, capture.product, query_key=capture.sha256, goldens=goldens, features=features(capture)
+        )
 
-    return Workbench(services, part_id, product, inspect, compare_with, capture_id)
+    return Workbench(services, part_id, product, features, inspect, compare_with, capture_id)

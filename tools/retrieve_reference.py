@@ -52,8 +52,7 @@ def retrieve_reference_tool(
     """Find the nearest golden (good) samples of the part's product. Needs find_part."""
     bench, evidence = runtime.context, runtime.state["evidence"]
     capture = current_capture(bench, evidence)
-    features = bench.services.encoder.embed(bench.query(capture))
-    hits = retrieve_reference(bench.services, features, capture.product, k)
+    hits = retrieve_reference(bench.services, bench.features(capture), capture.product, k)
     total = bench.services.bank.count(capture.product, IN_USE)
     numbers: dict[str, float | int | str | bool | None] = {"goldens_in_bank": total, "found": len(hits)}
     for i, hit in enumerate(hits, start=1):

@@ -13,6 +13,7 @@ from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.services import Services
 
 if TYPE_CHECKING:
+    from refdiff.model.encoder import Features
     from refdiff.tools.inspection import PhotoInspection
     from refdiff.tools.pipeline import Comparison
 
@@ -22,7 +23,8 @@ Result = tuple[str, dict[str, Any]]  # what the LLM reads (JSON), what the state
 class Workbench:
     """Context of a run (never checkpointed); `inspection.open_workbench` makes one.
 
-    part_id: the part the request is about; tools refuse any other. inspect: the canonical inspection of a photo,
+    part_id: the part the request is about; tools refuse any other. features: of a photo, encoded once a
+    run. inspect: the canonical inspection of a photo,
     computed once a run. compare: the photo against goldens of one's choice, by their ids. capture_id: the photo that was
     asked about, None for the newest.
     """
@@ -34,6 +36,7 @@ class Workbench:
         services: Services,
         part_id: str,
         product: str | None,
+        features: Callable[[Capture], Features],
         inspect: Callable[[Capture], PhotoInspection],
         compare: Callable[[Capture, list[str]], Comparison],
         capture_id: str | None = None,
@@ -41,6 +44,7 @@ class Workbench:
         self.services = services
         self.part_id = part_id
         self.product = product
+        self.features = features
         self.inspect = inspect
         self.compare = compare
         self.capture_id = capture_id
