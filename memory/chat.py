@@ -62,6 +62,14 @@ class ChatStore(DatabaseOwner):
             )
             return cursor.rowcount == 1
 
+    def change(self, key: str, request: dict[str, Any]) -> None:
+        """The adapter knows more of a message now: where its answer goes, say."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE messages SET request = ? WHERE platform = ? AND key = ?",
+                (json.dumps(request, ensure_ascii=False), self._platform, key),
+            )
+
     def inspecting(self, key: str, thread: str, inspection_id: str) -> None:
         """The message became an inspection; further questions in its thread are about that one."""
         with self._db.transaction() as conn:

@@ -36,7 +36,8 @@ HOW_TO_SEND = (
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A message to the bot. key: the same for every retry of it. thread: where its answer goes and follow-ups come from.
+    """A message to the bot. key: the same for every retry of it. thread: where its answer goes and follow-ups come from,
+    "" where the platform has to open one first.
 
     user: the platform's id; user_name may be "". place, photos: what the platform's adapter needs to answer (JSON data).
     """
@@ -57,6 +58,9 @@ class Platform(Protocol):
 
     def name_of(self, user: str) -> str:
         """The name of a user, "" if it cannot be had."""
+
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        """A request that has no thread yet, with the one that is opened for it here."""
 
     def photo(self, request: ChatRequest) -> Upload | None:
         """The first photo of a message, fetched. Raises InputError for what cannot be had."""
@@ -190,6 +194,9 @@ class ChatHost:
         if message.inspection_id is not None:
             self._wait_for(request, message.inspection_id)
             return True
+        if not request.thread:  # killed between the two lines: a second thread is opened, and the first stays empty
+            request = self._platform.opened(request)
+            self._store.change(request.key, asdict(request))
         try:
             said = self._answer(request)
         except RefDiffError as e:

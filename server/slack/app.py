@@ -116,18 +116,15 @@ def _add_shortcuts(app: App, host: ChatHost) -> None:
         client.views_open(trigger_id=shortcut["trigger_id"], view=blocks.inspect_view())
 
     @app.view(blocks.INSPECT_VIEW)
-    def inspect_wanted(ack: Any, body: dict[str, Any], client: Any) -> None:
-        ack()
+    def inspect_wanted(ack: Any, body: dict[str, Any]) -> None:
         part = body["view"]["state"]["values"]["part"]["part"]["value"].strip().lstrip("#")
         user, team = str(body["user"]["id"]), str(body["team"]["id"])
-        posted = client.chat_postMessage(
-            channel=user, text=blocks.escape(f"You asked for an inspection of part #{part}.")
-        )
-        channel, ts = str(posted["channel"]), str(posted["ts"])
+        # the part is in the key: after an error somebody may correct it in the same dialog, which is another wish
         host.receive(ChatRequest(
-            key=f"{team}:{channel}:{ts}:{body['view']['id']}", thread=f"{team}:{channel}:{ts}", user=user, user_name="",
-            text=f"inspect part #{part}", place={"channel": channel, "thread_ts": ts, "ts": ts},
+            key=f"{team}:{body['view']['id']}:{part}", thread="", user=user, user_name="", text=f"inspect part #{part}",
+            place={"team": team, "channel": user, "opening": f"You asked for an inspection of part #{part}."},
         ))  # fmt: skip
+        ack()
 
 
 def _add_buttons(app: App, platform: SlackPlatform, host: ChatHost) -> None:

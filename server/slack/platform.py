@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from slack_sdk import WebClient
@@ -56,6 +57,14 @@ class SlackPlatform:
             while len(self._names) > _NAMES_KEPT:
                 self._names.popitem(last=False)
         return name
+
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        """Its thread begins with a message to the person, because a dialog is in no conversation."""
+        place = request.place
+        posted = self.client.chat_postMessage(channel=place["channel"], text=blocks.escape(place["opening"]))
+        channel, ts = str(posted["channel"]), str(posted["ts"])
+        thread = f"{place['team']}:{channel}:{ts}"
+        return replace(request, thread=thread, place={"channel": channel, "thread_ts": ts, "ts": ts})
 
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:

@@ -60,6 +60,9 @@ class TeamsPlatform:
     def name_of(self, user: str) -> str:
         return ""  # every message brings its sender's name
 
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        return request  # every message is in a conversation
+
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:
             return None

@@ -17,9 +17,10 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
 from refdiff.memory.chat import ChatStore
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.server.chat import host as host_module
 from refdiff.server.chat.bots import bots
+from refdiff.server.chat.host import ChatRequest
 from refdiff.server.chat.settings import ChatSettings, may_decide
 from refdiff.server.desk import Desk, Upload
 from refdiff.server.settings import ConfigurationError
@@ -266,6 +267,48 @@ def test_shortcuts(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
     assert len(filed(desk)) == 3
 
 
+def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
+    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
+    for part in ("5", "6"):
+        desk.capture(part, Upload("p.png", good_photo(100)), "board")
+    view = {"callback_id": "refdiff_inspect_view"}
+    slack.slow, slack.fail = {"chat.postMessage": 1.0}, {"chat.postMessage": "internal_error"}
+    with ChatStore(desk.stores.settings.home, "slack") as store, serving(desk, **settings_for(slack)) as url:
+        began = time.monotonic()
+        for _ in range(3):  # Slack's retries
+            assert submit(slack, url, view, "part", "#5", "U3").status_code == 200
+        assert time.monotonic() - began < 1.0  # no acknowledgement waits for a message to be posted
+        assert [m.request["text"] for m in store.open()] == ["inspect part #5"]
+        time.sleep(1.5)
+        assert slack.posts() == {}
+        slack.slow, slack.fail = {}, {}
+        wait(lambda: any(p.get("blocks") for posts in slack.posts().values() for p in posts))
+        [opening] = slack.posts()[""]
+        assert (opening["channel"], opening["text"]) == ("U3", "You asked for an inspection of part #5.")
+        [thread] = set(slack.posts()) - {""}
+        # asked in that thread, it is about this part
+        slack.event(url, {"type": "message", "channel": "DU3", "channel_type": "im", "user": "U3", "ts": "1.2",
+                          "thread_ts": thread, "text": "what is the verdict?"}, "Ev9")  # fmt: skip
+        wait(lambda: len(slack.posts()[thread]) == 2)
+        assert filed(desk)[0].verdict in slack.posts()[thread][1]["text"]
+        assert submit(slack, url, view, "part", "#5", "U3").status_code == 200  # again, long afterwards
+        assert submit(slack, url, view, "part", "#6", "U3").status_code == 200  # corrected in the same dialog
+        wait(lambda: len(filed(desk)) == 2)
+    assert sorted(r.part_id for r in filed(desk)) == ["5", "6"]
+
+
+def test_a_dialog_that_cannot_be_kept_is_not_acknowledged(
+    desk: Desk, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(ChatStore, "receive", full)
+    assert submit(slack, bot, {"callback_id": "refdiff_inspect_view"}, "part", "#5", "U3").status_code == 500
+
+
 # ---- many people, trouble, kills ----
 
 
@@ -344,15 +387,18 @@ def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, s
     second = slack_app.message_of(mention("inspect part #5", "2.1"), TEAM)
     assert first is not None
     assert second is not None
+    place = {"team": TEAM, "channel": "U3", "opening": "You asked."}
+    dialog = ChatRequest("T1:V1:5", "", "U3", "", "inspect part #5", place)
     with ChatStore(desk.stores.settings.home, "slack") as store:
-        for request in (first, second):
+        for request in (first, second, dialog):
             assert store.receive(request.key, vars(request))
         # the second was killed after its inspection was accepted, before that was noted
         job = desk.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
         desk.wait(job.inspection_id)
     with serving(desk, **settings_for(slack)):
         wait(lambda: slack.posts()["1.1"] and slack.posts()["2.1"])
-    assert len(filed(desk)) == 2
+        wait(lambda: any(p["channel"] == "DU3" for posts in slack.posts().values() for p in posts))
+    assert len(filed(desk)) == 3
     assert job.inspection_id in str(slack.posts()["2.1"][0]["blocks"])
 
 
