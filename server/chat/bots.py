@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from refdiff.memory.chat import ChatStore
-from refdiff.model.errors import InputError
 from refdiff.server.chat.host import ChatHost
 from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.desk import Desk
@@ -42,7 +41,7 @@ class TeamsCloud:
 def bots(app: FastAPI, desk: Desk, settings: ChatSettings, teams: TeamsCloud = TeamsCloud()) -> Iterator[list[str]]:
     """Add the bots whose secrets are set to the app; they run until the end. Yields their names.
 
-    Raises InputError where a bot's settings are incomplete.
+    Raises ConfigurationError where a bot's settings are incomplete.
     """
     with ExitStack() as stack:
         on = ["slack"] if _slack(app, desk, settings, stack) else []
@@ -54,7 +53,7 @@ def _teams(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack, w
     if settings.teams_client_id is None:
         return False
     if settings.teams_client_secret is None and where.token is None:
-        raise InputError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
+        raise ConfigurationError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
     from refdiff.server.teams.app import listen, make_app
     from refdiff.server.teams.platform import TeamsPlatform
 
@@ -72,7 +71,9 @@ def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -
     if settings.slack_bot_token is None:
         return False
     if settings.slack_signing_secret is None and settings.slack_app_token is None:
-        raise InputError("SLACK_BOT_TOKEN is set; set SLACK_SIGNING_SECRET (HTTP) or SLACK_APP_TOKEN (Socket Mode) too")
+        raise ConfigurationError(
+            "SLACK_BOT_TOKEN is set; set SLACK_SIGNING_SECRET (HTTP) or SLACK_APP_TOKEN (Socket Mode) too"
+        )
     from refdiff.server.slack.app import build_app, dispatch
     from refdiff.server.slack.platform import SlackPlatform, make_client
 

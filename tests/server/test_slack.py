@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
 from refdiff.memory.chat import ChatStore
-from refdiff.model.errors import InputError, StorageError
+from refdiff.model.errors import StorageError
 from refdiff.server.chat import host as host_module
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.host import ChatRequest
@@ -445,12 +448,19 @@ def test_incomplete_secrets_are_told(desk: Desk) -> None:
     from fastapi import FastAPI
 
     with (
-        pytest.raises(InputError, match="SLACK_SIGNING_SECRET"),
+        pytest.raises(ConfigurationError, match="SLACK_SIGNING_SECRET"),
         bots(FastAPI(), desk, ChatSettings(slack_bot_token=TOKEN)),
     ):
         pass
     with bots(FastAPI(), desk, ChatSettings()) as on:
         assert on == []
+
+
+def test_a_server_with_incomplete_secrets_ends_as_with_any_bad_setting(ready: Path) -> None:
+    command = [str(Path(sys.executable).with_name("refdiff")), "serve", "--port", "0"]
+    done = subprocess.run(command, env={**os.environ, "SLACK_BOT_TOKEN": TOKEN}, capture_output=True, text=True)
+    assert done.returncode == 64, done.stderr
+    assert "SLACK_SIGNING_SECRET" in done.stderr
 
 
 @pytest.mark.parametrize(

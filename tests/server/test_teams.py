@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from PIL import Image
 
 from refdiff.memory.chat import ChatStore
-from refdiff.model.errors import InputError
 from refdiff.server.chat import host as host_module
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.desk import Desk, Upload
+from refdiff.server.settings import ConfigurationError
 from refdiff.server.teams import app as teams_app
 from refdiff.server.teams import cards
 
@@ -249,7 +249,7 @@ def test_incomplete_secrets_are_told(desk: Desk) -> None:
     from fastapi import FastAPI
 
     with (
-        pytest.raises(InputError, match="TEAMS_CLIENT_SECRET"),
+        pytest.raises(ConfigurationError, match="TEAMS_CLIENT_SECRET"),
         bots(FastAPI(), desk, ChatSettings(teams_client_id=CLIENT)),
     ):
         pass
