@@ -64,7 +64,7 @@ def mcp(
         app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
         at = f"{address(host, listener)}{PATH}"
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
-        web = OrderlyServer(config, lambda: console.say(f"MCP at {at}; Ctrl-C ends it"))
+        web = OrderlyServer(config, lambda: console.say(f"MCP at {at}; Ctrl-C ends it"), desk.wind_down)
         web.run([listener])
     if web.interrupted:
         raise KeyboardInterrupt

@@ -141,6 +141,17 @@ class Desk:
             services.close()
             raise
 
+    def wind_down(self) -> None:
+        """Begin nothing new and keep nobody waiting: for a server that still has to answer what is open, then close.
+
+        What is accepted is kept, as ever; questions raise UnavailableError. Quick.
+        """
+        self._worker.wind_down()
+
+    @property
+    def stopping(self) -> bool:
+        return self._worker.stopping
+
     def close(self) -> None:
         self._worker.stop()
         self._stack.close()

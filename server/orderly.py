@@ -12,11 +12,14 @@ import uvicorn
 
 
 class OrderlyServer(uvicorn.Server):
-    """ready: called once requests are taken. interrupted: it was ended by Ctrl-C."""
+    """ready: called once requests are taken. ending: called before it waits for open ones; must be quick.
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    interrupted: it was ended by Ctrl-C.
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._ending = ready, ending
         self.interrupted = False
 
     @contextlib.contextmanager
@@ -36,3 +39,7 @@ class OrderlyServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)

@@ -6,13 +6,14 @@ which is safe, because its weights are only read and the caches of features are 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
 _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
+_STOPPING = "the server is stopping; ask again after its start"
 _IDLE_S = 60.0  # between two looks for what other processes left to do
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Worker:
         ] = []  # a heap of jobs that wait for something, by when they are tried again
         self._failures: dict[str, int] = {}  # how often in a row those found it unavailable
         self._questions: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._asked: Future[Any] | None = None  # of the question that is being answered
         self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
         self._listeners: dict[str, list[Listener]] = {}
         self._stopping = threading.Event()
@@ -86,11 +89,22 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
+    def wind_down(self) -> None:
+        """Begin nothing new, refuse the questions that wait, and soon the one that is asked. Quick."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+            for future, _ in self._questions:
+                _refuse(future)
+            self._questions.clear()
+            if self._asked is not None:  # whoever asked holds up the end of the process
+                timer = threading.Timer(_STOP_WAIT_S, _refuse, (self._asked,))
+                timer.daemon = True
+                timer.start()
+
     def stop(self) -> None:
         """Begin nothing new, and wait a little for what is running; the journal keeps what is left."""
-        self._stopping.set()
-        with self._changed:
-            self._changed.notify_all()
+        self.wind_down()
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
         if (current := self._current) is not None:  # goes on after the next start, and is no death
@@ -98,15 +112,15 @@ class Worker:
                 self._jobs.put_back(current)
             except UnavailableError:
                 log.exception("inspection %s goes on after the next start", current)
-        with self._changed:
-            for future, _ in self._questions:
-                future.set_exception(UnavailableError("the server is stopping; ask again after its start"))
-            self._questions.clear()
 
     @property
     def current(self) -> str | None:
         """The inspection that is running."""
         return self._current
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
 
     @property
     def alive(self) -> bool:
@@ -127,7 +141,7 @@ class Worker:
         future: Future[T] = Future()
         with self._changed:
             if self._stopping.is_set():
-                raise UnavailableError("the server is stopping; ask again after its start")
+                raise UnavailableError(_STOPPING)
             if len(self._questions) >= _MAX_QUESTIONS:
                 raise BusyError(f"{_MAX_QUESTIONS} questions wait already; ask again later", self.seconds_each)
             self._questions.append((future, question))
@@ -195,6 +209,7 @@ class Worker:
                 if self._stopping.is_set():
                     return
                 question = self._questions.popleft() if self._questions else None
+                self._asked = question[0] if question else None
                 inspection_id = self._waiting.popleft() if self._waiting and not question else None
             if question:
                 _answer(*question)
@@ -267,6 +282,15 @@ class Worker:
 
 def _answer(future: Future[Any], question: Callable[[], Any]) -> None:
     try:
-        future.set_result(question())
+        result = question()
     except Exception as e:
-        future.set_exception(e)
+        with contextlib.suppress(InvalidStateError):  # refused meanwhile
+            future.set_exception(e)
+        return
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def _refuse(future: Future[Any]) -> None:
+    with contextlib.suppress(InvalidStateError):  # answered meanwhile
+        future.set_exception(UnavailableError(_STOPPING))

@@ -46,7 +46,7 @@ def serve(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
         )  # fmt: skip
-        server = OrderlyServer(config, lambda: ready(address(host, listener)))
+        server = OrderlyServer(config, lambda: ready(address(host, listener)), desk.wind_down)
         server.run([listener])
     if server.interrupted:
         raise KeyboardInterrupt

@@ -16,7 +16,14 @@ from typing import Any, Literal, Protocol, Self
 
 from refdiff.memory.chat import ChatStore
 from refdiff.memory.dispositions import Disposition
-from refdiff.model.errors import DuplicateError, InputError, RefDiffError, UnknownPartError, UnknownRecordError
+from refdiff.model.errors import (
+    DuplicateError,
+    InputError,
+    RefDiffError,
+    UnavailableError,
+    UnknownPartError,
+    UnknownRecordError,
+)
 from refdiff.server.chat.settings import may_decide
 from refdiff.server.chat.told import Told, tell
 from refdiff.server.conversation import product_for, understand
@@ -200,6 +207,8 @@ class ChatHost:
         try:
             said = self._answer(request)
         except RefDiffError as e:
+            if self.desk.stopping and isinstance(e, UnavailableError):  # answered after the next start
+                return False
             said = _helpful(e)
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)

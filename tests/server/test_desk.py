@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,31 @@ def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatc
     with Desk.open() as desk:
         assert desk.wait(job.inspection_id, 60).state == "done"
     hold.set()
+
+
+def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
+    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> str:
+        begun.set()
+        end.wait(30)
+        return "too late"
+
+    monkeypatch.setattr(worker_module, "_STOP_WAIT_S", 0.2)
+    monkeypatch.setattr(Inspector, "answer", slow)
+    with ThreadPoolExecutor(2) as people:
+        asked = [people.submit(desk.chat, "hello")]
+        assert begun.wait(30)
+        asked.append(people.submit(desk.chat, "and me?"))
+        desk.wind_down()
+        for answer in asked:
+            with pytest.raises(UnavailableError, match="the server is stopping"):
+                answer.result(10)
+        job = desk.submit(by="ann", part_id="1", product="board", photo=photo(ready, "good.png"))
+        end.set()
+    assert desk.wait(job.inspection_id, 1).state == "queued"  # owed, by the next start
 
 
 def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,15 @@ from refdiff.server.chat.bots import bots
 from refdiff.server.chat.host import ChatRequest
 from refdiff.server.chat.settings import ChatSettings, may_decide
 from refdiff.server.desk import Desk, Upload
+from refdiff.server.options import open_stores
 from refdiff.server.settings import ConfigurationError
 from refdiff.server.slack import app as slack_app
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
 from .fake_slack import SECRET, TEAM, TOKEN, FakeSlack, mention
+
+REFDIFF = Path(sys.executable).with_name("refdiff")
 
 
 @pytest.fixture
@@ -405,6 +411,44 @@ def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, s
     assert job.inspection_id in str(slack.posts()["2.1"][0]["blocks"])
 
 
+@contextmanager
+def server_process(slack: FakeSlack, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`refdiff serve` with the bot, and its address."""
+    secrets = {"SLACK_BOT_TOKEN": TOKEN, "SLACK_SIGNING_SECRET": SECRET, "REFDIFF_SLACK_API_URL": f"{slack.url}/api/"}
+    command = [str(REFDIFF), "serve", "--port", "0"]
+    process = subprocess.Popen(command, env={**os.environ, **secrets, **environment}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield process, process.stdout.readline().split()[2]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stopping_server_waits_for_no_inspection_and_loses_no_message(ready: Path, slack: FakeSlack) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))  # a language model that never answers
+    slow = {"REFDIFF_LLM_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "REFDIFF_LLM_TIMEOUT_S": "600"}
+    files = [photo(slack, "p.png", good_photo(100))]
+    with server_process(slack, **slow) as (process, url):
+        slack.event(url, mention("inspect part #5, product board", "1.1", files=files), "Ev1")
+        slack.event(url, mention("inspect part #6, product board", "2.1", files=files), "Ev2")
+        silent.settimeout(60)
+        held, _ = silent.accept()  # it runs
+        slack.event(url, mention("hello", "3.1"), "Ev3")  # a question, which waits for the model too
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not any(p.get("blocks") for posts in slack.posts().values() for p in posts)
+        assert "3.1" not in slack.posts()
+    for closing in (held, silent):
+        closing.close()
+    with server_process(slack, REFDIFF_LLM="off"):
+        wait(lambda: all(any(p.get("blocks") for p in slack.posts()[t]) for t in ("1.1", "2.1")))
+        wait(lambda: slack.posts()["3.1"])
+    with open_stores() as stores:
+        assert sorted(r.part_id for r in stores.inspections.list()) == ["5", "6"]
+
+
 def test_socket_mode_needs_no_address_on_the_internet(desk: Desk, slack: FakeSlack) -> None:
     desk.capture("5", Upload("p.png", good_photo(100)), "board")
     event = mention("inspect part #5", "1.1")
@@ -457,7 +501,7 @@ def test_incomplete_secrets_are_told(desk: Desk) -> None:
 
 
 def test_a_server_with_incomplete_secrets_ends_as_with_any_bad_setting(ready: Path) -> None:
-    command = [str(Path(sys.executable).with_name("refdiff")), "serve", "--port", "0"]
+    command = [str(REFDIFF), "serve", "--port", "0"]
     done = subprocess.run(command, env={**os.environ, "SLACK_BOT_TOKEN": TOKEN}, capture_output=True, text=True)
     assert done.returncode == 64, done.stderr
     assert "SLACK_SIGNING_SECRET" in done.stderr
