@@ -2,7 +2,8 @@
 
 On recordings with the phrasings kept for the test (`refdiff train record --test`, of images that nothing was trained on):
 each next call given what was recorded before it, each reading of a pair, each question about a report. `--live N` also runs
-N whole inspections through the embedded model, from the request to the report.
+N whole inspections through the embedded model, from the request to the report; `--rephrased N` asks about one good and one
+defective part of each product in N ways.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +35,7 @@ from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.reading import UNKNOWN_TYPE
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language_data import board_zoom, read_lines, read_tools
-from refdiff.model.training.pairs import Source
+from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import customer_sources, deeppcb_groups
 from refdiff.tools.enroll import enroll, record_capture
 from refdiff.tools.services import Services
@@ -110,14 +112,11 @@ def answers(engine: Engine, lines: Sequence[dict[str, Any]]) -> Rows:
     return rows
 
 
-def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
-    """Whole inspections of good and defective parts with the test's phrasings."""
-    rng = random.Random(seed)
-    rows: Rows = []
+@contextmanager
+def _workplace(sources: Sequence[Source], rng: random.Random) -> Iterator[tuple[Inspector, dict[str, list[Photo]]]]:
+    """An inspector with goldens of every product, and the good photos of each that were not enrolled."""
     with tempfile.TemporaryDirectory(prefix="refdiff-driving-") as folder:
-        home = Path(folder)
-        cache = ModelSettings().cache
-        with Services.open(MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=cache)) as services:
+        with Services.open(MemorySettings(home=Path(folder), qdrant_url=None), ModelSettings()) as services:
             rest = {}
             for source in sources:
                 good = rng.sample(source.good, len(source.good))
@@ -125,17 +124,42 @@ def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
                 enroll(services, source.name, [p.path for p in enrolled])
                 rest[source.name] = good[len(enrolled) :]
             with Inspector(services, AgentSettings(llm_base_url=None)) as inspector:
-                for i in range(n):
-                    source = sources[i % len(sources)]
-                    defective = bool(source.bad) and rng.random() < 0.5
-                    photo = rng.choice(source.bad if defective else rest[source.name])
-                    part = f"{rng.randint(1000, 99999)}"
-                    text = rng.choice(phrasings.PLAIN_TEST).format(part=part)
-                    record_capture(
-                        services.stores, part, source.name, photo.path, scale_mm_per_px=rng.choice((None, 0.1))
-                    )
-                    rows.append(_live_row(inspector, InspectionRequest(text, part, source.name), defective))
-                    print(f"{i + 1}/{n} {rows[-1]}", file=sys.stderr)
+                yield inspector, rest
+
+
+def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
+    """Whole inspections of good and defective parts with the test's phrasings."""
+    rng = random.Random(seed)
+    rows: Rows = []
+    with _workplace(sources, rng) as (inspector, rest):
+        for i in range(n):
+            source = sources[i % len(sources)]
+            defective = bool(source.bad) and rng.random() < 0.5
+            photo = rng.choice(source.bad if defective else rest[source.name])
+            part = f"{rng.randint(1000, 99999)}"
+            text = rng.choice(phrasings.PLAIN_TEST).format(part=part)
+            scale = rng.choice((None, 0.1))
+            record_capture(inspector.services.stores, part, source.name, photo.path, scale_mm_per_px=scale)
+            rows.append(_live_row(inspector, InspectionRequest(text, part, source.name), defective))
+            print(f"{i + 1}/{n} {rows[-1]}", file=sys.stderr)
+    return rows
+
+
+def rephrased(sources: Sequence[Source], n: int, seed: int) -> Rows:
+    """The same good part and the same defective part of each product, asked about in `n` ways, leading ones among them."""
+    rng = random.Random(seed)
+    rows: Rows = []
+    with _workplace(sources, rng) as (inspector, rest):
+        for source in sources:
+            for defective in (False, True):
+                photo = rng.choice(source.bad if defective else rest[source.name])
+                part = f"{rng.randint(1000, 99999)}"
+                record_capture(inspector.services.stores, part, source.name, photo.path)
+                known = (*phrasings.PLAIN_TEST, *rng.sample(phrasings.PLAIN, len(phrasings.PLAIN)))
+                for template in known[:n]:
+                    request = InspectionRequest(template.format(part=part), part, source.name)
+                    rows.append(_live_row(inspector, request, defective) | {"part": part, "request": request.text})
+                    print(f"{len(rows)} {rows[-1]}", file=sys.stderr)
     return rows
 
 
@@ -195,6 +219,13 @@ def summary(found: dict[str, Rows]) -> Iterator[str]:
         )
         yield f"  verdicts {dict(Counter((r['defective'], r['verdict']) for r in runs))}"
         yield f"  of them by the model's disagreement {sum(r['basis'] == 'llm_disagreement' for r in runs)}"
+    again = found.get("rephrased", [])
+    for part in dict.fromkeys(r["part"] for r in again):
+        mine = [r for r in again if r["part"] == part]
+        yield (
+            f"rephrased: part {part} of {mine[0]['product']} ({'defective' if mine[0]['defective'] else 'good'}), "
+            f"{len(mine)} requests: {dict(Counter(r['verdict'] for r in mine))}"
+        )
     yield f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
 
 
@@ -204,6 +235,7 @@ def main(
     groups: Annotated[list[str] | None, typer.Option(help="Board groups to read.")] = None,
     bench: Annotated[Path | None, typer.Option(help="Products for --live, in the mvtec layout.")] = None,
     live_runs: Annotated[int, typer.Option("--live", min=0, help="Whole inspections to run.")] = 0,
+    ways: Annotated[int, typer.Option("--rephrased", min=0, help="Ways to ask about a good and a bad part each.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="At most so many of each kind.")] = 200,
     seed: Annotated[int, typer.Option(help="Draws what is limited.")] = 0,
     out: Annotated[Path, typer.Option(help="All rows, as JSON.")] = Path("driving.json"),
@@ -223,9 +255,11 @@ def main(
         if deeppcb:
             sources = deeppcb_groups(deeppcb)
             found["boards"] = [r for g in groups or [] for r in board_readings(engine, sources[g], limit, seed)]
+        del engine  # an inspector loads its own
         if bench and live_runs:
-            del engine
             found["live"] = live(customer_sources(bench), live_runs, seed)
+        if bench and ways:
+            found["rephrased"] = rephrased(customer_sources(bench), ways, seed)
     except RefDiffError as e:
         print(f"error: {e}", file=sys.stderr)
         raise typer.Exit(e.exit_code) from None
