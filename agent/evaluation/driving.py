@@ -115,16 +115,18 @@ def answers(engine: Engine, lines: Sequence[dict[str, Any]]) -> Rows:
 @contextmanager
 def _workplace(sources: Sequence[Source], rng: random.Random) -> Iterator[tuple[Inspector, dict[str, list[Photo]]]]:
     """An inspector with goldens of every product, and the good photos of each that were not enrolled."""
-    with tempfile.TemporaryDirectory(prefix="refdiff-driving-") as folder:
-        with Services.open(MemorySettings(home=Path(folder), qdrant_url=None), ModelSettings()) as services:
-            rest = {}
-            for source in sources:
-                good = rng.sample(source.good, len(source.good))
-                enrolled = good[: min(30, len(good) // 2)]
-                enroll(services, source.name, [p.path for p in enrolled])
-                rest[source.name] = good[len(enrolled) :]
-            with Inspector(services, AgentSettings(llm_base_url=None)) as inspector:
-                yield inspector, rest
+    with (
+        tempfile.TemporaryDirectory(prefix="refdiff-driving-") as folder,
+        Services.open(MemorySettings(home=Path(folder), qdrant_url=None), ModelSettings()) as services,
+    ):
+        rest = {}
+        for source in sources:
+            good = rng.sample(source.good, len(source.good))
+            enrolled = good[: min(30, len(good) // 2)]
+            enroll(services, source.name, [p.path for p in enrolled])
+            rest[source.name] = good[len(enrolled) :]
+        with Inspector(services, AgentSettings(llm_base_url=None)) as inspector:
+            yield inspector, rest
 
 
 def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
