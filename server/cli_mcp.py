@@ -34,8 +34,8 @@ def mcp(
 ) -> None:
     """Let other agents inspect parts (Model Context Protocol): the tools and whole inspections, with pictures.
 
-    Over stdin and stdout it serves the agent that started it. It has the home folder to itself while it runs, as
-    `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
+    Over stdin and stdout it serves the agent that started it, until stdin ends, SIGTERM or Ctrl-C. It has the home folder
+    to itself while it runs, as `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
     """
     settings = load(ServerSettings)
     token = settings.mcp_token.get_secret_value() if settings.mcp_token else None
@@ -54,17 +54,22 @@ def mcp(
         )
         server = build_server(desk, by=f"mcp ({settings.user})")
         if listener is None:
-            server.run("stdio")
-            return
-        import uvicorn
+            from refdiff.server.mcp.stdio import ended_by_signals
 
-        from refdiff.server.mcp.http import PATH, build_app
-        from refdiff.server.orderly import OrderlyServer
+            with ended_by_signals(desk.wind_down) as ctrl_c:
+                server.run("stdio")
+            interrupted = ctrl_c()
+        else:
+            import uvicorn
 
-        app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
-        at = f"{address(host, listener)}{PATH}"
-        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
-        web = OrderlyServer(config, lambda: console.say(f"MCP at {at}; Ctrl-C ends it"), desk.wind_down)
-        web.run([listener])
-    if web.interrupted:
+            from refdiff.server.mcp.http import PATH, build_app
+            from refdiff.server.orderly import OrderlyServer
+
+            app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
+            at = f"{address(host, listener)}{PATH}"
+            config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
+            web = OrderlyServer(config, lambda: console.say(f"MCP at {at}; Ctrl-C ends it"), desk.wind_down)
+            web.run([listener])
+            interrupted = web.interrupted
+    if interrupted:
         raise KeyboardInterrupt

@@ -19,8 +19,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from refdiff.server.api.access import InspectorRole, TheDesk, Viewer
 from refdiff.server.api.chat_turn import Answer, ChatBody, Sent, Turn, finished
 from refdiff.server.api.errors import Refused, responses
-from refdiff.server.api.events import event_stream, progress_of
+from refdiff.server.api.events import event_stream
 from refdiff.server.desk import Desk, Progress
+from refdiff.server.following import progress_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 MODEL = "refdiff-inspector"

@@ -1,4 +1,4 @@
-"""Progress of an inspection as server-sent events, and waiting for its end, without a thread for each listener."""
+"""Progress of an inspection as server-sent events, and waiting for its end."""
 
 from __future__ import annotations
 
@@ -16,41 +16,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from refdiff.server.api.access import TheDesk, Viewer
 from refdiff.server.api.errors import responses
 from refdiff.server.desk import Desk, Progress
+from refdiff.server.following import progress_of
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
-KEEP_ALIVE_S = 15.0
 STREAM = "text/event-stream"
-
-
-@contextlib.asynccontextmanager
-async def listening(desk: Desk, inspection_id: str) -> AsyncIterator[asyncio.Queue[Progress]]:
-    """A queue of what happens to an inspection, from its beginning. Raises UnknownRecordError."""
-    loop = asyncio.get_running_loop()
-    heard: asyncio.Queue[Progress] = asyncio.Queue()
-
-    def hear(progress: Progress) -> None:
-        with contextlib.suppress(RuntimeError):  # the server is stopping
-            loop.call_soon_threadsafe(heard.put_nowait, progress)
-
-    unsubscribe = await run_sync(desk.subscribe, inspection_id, hear)
-    try:
-        yield heard
-    finally:
-        unsubscribe()
-
-
-async def progress_of(desk: Desk, inspection_id: str) -> AsyncIterator[Progress | None]:
-    """What happens until the end; None now and then while nothing does. Raises UnknownRecordError."""
-    async with listening(desk, inspection_id) as heard:
-        while True:
-            try:
-                progress = await asyncio.wait_for(heard.get(), KEEP_ALIVE_S)
-            except TimeoutError:
-                yield None
-                continue
-            yield progress
-            if progress.last:
-                return
 
 
 async def wait(desk: Desk, inspection_id: str, timeout_s: float) -> None:

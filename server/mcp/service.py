@@ -25,7 +25,8 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.inspections import Verdict
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.images import decode_image
-from refdiff.server.desk import Desk, Inspection, Upload
+from refdiff.server.desk import Desk, Upload
+from refdiff.server.following import progress_of
 from refdiff.server.mcp.answers import (
     CaptureAnswer,
     InspectionAnswer,
@@ -137,13 +138,12 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
 
         inspection_id = await _off_loop(submit)
 
-        def follow() -> Inspection:
-            for progress in desk.follow(inspection_id, wait_s):
-                total = float(progress.total) if progress.total else None
-                anyio.from_thread.run(ctx.report_progress, float(progress.number), total, progress.message)
-            return desk.inspection(inspection_id)
-
-        found = InspectionAnswer.of(await _off_loop(follow))
+        with anyio.move_on_after(wait_s):
+            async for progress in progress_of(desk, inspection_id):
+                if progress is not None:
+                    total = float(progress.total) if progress.total else None
+                    await ctx.report_progress(float(progress.number), total, progress.message)
+        found = InspectionAnswer.of(await _off_loop(desk.inspection, inspection_id))
         if found.error:
             raise ToolError(found.error)
         pictures = [await _off_loop(_report_picture, desk, inspection_id, "overlay")] if found.verdict else []

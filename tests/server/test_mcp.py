@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +123,57 @@ def test_a_session_over_stdin_and_stdout(ready: Path) -> None:
             await session(client)
 
     anyio.run(run)
+
+
+class RawClient:
+    """`refdiff mcp` and lines to it; the SDK's client ends its server itself."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [str(REFDIFF), "mcp"], env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        who = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        self.send("initialize", who, id=1)
+        assert self.process.stdout
+        assert json.loads(self.process.stdout.readline())["result"]["serverInfo"]["name"] == "refdiff"
+        self.send("notifications/initialized", {})
+
+    def send(self, method: str, params: dict[str, Any], **more: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(
+            json.dumps({"jsonrpc": "2.0", "method": method, "params": params} | more).encode() + b"\n"
+        )
+        self.process.stdin.flush()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (None, 0)],
+    ids=["SIGTERM", "Ctrl-C", "end of stdin"],
+)
+def test_it_ends_in_order_and_the_running_inspection_goes_on_later(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None, code: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a language model that never answers
+        silent.settimeout(60)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        client = RawClient(REFDIFF_LLM_BASE_URL=address, REFDIFF_LLM_TIMEOUT_S="600")
+        photo = encoded(good_photo(100))
+        wish = {"part_id": "7", "product": "board", "photo_base64": photo, "wait_s": 600}
+        client.send("tools/call", {"name": "inspect_part", "arguments": wish}, id=2)
+        held, _ = silent.accept()  # it runs
+        if number is None:
+            client.process.stdin.close()
+        else:
+            client.process.send_signal(number)
+        assert client.process.wait(30) == code
+        held.close()
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with Desk.open() as desk:  # the home is free
+        [job] = desk.unfinished()
+        assert job.deaths == 0
+        assert desk.wait(job.inspection_id, 60).report is not None
+        assert len(desk.stores.inspections.list()) == 1
 
 
 def _free_port() -> int:
