@@ -6,7 +6,6 @@ The endpoint has a file of its own.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -175,11 +174,6 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
             made |= {"name": message.name, "tool_call_id": message.tool_call_id}
         plain.append(made)
     return plain
-
-
-def data_url(png_or_jpeg: bytes) -> str:
-    kind = "png" if png_or_jpeg.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(png_or_jpeg).decode('ascii')}"
 
 
 class ScriptedPolicy(BaseChatModel):

@@ -17,7 +17,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from refdiff.agent import prompts, questions
-from refdiff.agent.chat_models import Driver, Embedded, data_url
+from refdiff.agent.chat_models import Driver, Embedded
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
@@ -31,7 +31,7 @@ from refdiff.memory.dispositions import Decision, Disposition, Judged
 from refdiff.memory.learned import Learned
 from refdiff.model.build import is_built, model_folder, unfit
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
-from refdiff.model.images import RgbImage, decode_image
+from refdiff.model.images import RgbImage, data_url, decode_image
 from refdiff.model.reading import READ
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection import open_workbench

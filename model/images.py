@@ -6,6 +6,7 @@ fixed once per product (never per image: a per-image stretch would hide exactly 
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
 
@@ -22,6 +23,12 @@ MIN_SIDE_PX = 16
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 # PIL modes whose samples exceed 8 bits
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+)
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3), 0..255
 
@@ -146,3 +153,21 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise no compression gets rid of
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def media_type(picture: bytes) -> str:
+    """`image/png` and the like, of an encoded picture that browsers show, from its first bytes.
+
+    Raises ValueError for any other content: what is shown to people is encoded here, never passed on.
+    """
+    kind = next((mime for start, mime in _SIGNATURES if picture.startswith(start)), None)
+    if kind is None and picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        kind = "image/webp"
+    if kind is None:
+        raise ValueError(f"picture starts with {picture[:8]!r}: not PNG, JPEG, WebP or GIF; encode it first")
+    return kind
+
+
+def data_url(picture: bytes) -> str:
+    """`data:image/png;base64,...` of an encoded picture. Raises ValueError as `media_type` does."""
+    return f"data:{media_type(picture)};base64,{base64.b64encode(picture).decode('ascii')}"

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
-from refdiff.agent.report.html import data_uri
 from refdiff.agent.report.pictures import page_image
 from refdiff.memory.failures import storage_error
-from refdiff.model.images import decode_image
+from refdiff.model.images import data_url, decode_image
 
 if TYPE_CHECKING:
     from refdiff.server.demo import Inspected
@@ -83,4 +82,4 @@ def write_index(out: Path, inspected: Sequence[Inspected], enrolled: dict[str, i
 
 
 def _thumbnail(picture: Path) -> str:
-    return data_uri(page_image(decode_image(picture.read_bytes(), name=picture.name), _THUMB_PX))
+    return data_url(page_image(decode_image(picture.read_bytes(), name=picture.name), _THUMB_PX))

@@ -12,9 +12,8 @@ from typing import Any
 
 import httpx2
 
-from refdiff.agent.chat_models import data_url
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.images import encode_png
+from refdiff.model.images import data_url, encode_png
 from refdiff.model.reading import READ, READING_SCHEMA
 from refdiff.model.render import DefectSpec, render
 from refdiff.model.settings import ModelSettings

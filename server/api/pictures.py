@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
+from refdiff.model.images import media_type
+
 MaxPx = Annotated[int, Query(ge=32, le=8192, description="Longest side, in px")]
 PICTURE = "image/png image/jpeg"
 
 
 def picture(data: bytes) -> Response:
-    kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+    return Response(data, media_type=media_type(data), headers={"Cache-Control": "private, max-age=3600"})

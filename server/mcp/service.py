@@ -24,7 +24,7 @@ from refdiff.agent.report.pictures import page_image
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.inspections import Verdict
 from refdiff.model.errors import InputError, RefDiffError
-from refdiff.model.images import decode_image
+from refdiff.model.images import decode_image, media_type
 from refdiff.server.desk import Desk, Upload
 from refdiff.server.following import progress_of
 from refdiff.server.mcp.answers import (
@@ -82,8 +82,7 @@ def _answer(model: BaseModel, text: str | None = None, *pictures: bytes) -> Any:
 
 
 def _image(data: bytes) -> ImageContent:
-    kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-    return ImageContent(type="image", data=base64.b64encode(data).decode("ascii"), mime_type=kind)
+    return ImageContent(type="image", data=base64.b64encode(data).decode("ascii"), mime_type=media_type(data))
 
 
 def _upload(photo: str | None) -> Upload | None:

@@ -16,6 +16,7 @@ from slack_sdk.http_retry.builtin_handlers import (
 )
 
 from refdiff.model.errors import InputError
+from refdiff.model.images import media_type
 from refdiff.server.chat.fetch import download
 from refdiff.server.chat.host import ChatRequest
 from refdiff.server.chat.told import Told, crops, overlay
@@ -145,4 +146,4 @@ class SlackPlatform:
 
 
 def _suffix(picture: bytes) -> str:
-    return ".png" if picture.startswith(b"\x89PNG") else ".jpg"
+    return ".png" if media_type(picture) == "image/png" else ".jpg"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from PIL import Image
 
 from refdiff.agent.report import pictures
-from refdiff.agent.report.html import PagePictures, data_uri, render_html
+from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import escape, number, render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
 
@@ -205,15 +203,6 @@ def test_states_are_said_in_words(changes: dict[str, Any], expected: str, absent
     assert absent not in page
     text = MarkdownIt("commonmark").enable("table").render(render_markdown(made))
     assert expected.lower() in Page(text).text.lower()
-
-
-def test_data_uri_takes_the_type_from_the_bytes() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "WEBP")
-    assert data_uri(PNG).startswith("data:image/png;base64,")
-    assert data_uri(buffer.getvalue()).startswith("data:image/webp;base64,")
-    with pytest.raises(ValueError, match="not PNG, JPEG, WebP or GIF"):
-        data_uri(b"<svg onload=alert(1)>")
 
 
 def _luminance(colour: str) -> float:

@@ -19,10 +19,10 @@ import httpx2
 import pytest
 from PIL import Image
 
-from refdiff.agent.chat_models import data_url
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
+from refdiff.model.images import data_url
 from refdiff.model.reading import READING_TYPES
 from refdiff.server.serving_load import ASK, REFUSED, home_with_parts, metrics, pair_urls, post, reading, shown
 from refdiff.server.vllm_plugin.parity import Pair, rendered_pairs

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refdiff.model.errors import ImageError
-from refdiff.model.images import decode_image, encode_png, measure_window
+from refdiff.model.images import data_url, decode_image, encode_png, measure_window, media_type
 from refdiff.model.settings import ModelSettings
 
 H, W = 24, 32
@@ -221,3 +221,19 @@ def test_every_torn_page_is_an_image_error() -> None:
 def test_png_round_trip() -> None:
     assert np.array_equal(decode_image(encode_png(RGB)), RGB)
     assert np.array_equal(decode_image(encode_png(GREY)), np.dstack([GREY] * 3))
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind"),
+    [*((save(Image.fromarray(RGB), f), f"image/{f.lower()}") for f in ("PNG", "JPEG", "GIF", "WEBP"))],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_media_type_is_read_off_the_bytes(picture: bytes, kind: str) -> None:
+    assert media_type(picture) == kind
+    assert data_url(picture).startswith(f"data:{kind};base64,")
+
+
+@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"\x89PNG", b"", save(Image.fromarray(RGB), "TIFF")])
+def test_what_browsers_do_not_show_has_no_media_type(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not PNG, JPEG, WebP or GIF"):
+        media_type(content)
