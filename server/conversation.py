@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from refdiff.agent.report.markdown import escape, number, percent, size_mm, size_px
+from refdiff.agent.report.markdown import escape, finding_line, number, percent
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import part_id_in, part_named_in
 from refdiff.memory.captures import normalise_part_id
@@ -85,12 +85,8 @@ def report_text(report: DefectReport, link: str | None = None) -> str:
         "",
     ]
     for i, finding in enumerate(report.findings, 1):
-        size = size_mm(finding) or size_px(finding)
-        within = ", within limits" if finding.within_limits else ""
-        lines.append(
-            f"{i}. {escape(finding.type.replace('_', ' '))}, {finding.location.region}, {size}, severity "
-            f"{finding.severity.value}{within}, confidence {percent(finding.confidence)}. {escape(finding.description)}"
-        )
+        told = f"{escape(finding_line(finding))}, confidence {percent(finding.confidence)}"
+        lines.append(f"{i}. {told}. {escape(finding.description)}")
     if not report.findings:
         lines.append("No findings.")
     if report.verdict.value == "REVIEW":

@@ -104,6 +104,14 @@ def size_px(finding: Finding) -> str:
     return f"{sides}, area {finding.area_px:,} px²"
 
 
+def finding_line(finding: Finding) -> str:
+    """`missing component: 3.20 × 0.40 mm, upper left, major, within limits`: what it is in one line, wherever it is told."""
+    size = size_mm(finding) or size_px(finding)
+    within = ", within limits" if finding.within_limits else ""
+    kind = finding.type.replace("_", " ")
+    return f"{kind}: {size}, {finding.location.region}, {finding.severity.value}{within}"
+
+
 def seen_words(seen: SeenBefore) -> str:
     """`3 other parts of this product in the last 30 days`."""
     parts = "1 other part" if seen.parts == 1 else f"{seen.parts} other parts"

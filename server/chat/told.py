@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.agent.report import pictures
-from refdiff.agent.report.markdown import size_mm, size_px
+from refdiff.agent.report.markdown import finding_line
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.dispositions import Disposition
 from refdiff.model.images import decode_image
@@ -38,11 +38,7 @@ class Told:
 
 
 def tell(report: DefectReport, decided: Disposition | None, public_url: str | None) -> Told:
-    lines = []
-    for f in report.findings[:MAX_FINDINGS]:
-        size = size_mm(f) or size_px(f)
-        within = ", within limits" if f.within_limits else ""
-        lines.append(f"{f.id} {f.type.replace('_', ' ')}: {size}, {f.location.region}, {f.severity}{within}")
+    lines = [f"{f.id} {finding_line(f)}" for f in report.findings[:MAX_FINDINGS]]
     if (more := len(report.findings) - MAX_FINDINGS) > 0:
         lines.append(f"and {more} more")
     judge = f"{report.judge.model}, {report.judge.via}" if report.judge.model else "script, no language model"

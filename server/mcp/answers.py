@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from refdiff.agent.report.markdown import size_mm, size_px
+from refdiff.agent.report.markdown import finding_line, size_mm, size_px
 from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.memory.dispositions import Disposition
 from refdiff.memory.inspections import InspectionRecord
 from refdiff.server.desk import Inspection
 from refdiff.tools.evidence import EvidenceRecord
@@ -69,19 +70,24 @@ class InspectionAnswer(BaseModel):
         report, decided = inspection.report, inspection.disposition
         if report is None:
             return answer
-        told = f"{decided.decision} by {decided.by}: {decided.reason}" if decided else None
-        return answer.model_copy(update=_filed(report) | {"decided": told})
+        return answer.model_copy(update=_filed(report) | {"decided": _decision(decided) if decided else None})
 
-    @property
-    def text(self) -> str:
-        """For a model that reads text alone."""
-        if self.verdict is None:
-            return f"Inspection {self.inspection_id} of part {self.part_id} is {self.state}. {self.error or ''}".strip()
-        found = "".join(
-            f"\n- {f.id}: {f.type.replace('_', ' ')}, {f.size}, {f.place}, {f.severity}" for f in self.findings
+
+def told(inspection: Inspection) -> str:
+    """An inspection for a model that reads text alone."""
+    report, decided = inspection.report, inspection.disposition
+    if report is None:
+        error = (inspection.error or {}).get("message", "")
+        return (
+            f"Inspection {inspection.inspection_id} of part {inspection.part_id} is {inspection.state}. {error}".strip()
         )
-        end = f"\nDecided: {self.decided}" if self.decided else ""
-        return f"{self.verdict}: part {self.part_id} ({self.product}). {self.verdict_reason}.{found}{end}"
+    found = "".join(f"\n- {f.id} {finding_line(f)}" for f in report.findings)
+    end = f"\nDecided: {_decision(decided)}" if decided else ""
+    return f"{report.verdict.value}: part {report.part_id} ({report.product}). {report.verdict_reason}.{found}{end}"
+
+
+def _decision(decided: Disposition) -> str:
+    return f"{decided.decision} by {decided.by}: {decided.reason}"
 
 
 def _filed(report: DefectReport) -> dict[str, Any]:

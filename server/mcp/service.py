@@ -36,6 +36,7 @@ from refdiff.server.mcp.answers import (
     Rows,
     Said,
     StepAnswer,
+    told,
 )
 from refdiff.server.mcp.benches import Benches
 
@@ -142,11 +143,12 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
                 if progress is not None:
                     total = float(progress.total) if progress.total else None
                     await ctx.report_progress(float(progress.number), total, progress.message)
-        found = InspectionAnswer.of(await _off_loop(desk.inspection, inspection_id))
+        inspection = await _off_loop(desk.inspection, inspection_id)
+        found = InspectionAnswer.of(inspection)
         if found.error:
             raise ToolError(found.error)
         pictures = [await _off_loop(_report_picture, desk, inspection_id, "overlay")] if found.verdict else []
-        return _answer(found, found.text, *pictures)
+        return _answer(found, told(inspection), *pictures)
 
     @server.tool(title="Show an inspection", annotations=_READS)
     async def get_inspection(
@@ -159,7 +161,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
             [await _off_loop(_report_picture, desk, inspection_id, p) for p in pictures] if inspection.report else []
         )
         found = InspectionAnswer.of(inspection)
-        return _answer(found, found.text, *shown)
+        return _answer(found, told(inspection), *shown)
 
     @server.tool(title="Read a whole report", annotations=_READS)
     async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
-from refdiff.agent.report.markdown import escape, number, render_markdown
+from refdiff.agent.report.markdown import escape, finding_line, number, render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
 
 SHA = "ab" * 32
@@ -203,6 +203,22 @@ def test_states_are_said_in_words(changes: dict[str, Any], expected: str, absent
     assert absent not in page
     text = MarkdownIt("commonmark").enable("table").render(render_markdown(made))
     assert expected.lower() in Page(text).text.lower()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"within_limits": True}, ", within limits"),
+        ({"type": "missing_component"}, "missing component: "),
+        ({"length_mm": None, "width_mm": None, "uncertainty_mm": None}, " px², "),
+    ],
+)
+def test_a_finding_in_one_line(changes: dict[str, Any], line: str) -> None:
+    made = finding(**changes)
+    told = finding_line(made)
+    assert line in told
+    assert f", {made.location.region}, {made.severity.value}" in told
+    assert ("within limits" in told) is made.within_limits
 
 
 def _luminance(colour: str) -> float:
