@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
-from refdiff.server.api import uploads
 from refdiff.server.api.access import Caller
 from refdiff.server.conversation import INSPECTION_ID, product_for, report_text, understand
 from refdiff.server.desk import Desk
+from refdiff.server.photos import from_data_url
 
 _SENT_AGAIN = timedelta(minutes=30)  # clients wait for ten minutes and send twice more; later it is another request
 _LOOKED_UP = 20  # inspection ids in a conversation
@@ -142,7 +142,8 @@ class Turn:
             part = next((p for p in parts if p), None)
         if part is None:
             return Answer(self._desk.chat(self._text) if self._image is None else _NAME_THE_PART)
-        photo = uploads.from_data_url(self._image, self._desk) if self._image else None
+        limit = self._desk.services.model_settings.max_bytes
+        photo = from_data_url(self._image, limit) if self._image else None
         request = next((t for t in self._texts if understand(t).part_id), self._text)
         job = self._desk.submit(
             request, by=self._caller.name, part_id=part, product=self._product(part, photo is not None), photo=photo,

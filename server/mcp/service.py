@@ -6,7 +6,6 @@ Deciding about a REVIEW is left out on purpose: that is a person's, in the revie
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import json
 from collections.abc import Callable
@@ -23,9 +22,9 @@ from pydantic import BaseModel, Field
 from refdiff.agent.report.pictures import page_image
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.inspections import Verdict
-from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.errors import RefDiffError
 from refdiff.model.images import decode_image, media_type
-from refdiff.server.desk import Desk, Upload
+from refdiff.server.desk import Desk
 from refdiff.server.following import progress_of
 from refdiff.server.mcp.answers import (
     CaptureAnswer,
@@ -39,6 +38,7 @@ from refdiff.server.mcp.answers import (
     told,
 )
 from refdiff.server.mcp.benches import Benches
+from refdiff.server.photos import from_base64
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,16 +86,6 @@ def _image(data: bytes) -> ImageContent:
     return ImageContent(type="image", data=base64.b64encode(data).decode("ascii"), mime_type=media_type(data))
 
 
-def _upload(photo: str | None) -> Upload | None:
-    if photo is None:
-        return None
-    try:  # also as a data URL, which some clients make
-        data = base64.b64decode(photo.rpartition(",")[2], validate=True)
-    except (binascii.Error, ValueError) as e:
-        raise InputError("the photo is not base64; encode the bytes of the image file") from e
-    return Upload("photo", data)
-
-
 def _report_picture(desk: Desk, inspection_id: str, which: ReportPicture) -> bytes:
     if which in ("query", "reference"):
         return desk.picture(inspection_id, which, PICTURE_PX)
@@ -114,6 +104,8 @@ def build_server(desk: Desk, by: str = "mcp") -> MCPServer[Any]:
 
 
 def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
+    max_bytes = desk.services.model_settings.max_bytes
+
     @server.tool(title="Inspect a part", annotations=_ADDS)
     async def inspect_part(
         ctx: Context[Any, Any],
@@ -130,7 +122,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         """
 
         def submit() -> str:
-            photo = _upload(photo_base64)
+            photo = None if photo_base64 is None else from_base64(photo_base64, max_bytes)
             job = desk.submit(
                 request, by=by, part_id=part_id, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px
             )
@@ -203,8 +195,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         """Keep a photo as the part's newest, without inspecting it."""
 
         def keep() -> CaptureAnswer:
-            photo = _upload(photo_base64)
-            assert photo is not None
+            photo = from_base64(photo_base64, max_bytes)
             c = desk.capture(part_id, photo, product, scale_mm_per_px)
             return CaptureAnswer(
                 capture_id=c.capture_id, part_id=c.part_id, product=c.product, scale_mm_per_px=c.scale_mm_per_px

@@ -1,0 +1,47 @@
+"""Photos as text: what is taken, and what is refused before it costs memory."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from refdiff.model.errors import ImageError
+from refdiff.server.photos import from_base64, from_data_url
+
+DATA = bytes(range(100))
+TEXT = base64.b64encode(DATA).decode("ascii")
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:image/svg+xml;charset=utf-8;BASE64,"])
+def test_a_data_url_is_taken(head: str) -> None:
+    assert from_data_url(head + TEXT, 100).data == DATA
+    assert from_base64(head + TEXT, 100).data == DATA
+    assert from_base64(TEXT, 100).data == DATA
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (TEXT, "nothing is fetched"),
+        ("https://a.example/p.png", "nothing is fetched"),
+        (f"data:text/html;base64,{TEXT}", "nothing is fetched"),
+        ("data:image/png;base64,%%%", "not base64"),
+    ],
+)
+def test_other_urls_are_refused(url: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        from_data_url(url, 1000)
+
+
+@pytest.mark.parametrize("text", ["%%%", "photo.png", f"file:///etc/passwd,{TEXT}", "ä"])
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(ImageError, match="not base64"):
+        from_base64(text, 1000)
+
+
+@pytest.mark.parametrize("limit", [0, 50, 98, 99])
+def test_more_than_the_limit_is_refused(limit: int) -> None:
+    for take in (from_base64, from_data_url):
+        with pytest.raises(ImageError, match="REFDIFF_MAX_BYTES"):
+            take(f"data:image/png;base64,{TEXT}", limit)
