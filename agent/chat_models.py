@@ -20,6 +20,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from refdiff.agent.possible import possible_calls
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.build import built_sha256
 from refdiff.model.errors import LLMError
@@ -67,7 +68,7 @@ def reading_of(answer: Mapping[str, Any]) -> LlmReading:
 class EmbeddedChat(BaseChatModel):
     """The embedded RefDiff model as LangChain knows chat models. pictures: sha256 -> (H, W, 3) uint8 RGB.
 
-    With tools bound, the answer is one valid tool call; without, prose.
+    With tools bound, the answer is one tool call that can succeed now; without, prose.
     """
 
     engine: Any
@@ -89,7 +90,7 @@ class EmbeddedChat(BaseChatModel):
     ) -> ChatResult:
         plain, tools = plain_messages(messages), kwargs.get("tools")
         if tools:
-            call = self.engine.call(plain, tools, self.pictures)
+            call = self.engine.call(plain, tools, self.pictures, possible_calls(messages, tools))
             made: ToolCall = {
                 "name": call["name"],
                 "args": call["arguments"],
@@ -176,6 +177,9 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     return plain
 
 
+_SCRIPTED = "scripted-"
+
+
 class ScriptedPolicy(BaseChatModel):
     """The canonical order of tools, read off the messages so far: takes over from wherever a model gave up."""
 
@@ -207,9 +211,9 @@ class ScriptedPolicy(BaseChatModel):
                 results.setdefault(str(message.name), []).append(result)
         part_id = next((str(m.additional_kwargs["part_id"]) for m in messages if "part_id" in m.additional_kwargs), "")
         name, arguments = self._next(results, part_id)
-        if self._failed_before(messages, name, arguments):
+        if failures(messages, name, arguments, _SCRIPTED):  # it would fail for ever
             return AIMessage(content=f"{name} failed twice")
-        call_id = f"scripted-{len(messages)}"
+        call_id = f"{_SCRIPTED}{len(messages)}"
         return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])
 
     def _next(self, results: dict[str, list[dict[str, Any]]], part_id: str) -> tuple[str, dict[str, Any]]:
@@ -249,10 +253,9 @@ class ScriptedPolicy(BaseChatModel):
             "probable_cause": None,
         }
 
-    @staticmethod
-    def _failed_before(messages: Sequence[BaseMessage], name: str, arguments: dict[str, Any]) -> bool:
-        """Did this very call fail already while the script drove? Then it would fail for ever."""
-        calls = {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
-        failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
-        mine = [c for c in failed if c and str(c["id"]).startswith("scripted-")]
-        return any(c["name"] == name and c["args"] == arguments for c in mine)
+
+def failures(messages: Sequence[BaseMessage], name: str, arguments: Mapping[str, Any], prefix: str = "") -> int:
+    """How often this very call failed so far, of calls whose ids begin with `prefix`."""
+    calls = {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
+    failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
+    return sum(c["name"] == name and c["args"] == arguments for c in failed if c and str(c["id"]).startswith(prefix))

@@ -23,7 +23,7 @@ from langgraph.types import interrupt
 
 from refdiff.agent import prompts
 from refdiff.agent.assemble import assemble
-from refdiff.agent.chat_models import ScriptedPolicy
+from refdiff.agent.chat_models import ScriptedPolicy, failures
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.filing import file_report
 from refdiff.agent.report.schema import ToolCall, Verdict
@@ -44,6 +44,7 @@ from refdiff.tools.toolbox import TOOLS
 from refdiff.tools.workbench import current_capture
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
+MAX_FAILURES = 2  # of the very same call before the script takes over
 MAX_NUDGES = 2  # answers without a usable tool call before the script takes over
 MAX_VERIFY_ROUNDS = 1
 MAX_MODEL_MESSAGE = 400
@@ -78,7 +79,9 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
         else:
             try:
                 answer = context.driver.next_call(messages, TOOLS)
-                if answer.tool_calls:
+                if any(failures(messages, c["name"], c["args"]) >= MAX_FAILURES for c in answer.tool_calls):
+                    update |= _fall_back(context, "the model kept repeating a call that fails")
+                elif answer.tool_calls:
                     message = answer
                 elif nudges >= MAX_NUDGES:
                     update |= _fall_back(context, "the model kept answering without a tool call")

@@ -77,7 +77,6 @@ class Engine:
             raise StorageError(f"{folder}: the model cannot be read ({e}); run: refdiff model build --again") from e
         self.config = self.network.config
         self._guide = llguidance.hf.from_tokenizer(self.processor.tokenizer, n_vocab=self.config.text_config.vocab_size)
-        self._grammars: dict[str, str] = {}
         self._conversation = _Cache()
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._mutex = threading.Lock()
@@ -86,13 +85,18 @@ class Engine:
     # ---- answers ----
 
     def call(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], pictures: Pictures
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        pictures: Pictures,
+        possible: Sequence[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """The next tool call: {"name": ..., "arguments": {...}}, valid by the tools' schemas. messages and tools: OpenAI's.
 
+        possible: what may be called now, of the tools that the model is told of (always the same: its prompt is cached).
         Raises LLMError (conversation too long, answer did not end), InputError (odd pictures).
         """
-        functions = [t["function"] for t in tools]
+        functions = [t["function"] for t in possible or tools]
         choices = [
             {
                 "type": "object",
@@ -159,10 +163,7 @@ class Engine:
     def _grammar(self, schema: dict[str, Any]) -> str:
         import llguidance
 
-        key = json.dumps(schema, sort_keys=True)
-        if key not in self._grammars:
-            self._grammars[key] = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_TIGHT)
-        return self._grammars[key]
+        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_TIGHT))
 
     @torch.inference_mode()
     def _constrained(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:

@@ -266,6 +266,14 @@ def test_a_model_that_never_ends_is_stopped_at_any_number_of_steps(services: Ser
     assert "64 steps" in str(report.judge.reason)
 
 
+def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(services: Services, serve: Any) -> None:
+    endpoint = serve(lambda body: good(body) if "find_part" not in _results(body) else _call("zoom", region="r9"))
+    report = _run(services, endpoint.url)
+    assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
+    assert report.judge.reason == "the model kept repeating a call that fails"
+    assert len(endpoint.requests) == 4  # one that succeeds, two that fail, and the third attempt
+
+
 def test_a_type_that_the_model_names_accepts_nothing(services: Services, serve: Any) -> None:
     """A limit by type applies to what the model claims to see: that may ask for a person, but never pass a part."""
     limit = {"type": "missing_component", "max_length_px": 10_000, "severity": "minor"}

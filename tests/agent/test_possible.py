@@ -1,0 +1,80 @@
+"""Which calls the embedded model may make at each point."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from refdiff.agent.possible import possible_calls
+from refdiff.tools.toolbox import TOOLS
+
+_ALL = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
+
+
+def result(name: str, **content: Any) -> ToolMessage:
+    return ToolMessage(json.dumps(content), name=name, tool_call_id="call-1")
+
+
+FOUND = result("find_part", evidence="e1")
+REFERENCE = result("retrieve_reference", evidence="e2", goldens=[{"golden_id": "g-86106f395188"}, {"golden_id": "g-2"}])
+ALIGNED = result("align", evidence="e3", ok=True)
+SCORED = result("score_difference", evidence="e4", regions=[{"region": "r1"}])
+
+
+def possible(*messages: BaseMessage) -> dict[str, dict[str, Any]]:
+    return {t["function"]["name"]: t["function"]["parameters"] for t in possible_calls(messages, _ALL)}
+
+
+def fits(schema: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    return bool(jsonschema_rs.is_valid(schema, arguments))
+
+
+def test_a_tool_is_offered_once_what_it_needs_is_there() -> None:
+    assert set(possible()) == {"find_part"}
+    assert set(possible(FOUND)) == {"find_part", "retrieve_reference"}
+    assert set(possible(FOUND, REFERENCE)) == {"find_part", "retrieve_reference", "align"}
+    assert "submit_report" not in possible(FOUND, REFERENCE, ALIGNED)
+    assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED)) == {t["function"]["name"] for t in _ALL}
+
+
+def test_a_failed_call_opens_nothing() -> None:
+    failed = ToolMessage("Error: no such golden", name="align", tool_call_id="call-1", status="error")
+    assert "score_difference" not in possible(FOUND, REFERENCE, failed)
+
+
+@pytest.mark.parametrize(("golden", "there"), [("g-86106f395188", True), ("g-2", True), ("g-86106fbe225c", False)])
+def test_golden_ids_are_those_that_were_retrieved(golden: str, there: bool) -> None:
+    after = possible(FOUND, REFERENCE, ALIGNED)
+    assert fits(after["align"], {"golden_id": golden}) is there
+    assert fits(after["score_difference"], {"golden_ids": [golden]}) is there
+    assert fits(after["score_difference"], {"golden_ids": []})
+
+
+def test_regions_are_those_of_the_newest_comparison() -> None:
+    again = result("score_difference", evidence="e5", regions=[{"region": "r1"}, {"region": "r2"}])
+    for messages, there in (((SCORED,), False), ((SCORED, again), True)):
+        schemas = possible(FOUND, REFERENCE, ALIGNED, *messages)
+        assert fits(schemas["zoom"], {"region": "r2"}) is there
+        claim = {"region": "r2", "type": "scratch", "severity": "minor", "evidence": ["e4"], "description": "",
+                 "reasoning": "", "probable_cause": None}  # fmt: skip
+        assert fits(schemas["submit_report"], {"findings": [claim], "reasoning": ""}) is there
+        unknown = claim | {"region": "r1", "evidence": ["e9"]}
+        assert not fits(schemas["submit_report"], {"findings": [unknown], "reasoning": ""})
+
+
+def test_without_a_region_there_is_nothing_to_zoom_or_to_find() -> None:
+    schemas = possible(FOUND, REFERENCE, ALIGNED, result("score_difference", evidence="e4", regions=[]))
+    assert not {"zoom", "measure"} & set(schemas)
+    assert fits(schemas["submit_report"], {"findings": [], "reasoning": ""})
+    assert not fits(schemas["submit_report"], {"findings": [{}], "reasoning": ""})
+
+
+def test_the_tools_of_the_prompt_stay_as_they_are() -> None:
+    before = json.dumps(_ALL)
+    possible(FOUND, REFERENCE, ALIGNED, SCORED)
+    assert json.dumps(_ALL) == before
