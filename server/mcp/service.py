@@ -133,8 +133,9 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         with anyio.move_on_after(wait_s):
             async for progress in progress_of(desk, inspection_id):
                 if progress is not None:
-                    total = float(progress.total) if progress.total else None
-                    await ctx.report_progress(float(progress.number), total, progress.message)
+                    counted = f", {progress.done} of {progress.total}" if progress.total else ""
+                    # the number only grows: what is counted (goldens) is a part of the work
+                    await ctx.report_progress(float(progress.number), None, progress.message + counted)
         inspection = await _off_loop(desk.inspection, inspection_id)
         found = InspectionAnswer.of(inspection)
         if found.error:
