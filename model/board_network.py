@@ -1,8 +1,8 @@
 """Defects of bare boards, as boxes of six types: where photo and reference differ, a small network reads a crop of both.
 
 Proposals are places where the binarised pictures differ by more than an edge's wobble; the network tells each from harmless
-(misregistration, noise), names its type and corrects its box, at the picture's own resolution. Knows nothing about goldens,
-registration or files of truth.
+(misregistration, noise) and corrects its box, at the picture's own resolution. Its type is what the change does to the
+conductors; the network names it only where that cannot be told. Knows nothing about goldens, registration or files of truth.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ CROP_PX = 80  # side of a crop; large proposals are shrunk into it
 _FITS_PX = 52  # longest side of a proposal that is read at full resolution
 _OPENINGS = ((3, 5), (2, 5))  # side of the opening, side of the closing between pieces
 TOPOLOGY = 6  # numbers that `topology_of` gives
+_STROKES_PX = 5  # changes nearer to each other than that part and join together
+_SIZEABLE_PX = 40  # smaller pieces of copper or board are crumbs of a mark's edge
+_WOBBLE_PX = 10  # fewer px of board do not make an edge that a change reaches
 _MOST_OFF_PX = 12  # a reference that lies farther off is not brought nearer
 _SMALLEST_PX = 32  # smaller pictures hold nothing to register by
 _SAME = 0.7  # proposals that overlap by more are one
 _KEEP = 0.02  # detections less likely than this are not told
-_OVERLAP = 0.35  # of two detections that overlap by more, the surer one is kept
+_OVERLAP = 0.35  # of two detections of one type that overlap by more, the surer one is kept
+_OVERLAP_OTHERS = 0.65  # the same of two types, which may be two defects side by side
+_WITHIN = 0.8  # a detection that lies by more of it in a larger one of its type, or round a smaller, is a piece of it
 Box = tuple[float, float, float, float]
 
 
@@ -157,19 +162,10 @@ def topology_of(pair: NDArray[np.uint8]) -> NDArray[np.float32]:
     join, and how large is it."""
     now, before = (pair < 128).astype(np.uint8)
     out = np.zeros(TOPOLOGY, np.float32)
-    h, w = now.shape
-    y, x = np.mgrid[0:h, 0:w]
-    middle = np.exp(-(((y - h / 2) / h) ** 2 + ((x - w / 2) / w) ** 2) * 12)
-    best, change, lost = 0.0, None, False
-    for is_lost, there in ((True, before & ~now & 1), (False, now & ~before & 1)):
-        opened = cv2.morphologyEx(there, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-        n, labels = cv2.connectedComponents(opened)
-        weights = np.bincount(labels.ravel(), weights=middle.ravel(), minlength=n)
-        weights[0] = 0
-        if weights.max() > best:
-            best, change, lost = float(weights.max()), labels == weights.argmax(), is_lost
-    if change is None:
+    found = _change(now, before)
+    if found is None:
         return out
+    change, lost = found
     ring = cv2.dilate(change.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     _, conductors = cv2.connectedComponents(now if lost else before)
     touched = len(set(np.unique(conductors[ring]).tolist()) - {0})
@@ -178,6 +174,61 @@ def topology_of(pair: NDArray[np.uint8]) -> NDArray[np.float32]:
     out[3 if lost else 4] = min(touched, 3) / 3
     out[5] = np.log1p(float(change.sum())) / 6
     return out
+
+
+def type_of(pair: NDArray[np.uint8]) -> str | None:
+    """What the types say of the largest change in the middle of a crop (2, h, w); None where nothing changed.
+
+    Lost copper that does not reach the bare board is a pin-hole; where it does, it is open if it parts a piece of copper or
+    joins two of board (a cut into a hole does), else a mouse bite. Copper gained is the same with the two exchanged. However
+    the mark is drawn: a network would learn the strokes of the boards that it was trained on.
+    """
+    now, before = (pair < 128).astype(np.uint8)
+    found = _change(now, before, _STROKES_PX)
+    if found is None:
+        return None
+    change, lost = found
+    if not lost:  # the same question of the board
+        now, before = 1 - now, 1 - before
+    _, gaps = cv2.connectedComponents(1 - now, connectivity=4)
+    joined = np.isin(gaps, np.setdiff1d(gaps[change], 0))
+    ring = cv2.dilate(change.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    if int((joined & (before == 0)).sum()) < _WOBBLE_PX:
+        kind = 2
+    else:
+        smaller = max(_smaller_part(now, before, ring), _smaller_part(1 - before, 1 - now, ring))
+        kind = 0 if smaller >= _SIZEABLE_PX else 1
+    return (("open", "mousebite", "pin-hole") if lost else ("short", "spur", "copper"))[kind]
+
+
+def _change(now: NDArray[np.uint8], before: NDArray[np.uint8], near: int = 1) -> tuple[NDArray[np.bool_], bool] | None:
+    """Where the largest change of copper in the middle is, strokes less than `near` px apart taken as one; is it a loss."""
+    h, w = now.shape
+    y, x = np.mgrid[0:h, 0:w]
+    middle = np.exp(-(((y - h / 2) / h) ** 2 + ((x - w / 2) / w) ** 2) * 12)
+    best, change = 0.0, None
+    for lost, there in ((True, before & ~now & 1), (False, now & ~before & 1)):
+        opened = cv2.morphologyEx(there, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+        n, labels = cv2.connectedComponents(cv2.dilate(opened, np.ones((near, near), np.uint8)))
+        labels = labels * opened
+        weights = np.bincount(labels.ravel(), weights=middle.ravel(), minlength=n)
+        weights[0] = 0
+        if weights.max() > best:
+            best, change = float(weights.max()), (labels == weights.argmax(), lost)
+    return change
+
+
+def _smaller_part(parts: NDArray[np.uint8], wholes: NDArray[np.uint8], ring: NDArray[np.bool_]) -> int:
+    """Of pieces that a change touches and that lie in one whole, px of the second largest; 0 where no whole has two."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(parts, connectivity=4)
+    _, owners = cv2.connectedComponents(wholes, connectivity=4)
+    areas: dict[int, list[int]] = {}
+    for piece in set(np.unique(labels[ring]).tolist()) - {0}:
+        shares = np.bincount(owners[labels == piece])
+        shares[0] = 0  # edges that wobble
+        areas.setdefault(int(shares.argmax()), []).append(int(stats[piece, cv2.CC_STAT_AREA]))
+    areas.pop(0, None)
+    return max((sorted(found)[-2] for found in areas.values() if len(found) > 1), default=0)
 
 
 def to_network(crops: Tensor) -> Tensor:
@@ -216,15 +267,26 @@ class BoardModel:
         h, w = pair.shape[1:]
         kept: list[BoardDefect] = []
         for i in sure.argsort(descending=True).tolist():
+            if sure[i] < _KEEP:
+                break
             box = corrected(corrections[i].tolist(), views[i])
-            if sure[i] < _KEEP or any(overlap(box, other.box) > _OVERLAP for other in kept):
+            kind = type_of(crops[i].numpy()) or BOARD_TYPES[int(shares[i, 1:].argmax())]
+            if any(one_defect(box, kind, other) for other in kept):
                 continue
             x0, y0, x1, y1 = (round(v) for v in box)
             x0, y0, x1, y1 = max(0, x0), max(0, y0), min(w, x1), min(h, y1)
             if x1 > x0 and y1 > y0:
-                kind = BOARD_TYPES[int(shares[i, 1:].argmax())]
                 kept.append(BoardDefect((x0, y0, x1, y1), float(sure[i]), kind))
         return kept
+
+
+def one_defect(box: Box, kind: str, other: BoardDefect) -> bool:
+    """Whether a box of a type tells the same defect as one that is found already."""
+    if kind != other.type:
+        return overlap(box, other.box) > _OVERLAP_OTHERS
+    w, h = min(box[2], other.box[2]) - max(box[0], other.box[0]), min(box[3], other.box[3]) - max(box[1], other.box[1])
+    smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other.box))
+    return overlap(box, other.box) > _OVERLAP or (min(w, h) > 0 and w * h > _WITHIN * smaller)
 
 
 @lru_cache(maxsize=2)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from refdiff.model.board_network import contrast_pair, crop, load_boards, overlap, propose, view_of
+from refdiff.model.board_network import (
+    BoardDefect,
+    contrast_pair,
+    crop,
+    load_boards,
+    one_defect,
+    overlap,
+    propose,
+    type_of,
+    view_of,
+)
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.learned_difference import load_difference
@@ -91,6 +101,72 @@ def test_a_large_proposal_is_shrunk_into_its_crop() -> None:
     largest = max(propose(pair), key=lambda b: b[2] - b[0])
     assert view_of(largest)[2] > 5
     assert crop(pair, view_of(largest)).shape == (2, 80, 80)
+
+
+COPPER, BOARD = 0, 255
+# marks on a crop of 80 x 80 px with a track of 30 px from left to right and a narrow one above it
+MARKS = {
+    "thin cut": ("open", [((44, 23), (36, 57), BOARD, 2)]),
+    "blot beside a thin cut": ("open", [((38, 37), (38, 43), BOARD, 7), ((46, 23), (46, 57), BOARD, 2)]),
+    "cut by two strokes": ("open", [((40, 23), (40, 37), BOARD, 2), ((40, 43), (40, 57), BOARD, 2)]),
+    "cut from a hole to the edge": ("open", [((40, 40), (40, 57), BOARD, 3)]),
+    "stroke into the edge": ("mousebite", [((40, 23), (40, 48), BOARD, 2)]),
+    "outline on the edge": (
+        "mousebite",
+        [((36, 24), (36, 30), BOARD, 2), ((42, 24), (42, 30), BOARD, 2), ((36, 30), (42, 30), BOARD, 2)],
+    ),
+    "bite almost through": ("mousebite", [((40, 23), (40, 50), BOARD, 5)]),
+    "long scratch inside": ("pin-hole", [((25, 43), (55, 36), BOARD, 2)]),
+    "hole beside the edge": ("pin-hole", [((40, 29), (44, 29), BOARD, 3)]),
+    "thin bridge": ("short", [((40, 14), (40, 26), COPPER, 2)]),
+    "bridge within one conductor": ("short", [((28, 40), (52, 40), COPPER, 2)]),
+    "whisker": ("spur", [((40, 20), (40, 26), COPPER, 2)]),
+    "long island": ("copper", [((25, 66), (55, 68), COPPER, 3)]),
+}
+DUAL = {
+    "open": "short",
+    "mousebite": "spur",
+    "pin-hole": "copper",
+    "short": "open",
+    "spur": "mousebite",
+    "copper": "pin-hole",
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_the_type_is_what_a_mark_does_to_the_conductors_however_it_is_drawn(mark: str) -> None:
+    kind, lines = MARKS[mark]
+    before = np.full((80, 80), BOARD, np.uint8)
+    before[25:55] = before[5:15] = COPPER
+    if mark in ("cut from a hole to the edge", "bridge within one conductor"):
+        cv2.circle(before, (40, 40), 8, BOARD, -1)
+    if mark == "cut by two strokes":  # only together do the strokes reach from edge to edge
+        before[37:44, 39:43] = BOARD
+    now = before.copy()
+    for start, stop, colour, thickness in lines:
+        cv2.line(now, start, stop, colour, thickness)
+    assert type_of(np.stack([now, before])) == kind
+    assert type_of(255 - np.stack([now, before])) == DUAL[kind]  # with copper and board exchanged a cut is a bridge
+
+
+def test_where_nothing_changed_there_is_no_type() -> None:
+    assert type_of(np.zeros((2, 80, 80), np.uint8)) is None
+
+
+@pytest.mark.parametrize(
+    ("box", "kind", "same"),
+    [
+        ((110, 100, 150, 140), "open", True),
+        ((125, 100, 165, 140), "open", False),
+        ((110, 100, 150, 140), "mousebite", False),
+        ((102, 100, 142, 140), "mousebite", True),
+        ((100, 100, 115, 115), "open", True),
+        ((100, 100, 115, 115), "pin-hole", False),
+        ((145, 145, 160, 160), "open", False),
+    ],
+)
+def test_pieces_are_one_defect_but_two_types_side_by_side_are_two(box: Box, kind: str, same: bool) -> None:
+    assert one_defect(box, kind, BoardDefect((100, 100, 140, 140), 0.9, "open")) is same
 
 
 @pytest.fixture(scope="module")
