@@ -55,14 +55,20 @@ class Driver(Protocol):
         """The one of the options that answers the text."""
 
 
-def reading_of(answer: Mapping[str, Any]) -> LlmReading:
-    """Raises ValueError, KeyError, TypeError, OverflowError for what is none."""
+# Our own model's confidence is the probability of its yes or no. At even odds it would contradict the score of every fifth
+# good part; what another model says of its confidence is no probability, and is taken at its word.
+_SURE = 0.9
+
+
+def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReading:
+    """probability: the confidence is one. Raises ValueError, KeyError, TypeError, OverflowError for what is no reading."""
     defect, kind = answer["defect"], answer["type"]
     if not isinstance(defect, bool) or kind not in READING_TYPES:
         raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
     if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
         kind = UNKNOWN if defect else NO_DEFECT
-    return LlmReading(defect=defect, type=kind, confidence=min(100, max(0, int(answer["confidence"]))) / 100)
+    confidence = min(100, max(0, int(answer["confidence"]))) / 100
+    return LlmReading(defect=defect, type=kind, confidence=confidence, counts=not probability or confidence >= _SURE)
 
 
 class EmbeddedChat(BaseChatModel):
@@ -125,7 +131,9 @@ class Embedded:
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The reading of a pair (sha256 each); the prompt is the model's own, whatever is given here."""
-        return self._safely(lambda: reading_of(self.engine.read(self._pictures(reference), self._pictures(query))))
+        return self._safely(
+            lambda: reading_of(self.engine.read(self._pictures(reference), self._pictures(query)), True)
+        )
 
     def answer(self, prompt: str, text: str) -> str:
         return self._safely(lambda: self._chat().invoke([("system", prompt), ("human", text)]).text[:2000])

@@ -141,7 +141,7 @@ class Endpoint:
         try:
             answer = _json_of(message.text)
             if self._own and (sure := _sureness(message)) is not None:
-                answer = {**answer, "confidence": 100 * sure}
+                return reading_of({**answer, "confidence": 100 * sure}, probability=True)
             return reading_of(answer)
         # int(inf) overflows, and brackets nested deeply enough exhaust the parser
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:

@@ -118,7 +118,7 @@ def decide(facts: PolicyInput) -> Decision:
             f"{decision.reason}; only {facts.n} good parts are known, {MIN_PARTS_TO_FAIL} are needed to fail a part"
         )
         decision = Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
-    if facts.reading is not None and decision.verdict is not Verdict.REVIEW:
+    if facts.reading is not None and facts.reading.counts and decision.verdict is not Verdict.REVIEW:
         accepted = decision.basis is VerdictBasis.LIMIT and decision.verdict is Verdict.PASS
         if facts.reading.defect != (decision.verdict is Verdict.FAIL) and not accepted:
             sees = f"a defect ({facts.reading.type})" if facts.reading.defect else "no defect"

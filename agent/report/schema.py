@@ -112,9 +112,12 @@ class Scale(_Model):
 
 
 class LlmReading(_Model):
+    """What the model sees in the pair. counts: sure enough to ask for a person where it contradicts the score."""
+
     defect: bool
     type: str
     confidence: float = Field(ge=0, le=1)
+    counts: bool = True
 
 
 class Judge(_Model):

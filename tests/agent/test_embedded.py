@@ -159,6 +159,7 @@ def test_a_pair_is_read(model_folder: Path) -> None:
     driver = Embedded(model_folder, lambda _: _picture())
     reading = driver.read_pair("whatever", "a", "b")
     assert json.loads(reading.model_dump_json())["defect"] == (reading.type != "none")
+    assert reading.counts is (reading.confidence >= 0.9)
 
 
 def _picture() -> RgbImage:

@@ -123,3 +123,4 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Service
     assert not any(kind in _texts(endpoint.requests[-1]) for kind in ("solder_bridge", "broken_yarn"))
     assert found is not None
     assert found.confidence == pytest.approx(math.exp(-0.25) if told else 0.9, abs=0.01)
+    assert found.counts is not told

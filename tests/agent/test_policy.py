@@ -30,6 +30,7 @@ UNRATED = Rated(Severity.UNRATED, False, False, "no limit applies")
 UNSIZED = Rated(Severity.UNRATED, False, False, "limit in mm, scale unknown", True)
 SEES = LlmReading(defect=True, type="scratch", confidence=0.9)
 SEES_NONE = LlmReading(defect=False, type="none", confidence=0.9)
+UNSURE, UNSURE_NONE = (r.model_copy(update={"confidence": 0.7, "counts": False}) for r in (SEES, SEES_NONE))
 
 
 def _findings(*rated: Rated, peak_p: float | None = 0.5) -> list[Judged]:
@@ -94,6 +95,8 @@ def test_the_score_decides(p: float | None, n: int, alpha: float, verdict: str) 
         # the reading turns PASS or FAIL into REVIEW, nothing else
         (0.9, {"reading": SEES}, "REVIEW", "llm_disagreement"),
         (0.01, {"reading": SEES_NONE}, "REVIEW", "llm_disagreement"),
+        (0.9, {"reading": UNSURE}, "PASS", "anomaly"),
+        (0.01, {"reading": UNSURE_NONE}, "FAIL", "anomaly"),
         (0.9, {"reading": SEES_NONE}, "PASS", "anomaly"),
         (0.01, {"reading": SEES}, "FAIL", "anomaly"),
         (0.03, {"reading": SEES}, "REVIEW", "anomaly"),

@@ -112,7 +112,7 @@ function judgement(report) {
     ["Nearest good", [h("a", { href: `#/goldens/${encodeURIComponent(report.product)}?id=${encodeURIComponent(report.reference.golden_id)}` }, report.reference.golden_id), `, similarity ${number(report.reference.similarity, 3)}`]],
     ["Registered", report.alignment.ok ? `${report.alignment.method}, overlap ${percent(report.alignment.overlap)}` : `no (${report.alignment.method})`],
     ["Scale", report.scale.mm_per_px === null ? "unknown, so no millimetres" : `${number(report.scale.mm_per_px)} mm/px (${report.scale.source})`],
-    ["Model's reading", reading && `${reading.defect ? "defect" : "no defect"}, ${words(reading.type)}, ${percent(reading.confidence)}`],
+    ["Model's reading", reading && `${reading.defect ? "defect" : "no defect"}, ${words(reading.type)}, ${percent(reading.confidence)}${reading.counts === false ? ", too unsure to count" : ""}`],
     ["Judge", judge],
   ]));
 }
