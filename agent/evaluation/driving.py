@@ -22,9 +22,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from langchain_core.messages import ToolMessage
 
 from refdiff.agent import phrasings
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.possible import possible_calls
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -57,7 +59,7 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
                 continue
             wanted = message["tool_calls"][0]
             try:
-                call = engine.call(messages[:i], tools, picture)
+                call = engine.call(messages[:i], tools, picture, possible_calls(_results(line["messages"][:i]), tools))
             except LLMError:
                 call = {"name": "none", "arguments": {}}
             rows.append(
@@ -66,6 +68,17 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
                  "exact": call["name"] == wanted["name"] and _core(call) == _core(wanted), "seconds": engine.last.seconds}
             )  # fmt: skip
     return rows
+
+
+def _results(messages: Sequence[dict[str, Any]]) -> list[ToolMessage]:
+    """The tools' answers of a recorded conversation."""
+    return [
+        ToolMessage(
+            m["content"], name=m["name"], tool_call_id=m["tool_call_id"],
+            status="error" if m["content"].startswith("Error") else "success",
+        )
+        for m in messages if m["role"] == "tool"
+    ]  # fmt: skip
 
 
 def _core(call: dict[str, Any]) -> Any:
