@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -44,7 +44,7 @@ from refdiff.tools.toolbox import TOOLS
 from refdiff.tools.workbench import current_capture
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
-MAX_FAILURES = 2  # of the very same call before the script takes over
+MAX_FAILURES = 2  # of the very same call in a row before the script takes over
 MAX_NUDGES = 2  # answers without a usable tool call before the script takes over
 MAX_VERIFY_ROUNDS = 1
 MAX_MODEL_MESSAGE = 400
@@ -79,7 +79,8 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
         else:
             try:
                 answer = context.driver.next_call(messages, TOOLS)
-                if any(failures(messages, c["name"], c["args"]) >= MAX_FAILURES for c in answer.tool_calls):
+                stuck = messages[_after_success(messages) :]
+                if any(failures(stuck, c["name"], c["args"]) >= MAX_FAILURES for c in answer.tool_calls):
                     update |= _fall_back(context, "the model kept repeating a call that fails")
                 elif answer.tool_calls:
                     message = answer
@@ -101,6 +102,12 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
         update["messages"] = [message]
     update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
     return update
+
+
+def _after_success(messages: Sequence[AnyMessage]) -> int:
+    """Where the messages after the last tool that succeeded begin: what failed before it may succeed now."""
+    done = (i for i, m in enumerate(messages) if isinstance(m, ToolMessage) and m.status != "error")
+    return max(done, default=-1) + 1
 
 
 def _tool_error(error: Exception) -> str:

@@ -12,10 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from refdiff.memory.audit_chain import adopt_earlier
+from refdiff.memory.closing import Closing
 from refdiff.memory.failures import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError
 
@@ -118,7 +117,7 @@ MIGRATIONS: Migrations = (
 )
 
 
-class Database:
+class Database(Closing):
     """An open SQLite file; a context manager. Raises StorageError where SQLite or the disk fails.
 
     migrations: the schema, by default that of the stores.
@@ -182,14 +181,6 @@ class Database:
         with self._lock, self._errors():
             self._conn.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
@@ -218,21 +209,13 @@ class Database:
             conn.execute(f"PRAGMA user_version={len(self._migrations)}")
 
 
-class DatabaseOwner:
+class DatabaseOwner(Closing):
     """A store with a file of its own: a context manager that closes it."""
 
     _db: Database
 
     def close(self) -> None:
         self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _version(conn: sqlite3.Connection) -> int:

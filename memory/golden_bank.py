@@ -12,8 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from refdiff.memory.closing import Closing
 from refdiff.memory.goldens import IN_USE, STATUSES, Golden, GoldenHit, GoldenStatus, make_golden_id, point_id
 from refdiff.memory.qdrant_connection import QdrantConnection
 from refdiff.memory.settings import MemorySettings
@@ -37,7 +37,7 @@ MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
 Vectors = NDArray[np.float32]
 
 
-class GoldenBank:
+class GoldenBank(Closing):
     """An open bank; a context manager; safe to share between threads.
 
     Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
@@ -83,14 +83,6 @@ class GoldenBank:
     def close(self) -> None:
         with self._mutex:
             self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- writing
 

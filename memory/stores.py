@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from refdiff.memory.audit import AuditStore
 from refdiff.memory.blind_checks import BlindCheckStore
 from refdiff.memory.calibrations import CalibrationStore
 from refdiff.memory.captures import CaptureStore
+from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
 from refdiff.memory.dispositions import DispositionStore
 from refdiff.memory.failures import make_folder
@@ -21,7 +21,7 @@ from refdiff.memory.settings import MemorySettings
 
 
 @dataclass(frozen=True)
-class Stores:
+class Stores(Closing):
     """Safe to share between threads; any number of processes may have the same home open."""
 
     images: ImageStore
@@ -66,11 +66,3 @@ class Stores:
 
     def close(self) -> None:
         self.db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

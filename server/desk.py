@@ -15,7 +15,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
@@ -29,6 +28,7 @@ from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id, p
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.blind_checks import BlindCheck
 from refdiff.memory.captures import Capture, normalise_part_id
+from refdiff.memory.closing import Closing
 from refdiff.memory.dispositions import Decision, Disposition, Judged
 from refdiff.memory.goldens import IN_USE, Golden, GoldenStatus
 from refdiff.memory.jobs import Job, JobState, JobStore
@@ -96,7 +96,7 @@ class DeskStatus:
     healthy: bool
 
 
-class Desk:
+class Desk(Closing):
     """Use as a context manager. Methods may be called from any thread; those that need the model wait their turn.
 
     All raise StorageError where the disk fails, UnavailableError where a service does.
@@ -156,14 +156,6 @@ class Desk:
         self._worker.stop()
         self._stack.close()
         self.services.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def status(self) -> DeskStatus:
         return DeskStatus(

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank import Golden, GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -63,7 +63,7 @@ class _Lru(OrderedDict[K, V], Generic[K, V]):
 
 
 @dataclass
-class Services:
+class Services(Closing):
     """Use as a context manager. The bank opens on first use, so that commands that need none never wait for it."""
 
     stores: Stores
@@ -158,14 +158,6 @@ class Services:
                 self._bank.close()
                 self._bank = None
         self.stores.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _read_features(path: Path) -> Features | None:

@@ -6,15 +6,15 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from refdiff.memory.closing import Closing
 from refdiff.memory.failures import storage_error
 
 _TAIL_BYTES = 1 << 20
 
 
-class LineFile:
+class LineFile(Closing):
     """Append-only. A half line that a kill left at the end is cut off when the file is opened."""
 
     def __init__(self, path: Path) -> None:
@@ -56,11 +56,3 @@ class LineFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

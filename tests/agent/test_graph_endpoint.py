@@ -274,6 +274,14 @@ def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(services: Servic
     assert len(endpoint.requests) == 4  # one that succeeds, two that fail, and the third attempt
 
 
+def test_a_call_that_came_too_early_may_be_made_again(services: Services, serve: Any) -> None:
+    early = [_call("find_part", part_id="4412"), *[_call("score_difference", golden_ids=[])] * 2]
+    endpoint = serve(_sequence(*early))  # then as it should be: score_difference again, after align
+    report = _run(services, endpoint.url)
+    assert (report.judge.via, report.verdict) == ("endpoint", "FAIL")
+    assert [c.tool for c in report.tool_trace if not c.ok] == ["score_difference"] * 2
+
+
 def test_a_type_that_the_model_names_accepts_nothing(services: Services, serve: Any) -> None:
     """A limit by type applies to what the model claims to see: that may ask for a person, but never pass a part."""
     limit = {"type": "missing_component", "max_length_px": 10_000, "severity": "minor"}
