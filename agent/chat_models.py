@@ -7,6 +7,7 @@ The endpoint has a file of its own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -67,8 +68,12 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
         raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
     if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
         kind = UNKNOWN if defect else NO_DEFECT
-    confidence = min(100, max(0, int(answer["confidence"]))) / 100
-    return LlmReading(defect=defect, type=kind, confidence=confidence, counts=not probability or confidence >= _SURE)
+    confidence = min(100.0, max(0.0, float(answer["confidence"]))) / 100
+    if math.isnan(confidence):
+        raise ValueError("a confidence that is no number")
+    return LlmReading(
+        defect=defect, type=kind, confidence=round(confidence, 2), counts=not probability or confidence >= _SURE
+    )
 
 
 class EmbeddedChat(BaseChatModel):

@@ -114,7 +114,7 @@ class Engine:
         return answer
 
     def read(self, reference: RgbImage, query: RgbImage) -> dict[str, Any]:
-        """The reading of a pair by the fixed prompt: {"defect": bool, "type": str, "confidence": int}. Raises LLMError.
+        """The reading of a pair by the fixed prompt: {"defect": bool, "type": str, "confidence": float}. Raises LLMError.
 
         confidence: how likely its yes or no was to the model, %. The number it writes is not used: it was never good at it.
         """
@@ -127,7 +127,7 @@ class Engine:
             self._seen.pop(("reference", "query"), None)
             sure = self.last.chosen[0]  # the first choice that the grammar leaves is true or false
         answer: dict[str, Any] = json.loads(text)
-        return answer | {"confidence": round(100 * sure)}
+        return answer | {"confidence": 100 * sure}
 
     def answer(self, messages: Sequence[dict[str, Any]], max_new: int = 160) -> str:
         """A short answer in prose, greedily. Raises LLMError."""

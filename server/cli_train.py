@@ -178,7 +178,7 @@ def boards(
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Train the network that finds and names defects of bare boards (DeepPCB's six types)."""
+    """Train the network that finds defects of bare boards (DeepPCB's six types)."""
     from refdiff.model.training.boards import BoardRecipe, train_boards
     from refdiff.model.training.sources import deeppcb_groups
 

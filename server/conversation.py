@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from refdiff.server.desk import Desk
 
 _AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
+_CHINESE = r"(?:重新|再)?(?:检查|检测)"
+_VERB = rf"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)|{_CHINESE}"
+_ASKED = re.compile(rf"(?<![^\W\u4e00-\u9fff])(?:{_VERB})", re.IGNORECASE)
+_BEGINS = re.compile(rf"\W*(?:please |bitte |por favor |请)?(?:{_VERB})", re.IGNORECASE)
+# "and part #4413?": nothing but the part
+_BARE = re.compile(
+    r"(?:and|und|y|now|next|also|then|what|how|about|please|bitte|por favor|the|part|number|no|teil|pieza|零件|那|呢|\W)*",
+    re.IGNORECASE,
+)
 INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
 
 
@@ -48,8 +57,10 @@ def understand(text: str, *, photo: bool = False, about: Subject | None = None) 
         return Intent(part_id=part_id_in(text))
     named = part_named_in(text)
     if named is not None and normalise_part_id(named) != about.part_id:
-        return Intent(part_id=named)
-    if photo or _AGAIN.match(text):
+        # people speak of other parts, too ("4411 had the same scratch, right?"): that is no wish for an inspection
+        if photo or _ASKED.search(text) or _BARE.fullmatch(text.replace(named, " ")):
+            return Intent(part_id=named)
+    elif photo or _AGAIN.match(text) or (named is not None and _BEGINS.match(text)):
         return Intent(part_id=about.part_id)
     return Intent(about=about.inspection_id)
 

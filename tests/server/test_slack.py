@@ -482,6 +482,13 @@ def test_a_refused_app_token_is_a_mistake_in_the_settings(desk: Desk, slack: Fak
         pass
 
 
+def test_an_outage_of_slack_stops_nothing(desk: Desk, slack: FakeSlack) -> None:
+    slack.fail = {"apps.connections.open": "service_unavailable"}
+    socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
+    with serving(desk, **socket_only) as url:
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+
+
 def test_without_a_network_the_rest_is_served(desk: Desk) -> None:
     nowhere = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": "http://127.0.0.1:9/api/"}
     with serving(desk, **nowhere) as url:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from refdiff.server.api.access import Access
 from refdiff.server.api.app import create_app
 from refdiff.server.api.chat_turn import Turn
-from refdiff.server.conversation import product_in, understand
+from refdiff.server.conversation import Intent, product_in, understand
 from refdiff.server.desk import Desk
 
 from .conftest import Running, start
@@ -210,6 +211,36 @@ def test_an_inspection_that_nobody_filed_is_not_talked_about(server: Running, cl
 )
 def test_what_a_first_text_asks_for(text: str, part: str | None) -> None:
     assert understand(text).part_id == part
+
+
+@dataclass(frozen=True)
+class _About:
+    inspection_id: str = "insp-20260101-000000-00000000"
+    part_id: str = "4412"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("inspect part #4413", "4413"),
+        ("and part 4413?", "4413"),
+        ("now #4413 please", "4413"),
+        ("再检查零件 4413", "4413"),
+        ("check part #4412 again", "4412"),
+        ("look at part 4412 again", "4412"),
+        ("revisa la pieza #4412 otra vez", "4412"),
+        ("inspect it again", "4412"),
+        # people speaking of parts ask for no inspection
+        ("part 4411 had the same scratch, right?", None),
+        ("is it the same scratch as on part 4411?", None),
+        ("how does it compare to #4411?", None),
+        ("was part 4412 inspected yesterday?", None),
+        ("how long is finding 1?", None),
+    ],
+)
+def test_what_a_further_text_asks_for(text: str, part: str | None) -> None:
+    about = _About()
+    assert understand(text, about=about) == Intent(part_id=part, about=None if part else about.inspection_id)
 
 
 @pytest.mark.parametrize(
