@@ -224,8 +224,8 @@ class Inspector:
 
     def _shown(self, request: InspectionRequest) -> InspectionRequest:
         """The request as the model reads it. Ours is trained to inspect and heeds no wishes, but other people's words can
-        lead it astray (16 steps instead of 5); so it is told the part, and a wish for more references in the words that it
-        knows. The report keeps the words."""
+        lead it astray (16 steps instead of 5); so it is told the part, and a wish for more references in words that it
+        knows, never in theirs. The report keeps theirs."""
         if self._driver is None or self._driver.via != "embedded":
             return request
         wish = wish_of(request.text, request.part_id)
