@@ -68,9 +68,10 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
         raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
     if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
         kind = UNKNOWN if defect else NO_DEFECT
-    confidence = min(100.0, max(0.0, float(answer["confidence"]))) / 100
-    if math.isnan(confidence):
+    stated = float(answer["confidence"])
+    if not math.isfinite(stated):
         raise ValueError("a confidence that is no number")
+    confidence = min(100.0, max(0.0, stated)) / 100
     return LlmReading(
         defect=defect, type=kind, confidence=round(confidence, 2), counts=not probability or confidence >= _SURE
     )
