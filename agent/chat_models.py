@@ -52,13 +52,14 @@ class Driver(Protocol):
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""
 
-    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
-        """The one of the options that answers the text."""
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
+        """The one of the options that answers the text, and its probability where the model is ours and tells it."""
 
 
 # Our own model's confidence is the probability of its yes or no. At even odds it would contradict the score of every fifth
-# good part; what another model says of its confidence is no probability, and is taken at its word.
-_SURE = 0.9
+# good part, and answer every third question that a report says nothing of; what another model says of its confidence is no
+# probability, and is taken at its word.
+SURE = 0.9
 
 
 def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReading:
@@ -73,7 +74,7 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
         raise ValueError("a confidence that is no number")
     confidence = min(100.0, max(0.0, stated)) / 100
     return LlmReading(
-        defect=defect, type=kind, confidence=round(confidence, 2), counts=not probability or confidence >= _SURE
+        defect=defect, type=kind, confidence=round(confidence, 2), counts=not probability or confidence >= SURE
     )
 
 
@@ -144,7 +145,7 @@ class Embedded:
     def answer(self, prompt: str, text: str) -> str:
         return self._safely(lambda: self._chat().invoke([("system", prompt), ("human", text)]).text[:2000])
 
-    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
         asked = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
         return self._safely(lambda: self.engine.choose(asked, options))
 

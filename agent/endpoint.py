@@ -147,25 +147,33 @@ class Endpoint:
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
             raise LLMError(f"{self.url} gave no usable reading of the pair") from e
 
-    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
-        """The one of the options that answers the text; an LLMError if it answers with anything else."""
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
+        """The one of the options that answers the text, of our model also its probability; an LLMError if it answers with
+        anything else."""
         schema = {
             "title": "choice", "type": "object", "additionalProperties": False, "required": ["answer"],
             "properties": {"answer": {"enum": list(options)}},
         }  # fmt: skip
-        bound = self._chat.bind(
-            response_format={"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
-        )
-        listed = "\n".join(f"- {o}" for o in options)
-        asked = f'{text}\nAnswer as JSON, {{"answer": ...}}, with one of:\n{listed}'
-        message = self._call(lambda: bound.invoke([("system", prompt), ("human", asked)]))
+        wanted: dict[str, Any] = {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "choice", "strict": True, "schema": schema},
+            }
+        }
+        if self._own:
+            wanted["logprobs"] = True
+        else:  # a model that was not trained on the question needs the words, and a server may not know schemas
+            listed = "\n".join(f"- {o}" for o in options)
+            text = f'{text}\nAnswer as JSON, {{"answer": ...}}, with one of:\n{listed}'
+        bound = self._chat.bind(**wanted)
+        message = self._call(lambda: bound.invoke([("system", prompt), ("human", text)]))
         try:
             said = _json_of(message.text)["answer"]
         except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise LLMError(f"{self.url} gave no usable answer") from e
         if said not in options:
             raise LLMError(f"{self.url} gave an answer that was not offered")
-        return str(said)
+        return str(said), _certainty(message) if self._own else None
 
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""
@@ -204,6 +212,12 @@ def _json_of(text: str) -> Any:
     if fenced := _FENCE.fullmatch(said):
         said = fenced[1]
     return json.loads(said)
+
+
+def _certainty(message: BaseMessage) -> float | None:
+    """How likely the whole answer was to the model, None if it is not told; what the grammar forces is certain."""
+    told = (message.response_metadata.get("logprobs") or {}).get("content")
+    return math.exp(min(0.0, sum(float(t["logprob"]) for t in told))) if told else None
 
 
 def _sureness(message: BaseMessage) -> float | None:

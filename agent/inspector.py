@@ -17,11 +17,11 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from refdiff.agent import prompts, questions
-from refdiff.agent.chat_models import Driver, Embedded
+from refdiff.agent.chat_models import SURE, Driver, Embedded
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
-from refdiff.agent.phrasings import wish_of
+from refdiff.agent.phrasings import as_learned
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
@@ -197,8 +197,6 @@ class Inspector:
         asked = prompts.sanitise(question)
         if not asked:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
-        if (seen := questions.recurrence(report, asked)) is not None:
-            return seen
         if (plain := questions.direct(report, asked)) is not None:
             return plain
         if self._driver is None:
@@ -206,10 +204,11 @@ class Inspector:
         self._emit(AgentEvent("llm", "asking the model"))
         prompt = questions.prompt_of(report, asked)
         try:
-            return self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
+            said, sure = self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
             return questions.facts(report)
+        return said if sure is None or sure >= SURE else questions.NOT_KNOWN
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
@@ -228,8 +227,7 @@ class Inspector:
         knows, never in theirs. The report keeps theirs."""
         if self._driver is None or self._driver.via != "embedded":
             return request
-        wish = wish_of(request.text, request.part_id)
-        return replace(request, text=wish or prompts.plain_request(request.part_id))
+        return replace(request, text=as_learned(request.text, request.part_id))
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
         """state: the first state of a new run, None to go on from the checkpoint."""

@@ -101,3 +101,8 @@ def wish_of(text: str, part_id: str) -> str | None:
     if _ANOTHER.search(others):
         return ANOTHER[0].format(part=part_id)
     return None
+
+
+def as_learned(text: str, part_id: str) -> str:
+    """A request in words that the model was trained on: what it wishes (`wish_of`), or a plain inspection."""
+    return wish_of(text, part_id) or PLAIN[0].format(part=part_id)

@@ -1,7 +1,8 @@
 """Which calls can succeed now: what the grammar of a small model's next call allows.
 
-A model of 135 M parameters copies ids wrongly once in a while, and then repeats the call that failed. Here the ids are those
-that tools have answered with, and a tool is offered once what it needs is there.
+A model of 135 M parameters copies ids wrongly once in a while, and then repeats the call that failed; it also files before
+it has looked, or looks twice. Here the ids are those that tools have answered with, a tool is offered once what it needs is
+there, and a report once the strongest regions were zoomed and measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
+MAX_LOOKED_AT = 3  # regions, strongest first, that are zoomed and measured before a report
 _NEEDS = {
     "retrieve_reference": "find_part", "align": "retrieve_reference", "score_difference": "align",
     "zoom": "score_difference", "measure": "score_difference", "submit_report": "score_difference",
@@ -22,16 +24,35 @@ _NEEDS = {
 def possible_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The tools (OpenAI's form, strict) that can be called after `messages`, narrowed to the ids that exist."""
     results: dict[str, list[dict[str, Any]]] = {}
+    failed = set()
     for message in messages:
-        if isinstance(message, ToolMessage) and message.status != "error":
+        if isinstance(message, ToolMessage) and message.status == "error":
+            failed.add(str(message.name))
+        elif isinstance(message, ToolMessage):
             results.setdefault(str(message.name), []).append(json.loads(message.text))
     goldens = [g["golden_id"] for r in results.get("retrieve_reference", []) for g in r["goldens"]]
-    regions = [r["region"] for r in results["score_difference"][-1]["regions"]] if "score_difference" in results else []
+    scored = results["score_difference"][-1] if "score_difference" in results else {"regions": [], "evidence": None}
+    regions = [r["region"] for r in scored["regions"]]
+    left = {
+        look: [
+            x
+            for x in regions
+            if x not in {r["region"] for r in results.get(look, []) if r["score"] == scored["evidence"]}
+        ]
+        for look in ("zoom", "measure")
+    }
+    first = set(regions[:MAX_LOOKED_AT])
+    # one that cannot be looked at must not keep the rest from being filed
+    hasty = any(first & set(left[look]) for look in left) and not failed & set(left)
     evidence = [r["evidence"] for answers in results.values() for r in answers if "evidence" in r]
     possible = []
     for tool in tools:
         name = tool["function"]["name"]
-        if (name in _NEEDS and _NEEDS[name] not in results) or (name in ("zoom", "measure") and not regions):
+        if (
+            (name in _NEEDS and _NEEDS[name] not in results)
+            or (name in left and not left[name])
+            or (name == "submit_report" and hasty)
+        ):
             continue
         narrowed = copy.deepcopy(tool)
         fields = narrowed["function"]["parameters"]["properties"]
@@ -39,8 +60,8 @@ def possible_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, An
             fields["golden_id"] = _one_of(goldens)
         elif name == "score_difference":
             fields["golden_ids"]["items"] = _one_of(goldens)
-        elif name in ("zoom", "measure"):
-            fields["region"] = _one_of(regions)
+        elif name in left:
+            fields["region"] = _one_of(left[name])
         elif name == "submit_report" and not regions:
             fields["findings"]["maxItems"] = 0
         elif name == "submit_report":

@@ -73,10 +73,5 @@ def sanitise(text: str) -> str:
     return printable[:MAX_REQUEST_CHARS].strip()
 
 
-def plain_request(part_id: str) -> str:
-    """A request that says what every request of an inspection says."""
-    return f"inspect part #{part_id} against the nearest good sample"
-
-
 def request_message(text: str, part_id: str) -> str:
     return f'Request: "{sanitise(text)}"\nPart: {sanitise(part_id)}'

@@ -7,19 +7,18 @@ Code writes the statements, so whatever it picks of them is true; it can only pi
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from refdiff.agent.prompts import sanitise
 from refdiff.agent.report.markdown import seen_words
 from refdiff.agent.report.schema import SeenBefore
+from refdiff.agent.topics import FINDING, LIMIT, OF_FINDINGS, asked
 from refdiff.agent.verify import format_number
 
 NOT_KNOWN = "Not known: the report does not say."
-_LIMIT = re.compile(r"(?<![\w.,])(\d+(?:[.,]\d+)?) ?mm\b")
-_FINDING = re.compile(r"(?<![\w.,])f?(\d{1,2})(?![\w.,]*\d| ?mm)", re.IGNORECASE)
+_COMPARED = {"within": "length", "thinner": "width"}  # with a limit in mm
 _SHOWN = 6  # findings that the model reads; those that a question names always
 
 
@@ -45,7 +44,7 @@ def facts(report: Mapping[str, Any], question: str | None = None) -> str:
         f"scale {scale['mm_per_px']:.3g} mm/px" if scale["mm_per_px"] else "scale unknown",
         f"findings: {len(report['findings'])}",
     ]
-    named = {f"f{int(n)}" for n in _FINDING.findall(question)} if question is not None else set()
+    named = {f"f{int(n)}" for n in FINDING.findall(question)} if question is not None else set()
     for number, finding in enumerate(report["findings"], start=1):
         if question is not None and number > _SHOWN and finding["id"] not in named:
             continue
@@ -69,29 +68,10 @@ def prompt_of(report: Mapping[str, Any], question: str) -> str:
     return f"{sanitise(facts(report, question))}\nQuestion: {sanitise(question)}"
 
 
-_RECURS = re.compile(
-    r"\b(seen|before|again|recur\w*|often|how many (?:times|parts)|this month|other parts|schon|wieder|öfter|häufig)\b",
-    re.IGNORECASE,
-)
-
-
-def recurrence(report: Mapping[str, Any], question: str) -> str | None:
-    """The answer to a question whether findings were seen before on other parts, None for any other question.
-
-    What people confirmed is counted by code, so that no model is asked about it.
-    """
-    if not _RECURS.search(question):
-        return None
-    named = {f"f{int(n)}" for n in _FINDING.findall(question)}
-    found = [f for f in report["findings"] if not named or f["id"] in named]
-    if any("seen_before" not in f for f in found):  # filed before anything was remembered
-        return NOT_KNOWN
-    if not found:
-        return NOT_KNOWN if named else "No findings."
-    return " ".join(_recurs(f) for f in found[:_SHOWN])
-
-
 def _recurs(finding: Mapping[str, Any]) -> str:
+    """What people confirmed is counted by code, so that no model is asked about it."""
+    if "seen_before" not in finding:  # filed before anything was remembered
+        return NOT_KNOWN
     kind, seen = finding["type"].replace("_", " "), finding["seen_before"]
     if not seen:
         return f"{finding['id']}: {kind} was not confirmed on other parts lately."
@@ -100,10 +80,10 @@ def _recurs(finding: Mapping[str, Any]) -> str:
 
 def statements(report: Mapping[str, Any], question: str) -> list[str]:
     """All that may be answered: what is true of the report, with a limit in mm that the question names; last, NOT_KNOWN."""
-    limit = _LIMIT.search(question)
+    limit = LIMIT.search(question)
     numbers = range(1, len(report["findings"]) + 1)
-    asked = [(topic, n) for topic in _ASKED for n in (numbers if topic in _OF_FINDINGS else (1,))]
-    found = [_answer(topic, report, n, f"{limit.group(1)} mm" if limit else None) for topic, n in asked]
+    topics = [(topic, n) for topic in _ASKED for n in (numbers if topic in OF_FINDINGS else (1,))]
+    found = [_answer(topic, report, n, f"{limit.group(1)} mm" if limit else None) for topic, n in topics]
     return [*dict.fromkeys(s for s in found if s is not None), NOT_KNOWN]
 
 
@@ -132,35 +112,38 @@ _ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def direct(report: Mapping[str, Any], question: str) -> str | None:
-    """The true statement, or NOT_KNOWN, for a question asked word for word as those that the model learned from; else None.
+    """The true statements that a question asks for, or NOT_KNOWN, where its words alone say what that is; else None.
 
-    No model is needed where the words say it all, and none can then pick the wrong statement.
+    No model is needed then, and none can pick the wrong statement.
     """
-    limit = _LIMIT.search(question)
-    plain = _LIMIT.sub("{limit}", question)
-    number = _FINDING.search(plain)
-    plain = _FINDING.sub("{n}", plain)
-    topic = _KNOWN_WORDS.get(_bare(plain))
-    if topic is None:
+    found = asked(report, question)
+    if found is None:
         return None
-    return (
-        _answer(topic, report, int(number.group(1)) if number else 1, f"{limit.group(1)} mm" if limit else None)
-        or NOT_KNOWN
-    )
+    return " ".join(s for topic in found.topics for s in _said(topic, report, found.findings, found.limit)) or NOT_KNOWN
 
 
-def _bare(question: str) -> str:
-    return " ".join(
-        re.sub(r"[^\w{}]+", " ", question.casefold().replace("finding {n}", "{n}").replace("defect {n}", "{n}")).split()
-    )
+def _said(topic: str, report: Mapping[str, Any], named: Sequence[int], limit: str | None) -> list[str]:
+    """The statements of a topic: one of the whole report, or one of each finding named, or of all."""
+    if topic == "list" and not named and report["findings"]:
+        return [
+            f"{report['verdict']}, {len(report['findings'])} finding(s):",
+            *_said("list", report, range(1, _SHOWN + 1), None),
+        ]
+    if topic not in (*OF_FINDINGS, "list"):
+        numbers: Sequence[int] = (1,)
+    elif named or report["findings"]:
+        numbers = named or range(1, min(len(report["findings"]), _SHOWN) + 1)
+    else:
+        return [f"{report['verdict']}, no findings."]
+    return [s for n in numbers if (s := _answer(topic, report, n, limit) or _without_scale(topic, report, n))]
 
 
-_OF_FINDINGS = ("length", "width", "place", "type", "cause", "severity", "within")
-
-
-_KNOWN_WORDS = {
-    _bare(phrasing.replace("f{n}", "{n}")): topic for topic, (learned, _) in _ASKED.items() for phrasing in learned
-}
+def _without_scale(topic: str, report: Mapping[str, Any], number: int) -> str | None:
+    """Why a limit in mm says nothing of a finding."""
+    if topic not in _COMPARED or number > len(report["findings"]):
+        return None
+    name = _COMPARED[topic]
+    return f"f{number}: {name} {_size(report['findings'][number - 1], name)}, the scale is unknown."
 
 
 def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:
@@ -184,6 +167,9 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         "count": f"{len(report['findings'])} finding(s).", "golden": f"Golden {report['reference']['golden_id']}.",
         "similarity": f"Similarity {report['reference']['similarity']:.3g}.", "score": f"Score {report['image_score']:.3g}.",
         "scale": f"{report['scale']['mm_per_px']:.3g} mm/px." if report["scale"]["mm_per_px"] else "The scale is unknown.",
+        "p": "Not calibrated: no p-value." if report["p_value"] is None else f"p {report['p_value']:.3g}.",
+        "calibration": f"Judged by {report.get('n_calibration', 0)} good part(s).",
+        "date": f"Inspected {str(report.get('created_at', ''))[:16].replace('T', ' ')} UTC.",
     }  # fmt: skip
     if topic in whole:
         return whole[topic]
@@ -192,11 +178,25 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
     finding = report["findings"][number - 1]
     if topic in ("length", "width"):
         return f"f{number}: {topic} {_size(finding, topic)}."
-    if topic == "within":
-        if finding.get("length_mm") is None or limit is None:
+    if topic == "size":
+        return f"f{number}: length {_size(finding, 'length')}, width {_size(finding, 'width')}."
+    if topic == "seen":
+        return _recurs(finding)
+    if topic in _COMPARED:
+        name = _COMPARED[topic]
+        if finding.get(f"{name}_mm") is None or limit is None:
             return None
-        fits = finding["length_mm"] <= float(limit.split()[0].replace(",", "."))
-        return f"f{number}: length {_size(finding, 'length')}, limit {limit}: {'yes' if fits else 'no'}."
+        fits = finding[f"{name}_mm"] <= float(limit.split()[0].replace(",", "."))
+        return f"f{number}: {name} {_size(finding, name)}, within {limit}: {'yes' if fits else 'no'}."
+    if topic == "area":
+        return f"f{number}: area {finding['area_px']} px."
+    if topic == "confidence":
+        return f"f{number}: confidence {finding['confidence']:.2g}."
+    if topic == "list":
+        return (
+            f"f{number}: {finding['type'].replace('_', ' ')}, {finding['location']['region']}, "
+            f"length {_size(finding, 'length')}."
+        )
     said = {
         "place": finding["location"]["region"], "type": finding["type"].replace("_", " "), "severity": finding["severity"],
         "cause": str((finding["probable_cause"] or {}).get("text") or "").rstrip("."),

@@ -27,6 +27,7 @@ from refdiff.agent.chat_models import ScriptedPolicy, plain_messages
 from refdiff.agent.context import AgentContext
 from refdiff.agent.filing import write_whole
 from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.possible import MAX_LOOKED_AT
 from refdiff.agent.questions import questions_about
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.request import InspectionRequest
@@ -45,7 +46,6 @@ from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.toolbox import TOOLS
 
-MAX_LOOKED_AT = 3  # regions that are zoomed and measured
 _TOUCHED = 0.15  # part of a region's box, or of the defect, that must be shared to be the defect
 _RENAMED = {
     "displaced_component": "misplaced_component", "missing_print": "print_defect", "print_smear": "print_defect",
@@ -121,8 +121,8 @@ class Teacher:
     def answer(self, prompt: str, text: str) -> str:
         return ""  # inspections ask for calls only
 
-    def choose(self, prompt: str, text: str, options: Sequence[str]) -> str:
-        return options[0]
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
+        return options[0], None
 
     def _report(self, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         scored = next(r for r in reversed(results["score_difference"]) if "p_value" in r)

@@ -8,6 +8,7 @@ with the one before are kept. No LangChain here, no tools: messages and schemas 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -145,15 +146,17 @@ class Engine:
             self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
         return str(self.processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
-    def choose(self, messages: Sequence[dict[str, Any]], options: Sequence[str]) -> str:
-        """The option (printable text on one line) that the model answers with, greedily. Raises LLMError."""
+    def choose(self, messages: Sequence[dict[str, Any]], options: Sequence[str]) -> tuple[str, float]:
+        """The option (printable text on one line) that the model answers with, greedily, and its probability among the
+        options, 0..1. Raises LLMError."""
         import llguidance
 
         lark = "start: " + " | ".join(json.dumps(o, ensure_ascii=False) for o in options)
         with self._mutex:
             prompt = self.processor.render(messages)
             grammar = llguidance.LLMatcher.grammar_from_lark(lark)
-            return self._constrained(prompt, grammar, lambda _: _nothing(), _Cache(), [])
+            said = self._constrained(prompt, grammar, lambda _: _nothing(), _Cache(), [])
+            return said, math.prod(self.last.chosen)
 
     # ---- inside ----
 

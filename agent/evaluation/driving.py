@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 import typer
 from langchain_core.messages import ToolMessage
 
-from refdiff.agent import phrasings
+from refdiff.agent import phrasings, prompts
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.possible import possible_calls
 from refdiff.agent.request import InspectionRequest
@@ -43,6 +44,7 @@ from refdiff.tools.enroll import enroll, record_capture
 from refdiff.tools.services import Services
 
 Rows = list[dict[str, Any]]
+_REQUEST = re.compile(r'Request: "(.*)"\nPart: (.*)', re.DOTALL)
 
 
 def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], images: Path) -> Rows:
@@ -54,6 +56,7 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
     rows = []
     for line in lines:
         messages = [{k: v for k, v in m.items() if k in ("role", "content", "tool_calls")} for m in line["messages"]]
+        messages[1] = {"role": "user", "content": _told(line["messages"][1]["content"])}
         for i, message in enumerate(line["messages"]):
             if message["role"] != "assistant" or not message.get("train", True) or not message.get("tool_calls"):
                 continue
@@ -68,6 +71,12 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
                  "exact": call["name"] == wanted["name"] and _core(call) == _core(wanted), "seconds": engine.last.seconds}
             )  # fmt: skip
     return rows
+
+
+def _told(recorded: str) -> str:
+    """The recorded request as the product words it for the model."""
+    asked, part = _REQUEST.fullmatch(recorded).groups()  # type: ignore[union-attr]
+    return prompts.request_message(phrasings.as_learned(asked, part), part)
 
 
 def _results(messages: Sequence[dict[str, Any]]) -> list[ToolMessage]:
@@ -119,9 +128,9 @@ def answers(engine: Engine, lines: Sequence[dict[str, Any]]) -> Rows:
     rows = []
     for line in lines:
         prompt, wanted = line["messages"][1]["content"], line["messages"][2]["content"]
-        said = engine.choose(line["messages"][:2], line["options"])
+        said, sure = engine.choose(line["messages"][:2], line["options"])
         rows.append({"question": prompt.rpartition("Question: ")[2], "wanted": wanted, "said": said, "known": line["known"],
-                     "right": said == wanted})  # fmt: skip
+                     "sure": sure, "right": said == wanted})  # fmt: skip
     return rows
 
 

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from refdiff.agent.possible import possible_calls
+from refdiff.agent.possible import MAX_LOOKED_AT, possible_calls
 from refdiff.tools.toolbox import TOOLS
 
 _ALL = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
@@ -24,6 +24,8 @@ FOUND = result("find_part", evidence="e1")
 REFERENCE = result("retrieve_reference", evidence="e2", goldens=[{"golden_id": "g-86106f395188"}, {"golden_id": "g-2"}])
 ALIGNED = result("align", evidence="e3", ok=True)
 SCORED = result("score_difference", evidence="e4", regions=[{"region": "r1"}])
+ZOOMED = result("zoom", evidence="e6", region="r1", score="e4")
+MEASURED = result("measure", evidence="e7", region="r1", score="e4")
 
 
 def possible(*messages: BaseMessage) -> dict[str, dict[str, Any]]:
@@ -39,7 +41,29 @@ def test_a_tool_is_offered_once_what_it_needs_is_there() -> None:
     assert set(possible(FOUND)) == {"find_part", "retrieve_reference"}
     assert set(possible(FOUND, REFERENCE)) == {"find_part", "retrieve_reference", "align"}
     assert "submit_report" not in possible(FOUND, REFERENCE, ALIGNED)
-    assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED)) == {t["function"]["name"] for t in _ALL}
+    every = {t["function"]["name"] for t in _ALL}
+    assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED)) == every - {"submit_report"}
+    assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED, ZOOMED)) == every - {"submit_report", "zoom"}
+    assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED, ZOOMED, MEASURED)) == every - {"zoom", "measure"}
+
+
+def test_the_strongest_regions_are_looked_at_before_a_report() -> None:
+    scored = result("score_difference", evidence="e4", regions=[{"region": f"r{n}"} for n in range(1, 6)])
+    seen: list[BaseMessage] = [FOUND, REFERENCE, ALIGNED, scored]
+    for n in range(1, MAX_LOOKED_AT + 1):
+        assert "submit_report" not in possible(*seen)
+        assert fits(possible(*seen)["zoom"], {"region": f"r{n}"})
+        seen += [result(look, region=f"r{n}", score="e4", evidence=f"e{look}{n}") for look in ("zoom", "measure")]
+        assert not fits(possible(*seen)["zoom"], {"region": f"r{n}"})
+    assert "submit_report" in possible(*seen)
+    assert fits(possible(*seen)["measure"], {"region": "r5"})
+    again = scored.model_copy(update={"content": scored.text.replace("e4", "e9")})
+    assert "submit_report" not in possible(*seen, again)  # other places, of another comparison
+
+
+def test_a_region_that_cannot_be_looked_at_keeps_no_report_back() -> None:
+    failed = ToolMessage("Error: disk full", name="zoom", tool_call_id="call-1", status="error")
+    assert "submit_report" in possible(FOUND, REFERENCE, ALIGNED, SCORED, failed)
 
 
 def test_a_failed_call_opens_nothing() -> None:
@@ -57,9 +81,11 @@ def test_golden_ids_are_those_that_were_retrieved(golden: str, there: bool) -> N
 
 def test_regions_are_those_of_the_newest_comparison() -> None:
     again = result("score_difference", evidence="e5", regions=[{"region": "r1"}, {"region": "r2"}])
+    looked = [result(look, evidence="e6", region=r, score="e5") for look in ("zoom", "measure") for r in ("r1", "r2")]
     for messages, there in (((SCORED,), False), ((SCORED, again), True)):
         schemas = possible(FOUND, REFERENCE, ALIGNED, *messages)
         assert fits(schemas["zoom"], {"region": "r2"}) is there
+        schemas |= possible(FOUND, REFERENCE, ALIGNED, *messages, *(looked if there else (ZOOMED, MEASURED)))
         claim = {"region": "r2", "type": "scratch", "severity": "minor", "evidence": ["e4"], "description": "",
                  "reasoning": "", "probable_cause": None}  # fmt: skip
         assert fits(schemas["submit_report"], {"findings": [claim], "reasoning": ""}) is there

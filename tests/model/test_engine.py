@@ -109,7 +109,9 @@ def test_a_picture_that_is_lost_leaves_no_wrong_cache(engine: Engine, pictures: 
 def test_a_choice_is_one_of_the_options(engine: Engine) -> None:
     options = ['f1: "sharp" {scratch}.', "PASS.", "PASS. 零件", "f1: length 2.13 mm."]
     for asked in ("what is the verdict?", "how long is f1?", "write a poem"):
-        assert engine.choose([{"role": "user", "content": asked}], options) in options
+        said, sure = engine.choose([{"role": "user", "content": asked}], options)
+        assert said in options
+        assert 0 < sure <= 1
 
 
 def test_other_pictures_are_not_taken_from_the_cache(engine: Engine, pictures: dict[str, RgbImage]) -> None:
