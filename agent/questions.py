@@ -119,7 +119,8 @@ def direct(report: Mapping[str, Any], question: str) -> str | None:
     found = asked(report, question)
     if found is None:
         return None
-    return " ".join(s for topic in found.topics for s in _said(topic, report, found.findings, found.limit)) or NOT_KNOWN
+    said = [s for topic in found.topics for s in _said(topic, report, found.findings, found.limit)]
+    return " ".join(dict.fromkeys(said)) or NOT_KNOWN
 
 
 def _said(topic: str, report: Mapping[str, Any], named: Sequence[int], limit: str | None) -> list[str]:

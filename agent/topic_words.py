@@ -49,8 +49,8 @@ TOPICS: dict[str, str] = {
         相似[度性]?|多像|有多接近
     """,
     "calibration": r"""
-        how many (?:known )?(?:goldens?|good (?:parts|samples|ones|pieces)|golden samples|samples|references)
-        calibrated (?:with|w|on|from|by|against)|calibration (?:parts?|samples?|set|size)
+        how many (?:known[- ]?)?(?:goldens?|good (?:parts|samples|ones|pieces)|golden samples|samples|references)
+        calibrated (?:with|w|on|from|by|against)|calibration (?:sample size|parts?|samples?|set|size)
         wie viele[nr]? (?:gutteilen?|gutmustern?|referenzen|guten teilen?)|kalibriert|kalibrierung
         cuántas (?:piezas|muestras) buenas|calibr(?:ó|ad[oa]|ación)
         多少个?(?:合格|良)品?|多少个?样[品本]|校准
@@ -168,7 +168,7 @@ TOPICS: dict[str, str] = {
     "list": r"""
         list|findings|defects|flaws|anomalies|issues|problems|faults|damages?|overview|rundown|recap|tl;?dr|in short
         gist|brief(?:ly)?
-        short version|summar(?:y|ise|ize|ised|ized)|describe|description|details?
+        short version|sum (?:\w+ ){1,3}up|summar(?:y|ise|ize|ised|ized)|describe|description|details?
         what(?: exactly)?(?: is)? (?:wrong|the matter)|everything
         what did (?:you|we|it) (?:find|see|detect|notice)|what (?:was|were|have you|is there) (?:found|detected|seen)?
         any(?:thing)? (?:wrong|found|unusual|odd|suspicious|missing)
@@ -245,6 +245,7 @@ ELSEWHERE = r"""
 """
 # Words that name no topic.
 NOTHING = r"""
+    thats|whats|gimme|lemme|i[mdv]|dont|isnt|cant|u|r|n
     the|an?|of|is|isn|are|aren|was|wasn|were|weren|be|been|being|it|its|itself|they|them|this|that|these|those|there|don
     does|did|didn|doesn|do
     has|have|had|having|what|which|how|to|in|on|at|for|with|from|by|as|into|me|my|we|us|you|your|i|our|if|while

@@ -23,11 +23,11 @@ OF_FINDINGS = (
     "length", "width", "size", "place", "type", "cause", "severity", "within", "thinner", "confidence", "area", "seen",
 )  # fmt: skip
 _LIMITED = {"within", "thinner"}
-_SENTENCES = re.compile(r"(?<=[?!.;:？！。；：])\s+|(?<=[？！。；])|\s[-–—]\s")
+_SENTENCES = re.compile(r"(?<=[?!.;？！。；])\s+|(?<=[？！。；])")
 _SHORTENED = re.compile(r"[’'](?:s|d|m|re|ve|ll|t)\b")  # what's, didn't
 # Words that only go along with others are no topic of their own: the verdict of "why did it fail?".
 _GOES_ALONG = (
-    ("cause", "why"), ("why", "verdict"), ("similarity", "golden"), ("within", "length"), ("within", "size"),
+    ("cause", "why"), ("why", "verdict"), ("within", "length"), ("within", "size"),
     ("within", "verdict"), ("thinner", "width"), ("thinner", "within"), ("count", "list"), ("count", "verdict"),
     ("date", "verdict"), ("date", "seen"), ("confidence", "score"), ("confidence", "verdict"), ("scale", "count"),
     ("scale", "size"), ("seen", "count"), ("seen", "list"), ("severity", "verdict"), ("list", "verdict"),
@@ -47,14 +47,15 @@ class Asked:
 
 def asked(report: Mapping[str, Any], question: str) -> Asked | None:
     """Topics and findings of a question about `report` (DefectReport as JSON), None if a word of it means anything else."""
-    text = " ".join(_SHORTENED.sub("", _questions(question.casefold())).split())
+    text = " ".join(_SHORTENED.sub("", _questions(question.lower())).split())
     limit = LIMIT.search(text)
     text = _without(LIMIT, text)
     topics = []
     named: list[int] | None = None
+    specific = False
     for topic, pattern in _TOPICS.items():
         if topic == "verdict":  # by then "right" can only mean a side, and "bigger" a finding
-            named, text = _named(report, text)
+            named, specific, text = _named(report, text)
         if pattern.search(text):
             topics.append(topic)
             text = _without(pattern, text)
@@ -62,7 +63,7 @@ def asked(report: Mapping[str, Any], question: str) -> Asked | None:
         return None
     if not topics and named:
         topics = ["list"]
-    topics = _narrowed(topics, bool(named), limit is not None)
+    topics = _narrowed(topics, specific, limit is not None)
     if topics == ["list"] and re.search(r"\w", _without(_NOTHING, text)):
         return None
     if not topics or (named and not set(topics) <= {*OF_FINDINGS, "list"}):
@@ -77,14 +78,14 @@ def _questions(text: str) -> str:
     return " ".join(asking or sentences)
 
 
-def _narrowed(topics: list[str], finding_named: bool, limited: bool) -> list[str]:
+def _narrowed(topics: list[str], of_finding: bool, limited: bool) -> list[str]:
     found = dict.fromkeys(topics)
     for stronger, weaker in _GOES_ALONG:
         if stronger in found and (stronger not in _LIMITED or limited):
             found.pop(weaker, None)
     if len(found) > 1:
         found.pop("list", None)
-    if "why" in found and finding_named:  # why did defect 2 happen?
+    if "why" in found and of_finding:  # why did defect 2 happen?
         found["cause"] = found.pop("why")
     if "date" in found and len(found) > 1:  # when was the golden taken?
         return []
@@ -93,8 +94,8 @@ def _narrowed(topics: list[str], finding_named: bool, limited: bool) -> list[str
     return list(found) if bool(_LIMITED & set(found)) == limited else []
 
 
-def _named(report: Mapping[str, Any], text: str) -> tuple[list[int], str]:
-    """Numbers of the findings that a question names, and what is left of it.
+def _named(report: Mapping[str, Any], text: str) -> tuple[list[int], bool, str]:
+    """Numbers of the findings that a question names, whether it speaks of one at all, and what is left of it.
 
     They are named by number, by rank, by what they are called, by the place where they are: f2, the second one, the largest,
     the scratch, the spot in the upper left.
@@ -115,9 +116,10 @@ def _named(report: Mapping[str, Any], text: str) -> tuple[list[int], str]:
             sizes = [f["length_px"] or 0 for f in findings]
             numbers.append(sizes.index(best(sizes)) + 1)
             text = _without(pattern, text)
-    picked = set(range(1, len(findings) + 1))
+    picked, specific = set(range(1, len(findings) + 1)), bool(numbers)
     for kind, pattern in _kinds(findings):
         if pattern.search(text):
+            specific = True
             picked &= {n for n, f in enumerate(findings, start=1) if f["type"] == kind} or picked
             text = _without(pattern, text)
     sides = {side for side, pattern in _SIDES.items() if pattern.search(text)}
@@ -130,7 +132,7 @@ def _named(report: Mapping[str, Any], text: str) -> tuple[list[int], str]:
                 text = _without(pattern, text)
     if not numbers and len(picked) < len(findings):
         numbers = sorted(picked)
-    return list(dict.fromkeys(numbers)), text
+    return list(dict.fromkeys(numbers)), specific, text
 
 
 def _kinds(findings: list[Mapping[str, Any]]) -> list[tuple[str, re.Pattern[str]]]:

@@ -48,7 +48,7 @@ UNSCALED = REPORT | {
         ("Warum ist es durchgefallen?", "FAIL: differs (p 0.01 <= 0.01)."),
         ("how many defects did you find", "3 finding(s)."),
         ("which golden sample did you use?", "Golden g-0123456789ab."),
-        ("how similar is the nearest golden", "Similarity 0.931."),
+        ("how similar is the nearest golden", "Similarity 0.931. Golden g-0123456789ab."),
         ("what's the anomaly score", "Score 0.812."),
         ("p-value?", "p 0.0099."),
         ("how many mm is one pixel", "0.1 mm/px."),
@@ -70,6 +70,10 @@ UNSCALED = REPORT | {
         ("how sure are you about f1?", "f1: confidence 0.97."),
         ("what caused f3?", "f3: A slipped tool."),
         ("why did defect 2 happen?", "f2: A slipped tool."),
+        ("划痕的原因是什么？", "f1: A slipped tool."),
+        ("Wo sitzt der größte Fehler?", "f2: centre."),
+        ("The one in the upper left - is it below 1 mm?", "f1: length 2 mm, within 1 mm: no."),
+        ("Would you be so kind as to state the width of the scratch? I need it for my files.", "f1: width 0.5 mm."),
         ("area of f1", "f1: area 41 px."),
         ("is f2 within 10 mm?", "f2: length 8 mm, within 10 mm: yes."),
         ("is the scratch longer than 0,5mm?", "f1: length 2 mm, within 0,5 mm: no."),
@@ -119,8 +123,12 @@ def test_any_other_word_leaves_it_to_the_model(question: str) -> None:
 
 
 def test_what_the_model_learned_from_is_understood_without_it() -> None:
-    """But for what no report holds; two phrasings ask for more than their topic in the training."""
-    wider = {"length": {"length", "size"}, "type": {"type", "list"}}
+    """But for what no report holds; some phrasings ask for more than their topic in the training."""
+    wider = {
+        "length": {"length", "size"},
+        "type": {"type", "list"},
+        "similarity": {"similarity", "golden"},
+    }
     for topic, (learned, _) in questions._ASKED.items():
         for template in learned:
             found = asked(REPORT, template.format(n=2, limit="0.2 mm"))
