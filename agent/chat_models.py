@@ -22,6 +22,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent.possible import possible_calls
+from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.build import built_sha256
 from refdiff.model.errors import LLMError
@@ -104,6 +105,9 @@ class EmbeddedChat(BaseChatModel):
         plain, tools = plain_messages(messages), kwargs.get("tools")
         if tools:
             call = self.engine.call(plain, tools, self.pictures, possible_calls(messages, tools))
+            for claim in call["arguments"].get("findings", ()):
+                if claim["probable_cause"] not in CAUSES.get(claim["type"], ()):
+                    claim["probable_cause"] = None  # one of another type of defect
             made: ToolCall = {
                 "name": call["name"],
                 "args": call["arguments"],

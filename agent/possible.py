@@ -14,6 +14,8 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
+from refdiff.agent.prompts import CAUSES
+
 MAX_LOOKED_AT = 3  # regions, strongest first, that are zoomed and measured before a report
 _NEEDS = {
     "retrieve_reference": "find_part", "align": "retrieve_reference", "score_difference": "align",
@@ -67,6 +69,10 @@ def possible_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, An
         elif name == "submit_report":
             claim = fields["findings"]["items"]["properties"]
             claim["region"], claim["evidence"]["items"] = _one_of(regions), _one_of(evidence)
+            # left to itself it makes up causes of half-remembered words
+            claim["probable_cause"] = {
+                "anyOf": [_one_of([c for causes in CAUSES.values() for c in causes]), {"type": "null"}]
+            }
         possible.append(narrowed)
     return possible
 

@@ -176,7 +176,7 @@ def _named(key: str, value: float | int | str | bool, before: str) -> str:
     """A number with its name, so that prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
     shown = format_number(key, value)
     name = _UNIT.sub("", key).replace("_", " ")
-    if isinstance(value, str) or before.casefold().rstrip(" :=").endswith(name):
+    if isinstance(value, str) or before.casefold().rstrip(" :=").removesuffix(" is").endswith(name):
         return shown
     return f"{name} {shown}"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from refdiff.agent import prompts, questions
 from refdiff.agent.chat_models import Embedded, EmbeddedChat, reading_of, shared_engine
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
+from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -204,3 +205,18 @@ def test_a_photo_is_encoded_once_a_run(services: Services, monkeypatch: pytest.M
 
 def _picture() -> RgbImage:
     return render("label", 3, 1, size=(96, 96)).image
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("scratch", True), ("missing_component", False)])
+def test_a_cause_of_another_type_of_defect_is_left_out(kind: str, kept: bool) -> None:
+    cause = CAUSES["scratch"][0]
+
+    class Engine:
+        def call(self, *_: Any) -> dict[str, Any]:
+            return {"name": "submit_report", "arguments": {"findings": [{"type": kind, "probable_cause": cause}]}}
+
+    message = (
+        EmbeddedChat(engine=Engine(), pictures=None).bind_tools(list(TOOLS)).invoke([HumanMessage("inspect 4412")])
+    )
+    assert isinstance(message, AIMessage)
+    assert message.tool_calls[0]["args"]["findings"][0]["probable_cause"] == (cause if kept else None)

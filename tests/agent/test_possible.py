@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent.possible import MAX_LOOKED_AT, possible_calls
+from refdiff.agent.prompts import CAUSES
 from refdiff.tools.toolbox import TOOLS
 
 _ALL = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
@@ -91,6 +92,16 @@ def test_regions_are_those_of_the_newest_comparison() -> None:
         assert fits(schemas["submit_report"], {"findings": [claim], "reasoning": ""}) is there
         unknown = claim | {"region": "r1", "evidence": ["e9"]}
         assert not fits(schemas["submit_report"], {"findings": [unknown], "reasoning": ""})
+
+
+@pytest.mark.parametrize(
+    ("cause", "there"), [(CAUSES["scratch"][0], True), (None, True), ("Micro-dosing or a different method.", False)]
+)
+def test_causes_are_not_made_up(cause: str | None, there: bool) -> None:
+    claim = {"region": "r1", "type": "scratch", "severity": "minor", "evidence": ["e4"], "description": "",
+             "reasoning": "", "probable_cause": cause}  # fmt: skip
+    schemas = possible(FOUND, REFERENCE, ALIGNED, SCORED, ZOOMED, MEASURED)
+    assert fits(schemas["submit_report"], {"findings": [claim], "reasoning": ""}) is there
 
 
 def test_without_a_region_there_is_nothing_to_zoom_or_to_find() -> None:

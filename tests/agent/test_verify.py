@@ -112,6 +112,8 @@ def test_a_supported_claim_is_filled_in_by_code() -> None:
     assert claim.description == "scratch at top"  # the measured place is what is filed
     # every number with its own name: a width cannot pass for a length
     assert claim.reasoning == "It is length 3.14 mm against width 0.5 mm, peak 0.9."
+    again = _verify({"reasoning": "Its peak is {e2.r1_peak}."}, reasoning="ok")
+    assert again.claims[0].reasoning == "Its peak is 0.9."
     assert (claim.box, claim.type, claim.evidence) == ((5, 0, 14, 9), "scratch", ["e2", "e3", "e4"])
 
 
