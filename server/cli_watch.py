@@ -40,7 +40,7 @@ class JudgeMode(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples: refdiff watch /data/camera1 --product bracket --lines results.jsonl · "
-        r"refdiff watch /data/camera1 --pattern '(?P<product>[a-z]+)_(?P<part>\d+)' --judge never"
+        r"refdiff watch /data/camera1 --pattern '(?P<product>\[a-z]+)_(?P<part>\d+)' --judge never"
     )(watch)
 
 

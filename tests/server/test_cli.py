@@ -55,6 +55,11 @@ def test_every_command_has_help_with_an_example_and_json(
     assert "--json" in text
 
 
+def test_help_shows_a_pattern_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["watch", "--help"]) == 0
+    assert "(?P<product>[a-z]+)_" in "".join(capsys.readouterr().out.split())
+
+
 def test_help_is_fast_because_it_loads_no_network() -> None:
     code = "import sys; from refdiff.server import cli; cli.run(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
