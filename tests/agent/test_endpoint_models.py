@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refdiff.agent import questions
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
@@ -124,3 +125,31 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Service
     assert found is not None
     assert found.confidence == pytest.approx(math.exp(-0.25) if told else 0.9, abs=0.01)
     assert found.counts is not told
+
+
+@pytest.mark.parametrize(
+    ("model", "logprob", "believed"), [("refdiff", -0.05, True), ("refdiff", -0.5, False), ("qwen", -0.5, True)]
+)
+def test_our_own_model_is_believed_where_it_is_sure(
+    model: str, logprob: float, believed: bool, services: Services, serve: Any
+) -> None:
+    def behave(body: Body) -> Any:
+        name = body.get("response_format", {}).get("json_schema", {}).get("name")
+        if name != "choice":
+            return good(body)
+        answer = body["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"][0]
+        message = {"role": "assistant", "content": json.dumps({"answer": answer})}
+        tokens = [
+            {"token": t, "logprob": p, "bytes": None, "top_logprobs": []} for t, p in (("{", 0.0), ("x", logprob))
+        ]
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": tokens}}
+        return json.dumps(
+            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        ).encode()
+
+    endpoint = serve(behave)
+    with Inspector(services, AgentSettings(llm_base_url=endpoint.url, llm_model=model)) as inspector:
+        report = inspector.run(InspectionRequest(ASK, "4412"))
+        said = inspector.answer_about(report.inspection_id, "is it oil or grease?")
+    assert (said != questions.NOT_KNOWN) is believed
+    assert ("with one of:" in _texts(endpoint.requests[-1])) is (model == "qwen")

@@ -19,6 +19,8 @@ import httpx2
 import pytest
 from PIL import Image
 
+from refdiff.agent import prompts, questions
+from refdiff.agent.endpoint import Endpoint
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -89,6 +91,17 @@ def test_the_agent_drives_through_it(
     assert (report.tool_trace[0].tool, report.tool_trace[-1].tool) == ("find_part", "submit_report")
     assert report.llm_reading is not None
     assert report.findings
+
+
+def test_a_question_is_answered_with_one_of_the_statements(url: str) -> None:
+    options = ["FAIL.", "f1: length 2.13 mm.", "f1: upper left.", questions.NOT_KNOWN]
+    asked = "part 4412, product board, verdict FAIL\nf1: scratch, upper left, length 2.13 mm\nQuestion: where is f1?"
+    said, sure = Endpoint(AgentSettings(llm_base_url=url, llm_timeout_s=200), str).choose(
+        prompts.ANSWER, asked, options
+    )
+    assert said in options
+    assert sure is not None
+    assert 0.25 <= sure <= 1  # the likeliest of four
 
 
 def test_eight_at_once_are_answered_as_one_at_a_time(url: str, pairs: list[Pair], known: list[float]) -> None:
