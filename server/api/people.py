@@ -86,7 +86,7 @@ def answer_blind_check(desk: TheDesk, caller: InspectorRole, inspection_id: str,
     return desk.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
 
 
-@router.get("/rates", responses=responses())
+@router.get("/rates", responses=responses(404))
 def get_rates(desk: TheDesk, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
     """False rejects, escapes and kappa between people and system, from blind checks alone, with 95 % intervals."""
     return desk.rates(product or None, since or None)

@@ -16,6 +16,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_generated_requests_are_answered_as_the_document_says(server: Running, tmp_path: Path) -> None:
     """Boundary values of every parameter, then random ones."""
     command = [
@@ -24,9 +25,10 @@ def test_generated_requests_are_answered_as_the_document_says(server: Running, t
         "--continue-on-failure", "--exclude-path-regex", "calibration$", "--request-timeout", "60", "--report", "json",
         "--report-dir", str(tmp_path),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "Tested: 26" in done.stdout
+    routes = sum(len(methods) for methods in json.loads(server.client.get("/openapi.json").text)["paths"].values())
+    assert f"Tested: {routes - 1}" in done.stdout  # all but calibration
 
 
 def test_every_route_declares_who_may_use_it(server: Running) -> None:
