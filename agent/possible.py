@@ -31,6 +31,8 @@ def possible_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, An
         if isinstance(message, ToolMessage) and message.status == "error":
             failed.add(str(message.name))
         elif isinstance(message, ToolMessage):
+            if message.name == "score_difference":
+                failed.clear()  # other regions than those that could not be looked at
             results.setdefault(str(message.name), []).append(json.loads(message.text))
     goldens = [g["golden_id"] for r in results.get("retrieve_reference", []) for g in r["goldens"]]
     scored = results["score_difference"][-1] if "score_difference" in results else {"regions": [], "evidence": None}

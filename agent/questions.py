@@ -9,16 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from refdiff.agent.prompts import sanitise
-from refdiff.agent.report.markdown import seen_words
+from refdiff.agent.report.markdown import seen_words, when
 from refdiff.agent.report.schema import SeenBefore
-from refdiff.agent.topics import FINDING, LIMIT, OF_FINDINGS, asked
+from refdiff.agent.topics import COMPARED, FINDING, LIMIT, OF_FINDINGS, asked
 from refdiff.agent.verify import format_number
 
 NOT_KNOWN = "Not known: the report does not say."
-_COMPARED = {"within": "length", "thinner": "width"}  # with a limit in mm
+NOT_CLEAR = "It is not clear what is asked. The report says:"
 _SHOWN = 6  # findings that the model reads; those that a question names always
 
 
@@ -51,7 +52,7 @@ def facts(report: Mapping[str, Any], question: str | None = None) -> str:
         lines.append(
             f"{finding['id']}: {finding['type'].replace('_', ' ')}, {finding['location']['region']}, "
             f"length {_size(finding, 'length')}, width {_size(finding, 'width')}, severity {finding['severity']}, "
-            f"confidence {finding['confidence']:.2g}, cause {(finding['probable_cause'] or {}).get('text') or 'unknown'}"
+            f"confidence {finding['confidence']:.2g}, cause {(finding.get('probable_cause') or {}).get('text') or 'unknown'}"
         )
     return "\n".join(lines)
 
@@ -69,7 +70,6 @@ def prompt_of(report: Mapping[str, Any], question: str) -> str:
 
 
 def _recurs(finding: Mapping[str, Any]) -> str:
-    """What people confirmed is counted by code, so that no model is asked about it."""
     if "seen_before" not in finding:  # filed before anything was remembered
         return NOT_KNOWN
     kind, seen = finding["type"].replace("_", " "), finding["seen_before"]
@@ -120,31 +120,34 @@ def direct(report: Mapping[str, Any], question: str) -> str | None:
     if found is None:
         return None
     said = [s for topic in found.topics for s in _said(topic, report, found.findings, found.limit)]
-    return " ".join(dict.fromkeys(said)) or NOT_KNOWN
+    absent = [f"f{n} is not in the report." for n in found.findings if not 1 <= n <= len(report["findings"])]
+    return " ".join(dict.fromkeys([*said, *absent] if said else [NOT_KNOWN]))
 
 
 def _said(topic: str, report: Mapping[str, Any], named: Sequence[int], limit: str | None) -> list[str]:
     """The statements of a topic: one of the whole report, or one of each finding named, or of all."""
-    if topic == "list" and not named and report["findings"]:
-        return [
-            f"{report['verdict']}, {len(report['findings'])} finding(s):",
-            *_said("list", report, range(1, _SHOWN + 1), None),
-        ]
+    findings = len(report["findings"])
     if topic not in (*OF_FINDINGS, "list"):
         numbers: Sequence[int] = (1,)
-    elif named or report["findings"]:
-        numbers = named or range(1, min(len(report["findings"]), _SHOWN) + 1)
+    elif named or findings:
+        numbers = named or range(1, findings + 1)
     else:
         return [f"{report['verdict']}, no findings."]
-    return [s for n in numbers if (s := _answer(topic, report, n, limit) or _without_scale(topic, report, n))]
+    shown = (
+        numbers if topic in COMPARED else numbers[:_SHOWN]
+    )  # a limit that the seventh exceeds must not be kept by six
+    said = [s for n in shown if (s := _answer(topic, report, n, limit) or _without_scale(topic, report, n))]
+    if topic == "list" and not named:
+        said.insert(0, f"{report['verdict']}, {findings} finding(s):")
+    return [*said, f"And {len(numbers) - len(shown)} more."] if len(shown) < len(numbers) else said
 
 
 def _without_scale(topic: str, report: Mapping[str, Any], number: int) -> str | None:
     """Why a limit in mm says nothing of a finding."""
-    if topic not in _COMPARED or number > len(report["findings"]):
+    if topic not in COMPARED or not 1 <= number <= len(report["findings"]):
         return None
-    name = _COMPARED[topic]
-    return f"f{number}: {name} {_size(report['findings'][number - 1], name)}, the scale is unknown."
+    name = COMPARED[topic]
+    return f"f{number}: {name} {_size(report['findings'][number - 1], name)}, no size in mm is known."
 
 
 def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:
@@ -161,6 +164,14 @@ def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool
     return made
 
 
+def _goldens(report: Mapping[str, Any]) -> str | None:
+    if "n_calibration" not in report:
+        return None
+    return (
+        f"Calibrated with {report['n_calibration']} good part(s), compared with {len(report.get('references') or [1])}."
+    )
+
+
 def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | None) -> str | None:
     """The true statement, None if the report holds none."""
     whole = {
@@ -169,12 +180,12 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         "similarity": f"Similarity {report['reference']['similarity']:.3g}.", "score": f"Score {report['image_score']:.3g}.",
         "scale": f"{report['scale']['mm_per_px']:.3g} mm/px." if report["scale"]["mm_per_px"] else "The scale is unknown.",
         "p": "Not calibrated: no p-value." if report["p_value"] is None else f"p {report['p_value']:.3g}.",
-        "calibration": f"Judged by {report.get('n_calibration', 0)} good part(s).",
-        "date": f"Inspected {str(report.get('created_at', ''))[:16].replace('T', ' ')} UTC.",
+        "calibration": _goldens(report),
+        "date": f"Inspected {when(datetime.fromisoformat(str(report['created_at'])))}." if "created_at" in report else None,
     }  # fmt: skip
     if topic in whole:
         return whole[topic]
-    if topic == "elsewhere" or number > len(report["findings"]):
+    if topic == "elsewhere" or not 1 <= number <= len(report["findings"]):
         return None
     finding = report["findings"][number - 1]
     if topic in ("length", "width"):
@@ -183,14 +194,14 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         return f"f{number}: length {_size(finding, 'length')}, width {_size(finding, 'width')}."
     if topic == "seen":
         return _recurs(finding)
-    if topic in _COMPARED:
-        name = _COMPARED[topic]
+    if topic in COMPARED:
+        name = COMPARED[topic]
         if finding.get(f"{name}_mm") is None or limit is None:
             return None
         fits = finding[f"{name}_mm"] <= float(limit.split()[0].replace(",", "."))
         return f"f{number}: {name} {_size(finding, name)}, within {limit}: {'yes' if fits else 'no'}."
     if topic == "area":
-        return f"f{number}: area {finding['area_px']} px."
+        return f"f{number}: area {format_number('area_px', finding['area_px'])}."
     if topic == "confidence":
         return f"f{number}: confidence {finding['confidence']:.2g}."
     if topic == "list":
@@ -200,6 +211,6 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         )
     said = {
         "place": finding["location"]["region"], "type": finding["type"].replace("_", " "), "severity": finding["severity"],
-        "cause": str((finding["probable_cause"] or {}).get("text") or "").rstrip("."),
+        "cause": str((finding.get("probable_cause") or {}).get("text") or "").rstrip("."),
     }  # fmt: skip
     return f"f{number}: {said[topic]}." if said[topic] else None

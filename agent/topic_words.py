@@ -63,13 +63,13 @@ TOPICS: dict[str, str] = {
         (?:h[eo]ld|holding|measured|judged|checked|inspected|matched) (?:it |this |the part )?(?:up )?(?:against|with|to)
         gutmuster|gutteil|referenz(?:muster|teil|bild)?|vergleich|verglichen|vergleichsteil
         (?:muestra|pieza) (?:buena|de referencia|patrón)|muestra|referencia|patrón|compar(?:ó|ad[oa]|aste|ación)
-        参考(?:样品|样本|件)?|(?:合格|金)?样[品本件]?|比较|对比|对照|标准件
+        参考(?:样品|样本|件)?|(?:合格|金)?样[品本件]|金样|[与和跟]\S{0,8}比较|对比|对照|标准件
     """,
     "score": r"""
         (?:anomaly |image |difference |overall |total )?scor(?:e|es|ed|ing)|how anomalous
         anomaliewert|punktzahl|bewertung|punktwert|wert|punkte
         puntuación|puntaje
-        得?分数?|评分|异常值
+        得分|分数|评分|异常值
     """,
     "thinner": r"""
         thinner(?: (?:than|as))?|narrower(?: (?:than|as))?|wider(?: (?:than|as))?|broader(?: than)?|thicker than
@@ -78,13 +78,13 @@ TOPICS: dict[str, str] = {
     "width": r"""
         (?:how )?(?:wide|broad)|widths?|breadth
         breite?|anch[oa]|anchura
-        多宽|宽度?
+        多宽|宽度|宽多少
     """,
     "length": r"""
         how long|lengths?|len
         wie lang|länge
         longitud|larg[oa]|(?:cómo de|qué tan|cuán) larg[oa]
-        多长|长度?
+        多长|长度|长多少
     """,
     "size": r"""
         how (?:large|big|small|tiny|huge)|sizes?|dimensions?|measurements?|extent
@@ -109,7 +109,8 @@ TOPICS: dict[str, str] = {
         (?:seen|happened|occurred|found|had|confirmed|shown? up|appeared) (?:this |it |that )*(?:lately|recently|elsewhere)
         (?:seen |found |confirmed )?(?:on|in) (?:any )?other parts|recur(?:s|ring|rent|rence)?|keeps? happening
         how often|how many times
-        new problem|(?:a )?repeat|(?:the |this |last )(?:month|week)
+        new problem|(?:a )?repeat|this (?:month|week)
+        (?:happen(?:ed|ing|s)?|seen?|had) (?:this |it |that )*(?:again|before)|schon wieder
         schon (?:ein)?mal|schon (?:früher|öfter)|öfter|häufig|wiederholt|visto antes|otras (?:veces|piezas)|a menudo
         con frecuencia
         以前(?:见过|有过|出现过)?|其他零件|多少次|经常
@@ -146,10 +147,9 @@ TOPICS: dict[str, str] = {
         reject(?:ed|ion)?
         results?|outcome|conclusion|decision|decided?|judg(?:e|ed|ment|ement)|status|go or no[- ]?go|worry about
         ma[dk]e it through|through
-        ship(?: it)?|usable|thumbs up|approved?|pass/fail|review(?:ed)?|sign(?:ed)? off|no problems?|in order|alright
-        all right
+        usable|thumbs up|pass/fail|review|no problems?|in order|all right|alright
         urteil|ergebnis|entscheidung|in ordnung|bestanden|durchgefallen|durch|i\.?o\.?|gut|schlecht|ausschuss
-        freigegeben|brauchbar
+        brauchbar
         veredicto|resultado|decisión|dictamen|aprobad[oa]|aprobó|aprueba|rechazad[oa]|rechazó|falló|pasó|pasa|bien
         buen[oa]|mal[oa]
         aceptad[oa]|apt[oa]|conforme
@@ -170,7 +170,8 @@ TOPICS: dict[str, str] = {
         gist|brief(?:ly)?
         short version|sum (?:\w+ ){1,3}up|summar(?:y|ise|ize|ised|ized)|describe|description|details?
         what(?: exactly)?(?: is)? (?:wrong|the matter)|everything
-        what did (?:you|we|it) (?:find|see|detect|notice)|what (?:was|were|have you|is there) (?:found|detected|seen)?
+        what did (?:you|we|it) (?:find|see|detect|notice)
+        what (?:was|were|have you|is there)(?: (?:found|detected|seen))?
         any(?:thing)? (?:wrong|found|unusual|odd|suspicious|missing)
         any(?:thing)? (?:defects?|flaws?|damages?|problems?|issues?|anomal(?:y|ies)|findings?)
         befunde|mängel|schäden|überblick|zusammenfassung|zusammenfassen|fasse|zusammen|kurz(?:fassung)?
@@ -184,19 +185,18 @@ TOPICS: dict[str, str] = {
 }
 # Words of what no report tells. A question with one of them is none that words can answer.
 ELSEWHERE = r"""
-    when|wann|cuándo
-    什么时候|何时
-    who(?:se|m|ever)?|operators?|workers?|employees?|staff|people|colleagues?|inspectors?|managers?|team|crew|name of
+    who(?:se|m|ever)?|operators?|workers?|employees?|staff|people|colleagues?|inspectors?|managers?|team|crew
     shift|responsible|company
     suppliers?|vendors?|manufacturers?|customers?|clients?|factory|plant|country|line|station|robot|spindle
     drill(?:ed|ing)?|mould|mold|oven
     furnace|(?:machine|tool|line) (?:setting|speed|number)s?|settings?|program(?:me)?|feed|speed|pressure|force|torque
     temperature|humid(?:ity)?
     weather|climate|air|room|hall|lighting|lights?|lamp|illumination|brightness|camera|lens|aperture|exposure|iso
-    equipment|machine (?:that|which)
+    equipment|the machine|machine (?:that|which)|how many (?:parts|pieces|units|others)|edges?|away from
     cost(?:s|ing)?|prices?|pay|paid|money|euros?|eur|dollars?|usd|budget|cheap(?:er)?|expensive|worth|refund
     compensation|insurance|set us back
-    weights?|weighs?|heavy|mass|deep(?:er)?|depth|thick(?:er|ness)?(?! than)|high|height|tall|volume|density|hardness
+    weights?|weighs?|heavy|mass|deep(?:er)?|depth|thick(?:er|ness)?(?! than)|how high is (?:it|the part)|height|tall
+    volume|density|hardness
     rough(?:ness)?|colou?rs?
     materials?|alloy|steel|plastic|metal(?:lic)?|glass|organic|chemical|composition|made (?:of|from|in|by|out|at|on)
     manufactured|produced?
@@ -204,10 +204,12 @@ ELSEWHERE = r"""
     order(?:ed)?|stock|made\?
     batch|lot|serial|part number|drawing|blueprint|bom|specification|specs?|standard|norm|cpk?|yield|rate|throughput
     downtime|trend|statistics
-    previous|prior|next|following|earlier part|other (?:parts?|cells?|bottles?|labels?|boards?|ones)|another part
+    previous|prior|next|following|earlier part|(?<!on )(?<!in )other (?:parts?|cells?|bottles?|labels?|boards?|ones)
+    another part
     neighbou?r(?:ing)?|adjacent
     part (?:before|after)|(?:before|after) (?:this|it|that|the)|rest of|today|yesterday|tomorrow|tonight|morning
-    last (?:part|week|month|year)
+    last (?:part|week|year|one we)|will (?:it|this|that) be|next time|reviewed|approved?|overrid\w+|signed off
+    sign (?:it )?off|anybody|freigegeben
     monday|tuesday|wednesday|thursday|friday|saturday|sunday|years?|days?|hours?|minutes?|ago|since
     should (?:we|i|you|they)|shall (?:we|i)|must (?:we|i)|i must|we must|(?:can|do|may) (?:we|i) (?:still|ship|use|just)
     anyway
@@ -222,7 +224,8 @@ ELSEWHERE = r"""
     software|version
     take|took|takes|underside|back ?side|inside|reverse|other side|radius|diameter|angle|curvature|distance|inch(?:es)?
     cm|centimet(?:er|re)s?
-    µm|microns?|kg|grams?|password|e-?mail|phone|photographed|lens|taken
+    µm|microns?|kg|grams?|password|e-?mail|phone|photographed|lens
+    (?:photo|picture|image|golden|reference|sample) (?:was )?taken|taken (?:on|at|in|by)
     wer|wessen|mitarbeiter|bediener|schicht|lieferant(?:en)?|hersteller|kunden?|firma|werk|maschinen?|werkzeug
     temperatur|luftfeuchtigkeit|druck
     kamera|objektiv|licht|beleuchtung|belichtung|kost(?:et|en)|preis|euro|wiegt|gewicht|tief|tiefe|dick|dicke|höhe
@@ -243,6 +246,22 @@ ELSEWHERE = r"""
     制造|生产|交货|清洗|清洁|修|更换|返工|批次?|批号|序列号|图纸|上一个|下一个|前一个|后一个|昨天|今天|明天|上周|下周|上个?月|应该|建议|维护|速度
     其他的?零件
 """
+# What is left of questions about other times than the inspection's.
+LEFT_OVER = """
+    when|wann|cuándo
+    什么时候|何时
+"""
+# Turns of phrase whose words would name a side, a rank or a time.
+IDIOMS = """
+    ^(?:all right|alright|right|ok(?:ay)?|so|well),|right now|right then|am i right
+    (?:have |got |get )(?:this|it|that) right|no longer
+    on top of (?:that|this|it)
+    first of all|at first|in the first place|(?:wait |just )*(?:a|one) second|at last|one last (?:thing|question)
+    last thing|in the end
+"""
+# "how long is the part?" asks for none of a finding.
+BEFORE_THINGS = r"(?:is|are|of|does|has|ist|mide|es) (?:the|this|that|my|our|das|die|der|la|el)(?: whole| entire)?"
+THINGS = r"part|piece|image|photo|picture|report|golden|reference|sample|scale|teil|bild|foto|pieza|imagen"
 # Words that name no topic.
 NOTHING = r"""
     thats|whats|gimme|lemme|i[mdv]|dont|isnt|cant|u|r|n
@@ -322,11 +341,13 @@ LAST = """
 """
 NUMBERS = ("one", "two", "three", "four", "five", "six")  # "finding two"; alone, "one" is a pronoun
 LARGEST = """
-    (?:largest|biggest|longest|larger|bigger|longer)(?! than)|größte[rsnm]?|längste[rsnm]?|más (?:grande|larg[oa])
+    largest|biggest|longest|the (?:larger|bigger|longer)(?: one)?(?! than)|größte[rsnm]?|längste[rsnm]?
+    más (?:grande|larg[oa])
     最[大长]的?
 """
 SMALLEST = """
-    (?:smallest|shortest|smaller|shorter)(?! than)|kleinste[rsnm]?|kürzeste[rsnm]?|más (?:pequeñ[oa]|cort[oa])
+    smallest|shortest|the (?:smaller|shorter)(?: one)?(?! than)|kleinste[rsnm]?|kürzeste[rsnm]?
+    más (?:pequeñ[oa]|cort[oa])
     最[小短]的?
 """
 # What people call defects of a type; a word of a type that no finding has names any finding, as those of "" do.
@@ -340,7 +361,7 @@ CALLED: dict[str, str] = {
         裂纹|裂缝
     """,
     "hole": """
-        holes?|pin-?holes?|loch(?:s|es)?|löcher|agujeros?|orificios?
+        holes?|loch(?:s|es)?|löcher|agujeros?|orificios?
         孔洞?|洞
     """,
     "dent": """
@@ -348,10 +369,10 @@ CALLED: dict[str, str] = {
         凹痕|凹陷
     """,
     "contamination": """
-        contaminations?|dirt|stains?|smudges?|specks?|blobs?|dust|particles?|residue|flecken?s?|schmutz
+        contaminations?|dirt|specks?|blobs?|dust|particles?|residue|schmutz
         verunreinigung(?:en)?
-        verschmutzung(?:en)?|staub|manchas?|suciedad|contaminación
-        污[渍点迹]|脏污|污染|斑点
+        verschmutzung(?:en)?|staub|suciedad|contaminación
+        污点|脏污|污染|斑点
     """,
     "missing_component": """
         missing(?: (?:part|piece|component|bit|one))?|component(?: is)? missing|gaps?|absent|fehlt
@@ -362,9 +383,13 @@ CALLED: dict[str, str] = {
         misplaced|displaced|shifted|verschoben|desplazad[oa]
         移位|偏移
     """,
-    "break": """
-        breaks?|broken|chip(?:ped|s)?|bruch|gebrochen|rotura|rot[oa]
-        破损|断裂
+    "stain": """
+        stains?|smudges?|flecken?s?|manchas?
+        污[渍迹]
+    """,
+    "chip": """
+        chip(?:ped|s)?|breaks?|broken|bruch|gebrochen|rotura|rot[oa]
+        破损|断裂|缺角
     """,
     "": """
         blemish(?:es)?|imperfections?|irregularit(?:y|ies)|auffälligkeit(?:en)?|stelle|anomalien?
@@ -374,22 +399,22 @@ CALLED: dict[str, str] = {
 SIDES = {
     "upper": """
         (?:upper|top)(?: (?:part|half|edge))?|oben|oberen?|superior|arriba
-        上[面方部边]?
+        (?<=[左右])上|上(?=[方部边侧角])|顶部
     """,
     "lower": """
         (?:lower|bottom)(?: (?:part|half|edge))?|unten|unteren?|inferior|abajo
-        下[面方部边]?
+        (?<=[左右])下|下(?=[方部边侧角])|底部
     """,
     "left": """
         left(?:[- ]hand)?|links|linken?|izquierd[oa]
         左[侧边面]?
     """,
     "right": """
-        right(?:[- ]hand)?|rechts|rechten?|derech[oa]
+        (?<!all )right(?:[- ]hand)?|rechts|rechten?|derech[oa]
         右[侧边面]?
     """,
     "middle": """
         middle|cent(?:re|er)|mitte|mittleren?|centro|central|medio
-        中[间央心部]?
+        中[间央心部]
     """,
 }

@@ -33,7 +33,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.build import build_model
 from refdiff.model.engine import Engine
-from refdiff.model.errors import LLMError, RefDiffError
+from refdiff.model.errors import InputError, LLMError, RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.reading import UNKNOWN_TYPE
 from refdiff.model.settings import ModelSettings
@@ -278,6 +278,8 @@ def main(
             found["answers"] = answers(engine, kinds["question"])
         if deeppcb:
             sources = deeppcb_groups(deeppcb)
+            if unknown := set(groups or []) - set(sources):
+                raise InputError(f"no board group {', '.join(sorted(unknown))}; there are {', '.join(sources)}")
             found["boards"] = [r for g in groups or [] for r in board_readings(engine, sources[g], limit, seed)]
         del engine  # an inspector loads its own
         if bench and live_runs:
