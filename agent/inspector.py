@@ -208,9 +208,7 @@ class Inspector:
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
             return questions.facts(report)
-        if said == questions.NOT_KNOWN or sure is None or sure >= SURE:
-            return said
-        return f"{questions.NOT_CLEAR}\n{questions.facts(report)}"
+        return said if sure is None or sure >= SURE else questions.unclear(report, asked)
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""

@@ -15,7 +15,7 @@ from typing import Any
 from refdiff.agent.prompts import sanitise
 from refdiff.agent.report.markdown import seen_words, when
 from refdiff.agent.report.schema import SeenBefore
-from refdiff.agent.topics import COMPARED, FINDING, LIMIT, OF_FINDINGS, asked
+from refdiff.agent.topics import COMPARED, FINDING, LIMIT, OF_FINDINGS, asked, elsewhere
 from refdiff.agent.verify import format_number
 
 NOT_KNOWN = "Not known: the report does not say."
@@ -122,6 +122,11 @@ def direct(report: Mapping[str, Any], question: str) -> str | None:
     said = [s for topic in found.topics for s in _said(topic, report, found.findings, found.limit)]
     absent = [f"f{n} is not in the report." for n in found.findings if not 1 <= n <= len(report["findings"])]
     return " ".join(dict.fromkeys([*said, *absent] if said else [NOT_KNOWN]))
+
+
+def unclear(report: Mapping[str, Any], question: str) -> str:
+    """The answer where neither words nor model tell what is asked: NOT_KNOWN if a word tells that much, else the facts."""
+    return NOT_KNOWN if elsewhere(question) else f"{NOT_CLEAR}\n{facts(report)}"
 
 
 def _said(topic: str, report: Mapping[str, Any], named: Sequence[int], limit: str | None) -> list[str]:

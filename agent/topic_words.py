@@ -158,7 +158,8 @@ TOPICS: dict[str, str] = {
     "within": r"""
         within|shorter(?: than)?|longer(?: than)?|smaller(?: than)?|larger(?: than)?|bigger(?: than)?|below
         under(?:neath)?|beneath
-        less(?: than)?|more(?: than)?|greater than|over|above|beyond|exceed(?:s|ed|ing)?|at most|at least|stays?|up to
+        less(?: than)?|more(?: than)?|greater than|over|above|past|beyond|exceed(?:s|ed|ing)?|at most|at least|stays?
+        up to
         limits?|allow(?:s|ed)?
         tolerances?|tolerable|tolerated?|cut-?off|threshold|max(?:imum)?|min(?:imum)?
         innerhalb|unter|über|kürzer|länger|kleiner|größer|als|höchstens|maximal|mindestens|toleranz|grenze|erlaubt
@@ -214,7 +215,8 @@ ELSEWHERE = r"""
     should (?:we|i|you|they)|shall (?:we|i)|must (?:we|i)|i must|we must|(?:can|do|may) (?:we|i) (?:still|ship|use|just)
     anyway
     recommend(?:ed|ation)?s?|suggest(?:ed|ion)?s?|advice|what (?:can|do|must|should) (?:we|i) do
-    repair(?:ed|able)?|rework(?:ed|able)?|fix(?:ed|able)?|clean(?:ed|ing|er)?|wash(?:ed|ing)?|wip(?:e|ed|ing)
+    repair(?:ed|able)?|rework(?:ed|able)?|fix(?:ed|able)?|cleaned|cleaning|cleaner|clean (?:it|this|the)|wash(?:ed|ing)?
+    wip(?:e|ed|ing)
     polish(?:ed|ing)?
     replac(?:e|ed|ing|ement)|sand(?:ed|ing)?|solvent|alcohol|liquid|throw|discard|recycle|still work|working
     function(?:s|al)?
@@ -222,7 +224,8 @@ ELSEWHERE = r"""
     danger(?:ous)?|risk|fatal
     propagate|grow(?:ing|s)?|spread(?:ing|s)?|worse|maintenance|serviced?|warranty|certificat(?:e|ion)|training|trained
     software|version
-    take|took|takes|underside|back ?side|inside|reverse|other side|radius|diameter|angle|curvature|distance|inch(?:es)?
+    (?:did|does|do|will|would) .{1,30} take|took|takes? (?:to|long)|underside|back ?side|inside|reverse|other side
+    radius|diameter|angle|curvature|distance|inch(?:es)?
     cm|centimet(?:er|re)s?
     µm|microns?|kg|grams?|password|e-?mail|phone|photographed|lens
     (?:photo|picture|image|golden|reference|sample) (?:was )?taken|taken (?:on|at|in|by)

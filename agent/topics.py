@@ -29,7 +29,7 @@ _SENTENCES = re.compile(r"(?<=[?!.;？！。；])\s+|(?<=[？！。；])")
 _SHORTENED = re.compile(r"[’'](?:s|d|m|re|ve|ll|t)\b")  # what's, didn't
 _RANGE = re.compile(r"\d ?[-–/] ?\d|\d,\d{3}(?!\d)")  # 1-2 mm, 1/2 mm, 1,000 mm: not read
 _ID = re.compile(
-    rf"(?:(?:part|piece|item|teil|pieza|inspection)s?(?: no\.?| number)?|零件) ?#?([\w-]*\d[\w-]*){_END}|#([\w-]+)"
+    rf"(?:(?:part|piece|teil|pieza|inspection)s?(?: no\.?| number)?|零件) ?#?([\w-]*\d[\w-]*){_END}|#([\w-]+)"
 )
 _LONG_NUMBER = re.compile(rf"{_START}f?\d{{3,}}{_END}(?![.,]\d)")
 _COUNTED = re.compile(
@@ -69,12 +69,12 @@ class _Named:
 
 def asked(report: Mapping[str, Any], question: str) -> Asked | None:
     """Topics and findings of a question about `report` (DefectReport as JSON), None where its words do not tell them."""
+    limits = LIMIT.findall(question)  # perhaps in another sentence than the question
     text = " ".join(_IDIOMS.sub(" ", _SHORTENED.sub("", _questions(question.lower()))).split())
     own = str(report["part_id"]).lower()
     if any("".join(found) != own for found in _ID.findall(text)):
         return None  # another part
     text = _without(_ID, text).replace(own, " ") if len(own) > 2 else _without(_ID, text)
-    limits = LIMIT.findall(text)
     if _ELSEWHERE.search(text) or _RANGE.search(text) or len(limits) > 1 or _LONG_NUMBER.search(LIMIT.sub(" ", text)):
         return None
     text = _without(LIMIT, text)
@@ -103,6 +103,11 @@ def asked(report: Mapping[str, Any], question: str) -> Asked | None:
     if not topics or (numbers and not set(topics) <= {*OF_FINDINGS, "list"}):
         return None
     return Asked(tuple(topics), numbers, f"{limits[0]} mm" if limits else None)
+
+
+def elsewhere(question: str) -> bool:
+    """Whether a word of it means what no report tells."""
+    return bool(_ELSEWHERE.search(question.lower()))
 
 
 def _questions(text: str) -> str:
@@ -137,7 +142,7 @@ def _narrowed(topics: Sequence[str], named: _Named, limited: bool) -> list[str]:
     for stronger, weaker in _GOES_ALONG:
         if stronger in found and (stronger not in COMPARED or limited):
             found.pop(weaker, None)
-    if "count" in found and named.kinds:  # of a type: told by listing them
+    if "count" in found and (named.kinds or named.numbers):  # of a type, in a place: told by listing them
         found = {"list": None}
     if len(found) > 1:
         found.pop("list", None)

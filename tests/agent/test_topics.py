@@ -102,6 +102,11 @@ UNSCALED = REPORT | {
         ("how sure are you that it failed?", "FAIL. p 0.0099."),
         ("how many scratches are there?", "f1: scratch, upper left, length 2 mm."),
         ("is it all right?", "FAIL."),
+        (
+            "Our contract tolerates 12 mm. Does the missing component come in under that?",
+            "f2: length 8 mm, within 12 mm: yes.",
+        ),
+        ("How many of these sit in the lower right?", "f3: contamination, lower right, length 1 mm."),
         ("is the bigger spot under 10 mm?", "f2: length 8 mm, within 10 mm: yes."),
         ("零件上的缺陷在哪里？", "f1: upper left. f2: centre. f3: lower right."),
         ("帮我看一下缺陷有多长", "f1: length 2 mm. f2: length 8 mm. f3: length 1 mm."),
@@ -213,3 +218,8 @@ def test_long_questions_are_read_quickly() -> None:
         started = time.perf_counter()
         questions.direct(REPORT, word * (2000 // len(word)))
         assert time.perf_counter() - started < 1
+
+
+def test_what_is_not_clear_is_not_said_to_be_unknown() -> None:
+    assert questions.unclear(REPORT, "what exposure time was the camera set to?") == questions.NOT_KNOWN
+    assert questions.unclear(REPORT, "is it wonky?").startswith(f"{questions.NOT_CLEAR}\npart 4412")
