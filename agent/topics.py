@@ -29,7 +29,8 @@ _SENTENCES = re.compile(r"(?<=[?!.;？！。；])\s+|(?<=[？！。；])")
 _SHORTENED = re.compile(r"[’'](?:s|d|m|re|ve|ll|t)\b")  # what's, didn't
 _RANGE = re.compile(r"\d ?[-–/] ?\d|\d,\d{3}(?!\d)")  # 1-2 mm, 1/2 mm, 1,000 mm: not read
 _ID = re.compile(
-    rf"(?:(?:part|piece|teil|pieza|inspection)s?(?: no\.?| number)?|零件) ?#?([\w-]*\d[\w-]*){_END}|#([\w-]+)"
+    rf"(?:(?:part|piece|teil|pieza|inspection)s?(?: no\.?| number)?|零件) ?#?([\w-]*\d[\w-]*){_END}"
+    r"|(?<!finding )(?<!defect )(?<!number )(?<!befund )#([\w-]+)"
 )
 _LONG_NUMBER = re.compile(rf"{_START}f?\d{{3,}}{_END}(?![.,]\d)")
 _COUNTED = re.compile(
@@ -74,15 +75,15 @@ def asked(report: Mapping[str, Any], question: str) -> Asked | None:
     own = str(report["part_id"]).lower()
     if any("".join(found) != own for found in _ID.findall(text)):
         return None  # another part
-    text = _without(_ID, text).replace(own, " ") if len(own) > 2 else _without(_ID, text)
+    text = _without(_ID, text)
+    if len(own) > 2:  # shorter ones may be a finding's number
+        text = re.sub(rf"(?<!\w){re.escape(own)}(?!\w)", " ", text)
     if _ELSEWHERE.search(text) or _RANGE.search(text) or len(limits) > 1 or _LONG_NUMBER.search(LIMIT.sub(" ", text)):
         return None
     text = _without(LIMIT, text)
     topics, named = [], _Named((), False, False, text)
     for topic, pattern in _TOPICS.items():
-        if (
-            topic == "verdict"
-        ):  # before its words, for "right" is a side; after those of sizes, for "larger than" names none
+        if topic == "verdict":  # after the words of sizes: "how large" names no finding
             named = _named(report, text)
             text = named.text
         if pattern.search(text):

@@ -102,6 +102,9 @@ UNSCALED = REPORT | {
         ("how sure are you that it failed?", "FAIL. p 0.0099."),
         ("how many scratches are there?", "f1: scratch, upper left, length 2 mm."),
         ("is it all right?", "FAIL."),
+        ("how long is finding #2", "f2: length 8 mm."),
+        ("did 4412 pass?", "FAIL."),
+        ("is #4412 ok?", "FAIL."),
         (
             "Our contract tolerates 12 mm. Does the missing component come in under that?",
             "f2: length 8 mm, within 12 mm: yes.",
@@ -152,6 +155,7 @@ def test_without_a_scale_no_limit_is_kept_or_broken() -> None:
         "what does a good sample cost?", "which shift produced it?", "Welcher Mitarbeiter hat das Teil gefertigt?",
         "¿Quién es el proveedor?", "车间当时的湿度是多少？", "how long is f1 in inches?",
         "is f1 oil or grease?", "when was the golden taken?", "how long is the scratch on part 2?", "did 70049 pass?",
+        "is #4413 ok?",
         "上一个零件合格吗？", "上周的零件合格吗？", "where was the defect on the last part?", "how long is the part?",
         "how wide is the bracket?", "where is the report?", "how long is the defect in the upper right?",
         "is f1 over 1 mm and f2 under 5 mm?", "is it below 1/2 mm?", "is it below 1,000 mm?", "is f1's area below 3 mm?",
