@@ -100,8 +100,13 @@ def test_curl(server: Any, photos: list[bytes], tmp_path: Path) -> None:
 
 def test_its_log_is_json_lines(server: Any) -> None:
     httpx2.get(f"{server.url}/v1/inspections", headers={"X-Request-ID": "request-77"})
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    [request] = [line for line in lines if line.get("request_id") == "request-77"]
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:  # it is written after the answer
+        lines = [json.loads(line) for line in server.log.read_text().rpartition("\n")[0].splitlines()]
+        found = [line for line in lines if line.get("request_id") == "request-77"]
+        time.sleep(0.05)
+    [request] = found
     assert (request["method"], request["path"], request["status"]) == ("GET", "/v1/inspections", 200)
 
 
