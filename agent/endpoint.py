@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -124,17 +124,9 @@ class Endpoint:
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The model's own reading of a pair (sha256 each), greedily, from a fixed prompt."""
-        wanted: dict[str, Any] = {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "reading", "strict": True, "schema": READING_SCHEMA},
-            }
-        }
-        if self._own:
-            wanted["logprobs"] = True
-        else:  # a model that was not trained on the question needs the words, and a server may not know schemas
+        if not self._own:  # one that was not trained on the question needs the words, and a server may not know schemas
             prompt = f"{prompt}\nAllowed words: {', '.join(READING_TYPES)}."
-        bound = self._chat.bind(**wanted)
+        bound = self._chat.bind(**self._form("reading", READING_SCHEMA))
         content: list[str | dict[str, Any]] = [{"type": "text", "text": prompt}]
         content += [{"type": "image_ref", "sha256": s} for s in (reference, query)]
         message = self._call(lambda: bound.invoke([self._posted(HumanMessage(content))]))
@@ -154,18 +146,10 @@ class Endpoint:
             "title": "choice", "type": "object", "additionalProperties": False, "required": ["answer"],
             "properties": {"answer": {"enum": list(options)}},
         }  # fmt: skip
-        wanted: dict[str, Any] = {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "choice", "strict": True, "schema": schema},
-            }
-        }
-        if self._own:
-            wanted["logprobs"] = True
-        else:  # a model that was not trained on the question needs the words, and a server may not know schemas
+        if not self._own:
             listed = "\n".join(f"- {o}" for o in options)
             text = f'{text}\nAnswer as JSON, {{"answer": ...}}, with one of:\n{listed}'
-        bound = self._chat.bind(**wanted)
+        bound = self._chat.bind(**self._form("choice", schema))
         message = self._call(lambda: bound.invoke([("system", prompt), ("human", text)]))
         try:
             said = _json_of(message.text)["answer"]
@@ -174,6 +158,11 @@ class Endpoint:
         if said not in options:
             raise LLMError(f"{self.url} gave an answer that was not offered")
         return str(said), _certainty(message) if self._own else None
+
+    def _form(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """What asks for an answer in a schema, of our own model with the probabilities, which not every server has."""
+        asked = {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+        return {"response_format": asked} | ({"logprobs": True} if self._own else {})
 
     def answer(self, prompt: str, text: str) -> str:
         """A short answer in prose to a text without an inspection."""

@@ -75,8 +75,10 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
 
 def _told(recorded: str) -> str:
     """The recorded request as the product words it for the model."""
-    asked, part = _REQUEST.fullmatch(recorded).groups()  # type: ignore[union-attr]
-    return prompts.request_message(phrasings.as_learned(asked, part), part)
+    found = _REQUEST.fullmatch(recorded)
+    if found is None:
+        raise InputError(f"no recorded request: {recorded[:100]!r}; record anew with refdiff train record --test")
+    return prompts.request_message(phrasings.as_learned(found[1], found[2]), found[2])
 
 
 def _results(messages: Sequence[dict[str, Any]]) -> list[ToolMessage]:
