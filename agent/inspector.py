@@ -189,9 +189,10 @@ class Inspector:
             return HOW_TO_ASK
 
     def answer_about(self, inspection_id: str, question: str) -> str:
-        """A question about a filed report, answered with a statement that is true of it.
+        """A question about a filed report, answered with what is true of it, or with questions.NOT_KNOWN.
 
-        Without a model (or when it fails) the facts themselves are the answer. Raises UnknownRecordError, InputError.
+        Where neither words nor a model tell what is asked, the report's facts are the answer. Raises UnknownRecordError,
+        InputError.
         """
         report = self.services.stores.inspections.get(inspection_id).report
         asked = prompts.sanitise(question)
@@ -200,14 +201,14 @@ class Inspector:
         if (plain := questions.direct(report, asked)) is not None:
             return plain
         if self._driver is None:
-            return questions.facts(report)
+            return questions.unclear(report, asked)
         self._emit(AgentEvent("llm", "asking the model"))
         prompt = questions.prompt_of(report, asked)
         try:
             said, sure = self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
-            return questions.facts(report)
+            return questions.unclear(report, asked)
         return said if sure is None or sure >= SURE else questions.unclear(report, asked)
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:

@@ -1,7 +1,8 @@
-"""Questions about a filed report: what the model is told of it, what it may answer, and examples to train on.
+"""Questions about a filed report: what code answers, what the model is told and may answer, and examples to train on.
 
-The model sees the report's facts as short lines and picks one of the statements that are true of the report, or "not known".
-Code writes the statements, so whatever it picks of them is true; it can only pick the wrong one, or none.
+Where words tell what is asked (`agent.topics`) code answers. Of other questions the model sees the report's facts as short
+lines and picks one of the statements that it was trained on and that are true of the report, or "not known": whatever it
+picks is true, if not what was asked.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _recurs(finding: Mapping[str, Any]) -> str:
 
 
 def statements(report: Mapping[str, Any], question: str) -> list[str]:
-    """All that may be answered: what is true of the report, with a limit in mm that the question names; last, NOT_KNOWN."""
+    """All that the model may answer: true of the report, with a limit in mm that the question names; last, NOT_KNOWN."""
     limit = LIMIT.search(question)
     numbers = range(1, len(report["findings"]) + 1)
     topics = [(topic, n) for topic in _ASKED for n in (numbers if topic in OF_FINDINGS else (1,))]
@@ -203,7 +204,7 @@ def _answer(topic: str, report: Mapping[str, Any], number: int, limit: str | Non
         name = COMPARED[topic]
         if finding.get(f"{name}_mm") is None or limit is None:
             return None
-        fits = finding[f"{name}_mm"] <= float(limit.split()[0].replace(",", "."))
+        fits = float(f"{finding[f'{name}_mm']:.3g}") <= float(limit.split()[0].replace(",", "."))
         return f"f{number}: {name} {_size(finding, name)}, within {limit}: {'yes' if fits else 'no'}."
     if topic == "area":
         return f"f{number}: area {format_number('area_px', finding['area_px'])}."

@@ -186,6 +186,7 @@ TOPICS: dict[str, str] = {
 }
 # Words of what no report tells. A question with one of them is none that words can answer.
 ELSEWHERE = r"""
+    average|total length|sum of|how (?:often|many times) .{0,30}(?:inspect|check|test)\w*|without the|(?:a|any) person
     who(?:se|m|ever)?|operators?|workers?|employees?|staff|people|colleagues?|inspectors?|managers?|team|crew
     shift|responsible|company
     suppliers?|vendors?|manufacturers?|customers?|clients?|factory|plant|country|line|station|robot|spindle
@@ -253,6 +254,11 @@ ELSEWHERE = r"""
 LEFT_OVER = """
     when|wann|cuándo
     什么时候|何时
+"""
+# What turns a place or a type into its opposite.
+EXCLUDED = """
+    (?<!or )not|but|except|apart from|other than|nicht|außer|excepto|salvo
+    不在|除了|不是
 """
 # Turns of phrase whose words would name a side, a rank or a time.
 IDIOMS = """
@@ -409,11 +415,11 @@ SIDES = {
         (?<=[左右])下|下(?=[方部边侧角])|底部
     """,
     "left": """
-        left(?:[- ]hand)?|links|linken?|izquierd[oa]
+        (?<!is )left(?:[- ]hand)?|links|linken?|izquierd[oa]
         左[侧边面]?
     """,
     "right": """
-        (?<!all )right(?:[- ]hand)?|rechts|rechten?|derech[oa]
+        (?<!all )(?<!that )right(?:[- ]hand)?|rechts|rechten?|derech[oa]
         右[侧边面]?
     """,
     "middle": """

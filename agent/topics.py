@@ -89,7 +89,7 @@ def asked(report: Mapping[str, Any], question: str) -> Asked | None:
         if pattern.search(text):
             topics.append(topic)
             text = _without(pattern, text)
-    if named.impossible or _LEFT_OVER.search(text):
+    if named.impossible or _LEFT_OVER.search(text) or (named.numbers and _EXCLUDED.search(text)):
         return None
     if not topics and named.specific:
         topics = ["list"]
@@ -127,6 +127,8 @@ def _of_the_whole(report: Mapping[str, Any], question: str) -> bool:
 
 def _narrowed(topics: Sequence[str], named: _Named, limited: bool) -> list[str]:
     found = dict.fromkeys(topics)
+    if "golden" in found and set(found) & {"score", "place", "type", "length", "width", "size", "severity"}:
+        return []  # the golden's own: where is the scratch on the golden?
     if limited and "within" in found and "area" in found:
         return []  # no limit of an area is known
     if limited and "within" in found and "width" in found:
@@ -229,7 +231,7 @@ def _without(pattern: re.Pattern[str], text: str) -> str:
 
 _TOPICS = {topic: _word(lines) for topic, lines in words.TOPICS.items()}
 _NOTHING, _ELSEWHERE, _LEFT_OVER = _word(words.NOTHING), _word(words.ELSEWHERE), _word(words.LEFT_OVER)
-_IDIOMS = _word(words.IDIOMS)
+_IDIOMS, _EXCLUDED = _word(words.IDIOMS), _word(words.EXCLUDED)
 _ORDINALS = [
     _word(f"{lines}\n(?<=finding ){number}|(?<=defect ){number}|(?<=number ){number}|(?<=anomaly ){number}")
     for lines, number in zip(words.ORDINALS, words.NUMBERS, strict=True)

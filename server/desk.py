@@ -416,7 +416,7 @@ class Desk(Closing):
         return self.stores.dispositions.get(inspection_id)
 
     def ask(self, inspection_id: str, question: str) -> str:
-        """A question about a filed report, answered with a statement that is true of it. Raises UnknownRecordError."""
+        """A question about a filed report, answered with what is true of it. Raises UnknownRecordError."""
         self.stores.inspections.get(inspection_id)
         _check_question(question)
         return self._worker.ask(lambda: self._inspector.answer_about(inspection_id, question))

@@ -176,5 +176,5 @@ def dispose(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: Disp
 
 @router.post("/{inspection_id}/questions", responses=responses(404))
 def ask(desk: TheDesk, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
-    """A question about a filed report, answered with a statement that is true of it, or "Not known"."""
+    """A question about a filed report, answered with what is true of it, or "Not known"."""
     return AnswerView(answer=desk.ask(inspection_id, body.question), inspection_id=inspection_id)

@@ -102,6 +102,7 @@ UNSCALED = REPORT | {
         ("how sure are you that it failed?", "FAIL. p 0.0099."),
         ("how many scratches are there?", "f1: scratch, upper left, length 2 mm."),
         ("is it all right?", "FAIL."),
+        ("what is in the upper left?", "f1: scratch, upper left, length 2 mm."),
         ("how long is finding #2", "f2: length 8 mm."),
         ("did 4412 pass?", "FAIL."),
         ("is #4412 ok?", "FAIL."),
@@ -160,7 +161,8 @@ def test_without_a_scale_no_limit_is_kept_or_broken() -> None:
         "how wide is the bracket?", "where is the report?", "how long is the defect in the upper right?",
         "is f1 over 1 mm and f2 under 5 mm?", "is it below 1/2 mm?", "is it below 1,000 mm?", "is f1's area below 3 mm?",
         "why is f1 minor?", "was it approved by a person?", "when will it be inspected again?", "second largest defect",
-        "can we ship it?",
+        "can we ship it?", "which findings are not in the centre?", "list all findings but the scratch",
+        "where is the scratch on the golden?", "what is the average length?",
     ],
 )  # fmt: skip
 def test_what_words_do_not_tell_is_left_to_the_model(question: str) -> None:
@@ -196,7 +198,6 @@ def test_of_many_findings_none_is_forgotten() -> None:
 
 
 def test_a_word_of_a_type_that_was_not_found_is_told_what_was() -> None:
-    assert questions.direct(REPORT, "any cracks?") is None or "scratch" in str(questions.direct(REPORT, "any cracks?"))
     counted = questions.direct(REPORT, "how many cracks are there?")
     assert counted is not None
     assert counted.startswith("FAIL, 3 finding(s): f1: scratch")
