@@ -55,7 +55,7 @@ test-long: install ## the tests that take minutes: generated requests, clients a
 test-browser: install ## the review page in a real Chromium (apt-get install chromium)
 	@command -v chromium >/dev/null || { echo "Chromium is missing: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[browser]'
-	$(BIN)/python -m pytest -q -m browser tests/server/api/test_review_page.py
+	$(BIN)/python -m pytest -q -m browser tests/server/web/test_review_page.py
 
 lint: install ## ruff
 	$(BIN)/ruff check .
@@ -65,7 +65,7 @@ types: install ## mypy --strict
 	$(BIN)/mypy
 
 bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdiff evaluate` (DATA=folder with the sources)
-	$(BIN)/python -m refdiff.agent.evaluation.bench_data --data "$(DATA)" --out bench-data
+	$(BIN)/python tests/bench/bench_data.py --data "$(DATA)" --out bench-data
 
 check: lint types test
 

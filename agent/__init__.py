@@ -1,4 +1,4 @@
-"""The LangGraph agent, the verdict policy, verification of claims, the report and the evaluation.
+"""The LangGraph agent, its drivers, the verdict, the report, and the service that every way in uses.
 
 May import: `refdiff.tools`, `refdiff.memory`, `refdiff.model`.
 """

@@ -21,17 +21,17 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from refdiff.agent.possible import possible_calls
+from refdiff.agent.drivers.allowed_calls import possible_calls
 from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
-from refdiff.model.build import built_sha256
+from refdiff.model.defect_types import UNKNOWN
 from refdiff.model.errors import LLMError
 from refdiff.model.images import RgbImage
-from refdiff.model.reading import NO_DEFECT, READING_TYPES
-from refdiff.tools.defect_types import UNKNOWN
+from refdiff.model.language.build import built_sha256
+from refdiff.model.language.reading import NO_DEFECT, READING_TYPES
 
 if TYPE_CHECKING:
-    from refdiff.model.engine import Engine
+    from refdiff.model.language.engine import Engine
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class Embedded:
 @lru_cache(maxsize=1)
 def shared_engine(folder: Path, threads: int | None = None) -> Engine:
     """The engine of a folder, loaded once a process."""
-    from refdiff.model.engine import Engine
+    from refdiff.model.language.engine import Engine
 
     return Engine(folder, threads=threads)
 

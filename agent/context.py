@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from refdiff.agent.chat_models import Driver
 from refdiff.agent.settings import AgentSettings
-from refdiff.tools.workbench import Workbench
+from refdiff.tools.context import Workbench
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
-from refdiff.memory.captures import Capture
+from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import StorageError, UnknownRecordError
 from refdiff.model.images import encode_png
-from refdiff.tools.inspection import registered_reference
+from refdiff.tools.inspection.inspection import registered_reference
 
 ARTEFACTS = {
     "overlay": "overlay.png",

@@ -22,14 +22,14 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from refdiff.agent import prompts
-from refdiff.agent.assemble import assemble
 from refdiff.agent.chat_models import ScriptedPolicy, failures
 from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.filing import file_report
 from refdiff.agent.report.schema import ToolCall, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.state import InspectionState
-from refdiff.agent.verify import verify
+from refdiff.agent.verdict.assemble import assemble
+from refdiff.agent.verdict.verify import verify
 from refdiff.model.errors import (
     ImageError,
     LLMError,
@@ -38,10 +38,10 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownProductError,
 )
-from refdiff.model.reading import READ
-from refdiff.tools.inspection import registered_reference
-from refdiff.tools.toolbox import TOOLS
-from refdiff.tools.workbench import current_capture
+from refdiff.model.language.reading import READ
+from refdiff.tools.context import current_capture
+from refdiff.tools.inspection.inspection import registered_reference
+from refdiff.tools.registry import TOOLS
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
 MAX_FAILURES = 2  # of the very same call in a row before the script takes over

@@ -16,27 +16,28 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
-from refdiff.agent import prompts, questions
+from refdiff.agent import prompts
 from refdiff.agent.chat_models import SURE, Driver, Embedded
 from refdiff.agent.context import AgentContext, AgentEvent
-from refdiff.agent.endpoint import Endpoint
+from refdiff.agent.drivers.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
-from refdiff.agent.phrasings import as_learned
+from refdiff.agent.language import questions
+from refdiff.agent.recording.templates import as_learned
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.blind_checks import BlindCheck
-from refdiff.memory.dispositions import Decision, Disposition, Judged
-from refdiff.memory.learned import Learned
-from refdiff.model.build import is_built, model_folder, unfit
+from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.blind_checks import BlindCheck
+from refdiff.memory.records.dispositions import Decision, Disposition, Judged
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import RgbImage, data_url, decode_image
-from refdiff.model.reading import READ
+from refdiff.model.language.build import is_built, model_folder, unfit
+from refdiff.model.language.reading import READ
 from refdiff.tools.find_part import find_part
-from refdiff.tools.inspection import open_workbench
-from refdiff.tools.learn import adopt, adopt_all
-from refdiff.tools.services import Services
+from refdiff.tools.golden_samples.adopt import adopt, adopt_all
+from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.workspace import Services
 
 # checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)

@@ -1,4 +1,4 @@
-"""Stores only: golden bank, image store, products, captures, calibrations, inspections, dispositions.
+"""Stores only: golden bank, image store, records, audit log, journals.
 
 Decides nothing and scores nothing. May import: `refdiff.model`.
 """

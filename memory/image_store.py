@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from refdiff.memory.failures import make_folder, storage_error
+from refdiff.memory.files import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError, UnknownRecordError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from refdiff.memory.audit import AuditStore
-from refdiff.memory.blind_checks import BlindCheckStore
-from refdiff.memory.calibrations import CalibrationStore
-from refdiff.memory.captures import CaptureStore
+from refdiff.memory.audit_log.store import AuditStore
 from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
-from refdiff.memory.dispositions import DispositionStore
-from refdiff.memory.failures import make_folder
+from refdiff.memory.files import make_folder
 from refdiff.memory.image_store import ImageStore
-from refdiff.memory.inspections import InspectionStore
-from refdiff.memory.learned import LearnedStore
-from refdiff.memory.products import ProductStore
+from refdiff.memory.records.adoptions import LearnedStore
+from refdiff.memory.records.blind_checks import BlindCheckStore
+from refdiff.memory.records.calibrations import CalibrationStore
+from refdiff.memory.records.captures import CaptureStore
+from refdiff.memory.records.dispositions import DispositionStore
+from refdiff.memory.records.inspections import InspectionStore
+from refdiff.memory.records.products import ProductStore
 from refdiff.memory.settings import MemorySettings
 
 

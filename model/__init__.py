@@ -1,4 +1,4 @@
-"""The RefDiff network and what it needs to see: image decoding, encoder, difference, renderer of parts.
+"""Networks and images: image decoding, encoder, difference, language model, synthetic images, training.
 
 Knows nothing about parts in stores, people or verdicts. May import: no other room.
 """

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from refdiff.model.errors import StorageError
 
+WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
+
 _WAY_OUT = "free some space or choose another folder; the same command goes on from what is there"
 
 

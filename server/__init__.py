@@ -1,1 +1,4 @@
-"""Transport only: command line, HTTP, chat platforms. May import every room; no room imports it."""
+"""Transport only: command line, HTTP, chat platforms, MCP, folder watch. No room imports it.
+
+May import every room: `refdiff.agent`, `refdiff.tools`, `refdiff.memory`, `refdiff.model`.
+"""

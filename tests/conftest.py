@@ -20,7 +20,7 @@ _CACHE = os.environ.get("REFDIFF_CACHE") or platformdirs.user_cache_dir("refdiff
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The language model's folder as `refdiff model build` makes it."""
-    from refdiff.model.build import build_model
+    from refdiff.model.language.build import build_model
     from refdiff.model.settings import ModelSettings
 
     return build_model(ModelSettings(cache=Path(_CACHE)))

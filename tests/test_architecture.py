@@ -94,7 +94,7 @@ def test_what_runs_inside_vllm_imports_the_model_alone(path: Path) -> None:
             "tools",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from refdiff.agent.graph import build_graph",
         ),
-        ("agent", "import importlib\nimportlib.import_module('refdiff.server.cli')"),
+        ("agent", "import importlib\nimportlib.import_module('refdiff.server.cli.main')"),
         ("server", "from agent.graph import build_graph"),
         ("server", "import tests.conftest"),
         ("tools", "import pickle"),

@@ -46,14 +46,14 @@ def test_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
     [name] = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     points = configparser.ConfigParser()
     points.read_string(wheel.read(name).decode())
-    assert dict(points["console_scripts"]) == {"refdiff": "refdiff.server.cli:main"}
+    assert dict(points["console_scripts"]) == {"refdiff": "refdiff.server.cli.main:main"}
 
 
 def test_wheel_works_without_the_tree(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
-    code = "import refdiff.server.cli as c; print(c.__file__); raise SystemExit(c.run(['goldens', '--help']))"
+    code = "import refdiff.server.cli.main as c; print(c.__file__); raise SystemExit(c.run(['goldens', '--help']))"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}  # searched before the editable install
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=True
     )
-    assert done.stdout.splitlines()[0] == str(tmp_path / "refdiff" / "server" / "cli.py")
+    assert done.stdout.splitlines()[0] == str(tmp_path / "refdiff" / "server" / "cli" / "main.py")

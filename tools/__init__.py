@@ -1,4 +1,4 @@
-"""What the agent can call, one tool a file, and the plain functions behind: pipeline, enrolment, calibration.
+"""The seven tools that the agent can call, and the plain functions behind them.
 
 Tools measure; they never decide a verdict. May import: `refdiff.memory`, `refdiff.model`.
 """

@@ -22,12 +22,12 @@ from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
 from pydantic import Field
 
-from refdiff.memory.golden_bank import Golden
+from refdiff.memory.golden_bank.bank import Golden
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
+from refdiff.tools.context import Result, Workbench, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.services import Services
-from refdiff.tools.workbench import Result, Workbench, answer, current_capture, latest
+from refdiff.tools.workspace import Services
 
 F32 = NDArray[np.float32]
 Matrix = NDArray[np.float64]

@@ -8,11 +8,11 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
 
-from refdiff.memory.captures import Capture, normalise_part_id
+from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, ToolOrderError
+from refdiff.tools.context import Result, Workbench, answer
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workbench import Result, Workbench, answer
 
 
 def find_part(stores: Stores, part_id: str, product: str | None = None, capture_id: str | None = None) -> Capture:

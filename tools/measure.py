@@ -24,9 +24,9 @@ from scipy.spatial import cKDTree
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment
+from refdiff.tools.context import Result, Workbench, answer, current_capture, region_box
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.score_difference import place_name
-from refdiff.tools.workbench import Result, Workbench, answer, current_capture, region_box
 from refdiff.tools.zoom import Box, clip_box, warp_window, widen
 
 Method = Literal["difference", "contrast", "map"]

@@ -9,12 +9,12 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
 
-from refdiff.memory.golden_bank import IN_USE, GoldenHit
-from refdiff.model.encoder import Features
+from refdiff.memory.golden_bank.bank import IN_USE, GoldenHit
+from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import UnknownProductError
+from refdiff.tools.context import Result, Workbench, answer, current_capture
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.services import Services
-from refdiff.tools.workbench import Result, Workbench, answer, current_capture
+from refdiff.tools.workspace import Services
 
 
 def retrieve_reference(

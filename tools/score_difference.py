@@ -20,23 +20,23 @@ from pydantic import Field
 from scipy import ndimage
 from torch import Tensor
 
-from refdiff.memory.captures import Capture
-from refdiff.memory.golden_bank import Golden
-from refdiff.model import difference
-from refdiff.model.difference import GRID_STRIDE
-from refdiff.model.difference_network import DIFFERENCE_TYPES
-from refdiff.model.encoder import Features, resize_to
+from refdiff.memory.golden_bank.bank import Golden
+from refdiff.memory.records.captures import Capture
+from refdiff.model.defect_types import UNKNOWN
+from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.difference.patch_distance import GRID_STRIDE, ReferenceView, descriptors, image_score, reached_cells
+from refdiff.model.difference.patch_distance import anomaly_map as nearest_patch_map
+from refdiff.model.difference.scorer import SeenReference
 from refdiff.model.images import RgbImage
-from refdiff.model.learned_difference import SeenReference
 from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
-from refdiff.tools.defect_types import UNKNOWN
+from refdiff.tools.context import Result, Workbench, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.services import Services
-from refdiff.tools.workbench import Result, Workbench, answer, current_capture, latest
+from refdiff.tools.workspace import Services
 
 if TYPE_CHECKING:
-    from refdiff.tools.inspection import PhotoInspection
-    from refdiff.tools.pipeline import Comparison
+    from refdiff.tools.inspection.comparison import Comparison
+    from refdiff.tools.inspection.inspection import PhotoInspection
 
 MAX_REGIONS = 16
 FINE = 4  # stride of the anomaly map at working size
@@ -114,7 +114,7 @@ class Seen:
     picture: Tensor
     features: Features
     size: tuple[int, int]
-    patches: list[difference.ReferenceView]
+    patches: list[ReferenceView]
     references: list[SeenReference]
 
 
@@ -137,26 +137,26 @@ def _view(
     query_size: tuple[int, int],
     golden: Golden,
     alignment: Alignment,
-) -> tuple[difference.ReferenceView, SeenReference]:
+) -> tuple[ReferenceView, SeenReference]:
     reference = services.golden_features(golden)
     grid = query_features.maps[GRID_STRIDE].shape[-2:]
-    cells = difference.descriptors(reference)
+    cells = descriptors(reference)
     if not alignment.ok:
         anywhere = torch.ones(cells.shape[-2:], dtype=torch.bool)
-        return difference.ReferenceView(cells, anywhere, False), SeenReference(reference.maps, anywhere)
+        return ReferenceView(cells, anywhere, False), SeenReference(reference.maps, anywhere)
     work_size = query_features.work_size
     work = _in_work_px(alignment.matrix, query_features, reference)
     covered = coverage(work, reference.work_size, work_size)
     valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
     if not _moves(work, query_features, reference):
         picture = resize_to(services.golden_image(golden), work_size)
-        view = difference.ReferenceView(cells, valid, True, cells)
+        view = ReferenceView(cells, valid, True, cells)
         return view, SeenReference(reference.maps, valid, _tensor(picture), torch.from_numpy(covered))
     # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
     warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
     picture = resize_to(warped, work_size)
     again = services.encoder.embed(picture, work_size)
-    view = difference.ReferenceView(difference.descriptors(again), valid, True, cells)
+    view = ReferenceView(descriptors(again), valid, True, cells)
     return view, SeenReference(again.maps, valid, _tensor(picture), torch.from_numpy(covered))
 
 
@@ -174,7 +174,7 @@ def score_difference(
     size = query.shape[:2]
     seen = see(services, query, query_features, references)
     grid = (query_features.work_size[0] // FINE, query_features.work_size[1] // FINE)
-    reached = difference.judged(seen.patches, (grid[0] * FINE // GRID_STRIDE, grid[1] * FINE // GRID_STRIDE))
+    reached = reached_cells(seen.patches, (grid[0] * FINE // GRID_STRIDE, grid[1] * FINE // GRID_STRIDE))
     keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
     if ignore is not None and ignore.any():
         keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
@@ -186,14 +186,14 @@ def score_difference(
     smooth = cv2.GaussianBlur(full, (0, 0), sigma).astype(np.float32)
     if ignore is not None:
         smooth[ignore] = 0
-    score = difference.image_score(torch.from_numpy(cells), torch.from_numpy(keep), TOP)
+    score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), TOP)
     judged = float(reached.float().mean())
     return Difference(smooth, score, float(smooth.max()), judged, learned.types.numpy(), learned.logits.numpy())
 
 
 def patch_distance(seen: Seen) -> NDArray[np.float32]:
     """(h8, w8) float32 >= 0: the training-free half, distance to the nearest patch."""
-    return difference.anomaly_map(difference.descriptors(seen.features), seen.patches).numpy()
+    return nearest_patch_map(descriptors(seen.features), seen.patches).numpy()
 
 
 def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,9 +8,9 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, ConfigDict, Field
 
+from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import ToolOrderError
-from refdiff.tools.defect_types import DefectType
-from refdiff.tools.workbench import Workbench, current_capture, latest
+from refdiff.tools.context import Workbench, current_capture, latest
 
 
 class Claim(BaseModel):

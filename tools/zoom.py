@@ -15,8 +15,8 @@ from pydantic import Field
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
+from refdiff.tools.context import Result, Workbench, answer, current_capture, region_box
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workbench import Result, Workbench, answer, current_capture, region_box
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 query px, exclusive end
 

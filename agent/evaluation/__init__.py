@@ -1,1 +1,1 @@
-"""`refdiff evaluate`: data-set layouts, metrics and the run. May import what `refdiff.agent` may."""
+"""`refdiff evaluate`: data-set layouts, metrics and the run."""

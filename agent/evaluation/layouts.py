@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from refdiff.model.deeppcb import LabelledBox, file_below, read_split
+from refdiff.model.boards.deeppcb import LabelledBox, file_below, read_split
 from refdiff.model.errors import InputError
 
 Format = Literal["mvtec", "pairs", "deeppcb"]

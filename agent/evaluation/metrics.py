@@ -19,8 +19,8 @@ from scipy.stats import binomtest, bootstrap, rankdata
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from refdiff.agent.report.schema import Verdict
-from refdiff.model.deeppcb import LabelledBox
-from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.boards.deeppcb import LabelledBox
+from refdiff.model.difference.network import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high
 

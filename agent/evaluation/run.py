@@ -24,20 +24,26 @@ from refdiff.agent.evaluation.metrics import (
     write_detections,
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
-from refdiff.agent.policy import PolicyInput, attained_alpha, decide
 from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
-from refdiff.memory.calibrations import Calibration
-from refdiff.memory.golden_bank import IN_USE, Golden, make_golden_id
+from refdiff.agent.verdict.decide import PolicyInput, attained_alpha, decide
+from refdiff.memory.golden_bank.bank import IN_USE, Golden, make_golden_id
+from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, encode_png, measure_window
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.align import warp_reference
-from refdiff.tools.calibrate import calibrate, p_value, software_fingerprint, unlike_goldens, weights_in_use
-from refdiff.tools.enroll import Upload, enroll
-from refdiff.tools.pipeline import Comparison, compare
-from refdiff.tools.services import Services
+from refdiff.tools.golden_samples.enroll import Upload, enroll
+from refdiff.tools.inspection.calibration import (
+    calibrate,
+    p_value,
+    software_fingerprint,
+    unlike_goldens,
+    weights_in_use,
+)
+from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
 
 PRODUCT = "evaluated"
 Progress = Callable[[str, int, int], None]  # what, done, total

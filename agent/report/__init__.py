@@ -1,1 +1,1 @@
-"""The defect report: schema, pictures, Markdown and HTML. May import what `refdiff.agent` may."""
+"""The defect report: schema, summary, pictures, Markdown and HTML."""

@@ -1,1 +1,4 @@
-"""Training recipes: data in, weights and a model card out. They know images and truth, not stores, people or verdicts."""
+"""Training recipes: data in, weights and a model card out.
+
+They know images and truth, not stores, people or verdicts.
+"""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refdiff.model.board_network import (
+from refdiff.model.boards.network import (
     CROP_PX,
     BoardNetwork,
     Box,
@@ -28,7 +28,7 @@ from refdiff.model.board_network import (
     topology_of,
     view_of,
 )
-from refdiff.model.difference_network import BOARD_TYPES
+from refdiff.model.difference.network import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
 from refdiff.model.training.pairs import Photo, Source

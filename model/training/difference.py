@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from refdiff.model.difference_network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
-from refdiff.model.encoder import Encoder
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.matching import STRIDES
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.errors import InputError
-from refdiff.model.matching import STRIDES
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
 from refdiff.model.training.pool import (

@@ -17,11 +17,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.difference_network import DIFFERENCE_TYPES
+from refdiff.model.difference.network import DIFFERENCE_TYPES
 from refdiff.model.images import RgbImage, decode_image
-from refdiff.model.render import PART_KINDS, Pose, applicable_types, random_defect, random_light, random_pose, render
-from refdiff.model.synthesis import add_defect, break_off, foreground_of, jitter, nuisance, sway
-from refdiff.model.synthesis_textures import random_material
+from refdiff.model.synthesis.photo_pairs import add_defect, break_off, foreground_of, jitter, nuisance, sway
+from refdiff.model.synthesis.render import (
+    PART_KINDS,
+    Pose,
+    applicable_types,
+    random_defect,
+    random_light,
+    random_pose,
+    render,
+)
+from refdiff.model.synthesis.textures import random_material
 
 Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> candidates, most alike first
 

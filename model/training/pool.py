@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from refdiff.model.encoder import CHANNELS, WEIGHTS_SHA256
-from refdiff.model.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.encoder import CHANNELS, WEIGHTS_SHA256
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
 from refdiff.model.training.pairs import (
     NO_TYPE,
     PAIR_PX,
@@ -120,7 +120,7 @@ def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: ByThumbnail) ->
 
 
 def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
-    from refdiff.model.encoder import Encoder
+    from refdiff.model.difference.encoder import Encoder
     from refdiff.model.settings import ModelSettings
     from refdiff.model.training.pairs import read_photo
 
@@ -142,7 +142,7 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
 
 
 def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
-    from refdiff.model.encoder import Encoder
+    from refdiff.model.difference.encoder import Encoder
 
     assert isinstance(encoder, Encoder)
     images = [pair.query, *(r.image for r in pair.references)]

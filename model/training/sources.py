@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refdiff.model.deeppcb import read_split
+from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.errors import InputError
 from refdiff.model.training.pairs import Photo, Source
 

@@ -1,1 +1,1 @@
-"""What Slack and Teams have in common: understanding a message, answering once. May import what `server` may."""
+"""Slack and Teams: the common bot logic here, one sub-folder per platform."""

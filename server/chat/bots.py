@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from refdiff.memory.chat import ChatStore
-from refdiff.server.chat.host import ChatHost
+from refdiff.agent.service import Desk
+from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.server.chat.bot import ChatHost
 from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.desk import Desk
 from refdiff.server.settings import ConfigurationError
 
 if TYPE_CHECKING:  # the SDK takes a second to load
@@ -54,8 +54,8 @@ def _teams(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack, w
         return False
     if settings.teams_client_secret is None and where.token is None:
         raise ConfigurationError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
-    from refdiff.server.teams.app import listen, make_app
-    from refdiff.server.teams.platform import TeamsPlatform
+    from refdiff.server.chat.teams.app import listen, make_app
+    from refdiff.server.chat.teams.platform import TeamsPlatform
 
     secret = settings.teams_client_secret.get_secret_value() if settings.teams_client_secret else None
     teams = make_app(app, settings.teams_client_id, secret, settings.teams_tenant_id, where.cloud, where.token)
@@ -74,8 +74,8 @@ def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -
         raise ConfigurationError(
             "SLACK_BOT_TOKEN is set; set SLACK_SIGNING_SECRET (HTTP) or SLACK_APP_TOKEN (Socket Mode) too"
         )
-    from refdiff.server.slack.app import build_app, dispatch
-    from refdiff.server.slack.platform import SlackPlatform, make_client
+    from refdiff.server.chat.slack.app import build_app, dispatch
+    from refdiff.server.chat.slack.platform import SlackPlatform, make_client
 
     client = make_client(settings.slack_bot_token.get_secret_value(), settings.slack_api_url)
     platform = SlackPlatform(desk, client)

@@ -1,1 +1,1 @@
-"""The Model Context Protocol: RefDiff's tools and whole inspections for other agents. May import what `server` may."""
+"""The Model Context Protocol: RefDiff's tools and whole inspections for other agents."""

@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 
 from refdiff.agent.report.markdown import finding_line, size_mm, size_px
 from refdiff.agent.report.schema import DefectReport, Finding
-from refdiff.memory.dispositions import Disposition
-from refdiff.memory.inspections import InspectionRecord
-from refdiff.server.desk import Inspection
+from refdiff.agent.service import Inspection
+from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.records.inspections import InspectionRecord
 from refdiff.tools.evidence import EvidenceRecord
 
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from refdiff.server.listen import is_loopback
+from refdiff.server.sockets import is_loopback
 
 PATH = "/mcp"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from refdiff.model.configuration import MAX_CONTEXT, MAX_PAIRS
+from refdiff.model.language.configuration import MAX_CONTEXT, MAX_PAIRS
 from refdiff.server.vllm_plugin.request import MAX_PICTURE_PIXELS
 
 MODEL_NAME = "refdiff"

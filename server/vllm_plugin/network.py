@@ -14,11 +14,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from refdiff.model.configuration import IMAGE_TOKEN, IMAGE_TOKENS, RefDiffConfig
-from refdiff.model.difference_network import DifferenceNetwork
-from refdiff.model.encoder import EfficientNetLite0
-from refdiff.model.language import PairProjector, forbid_placeholders, seeing_parts
-from refdiff.model.pair_tokens import pair_features, reference_cells
+from refdiff.model.difference.encoder import EfficientNetLite0
+from refdiff.model.difference.network import DifferenceNetwork
+from refdiff.model.language.configuration import IMAGE_TOKEN, IMAGE_TOKENS, RefDiffConfig
+from refdiff.model.language.network import PairProjector, forbid_placeholders, seeing_parts
+from refdiff.model.language.pair_tokens import pair_features, reference_cells
 from refdiff.server.vllm_plugin.processing import RefDiffDummyInputs, RefDiffInfo, RefDiffProcessor
 
 

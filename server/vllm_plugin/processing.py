@@ -28,8 +28,8 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from refdiff.model.configuration import DIFFERENCE_TOKENS, IMAGE_TOKEN, IMAGE_TOKENS, MAX_PAIRS, RefDiffConfig
-from refdiff.model.encoder import resize_to
+from refdiff.model.difference.encoder import resize_to
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKEN, IMAGE_TOKENS, MAX_PAIRS, RefDiffConfig
 
 
 @dataclass(frozen=True)

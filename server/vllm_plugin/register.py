@@ -11,7 +11,7 @@ def register() -> None:
     import vllm
     from vllm import ModelRegistry
 
-    from refdiff.model import configuration  # noqa: F401  (it registers "refdiff" with AutoConfig)
+    from refdiff.model.language import configuration  # noqa: F401  (it registers "refdiff" with AutoConfig)
 
     if vllm.__version__.partition("+")[0] != VLLM:
         raise RuntimeError(f"the RefDiff plugin was made for vllm {VLLM}, this is {vllm.__version__}; run: make vllm")

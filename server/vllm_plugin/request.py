@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from refdiff.model.conversation import all_harmless, harmless, safe_messages
 from refdiff.model.errors import InputError
+from refdiff.model.language.messages import all_harmless, harmless, safe_messages
 from refdiff.server.vllm_plugin.grammar import tight_json
 
 MAX_TEXT = 200_000  # characters of all texts of a request: several times what the model reads

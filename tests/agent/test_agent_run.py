@@ -23,11 +23,11 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import DuplicateError, UnavailableError
-from refdiff.model.render import DefectSpec, render
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.enroll import enroll
-from refdiff.tools.services import Services
+from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
 
 ASK = "inspect part #4412 against the nearest good sample"
 Body = dict[str, Any]
@@ -299,7 +299,7 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.services import Services
+from refdiff.tools.workspace import Services
 from refdiff.tools.settings import ToolsSettings
 def deadly(run):
     def node(*a, **k):

@@ -11,22 +11,23 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from refdiff.agent import prompts, questions
+from refdiff.agent import prompts
 from refdiff.agent.chat_models import Embedded, EmbeddedChat, reading_of, shared_engine
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
+from refdiff.agent.language import questions
 from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.build import built_sha256
 from refdiff.model.errors import InputError, LLMError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.model.render import render
+from refdiff.model.language.build import built_sha256
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.services import Services
+from refdiff.model.synthesis.render import render
+from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.toolbox import TOOLS
+from refdiff.tools.workspace import Services
 
 from .test_agent_run import ASK, template
 
@@ -128,8 +129,8 @@ def test_a_model_that_breaks_stops_no_line(services: Services, monkeypatch: pyte
     def broken(*_: object) -> None:
         raise RuntimeError("boom: /secret/path")
 
-    monkeypatch.setattr("refdiff.model.engine.Engine.call", broken)
-    monkeypatch.setattr("refdiff.model.engine.Engine.read", broken)
+    monkeypatch.setattr("refdiff.model.language.engine.Engine.call", broken)
+    monkeypatch.setattr("refdiff.model.language.engine.Engine.read", broken)
     with Inspector(services, AgentSettings()) as inspector:
         report = inspector.run(InspectionRequest(ASK, "4412"))
     assert report.judge.via == "fallback"

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.agent import questions
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.language import questions
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
-from refdiff.model.reading import READING_TYPES
-from refdiff.tools.services import Services
+from refdiff.model.language.reading import READING_TYPES
+from refdiff.tools.workspace import Services
 
 from .test_agent_run import ASK, Body, _services, good, serve, template
 

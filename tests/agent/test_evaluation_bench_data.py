@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bench_data
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from refdiff.agent.evaluation import bench_data
 from refdiff.agent.evaluation.layouts import load_mask, read_dataset
 from refdiff.model.errors import InputError
 

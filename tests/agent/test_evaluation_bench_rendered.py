@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from bench_rendered import PRODUCTS, draw
 
-from refdiff.agent.evaluation.bench_rendered import PRODUCTS, draw
 from refdiff.agent.evaluation.layouts import read_mvtec
 from refdiff.model.errors import InputError
 

@@ -17,7 +17,7 @@ from refdiff.agent.evaluation.layouts import DataSet, Sample
 from refdiff.agent.evaluation.metrics import Detection, PixelMetrics
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, print_results
 from refdiff.agent.report.schema import Alpha, Verdict
-from refdiff.model.deeppcb import LabelledBox
+from refdiff.model.boards.deeppcb import LabelledBox
 
 P, F, R = Verdict.PASS, Verdict.FAIL, Verdict.REVIEW
 

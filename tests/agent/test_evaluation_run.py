@@ -13,9 +13,9 @@ import pytest
 from refdiff.agent.evaluation.run import evaluate
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
-from refdiff.model.board_network import load_boards
+from refdiff.model.boards.network import load_boards
 from refdiff.model.errors import InputError
-from refdiff.model.render import DefectSpec, Scene, render
+from refdiff.model.synthesis.render import DefectSpec, Scene, render
 
 CONTRACT = {
     "n_good", "n_bad", "image_auroc", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "review_rate", "f1",

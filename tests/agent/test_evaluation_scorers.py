@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from refdiff.agent.evaluation.bench_rendered import RenderedProduct, draw
-from refdiff.agent.evaluation.latency import measure_latency, measure_pair
-from refdiff.agent.evaluation.scorers import (
+from bench_rendered import RenderedProduct, draw
+from latency import measure_latency, measure_pair
+from scorers import (
     BANK,
     OURS,
     PEER,
@@ -25,10 +24,11 @@ from refdiff.agent.evaluation.scorers import (
     peer_map,
     run_seed,
 )
-from refdiff.model.encoder import Encoder
-from refdiff.model.learned_difference import PACKAGED, load_difference
-from refdiff.model.render import render
+
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.scorer import PACKAGED, load_difference
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
 
 
 @pytest.fixture(scope="module")

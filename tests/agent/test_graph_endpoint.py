@@ -19,7 +19,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import ImageError, StorageError, UnknownPartError
-from refdiff.tools.services import Services
+from refdiff.tools.workspace import Services
 
 from .test_agent_run import ASK, Body, _call, _results, _services, good, serve, template
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.agent.policy import (
+from refdiff.agent.report.schema import LlmReading, Severity
+from refdiff.agent.verdict.decide import (
     Judged,
     PolicyInput,
     Rated,
@@ -18,10 +19,9 @@ from refdiff.agent.policy import (
     rate_finding,
     score_threshold,
 )
-from refdiff.agent.report.schema import LlmReading, Severity
-from refdiff.memory.calibrations import Calibration
-from refdiff.tools.calibrate import p_value
-from refdiff.tools.spec import ProductSpec, parse_spec
+from refdiff.memory.records.calibrations import Calibration
+from refdiff.tools.inspection.calibration import p_value
+from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 
 WITHIN = Rated(Severity.MINOR, True, False, "within limit for any")
 REJECT = Rated(Severity.MAJOR, False, True, "beyond limit for any")

@@ -10,9 +10,9 @@ import pytest
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from refdiff.agent.possible import MAX_LOOKED_AT, possible_calls
+from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT, possible_calls
 from refdiff.agent.prompts import CAUSES
-from refdiff.tools.toolbox import TOOLS
+from refdiff.tools.registry import TOOLS
 
 _ALL = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
 

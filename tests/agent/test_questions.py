@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent import phrasings, questions
+from refdiff.agent.language import questions
+from refdiff.agent.recording import templates
 from refdiff.agent.request import part_id_in
 
 FINDING = {
@@ -83,15 +84,15 @@ def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model()
 
 @pytest.mark.parametrize("test", [False, True])
 def test_every_phrasing_names_its_part(test: bool) -> None:
-    for kind, templates in phrasings.phrasings(test).items():
-        for template in templates:
+    for kind, wordings in templates.phrasings(test).items():
+        for template in wordings:
             for part in ("4412", "A77", "12-345", "SN90210"):
                 text = template.format(part=part, n="2" if kind == "several" else "")
                 assert part_id_in(text) == part, text
 
 
 def test_phrasings_for_the_test_are_not_trained_on() -> None:
-    train, test = ({t for part in phrasings.phrasings(x).values() for t in part} for x in (False, True))
+    train, test = ({t for part in templates.phrasings(x).values() for t in part} for x in (False, True))
     assert not train & test
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent.rates import rates
+from refdiff.agent.people.rates import rates
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnknownProductError

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.agent.record import RecordingPlan, record
-from refdiff.agent.verify import prose_problem
+from refdiff.agent.recording.record import RecordingPlan, record
+from refdiff.agent.verdict.verify import prose_problem
 from refdiff.model.errors import InputError
-from refdiff.model.render import DefectSpec, render
-from refdiff.model.training.language_data import pairs_of, read_lines
+from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.model.training.language.data import pairs_of, read_lines
 from refdiff.model.training.pairs import Photo, Source
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent import questions, topic_words
-from refdiff.agent.topics import asked
-from refdiff.tools.defect_types import DEFECT_TYPES
+from refdiff.agent.language import questions, topic_words
+from refdiff.agent.language.topics import asked
+from refdiff.model.defect_types import DEFECT_TYPES
 
 
 def finding(number: int, type_: str, region: str, length: float | None, **more: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent.verify import Verified, format_number, prose_problem, verify
-from refdiff.tools.defect_types import DEFECT_TYPES, UNKNOWN
+from refdiff.agent.verdict.verify import Verified, format_number, prose_problem, verify
+from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.tools.evidence import EvidenceKind, EvidenceRecord
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import httpx2
 
 from refdiff.model.images import encode_png
-from refdiff.model.render import DefectSpec, render
+from refdiff.model.synthesis.render import DefectSpec, render
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 SIZE = (240, 320)

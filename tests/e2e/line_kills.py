@@ -22,7 +22,7 @@ from pathlib import Path
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
-from refdiff.model.render import DefectSpec, render
+from refdiff.model.synthesis.render import DefectSpec, render
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 SECRET = "c2VjcmV0LW9mLXRoZS1saW5l"

@@ -23,21 +23,21 @@ from PIL import Image
 
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
 from refdiff.agent.request import part_id_in
-from refdiff.memory.captures import normalise_part_id
-from refdiff.memory.golden_bank import GoldenBank
-from refdiff.memory.goldens import point_id
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import point_id
 from refdiff.memory.image_store import ImageStore
-from refdiff.memory.products import check_product_name
+from refdiff.memory.records.captures import normalise_part_id
+from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.times import to_utc
+from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import ImageError, InputError, RefDiffError, SpecError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.server import cli
-from refdiff.tools.enroll import enroll, record_capture
-from refdiff.tools.services import Services
-from refdiff.tools.spec import EXAMPLE, ProductSpec, load_spec, parse_spec
+from refdiff.server.cli.main import main
+from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.inspection.specification import EXAMPLE, ProductSpec, load_spec, parse_spec
+from refdiff.tools.workspace import Services
 
 PIXELS = np.random.default_rng(7).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(np.roll(PIXELS, i, 0)) for i in (1, 2)]}
@@ -439,7 +439,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The installed entry point, in this process."""
     monkeypatch.setattr(sys, "argv", ["refdiff", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from refdiff.memory.golden_bank import GoldenBank
+from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
-from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
-from refdiff.server import cli
-from refdiff.tools.services import Services
+from refdiff.model.synthesis.render import render
+from refdiff.server.cli.main import main
+from refdiff.tools.workspace import Services
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 LIMITED = """import os, resource, sys
@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
 def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     """A command in this process: as good where nothing is shared or limited, and faster."""
     capsys.readouterr()
-    code = cli.run([*arguments, "--json"])
+    code = main.run([*arguments, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 

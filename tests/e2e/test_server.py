@@ -18,8 +18,8 @@ import httpx2
 import pytest
 
 from refdiff.model.images import encode_png
-from refdiff.model.render import render
-from refdiff.server import cli
+from refdiff.model.synthesis.render import render
+from refdiff.server.cli.main import main
 
 SETTINGS = {"REFDIFF_WORKING_PX": "96", "REFDIFF_LLM": "off"}
 REFDIFF = Path(sys.executable).with_name("refdiff")
@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
             m.setenv(name, value)
         m.setenv("REFDIFF_HOME", str(folder / "home"))
         m.setenv("REFDIFF_CACHE", str(folder / "cache"))
-        assert cli.run(["enroll", "--product", "board", str(folder / "0.png"), str(folder / "1.png")]) == 0
+        assert main.run(["enroll", "--product", "board", str(folder / "0.png"), str(folder / "1.png")]) == 0
         yield made[2:]
 
 

@@ -18,16 +18,17 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from serving_load import ASK, REFUSED, home_with_parts, metrics, pair_urls, post, reading, shown
+from vllm_parity import Pair, rendered_pairs
 
-from refdiff.agent import prompts, questions
-from refdiff.agent.endpoint import Endpoint
+from refdiff.agent import prompts
+from refdiff.agent.drivers.endpoint import Endpoint
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.language import questions
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.images import data_url
-from refdiff.model.reading import READING_TYPES
-from refdiff.server.serving_load import ASK, REFUSED, home_with_parts, metrics, pair_urls, post, reading, shown
-from refdiff.server.vllm_plugin.parity import Pair, rendered_pairs
+from refdiff.model.language.reading import READING_TYPES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 Body = dict[str, Any]

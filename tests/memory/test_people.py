@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.memory.blind_checks import Waiting, is_drawn
-from refdiff.memory.learned import Confirmed
+from refdiff.memory.records.adoptions import Confirmed
+from refdiff.memory.records.blind_checks import Waiting, is_drawn
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.memory.calibrations import Calibration
-from refdiff.memory.captures import normalise_part_id
 from refdiff.memory.database import MIGRATIONS, Database
 from refdiff.memory.image_store import ImageStore
+from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.times import to_utc
+from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import (
     DuplicateError,
     InputError,

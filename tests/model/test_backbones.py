@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.encoder import Encoder
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError
-from refdiff.model.learned_difference import load_difference
-from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
-from refdiff.tools.services import Services
+from refdiff.tools.workspace import Services
 
 
 def _vit(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from refdiff.model.board_network import (
+from refdiff.model.boards.network import (
     BoardDefect,
     contrast_pair,
     crop,
@@ -20,13 +20,13 @@ from refdiff.model.board_network import (
     type_of,
     view_of,
 )
+from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
-from refdiff.model.learned_difference import load_difference
 from refdiff.model.training.boards import BoardRecipe, train_boards
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import deeppcb_groups
-from refdiff.server.cli import app
+from refdiff.server.cli.main import app
 
 Box = tuple[int, int, int, int]
 

@@ -9,10 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refdiff.model.difference import ReferenceView, _closeness, anomaly_map, descriptors, distance, image_score, judged
-from refdiff.model.encoder import Encoder
-from refdiff.model.render import render
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.patch_distance import (
+    ReferenceView,
+    _closeness,
+    anomaly_map,
+    descriptors,
+    distance,
+    image_score,
+    reached_cells,
+)
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
 
 H, W = 20, 24
 RADIUS = round(0.1 * W)  # cells that the matching window reaches
@@ -100,11 +108,11 @@ def test_where_the_reference_does_not_reach_its_own_frame_answers() -> None:
 def test_judged_is_what_some_reference_reaches() -> None:
     left = torch.zeros(H, W, dtype=torch.bool)
     left[:, : W // 2] = True
-    assert judged([view(noise(0), valid=left), view(noise(1), valid=~left)], (H, W)).float().mean() > 0.85
-    only = judged([view(noise(0), valid=left)], (H, W))
+    assert reached_cells([view(noise(0), valid=left), view(noise(1), valid=~left)], (H, W)).float().mean() > 0.85
+    only = reached_cells([view(noise(0), valid=left)], (H, W))
     assert not only[:, W // 2 :].any()
     assert only[:, : W // 2 - 1].all()
-    assert judged([view(noise(0), registered=False)], (H, W)).all()
+    assert reached_cells([view(noise(0), registered=False)], (H, W)).all()
 
 
 def test_image_score_is_the_mean_of_the_largest_hundredth() -> None:
@@ -129,7 +137,7 @@ def test_closeness_is_the_cosine_less_one_to_the_small_distance(monkeypatch: pyt
     reference = F.normalize(torch.rand(472, 20, 20, generator=torch.Generator().manual_seed(0)), dim=0)
     query = F.normalize(reference + 0.01 * torch.randn(472, 20, 20, generator=torch.Generator().manual_seed(1)), dim=0)
     fast = _closeness(query, reference).float()
-    monkeypatch.setattr("refdiff.model.difference._has_bfloat16", lambda: False)
+    monkeypatch.setattr("refdiff.model.difference.patch_distance._has_bfloat16", lambda: False)
     exact = _closeness(query, reference)
     assert torch.allclose(exact, query.flatten(1).T @ reference.flatten(1) - 1, atol=1e-6)
     assert (fast.amax(1) - exact.amax(1)).abs().max() < 2e-4

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from refdiff.model.difference_network import (
+from refdiff.model.difference.matching import STRIDES, Matched
+from refdiff.model.difference.network import (
     DIFFERENCE_TYPES,
     DifferenceConfig,
     DifferenceNetwork,
     pixel_input,
 )
+from refdiff.model.difference.scorer import DifferenceModel, NetworkInput, SeenReference, load_difference
 from refdiff.model.errors import StorageError
-from refdiff.model.learned_difference import DifferenceModel, NetworkInput, SeenReference, load_difference
-from refdiff.model.matching import STRIDES, Matched
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refdiff.model import encoder as module
-from refdiff.model.encoder import CHANNELS, Encoder, load_efficientnet_lite0, resize_to, work_size
+from refdiff.model.difference import encoder as module
+from refdiff.model.difference.encoder import CHANNELS, Encoder, load_efficientnet_lite0, resize_to, work_size
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
-from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
 
 SETTINGS = ModelSettings(working_px=160)
 # stride -> mean, standard deviation, largest magnitude, first, last and middle value

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from refdiff.model.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, PAIR_TOKENS, RefDiffConfig
 from refdiff.model.errors import InputError
-from refdiff.model.language import RefDiffForConditionalGeneration
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, PAIR_TOKENS, RefDiffConfig
+from refdiff.model.language.network import RefDiffForConditionalGeneration
 
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

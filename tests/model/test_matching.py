@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refdiff.model.matching import RADIUS, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.matching import RADIUS, STRIDES, Matched, ReferenceMaps, composite_reference, match
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
 H, W = 128, 96

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refdiff.model.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_REGIONS, PAIR_TOKENS
-from refdiff.model.difference_network import DifferenceNetwork
-from refdiff.model.encoder import EfficientNetLite0
-from refdiff.model.language import PairProjector
-from refdiff.model.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
-from refdiff.model.processor import pair_pixels
-from refdiff.model.render import DefectSpec, render
-from refdiff.model.training.language_data import seeing_half
+from refdiff.model.difference.encoder import EfficientNetLite0
+from refdiff.model.difference.network import DifferenceNetwork
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_REGIONS, PAIR_TOKENS
+from refdiff.model.language.network import PairProjector
+from refdiff.model.language.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
+from refdiff.model.language.processor import pair_pixels
+from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.model.training.language.data import seeing_half
 
 Seeing = tuple[EfficientNetLite0, DifferenceNetwork]
 

@@ -10,10 +10,10 @@ import pytest
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent import prompts
-from refdiff.model.configuration import MAX_PAIRS, NEW_TOKENS, PAIR_TOKENS
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.processor import Processor
-from refdiff.tools.toolbox import TOOLS
+from refdiff.model.language.configuration import MAX_PAIRS, NEW_TOKENS, PAIR_TOKENS
+from refdiff.model.language.processor import Processor
+from refdiff.tools.registry import TOOLS
 
 SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
 Message = dict[str, Any]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.model.render import (
+from refdiff.model.synthesis.render import (
     PART_KINDS,
     DefectSpec,
     DefectType,

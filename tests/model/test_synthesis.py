@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.model.render import PART_KINDS, PartKind, render
-from refdiff.model.synthesis import (
+from refdiff.model.synthesis.photo_pairs import (
     SYNTHETIC_TYPES,
     SyntheticDefect,
     _glints,
@@ -22,6 +21,7 @@ from refdiff.model.synthesis import (
     jitter,
     nuisance,
 )
+from refdiff.model.synthesis.render import PART_KINDS, PartKind, render
 
 STRUCTURAL = {"missing_component", "added_component", "wrong_component", "misplaced_component"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.model.synthesis_textures import random_material, sheet
+from refdiff.model.synthesis.textures import random_material, sheet
 
 
 @pytest.mark.parametrize("seed", range(20))

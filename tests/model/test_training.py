@@ -13,17 +13,17 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from refdiff.model.difference_network import DIFFERENCE_TYPES
+from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import encode_png
-from refdiff.model.learned_difference import load_difference
-from refdiff.model.render import DefectSpec, render
-from refdiff.model.synthesis import break_off, sway
+from refdiff.model.synthesis.photo_pairs import break_off, sway
+from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
 from refdiff.model.training.pairs import NO_TYPE, PAIR_PX, Pair, Photo, Source, cell_targets, photo_pair, rendered_pair
 from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
 from refdiff.model.training.sources import UNSEEN, customer_sources, held_out
-from refdiff.server.cli import app
+from refdiff.server.cli.main import app
 
 
 def _first(query: Path, candidates: Sequence[Path]) -> list[Path]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import uvicorn
 
-from refdiff.memory.keys import KeyStore
-from refdiff.server.api.access import Access
-from refdiff.server.api.app import create_app
+from refdiff.agent.service import Desk
+from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import TeamsCloud, bots
 from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.desk import Desk
+from refdiff.server.web.access import Access
+from refdiff.server.web.app import create_app
 
 
 class FakeServer(ThreadingHTTPServer):

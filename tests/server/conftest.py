@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.images import encode_png
-from refdiff.model.render import DefectSpec, render
-from refdiff.server import cli
+from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.server.cli.main import main
 
 SIZE = (96, 128)
 
@@ -42,8 +42,8 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         m.setenv("REFDIFF_WORKING_PX", "128")
         for name in ("QDRANT_URL", "REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL"):
             m.delenv(name, raising=False)
-        assert cli.run(["enroll", "--product", "board", str(photos)]) == 0
-        assert cli.run(["calibrate", "--product", "board"]) == 0
+        assert main.run(["enroll", "--product", "board", str(photos)]) == 0
+        assert main.run(["calibrate", "--product", "board"]) == 0
     return root
 
 

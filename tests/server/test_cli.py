@@ -16,7 +16,8 @@ import pytest
 
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
-from refdiff.server import cli, cli_records
+from refdiff.server.cli import inspections
+from refdiff.server.cli.main import main
 
 REFDIFF = Path(sys.executable).parent / "refdiff"
 PHOTO = encode_png(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
@@ -25,7 +26,7 @@ PHOTO = encode_png(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uin
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
     """(exit code, the JSON document on stdout, stderr) of a command with --json."""
     capsys.readouterr()
-    code = cli.run([*arguments, "--json"])
+    code = main.run([*arguments, "--json"])
     written = capsys.readouterr()
     return code, json.loads(written.out), written.err
 
@@ -48,7 +49,7 @@ COMMANDS = [
 def test_every_command_has_help_with_an_example_and_json(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run([*command, "--help"]) == 0
+    assert main.run([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert "Example" in text
     assert f"refdiff {' '.join(command)}" in " ".join(text.split())
@@ -56,12 +57,12 @@ def test_every_command_has_help_with_an_example_and_json(
 
 
 def test_help_shows_a_pattern_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["watch", "--help"]) == 0
+    assert main.run(["watch", "--help"]) == 0
     assert "(?P<product>[a-z]+)_" in "".join(capsys.readouterr().out.split())
 
 
 def test_help_is_fast_because_it_loads_no_network() -> None:
-    code = "import sys; from refdiff.server import cli; cli.run(['--help']); print('torch' in sys.modules)"
+    code = "import sys; from refdiff.server.cli import main; main.run(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -92,7 +93,7 @@ def test_help_is_fast_because_it_loads_no_network() -> None:
     ids=" ".join,
 )
 def test_usage_mistakes_are_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(arguments) == 64
+    assert main.run(arguments) == 64
     assert "Traceback" not in capsys.readouterr().err
     if arguments:
         code, document, _ = call(capsys, *arguments)
@@ -188,7 +189,7 @@ def test_internal_error_is_70_and_leaves_a_log(
     def broken() -> Stores:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli_records, "open_stores", broken)
+    monkeypatch.setattr(inspections, "open_stores", broken)
     code, document, err = call(capsys, "inspections", "list")
     assert code == 70
     assert "Traceback" not in err
@@ -245,7 +246,7 @@ def test_inspect_good_and_bad(ready: Path, capsys: pytest.CaptureFixture[str]) -
     assert {"report.json", "report.html"} <= {p.name for p in (ready / "copies").iterdir()}
 
     capsys.readouterr()
-    assert cli.run(["inspect", "--part", "2"]) == 1  # the newest capture, again
+    assert main.run(["inspect", "--part", "2"]) == 1  # the newest capture, again
     shown = capsys.readouterr().out
     assert "FAIL" in shown
     assert bad["findings"][0]["location"]["region"] in shown
@@ -262,7 +263,7 @@ def test_too_few_good_samples_is_2_and_a_person_decides(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_USER", "Ada")
-    cli.run(["enroll", "--product", "few", *(f"photos/0{i}.png" for i in range(3))])
+    main.run(["enroll", "--product", "few", *(f"photos/0{i}.png" for i in range(3))])
     code, report, _ = call(
         capsys, "ask", "inspect part #9 against the nearest good sample", "--image", "bad.png", "--product", "few"
     )
@@ -290,7 +291,7 @@ def test_ask_without_a_part_is_an_answer(ready: Path, capsys: pytest.CaptureFixt
 def test_a_place_that_cannot_be_written_costs_no_inspection(
     ready: Path, capsys: pytest.CaptureFixture[str], target: list[str]
 ) -> None:
-    cli.run(["capture", "--part", "1", "--product", "board", "good.png"])
+    main.run(["capture", "--part", "1", "--product", "board", "good.png"])
     assert call(capsys, "inspect", "--part", "1", *target)[0] == 65
     assert call(capsys, "inspections", "list")[1] == {"inspections": []}
 
@@ -326,7 +327,7 @@ def test_calibrate_says_what_can_be_promised(ready: Path, capsys: pytest.Capture
     assert (code, document["n"], document["goldens_needed_for_alpha"]) == (0, 22, 99)
     assert document["alpha"] == {"requested": 0.01, "attained": pytest.approx(1 / 23)}
     capsys.readouterr()
-    assert cli.run(["product", "show", "board"]) == 0
+    assert main.run(["product", "show", "board"]) == 0
     assert "needs 99 parts" in capsys.readouterr().out
     assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith("no product 'bord'")
 
@@ -357,12 +358,12 @@ def test_evaluate_writes_the_results_and_touches_no_user_data(ready: Path, capsy
 
 
 def test_a_question_about_a_report_takes_no_photo(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["ask", "how long is it?", "--about", "insp-1", "--part", "4412", "--alpha", "0.1"]) == 64
+    assert main.run(["ask", "how long is it?", "--about", "insp-1", "--part", "4412", "--alpha", "0.1"]) == 64
     assert "--part, --alpha" in capsys.readouterr().err
 
 
 def test_a_question_about_an_unknown_report(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["ask", "how long is it?", "--about", "insp-1", "--json"]) == 65
+    assert main.run(["ask", "how long is it?", "--about", "insp-1", "--json"]) == 65
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "UnknownRecordError"
 
 
@@ -378,18 +379,18 @@ def test_wrong_folders_to_train_on(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(arguments) == 65
+    assert main.run(arguments) == 65
     assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_model_info_and_build_with_other_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["model", "info", "--json"]) == 0
+    assert main.run(["model", "info", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["built"] is False
     assert about["language"]["kind"] == "language"
     (tmp_path / "other.json").write_text('{"sha256": "0"}')
     monkeypatch.setenv("REFDIFF_DIFFERENCE_WEIGHTS", str(tmp_path / "other.safetensors"))
-    assert cli.run(["model", "build"]) == 65
+    assert main.run(["model", "build"]) == 65
     assert "another difference network" in " ".join(capsys.readouterr().err.split())

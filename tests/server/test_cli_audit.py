@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.server import cli
+from refdiff.server.cli.main import main
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict]:
     capsys.readouterr()
-    code = cli.run([*command, "--json"])
+    code = main.run([*command, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -38,7 +38,7 @@ def test_an_inspection_is_traced_from_request_to_disposition(
     assert (decided["by"], decided["content"]["reason"]) == ("bob", "scratched")
     code, checked = said(capsys, "audit", "verify", "a.jsonl", "--store", "--photos")
     assert (code, checked["intact"]) == (0, True)
-    assert cli.run(["audit", "verify", "a.jsonl"]) == 0
+    assert main.run(["audit", "verify", "a.jsonl"]) == 0
     assert f"head {written['head']}" in capsys.readouterr().out
 
     text = (ready / "a.jsonl").read_text()
@@ -78,5 +78,5 @@ def test_mistakes_have_their_exit_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], code: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["audit", *command]) == code
+    assert main.run(["audit", *command]) == code
     assert not (tmp_path / "a").exists() or code == 0

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from refdiff.memory.learned import LearnedStore
+from refdiff.memory.records.adoptions import LearnedStore
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
-from refdiff.model.render import DefectSpec, Light, render
-from refdiff.server import cli
+from refdiff.model.synthesis.render import DefectSpec, Light, render
+from refdiff.server.cli.main import main
 
 from .conftest import SIZE, bad_photo
 
@@ -26,7 +26,7 @@ def lamp_photo(instance: int, *defects: DefectSpec) -> bytes:
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
-    code = cli.run([*command, "--json"])
+    code = main.run([*command, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -138,7 +138,7 @@ def test_a_kill_between_enrolling_and_saying_so_refuses_nothing(
     with monkeypatch.context() as m:
         m.setattr(LearnedStore, "add", killed)
         with pytest.raises(Killed):
-            cli.run([*command, "--json"])
+            main.run([*command, "--json"])
     capsys.readouterr()
     code, shown = said(capsys, "goldens", "adopt")
     assert (code, len(shown["learned"])) == (0, 1)
@@ -172,7 +172,7 @@ def test_blind_checks_from_the_draw_to_the_rates(
     assert [c["part_id"] for c in queue["blind_checks"]] == ["g", "b"]
     assert Path(queue["blind_checks"][1]["photo"]).read_bytes() == bad_photo(7)
     assert not {"verdict", "p_value", "image_score"} & set(json.dumps(queue).replace('"', " ").split())
-    assert cli.run(["review", "--blind"]) == 0
+    assert main.run(["review", "--blind"]) == 0
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert "PASS" not in out
@@ -188,7 +188,7 @@ def test_blind_checks_from_the_draw_to_the_rates(
     assert found["overall"]["escape"] == {"value": 0.0, "interval": pytest.approx([0, 0.79], abs=0.01), "events": 0,
                                           "n": 1, "enough": False}  # fmt: skip
     assert found["overall"]["kappa"]["value"] == 1.0
-    assert cli.run(["rates"]) == 0
+    assert main.run(["rates"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "kappa has no interval" in out
 
@@ -207,7 +207,7 @@ def test_blind_checks_from_the_draw_to_the_rates(
     ],
 )
 def test_mistakes_have_their_exit_codes(command: list[str], code: int) -> None:
-    assert cli.run(["review", *command]) == code
+    assert main.run(["review", *command]) == code
 
 
 def test_nothing_learned_is_said(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

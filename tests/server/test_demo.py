@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.server import cli, demo
+from refdiff.server.cli import demo
+from refdiff.server.cli.main import main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +46,7 @@ def test_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setenv("REFDIFF_CHECKPOINT_URL", "postgresql://127.0.0.1:1/x")
     out = tmp_path / "out"
     for _ in range(2):  # the second time afresh
-        assert cli.run(["demo", "--out", str(out), "--json"]) == 0
+        assert main.run(["demo", "--out", str(out), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "home").exists()
     made = {p.name for p in (tmp_path / "cache").iterdir()} if (tmp_path / "cache").exists() else set()

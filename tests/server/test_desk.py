@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.agent import queue as worker_module
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.queue import Worker
 from refdiff.agent.request import InspectionRequest
-from refdiff.memory.jobs import JobStore
+from refdiff.agent.service import Desk, Upload
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import (
@@ -31,10 +34,7 @@ from refdiff.model.errors import (
     UnknownProductError,
     UnknownRecordError,
 )
-from refdiff.server import worker as worker_module
-from refdiff.server.desk import Desk, Upload
 from refdiff.server.settings import ServerSettings
-from refdiff.server.worker import Worker
 
 ASK = "inspect part #{} against the nearest good sample"
 
@@ -218,7 +218,7 @@ def test_something_unavailable_is_tried_again(desk: Desk, ready: Path, monkeypat
         return run(self, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.server.worker.RETRY_S", (0.01,))
+    monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01,))
     job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
     assert [p.kind for p in desk.follow(job.inspection_id)].count("retry") == 2
     assert desk.inspection(job.inspection_id).state == "done"
@@ -238,8 +238,8 @@ def test_an_outage_fails_nothing_however_long_and_others_go_on(
         return run(self, request)
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.server.worker.RETRY_S", (0.01, 0.02))
-    monkeypatch.setattr("refdiff.server.worker._HISTORY", 8)
+    monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr("refdiff.agent.queue._HISTORY", 8)
     stuck, other = (desk.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12")
     assert desk.wait(other.inspection_id, 60).state == "done"
     assert desk.inspection(stuck.inspection_id).state in ("queued", "running")
@@ -257,7 +257,7 @@ def test_an_outage_fails_nothing_however_long_and_others_go_on(
 def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = threading.Event()
     with monkeypatch.context() as m:
-        m.setattr("refdiff.server.worker._STOP_WAIT_S", 0.05)
+        m.setattr("refdiff.agent.queue._STOP_WAIT_S", 0.05)
         for _ in range(4):  # each is stopped in the middle of the inspection
             begun = threading.Event()
             m.setattr(Inspector, "run", lambda *_, b=begun: (b.set(), hold.wait(60)))
@@ -364,7 +364,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from refdiff.agent import filing, graph
-from refdiff.server.desk import Desk, Upload
+from refdiff.agent.service import Desk, Upload
 real = getattr(graph, sys.argv[1])
 def deadly(*a, **k):
     if sys.argv[2] == "after":
@@ -425,12 +425,12 @@ def make_pending() -> Callable[[Path], str]:
         script = (
             "import os, signal\nfrom refdiff.agent import graph\n"
             "graph.file_report = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "from refdiff.server import cli\n"
+            "from refdiff.server.cli import main as cli\n"
             "cli.run(['inspect', '--part', '5', '--product', 'board', '--image', 'bad.png'])"
         )
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
         assert child.returncode == -9, child.stderr
-        from refdiff.tools.services import Services
+        from refdiff.tools.workspace import Services
 
         with Services.open() as services, Inspector(services) as inspector:
             [pending] = inspector.pending()

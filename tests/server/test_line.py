@@ -17,16 +17,16 @@ import pytest
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.inspections import InspectionStore
-from refdiff.memory.line_journal import LineJournal
+from refdiff.memory.journals.watch import LineJournal
+from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import InputError, StorageError
-from refdiff.server import cli
-from refdiff.server.line import line as line_module
-from refdiff.server.line.folder import NamePattern, WatchedFolder
-from refdiff.server.line.line import Line, LineOptions
-from refdiff.server.line.lines import LineFile
-from refdiff.server.line.webhook import Webhook, sign, signing_key
-from refdiff.tools.services import Services
+from refdiff.server.cli.main import main
+from refdiff.server.watch import watcher as line_module
+from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.jsonl import LineFile
+from refdiff.server.watch.watcher import Line, LineOptions
+from refdiff.server.watch.webhook import Webhook, sign, signing_key
+from refdiff.tools.workspace import Services
 
 from .conftest import bad_photo, good_photo
 
@@ -56,12 +56,14 @@ def told(ready: Path) -> list[dict[str, Any]]:
 
 def watch(camera: Path, *extra: str) -> int:
     lines = str(camera.parent / "lines.jsonl")
-    return cli.run(["watch", str(camera), "--pattern", PATTERN, "--judge", "never", "--once", "--lines", lines, *extra])
+    return main.run(
+        ["watch", str(camera), "--pattern", PATTERN, "--judge", "never", "--once", "--lines", lines, *extra]
+    )
 
 
 def filed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     capsys.readouterr()
-    assert cli.run(["inspections", "list", "--json"]) == 0
+    assert main.run(["inspections", "list", "--json"]) == 0
     return json.loads(capsys.readouterr().out)["inspections"]
 
 
@@ -134,7 +136,7 @@ def test_mistakes_are_told_before_anything_is_watched(
 ) -> None:
     if code != 64:
         monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
-    assert cli.run(["watch", *arguments, "--once"]) == code
+    assert main.run(["watch", *arguments, "--once"]) == code
     assert words in capsys.readouterr().err
 
 
@@ -150,7 +152,7 @@ def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from refdiff.server.cli_watch import _alone
+    from refdiff.server.cli.watch import _alone
 
     with _alone(camera):
         assert watch(camera) == 69
@@ -362,7 +364,7 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Receiver.got, Receiver.statuses = [], []
-    monkeypatch.setattr("refdiff.server.line.webhook.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("refdiff.server.watch.webhook.FIRST_WAIT_S", 0.02)
     monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -411,7 +413,7 @@ def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str
 def test_the_sender_survives_what_nobody_foresaw(
     tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refdiff.server.line.webhook._IDLE_S", 0.05)
+    monkeypatch.setattr("refdiff.server.watch.webhook._IDLE_S", 0.05)
     original, fails, notes = LineJournal.next_message, [1], list[str]()
 
     def broken(journal: LineJournal) -> Any:

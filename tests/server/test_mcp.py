@@ -25,10 +25,10 @@ from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
 from refdiff.agent.report.schema import DefectReport
-from refdiff.server import cli
-from refdiff.server.desk import Desk, Upload
+from refdiff.agent.service import Desk, Upload
+from refdiff.server.cli.main import main
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
-from refdiff.server.mcp.service import build_server
+from refdiff.server.mcp.server import build_server
 
 from .conftest import bad_photo, good_photo
 
@@ -296,5 +296,5 @@ def test_tools_refuse_a_wrong_order_and_what_does_not_exist(desk: Desk) -> None:
 
 
 def test_others_than_loopback_need_a_token(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["mcp", "--http", "--host", "0.0.0.0"]) == 64
+    assert main.run(["mcp", "--http", "--host", "0.0.0.0"]) == 64
     assert "REFDIFF_MCP_TOKEN" in capsys.readouterr().err

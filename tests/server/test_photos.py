@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from refdiff.model.errors import ImageError
-from refdiff.server.photos import from_base64, from_data_url
+from refdiff.server.base64_images import from_base64, from_data_url
 
 DATA = bytes(range(100))
 TEXT = base64.b64encode(DATA).decode("ascii")

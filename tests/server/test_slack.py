@@ -22,16 +22,16 @@ import pytest
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
-from refdiff.memory.chat import ChatStore
+from refdiff.agent.service import Desk, Upload
+from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.model.errors import StorageError
-from refdiff.server.chat import host as host_module
+from refdiff.server.chat import bot as host_module
+from refdiff.server.chat.bot import ChatRequest
 from refdiff.server.chat.bots import bots
-from refdiff.server.chat.host import ChatRequest
 from refdiff.server.chat.settings import ChatSettings, may_decide
-from refdiff.server.desk import Desk, Upload
-from refdiff.server.options import open_stores
+from refdiff.server.chat.slack import app as slack_app
+from refdiff.server.cli.options import open_stores
 from refdiff.server.settings import ConfigurationError
-from refdiff.server.slack import app as slack_app
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo

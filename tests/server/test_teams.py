@@ -16,14 +16,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from PIL import Image
 
-from refdiff.memory.chat import ChatStore
-from refdiff.server.chat import host as host_module
+from refdiff.agent.service import Desk, Upload
+from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.desk import Desk, Upload
+from refdiff.server.chat.teams import app as teams_app
+from refdiff.server.chat.teams import cards
 from refdiff.server.settings import ConfigurationError
-from refdiff.server.teams import app as teams_app
-from refdiff.server.teams import cards
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from refdiff.model.render import DefectSpec, Light, Pose, render
+from refdiff.model.synthesis.render import DefectSpec, Light, Pose, render
 from refdiff.tools.align import align, warp_reference
 
 SIZE = (256, 256)

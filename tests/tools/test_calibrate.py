@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from refdiff.memory.calibrations import Calibration
-from refdiff.memory.goldens import Golden
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
-from refdiff.model import difference
+from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import encode_png
-from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
-from refdiff.tools import calibrate as module
-from refdiff.tools.calibrate import (
+from refdiff.model.synthesis.render import render
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection import calibration as module
+from refdiff.tools.inspection.calibration import (
     calibrate,
     calibration_key,
     current_calibration,
@@ -27,10 +28,9 @@ from refdiff.tools.calibrate import (
     summary,
     unlike_goldens,
 )
-from refdiff.tools.enroll import enroll
-from refdiff.tools.pipeline import Comparison
-from refdiff.tools.services import Services
+from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
 
 SIZE = (96, 128)
 
@@ -143,7 +143,7 @@ CHANGES: dict[str, tuple[bool, Change]] = {
     "a retired golden": (True, lambda s, g, t, m: s.bank.set_status(g[0].golden_id, "retired", "old")),
     "an ignore zone": (True, lambda s, g, t, m: s.stores.products.set_spec("board", _zone("ignore"))),
     "another frame": (True, lambda s, g, t, m: s.stores.products.set_spec("board", {"frame": g[1].golden_id})),
-    "another scoring": (True, lambda s, g, t, m: m.setattr(difference, "VERSION", "next")),
+    "another scoring": (True, lambda s, g, t, m: m.setattr(patch_distance, "VERSION", "next")),
     "other weights": (True, lambda s, g, t, m: m.setattr(s.encoder, "fingerprint", "0" * 16)),
     "an intensity window": (True, lambda s, g, t, m: s.stores.products.set_window_once("board", (0, 9))),
     "nothing": (False, lambda s, g, t, m: None),

@@ -15,10 +15,10 @@ from refdiff.memory.image_store import ImageStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
-from refdiff.model.render import PartKind, render
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.enroll import enroll, read_photo, record_capture
-from refdiff.tools.services import Services
+from refdiff.model.synthesis.render import PartKind, render
+from refdiff.tools.golden_samples.enroll import enroll, read_photo, record_capture
+from refdiff.tools.workspace import Services
 
 SIZE = (96, 128)
 

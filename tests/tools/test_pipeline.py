@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.memory.captures import Capture
-from refdiff.memory.goldens import Golden
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.records.captures import Capture
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
 from refdiff.model.images import encode_png
-from refdiff.model.render import DefectSpec, Pose, Scene, render
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.align import Alignment
-from refdiff.tools.enroll import enroll
-from refdiff.tools.inspection import resolve_scale
-from refdiff.tools.pipeline import Comparison, compare, place_zones
-from refdiff.tools.services import Services
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.comparison import Comparison, compare, place_zones
+from refdiff.tools.inspection.inspection import resolve_scale
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
 
 SIZE = (224, 224)
 VARIANTS = {"a": 102, "b": 103}

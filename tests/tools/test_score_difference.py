@@ -8,13 +8,13 @@ import numpy as np
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
-from refdiff.model.render import render
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.enroll import enroll
-from refdiff.tools.inspection import inspect_photo
+from refdiff.model.synthesis.render import render
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.score_difference import find_regions
-from refdiff.tools.services import Services
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
 
 
 def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:

@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from refdiff.model.errors import SpecError
-from refdiff.tools.spec import EXAMPLE, MAX_BYTES, ProductSpec, Zone, load_spec, parse_spec, zone_mask
+from refdiff.tools.inspection.specification import (
+    EXAMPLE,
+    MAX_BYTES,
+    ProductSpec,
+    Zone,
+    load_spec,
+    parse_spec,
+    zone_mask,
+)
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
-from refdiff.model.render import DefectSpec, Pose, render
+from refdiff.model.synthesis.render import DefectSpec, Pose, render
 from refdiff.tools.align import Alignment
 from refdiff.tools.zoom import MIN_CROP_PX, zoom
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_parity import Pair, TorchReader, open_vllm, rendered_pairs
 
-from refdiff.model.build import build_model
+from refdiff.model.language.build import build_model
 from refdiff.model.settings import ModelSettings
-from refdiff.server.vllm_plugin.parity import Pair, TorchReader, open_vllm, rendered_pairs
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,15 @@ pytestmark = pytest.mark.vllm
 
 from vllm import SamplingParams  # noqa: E402
 from vllm.exceptions import VLLMValidationError  # noqa: E402
-
-from refdiff.model.configuration import IMAGE_TOKENS, NEW_ROWS  # noqa: E402
-from refdiff.server.vllm_plugin.parity import (  # noqa: E402
+from vllm_parity import (  # noqa: E402
     Pair,
     TorchReader,
     compare,
     conversation,
     vllm_readings,
 )
+
+from refdiff.model.language.configuration import IMAGE_TOKENS, NEW_ROWS  # noqa: E402
 from refdiff.server.vllm_plugin.processing import PictureItems  # noqa: E402
 
 TOLERANCE = 1e-3  # of a log-probability

@@ -17,11 +17,11 @@ from vllm.config import ModelConfig  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 from vllm.multimodal.cache import MultiModalProcessorOnlyCache  # noqa: E402
 from vllm.multimodal.media import MediaWithBytes  # noqa: E402
+from vllm_parity import Pair  # noqa: E402
 
-from refdiff.model.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, PAIR_TOKENS  # noqa: E402
 from refdiff.model.images import RgbImage  # noqa: E402
-from refdiff.model.processor import pair_pixels  # noqa: E402
-from refdiff.server.vllm_plugin.parity import Pair  # noqa: E402
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, PAIR_TOKENS  # noqa: E402
+from refdiff.model.language.processor import pair_pixels  # noqa: E402
 from refdiff.server.vllm_plugin.register import register  # noqa: E402
 
 TEXT = "reference <image> part <image>"

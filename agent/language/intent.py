@@ -1,0 +1,106 @@
+"""What a text in a conversation asks for, and reports in words: shared by chat clients, Slack and Teams.
+
+Which tools run and which verdict comes out is decided elsewhere; a text can only choose between an inspection of a part and
+a question about a report.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from refdiff.agent.report.markdown import escape, finding_line, number, percent
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.request import part_id_in, part_named_in
+from refdiff.memory.records.captures import normalise_part_id
+
+if TYPE_CHECKING:
+    from refdiff.agent.service import Desk
+
+_AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
+_CHINESE = r"(?:重新|再)?(?:检查|检测)"
+_VERB = rf"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)|{_CHINESE}"
+_ASKED = re.compile(rf"(?<![^\W\u4e00-\u9fff])(?:{_VERB})", re.IGNORECASE)
+_BEGINS = re.compile(rf"\W*(?:please |bitte |por favor |请)?(?:{_VERB})", re.IGNORECASE)
+# "and part #4413?": nothing but the part
+_BARE = re.compile(
+    r"(?:and|und|y|now|next|also|then|what|how|about|please|bitte|por favor|the|part|number|no|teil|pieza|零件|那|呢|\W)*",
+    re.IGNORECASE,
+)
+INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
+
+
+class Subject(Protocol):
+    """What a conversation is about: a report, or an inspection that has none yet."""
+
+    @property
+    def inspection_id(self) -> str: ...
+
+    @property
+    def part_id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Intent:
+    """part_id: inspect that part. about: a question about that inspection. Neither: small talk."""
+
+    part_id: str | None = None
+    about: str | None = None
+
+
+def understand(text: str, *, photo: bool = False, about: Subject | None = None) -> Intent:
+    """What a message asks for. photo: it brings one. about: what the conversation is about so far."""
+    if about is None:
+        return Intent(part_id=part_id_in(text))
+    named = part_named_in(text)
+    if named is not None and normalise_part_id(named) != about.part_id:
+        # people speak of other parts, too ("4411 had the same scratch, right?"): that is no wish for an inspection
+        if photo or _ASKED.search(text) or _BARE.fullmatch(text.replace(named, " ")):
+            return Intent(part_id=named)
+    elif photo or _AGAIN.match(text) or (named is not None and _BEGINS.match(text)):
+        return Intent(part_id=about.part_id)
+    return Intent(about=about.inspection_id)
+
+
+def product_in(text: str, products: Iterable[str]) -> str | None:
+    """The one known product that a text names as a whole word; the longer of two names where one holds the other."""
+    folded = unicodedata.normalize("NFKC", text[:20_000]).casefold()
+    named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
+    longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def product_for(desk: Desk, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
+    """The product of a part as the first text that names one says; for the photo of a new part, the only product that has
+    golden samples. None: the part's captures say it, or nothing does.
+    """
+    known = desk.products()
+    named = next((p for t in texts if (p := product_in(t, known))), None)
+    if named or not photo or desk.stores.captures.history(part_id):
+        return named
+    return desk.only_product()
+
+
+def report_text(report: DefectReport, link: str | None = None) -> str:
+    """A report in a few lines of Markdown; link: where its page is."""
+    reference = report.reference
+    limit = "" if report.threshold is None else f", limit {number(report.threshold)}"
+    lines = [
+        f"**{report.verdict.value}**: part {escape(report.part_id)} ({escape(report.product)}), "
+        f"{escape(report.verdict_reason)}.",
+        f"Compared with golden sample {reference.golden_id}, similarity {number(reference.similarity, 3)}; "
+        f"score {number(report.image_score)}{limit}.",
+        "",
+    ]
+    for i, finding in enumerate(report.findings, 1):
+        told = f"{escape(finding_line(finding))}, confidence {percent(finding.confidence)}"
+        lines.append(f"{i}. {told}. {escape(finding.description)}")
+    if not report.findings:
+        lines.append("No findings.")
+    if report.verdict.value == "REVIEW":
+        lines += ["", "A person decides: accept or override it with a reason."]
+    where = f" [Report]({link})" if link else ""
+    return "\n".join([*lines, "", f"Inspection {report.inspection_id}.{where}"])

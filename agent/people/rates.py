@@ -1,0 +1,165 @@
+"""How often system and people disagree, from blind checks alone: false rejects, escapes, reviews and kappa.
+
+Blind checks are a random sample of all inspections, so that these are estimates for all parts. Dispositions are counted
+beside them and give no rate: people look at what was failed, and know what the system said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from refdiff.agent.evaluation.metrics import wilson
+from refdiff.memory.records.blind_checks import Answered
+from refdiff.memory.stores import Stores
+from refdiff.memory.timestamps import to_utc
+from refdiff.model.errors import UnknownProductError
+
+FEW = 30  # fewer answers than this say little: a rate of 10 % then has an interval of 3 to 26 %
+_RESAMPLES = 2000
+_TAIL = 0.025  # of a 95 % interval, on each side
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Rate(_Model):
+    """events of n, with the 95 % interval (Wilson; bootstrap for kappa). value is None where n is 0 or it is undefined.
+
+    interval: None where n is 0; for kappa also where too few parts are bad, or disagreed about, to give one.
+    enough: n is at least 30 and there is an interval.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    events: int | None
+    n: int
+    enough: bool
+
+
+class PeriodRates(_Model):
+    """false_reject: good parts with FAIL; escape: bad parts with PASS; review: REVIEW of all; kappa: Cohen's, between
+    good/bad of people and PASS/FAIL of the system, REVIEW left out."""
+
+    period: str
+    n_good: int
+    n_bad: int
+    false_reject: Rate
+    escape: Rate
+    review: Rate
+    kappa: Rate
+
+
+class Rates(_Model):
+    product: str | None
+    since: str | None
+    n_inspections: int
+    n_drawn: int
+    n_waiting: int
+    overall: PeriodRates
+    months: list[PeriodRates] = Field(description="The same by month of inspection (UTC), oldest first.")
+    dispositions: dict[str, int] = Field(description="Decisions of people who knew the verdict: no rate, since biased.")
+    notes: list[str]
+
+
+def rates(stores: Stores, product: str | None = None, since: str | None = None, seed: int = 0) -> Rates:
+    """Rates of a product (or all) over the inspections since a time (ISO 8601). seed: of kappa's bootstrap.
+
+    Raises InputError where `since` is no time, UnknownProductError.
+    """
+    if product is not None and stores.products.get(product) is None and not stores.blind_checks.count(product, None)[0]:
+        known = ", ".join(p.name for p in stores.products.list()) or "none yet"
+        raise UnknownProductError(f"no product {product!r}; products: {known}")
+    moment = None if since is None else to_utc(since)
+    answers = stores.blind_checks.answered(product, moment)
+    filed, drawn = stores.blind_checks.count(product, moment)
+    months = sorted({a.created_at[:7] for a in answers})
+    overall = _period("all", answers, seed)
+    return Rates(
+        product=product,
+        since=moment,
+        n_inspections=filed,
+        n_drawn=drawn,
+        n_waiting=drawn - len(answers),
+        overall=overall,
+        months=[_period(m, [a for a in answers if a.created_at.startswith(m)], seed) for m in months],
+        dispositions=stores.dispositions.count(product, moment),
+        notes=_notes(overall, answers, drawn),
+    )
+
+
+def _period(name: str, answers: Sequence[Answered], seed: int) -> PeriodRates:
+    good = [a.verdict for a in answers if a.judged == "good"]
+    bad = [a.verdict for a in answers if a.judged == "bad"]
+    return PeriodRates(
+        period=name,
+        n_good=len(good),
+        n_bad=len(bad),
+        false_reject=_rate(good.count("FAIL"), len(good)),
+        escape=_rate(bad.count("PASS"), len(bad)),
+        review=_rate([a.verdict for a in answers].count("REVIEW"), len(answers)),
+        kappa=_kappa(answers, seed),
+    )
+
+
+def _rate(events: int, n: int) -> Rate:
+    interval = wilson(events, n)
+    pair = None if interval is None else (interval[0], interval[1])
+    return Rate(value=events / n if n else None, interval=pair, events=events, n=n, enough=n >= FEW)
+
+
+def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
+    """Cohen, "A coefficient of agreement for nominal scales", 1960; percentile bootstrap over parts."""
+    decided = [a for a in answers if a.verdict != "REVIEW"]
+    n = len(decided)
+    table = np.zeros(4)  # people good/bad x system PASS/FAIL
+    for a in decided:
+        table[2 * (a.judged == "bad") + (a.verdict == "FAIL")] += 1
+    value = float(_agreement(table))
+    if np.isnan(value):  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
+        return Rate(value=None, interval=None, events=None, n=n, enough=n >= FEW)
+    drawn = _agreement(np.random.default_rng(seed).multinomial(n, table / n, size=_RESAMPLES).astype(float))
+    undefined = np.isnan(drawn)
+    low, high = np.quantile(drawn[~undefined], [_TAIL, 1 - _TAIL])
+    # resamples without the few bad (or good) parts have no kappa, and those that all agree tell nothing of the spread
+    if undefined.mean() > _TAIL or low == high:
+        return Rate(value=value, interval=None, events=None, n=n, enough=False)
+    return Rate(value=value, interval=(float(low), float(high)), events=None, n=n, enough=n >= FEW)
+
+
+def _agreement(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., 4) counts -> (...) kappa, NaN where it is undefined."""
+    cells = table.reshape(*table.shape[:-1], 2, 2)
+    n = cells.sum((-1, -2))
+    seen = np.trace(cells, axis1=-2, axis2=-1) / n.clip(1)
+    chance = (cells.sum(-1) * cells.sum(-2)).sum(-1) / (n * n).clip(1)
+    certain = (chance >= 1) | (n == 0)
+    return np.where(certain, np.nan, (seen - chance) / np.where(certain, 1, 1 - chance))
+
+
+def _notes(overall: PeriodRates, answers: Sequence[Answered], drawn: int) -> list[str]:
+    notes = []
+    for what, rate in (("good", overall.false_reject), ("bad", overall.escape)):
+        if rate.n == 0:
+            notes.append(f"no blind answer about a {what} part yet: nothing can be said of that rate")
+        elif not rate.enough:
+            notes.append(
+                f"only {rate.n} blind answers about {what} parts: too few, look at the interval ({FEW} and more)"
+            )
+    if overall.kappa.value is not None and overall.kappa.interval is None:
+        notes.append(
+            f"kappa has no interval: of {overall.kappa.n} parts with PASS or FAIL too few are bad, or disagreed about, "
+            "to say how far it may be off"
+        )
+    if drawn and len(answers) < 0.8 * drawn:
+        notes.append(
+            f"{drawn - len(answers)} of {drawn} drawn parts were not judged yet; if people leave out hard ones, "
+            "these rates are too good"
+        )
+    if len({a.share for a in answers}) > 1:
+        notes.append("the share of blind checks was changed meanwhile: times with a larger share weigh more here")
+    return notes

@@ -1,0 +1,252 @@
+"""From evidence and verified claims to the report: findings, verdict, numbers. Code fills everything that is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from refdiff.agent.context import AgentContext
+from refdiff.agent.report.schema import (
+    AlignmentSummary,
+    Alpha,
+    Cause,
+    Finding,
+    LlmReading,
+    Location,
+    Reference,
+    Scale,
+    SeenBefore,
+    Severity,
+    Verdict,
+    VerdictBasis,
+)
+from refdiff.agent.verdict.decide import Decision, Judged, PolicyInput, Rated, decide, rate_finding, score_threshold
+from refdiff.agent.verdict.verify import format_number
+from refdiff.memory.golden_bank.bank import GoldenHit
+from refdiff.memory.records.captures import Capture
+from refdiff.model.defect_types import UNKNOWN
+from refdiff.tools.context import Workbench
+from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.inspection.calibration import requested_alpha, software_fingerprint, weights_in_use
+from refdiff.tools.inspection.comparison import product_spec
+from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
+from refdiff.tools.measure import measure_record
+from refdiff.tools.score_difference import MAX_REGIONS, score_record
+
+
+def _same_box(claim: dict[str, Any], region: RegionResult) -> bool:
+    return tuple(claim["box"]) == region.region.box
+
+
+def _canonical_score(evidence: list[dict[str, Any]], canonical: PhotoInspection) -> str | None:
+    """Id of the evidence of this very comparison; a bank that changed while a run was cut off makes it another one."""
+    goldens = [h.golden.golden_id for h in canonical.comparison.hits]
+    for record in evidence:
+        numbers = record["numbers"]
+        if record["kind"] == "score" and numbers.get("canonical") and record["arguments"].get("golden_ids") == goldens:
+            same = numbers.get("score") == round(canonical.comparison.difference.score, 4)
+            if same and numbers.get("regions") == len(canonical.regions):
+                return str(record["id"])
+    return None
+
+
+def _measured(evidence: list[dict[str, Any]], added: list[EvidenceRecord], result: RegionResult, score_id: str) -> str:
+    """Id of the canonical measurement of a region, recorded now if no tool call did."""
+    for record in evidence:
+        arguments = record["arguments"]
+        if record["kind"] == "measure" and (arguments.get("score"), arguments.get("region")) == (
+            score_id,
+            result.region.id,
+        ):
+            return str(record["id"])
+    made = measure_record(result.measurement, result.region.id, score_id)
+    added.append(made.model_copy(update={"id": f"e{len(evidence) + len(added) + 1}"}))
+    return added[-1].id
+
+
+def _kind(claim: dict[str, Any] | None, result: RegionResult) -> str:
+    """The model's word for a finding; where it has none, the difference network's."""
+    return str(claim["type"]) if claim and claim["type"] != UNKNOWN else result.region.type
+
+
+def _finding(
+    number: int, result: RegionResult, rated: Rated, claim: dict[str, Any] | None, evidence: list[str], threshold: float
+) -> Finding:
+    m = result.measurement
+    x0, y0, x1, y1 = m.box
+    kind = _kind(claim, result)
+    size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
+    plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
+    measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
+    cause = claim["probable_cause"] if claim else ""
+    return Finding(
+        id=f"f{number}",
+        type=kind,
+        description=(claim and claim["description"]) or plain,
+        location=Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place),
+        area_px=m.area_px,
+        length_mm=m.length_mm,
+        width_mm=m.width_mm,
+        uncertainty_mm=m.uncertainty_mm,
+        length_px=m.length_px,
+        width_px=m.width_px,
+        severity=rated.severity,
+        confidence=result.confidence,
+        evidence=evidence,
+        probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
+        reasoning=" ".join(
+            t for t in ((claim and claim["reasoning"]) or "", measured, f"Specification: {rated.why}.") if t
+        ),
+        within_limits=rated.within,
+        zone=", ".join(result.zones) or None,
+        reported_by="llm" if claim else "system",
+    )
+
+
+def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
+    """The findings with what people confirmed lately on other parts of the product.
+
+    One unknown anomaly is not another: those count only where they lie in the same place.
+    """
+    days = bench.settings.history_days
+    confirmed = bench.services.stores.learned.confirmed(capture.product, days, except_part=capture.part_id)
+    seen = []
+    for finding in findings:
+        place = finding.location.region if finding.type == UNKNOWN else None
+        parts = {c.part_id for c in confirmed if c.type == finding.type and place in (None, c.region)}
+        before = SeenBefore(parts=len(parts), days=days, place=place) if parts else None
+        seen.append(finding.model_copy(update={"seen_before": before}))
+    return seen
+
+
+def _reference(hit: GoldenHit) -> Reference:
+    # what is beyond float32 hangs on the machine's load, and a resumed report must agree
+    return Reference(golden_id=hit.golden.golden_id, similarity=round(hit.similarity, 6), sha256=hit.golden.sha256)
+
+
+def assemble(
+    bench: AgentContext, capture: Capture, state: dict[str, Any], canonical: PhotoInspection, llm_drove: bool
+) -> dict[str, Any]:
+    """The report's fields except artefacts, judge, trace and timings. state: evidence, claims, reading, unsupported."""
+    evidence: list[dict[str, Any]] = state["evidence"]
+    added: list[EvidenceRecord] = []
+    score_id = _canonical_score(evidence, canonical)
+    if score_id is None:
+        record = score_record(bench, capture, canonical.comparison, canonical)
+        added.append(record.model_copy(update={"id": f"e{len(evidence) + 1}"}))
+        score_id = added[-1].id
+    dropped = list(state.get("unsupported") or [])
+    claims = list(state.get("claims") or [])
+    spec = product_spec(bench.services, capture.product)
+    findings: list[Finding] = []
+    judged: list[Judged] = []
+    as_claimed: list[Judged] = []
+    for number, result in enumerate(canonical.regions, start=1):
+        claim = next((c for c in claims if _same_box(c, result)), None)
+        if claim:
+            claims.remove(claim)
+        measured_id = _measured(evidence, added, result, score_id)
+        cited = list(dict.fromkeys([*(claim["evidence"] if claim else []), score_id, measured_id]))
+        m = result.measurement
+        measured, rated = (
+            rate_finding(
+                spec,
+                type=kind,
+                length_mm=m.length_mm,
+                width_mm=m.width_mm,
+                length_px=m.length_px,
+                area_px=m.area_px,
+                zones=result.zones,
+            )
+            for kind in (UNKNOWN, _kind(claim, result))
+        )
+        if claim and claim["severity"] not in (Severity.UNRATED, rated.severity):
+            dropped.append(
+                f"severity {claim['severity']} of {result.region.id}: the specification says {rated.severity}"
+            )
+        finding = _finding(number, result, rated, claim if llm_drove else None, cited, canonical.threshold)
+        findings.append(finding)
+        label = f"{finding.id} ({finding.type.replace('_', ' ')})"
+        judged.append(Judged(measured, result.peak_p, label))
+        as_claimed.append(Judged(rated, result.peak_p, label))
+    for claim in claims:
+        dropped.append(f"finding at {claim['region']}: not a region of the comparison with the nearest goldens")
+    decision = _decide(bench, canonical, judged, as_claimed, state.get("reading"))
+    calibration = canonical.calibration
+    alpha = requested_alpha(bench.services, calibration)
+    alignment = canonical.comparison.alignments[0]
+    hits = canonical.comparison.hits
+    return {
+        "part_id": capture.part_id,
+        "product": capture.product,
+        "query_sha256": capture.sha256,
+        "verdict": decision.verdict,
+        "verdict_basis": decision.basis,
+        "verdict_reason": decision.reason,
+        "image_score": canonical.comparison.difference.score,
+        "p_value": canonical.p_value,
+        "threshold": score_threshold(calibration.scores, alpha) if calibration else None,
+        "alpha": Alpha(requested=alpha, attained=decision.attained),
+        "n_calibration": calibration.n if calibration else 0,
+        "reference": _reference(hits[0]),
+        "references": [_reference(h) for h in hits],
+        "alignment": AlignmentSummary(
+            method=alignment.method,
+            ok=alignment.ok,
+            residual_px=alignment.residual_px,
+            overlap=alignment.overlap if alignment.ok else None,
+        ),
+        "scale": Scale(mm_per_px=canonical.scale.mm_per_px, source=canonical.scale.source),
+        "findings": _seen_before(bench, capture, findings),
+        "llm_reading": state.get("reading"),
+        "reasoning": _reasoning(state, canonical, decision),
+        "unsupported_claims_dropped": dropped,
+        "evidence": [*(EvidenceRecord.model_validate(r) for r in evidence), *added],
+        "software": {
+            "version": version("refdiff"),
+            "weights_sha256": software_fingerprint(bench.services),
+            "weights": weights_in_use(bench.services),
+        },
+    }
+
+
+def _decide(
+    bench: Workbench,
+    canonical: PhotoInspection,
+    judged: list[Judged],
+    as_claimed: list[Judged],
+    reading: dict[str, Any] | None,
+) -> Decision:
+    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
+    facts = PolicyInput(
+        p=canonical.p_value,
+        n=canonical.calibration.n if canonical.calibration else 0,
+        alpha=requested_alpha(bench.services, canonical.calibration),
+        findings=judged,
+        reading=LlmReading.model_validate(reading) if reading else None,
+        problems=canonical.problems,
+    )
+    decision, claimed = decide(facts), decide(replace(facts, findings=as_claimed))
+    if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
+        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
+        return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
+    accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
+    if accepted and len(judged) >= MAX_REGIONS:
+        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
+        return replace(decision, verdict=Verdict.REVIEW, reason=reason)
+    return decision
+
+
+def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Decision) -> str:
+    nearest = canonical.comparison.hits[0]
+    facts = [
+        f"Compared with {len(canonical.comparison.hits)} golden sample(s), the nearest {nearest.golden.golden_id} "
+        f"(similarity {nearest.similarity:.3f}).",
+        f"Registration: {canonical.comparison.alignments[0].reason}.",
+        f"Verdict {decision.verdict}: {decision.reason}.",
+    ]
+    if canonical.scale.mm_per_px is None:
+        facts.append("Scale unknown: sizes are in pixels.")
+    said = str(state.get("reasoning") or "")
+    return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") != "fallback" else [])])

@@ -1,0 +1,190 @@
+"""The audit chain: every step in the life of an inspection as a record that carries the hash of all before it.
+
+A record is what happened (who, when, to which inspection, the facts) and the sha256 of its content: the filed report, the
+disposition, a blind answer. `record_sha256` is the sha256 of the record as canonical JSON, and
+
+    hash = sha256(hash of the record before + record_sha256),    64 zeros before the first
+
+so that a record that is changed, removed, added or moved shows at its place. Where a record is not to be disclosed, its
+`record_sha256` alone still links its neighbours. Records are appended in the very transaction that writes what they tell
+of: neither can be without the other, whatever is killed when, and processes cannot meet halfway.
+
+The chain proves that records agree with each other. That nobody rewrote all of them is proved by an older copy of a hash
+elsewhere: an export, or its seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from refdiff.memory.timestamps import utc_now
+
+GENESIS = "0" * 64
+FILED, DISPOSITION = "filed", "disposition"
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """kind: "filed", "disposition"...; at: ISO 8601, UTC; by: who; facts: JSON data; hash: of the chain up to here."""
+
+    seq: int
+    kind: str
+    inspection_id: str
+    at: str
+    by: str
+    facts: dict[str, Any]
+    content_sha256: str
+    hash: str
+
+    @property
+    def record_sha256(self) -> str:
+        plain = asdict(self)
+        del plain["hash"]
+        return content_digest(plain)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The first place where a chain does not hold. where: "record 3", "line 5"."""
+
+    where: str
+    seq: int | None
+    inspection_id: str | None
+    what: str
+
+    def __str__(self) -> str:
+        about = f" (inspection {self.inspection_id})" if self.inspection_id else ""
+        return f"{self.where}{about}: {self.what}"
+
+
+def canonical(data: Any) -> str:
+    """The one JSON text of some data: sorted keys, no blanks, ASCII. Raises ValueError for NaN and infinities."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_digest(data: Any) -> str:
+    """sha256 (hex) of the canonical JSON."""
+    return hashlib.sha256(canonical(data).encode("ascii")).hexdigest()
+
+
+def linked(previous: str, record_sha256: str) -> str:
+    """The hash of the chain after a record."""
+    return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
+
+
+def append(
+    conn: sqlite3.Connection,
+    kind: str,
+    inspection_id: str,
+    by: str,
+    content: Any,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    keep_content: bool = True,
+) -> AuditRecord:
+    """Add a record within the caller's write transaction.
+
+    content: JSON data; kept in the record unless it is kept elsewhere (`keep_content=False`: the filed report).
+    """
+    seq, by = _last_given(conn) + 1, by.encode("utf-8", "replace").decode()
+    last = conn.execute("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")
+    hash_ = linked(last["hash"] if last else GENESIS, bare.record_sha256)
+    conn.execute(
+        "INSERT INTO audit (seq, inspection_id, kind, at, by, facts, content, content_sha256, hash) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            seq, inspection_id, kind, bare.at, by, canonical(bare.facts),
+            canonical(content) if keep_content else None, bare.content_sha256, hash_,
+        ),
+    )  # fmt: skip
+    return AuditRecord(**{**vars(bare), "hash": hash_})
+
+
+def append_filed(conn: sqlite3.Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
+    """Add the record of a filed report; the report itself stays where it was filed. more: further facts."""
+    by = str(report.get("requested_by") or "unknown")
+    facts = report_facts(report) | more
+    return append(conn, FILED, inspection_id, by, report, facts=facts, keep_content=False)
+
+
+def report_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What an auditor asks first of a report: the request, the photo, the goldens, the tools, versions and weights."""
+    kept = ("part_id", "product", "request", "verdict", "query_sha256", "judge", "software")
+    facts: dict[str, Any] = {name: report[name] for name in kept if name in report}
+    references = report.get("references") or ([report["reference"]] if report.get("reference") else [])
+    facts["goldens"] = [{k: r.get(k) for k in ("golden_id", "sha256")} for r in references if isinstance(r, dict)]
+    facts["tools"] = [c.get("tool") for c in report.get("tool_trace") or [] if isinstance(c, dict)]
+    return facts
+
+
+def _last_given(conn: sqlite3.Connection) -> int:
+    row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
+    return int(row["seq"]) if row else 0
+
+
+def adopt_earlier(conn: sqlite3.Connection) -> None:
+    """Give what was filed and decided before there was a chain its records, in the order of filing."""
+    rows = conn.execute(
+        "SELECT i.inspection_id AS id, i.report, d.decision, d.decided_by, d.reason, d.created_at FROM inspections i "
+        "LEFT JOIN dispositions d USING (inspection_id) ORDER BY i.seq"
+    ).fetchall()
+    for row in rows:
+        report = json.loads(row["report"])
+        append_filed(conn, row["id"], report, adopted=True)
+        if row["decision"] is not None:
+            decided = {"decision": row["decision"], "by": row["decided_by"], "reason": row["reason"],
+                       "created_at": row["created_at"], "inspection_id": row["id"]}  # fmt: skip
+            append(conn, DISPOSITION, row["id"], row["decided_by"], decided, facts={"adopted": True})
+
+
+class ChainCheck:
+    """Follows a chain record by record. `seq`, `hash`: of the last record that held."""
+
+    def __init__(self, seq: int = 0, previous: str = GENESIS) -> None:
+        self.seq, self.hash = seq, previous
+
+    def record(self, record: AuditRecord, content: Any, place: str = "") -> Problem | None:
+        """The next record with its content; what is wrong with it, None if nothing."""
+        where = place or f"record {record.seq}"
+        if record.seq != self.seq + 1:
+            return Problem(where, record.seq, record.inspection_id, self._out_of_order(record.seq))
+        if content_digest(content) != record.content_sha256:
+            return Problem(where, record.seq, record.inspection_id, f"its {_CONTENT.get(record.kind, 'content')} "
+                           "is not the one that was recorded")  # fmt: skip
+        expected = linked(self.hash, record.record_sha256)
+        if expected != record.hash:
+            return Problem(
+                where, record.seq, record.inspection_id, "it was changed, or a record before it was exchanged"
+            )
+        self.seq, self.hash = record.seq, expected
+        return None
+
+    def link(self, seq: int, record_sha256: str, place: str) -> Problem | None:
+        """The next record, of which only the digest is known."""
+        if seq != self.seq + 1:
+            return Problem(place, seq, None, self._out_of_order(seq))
+        self.seq, self.hash = seq, linked(self.hash, record_sha256)
+        return None
+
+    def end(self, last: int, place: str = "the end") -> Problem | None:
+        """Whether the record numbered `last` was reached."""
+        if last == self.seq:
+            return None
+        missing = f"record {last} is" if last == self.seq + 1 else f"records {self.seq + 1} to {last} are"
+        return Problem(place, self.seq + 1, None, f"{missing} missing")
+
+    def _out_of_order(self, seq: int) -> str:
+        expected = self.seq + 1
+        if seq > expected:
+            gone = f"record {expected}" if seq == expected + 1 else f"records {expected} to {seq - 1}"
+            return f"record {expected} should come here: {gone} removed or moved"
+        return f"record {expected} should come here: record {seq} was moved or repeated"
+
+
+_CONTENT = {FILED: "report", DISPOSITION: "disposition"}

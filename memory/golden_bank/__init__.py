@@ -1,0 +1,1 @@
+"""The golden bank: Qdrant, embedded or as a server, behind one class."""

@@ -1,0 +1,420 @@
+"""The golden bank: good samples in Qdrant, found by what they look like. Same code for embedded and server.
+
+One collection per encoder fingerprint: vectors of different weights cannot be compared, so they never meet.
+Named vectors: `global` (cosine, HNSW) to find candidates, `patches` (multivector, MaxSim) to rank them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from refdiff.memory.closing import Closing
+from refdiff.memory.golden_bank.connection import QdrantConnection
+from refdiff.memory.golden_bank.golden import (
+    IN_USE,
+    STATUSES,
+    Golden,
+    GoldenHit,
+    GoldenStatus,
+    make_golden_id,
+    point_id,
+)
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
+
+__all__ = ["IN_USE", "STATUSES", "Golden", "GoldenBank", "GoldenHit", "GoldenStatus", "make_golden_id"]
+
+PREFIX = "refdiff_goldens_"
+INDEXED = ("product", "status", "part_group", "sha256")
+MIN_CANDIDATES = 32
+_PAGE = 1000
+MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
+
+Vectors = NDArray[np.float32]
+
+
+class GoldenBank(Closing):
+    """An open bank; a context manager; safe to share between threads.
+
+    Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
+    """
+
+    def __init__(self, connection: QdrantConnection, fingerprint: str, global_dim: int, patch_dim: int) -> None:
+        """Use `open`."""
+        self._connection = connection
+        self._client: QdrantClient = connection.client
+        self._name = PREFIX + fingerprint
+        self._dims = (global_dim, patch_dim)
+        # Embedded Qdrant is not made for threads; the server's client is.
+        self._mutex: contextlib.AbstractContextManager[Any] = (
+            threading.RLock() if connection.embedded else contextlib.nullcontext()
+        )
+        # Embedded, no other process can write, and evaluating a filter costs 60 us a golden (120 ms at 2000):
+        # so the payloads are held here, and filtering is a look-up. A server has indexes, and other writers.
+        self._catalogue: dict[int, Golden] | None = None
+        self._patch_cache: dict[int, Vectors] = {}
+
+    @classmethod
+    def open(cls, settings: MemorySettings, encoder_fingerprint: str, global_dim: int, patch_dim: int) -> GoldenBank:
+        """Open the bank of that encoder, made if new: under `settings.home`, or on the server `qdrant_url`.
+
+        global_dim, patch_dim: sizes of the encoder's vectors. Raises BankBusyError if another process still
+        holds the embedded bank after `settings.bank_wait_s`, UnavailableError if the server does not answer,
+        StorageError if the files cannot be read or written or hold vectors of other sizes.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", encoder_fingerprint):
+            raise RefDiffError(f"encoder fingerprint {encoder_fingerprint!r} cannot name a collection")
+        connection = QdrantConnection(settings)
+        try:
+            bank = cls(connection, encoder_fingerprint, global_dim, patch_dim)
+            with bank._qdrant() as client:
+                bank._ensure_collection(client)
+                if connection.embedded:
+                    bank._catalogue = dict(bank._scroll(client, None))
+        except BaseException:
+            connection.close()
+            raise
+        return bank
+
+    def close(self) -> None:
+        with self._mutex:
+            self._connection.close()
+
+    # -- writing
+
+    def add(self, golden: Golden, global_vec: Vectors, patches: Vectors) -> bool:
+        """Enrol a golden, durably on return. False, and nothing changes, if it is there already (or retired).
+
+        global_vec: (Dg,) float32; patches: (N, Dp) float32, N >= 1.
+        """
+        self._check_vectors(global_vec, patches)
+        _check_status(golden.status)
+        point = point_id(golden.golden_id)
+        with self._qdrant() as client:
+            earlier = self._find(client, point)
+            if earlier is not None:
+                if (earlier.product, earlier.sha256) != (golden.product, golden.sha256):
+                    raise RefDiffError(f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}")
+                return False
+            client.upsert(
+                self._name,
+                points=[self._point(point, golden, global_vec, patches)],
+                wait=True,
+                # two processes may enrol the same photo on a server: the first one's payload stays
+                update_mode=qm.UpdateMode.INSERT_ONLY,
+            )
+            if self._catalogue is not None:
+                self._catalogue[point] = golden
+        return True
+
+    def set_status(self, golden_id: str, status: GoldenStatus, note: str = "") -> Golden:
+        """Flag, retire or reactivate a golden, saying why. Raises UnknownRecordError."""
+        _check_status(status)
+        golden = replace(self.get(golden_id), status=status, note=note)
+        with self._qdrant() as client:
+            client.set_payload(
+                self._name, payload={"status": status, "note": note}, points=[point_id(golden_id)], wait=True
+            )
+            if self._catalogue is not None:
+                self._catalogue[point_id(golden_id)] = golden
+        return golden
+
+    # -- reading
+
+    def nearest(
+        self,
+        product: str,
+        global_vec: Vectors,
+        patches: Vectors,
+        k: int,
+        exclude_ids: Iterable[str] = (),
+        exclude_groups: Iterable[str] = (),
+        statuses: Sequence[GoldenStatus] = IN_USE,
+    ) -> builtins.list[GoldenHit]:
+        """The k goldens of that product most like the query, best first; fewer if there are not as many.
+
+        global_vec: (Dg,) float32; patches: (N, Dp) float32. Candidates are the max(32, 4k) nearest by
+        `global`; they are ranked by MaxSim (ColBERT, arXiv:2004.12832, eq. 3) divided by N.
+        """
+        if k < 1:
+            raise InputError(f"{k} references: ask for 1 or more")
+        self._check_vectors(global_vec, patches)
+        wanted = max(MIN_CANDIDATES, 4 * k)
+        wish = _Wish(product, tuple(statuses), frozenset(point_id(i) for i in exclude_ids), frozenset(exclude_groups))
+        with self._qdrant() as client:
+            candidates = self._candidates if self._catalogue is None else self._candidates_embedded
+            found = candidates(client, wish, global_vec, wanted)
+            # Embedded Qdrant computes MaxSim over the whole collection, whatever the filter or prefetch (220
+            # ms at 2000 goldens), so only the candidates' patches are fetched and ranked here, exactly.
+            vectors = self._patches_of(client, list(found))
+        present = [i for i in found if i in vectors]
+        similarities = max_sim(patches, [vectors[i] for i in present])
+        hits = [
+            GoldenHit(found[i][0], float(s), float(np.clip(found[i][1], 0.0, 1.0)))
+            for i, s in zip(present, similarities, strict=True)
+        ]
+        hits.sort(key=lambda h: (-h.similarity, -h.global_similarity, h.golden.golden_id))
+        return hits[:k]
+
+    def list(self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None) -> builtins.list[Golden]:
+        """Goldens of that product and those statuses (None: any), oldest first."""
+        wish = _Wish(product, None if statuses is None else tuple(statuses))
+        with self._qdrant() as client:
+            if self._catalogue is not None:
+                goldens = [golden for point, golden in self._catalogue.items() if wish.fits(point, golden)]
+            else:
+                goldens = [golden for _, golden in self._scroll(client, wish.filter())]
+        return sorted(goldens, key=lambda g: (g.enrolled_at, g.golden_id))
+
+    def get(self, golden_id: str) -> Golden:
+        """Raises UnknownRecordError."""
+        with self._qdrant() as client:
+            golden = self._find(client, point_id(golden_id))
+        if golden is None:
+            raise UnknownRecordError(f"no golden {golden_id} in the bank; see `refdiff goldens list`")
+        return golden
+
+    def vectors(self, golden_id: str) -> tuple[Vectors, Vectors]:
+        """(global (Dg,), patches (N, Dp)) of a golden, float32 unit norm. Raises UnknownRecordError."""
+        with self._qdrant() as client:
+            records = client.retrieve(self._name, [point_id(golden_id)], with_payload=False, with_vectors=True)
+        if not records:
+            raise UnknownRecordError(f"no golden {golden_id} in the bank; see `refdiff goldens list`")
+        return _vector(records[0], "global"), _vector(records[0], "patches")
+
+    def count(self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None) -> int:
+        """How many goldens that product has in those statuses (None: any)."""
+        if self._catalogue is not None:
+            return len(self.list(product, statuses))
+        wish = _Wish(product, None if statuses is None else tuple(statuses))
+        with self._qdrant() as client:
+            return client.count(self._name, count_filter=wish.filter(), exact=True).count
+
+    def products(self) -> builtins.list[str]:
+        """Names of the products that have goldens of any status, sorted."""
+        return sorted({golden.product for golden in self.list()})
+
+    def other_fingerprints(self) -> builtins.list[str]:
+        """Other encoders with a collection here: after new weights, goldens need enrolling again."""
+        with self._qdrant() as client:
+            names = [c.name for c in client.get_collections().collections]
+        return sorted(n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX) and n != self._name)
+
+    # -- inside
+
+    @contextlib.contextmanager
+    def _qdrant(self) -> Iterator[QdrantClient]:
+        with self._mutex, self._connection.errors():
+            yield self._client
+
+    def _ensure_collection(self, client: QdrantClient) -> None:
+        if not client.collection_exists(self._name):
+            try:
+                client.create_collection(self._name, vectors_config=_vectors_config(*self._dims))
+            except UnexpectedResponse as e:
+                if e.status_code != 409:  # 409: another process made it at the same moment
+                    raise
+        info = client.get_collection(self._name)
+        kept = cast(dict[str, qm.VectorParams], info.config.params.vectors)
+        dims = tuple(kept[name].size if name in kept else 0 for name in ("global", "patches"))
+        if dims != self._dims:
+            raise StorageError(
+                f"collection {self._name} holds vectors of sizes {dims}, this encoder makes {self._dims}; "
+                "delete the collection and enrol the goldens again"
+            )
+        if not self._connection.embedded:  # embedded Qdrant ignores payload indexes, and warns
+            for key in set(INDEXED) - set(info.payload_schema):
+                schema = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=key == "product")
+                client.create_payload_index(self._name, field_name=key, field_schema=schema, wait=True)
+
+    def _point(self, point: int, golden: Golden, global_vec: Vectors, patches: Vectors) -> qm.PointStruct:
+        payload = asdict(golden)
+        if self._connection.embedded:
+            # Embedded Qdrant pickles what it is given: arrays load 5 times faster than lists of Python floats
+            # (0.25 s against 1.35 s for 2000 goldens) and stay float32, but pydantic would refuse them.
+            arrays = {"global": _unit(global_vec), "patches": _unit(patches)}
+            return qm.PointStruct.model_construct(id=point, vector=arrays, payload=payload)
+        return qm.PointStruct(
+            id=point,
+            vector={"global": _unit(global_vec).tolist(), "patches": _unit(patches).tolist()},
+            payload=payload,
+        )
+
+    def _find(self, client: QdrantClient, point: int) -> Golden | None:
+        if self._catalogue is not None:
+            return self._catalogue.get(point)
+        records = client.retrieve(self._name, [point], with_payload=True)
+        return _golden(records[0].payload) if records else None
+
+    def _scroll(self, client: QdrantClient, wanted: qm.Filter | None) -> Iterator[tuple[int, Golden]]:
+        offset: Any = None
+        # embedded Qdrant sorts the whole collection for every page, so it gives one page
+        page = max(_PAGE, client.count(self._name).count) if self._connection.embedded else _PAGE
+        while True:
+            records, offset = client.scroll(
+                self._name,
+                scroll_filter=wanted,
+                limit=page,
+                offset=offset,
+                with_payload=True,
+                with_vectors=False,
+            )
+            for record in records:
+                yield cast(int, record.id), _golden(record.payload)
+            if offset is None:
+                return
+
+    def _candidates(
+        self, client: QdrantClient, wish: _Wish, global_vec: Vectors, wanted: int
+    ) -> dict[int, tuple[Golden, float]]:
+        """{point id: (golden, cosine)} of the nearest by `global`; Qdrant filters."""
+        response = client.query_points(
+            self._name,
+            query=_unit(global_vec).tolist(),
+            using="global",
+            limit=wanted,
+            query_filter=wish.filter(),
+            with_payload=True,
+        )
+        return {cast(int, p.id): (_golden(p.payload), p.score) for p in response.points}
+
+    def _candidates_embedded(
+        self, client: QdrantClient, wish: _Wish, global_vec: Vectors, wanted: int
+    ) -> dict[int, tuple[Golden, float]]:
+        """The same; Qdrant ranks, the catalogue filters: first the nearest few, all if too few fit."""
+        catalogue = self._catalogue or {}
+        found: dict[int, tuple[Golden, float]] = {}
+        for limit in (4 * wanted + len(wish.skip), len(catalogue)):
+            if not catalogue:
+                break
+            response = client.query_points(
+                self._name, query=_unit(global_vec).tolist(), using="global", limit=limit, with_payload=False
+            )
+            hits = [(cast(int, p.id), p.score) for p in response.points]
+            known = [(i, catalogue[i], score) for i, score in hits if i in catalogue]
+            fitting = [(i, (golden, score)) for i, golden, score in known if wish.fits(i, golden)]
+            found = dict(fitting[:wanted])
+            if len(found) == wanted or limit >= len(catalogue):
+                break
+        return found
+
+    def _patches_of(self, client: QdrantClient, ids: builtins.list[int]) -> dict[int, Vectors]:
+        """Patches by point id. Those of a golden never change, so the ones used lately are kept as arrays."""
+        cache = self._patch_cache  # another thread may replace it meanwhile
+        known = {i: cache[i] for i in ids if i in cache}
+        missing = [i for i in ids if i not in known]
+        if missing:
+            records = client.retrieve(self._name, missing, with_payload=False, with_vectors=["patches"])
+            fresh = {cast(int, r.id): _vector(r, "patches") for r in records}
+            self._patch_cache = fresh if len(cache) + len(fresh) > MAX_CACHED else cache | fresh
+            known |= fresh
+        return known
+
+    def _check_vectors(self, global_vec: Vectors, patches: Vectors) -> None:
+        global_dim, patch_dim = self._dims
+        if global_vec.shape != (global_dim,) or patches.ndim != 2 or patches.shape[1] != patch_dim:
+            raise RefDiffError(
+                f"vectors of shapes {global_vec.shape} and {patches.shape}; this bank holds ({global_dim},) "
+                f"and (N, {patch_dim}): open it with the encoder's own sizes"
+            )
+        if not len(patches) or not (np.isfinite(global_vec).all() and np.isfinite(patches).all()):
+            raise RefDiffError("vectors are empty or not finite: the image cannot have been encoded correctly")
+
+
+def max_sim(query: Vectors, candidates: Sequence[Vectors]) -> NDArray[np.float64]:
+    """(C,) mean over query patches of the best cosine in each candidate, clipped to 0..1.
+
+    query: (N, Dp); candidates: C arrays (Mi, Dp), Mi >= 1; rows need not be unit norm.
+    """
+    if not candidates:
+        return np.zeros(0)
+    rows = _unit(np.concatenate(candidates).astype(np.float32))  # (M1 + ... + MC, Dp)
+    starts = np.cumsum([0, *(len(c) for c in candidates[:-1])])
+    best = np.maximum.reduceat(rows @ _unit(query).T, starts, axis=0)  # (C, N)
+    similarity: NDArray[np.float64] = best.mean(axis=1, dtype=np.float64)
+    return similarity.clip(0.0, 1.0)
+
+
+def _unit(rows: Vectors) -> Vectors:
+    rows = np.asarray(rows, dtype=np.float32)
+    norms: Vectors = np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
+    return rows / norms
+
+
+def _vectors_config(global_dim: int, patch_dim: int) -> dict[str, qm.VectorParams]:
+    return {
+        # The dot product of unit vectors is their cosine; asked for COSINE, embedded Qdrant normalises all
+        # vectors anew in every search.
+        "global": qm.VectorParams(size=global_dim, distance=qm.Distance.DOT),
+        "patches": qm.VectorParams(
+            size=patch_dim,
+            distance=qm.Distance.COSINE,
+            # never searched through an index: m=0 saves building one
+            hnsw_config=qm.HnswConfigDiff(m=0),
+            multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """Which goldens are meant; None means any. `skip`: point ids."""
+
+    product: str | None = None
+    statuses: tuple[GoldenStatus, ...] | None = None
+    skip: frozenset[int] = frozenset()
+    groups: frozenset[str] = frozenset()
+
+    def fits(self, point: int, golden: Golden) -> bool:
+        return (
+            self.product in (None, golden.product)
+            and (self.statuses is None or golden.status in self.statuses)
+            and point not in self.skip
+            and golden.part_group not in self.groups
+        )
+
+    def filter(self) -> qm.Filter | None:
+        """The same as a filter of Qdrant."""
+        must: list[qm.Condition] = []
+        must_not: list[qm.Condition] = []
+        if self.product is not None:
+            must.append(qm.FieldCondition(key="product", match=qm.MatchValue(value=self.product)))
+        if self.statuses is not None:
+            must.append(qm.FieldCondition(key="status", match=qm.MatchAny(any=[str(s) for s in self.statuses])))
+        if self.skip:
+            must_not.append(qm.HasIdCondition(has_id=sorted(self.skip)))
+        if self.groups:
+            must_not.append(qm.FieldCondition(key="part_group", match=qm.MatchAny(any=sorted(self.groups))))
+        return qm.Filter(must=must or None, must_not=must_not or None) if must or must_not else None
+
+
+_FIELDS = tuple(f.name for f in fields(Golden))
+
+
+def _golden(payload: dict[str, Any] | None) -> Golden:
+    known = {name: payload[name] for name in _FIELDS if name in payload} if payload else {}
+    try:
+        return Golden(**known)  # fields added by a newer version are left out, absent ones have defaults
+    except TypeError as e:
+        raise StorageError(f"a golden in the bank lacks its id, product or sha256 ({known}); enrol it again") from e
+
+
+def _vector(record: qm.Record, name: str) -> Vectors:
+    return np.asarray(cast(dict[str, Any], record.vector)[name], dtype=np.float32)
+
+
+def _check_status(status: str) -> None:
+    if status not in STATUSES:
+        raise InputError(f"status {status!r}: a golden is one of {', '.join(STATUSES)}")

@@ -1,0 +1,118 @@
+"""Connecting to Qdrant, embedded or server, and its failures in the product's own words."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from refdiff.memory.files import make_folder, storage_error
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import BankBusyError, StorageError, UnavailableError
+
+SERVER_TIMEOUT_S = 15
+
+
+class QdrantConnection:
+    """An open Qdrant client. `embedded`: in this process, under `home`, locked against other processes."""
+
+    def __init__(self, settings: MemorySettings) -> None:
+        self.embedded = settings.qdrant_url is None
+        self.path = settings.home / "qdrant"
+        self._wait_s = settings.bank_wait_s
+        self._lock: FileLock | None = None
+        if settings.qdrant_url is None:
+            self.shown_url = ""
+            self.client = self._open_embedded(settings.home)
+        else:
+            self.shown_url = _without_credentials(settings.qdrant_url)
+            key = settings.qdrant_api_key
+            try:
+                self.client = QdrantClient(
+                    url=settings.qdrant_url,
+                    api_key=None if key is None else key.get_secret_value(),
+                    timeout=SERVER_TIMEOUT_S,
+                    check_compatibility=False,  # it asks from a thread and warns on stderr
+                )
+            except ValueError as e:
+                raise UnavailableError(
+                    f"QDRANT_URL {self.shown_url}: not an address of a Qdrant server; write http://host:6333"
+                ) from e
+
+    def close(self) -> None:
+        try:
+            self.client.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what Qdrant raises into UnavailableError (server) or StorageError (embedded)."""
+        try:
+            yield
+        except ResponseHandlingException as e:
+            raise UnavailableError(
+                f"Qdrant at {self.shown_url} does not answer ({type(e.source).__name__}); start it or "
+                "correct QDRANT_URL, or unset QDRANT_URL to use the embedded bank"
+            ) from e
+        except UnexpectedResponse as e:
+            if e.status_code in (401, 403):
+                raise UnavailableError(
+                    f"Qdrant at {self.shown_url} refuses the key ({e.status_code}); set QDRANT_API_KEY"
+                ) from e
+            raise UnavailableError(f"Qdrant at {self.shown_url} failed: {e}; see its log") from e
+        except ResourceExhaustedResponse as e:
+            raise UnavailableError(f"Qdrant at {self.shown_url} is overloaded ({e}); try again later") from e
+        except (sqlite3.Error, OSError) as e:
+            raise storage_error(self.path, e) from e
+
+    def _open_embedded(self, home: Path) -> QdrantClient:
+        make_folder(home)
+        # Qdrant's own lock fails at once and only after reading everything; this one waits, and comes first
+        self._lock = FileLock(home / "qdrant.lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=self._wait_s)
+        except Timeout as e:
+            raise self._busy() from e
+        except OSError as e:
+            raise storage_error(home, e) from e
+        try:
+            self._drop_unborn_bank()
+            # our own lock around every call keeps threads apart, so SQLite's thread check is not needed
+            return QdrantClient(path=str(self.path), force_disable_check_same_thread=True)
+        except BaseException as e:
+            self._lock.release()
+            if isinstance(e, RuntimeError) and "already accessed" in str(e):
+                raise self._busy() from e
+            if isinstance(e, sqlite3.Error | OSError | ValueError | KeyError | EOFError | UnpicklingError):
+                raise storage_error(self.path, e) from e
+            raise
+
+    def _drop_unborn_bank(self) -> None:
+        """Qdrant writes its first meta.json in place: a kill or a full disk then leaves an empty file."""
+        meta = self.path / "meta.json"
+        if meta.is_file() and meta.stat().st_size == 0:
+            if (self.path / "collection").exists():
+                raise StorageError(f"{meta}: the file is damaged (empty); restore it from a backup")
+            meta.unlink()
+
+    def _busy(self) -> BankBusyError:
+        return BankBusyError(
+            f"the golden bank in {self.path} is in use by another process (waited {self._wait_s:g} s); "
+            "stop that process (perhaps `refdiff serve`), raise REFDIFF_BANK_WAIT_S, or run a Qdrant server "
+            "and set QDRANT_URL"
+        )
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    return f"{parts.scheme + '://' if parts.scheme else ''}{parts.netloc.rpartition('@')[2]}"

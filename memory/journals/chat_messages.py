@@ -1,0 +1,115 @@
+"""Messages that people sent to a chat bot: known by their key, so that a platform's retry is nothing new; answered once.
+
+A message is kept before the platform is told that it came, and stays open until its answer is posted: a kill in between
+loses neither.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.timestamps import utc_now
+
+_MIGRATIONS: Migrations = (
+    (
+        """CREATE TABLE messages (
+            platform TEXT NOT NULL,
+            key TEXT NOT NULL,
+            request TEXT NOT NULL,
+            state TEXT NOT NULL DEFAULT 'received' CHECK (state IN ('received', 'inspecting', 'answered')),
+            inspection_id TEXT,
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (platform, key)
+        )""",
+        "CREATE INDEX messages_open ON messages(platform, created_at) WHERE state != 'answered'",
+        """CREATE TABLE threads (
+            platform TEXT NOT NULL,
+            thread TEXT NOT NULL,
+            inspection_id TEXT NOT NULL,
+            PRIMARY KEY (platform, thread)
+        )""",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """request: as the platform's adapter wrote it (JSON data). inspection_id: of the inspection that it asked for."""
+
+    key: str
+    request: dict[str, Any]
+    state: Literal["received", "inspecting", "answered"]
+    inspection_id: str | None
+
+
+class ChatStore(DatabaseOwner):
+    """Of one platform; a context manager; safe to share between threads. Raises StorageError."""
+
+    def __init__(self, home: Path, platform: str) -> None:
+        self._db, self._platform = Database(home / "chat.sqlite", migrations=_MIGRATIONS), platform
+
+    def receive(self, key: str, request: dict[str, Any]) -> bool:
+        """Keep a message, durably on return. False if it came before."""
+        with self._db.transaction() as conn:
+            cursor = conn.execute(
+                "INSERT INTO messages (platform, key, request, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (self._platform, key, json.dumps(request, ensure_ascii=False), utc_now()),
+            )
+            return cursor.rowcount == 1
+
+    def change(self, key: str, request: dict[str, Any]) -> None:
+        """The adapter knows more of a message now: where its answer goes, say."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE messages SET request = ? WHERE platform = ? AND key = ?",
+                (json.dumps(request, ensure_ascii=False), self._platform, key),
+            )
+
+    def inspecting(self, key: str, thread: str, inspection_id: str) -> None:
+        """The message became an inspection; further questions in its thread are about that one."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE messages SET state = 'inspecting', inspection_id = ? WHERE platform = ? AND key = ?",
+                (inspection_id, self._platform, key),
+            )
+            conn.execute(
+                "INSERT INTO threads VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET inspection_id = excluded.inspection_id",
+                (self._platform, thread, inspection_id),
+            )
+
+    def answered(self, key: str) -> None:
+        with self._db.transaction() as conn:
+            conn.execute("UPDATE messages SET state = 'answered' WHERE platform = ? AND key = ?", (self._platform, key))
+
+    def get(self, key: str) -> ChatMessage | None:
+        with self._db.reading() as conn:
+            row = conn.execute(
+                "SELECT * FROM messages WHERE platform = ? AND key = ?", (self._platform, key)
+            ).fetchone()
+        return None if row is None else _message(row)
+
+    def open(self) -> list[ChatMessage]:
+        """Messages that wait for their answer, oldest first."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT * FROM messages WHERE platform = ? AND state != 'answered' ORDER BY created_at",
+                (self._platform,),
+            )
+            return [_message(row) for row in rows]
+
+    def inspection_of(self, thread: str) -> str | None:
+        """The newest inspection that was asked for in that thread."""
+        with self._db.reading() as conn:
+            row = conn.execute(
+                "SELECT inspection_id FROM threads WHERE platform = ? AND thread = ?", (self._platform, thread)
+            ).fetchone()
+        return None if row is None else str(row["inspection_id"])
+
+
+def _message(row: sqlite3.Row) -> ChatMessage:
+    return ChatMessage(row["key"], json.loads(row["request"]), row["state"], row["inspection_id"])

@@ -1,0 +1,203 @@
+"""What became of each photo that a camera dropped, kept so that a kill between any two steps loses and repeats nothing.
+
+A photo is claimed (with the id of its inspection, before anything is done), ended (filed or refused), then its line is
+written, its file is moved and its message is sent; each step is remembered when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from refdiff.memory.database import Database, DatabaseOwner
+from refdiff.memory.timestamps import utc_now
+
+Outcome = Literal["filed", "refused"]
+
+_MIGRATIONS = (
+    (
+        """CREATE TABLE photos (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            name BLOB NOT NULL,
+            size INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            inode TEXT NOT NULL,
+            inspection_id TEXT NOT NULL UNIQUE,
+            part_id TEXT NOT NULL,
+            product TEXT NOT NULL,
+            state TEXT NOT NULL DEFAULT 'claimed' CHECK (state IN ('claimed', 'filed', 'refused')),
+            starts INTEGER NOT NULL DEFAULT 1,
+            claimed_at TEXT NOT NULL,
+            ended_at TEXT,
+            event TEXT,
+            written INTEGER NOT NULL DEFAULT 0,
+            moved INTEGER NOT NULL DEFAULT 0
+        )""",
+        "CREATE INDEX photos_open ON photos(seq) WHERE state = 'claimed' OR written = 0 OR moved = 0",
+        """CREATE TABLE messages (
+            seq INTEGER PRIMARY KEY REFERENCES photos(seq),
+            state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sent', 'refused')),
+            tries INTEGER NOT NULL DEFAULT 0,
+            next_try REAL NOT NULL DEFAULT 0,
+            error TEXT
+        )""",
+        "CREATE INDEX messages_open ON messages(seq) WHERE state = 'pending'",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file as it was seen: a file of that name with other content is another photo. mtime_ns: last change."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, name: str, about: os.stat_result) -> Self:
+        return cls(name, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@dataclass(frozen=True)
+class LinePhoto:
+    """A row of the journal. event: what is told about it (JSON data), None while it is not ended.
+
+    starts: how often its inspection was begun; more than once only after the process was killed.
+    """
+
+    seq: int
+    identity: FileIdentity
+    inspection_id: str
+    part_id: str
+    product: str
+    state: Literal["claimed", "filed", "refused"]
+    starts: int
+    claimed_at: str
+    event: dict[str, Any] | None
+    written: bool
+    moved: bool
+
+
+@dataclass(frozen=True)
+class Message:
+    """An event to be sent. next_try: Unix time in s before which it is not due."""
+
+    seq: int
+    event: dict[str, Any]
+    tries: int
+    next_try: float
+
+
+class LineJournal(DatabaseOwner):
+    """One journal a watched folder; a context manager; safe to share between threads. Raises StorageError."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = Database(path, migrations=_MIGRATIONS)
+
+    # -- photos
+
+    def claim(self, identity: FileIdentity, inspection_id: str, part_id: str = "", product: str = "") -> LinePhoto:
+        """Take a photo on, durably on return. Its seq is above that of all before."""
+        with self._db.transaction() as conn:
+            cursor = conn.execute(
+                "INSERT INTO photos (name, size, mtime_ns, inode, inspection_id, part_id, product, claimed_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*_key(identity), inspection_id, part_id, product, utc_now()),
+            )
+            return _photo(conn.execute("SELECT * FROM photos WHERE seq = ?", (cursor.lastrowid,)).fetchone())
+
+    def start_again(self, seq: int) -> int:
+        """Note that an inspection begins again after a kill; how often it was begun by now."""
+        with self._db.transaction() as conn:
+            conn.execute("UPDATE photos SET starts = starts + 1 WHERE seq = ?", (seq,))
+            return int(conn.execute("SELECT starts FROM photos WHERE seq = ?", (seq,)).fetchone()[0])
+
+    def withdraw(self, seq: int) -> None:
+        """Forget a claim whose file went away or changed before it was read."""
+        with self._db.transaction() as conn:
+            conn.execute("DELETE FROM photos WHERE seq = ? AND state = 'claimed'", (seq,))
+
+    def end(self, seq: int, outcome: Outcome, event: dict[str, Any], send: bool) -> None:
+        """The photo's outcome, once: a second end changes nothing. send: a message is due."""
+        with self._db.transaction() as conn:
+            cursor = conn.execute(
+                "UPDATE photos SET state = ?, event = ?, ended_at = ? WHERE seq = ? AND state = 'claimed'",
+                (outcome, json.dumps(event, ensure_ascii=False, allow_nan=False), utc_now(), seq),
+            )
+            if send and cursor.rowcount == 1:
+                conn.execute("INSERT INTO messages (seq) VALUES (?)", (seq,))
+
+    def unfinished(self) -> list[LinePhoto]:
+        """Photos that still need a step, in the order in which they were claimed."""
+        with self._db.reading() as conn:
+            rows = conn.execute("SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq")
+            return [_photo(row) for row in rows]
+
+    def done(self, seqs: Iterable[int], step: Literal["written", "moved"]) -> None:
+        """Remember that lines were written or files moved."""
+        with self._db.transaction() as conn:
+            conn.executemany(f"UPDATE photos SET {step} = 1 WHERE seq = ?", [(s,) for s in seqs])
+
+    def count(self) -> dict[str, int]:
+        """How many photos are claimed, filed and refused, ever."""
+        with self._db.reading() as conn:
+            return dict(conn.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
+
+    # -- messages
+
+    def next_message(self) -> Message | None:
+        """The oldest message that was not sent yet, whether due or not."""
+        with self._db.reading() as conn:
+            row = conn.execute(
+                "SELECT m.seq, m.tries, m.next_try, p.event FROM messages m JOIN photos p USING (seq) "
+                "WHERE m.state = 'pending' ORDER BY m.seq LIMIT 1"
+            ).fetchone()
+        return None if row is None else Message(row["seq"], json.loads(row["event"]), row["tries"], row["next_try"])
+
+    def message_done(self, seq: int, state: Literal["sent", "refused"], error: str | None = None) -> None:
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE messages SET state = ?, tries = tries + 1, error = ? WHERE seq = ?", (state, error, seq)
+            )
+
+    def message_failed(self, seq: int, error: str, wait_s: float) -> None:
+        """A try failed; the next one is due in wait_s."""
+        with self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE messages SET tries = tries + 1, error = ?, next_try = ? WHERE seq = ?",
+                (error, time.time() + wait_s, seq),
+            )
+
+    def count_messages(self) -> dict[str, int]:
+        """How many messages are pending, sent and refused by the receiver."""
+        with self._db.reading() as conn:
+            return dict(conn.execute("SELECT state, COUNT(*) FROM messages GROUP BY state").fetchall())
+
+
+def _key(identity: FileIdentity) -> tuple[bytes, int, int, str]:
+    # names need not be text, and inodes of some file systems have 64 bits and no sign
+    return os.fsencode(identity.name), identity.size, identity.mtime_ns, str(identity.inode)
+
+
+def _photo(row: sqlite3.Row) -> LinePhoto:
+    return LinePhoto(
+        seq=row["seq"],
+        identity=FileIdentity(os.fsdecode(row["name"]), row["size"], row["mtime_ns"], int(row["inode"])),
+        inspection_id=row["inspection_id"],
+        part_id=row["part_id"],
+        product=row["product"],
+        state=row["state"],
+        starts=row["starts"],
+        claimed_at=row["claimed_at"],
+        event=None if row["event"] is None else json.loads(row["event"]),
+        written=bool(row["written"]),
+        moved=bool(row["moved"]),
+    )

@@ -1,0 +1,1 @@
+"""Stores of records in the one database: products, captures, calibrations, inspections, dispositions, keys."""

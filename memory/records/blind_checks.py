@@ -1,0 +1,174 @@
+"""Blind checks: a random sample of all inspections that a person judges without seeing the verdict.
+
+Dispositions are no sample (people look at what was failed), so that rates between system and people come from here alone.
+Whether an inspection is drawn is decided by a hash of its id, once, when it is filed: nobody can choose, and a run that is
+repeated after a power cut draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import unicodedata
+from dataclasses import asdict, dataclass
+
+from refdiff.memory.audit_log.chain import append
+from refdiff.memory.database import Database
+from refdiff.memory.records.dispositions import Judged
+from refdiff.memory.timestamps import to_utc, utc_now
+from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+
+BLIND = "blind_check"
+
+
+@dataclass(frozen=True)
+class BlindCheck:
+    """share: part of all inspections that was drawn at the time. judged is None while it waits for a person."""
+
+    inspection_id: str
+    share: float
+    judged: Judged | None = None
+    judged_by: str | None = None
+    note: str | None = None
+    as_reference: bool = False
+    judged_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a person may know before judging: never the verdict. sha256: the photo."""
+
+    inspection_id: str
+    part_id: str
+    product: str
+    created_at: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One blind answer beside what the system had said."""
+
+    inspection_id: str
+    product: str
+    verdict: str
+    created_at: str
+    judged: Judged
+    share: float
+
+
+def is_drawn(inspection_id: str, share: float) -> bool:
+    """Whether that id belongs to the random share (0..1). A larger share holds every smaller one."""
+    digest = hashlib.sha256(b"refdiff blind check " + inspection_id.encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def draw(conn: sqlite3.Connection, inspection_id: str, share: float) -> None:
+    """Put a filed inspection on the list if it is drawn, in the transaction that files it."""
+    if is_drawn(inspection_id, share):
+        conn.execute("INSERT INTO blind_checks (inspection_id, share) VALUES (?, ?)", (inspection_id, share))
+
+
+class BlindCheckStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def get(self, inspection_id: str) -> BlindCheck | None:
+        with self._db.reading() as conn:
+            return _find(conn, inspection_id)
+
+    def waiting(self, product: str | None = None, limit: int = 100) -> list[Waiting]:
+        """Parts that wait for a blind look, the longest waiting first."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT i.inspection_id, i.part_id, i.product, i.created_at, "
+                "json_extract(i.report, '$.query_sha256') AS sha256 FROM blind_checks b JOIN inspections i "
+                "USING (inspection_id) WHERE b.judged IS NULL AND (?1 IS NULL OR i.product = ?1) "
+                "ORDER BY i.seq LIMIT ?2",
+                (product, limit),
+            )
+            return [Waiting(*(row[k] or "" for k in Waiting.__dataclass_fields__)) for row in rows]
+
+    def answer(
+        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+    ) -> BlindCheck:
+        """Record what a person sees, durably on return; the first answer stands.
+
+        as_reference: the person agrees that the photo of this good part becomes a golden sample.
+        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (nobody named, who asked for the
+        inspection or decided about its verdict is not blind, a bad part as reference).
+        """
+        by = by.strip()
+        if judged not in ("good", "bad"):
+            raise InputError(f"{judged!r}: a part is good or bad")
+        if not by:
+            raise InputError(f"blind check of inspection {inspection_id}: who judges is missing")
+        if as_reference and judged != "good":
+            raise InputError(f"inspection {inspection_id}: only a part that you judge good can become a reference")
+        with self._db.transaction() as conn:
+            known = _find(conn, inspection_id)
+            if known is None:
+                raise UnknownRecordError(
+                    f"inspection {inspection_id!r} was not drawn for a blind check; `refdiff review --blind` lists those"
+                )
+            if known.judged is not None:
+                raise DuplicateError(
+                    f"inspection {inspection_id} was judged blind by {known.judged_by} at {known.judged_at} "
+                    f"({known.judged}); the first answer stands",
+                    known,
+                )
+            if (seen := _why_not_blind(conn, inspection_id, by)) is not None:
+                raise InputError(f"{by} {seen} inspection {inspection_id} and is not blind to it; ask somebody else")
+            answer = BlindCheck(inspection_id, known.share, judged, by, note.strip(), as_reference, utc_now())
+            conn.execute(
+                "UPDATE blind_checks SET judged = :judged, judged_by = :judged_by, note = :note, "
+                "as_reference = :as_reference, judged_at = :judged_at WHERE inspection_id = :inspection_id",
+                vars(answer),
+            )
+            append(conn, BLIND, inspection_id, by, asdict(answer))
+        return answer
+
+    def answered(self, product: str | None = None, since: str | None = None) -> list[Answered]:
+        """All blind answers about inspections of that product since that time, oldest first."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT i.inspection_id, i.product, i.verdict, i.created_at, b.judged, b.share FROM blind_checks b "
+                "JOIN inspections i USING (inspection_id) WHERE b.judged IS NOT NULL "
+                "AND (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2) ORDER BY i.created_at, i.seq",
+                (product, None if since is None else to_utc(since)),
+            )
+            return [Answered(**dict(row)) for row in rows]
+
+    def count(self, product: str | None = None, since: str | None = None) -> tuple[int, int]:
+        """(inspections filed, drawn for a blind check) of that product since that time."""
+        with self._db.reading() as conn:
+            row = conn.execute(
+                "SELECT COUNT(*) AS filed, COUNT(b.inspection_id) AS drawn FROM inspections i LEFT JOIN blind_checks b "
+                "USING (inspection_id) WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2)",
+                (product, None if since is None else to_utc(since)),
+            ).fetchone()
+        return int(row["filed"]), int(row["drawn"])
+
+
+def _why_not_blind(conn: sqlite3.Connection, inspection_id: str, by: str) -> str | None:
+    """What that person did who saw the verdict, None if there is nothing."""
+    row = conn.execute(
+        "SELECT json_extract(i.report, '$.requested_by') AS requested_by, d.decided_by FROM inspections i "
+        "LEFT JOIN dispositions d USING (inspection_id) WHERE inspection_id = ?",
+        (inspection_id,),
+    ).fetchone()
+    did = {"decided_by": "decided about the verdict of", "requested_by": "asked for"}
+    return next((what for k, what in did.items() if row[k] is not None and _person(row[k]) == _person(by)), None)
+
+
+def _person(name: str) -> str:
+    """A name as it is compared: Ana, ana and a stray blank are one person."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _find(conn: sqlite3.Connection, inspection_id: str) -> BlindCheck | None:
+    row = conn.execute("SELECT * FROM blind_checks WHERE inspection_id = ?", (inspection_id,)).fetchone()
+    if row is None:
+        return None
+    fields = {name: row[name] for name in BlindCheck.__dataclass_fields__}
+    return BlindCheck(**fields | {"as_reference": bool(row["as_reference"])})

@@ -1,0 +1,138 @@
+"""Captures: which photo was taken of which part. All are kept; the newest one of a part is inspected."""
+
+from __future__ import annotations
+
+import difflib
+import sqlite3
+import uuid
+from dataclasses import dataclass
+
+from refdiff.memory.database import Database
+from refdiff.memory.image_store import check_sha256
+from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.timestamps import utc_now
+from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
+
+MAX_PART_ID = 128
+_NEAR_POOL = 10_000  # newest part ids that a mistyped one is compared with
+
+
+def normalise_part_id(text: str) -> str:
+    """The part id in `text`: "#4412", " 4412 " and "4412" are one part.
+
+    Raises InputError unless 1 to 128 printable characters remain.
+    """
+    part_id = text.strip().lstrip("#").strip() if isinstance(text, str) else ""
+    if not part_id or len(part_id) > MAX_PART_ID or not part_id.isprintable():
+        shown = repr(text[:40]) if isinstance(text, str) else repr(text)
+        raise InputError(f"part id {shown}: a part id is 1 to {MAX_PART_ID} printable characters")
+    return part_id
+
+
+@dataclass(frozen=True)
+class Capture:
+    """`sha256`: id of the photo in the image store; `scale_mm_per_px`: None if unknown; `created_at`: UTC."""
+
+    capture_id: str
+    part_id: str
+    product: str
+    sha256: str
+    scale_mm_per_px: float | None
+    filename: str
+    created_at: str
+
+
+class CaptureStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(
+        self,
+        part_id: str,
+        product: str,
+        sha256: str,
+        scale_mm_per_px: float | None = None,
+        filename: str = "",
+    ) -> Capture:
+        """Record a photo of a part; the product is made if new.
+
+        The same photo with the same scale as the part's newest capture is that capture again, not a new one.
+        """
+        part_id, product = normalise_part_id(part_id), check_product_name(product)
+        check_sha256(sha256)
+        scale = check_scale(scale_mm_per_px)
+        with self._db.transaction() as conn:
+            newest = _newest(conn, part_id, product)
+            if newest and (newest.sha256, newest.scale_mm_per_px) == (sha256, scale):
+                return newest
+            now = utc_now()
+            conn.execute("INSERT OR IGNORE INTO products (name, updated_at) VALUES (?, ?)", (product, now))
+            capture = Capture(f"c-{uuid.uuid4().hex[:12]}", part_id, product, sha256, scale, filename, now)
+            conn.execute(
+                "INSERT INTO captures "
+                "(capture_id, part_id, product, sha256, scale_mm_per_px, filename, created_at) VALUES "
+                "(:capture_id, :part_id, :product, :sha256, :scale_mm_per_px, :filename, :created_at)",
+                vars(capture),
+            )
+        return capture
+
+    def latest(self, part_id: str, product: str | None = None) -> Capture:
+        """The newest capture of that part.
+
+        Raises UnknownPartError (naming part ids that look alike), InputError if the part id is used in
+        several products and none is given.
+        """
+        part_id = normalise_part_id(part_id)
+        product = None if product is None else check_product_name(product)
+        with self._db.reading() as conn:
+            rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
+            products = [row["product"] for row in rows]
+            if not products:
+                raise UnknownPartError(self._unknown(conn, part_id))
+            if product is None and len(products) > 1:
+                raise InputError(
+                    f"part {part_id} is in the products {', '.join(products)}; say which one with --product"
+                )
+            newest = _newest(conn, part_id, product or products[0])
+        if newest is None:
+            raise UnknownPartError(
+                f"part {part_id} has no capture in product {product}; it has in {', '.join(products)}"
+            )
+        return newest
+
+    def history(self, part_id: str) -> list[Capture]:
+        """All captures of that part in any product, newest first; [] for an unknown part."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT * FROM captures WHERE part_id = ? ORDER BY seq DESC", (normalise_part_id(part_id),)
+            )
+            return [_capture(row) for row in rows]
+
+    def get(self, capture_id: str) -> Capture:
+        with self._db.reading() as conn:
+            row = conn.execute("SELECT * FROM captures WHERE capture_id = ?", (capture_id,)).fetchone()
+        if row is None:
+            raise UnknownRecordError(f"no capture {capture_id!r}; record the photo with `refdiff capture`")
+        return _capture(row)
+
+    @staticmethod
+    def _unknown(conn: sqlite3.Connection, part_id: str) -> str:
+        rows = conn.execute(
+            "SELECT part_id FROM captures GROUP BY part_id ORDER BY MAX(seq) DESC LIMIT ?", (_NEAR_POOL,)
+        )
+        folded = {row["part_id"].casefold(): row["part_id"] for row in rows}
+        near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it;"
+        return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+
+
+def _newest(conn: sqlite3.Connection, part_id: str, product: str) -> Capture | None:
+    row = conn.execute(
+        "SELECT * FROM captures WHERE part_id = ? AND product = ? ORDER BY seq DESC LIMIT 1",
+        (part_id, product),
+    ).fetchone()
+    return None if row is None else _capture(row)
+
+
+def _capture(row: sqlite3.Row) -> Capture:
+    return Capture(**{name: row[name] for name in Capture.__dataclass_fields__})

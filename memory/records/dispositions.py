@@ -1,0 +1,126 @@
+"""Dispositions: what a person decided about a filed inspection. The first decision stands.
+
+They are no sample: people look at what was failed or is open. Rates and calibrations come from blind checks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from refdiff.memory.audit_log.chain import DISPOSITION, append
+from refdiff.memory.database import Database
+from refdiff.memory.timestamps import to_utc, utc_now
+from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+
+Decision = Literal["accept", "override"]
+Judged = Literal["good", "bad"]
+
+
+@dataclass(frozen=True)
+class Disposition:
+    """`accept`: the filed verdict holds; `override`: it does not. `created_at`: ISO 8601, UTC.
+
+    judged: what the part is, None where a REVIEW was decided without saying so. as_reference: the person agrees that the
+    photo becomes a golden sample.
+    """
+
+    inspection_id: str
+    decision: Decision
+    by: str
+    reason: str
+    created_at: str
+    judged: Judged | None = None
+    as_reference: bool = False
+
+
+class DispositionStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(
+        self,
+        inspection_id: str,
+        decision: Decision,
+        by: str,
+        reason: str,
+        judged: Judged | None = None,
+        as_reference: bool = False,
+    ) -> Disposition:
+        """Record a decision and its audit record, durably on return.
+
+        judged: needed for a REVIEW alone; what it is for PASS and FAIL, the decision says. as_reference: for a good part.
+        Raises UnknownRecordError (inspection not filed), DuplicateError (decided already: says by whom and
+        when), InputError (another decision, nobody named, no reason, words that contradict each other).
+        """
+        if decision not in get_args(Decision):
+            raise InputError(f"decision {decision!r}: decide accept or override")
+        by, reason = by.strip(), reason.strip()
+        if not by or not reason:
+            missing = "who decides" if not by else "a reason"
+            raise InputError(f"disposition of inspection {inspection_id}: {missing} is missing")
+        with self._db.transaction() as conn:
+            filed = conn.execute("SELECT verdict FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
+            if filed is None:
+                raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff review` lists the open ones")
+            earlier = _find(conn, inspection_id)
+            if earlier is not None:
+                raise DuplicateError(
+                    f"inspection {inspection_id} was decided by {earlier.by} at {earlier.created_at} "
+                    f"({earlier.decision}: {earlier.reason}); the first decision stands",
+                    earlier,
+                )
+            judged = _judged(filed["verdict"], decision, judged)
+            if as_reference and judged != "good":
+                raise InputError(
+                    f"inspection {inspection_id}: only a part that you judge good can become a reference"
+                    + ("" if judged else "; say that it is good")
+                )
+            disposition = Disposition(inspection_id, decision, by, reason, utc_now(), judged, as_reference)
+            conn.execute(
+                "INSERT INTO dispositions (inspection_id, decision, decided_by, reason, created_at, judged, as_reference) "
+                "VALUES (:inspection_id, :decision, :by, :reason, :created_at, :judged, :as_reference)",
+                vars(disposition),
+            )
+            append(conn, DISPOSITION, inspection_id, by, asdict(disposition))
+        return disposition
+
+    def get(self, inspection_id: str) -> Disposition | None:
+        with self._db.reading() as conn:
+            return _find(conn, inspection_id)
+
+    def count(self, product: str | None = None, since: str | None = None) -> dict[str, int]:
+        """{"accept": n, "override": m} over inspections of that product filed since that time."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT decision, COUNT(*) AS n FROM dispositions d JOIN inspections i USING (inspection_id) "
+                "WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2) GROUP BY decision",
+                (product, None if since is None else to_utc(since)),
+            )
+            return {"accept": 0, "override": 0} | {row["decision"]: int(row["n"]) for row in rows}
+
+
+def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:
+    row = conn.execute("SELECT * FROM dispositions WHERE inspection_id = ?", (inspection_id,)).fetchone()
+    if row is None:
+        return None
+    return Disposition(
+        row["inspection_id"],
+        row["decision"],
+        row["decided_by"],
+        row["reason"],
+        row["created_at"],
+        row["judged"],
+        bool(row["as_reference"]),
+    )
+
+
+def _judged(verdict: str, decision: Decision, said: Judged | None) -> Judged | None:
+    """What the part is in the person's eyes. Raises InputError where decision and word contradict each other."""
+    if verdict == "REVIEW":
+        return said
+    implied: Judged = "good" if (verdict == "PASS") == (decision == "accept") else "bad"
+    if said not in (None, implied):
+        raise InputError(f"{decision} of a {verdict} says that the part is {implied}, not {said}: correct one of them")
+    return implied

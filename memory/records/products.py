@@ -1,0 +1,118 @@
+"""Products: the kinds of part, with the intensity window and acceptance specification of each."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import re
+import sqlite3
+from dataclasses import dataclass, field
+from typing import Any
+
+from refdiff.memory.database import Database
+from refdiff.memory.timestamps import utc_now
+from refdiff.model.errors import InputError, SpecError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+
+
+def check_product_name(name: str) -> str:
+    """`name` without surrounding blanks. Raises InputError unless it is 1 to 64 of [A-Za-z0-9 ._-]."""
+    stripped = name.strip() if isinstance(name, str) else ""
+    if not _NAME.fullmatch(stripped):
+        raise InputError(
+            f"product {name!r}: a product name is 1 to 64 letters, digits, blanks, '.', '_' or '-', "
+            "and starts with a letter or digit"
+        )
+    return stripped
+
+
+def check_scale(scale_mm_per_px: float | None) -> float | None:
+    """A scale in mm per px, or None for unknown. Raises InputError unless positive and finite."""
+    if scale_mm_per_px is None:
+        return None
+    if not (math.isfinite(scale_mm_per_px) and scale_mm_per_px > 0):
+        raise InputError(f"scale {scale_mm_per_px} mm/px: give a positive number, or leave it out if unknown")
+    return float(scale_mm_per_px)
+
+
+@dataclass(frozen=True)
+class Product:
+    """`intensity_window`: (lo, hi) sample values shown as 0..255, for 16-bit and float images alone.
+
+    `spec`: the specification as parsed from the user's YAML, {} if none; `spec_version` counts its changes.
+    """
+
+    name: str
+    scale_mm_per_px: float | None = None
+    intensity_window: tuple[float, float] | None = None
+    spec: dict[str, Any] = field(default_factory=dict)
+    spec_version: int = 0
+    updated_at: str = ""
+
+
+class ProductStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def get(self, name: str) -> Product | None:
+        with self._db.reading() as conn:
+            row = conn.execute("SELECT * FROM products WHERE name = ?", (check_product_name(name),)).fetchone()
+        return None if row is None else _product(row)
+
+    def list(self) -> builtins.list[Product]:
+        """All products, by name."""
+        with self._db.reading() as conn:
+            return [_product(row) for row in conn.execute("SELECT * FROM products ORDER BY name")]
+
+    def ensure(self, name: str) -> Product:
+        """The product, made empty if it is new."""
+        with self._db.transaction() as conn:
+            return _ensure(conn, check_product_name(name))
+
+    def set_window_once(self, name: str, window: tuple[float, float]) -> Product:
+        """Fix the intensity window; a product that has one keeps it (goldens were enrolled through it)."""
+        lo, hi = float(window[0]), float(window[1])
+        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+            raise InputError(f"intensity window ({lo}, {hi}): lo and hi must be finite and lo < hi")
+        with self._db.transaction() as conn:
+            product = _ensure(conn, check_product_name(name))
+            conn.execute(
+                "UPDATE products SET window_lo = ?, window_hi = ?, updated_at = ? WHERE name = ? AND window_lo IS NULL",
+                (lo, hi, utc_now(), product.name),
+            )
+            return _ensure(conn, product.name)
+
+    def set_spec(self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None) -> Product:
+        """Replace specification and scale; the product is made if new. Raises SpecError if not JSON data."""
+        name, scale = check_product_name(name), check_scale(scale_mm_per_px)
+        try:
+            text = json.dumps(spec, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError) as e:
+            raise SpecError(f"specification of {name!r}: {e}; use numbers, text, lists and mappings only") from e
+        with self._db.transaction() as conn:
+            _ensure(conn, name)
+            conn.execute(
+                "UPDATE products SET spec = ?, scale_mm_per_px = ?, spec_version = spec_version + 1, "
+                "updated_at = ? WHERE name = ?",
+                (text, scale, utc_now(), name),
+            )
+            return _ensure(conn, name)
+
+
+def _ensure(conn: sqlite3.Connection, name: str) -> Product:
+    conn.execute("INSERT OR IGNORE INTO products (name, updated_at) VALUES (?, ?)", (name, utc_now()))
+    return _product(conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone())
+
+
+def _product(row: sqlite3.Row) -> Product:
+    window = None if row["window_lo"] is None else (row["window_lo"], row["window_hi"])
+    return Product(
+        name=row["name"],
+        scale_mm_per_px=row["scale_mm_per_px"],
+        intensity_window=window,
+        spec=json.loads(row["spec"]),
+        spec_version=row["spec_version"],
+        updated_at=row["updated_at"],
+    )

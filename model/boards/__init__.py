@@ -1,0 +1,1 @@
+"""The network for bare boards and the format of its data set."""

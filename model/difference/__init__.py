@@ -1,0 +1,1 @@
+"""The encoder and the difference network: matching of features, distance to the nearest patch, image score."""

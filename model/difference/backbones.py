@@ -1,0 +1,75 @@
+"""Any `transformers` backbone in place of the packaged encoder: a folder with its config and safetensors.
+
+Four of its stages, from shallow to deep, become the maps at strides 4, 8, 16 and 32: hierarchical networks (ConvNeXt, Swin,
+ResNet) give them as they are, plain vision transformers (DINOv2, ViT) have one stride and are resampled. Nothing is loaded
+from a hub. The difference network must be trained on the backbone that it is used with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refdiff.model.difference.matching import STRIDES
+from refdiff.model.errors import InputError
+
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # where the folder does not say
+
+
+class TransformersBackbone(nn.Module):
+    """(B, 3, H, W) in -1..1, H and W multiples of 32 -> {stride: (B, C, H / stride, W / stride)}.
+
+    channels: stride -> C. digest: names weights and configuration.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError: no such folder, no backbone in it, weights that are not safetensors."""
+        super().__init__()
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+        weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        if not weights:
+            raise InputError(f"{folder}: no folder with config.json and safetensors of a transformers backbone")
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+            depth = len(config.stage_names) - 1  # without the stem
+            config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
+            net = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
+            self.channels = dict(zip(STRIDES, (int(c) for c in net.channels), strict=True))
+            self._patch = int(getattr(config, "patch_size", 1) or 1)
+            about = folder / "preprocessor_config.json"
+            told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+            for name, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True):
+                self.register_buffer(name, torch.tensor(told.get(name) or default)[None, :, None, None])
+        # what a broken folder raises depends on which of its files is broken and on the kind of network
+        except Exception as e:
+            raise InputError(f"{folder}: cannot be read as a transformers backbone ({e})") from e
+        self.net = net.eval().requires_grad_(False)
+        digest = hashlib.sha256()
+        for path in (folder / "config.json", *weights):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        self.digest = digest.hexdigest()
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        h, w = x.shape[-2:]
+        x = ((x + 1) / 2 - self.get_buffer("image_mean")) / self.get_buffer("image_std")
+        fitting = [max(1, round(n / self._patch)) * self._patch for n in (h, w)]
+        if fitting != [h, w]:
+            x = F.interpolate(x, size=fitting, mode="bilinear", align_corners=False, antialias=True)
+        maps = self.net(x.contiguous()).feature_maps
+        return {s: _to_grid(m, (h // s, w // s)) for s, m in zip(STRIDES, maps, strict=True)}
+
+
+def _to_grid(m: Tensor, size: tuple[int, int]) -> Tensor:
+    if m.shape[-2:] == size:
+        return m
+    shrinks = m.shape[-1] > size[1]
+    return F.interpolate(m, size=size, mode="bilinear", align_corners=False, antialias=shrinks)

@@ -1,0 +1,201 @@
+"""The trained half of the difference: from matched features and registered pixels to anomaly map, types and image score.
+
+Coarse to fine: at every stride the query's features, the signed and absolute residual to the matched reference and the
+matching distances are fused with what the coarser stride found (a feature pyramid, Lin et al. 2017); at the finest stride
+the registered pixels themselves join. Heads: anomaly logits at stride 4, a type per stride-4 cell, a global difference
+(components missing, added, wrong or misplaced; fill level; variant) and the image score. Pure torch, batched, image size
+free. Knows nothing about encoders, goldens, calibration or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched
+
+BOARD_TYPES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # in the order of DeepPCB's ids 1..6
+DIFFERENCE_TYPES = (
+    "scratch", "crack", "dent", "stain", "contamination", "hole", "chip", "discoloration", "deformation",
+    "missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level",
+    "print_defect", "broken_yarn", "uneven_dye", "solder_bridge", "solder_void", "texture_change",
+    *BOARD_TYPES,
+)  # fmt: skip
+_FRACTIONS = (0.0005, 0.005, 0.03)  # parts of the strongest cells that the image score looks at
+_STATISTICS = 3  # mean, spread and maximum of each distance, per stride
+_LOW = 0.02  # distances are typically 0.02 .. 0.5: their logarithm is what varies evenly
+
+
+@dataclass(frozen=True)
+class DifferenceConfig:
+    """channels: stride -> channels of the encoder's map. width: channels of the fused maps (half at stride 4).
+
+    pixels: use the registered pixels. global_head: use the global difference. Both for comparisons only.
+    """
+
+    channels: Mapping[int, int]
+    width: int = 64
+    pixels: bool = True
+    global_head: bool = True
+
+
+@dataclass(frozen=True)
+class DifferenceOutput:
+    """map_logits: (B, 1, H/4, W/4). type_logits: (B, T, H/4, W/4). global_logits, image_logits: (B,).
+
+    fused: (B, width, H/16, W/16), what a language model may look at.
+    """
+
+    map_logits: Tensor
+    type_logits: Tensor
+    global_logits: Tensor
+    image_logits: Tensor
+    fused: Tensor
+
+
+def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU()
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = _conv(width, width), _conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.a(x))
+
+
+class DifferenceNetwork(nn.Module):
+    """Matched features (and pixels) of B pairs of one size -> DifferenceOutput."""
+
+    def __init__(self, config: DifferenceConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        widths = {4: width // 2, 8: width, 16: width, 32: width}
+        # standard deviation of every encoder channel over training images, so that no channel rules by its units
+        for s in STRIDES:
+            self.register_buffer(f"scale_{s}", torch.ones(config.channels[s]))
+        self.squeeze = nn.ModuleDict({str(s): _conv(3 * config.channels[s], widths[s], 1) for s in STRIDES})
+        n_scalars = 2 * N_DISTANCES + 1  # logarithms, contrast within the image, and the local peak
+        self.context = nn.Sequential(
+            nn.Linear(len(STRIDES) * N_DISTANCES * _STATISTICS + 1, width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.fuse = nn.ModuleDict()
+        self.refine = nn.ModuleDict()
+        carried = width
+        for s in (32, 16, 8, 4):
+            extra = width // 2 if s == 4 and config.pixels else 0
+            self.fuse[str(s)] = _conv(widths[s] + n_scalars + carried + extra, widths[s])
+            self.refine[str(s)] = _Residual(widths[s])
+            carried = widths[s]
+        if config.pixels:
+            self.pixels = nn.Sequential(_conv(8, 16, 3, 2), _conv(16, width // 2, 3, 2), _conv(width // 2, width // 2))
+        self.map_head = nn.Conv2d(widths[4], 1, 1)
+        self.type_head = nn.Conv2d(widths[4] + widths[8], len(DIFFERENCE_TYPES), 1)
+        pooled = 4 * width
+        self.global_head = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 1))
+        self.image_head = nn.Linear(len(_FRACTIONS) + 2 * len(STRIDES) + (1 if config.global_head else 0), 1)
+        nn.init.constant_(self.map_head.bias, -3.0)  # type: ignore[arg-type]
+
+    def forward(self, matched: Matched, pixels: Tensor | None = None) -> DifferenceOutput:
+        """pixels: (B, 8, H, W) from `pixel_input`, None only if the configuration goes without."""
+        logs = {s: torch.log(matched.distances[s] + _LOW) for s in STRIDES}
+        context = self.context(self._statistics(logs, pixels))  # (B, width)
+        x = context[:, :, None, None].expand(-1, -1, *logs[32].shape[-2:])
+        fused = {}
+        for s in (32, 16, 8, 4):
+            parts = [self.squeeze[str(s)](self._residual(matched, s)), self._scalars(logs[s])]
+            if x.shape[-2:] != logs[s].shape[-2:]:
+                x = F.interpolate(x, size=logs[s].shape[-2:], mode="bilinear", align_corners=False)
+            parts.append(x)
+            if s == 4 and self.config.pixels:
+                if pixels is None:
+                    raise ValueError("this network looks at registered pixels: give `pixels` (B, 8, H, W)")
+                parts.append(self.pixels(pixels))
+            x = self.refine[str(s)](self.fuse[str(s)](torch.cat(parts, 1)))
+            fused[s] = x
+        map_logits = self.map_head(fused[4])
+        upper = F.interpolate(fused[8], size=fused[4].shape[-2:], mode="bilinear", align_corners=False)
+        type_logits = self.type_head(torch.cat([fused[4], upper], 1))
+        pooled = torch.cat([f(fused[s]) for s in (16, 32) for f in (_mean, _peak)], 1)  # (B, 4 * width)
+        global_logits = self.global_head(pooled)[:, 0]
+        scores = [_strongest(map_logits, f) for f in _FRACTIONS]
+        scores += [_strongest(logs[s][:, [i]], 0.01) for s in STRIDES for i in (0, 2)]
+        if self.config.global_head:
+            scores.append(global_logits)
+        image_logits = self.image_head(torch.stack(scores, 1))[:, 0]
+        return DifferenceOutput(map_logits, type_logits, global_logits, image_logits, fused[16])
+
+    def _residual(self, matched: Matched, s: int) -> Tensor:
+        scale = self.get_buffer(f"scale_{s}")[None, :, None, None]
+        q, m = matched.query[s] / scale, matched.reference[s] / scale
+        d = q - m
+        return torch.cat([q, d, d.abs()], 1)
+
+    @staticmethod
+    def _scalars(log: Tensor) -> Tensor:
+        """(B, 7, h, w): log distances, the same against the image's own mean, local peak of the first."""
+        return torch.cat([log, log - log.mean((2, 3), keepdim=True), F.max_pool2d(log[:, :1], 3, 1, 1)], 1)
+
+    @staticmethod
+    def _statistics(logs: dict[int, Tensor], pixels: Tensor | None) -> Tensor:
+        """(B, 37): how much the whole pair differs at every stride, and whether it is registered."""
+        columns = [f(logs[s]) for s in STRIDES for f in (_mean, _spread, _peak)]
+        registered = pixels[:, 7].mean((1, 2))[:, None] if pixels is not None else torch.ones_like(columns[0][:, :1])
+        return torch.cat([*columns, registered], 1)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def _spread(x: Tensor) -> Tensor:
+    return x.flatten(2).std(2)
+
+
+def _peak(x: Tensor) -> Tensor:
+    return x.amax((2, 3))
+
+
+def _strongest(x: Tensor, fraction: float) -> Tensor:
+    """(B,) mean of the strongest part of the cells of (B, 1, h, w)."""
+    flat = x.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * fraction)), 1).values.mean(1)
+
+
+def pixel_input(query: Tensor, reference: Tensor, covered: Tensor) -> Tensor:
+    """(B, 8, H, W) float32 for the network: both pictures, their difference with a pixel of tolerance, and what is covered.
+
+    query, reference: (B, 3, H, W) uint8 RGB on one pixel grid; covered: (B, H, W) bool, False where the reference does not
+    reach (everywhere if it could not be registered).
+    """
+    b, _, h, w = query.shape
+    out = torch.empty(b, 8, h, w)
+    out[:, 0:3], out[:, 3:6], out[:, 7] = query, reference, covered
+    out[:, 0:6].mul_(1 / 127.5).sub_(1)
+    if not covered.all():
+        out[:, 3:6] = torch.where(covered[:, None], out[:, 3:6], out[:, 0:3])
+    grey_q, grey_r = out[:, 0:3].mean(1), out[:, 3:6].mean(1)
+    # how far the query leaves the range of the reference's neighbourhood
+    above, below = grey_q - _highest(grey_r), _highest(-grey_r) + grey_q
+    out[:, 6] = F.relu(above) - F.relu(-below)
+    return out
+
+
+def _highest(x: Tensor) -> Tensor:
+    """The maximum of the 3 x 3 neighbourhood; faster than pooling on CPUs."""
+    rows = x.clone()
+    torch.maximum(rows[:, 1:], x[:, :-1], out=rows[:, 1:])
+    torch.maximum(rows[:, :-1], x[:, 1:], out=rows[:, :-1])
+    out = rows.clone()
+    torch.maximum(out[:, :, 1:], rows[:, :, :-1], out=out[:, :, 1:])
+    torch.maximum(out[:, :, :-1], rows[:, :, 1:], out=out[:, :, :-1])
+    return out

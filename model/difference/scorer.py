@@ -1,0 +1,156 @@
+"""The trained difference at work: weights from the package (or of one's own), one query against its references.
+
+Knows how pictures and encoder features become an anomaly map, types and an image score; nothing about goldens, registration
+or calibration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from refdiff.model.difference.matching import Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork, pixel_input
+from refdiff.model.errors import StorageError
+from refdiff.model.weights_file import WEIGHTS, read_weights
+
+PACKAGED = WEIGHTS / "difference.safetensors"
+
+
+@dataclass(frozen=True)
+class SeenReference:
+    """One reference as the network sees it. maps: encoder maps (on the query's grid if registered). valid: (h8, w8) bool.
+    picture: (3, H, W) uint8 on the query's working grid and covered: (H, W) bool, both None if not registered."""
+
+    maps: dict[int, Tensor]
+    valid: Tensor
+    picture: Tensor | None = None
+    covered: Tensor | None = None
+
+    @property
+    def registered(self) -> bool:
+        return self.picture is not None
+
+
+@dataclass(frozen=True)
+class LearnedDifference:
+    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES.
+    image_logit: of the pair as a whole. global_logit: of a missing, added, wrong or misplaced component or level."""
+
+    logits: Tensor
+    types: Tensor
+    image_logit: float
+    global_logit: float
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """What a network sees of one query and its references; the same for all networks."""
+
+    matched: Matched
+    pixels: Tensor
+
+
+@torch.inference_mode()
+def network_input(
+    picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference], *, hard: bool = False
+) -> NetworkInput:
+    """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s). hard: as `match`."""
+    matched = match(maps, [ReferenceMaps(r.maps, r.valid, r.registered) for r in references], hard=hard)
+    pictures = [r.picture for r in references if r.picture is not None]
+    reaches = [r.covered for r in references if r.covered is not None]
+    if len(pictures) == 1:
+        reference, covered = pictures[0], reaches[0]
+    elif pictures:
+        reference = composite_reference(picture.float(), torch.stack(pictures).float()).to(torch.uint8)
+        covered = torch.stack(reaches).all(0)
+    else:
+        reference, covered = picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
+    return NetworkInput(matched, pixel_input(picture[None], reference[None], covered[None]))
+
+
+class DifferenceModel:
+    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs; hard:
+    trained on hard matches (a comparison), so to be used on such."""
+
+    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str, hard: bool = False) -> None:
+        self.sha256 = sha256
+        self.encoder = encoder
+        self.hard = hard
+        self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def look(self, seen: NetworkInput) -> LearnedDifference:
+        """What the network makes of a query and its references."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = self._net(seen.matched, seen.pixels)
+        return LearnedDifference(
+            out.map_logits[0, 0].float(),
+            F.softmax(out.type_logits[0].float(), 0),
+            float(out.image_logits[0]),
+            float(out.global_logits[0]),
+        )
+
+    def compare(
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
+    ) -> LearnedDifference:
+        """`network_input`, then `look`."""
+        return self.look(network_input(picture, maps, references, hard=self.hard))
+
+
+def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
+    """Batch norm folded into the convolutions before it, and weights in the bfloat16 that autocast would make of them."""
+    for module in list(net.modules()):
+        if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.BatchNorm2d):
+            assert isinstance(module[0], nn.Conv2d)
+            module[0] = fuse_conv_bn_eval(module[0], module[1])
+            module[1] = nn.Identity()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return net
+
+
+def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
+    """The network as it was trained (float32, eval), digest of its encoder, its own sha256. Raises StorageError."""
+    tensors, about, digest = read_weights(path, "difference")
+    try:
+        config = dict(about["config"])
+        channels = {int(s): int(c) for s, c in config.pop("channels").items()}
+        net = DifferenceNetwork(DifferenceConfig(channels, **config))
+        net.load_state_dict(tensors)
+        return net.eval(), str(about["encoder"]), digest
+    except (RuntimeError, KeyError, TypeError, ValueError) as e:
+        raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
+
+
+def load_difference(path: Path = PACKAGED) -> DifferenceModel:
+    """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
+    net, encoder, digest = read_network(path)
+    recipe = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("recipe", {})
+    return DifferenceModel(net, digest, encoder, bool(recipe.get("hard", False)))
+
+
+@lru_cache(maxsize=2)
+def shared_difference(path: Path = PACKAGED) -> DifferenceModel:
+    """The same, loaded once a process."""
+    return load_difference(path)
+
+
+__all__ = [
+    "DIFFERENCE_TYPES",
+    "DifferenceModel",
+    "LearnedDifference",
+    "NetworkInput",
+    "SeenReference",
+    "load_difference",
+    "network_input",
+]

@@ -1,0 +1,272 @@
+"""The embedded engine: the RefDiff language model in this process, on a CPU, with answers that cannot be malformed.
+
+transformers runs the network in bfloat16; llguidance holds every answer to its JSON schema. Text that the schema forces is
+appended without asking the network (jump-forward), and the keys and values of the longest prefix that a conversation shares
+with the one before are kept. No LangChain here, no tools: messages and schemas in, text out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from refdiff.model.errors import LLMError, StorageError
+from refdiff.model.images import RgbImage
+from refdiff.model.language.configuration import MAX_CONTEXT, PAIR_TOKENS
+from refdiff.model.language.network import RefDiffForConditionalGeneration
+from refdiff.model.language.processor import Processor, Prompt, pair_pixels
+from refdiff.model.language.reading import READ, READING_SCHEMA
+
+Pictures = Callable[[str], RgbImage]  # name -> (H, W, 3) uint8
+Key = int | tuple[str, str, int]  # a token, or a visual token: reference, query, which
+
+MAX_NEW = 700
+_TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass
+class Usage:
+    """Of one answer. prompt: tokens; reused: of them, from the cache; generated: tokens; forced: of them, by the grammar;
+    passes: of the network; seconds; chosen: probability of every token that was the model's own choice, in order."""
+
+    prompt: int = 0
+    reused: int = 0
+    generated: int = 0
+    forced: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    chosen: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Cache:
+    """Keys and values of the conversation that was read last."""
+
+    keys: list[Key] = field(default_factory=list)
+    values: DynamicCache = field(default_factory=DynamicCache)
+
+
+class Engine:
+    """One model, one answer at a time. `last` tells what the last answer took."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Raises StorageError where the folder cannot be read."""
+        import llguidance.hf
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.processor = Processor(folder)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            self.network: RefDiffForConditionalGeneration = RefDiffForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True
+            )
+            self.network.train(False)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+            raise StorageError(f"{folder}: the model cannot be read ({e}); run: refdiff model build --again") from e
+        self.config = self.network.config
+        self._guide = llguidance.hf.from_tokenizer(self.processor.tokenizer, n_vocab=self.config.text_config.vocab_size)
+        self._conversation = _Cache()
+        self._seen: dict[tuple[str, str], Tensor] = {}
+        self._mutex = threading.Lock()
+        self.last = Usage()
+
+    # ---- answers ----
+
+    def call(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        pictures: Pictures,
+        possible: Sequence[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """The next tool call: {"name": ..., "arguments": {...}}, valid by the tools' schemas. messages and tools: OpenAI's.
+
+        possible: what may be called now, of the tools that the model is told of (always the same: its prompt is cached).
+        Raises LLMError (conversation too long, answer did not end), InputError (odd pictures).
+        """
+        functions = [t["function"] for t in possible or tools]
+        choices = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": f["name"]}, "arguments": f["parameters"]},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for f in functions
+        ]
+        with self._mutex:
+            prompt = self.processor.render(messages, tools)
+            opening = [self.processor.call_id, *self._ids("\n")]
+            text = self._constrained(prompt, self._grammar({"anyOf": choices}), pictures, self._conversation, opening)
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def read(self, reference: RgbImage, query: RgbImage) -> dict[str, Any]:
+        """The reading of a pair by the fixed prompt: {"defect": bool, "type": str, "confidence": float}. Raises LLMError.
+
+        confidence: how likely its yes or no was to the model, %. The number it writes is not used: it was never good at it.
+        """
+        content = [{"type": "text", "text": READ}, *({"type": "image", "image": n} for n in ("reference", "query"))]
+        both = {"reference": reference, "query": query}
+        with self._mutex:
+            self._seen.pop(("reference", "query"), None)
+            prompt = self.processor.render([{"role": "user", "content": content}])
+            text = self._constrained(prompt, self._grammar(READING_SCHEMA), both.__getitem__, _Cache(), [])
+            self._seen.pop(("reference", "query"), None)
+            sure = self.last.chosen[0]  # the first choice that the grammar leaves is true or false
+        answer: dict[str, Any] = json.loads(text)
+        return answer | {"confidence": 100 * sure}
+
+    def answer(self, messages: Sequence[dict[str, Any]], max_new: int = 160) -> str:
+        """A short answer in prose, greedily. Raises LLMError."""
+        with self._mutex:
+            prompt = self.processor.render(messages)
+            started, cache = time.perf_counter(), _Cache()
+            logits = self._advance(self._keys(prompt), prompt, lambda _: _nothing(), cache)
+            said: list[int] = []
+            while len(said) < max_new:
+                token = int(logits.argmax())
+                if token == self.processor.end_id or token == self.config.eos_token_id:
+                    break
+                said.append(token)
+                logits = self._step([token], cache)
+            self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
+        return str(self.processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+    def choose(self, messages: Sequence[dict[str, Any]], options: Sequence[str]) -> tuple[str, float]:
+        """The option (printable text on one line) that the model answers with, greedily, and its probability among the
+        options, 0..1. Raises LLMError."""
+        import llguidance
+
+        lark = "start: " + " | ".join(json.dumps(o, ensure_ascii=False) for o in options)
+        with self._mutex:
+            prompt = self.processor.render(messages)
+            grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+            said = self._constrained(prompt, grammar, lambda _: _nothing(), _Cache(), [])
+            return said, math.prod(self.last.chosen)
+
+    # ---- inside ----
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _grammar(self, schema: dict[str, Any]) -> str:
+        import llguidance
+
+        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_TIGHT))
+
+    @torch.inference_mode()
+    def _constrained(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
+        """Greedy text that fits the grammar. Whatever fails leaves an empty cache, never one that is wrong."""
+        try:
+            return self._generated(prompt, grammar, pictures, cache, opening)
+        except BaseException:
+            cache.keys, cache.values = [], DynamicCache()
+            raise
+
+    def _generated(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
+        import llguidance
+
+        started = time.perf_counter()
+        matcher = llguidance.LLMatcher(self._guide, grammar)
+        logits: Tensor | None = None
+        pending = self._keys(prompt) + opening
+        said: list[int] = []
+        self.last = Usage(prompt=len(prompt.ids))
+        while not matcher.is_stopped():
+            forced = matcher.compute_ff_tokens()
+            if forced:
+                matcher.consume_tokens(forced)
+                said += forced
+                pending += forced
+                self.last.forced += len(forced)
+                continue
+            if matcher.is_error():
+                raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
+            if len(said) >= MAX_NEW:
+                raise LLMError(f"the embedded model did not end its answer within {MAX_NEW} tokens")
+            if logits is None:
+                logits = self._advance(pending, prompt, pictures, cache)
+            else:
+                logits = self._step([k for k in pending if isinstance(k, int)], cache)
+            allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: logits.shape[-1]]
+            likely = torch.softmax(logits.masked_fill(allowed == 0, -torch.inf), 0)
+            token = int(likely.argmax())
+            self.last.chosen.append(float(likely[token]))
+            if token == self._guide.eos_token:
+                break
+            if not matcher.consume_token(token):
+                raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
+            said.append(token)
+            pending = [token]
+        self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
+        return str(self.processor.tokenizer.decode(said, skip_special_tokens=False))
+
+    def _keys(self, prompt: Prompt) -> list[Key]:
+        """The prompt as what the network will have seen: visual tokens by their pictures."""
+        keys: list[Key] = []
+        at = 0
+        for token in prompt.ids:
+            if token in (self.config.image_token_id, self.config.difference_token_id):
+                pair = prompt.pictures[at // PAIR_TOKENS]
+                keys.append((*pair, at % PAIR_TOKENS))
+                at += 1
+            else:
+                keys.append(token)
+        return keys
+
+    @torch.inference_mode()
+    def _advance(self, keys: list[Key], prompt: Prompt, pictures: Pictures, cache: _Cache) -> Tensor:
+        """Read the conversation, reusing what the cache shares with it: logits (V,) of what comes next."""
+        if len(keys) > MAX_CONTEXT:
+            raise LLMError(f"the conversation has {len(keys)} tokens, the embedded model reads {MAX_CONTEXT}")
+        shared = 0
+        for a, b in zip(cache.keys, keys, strict=False):
+            if a != b:
+                break
+            shared += 1
+        shared = min(shared, len(keys) - 1)
+        if (held := cache.values.get_seq_length()) > shared:
+            cache.values.crop(shared - held)  # negative: how many to drop
+        self.last.reused = shared
+        for pair in dict.fromkeys(prompt.pictures):
+            if pair not in self._seen and any(isinstance(k, tuple) and k[:2] == pair for k in keys[shared:]):
+                pixels = pair_pixels(pictures(pair[0]), pictures(pair[1]), self.config.pair_px)
+                self._seen[pair] = self.network.look(pixels[None])[0]
+        words = torch.tensor([[k if isinstance(k, int) else 0 for k in keys[shared:]]])
+        x = self.network.get_input_embeddings()(words)
+        for i, k in enumerate(keys[shared:]):
+            if isinstance(k, tuple):
+                x[0, i] = self._seen[k[:2]][k[2]].to(x.dtype)
+        while len(self._seen) > 16:
+            self._seen.pop(next(iter(self._seen)))
+        cache.keys = list(keys)
+        return self._forward(x, cache)
+
+    @torch.inference_mode()
+    def _step(self, ids: list[int], cache: _Cache) -> Tensor:
+        cache.keys += ids
+        return self._forward(self.network.get_input_embeddings()(torch.tensor([ids])), cache)
+
+    def _forward(self, x: Tensor, cache: _Cache) -> Tensor:
+        self.last.passes += 1
+        out = self.network(inputs_embeds=x, past_key_values=cache.values, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits[0, -1].float()
+        return logits
+
+
+def _nothing() -> RgbImage:
+    raise LLMError("a text-only answer was asked for a conversation with pictures")

@@ -1,0 +1,97 @@
+"""What a conversation with the RefDiff model may hold, the same for every engine: harmless texts, pictures in pairs.
+
+A user message has no picture or two (reference, then query), a conversation at most four pairs. Texts that the tokenizer
+reads as tokens with a meaning are taken out wherever a person (or a model) wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from refdiff.model.errors import InputError
+from refdiff.model.language.configuration import MAX_PAIRS, NEW_TOKENS
+
+MEANINGFUL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *NEW_TOKENS)
+MAX_DEPTH = 64  # of lists and objects in tool calls; those that the tools have are four deep
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, Any]
+
+
+def harmless(text: str) -> str:
+    """The text with the tokens that have a meaning taken out; taking one out must not assemble another."""
+    before = None
+    while before != text:
+        before = text
+        for token in MEANINGFUL:
+            text = text.replace(token, " ")
+    return text
+
+
+def all_harmless(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """JSON data whose texts hold no token with a meaning: a model may have spelt one in its arguments.
+
+    Raises InputError for data nested deeper than `depth`.
+    """
+    if isinstance(value, str):
+        return harmless(value)
+    if not isinstance(value, list | dict):
+        return value
+    if depth <= 0:
+        raise InputError(f"a message is nested more than {MAX_DEPTH} deep; send plainer arguments of tool calls")
+    if isinstance(value, list):
+        return [all_harmless(v, depth - 1) for v in value]
+    return {harmless(k): all_harmless(v, depth - 1) for k, v in value.items()}
+
+
+def safe_messages(messages: Sequence[Message], picture: str = "image") -> tuple[list[Message], list[tuple[Any, Any]]]:
+    """OpenAI's messages with harmless texts, and what the blocks of every pair hold: (reference, query) in order.
+
+    picture: the type of a block that is one; its content is under that very name. Raises InputError: odd numbers of
+    pictures, too many pairs, blocks and roles that mean nothing.
+    """
+    pairs: list[tuple[Any, Any]] = []
+    safe = [_safe(m, picture, pairs) for m in messages]
+    if len(pairs) > MAX_PAIRS:
+        raise InputError(f"{len(pairs)} pairs of pictures in a conversation; at most {MAX_PAIRS} are read")
+    return safe, pairs
+
+
+def _safe(message: Message, picture: str, pairs: list[tuple[Any, Any]]) -> Message:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise InputError(f"a message of role {str(role)[:40]!r}; use {', '.join(ROLES)}")
+    if message.get("tool_calls"):
+        message = message | {"tool_calls": all_harmless(message["tool_calls"])}
+    if isinstance(content, str) or content is None:
+        return message | {"content": harmless(content or "")}
+    blocks = _blocks(content, picture)
+    shown = [b[picture] for b in blocks if b["type"] == picture]
+    if shown and (len(shown) != 2 or role != "user"):
+        raise InputError(
+            f"a {role} message with {len(shown)} picture(s); user messages have none or two: "
+            "the reference, then the inspected part"
+        )
+    if shown:
+        pairs.append((shown[0], shown[1]))
+    return message | {"content": blocks}
+
+
+def _blocks(content: Any, picture: str) -> list[Message]:
+    """Blocks of a message; neighbouring texts are one, so that no token is spelt across two of them."""
+    if not isinstance(content, list):
+        raise InputError(f"the content of a message is a text or a list of blocks, not a {type(content).__name__}")
+    blocks: list[Message] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == picture and picture in block:
+            blocks.append(block)
+        elif kind == "text" and isinstance(block.get("text"), str):
+            if blocks and blocks[-1]["type"] == "text":
+                blocks[-1] = blocks[-1] | {"text": blocks[-1]["text"] + block["text"]}
+            else:
+                blocks.append({"type": "text", "text": block["text"]})
+        else:
+            raise InputError(f"a block of type {str(kind)[:40]!r} in a message; use 'text' and {picture!r}")
+    return [b if b["type"] == picture else b | {"text": harmless(b["text"])} for b in blocks]

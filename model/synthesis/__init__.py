@@ -1,0 +1,1 @@
+"""Synthetic images: rendered parts with exact truth, and defects painted on photos."""

@@ -1,0 +1,335 @@
+"""The bot behind every chat platform: what a message wants, and its answer, exactly one inspection a message.
+
+The platform's request is acknowledged as soon as the message is on the disk; everything else happens here, in threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from refdiff.agent.language.intent import product_for, understand
+from refdiff.agent.queue import Progress
+from refdiff.agent.service import Desk, Inspection, Upload
+from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.records.dispositions import Disposition
+from refdiff.model.errors import (
+    DuplicateError,
+    InputError,
+    RefDiffError,
+    UnavailableError,
+    UnknownPartError,
+    UnknownRecordError,
+)
+from refdiff.server.chat.settings import may_decide
+from refdiff.server.chat.summary import Told, tell
+
+log = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 45.0  # platforms forget a status after a minute or two
+LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16  # an answer that the platform does not take: the waits double, about ten hours
+_THREADS = 8
+_MAX_TEXT = 4000
+HOW_TO_SEND = (
+    'Send its photo with your message, for example "inspect part #4412, product bracket" with the picture attached.'
+)
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A message to the bot. key: the same for every retry of it. thread: where its answer goes and follow-ups come from,
+    "" where the platform has to open one first.
+
+    user: the platform's id; user_name may be "". place, photos: what the platform's adapter needs to answer (JSON data).
+    """
+
+    key: str
+    thread: str
+    user: str
+    user_name: str
+    text: str
+    place: dict[str, Any]
+    photos: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Platform(Protocol):
+    """One chat platform. Methods may be called from any thread and may raise anything."""
+
+    name: str
+
+    def name_of(self, user: str) -> str:
+        """The name of a user, "" if it cannot be had."""
+
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        """A request that has no thread yet, with the one that is opened for it here."""
+
+    def photo(self, request: ChatRequest) -> Upload | None:
+        """The first photo of a message, fetched. Raises InputError for what cannot be had."""
+
+    def working(self, request: ChatRequest, text: str) -> None:
+        """Show that the bot is at it; called again and again."""
+
+    def say(self, request: ChatRequest, text: str) -> None:
+        """Plain words, in the thread."""
+
+    def show(self, request: ChatRequest, told: Told) -> None:
+        """A filed report, in the thread."""
+
+
+class ChatHost:
+    """Use as a context manager; takes up what a killed process left."""
+
+    def __init__(
+        self, desk: Desk, store: ChatStore, platform: Platform, *, deciders: str = "", public_url: str | None = None
+    ) -> None:
+        self.desk, self._store, self._platform = desk, store, platform
+        self._deciders, self._public_url = deciders, public_url
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=platform.name)
+        self._busy: dict[str, tuple[ChatRequest, str]] = {}  # by key: waits for its inspection, what is said meanwhile
+        self._claimed: set[str] = set()  # keys of messages that somebody is at, from the beginning until the answer
+        self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next is due (monotonic clock)
+        self._mutex, self._closing = threading.Lock(), threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name=f"{platform.name}-status", daemon=True)
+
+    def __enter__(self) -> Self:
+        for message in self._store.open():
+            self._take(ChatRequest(**message.request))
+        self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def receive(self, request: ChatRequest) -> bool:
+        """Keep a message and begin with it. False if it came before: then nothing happens. Quick; raises StorageError."""
+        if not self._store.receive(request.key, asdict(request)):
+            return False
+        self._take(request)
+        return True
+
+    def knows_thread(self, thread: str) -> bool:
+        return self._store.inspection_of(thread) is not None
+
+    def told(self, inspection_id: str) -> Told:
+        """A filed report as the platform shows it now. Raises UnknownRecordError."""
+        report = self.desk.report(inspection_id)
+        return tell(report, self.desk.disposition(inspection_id), self._public_url)
+
+    def may_decide(self, user: str) -> bool:
+        return may_decide(self._deciders, user)
+
+    def decide(
+        self, inspection_id: str, decision: Literal["accept", "override"], user: str, user_name: str, reason: str
+    ) -> Disposition:
+        """A person's decision. Raises InputError (not on the list, no reason), DuplicateError, UnknownRecordError."""
+        if not self.may_decide(user):
+            raise InputError(
+                f"you ({user}) may not decide about inspections; whoever runs RefDiff can add you to "
+                f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
+            )
+        return self.desk.dispose(inspection_id, decision, self._who(user, user_name), reason)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do something that nobody waits for; what fails is logged."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception:
+                log.exception("something in %s failed", self._platform.name)
+
+        if not self._closing.is_set():
+            self._pool.submit(guarded)
+
+    # -- inside
+
+    def _who(self, user: str, name: str) -> str:
+        """As reports and decisions name a person."""
+        return f"{name or self._platform.name_of(user) or 'unknown'} ({self._platform.name} {user})"[:128]
+
+    def _take(self, request: ChatRequest) -> None:
+        with self._mutex:
+            if self._closing.is_set() or request.key in self._claimed:
+                return
+            self._claimed.add(request.key)
+        self._pool.submit(self._guarded, request)
+
+    def _release(self, request: ChatRequest) -> None:
+        with self._mutex:
+            self._claimed.discard(request.key)
+
+    def _guarded(self, request: ChatRequest) -> None:
+        """Handle a message; whatever fails is told in the thread if it can be, and kept open if it cannot."""
+        waits = False
+        try:
+            waits = self._handle(request)
+        except Exception:
+            self._try_later(request)
+        finally:
+            if not waits:
+                self._release(request)
+
+    def _try_later(self, request: ChatRequest) -> None:
+        """After an exception: the answer could not be made or posted."""
+        tries = self._failed.get(request.key, (0, 0.0))[0] + 1
+        if tries >= MAX_TRIES:
+            log.exception("%s message %s is given up after %d tries", self._platform.name, request.key, tries)
+            self._answered(request)
+            return
+        wait_s = min(LONGEST_WAIT_S, STATUS_EVERY_S * 2 ** (tries - 1))
+        self._failed[request.key] = (tries, time.monotonic() + wait_s)
+        log.exception("%s message %s is not answered yet; again in %.0f s", self._platform.name, request.key, wait_s)
+
+    def _answered(self, request: ChatRequest) -> None:
+        self._store.answered(request.key)
+        self._failed.pop(request.key, None)
+
+    def _handle(self, request: ChatRequest) -> bool:
+        """Whether it goes on waiting for an inspection, which then answers."""
+        message = self._store.get(request.key)
+        if message is None or message.state == "answered":
+            return False
+        if message.inspection_id is not None:
+            self._wait_for(request, message.inspection_id)
+            return True
+        if not request.thread:  # killed between the two lines: a second thread is opened, and the first stays empty
+            request = self._platform.opened(request)
+            self._store.change(request.key, asdict(request))
+        try:
+            said = self._answer(request)
+        except RefDiffError as e:
+            if self.desk.stopping and isinstance(e, UnavailableError):  # answered after the next start
+                return False
+            said = _helpful(e)
+        except Exception as e:
+            log.exception("%s message %s failed", self._platform.name, request.key)
+            said = f"That went wrong inside ({type(e).__name__}); the log of the server has the details."
+        if said is None:
+            return True
+        self._platform.say(request, said)
+        self._answered(request)
+        return False
+
+    def _answer(self, request: ChatRequest) -> str | None:
+        """Words to answer with, or None: an inspection was begun and answers later."""
+        text = request.text[:_MAX_TEXT].strip()
+        intent = understand(text, photo=bool(request.photos), about=self._about(request.thread))
+        if intent.part_id is not None:
+            self._begin(request, intent.part_id, text)
+            return None
+        if intent.about is not None:
+            self._try_working(request, "looking into the report")
+            return self.desk.ask(intent.about, text) if text else "Ask about the report, or name another part."
+        if request.photos:
+            return 'Which part is it? Name it with the photo: "inspect part #4412".'
+        return self.desk.chat(text or "hello")
+
+    def _about(self, thread: str) -> Inspection | None:
+        """The inspection that a thread is about."""
+        known = self._store.inspection_of(thread)
+        if known is None:
+            return None
+        try:
+            return self.desk.inspection(known)
+        except UnknownRecordError:  # of a home that was restored from before
+            return None
+
+    def _begin(self, request: ChatRequest, part_id: str, text: str) -> None:
+        self._try_working(request, f"inspecting part {part_id}")
+        photo = self._platform.photo(request) if request.photos else None
+        job = self.desk.submit(
+            text,
+            by=self._who(request.user, request.user_name),
+            part_id=part_id,
+            product=product_for(self.desk, part_id, [text], photo=photo is not None),
+            photo=photo,
+            origin=f"{self._platform.name}:{request.key}",
+        )
+        self._store.inspecting(request.key, request.thread, job.inspection_id)
+        self._wait_for(request, job.inspection_id)
+
+    def _wait_for(self, request: ChatRequest, inspection_id: str) -> None:
+        """Have the end of the inspection answer the message, once; the claim is then that answer's."""
+        with self._mutex:
+            self._busy[request.key] = (request, f"inspecting ({inspection_id})")
+
+        def hear(progress: Progress) -> None:  # in the inspecting thread: quick
+            with self._mutex:
+                if request.key not in self._busy:
+                    return  # the end was heard
+                self._busy[request.key] = (request, progress.message)
+                if progress.last:
+                    del self._busy[request.key]
+            if progress.last and not self._closing.is_set():
+                self._pool.submit(self._finish, request, inspection_id)
+
+        try:
+            self.desk.subscribe(inspection_id, hear)
+        except Exception:
+            with self._mutex:
+                ended = self._busy.pop(request.key, None) is None
+            if not ended:
+                raise
+
+    def _finish(self, request: ChatRequest, inspection_id: str) -> None:
+        try:
+            message = self._store.get(request.key)
+            if message is None or message.state == "answered":
+                return
+            inspection = self.desk.inspection(inspection_id)
+            if inspection.report is not None:
+                self._platform.show(request, self.told(inspection_id))
+            else:
+                reason = (inspection.error or {}).get("message", "it was given up")
+                self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")
+            self._answered(request)
+        except Exception:
+            self._try_later(request)
+        finally:
+            self._release(request)
+
+    def _try_working(self, request: ChatRequest, text: str) -> None:
+        try:
+            self._platform.working(request, text)
+        except Exception as e:  # a status that cannot be shown is no reason not to work
+            log.info("no status in %s: %s", self._platform.name, e)
+
+    def _tick(self) -> None:
+        """Renew what is shown while inspections run; try again what could not be answered."""
+        last = time.monotonic()
+        while not self._closing.wait(min(STATUS_EVERY_S, 5.0)):
+            if time.monotonic() - last < STATUS_EVERY_S:
+                continue
+            last = time.monotonic()
+            with self._mutex:
+                busy = list(self._busy.values())
+            for request, text in busy:
+                self._try_working(request, text)
+            try:
+                waiting = self._store.open()
+            except RefDiffError as e:
+                log.warning("open messages cannot be read: %s", e)
+                continue
+            for message in waiting:  # those that somebody is at are claimed
+                if self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
+                    self._take(ChatRequest(**message.request))
+
+
+def _helpful(error: RefDiffError) -> str:
+    """An error in words for somebody who has no command line."""
+    text = str(error)
+    if isinstance(error, UnknownPartError):
+        text = text.partition(" Record its photo with")[0].rstrip(" ;")
+        return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}"
+    if isinstance(error, UnknownRecordError | DuplicateError | InputError):
+        return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}" if "say which product" in text else text
+    return f"That does not work just now: {text}"

@@ -1,0 +1,1 @@
+"""RefDiff in Slack, over HTTP or Socket Mode."""

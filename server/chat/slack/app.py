@@ -1,0 +1,198 @@
+"""The Bolt app: events become messages of the chat host, buttons and dialogs become decisions.
+
+A message is kept on the disk before Slack is told that it came; work happens afterwards, so that every acknowledgement
+is quick. Bolt checks the signature of each HTTP request, and answers 401 to a bad one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import Any
+
+from slack_bolt import App, BoltRequest, BoltResponse
+from slack_bolt.authorization import AuthorizeResult
+from slack_sdk.errors import SlackClientError
+
+from refdiff.model.errors import RefDiffError
+from refdiff.server.chat.bot import ChatHost, ChatRequest
+from refdiff.server.chat.slack import blocks
+from refdiff.server.chat.slack.platform import SlackPlatform
+
+log = logging.getLogger(__name__)
+
+INSPECT_MESSAGE, INSPECT_PART = "refdiff_inspect_message", "refdiff_inspect_part"
+_MENTION = re.compile(r"<@[A-Z0-9]+(?:\|[^>]*)?>")
+_LINK = re.compile(r"<(?:[^|>]*\|)?([^>]*)>")
+_SUBTYPES = (None, "file_share", "thread_broadcast")  # of messages that people write
+
+
+def build_app(platform: SlackPlatform, host: ChatHost, signing_secret: str | None) -> App:
+    """signing_secret: None where only Socket Mode is used."""
+    # who we are is known: asking Slack again (auth.test) would make every acknowledgement wait for Slack
+    ourselves = AuthorizeResult(enterprise_id=None, team_id=None, bot_token=platform.client.token)
+    app = App(client=platform.client, signing_secret=signing_secret or "", name="refdiff", authorize=lambda: ourselves)
+    app.middleware(lambda body, next: _keep(host, body) or next())
+    _add_shortcuts(app, host)
+    _add_buttons(app, platform, host)
+    return app
+
+
+def _keep(host: ChatHost, body: dict[str, Any]) -> BoltResponse | None:
+    """Keep an event that is a message to the bot; the answer to Slack, None for what is none."""
+    event = body.get("event") or {}
+    if body.get("type") != "event_callback":
+        return None
+    request = message_of(event, str(body.get("team_id") or ""))
+    if request is not None and (_is_for_us(event) or host.knows_thread(request.thread)):
+        host.receive(request)
+    return BoltResponse(status=200, body="")
+
+
+def _is_for_us(event: dict[str, Any]) -> bool:
+    return event["type"] == "app_mention" or event.get("channel_type") == "im"
+
+
+def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
+    """A message event as a request; None for those of bots, edits and the like.
+
+    Its key is the message itself: Slack tells of one message up to twice (app_mention, message), each with retries.
+    """
+    if event.get("type") not in ("app_mention", "message") or event.get("subtype") not in _SUBTYPES:
+        return None
+    if event.get("bot_id") or not event.get("user") or not event.get("channel") or not event.get("ts"):
+        return None
+    channel, ts = str(event["channel"]), str(event["ts"])
+    thread_ts = str(event.get("thread_ts") or ts)
+    return ChatRequest(
+        key=f"{team}:{channel}:{ts}",
+        thread=f"{team}:{channel}:{thread_ts}",
+        user=str(event["user"]),
+        user_name="",
+        text=plain(str(event.get("text") or "")),
+        place={"channel": channel, "thread_ts": thread_ts, "ts": ts},
+        photos=_photos(event.get("files")),
+    )
+
+
+def plain(text: str) -> str:
+    """Slack's markup as the text that was typed, without mentions."""
+    text = _LINK.sub(r"\1", _MENTION.sub(" ", text))
+    return " ".join(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").split())
+
+
+def _photos(files: Any) -> list[dict[str, Any]]:
+    """Files that may be photos; those of shared channels say nothing about themselves."""
+    kept = ("id", "name", "url_private", "url_private_download")
+    listed = files if isinstance(files, list) else []
+    return [
+        {k: f[k] for k in kept if f.get(k)}
+        for f in listed
+        if isinstance(f, dict) and str(f.get("mimetype") or "image/").startswith("image/")
+    ]
+
+
+def _add_shortcuts(app: App, host: ChatHost) -> None:
+    @app.shortcut(INSPECT_MESSAGE)
+    def inspect_message(ack: Any, shortcut: dict[str, Any]) -> None:
+        message, channel = shortcut["message"], str(shortcut["channel"]["id"])
+        team, thread_ts = str(shortcut["team"]["id"]), str(message.get("thread_ts") or message["ts"])
+        request = ChatRequest(
+            key=f"{team}:{channel}:{message['ts']}:{shortcut['action_ts']}",
+            thread=f"{team}:{channel}:{thread_ts}",
+            user=str(shortcut["user"]["id"]),
+            user_name="",
+            text=f"inspect {plain(str(message.get('text') or ''))}",
+            place={"channel": channel, "thread_ts": thread_ts, "ts": str(message["ts"])},
+            photos=_photos(message.get("files")),
+        )
+        host.receive(request)
+        ack()
+
+    @app.shortcut(INSPECT_PART)
+    def inspect_part(ack: Any, shortcut: dict[str, Any], client: Any) -> None:
+        ack()
+        client.views_open(trigger_id=shortcut["trigger_id"], view=blocks.inspect_view())
+
+    @app.view(blocks.INSPECT_VIEW)
+    def inspect_wanted(ack: Any, body: dict[str, Any]) -> None:
+        part = body["view"]["state"]["values"]["part"]["part"]["value"].strip().lstrip("#")
+        user, team = str(body["user"]["id"]), str(body["team"]["id"])
+        # the part is in the key: after an error somebody may correct it in the same dialog, which is another wish
+        host.receive(ChatRequest(
+            key=f"{team}:{body['view']['id']}:{part}", thread="", user=user, user_name="", text=f"inspect part #{part}",
+            place={"team": team, "channel": user, "opening": f"You asked for an inspection of part #{part}."},
+        ))  # fmt: skip
+        ack()
+
+
+def _add_buttons(app: App, platform: SlackPlatform, host: ChatHost) -> None:
+    def tell(client: Any, channel: str, user: str, thread: str | None, text: str) -> None:
+        """To that person alone."""
+        client.chat_postEphemeral(channel=channel, user=user, thread_ts=thread, text=blocks.escape(text))
+
+    def refresh(channel: str, ts: str, inspection_id: str) -> None:
+        try:
+            platform.update(channel, ts, host.told(inspection_id))
+        except (SlackClientError, OSError) as e:  # the decision is kept, and the page shows it
+            log.warning("the message about %s cannot be updated: %s", inspection_id, e)
+
+    @app.action(blocks.ACCEPT)
+    def accept(ack: Any, body: dict[str, Any], client: Any) -> None:
+        ack()
+        channel, ts, thread, inspection_id = _where(body)
+        user = str(body["user"]["id"])
+        try:
+            host.decide(inspection_id, "accept", user, str(body["user"].get("name") or ""), "accepted in Slack")
+        except RefDiffError as e:
+            tell(client, channel, user, thread, str(e))
+        refresh(channel, ts, inspection_id)
+
+    @app.action(blocks.OVERRIDE)
+    def override(ack: Any, body: dict[str, Any], client: Any) -> None:
+        ack()
+        channel, ts, thread, inspection_id = _where(body)
+        user = str(body["user"]["id"])
+        if not host.may_decide(user):
+            try:
+                host.decide(inspection_id, "override", user, "", "")  # says why not
+            except RefDiffError as e:
+                tell(client, channel, user, thread, str(e))
+            return
+        client.views_open(trigger_id=body["trigger_id"], view=blocks.override_view(inspection_id, channel, ts))
+
+    @app.view(blocks.OVERRIDE_VIEW)
+    def overridden(ack: Any, body: dict[str, Any]) -> None:
+        about = json.loads(body["view"]["private_metadata"])
+        reason = str(body["view"]["state"]["values"]["reason"]["reason"]["value"] or "")
+        user = body["user"]
+        try:
+            host.decide(about["inspection_id"], "override", str(user["id"]), str(user.get("name") or ""), reason)
+        except RefDiffError as e:
+            ack(response_action="errors", errors={"reason": str(e)[:2000]})
+            return
+        ack()
+        refresh(about["channel"], about["ts"], about["inspection_id"])
+
+    @app.action(blocks.ZOOM)
+    def zoom(ack: Any, body: dict[str, Any]) -> None:
+        ack()
+        channel, ts, thread, inspection_id = _where(body)
+        platform.zoom(channel, thread or ts, inspection_id)
+
+    @app.action(blocks.PAGE)
+    def page(ack: Any) -> None:
+        ack()  # the browser follows the address
+
+
+def _where(body: dict[str, Any]) -> tuple[str, str, str | None, str]:
+    """Channel, message, thread and inspection of a button."""
+    container = body["container"]
+    thread = container.get("thread_ts") or (body.get("message") or {}).get("thread_ts")
+    return str(container["channel_id"]), str(container["message_ts"]), thread, str(body["actions"][0]["value"])
+
+
+def dispatch(app: App, body: bytes, headers: dict[str, str]) -> BoltResponse:
+    """Answer an HTTP request of Slack's. Blocks for as long as an acknowledgement takes."""
+    return app.dispatch(BoltRequest(body=body.decode("utf-8", "replace"), headers=dict(headers)))

@@ -1,0 +1,103 @@
+"""What RefDiff shows in Slack, as Block Kit (JSON data). Text of people and models is escaped: no links, no pings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from refdiff.server.chat.summary import Told
+
+ACCEPT, OVERRIDE, ZOOM, PAGE = "refdiff_accept", "refdiff_override", "refdiff_zoom", "refdiff_page"
+OVERRIDE_VIEW, INSPECT_VIEW = "refdiff_override_view", "refdiff_inspect_view"
+_MAX_SECTION = 2900  # of the 3,000 characters that Slack takes
+_MARKS = {"PASS": ":white_check_mark:", "FAIL": ":x:", "REVIEW": ":warning:"}
+
+Block = dict[str, Any]
+
+
+def escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def answer(told: Told) -> list[Block]:
+    """A filed report: verdict, findings, folded reasoning, buttons while nobody has decided."""
+    found = "\n".join(f"• {escape(line)}" for line in told.findings) or "No findings."
+    blocks = [
+        {"type": "header", "text": {"type": "plain_text", "text": told.title[:150]}},
+        _section(f"{_MARKS.get(told.verdict, '')} {escape(told.reason)}."),
+        _section(f"*Findings*\n{found}"),
+        # long text is folded behind "see more" unless it is told to expand
+        _section(f"*Reasoning*\n{escape(told.reasoning)}") | {"expand": False},
+        {"type": "context", "elements": [_mrkdwn(f"{told.inspection_id} · {escape(told.judge)}")]},
+    ]
+    if told.decided:
+        blocks.append(_section(f"*Decided:* {escape(told.decided)}"))
+    buttons = [] if told.decided else [
+        _button("Accept", ACCEPT, told.inspection_id, "primary"),
+        _button("Override…", OVERRIDE, told.inspection_id, "danger"),
+    ]  # fmt: skip
+    if told.findings:
+        buttons.append(_button("Zoom", ZOOM, told.inspection_id))
+    if told.page:
+        buttons.append(_button("Open the page", PAGE, told.inspection_id) | {"url": told.page})
+    if buttons:
+        blocks.append({"type": "actions", "elements": buttons})
+    return blocks
+
+
+def override_view(inspection_id: str, channel: str, message_ts: str) -> Block:
+    """The dialog that asks why."""
+    return {
+        "type": "modal",
+        "callback_id": OVERRIDE_VIEW,
+        "private_metadata": json.dumps({"inspection_id": inspection_id, "channel": channel, "ts": message_ts}),
+        "title": {"type": "plain_text", "text": "Override the verdict"},
+        "submit": {"type": "plain_text", "text": "Override"},
+        "close": {"type": "plain_text", "text": "Cancel"},
+        "blocks": [
+            {"type": "context", "elements": [_mrkdwn(f"{inspection_id}: the report stays as it is; your decision is kept "
+                                                     "with it and cannot be changed.")]},
+            _input("reason", "Why does the verdict not hold?", multiline=True, max_length=1000),
+        ],
+    }  # fmt: skip
+
+
+def inspect_view() -> Block:
+    """The dialog of the global shortcut."""
+    return {
+        "type": "modal",
+        "callback_id": INSPECT_VIEW,
+        "title": {"type": "plain_text", "text": "Inspect a part"},
+        "submit": {"type": "plain_text", "text": "Inspect"},
+        "close": {"type": "plain_text", "text": "Cancel"},
+        "blocks": [_input("part", "Part id (its newest photo is inspected)", multiline=False, max_length=128)],
+    }
+
+
+def _input(name: str, label: str, *, multiline: bool, max_length: int) -> Block:
+    element = {
+        "type": "plain_text_input",
+        "action_id": name,
+        "multiline": multiline,
+        "min_length": 1,
+        "max_length": max_length,
+    }
+    return {"type": "input", "block_id": name, "label": {"type": "plain_text", "text": label}, "element": element}
+
+
+def _mrkdwn(text: str) -> dict[str, str]:
+    return {"type": "mrkdwn", "text": text if len(text) <= _MAX_SECTION else f"{text[:_MAX_SECTION]}…"}
+
+
+def _section(text: str) -> Block:
+    return {"type": "section", "text": _mrkdwn(text)}
+
+
+def _button(label: str, action: str, value: str, style: str | None = None) -> Block:
+    made: Block = {
+        "type": "button",
+        "text": {"type": "plain_text", "text": label},
+        "action_id": action,
+        "value": value,
+    }
+    return made | ({"style": style} if style else {})

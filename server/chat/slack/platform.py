@@ -1,0 +1,149 @@
+"""Slack's Web API as the chat host uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.http_retry.builtin_handlers import (
+    ConnectionErrorRetryHandler,
+    RateLimitErrorRetryHandler,
+    ServerErrorRetryHandler,
+)
+
+from refdiff.agent.service import Desk, Upload
+from refdiff.model.errors import InputError
+from refdiff.model.images import media_type
+from refdiff.server.chat.bot import ChatRequest
+from refdiff.server.chat.download import download
+from refdiff.server.chat.slack import blocks
+from refdiff.server.chat.summary import Told, crops, overlay
+
+_TIMEOUT_S = 30
+_NAMES_KEPT = 1000
+
+
+def make_client(token: str, api_url: str) -> WebClient:
+    retries = [ConnectionErrorRetryHandler(max_retry_count=2), RateLimitErrorRetryHandler(max_retry_count=5),
+               ServerErrorRetryHandler(max_retry_count=2)]  # fmt: skip
+    base = api_url if api_url.endswith("/") else f"{api_url}/"
+    return WebClient(token=token, base_url=base, timeout=_TIMEOUT_S, retry_handlers=retries)
+
+
+class SlackPlatform:
+    name = "slack"
+
+    def __init__(self, desk: Desk, client: WebClient) -> None:
+        self._desk, self.client = desk, client
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status had to be a message
+        self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is posted
+        self._mutex = threading.Lock()
+
+    def name_of(self, user: str) -> str:
+        with self._mutex:
+            if user in self._names:
+                return self._names[user]
+        try:
+            found = self.client.users_info(user=user)["user"]
+            name = str(found.get("real_name") or found.get("name") or "")
+        except (SlackClientError, KeyError, OSError):  # no scope, or a guest of another workspace
+            name = ""
+        with self._mutex:
+            self._names[user] = name
+            while len(self._names) > _NAMES_KEPT:
+                self._names.popitem(last=False)
+        return name
+
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        """Its thread begins with a message to the person, because a dialog is in no conversation."""
+        place = request.place
+        posted = self.client.chat_postMessage(channel=place["channel"], text=blocks.escape(place["opening"]))
+        channel, ts = str(posted["channel"]), str(posted["ts"])
+        thread = f"{place['team']}:{channel}:{ts}"
+        return replace(request, thread=thread, place={"channel": channel, "thread_ts": ts, "ts": ts})
+
+    def photo(self, request: ChatRequest) -> Upload | None:
+        if not request.photos:
+            return None
+        file = request.photos[0]
+        url = file.get("url_private_download") or file.get("url_private")
+        if not url and file.get("id"):  # files of a shared channel come without their address
+            found = self.client.files_info(file=file["id"])["file"]
+            url = found.get("url_private_download") or found.get("url_private")
+        name = str(file.get("name") or "photo")
+        return Upload(name, self._download(str(url or ""), name))
+
+    def working(self, request: ChatRequest, text: str) -> None:
+        channel, thread = request.place["channel"], request.place["thread_ts"]
+        try:
+            self.client.assistant_threads_setStatus(channel_id=channel, thread_ts=thread, status=f"{text[:140]}…")
+        except SlackApiError:  # not every place has a status: then one message, once
+            if not self._first(self._announced, request.key):
+                return
+            self.say(request, f"{text[:1].upper()}{text[1:]}…")
+
+    def say(self, request: ChatRequest, text: str) -> None:
+        self.client.chat_postMessage(
+            channel=request.place["channel"], thread_ts=request.place["thread_ts"], text=blocks.escape(text),
+            unfurl_links=False, unfurl_media=False,
+        )  # fmt: skip
+
+    def show(self, request: ChatRequest, told: Told) -> None:
+        channel, thread = request.place["channel"], request.place["thread_ts"]
+        if request.key not in self._pictured:  # the message below may be refused again and again
+            picture = overlay(self._desk, told.inspection_id)
+            self.client.files_upload_v2(
+                channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
+                title=told.title, alt_txt=f"Photo of part {told.part_id} with its findings drawn in",
+            )  # fmt: skip
+            self._first(self._pictured, request.key)
+        self.client.chat_postMessage(
+            channel=channel, thread_ts=thread, text=blocks.escape(f"{told.title}. {told.reason}"),
+            blocks=blocks.answer(told), unfurl_links=False, unfurl_media=False,
+        )  # fmt: skip
+
+    def update(self, channel: str, ts: str, told: Told) -> None:
+        """Show a report anew where it is shown already, after somebody decided."""
+        self.client.chat_update(
+            channel=channel, ts=ts, text=blocks.escape(f"{told.title}. {told.reason}"), blocks=blocks.answer(told)
+        )
+
+    def zoom(self, channel: str, thread: str, inspection_id: str) -> None:
+        """The findings enlarged, as pictures in the thread."""
+        made = crops(self._desk, inspection_id)
+        if not made:
+            self.client.chat_postMessage(channel=channel, thread_ts=thread, text="There is no finding to enlarge.")
+            return
+        uploads = [
+            {"file": data, "filename": f"{title}{_suffix(data)}", "title": title, "alt_txt": f"{title}, enlarged"}
+            for title, data in made
+        ]
+        self.client.files_upload_v2(channel=channel, thread_ts=thread, file_uploads=uploads)
+
+    def _first(self, seen: OrderedDict[str, None], key: str) -> bool:
+        """Note a request; was it not noted before?"""
+        with self._mutex:
+            if key in seen:
+                return False
+            seen[key] = None
+            while len(seen) > _NAMES_KEPT:
+                seen.popitem(last=False)
+            return True
+
+    def _download(self, url: str, name: str) -> bytes:
+        """A file of Slack's. The token goes to Slack alone, whatever address an event names."""
+        parts, api = urlsplit(url), urlsplit(self.client.base_url)
+        at_slack = parts.scheme == "https" and (parts.hostname or "").endswith(".slack.com")
+        if not at_slack and (parts.scheme, parts.netloc) != (api.scheme, api.netloc):
+            raise InputError(f"the photo {name} is not a file of Slack; attach the picture itself")
+        headers = {"Authorization": f"Bearer {self.client.token}"}
+        return download(url, name, "Slack", headers, self._desk.services.model_settings.max_bytes)
+
+
+def _suffix(picture: bytes) -> str:
+    return ".png" if media_type(picture) == "image/png" else ".jpg"

@@ -1,0 +1,1 @@
+"""RefDiff in Microsoft Teams, on the HTTP server."""

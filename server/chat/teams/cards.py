@@ -1,0 +1,116 @@
+"""What RefDiff shows in Teams, as Adaptive Cards (JSON data, version 1.5)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+import cv2
+import numpy as np
+
+from refdiff.model.images import RgbImage
+from refdiff.server.chat.summary import Told
+
+ACCEPT, OVERRIDE, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_zoom"
+MAX_PICTURE_BYTES = (
+    24_000  # in the card itself: a message may have 100 KB in all, and nobody must reach this server for it
+)
+_COLOURS = {"PASS": "Good", "FAIL": "Attention", "REVIEW": "Warning"}
+_MARKDOWN = re.compile(r"([\\*_\[\]()~`#>|])")
+
+Card = dict[str, Any]
+
+
+def escape(text: str) -> str:
+    """Text of people and models as text: Teams reads Markdown in cards, links included."""
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def answer(told: Told, picture: str | None) -> Card:
+    """A filed report: verdict, photo with findings, findings, folded reasoning, buttons while nobody has decided.
+
+    picture: a data URL.
+    """
+    body: list[Card] = [
+        _text(told.title, size="Large", weight="Bolder", color=_COLOURS.get(told.verdict, "Default")),
+        _text(f"{told.reason}."),
+    ]
+    if picture:
+        alt = f"Photo of part {told.part_id} with its findings drawn in"
+        body.append({"type": "Image", "url": picture, "altText": alt, "size": "Stretch"})
+    body += [_text(f"• {line}", spacing="Small") for line in told.findings] or [_text("No findings.")]
+    folded = {"id": "reasoning", "isVisible": False}
+    body += [_text(told.reasoning, isSubtle=True) | folded]
+    body.append(_text(f"{told.inspection_id} · {told.judge}", size="Small", isSubtle=True))
+    if told.decided:
+        body.append(_text(f"Decided: {told.decided}", weight="Bolder"))
+    data = {"inspection_id": told.inspection_id}
+    actions: list[Card] = []
+    if not told.decided:
+        actions.append({"type": "Action.Execute", "title": "Accept", "verb": ACCEPT, "data": data, "style": "positive"})
+        actions.append({"type": "Action.ShowCard", "title": "Override…", "card": _override(data)})
+    if told.findings:
+        actions.append({"type": "Action.Execute", "title": "Zoom", "verb": ZOOM, "data": data})
+    actions.append({"type": "Action.ToggleVisibility", "title": "Reasoning", "targetElements": ["reasoning"]})
+    if told.page:
+        actions.append({"type": "Action.OpenUrl", "title": "Open the page", "url": told.page})
+    return _card(body, actions)
+
+
+def pictured(title: str, picture: str) -> Card:
+    return _card(
+        [_text(title, weight="Bolder"), {"type": "Image", "url": picture, "altText": title, "size": "Stretch"}]
+    )
+
+
+def words(text: str) -> Card:
+    return _card([_text(text)])
+
+
+def data_url(image: RgbImage, max_bytes: int = MAX_PICTURE_BYTES) -> str:
+    """(H, W, 3) uint8 as a JPEG in a data URL, as large as `max_bytes` of it allow."""
+    side = 720
+    while True:
+        scale = min(1.0, side / max(image.shape[:2]))
+        height, width = (max(1, round(s * scale)) for s in image.shape[:2])
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        for quality in (85, 70, 55):
+            data = _jpeg(np.asarray(small, np.uint8), quality)
+            if len(data) <= max_bytes or side < 100:
+                return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
+        side = side * 3 // 4
+
+
+def _jpeg(image: RgbImage, quality: int) -> bytes:
+    return bytes(
+        cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    )
+
+
+def _override(data: dict[str, str]) -> Card:
+    why = {
+        "type": "Input.Text",
+        "id": "reason",
+        "label": "Why does the verdict not hold?",
+        "isMultiline": True,
+        "isRequired": True,
+        "errorMessage": "A reason is needed; it is kept with the report.",
+        "maxLength": 1000,
+    }
+    send = {"type": "Action.Execute", "title": "Override", "verb": OVERRIDE, "data": data, "style": "destructive"}
+    return _card([why], [send])
+
+
+def _text(text: str, **style: Any) -> Card:
+    return {"type": "TextBlock", "text": escape(text), "wrap": True} | style
+
+
+def _card(body: list[Card], actions: list[Card] | None = None) -> Card:
+    return {
+        "$schema": "https://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.5",
+        "body": body,
+        "actions": actions or [],
+    }

@@ -1,0 +1,150 @@
+"""Teams as the chat host uses it: everything goes out through one event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+from microsoft_teams.api.activities.message import MessageActivityInput
+from microsoft_teams.api.activities.typing import TypingActivityInput
+from microsoft_teams.api.models.attachment import Attachment
+from microsoft_teams.apps import App
+
+from refdiff.agent.service import Desk, Upload
+from refdiff.model.errors import InputError
+from refdiff.model.images import decode_image
+from refdiff.server.chat.bot import ChatRequest
+from refdiff.server.chat.download import download
+from refdiff.server.chat.summary import Told, crops, overlay
+from refdiff.server.chat.teams import cards
+
+T = TypeVar("T")
+
+_TIMEOUT_S = 30.0
+_KEPT = 1000
+_FILES = (".sharepoint.com", ".sharepoint.us", ".1drv.com")  # where Teams keeps files that people attach
+
+
+class TeamsPlatform:
+    """Use as a context manager. `app` is set by whoever makes it, before the first message."""
+
+    name = "teams"
+
+    def __init__(self, desk: Desk, app: App) -> None:
+        self._desk, self._app = desk, app
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teams", daemon=True)
+        self._status: OrderedDict[str, str] = OrderedDict()  # request key -> id of the message that tells what happens
+        self._mutex = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.run(self._app.initialize())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_TIMEOUT_S)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run in the loop, and wait for it. From other threads only."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT_S * 2)
+
+    def name_of(self, user: str) -> str:
+        return ""  # every message brings its sender's name
+
+    def opened(self, request: ChatRequest) -> ChatRequest:
+        return request  # every message is in a conversation
+
+    def photo(self, request: ChatRequest) -> Upload | None:
+        if not request.photos:
+            return None
+        name, url = str(request.photos[0].get("name") or "photo"), str(request.photos[0]["url"])
+        parts, service = urlsplit(url), urlsplit(str(request.place["service_url"]))
+        headers = {}
+        if (parts.scheme, parts.netloc) == (service.scheme, service.netloc):  # pictures pasted into the chat
+            headers = {"Authorization": f"Bearer {self.run(self._token())}"}
+        elif parts.scheme != "https" or not (parts.hostname or "").endswith(_FILES):
+            raise InputError(f"the photo {name} is not a file of Teams; attach the picture itself")
+        return Upload(name, download(url, name, "Teams", headers, self._desk.services.model_settings.max_bytes))
+
+    def working(self, request: ChatRequest, text: str) -> None:
+        line = f"{text[:1].upper()}{text[1:200]}…"
+        self._try_typing(request)
+        with self._mutex:
+            known = self._status.get(request.key)
+        sent = self._send(request, MessageActivityInput(text=cards.escape(line), id=known))
+        self._keep(request.key, sent)
+
+    def say(self, request: ChatRequest, text: str) -> None:
+        self._replace_status(request, MessageActivityInput(text=cards.escape(text)))
+
+    def show(self, request: ChatRequest, told: Told) -> None:
+        self._replace_status(request, _with_card(self.card(told)))
+
+    def card(self, told: Told) -> cards.Card:
+        picture = cards.data_url(decode_image(overlay(self._desk, told.inspection_id)))
+        return cards.answer(told, picture)
+
+    def update(self, place: dict[str, Any], message_id: str, told: Told) -> None:
+        """Show a report anew where it is shown already, after somebody decided."""
+        activity = _with_card(self.card(told))
+        activity.id = message_id
+        self._post(place, activity)
+
+    def zoom(self, place: dict[str, Any], inspection_id: str) -> None:
+        """The findings enlarged, a card each."""
+        made = crops(self._desk, inspection_id)
+        for title, data in made:
+            self._post(place, _with_card(cards.pictured(title, cards.data_url(decode_image(data)))))
+        if not made:
+            self._post(place, MessageActivityInput(text="There is no finding to enlarge."))
+
+    # -- inside
+
+    def _replace_status(self, request: ChatRequest, activity: MessageActivityInput) -> None:
+        """The answer takes the place of the line that told what happens; where that fails it is a message of its own."""
+        with self._mutex:
+            known = self._status.pop(request.key, None)
+        if known:
+            activity.id = known
+            try:
+                self._send(request, activity)
+                return
+            except Exception:  # somebody deleted it, say
+                activity.id = None
+        self._send(request, activity)
+
+    def _send(self, request: ChatRequest, activity: MessageActivityInput | TypingActivityInput) -> str:
+        return self._post(request.place, activity)
+
+    def _post(self, place: dict[str, Any], activity: MessageActivityInput | TypingActivityInput) -> str:
+        sending = self._app.send(place["conversation"], activity, service_url=place["service_url"])
+        return str(self.run(sending).id)
+
+    def _try_typing(self, request: ChatRequest) -> None:
+        try:
+            self._send(request, TypingActivityInput())
+        except Exception:  # not every conversation shows it
+            return
+
+    def _keep(self, key: str, message_id: str) -> None:
+        with self._mutex:
+            self._status[key] = message_id
+            while len(self._status) > _KEPT:
+                self._status.popitem(last=False)
+
+    async def _token(self) -> str:
+        return str(await self._app._get_bot_token() or "")  # type: ignore[no-untyped-call]
+
+
+def _with_card(card: cards.Card) -> MessageActivityInput:
+    attachment = Attachment(content_type="application/vnd.microsoft.card.adaptive", content=card)
+    return MessageActivityInput().add_attachments(attachment)

@@ -1,0 +1,1 @@
+"""The `refdiff` command: one file per group of commands."""

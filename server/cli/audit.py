@@ -1,0 +1,100 @@
+"""`refdiff audit`: export the audit trail, and check that nobody changed it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refdiff.memory.audit_log.store import Checked, write_lines
+from refdiff.model.errors import InputError, TamperedError
+from refdiff.server.cli.options import Json, clean, open_stores, shown_path
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import ServerSettings, load
+
+audit = typer.Typer(
+    help="Export who asked what, what was seen, filed and decided, in a chain that shows tampering; check it.",
+    no_args_is_help=True,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(audit, name="audit")
+
+
+@audit.command(
+    epilog="Examples: refdiff audit export --out audit.jsonl · refdiff audit export INSPECTION --out one.jsonl · "
+    "refdiff audit export --since 2026-11-01 --out november.jsonl"
+)
+def export(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write (JSON lines).")],
+    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION", help="Only this one.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="From then on (ISO 8601, UTC if without zone).")
+    ] = None,
+    _json: Json = False,
+) -> None:
+    """Write the audit trail to a file: every request, photo, golden, version, tool call, report and disposition.
+
+    Each record carries the hash of all before it. With REFDIFF_AUDIT_KEY set the file is sealed (HMAC-SHA256).
+    """
+    if inspection_id is not None and since is not None:
+        raise typer.BadParameter("not together with INSPECTION.", param_hint="--since")
+    if out.is_dir():
+        raise InputError(f"--out {clean(str(out))}: a folder; name the file to write")
+    chosen = None if inspection_id is None else clean(inspection_id)
+    with open_stores() as stores:
+        size = write_lines(out, stores.audit.export(chosen, since, by=load(ServerSettings).user))
+        checked = stores.audit.verify_file(out)
+    if checked.problem is not None:  # the file holds what the home holds; it is no proof
+        raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
+    answer.give(
+        {"file": shown_path(out), "bytes": size, "records": checked.records, "head": checked.head},
+        f"{checked.records} records in {shown_path(out)}",
+        f"head {checked.head}: keep it elsewhere; whoever rewrites the trail cannot reach it again",
+    )
+
+
+@audit.command(
+    epilog="Examples: refdiff audit verify audit.jsonl · refdiff audit verify --store · "
+    "refdiff audit verify audit.jsonl --store"
+)
+def verify(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="An exported file.")] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Check this home; with FILE, that it still holds what the file does.")
+    ] = False,
+    photos: Annotated[bool, typer.Option("--photos", help="With --store: read every inspected photo too.")] = False,
+    _json: Json = False,
+) -> None:
+    """Check an exported file, or this home, and name the first record that was tampered with.
+
+    Exit code: 0 intact, 65 tampered with.
+    """
+    if file is None and not store:
+        raise typer.BadParameter("name a FILE, or give --store.", param_hint="FILE")
+    if photos and not store:
+        raise typer.BadParameter("needs --store.", param_hint="--photos")
+    checks: list[tuple[str, Checked]] = []
+    with open_stores() as stores:
+        if file is not None:
+            checks.append((clean(str(file)), stores.audit.verify_file(file, against_store=store)))
+        if store:
+            checks.append((str(stores.settings.home), stores.audit.verify_store(photos)))
+    for what, checked in checks:
+        if checked.problem is not None:
+            error = TamperedError(f"{what}: tampered with at {checked.problem}")
+            if answer.as_json:
+                details = {"type": "TamperedError", "message": str(error), "exit_code": error.exit_code}
+                answer.give({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
+            raise error
+    shown = [
+        line for what, c in checks for line in (f"{what}: intact, {c.records} records", f"head {c.head}", *c.notes)
+    ]
+    answer.give({"intact": True, "checks": [_plain(w, c) for w, c in checks]}, *shown)
+
+
+def _plain(what: str, checked: Checked) -> dict[str, Any]:
+    return {"checked": what} | asdict(checked)

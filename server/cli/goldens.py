@@ -1,0 +1,174 @@
+"""`refdiff enroll` and `refdiff goldens`: the good samples that parts are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
+from refdiff.model.errors import InputError
+from refdiff.server.cli import output
+from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, open_services
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import ServerSettings, load
+
+if TYPE_CHECKING:
+    from refdiff.tools.golden_samples.enroll import EnrollResult
+
+_REASONS_SHOWN = 20
+
+goldens = typer.Typer(help="List golden samples; flag, retire or reactivate one.", no_args_is_help=True)
+GoldenIds = Annotated[list[str], typer.Argument(metavar="GOLDEN...", help="Golden ids, like g-0123456789ab.")]
+Note = Annotated[str, typer.Option("--note", help="Why; kept with the golden.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: refdiff enroll --product bracket --scale-mm-per-px 0.05 photos/good/")(enroll)
+    app.add_typer(goldens, name="goldens")
+
+
+def enroll(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Photos of good parts.")],
+    product: ProductName,
+    scale_mm_per_px: ScaleMm = None,
+    part_group: Annotated[
+        str | None, typer.Option("--part-group", metavar="G", help="All these photos show this one part.")
+    ] = None,
+    station: Annotated[str | None, typer.Option(help="Where the photos were taken.")] = None,
+    _json: Json = False,
+) -> None:
+    """Put photos of good parts into the golden bank.
+
+    Folders are searched with all folders below. Enrolling again is harmless: what is there already is only named.
+    """
+    from refdiff.tools.golden_samples.enroll import enroll as enroll_files
+
+    settings = load(ServerSettings)
+    with open_services() as services, output.progress(f"enrolling {output.printable(product)}") as moved:
+        result = enroll_files(
+            services,
+            product,
+            images,
+            scale_mm_per_px=scale_mm_per_px,
+            part_group=part_group,
+            station=station,
+            enrolled_by=settings.user,
+            progress=moved,
+        )
+    document = _document(result)
+    if result.n_in_bank == 0:
+        reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
+        more = f" and {len(result.refused) - 3} more" if len(result.refused) > 3 else ""
+        error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}{more}")
+        if answer.as_json:
+            details = {"type": "InputError", "message": str(error), "exit_code": error.exit_code}
+            answer.give({"error": details} | document)
+        raise error
+    answer.give(document, _summary(result))
+    for title, lines in (("refused", result.refused), ("already there", result.already_there)):
+        for line in lines[:_REASONS_SHOWN]:
+            output.say(f"{title}: {clean(str(line.path))}: {line.reason}", "red" if title == "refused" else "dim")
+        if len(lines) > _REASONS_SHOWN:
+            output.say(f"{title}: and {len(lines) - _REASONS_SHOWN} more (--json lists them all)")
+    for text in result.notes:
+        output.note(text)
+    for golden in result.flagged:
+        output.note(
+            f"flagged {golden.golden_id} ({golden.filename}): {golden.note} It stays in use; look at it, then "
+            f"`refdiff goldens activate {golden.golden_id}` or `refdiff goldens retire {golden.golden_id}`"
+        )
+
+
+def _summary(result: EnrollResult) -> str:
+    parts = [f"{len(result.added)} enrolled"]
+    parts += [f"{len(result.already_there)} already there"] if result.already_there else []
+    parts += [f"{len(result.refused)} refused"] if result.refused else []
+    parts += [f"{len(result.flagged)} flagged"] if result.flagged else []
+    return f"{result.product}: {', '.join(parts)}; {result.n_in_bank} in the bank"
+
+
+def _document(result: EnrollResult) -> dict[str, Any]:
+    def lines(name: str) -> list[dict[str, str]]:
+        return [{"path": clean(str(r.path)), "reason": r.reason} for r in getattr(result, name)]
+
+    return {
+        "product": result.product,
+        "added": [asdict(g) for g in result.added],
+        "already_there": lines("already_there"),
+        "refused": lines("refused"),
+        "flagged": [asdict(g) for g in result.flagged],
+        "notes": result.notes,
+        "n_in_bank": result.n_in_bank,
+    }
+
+
+@goldens.command("list", epilog="Example: refdiff goldens list --product bracket --status flagged")
+def list_goldens(
+    product: MaybeProduct = None,
+    status: Annotated[str | None, typer.Option(metavar="active|flagged|retired", help="Only these.")] = None,
+    _json: Json = False,
+) -> None:
+    """List the golden samples, oldest first."""
+    statuses = None if status is None else [_status(status)]
+    with open_services() as services:
+        found = services.bank.list(product, statuses)
+    shown = output.table("Golden", "Product", "Status", "Part group", "mm/px", "File", "Enrolled", "Note",
+                          right=("mm/px",))  # fmt: skip
+    for golden in found:
+        scale = "" if golden.scale_mm_per_px is None else f"{golden.scale_mm_per_px:g}"
+        cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
+                 golden.enrolled_at[:16].replace("T", " "), golden.note)  # fmt: skip
+        shown.add_row(*map(output.printable, cells))
+    answer.give(
+        {"goldens": [asdict(g) for g in found]},
+        shown if found else "no golden samples; add some: refdiff enroll --product P FOLDER",
+    )
+
+
+def _status(text: str) -> GoldenStatus:
+    known: dict[str, GoldenStatus] = {"active": "active", "flagged": "flagged", "retired": "retired"}
+    if text not in known:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(known)}.", param_hint="--status")
+    return known[text]
+
+
+@goldens.command(epilog="Example: refdiff goldens flag g-0123456789ab --note 'scratch at the rim?'")
+def flag(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
+    """Mark goldens for a person's look; they stay in use."""
+    _change(ids, "flagged", note)
+
+
+@goldens.command(epilog="Example: refdiff goldens retire g-0123456789ab --note 'old revision'")
+def retire(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
+    """Take goldens out of use; they are kept, and the product's calibration is redone at the next inspection."""
+    _change(ids, "retired", note)
+
+
+@goldens.command(epilog="Example: refdiff goldens activate g-0123456789ab")
+def activate(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
+    """Take flagged or retired goldens (back) into use."""
+    _change(ids, "active", note)
+
+
+@goldens.command(epilog="Example: refdiff goldens adopt")
+def adopt(_json: Json = False) -> None:
+    """Enrol photos that people agreed to as references (review --as-reference) and that could not be enrolled then."""
+    from refdiff.tools.golden_samples.adopt import adopt_all
+
+    with open_services() as services:
+        made = adopt_all(services)
+    lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
+    answer.give({"learned": [asdict(m) for m in made]}, output.printable("\n".join(lines) or "no consent waits"))
+
+
+def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
+    note = clean(note).strip() or f"{status} by {load(ServerSettings).user}"
+    with open_services() as services:
+        for golden_id in ids:  # all or none: a mistyped id changes nothing
+            services.bank.get(golden_id)
+        changed: list[Golden] = [services.bank.set_status(golden_id, status, note) for golden_id in ids]
+    lines = [f"{g.golden_id} ({g.product}, {output.printable(g.filename)}): {g.status}" for g in changed]
+    answer.give({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))

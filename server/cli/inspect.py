@@ -1,0 +1,247 @@
+"""`refdiff capture`, `inspect` and `ask`: from the photo of a part to a filed verdict."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refdiff.memory.files import storage_error
+from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.model.errors import InputError
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import output
+from refdiff.server.cli.options import (
+    AlphaRate,
+    Json,
+    MaybeProduct,
+    ProductName,
+    References,
+    ScaleMm,
+    clean,
+    open_services,
+    open_stores,
+    shown_path,
+)
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import ServerSettings, load
+
+if TYPE_CHECKING:
+    from refdiff.agent.report.schema import DefectReport
+    from refdiff.memory.stores import Stores
+
+VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
+
+PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id; a leading # does not count.")]
+Photo = Annotated[Path | None, typer.Option("--image", metavar="IMAGE", help="Capture this photo first.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: refdiff capture --part 4412 --product bracket photo.png")(capture)
+    app.command(
+        epilog="Examples: refdiff inspect --part 4412 · "
+        "refdiff inspect --part 4412 --image photo.png --product bracket --html report.html"
+    )(inspect)
+    app.command(
+        epilog='Examples: refdiff ask "inspect part #4412 against the nearest good sample" · '
+        'refdiff ask "how long is finding 1?" --about insp-20260131-141500-5f3a9c1e'
+    )(ask)
+
+
+def capture(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photo.")],
+    part: PartId,
+    product: ProductName,
+    scale_mm_per_px: ScaleMm = None,
+    _json: Json = False,
+) -> None:
+    """Record the photo of one part. A part photographed again keeps both photos; the newest is inspected."""
+    with open_stores() as stores:
+        known = [p.name for p in stores.products.list()]
+        taken = _record(stores, part, product, image, scale_mm_per_px)
+    if taken.product not in known:
+        have = f" (products so far: {', '.join(known)})" if known else ""
+        output.note(f"product {taken.product!r} is new{have}; it needs good samples: refdiff enroll --product ...")
+    answer.give(asdict(taken), f"part {taken.part_id}, product {taken.product}: captured as {taken.capture_id}")
+
+
+def inspect(
+    part: PartId,
+    image: Photo = None,
+    product: MaybeProduct = None,
+    scale_mm_per_px: ScaleMm = None,
+    references: References = None,
+    alpha: AlphaRate = None,
+    html: Html = None,
+    out: Out = None,
+    _json: Json = False,
+) -> None:
+    """Inspect a part against its nearest golden samples and file the report.
+
+    Exit code: 0 PASS, 1 FAIL, 2 REVIEW.
+    """
+    part_id = normalise_part_id(part)
+    text = f"inspect part #{part_id} against the nearest good sample"
+    _inspect(text, part_id, image, product, scale_mm_per_px, references, alpha, html, out)
+
+
+def ask(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What you want to know, naming the part.")],
+    image: Photo = None,
+    part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Part id, if the text has none.")] = None,
+    product: MaybeProduct = None,
+    about: Annotated[
+        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about a filed report instead.")
+    ] = None,
+    scale_mm_per_px: ScaleMm = None,
+    references: References = None,
+    alpha: AlphaRate = None,
+    html: Html = None,
+    out: Out = None,
+    _json: Json = False,
+) -> None:
+    """Ask in your own words; a request that names a part is inspected and filed.
+
+    With --about a question about a filed report is answered with what is true of it, or "not known".
+
+    Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
+    """
+    from refdiff.agent.request import part_id_in
+
+    text = clean(text).strip()
+    if not text:
+        raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
+    if about is not None:
+        given = {"--image": image, "--part": part, "--product": product, "--scale-mm-per-px": scale_mm_per_px,
+                 "--references": references, "--alpha": alpha, "--html": html, "--out": out}  # fmt: skip
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(f"the report is filed; leave {', '.join(extra)} out.", param_hint="--about")
+        _answer_about(about, text)
+        return
+    named = part or part_id_in(text)
+    if named is not None:
+        _inspect(text, normalise_part_id(named), image, product, scale_mm_per_px, references, alpha, html, out)
+        return
+    if image is not None:
+        raise InputError("the photo needs a part: name it in the text (part #4412) or with --part")
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+
+    settings = load(AgentSettings)
+    with open_services() as services, Inspector(services, settings) as inspector:
+        reply = inspector.answer(text)
+    answer.give({"answer": reply, "verdict": None}, output.printable(reply))
+
+
+def _answer_about(inspection_id: str, text: str) -> None:
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+
+    settings = load(AgentSettings)
+    with (
+        open_services() as services,
+        output.watching("question") as show,
+        Inspector(services, settings, on_event=show) as inspector,
+    ):
+        reply = inspector.answer_about(inspection_id, text)
+    answer.give({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
+
+
+def _inspect(
+    text: str,
+    part_id: str,
+    image: Path | None,
+    product: str | None,
+    scale: float | None,
+    references: int | None,
+    alpha: float | None,
+    html: Path | None,
+    out: Path | None,
+) -> None:
+    if image is None and scale is not None:
+        raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
+    _check_targets(html, out)  # a mistyped folder must not cost an inspection
+    with open_stores() as stores:
+        if image is not None:
+            taken = _record(stores, part_id, product or _product_of(stores, part_id), image, scale)
+        else:
+            taken = stores.captures.latest(part_id, product)
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.request import InspectionRequest
+    from refdiff.agent.settings import AgentSettings
+
+    settings, user = load(AgentSettings), load(ServerSettings).user
+    request = InspectionRequest(text=text, part_id=part_id, product=taken.product, requested_by=user)
+    with (
+        open_services(references, alpha) as services,
+        output.watching(f"part {part_id}") as show,
+        Inspector(services, settings, on_event=show) as inspector,
+    ):
+        report = inspector.run(request)
+    copies = copy_artefacts(report, html, out)
+    lines = [f"copied to     {shown_path(p)}" for p in copies]
+    files = output.files_view(report)
+    answer.give(report.model_dump(mode="json"), output.report_view(report), files, *lines)
+    raise typer.Exit(VERDICT_CODES[report.verdict])
+
+
+def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
+    from refdiff.tools.golden_samples.enroll import record_capture
+
+    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=load(ModelSettings))
+
+
+def _product_of(stores: Stores, part_id: str) -> str:
+    """The product of a part that was captured before. Raises BadParameter where that does not say it."""
+    products = sorted({c.product for c in stores.captures.history(part_id)})
+    if len(products) == 1:
+        return products[0]
+    why = f"part {part_id} is in {', '.join(products)}" if products else f"part {part_id} is new"
+    raise typer.BadParameter(f"needed with --image: {why}.", param_hint="--product")
+
+
+# ---- copies of the artefacts ----
+
+
+def _check_targets(html: Path | None, out: Path | None) -> None:
+    """Make the folders that copies go to. Raises InputError if that cannot be."""
+    for option, target, folder in (("--html", html, html and html.absolute().parent), ("--out", out, out)):
+        if target is None or folder is None:
+            continue
+        if option == "--html" and target.is_dir():
+            raise InputError(f"--html {clean(str(target))}: a folder; name the file to write")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"{option} {clean(str(target))}: cannot be made ({e.strerror}); name another place") from e
+        if not os.access(folder, os.W_OK | os.X_OK) or (target.is_file() and not os.access(target, os.W_OK)):
+            raise InputError(f"{option} {clean(str(target))}: cannot be written; name another place")
+
+
+def copy_artefacts(report: DefectReport, html: Path | None, out: Path | None) -> list[Path]:
+    """Copy the page to `html`, and everything to the folder `out`; the files written. Raises StorageError."""
+    artefacts = report.artefacts.model_dump(exclude_none=True)
+    wanted = [(Path(artefacts["html"]), html)] if html else []
+    if out:
+        wanted += [(Path(path), out / Path(path).name) for path in artefacts.values()]
+    written = []
+    for source, target in wanted:
+        assert target is not None
+        try:
+            shutil.copyfile(source, target)
+        except (OSError, shutil.SameFileError) as e:
+            error = storage_error(target, e if isinstance(e, OSError) else OSError(str(e)))
+            error.add_note(f"inspection {report.inspection_id} is filed")
+            raise error from e
+        written.append(target)
+    if out and "report" not in artefacts:
+        target = out / "report.json"
+        target.write_text(report.model_dump_json(indent=2), encoding="utf-8")
+        written.append(target)
+    return written

@@ -1,0 +1,131 @@
+"""`refdiff inspections`: what was filed, and what people decided about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdict
+from refdiff.memory.stores import Stores
+from refdiff.model.errors import StorageError
+from refdiff.server.cli import output
+from refdiff.server.cli.options import Json, MaybeProduct, clean, open_services, open_stores
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import load
+
+inspections = typer.Typer(help="List filed inspections, or show one.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(inspections, name="inspections")
+
+
+@inspections.command("list", epilog="Example: refdiff inspections list --verdict FAIL --limit 10")
+def list_inspections(
+    product: MaybeProduct = None,
+    verdict: Annotated[str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only these.")] = None,
+    part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Only this part.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="How many of the newest to skip.")] = 0,
+    _json: Json = False,
+) -> None:
+    """List filed inspections, newest first."""
+    with open_stores() as stores:
+        found = stores.inspections.list(product, _verdict(verdict), part, limit, offset)
+        decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
+    answer.give(
+        {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
+        inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
+    )
+
+
+def _verdict(text: str | None) -> Verdict | None:
+    if text is None:
+        return None
+    for known in VERDICTS:
+        if text.upper() == known:
+            return known
+    raise typer.BadParameter(f"{text!r} is not one of {', '.join(VERDICTS)}.", param_hint="--verdict")
+
+
+def inspection_row(record: InspectionRecord) -> dict[str, Any]:
+    plain = asdict(record)
+    report = plain.pop("report")
+    return plain | {name: report.get(name) for name in ("verdict_reason", "image_score", "p_value")}
+
+
+def inspection_table(found: list[InspectionRecord], decided: dict[str, Disposition | None]) -> Any:
+    shown = output.table("Inspection", "Part", "Product", "Verdict", "Filed", "Decided", "Why")
+    for r in found:
+        d = decided.get(r.inspection_id)
+        decision = f"{d.decision} by {d.by}" if d else ("open" if r.verdict == "REVIEW" else "")
+        shown.add_row(
+            r.inspection_id,
+            output.printable(r.part_id),
+            r.product,
+            output.verdict_text(r.verdict),
+            r.created_at[:16].replace("T", " "),
+            output.printable(decision),
+            output.printable(r.report.get("verdict_reason", "")),
+        )
+    return shown
+
+
+def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
+    return None if disposition is None else asdict(disposition)
+
+
+@inspections.command("show", epilog="Example: refdiff inspections show insp-20260131-141500-5f3a9c1e")
+def show_inspection(inspection_id: Annotated[str, typer.Argument(metavar="INSPECTION")], _json: Json = False) -> None:
+    """Show one filed inspection."""
+    with open_stores() as stores:
+        show_filed(stores, inspection_id)
+
+
+def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
+    from refdiff.agent.report.schema import DefectReport
+
+    record, decided = stores.inspections.get(clean(inspection_id)), stores.dispositions.get(clean(inspection_id))
+    try:
+        report = DefectReport.model_validate(record.report)
+    except ValidationError as e:
+        raise StorageError(
+            f"inspection {inspection_id} was filed in another form ({e.error_count()} fields differ); "
+            "read it with the version that filed it"
+        ) from e
+    lines = [hint] if hint else []
+    if decided:
+        lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
+    answer.give(
+        record.report | {"disposition": _plain(decided)},
+        output.report_view(report),
+        output.files_view(report),
+        *map(output.printable, lines),
+    )
+
+
+@inspections.command("resume", epilog="Example: refdiff inspections resume")
+def resume_inspections(
+    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None, _json: Json = False
+) -> None:
+    """Finish inspections that were cut off (power, kill): all of them, or one. Each is filed once."""
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+
+    settings = load(AgentSettings)
+    with (
+        open_services() as services,
+        output.watching("resuming") as show,
+        Inspector(services, settings, on_event=show) as inspector,
+    ):
+        ids = inspector.pending() if inspection_id is None else [clean(inspection_id)]
+        reports = [inspector.resume(i) for i in ids]
+    lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
+    answer.give(
+        {"inspections": [r.model_dump(mode="json") for r in reports]},
+        output.printable("\n".join(lines) or "no inspection was cut off"),
+    )

@@ -1,0 +1,184 @@
+"""The `refdiff` command: gathers the commands and gives every end of one the contract's exit code.
+
+0 PASS or done, 1 FAIL, 2 REVIEW (only for a filed verdict), 64 usage, 65 bad input, 69 unavailable, 70 internal,
+130 Ctrl-C. Never a traceback for a user's mistake: an internal error leaves one in `REFDIFF_HOME/logs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import RefDiffError
+from refdiff.server.cli import (
+    audit,
+    goldens,
+    inspect,
+    inspections,
+    mcp,
+    model,
+    output,
+    products,
+    review,
+    serve,
+    serve_model,
+    train,
+    watch,
+)
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import ConfigurationError, ServerSettings, load
+
+USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
+
+_NOT_THERE_NOW = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.EACCES, errno.EPERM, errno.EAGAIN,
+}  # fmt: skip
+
+app = typer.Typer(
+    name="refdiff",
+    help="Inspect parts against their nearest golden sample, with evidence.",
+    epilog="Start with: refdiff demo · Exit codes: 0 PASS, 1 FAIL, 2 REVIEW, 64 usage, 65 bad input, 69 unavailable, "
+    "70 internal",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+goldens.register(app)
+inspect.register(app)
+products.register(app)
+inspections.register(app)
+review.register(app)
+audit.register(app)
+train.register(app)
+watch.register(app)
+model.register(app)
+serve.register(app)
+mcp.register(app)
+serve_model.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.out.print(f"refdiff {version('refdiff')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    settings = load(ServerSettings)
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if settings.log_level != "DEBUG":
+        warnings.simplefilter("ignore")  # of libraries, for their developers
+
+
+# Set before torch loads: its idle threads would else spin, which slows everything 20-fold on a machine that is busy already
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Everything that can go wrong is told in one place, here."""
+    own = list(arguments)
+    answer.as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
+    answer.given = False
+    output.prepare_streams()
+    try:
+        code = _command(own)
+        output.flush()
+        return code
+    except RefDiffError as e:
+        return _fail(e, str(e), e.exit_code)
+    except OSError as e:
+        if e.errno in _NOT_THERE_NOW:
+            return _fail(e, f"{e.filename or 'a file'}: {e.strerror}; free the resource or point REFDIFF_HOME "
+                         "elsewhere", UNAVAILABLE)  # fmt: skip
+        return _internal(e)
+    except MemoryError as e:
+        return _fail(e, "not enough memory; close other programs or lower REFDIFF_MAX_PIXELS", UNAVAILABLE)
+    except Exception as e:  # the last resort, which keeps the traceback for those who mend it
+        return _internal(e)
+
+
+def _command(arguments: list[str]) -> int:
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="refdiff", standalone_mode=False)
+    except TyperException as e:
+        return _usage(e)
+    except typer.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as e:  # Typer's own end for a reader that went away is 1, which here would read as FAIL
+        code = 0 if e.code in (None, 1) else e.code
+    if code == INTERRUPTED:
+        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before stays", INTERRUPTED)
+    return int(code or 0)
+
+
+def _usage(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        if not answer.as_json:
+            return USAGE  # Typer has shown the help
+        return _fail(error, "a command is missing; see refdiff --help", USAGE)
+    command = context.command_path if context is not None else "refdiff"
+    message = error.format_message().rstrip(".")
+    return _fail(error, f"{message}. See: {command} --help", USAGE)
+
+
+def _fail(error: BaseException, message: str, code: int) -> int:
+    kind = "UsageError" if code == USAGE and not isinstance(error, ConfigurationError) else type(error).__name__
+    output.say(f"refdiff: {message}", "red")
+    if answer.as_json and not answer.given:
+        answer.give({"error": {"type": kind, "message": message, "exit_code": code}})
+    output.flush()
+    return code
+
+
+def _internal(error: Exception) -> int:
+    where = _write_log(error)
+    kept = f"; the details are in {where}" if where else ""
+    return _fail(error, f"internal error ({type(error).__name__}: {error}){kept}", INTERNAL)
+
+
+def _write_log(error: Exception) -> Path | None:
+    now = datetime.now(UTC)
+    text = f"refdiff {version('refdiff')}, Python {sys.version}, {now.isoformat()}\n"
+    text += "".join(traceback.format_exception(error))
+    try:
+        folders = [MemorySettings().home / "logs"]
+    except Exception:  # settings may be what is wrong
+        folders = []
+    for folder in [*folders, Path(tempfile.gettempdir()) / "refdiff-logs"]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = folder / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return path
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,75 @@
+"""`refdiff mcp`: the tools and whole inspections for other agents, over the Model Context Protocol."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import Annotated
+
+import typer
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import output
+from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.sockets import address, is_loopback, listen
+from refdiff.tools.settings import ToolsSettings
+
+_STOP_S = 10  # how long open requests may take after a stop is asked for
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: refdiff mcp · refdiff mcp --http --port 8010 · claude mcp add refdiff -- refdiff mcp"
+    )(mcp)
+
+
+def mcp(
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdin and stdout.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need REFDIFF_MCP_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8010,
+) -> None:
+    """Let other agents inspect parts (Model Context Protocol): the tools and whole inspections, with pictures.
+
+    Over stdin and stdout it serves the agent that started it, until stdin ends, SIGTERM or Ctrl-C. It has the home folder
+    to itself while it runs, as `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
+    """
+    settings = load(ServerSettings)
+    token = settings.mcp_token.get_secret_value() if settings.mcp_token else None
+    if http and not token and not is_loopback(host):
+        raise ConfigurationError(f"--host {host} is open to others: set REFDIFF_MCP_TOKEN, which callers then send")
+    with ExitStack() as running:
+        # before anything heavy loads
+        listener = running.enter_context(closing(listen(host, port))) if http else None
+        from refdiff.agent.service import Desk
+        from refdiff.agent.settings import AgentSettings
+        from refdiff.server.mcp.server import build_server
+
+        model = load(ModelSettings)
+        desk = running.enter_context(
+            Desk.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings)
+        )
+        server = build_server(desk, by=f"mcp ({settings.user})")
+        if listener is None:
+            from refdiff.server.mcp.stdio import ended_by_signals
+
+            with ended_by_signals(desk.wind_down) as ctrl_c:
+                server.run("stdio")
+            interrupted = ctrl_c()
+        else:
+            import uvicorn
+
+            from refdiff.server.mcp.http import PATH, build_app
+            from refdiff.server.web.graceful import OrderlyServer
+
+            app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
+            at = f"{address(host, listener)}{PATH}"
+            config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
+            web = OrderlyServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), desk.wind_down)
+            web.run([listener])
+            interrupted = web.interrupted
+    if interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,254 @@
+"""`refdiff calibrate`, `product`, `evaluate`, `demo`: how good parts score, what is acceptable, how well it works."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refdiff.memory.files import storage_error
+from refdiff.memory.records.products import check_product_name
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import output
+from refdiff.server.cli.options import (
+    AlphaRate,
+    Json,
+    ProductName,
+    References,
+    clean,
+    open_services,
+    open_stores,
+    unknown_product,
+)
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import load
+from refdiff.tools.settings import ToolsSettings
+
+if TYPE_CHECKING:
+    from refdiff.tools.workspace import Services
+
+product = typer.Typer(help="Set or show what is acceptable for a product.", no_args_is_help=True)
+
+
+class Layout(StrEnum):
+    mvtec = "mvtec"
+    pairs = "pairs"
+    deeppcb = "deeppcb"
+
+
+class Split(StrEnum):
+    trainval = "trainval"
+    test = "test"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: refdiff calibrate --product bracket --alpha 0.05")(calibrate)
+    app.add_typer(product, name="product")
+    app.command(epilog="Example: refdiff evaluate data/screw --goldens 40 --out results.json")(evaluate)
+    app.command(epilog="Example: refdiff demo --out demo-output")(demo)
+
+
+def calibrate(
+    product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
+) -> None:
+    """Measure how good samples score against each other, and say which false-reject rate can be promised.
+
+    Inspections of the product ask for the same --alpha from then on, unless they are given one themselves.
+    """
+    from refdiff.tools.inspection.calibration import calibrate as measure
+    from refdiff.tools.inspection.calibration import requested_alpha, summary
+
+    name = check_product_name(product)
+    with open_services(references, alpha) as services:
+        if not services.bank.count(name):
+            raise unknown_product(services.bank.products(), name)
+        with output.progress(f"calibrating {name}") as moved:
+            calibration = measure(services, name, references, moved, alpha)
+        asked = requested_alpha(services, calibration)
+    found = summary(calibration, asked)
+    answer.give(found, output.facts(_calibration_rows(found)))
+
+
+def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
+    asked, attained = found["alpha"]["requested"], found["alpha"]["attained"]
+    low, high = found["score_range"]
+    promise = f"{attained:.4g} of good parts fail, on average over banks, at most"
+    if attained > asked:
+        promise = (
+            f"{asked:g} was asked for and needs {found['goldens_needed_for_alpha']} parts; "
+            f"with {found['n']} the smallest possible is {attained:.4g}"
+        )
+    verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: 20 parts are needed to fail one"
+    return [
+        ("Product", found["product"]),
+        ("Good parts", found["n"]),
+        ("Compared with", f"{found['references']} nearest goldens each"),
+        ("False rejects", promise),
+        ("Scores", f"{low:.4f} to {high:.4f}"),
+        ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
+        ("Verdicts", verdicts),
+        ("Measured", f"{found['created_at'][:16].replace('T', ' ')}, {found['seconds']:.1f} s"),
+    ]
+
+
+@product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")
+def set_product(
+    name: Annotated[str, typer.Argument(metavar="P", help="Kind of part.")],
+    spec: Annotated[Path, typer.Option("--spec", metavar="FILE.yaml", help="Scale, zones and limits.")],
+    _json: Json = False,
+) -> None:
+    """Set what is acceptable: scale, ignore and critical zones, limits by type and size."""
+    from refdiff.tools.inspection.specification import load_spec
+
+    parsed = load_spec(spec)
+    with open_stores() as stores:
+        kept = stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
+    zones, limits = len(parsed.zones), len(parsed.limits)
+    line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
+    answer.give(asdict(kept), line)
+    if any(zone.kind == "ignore" for zone in parsed.zones):
+        output.note("zones that are ignored change the scores; the next inspection calibrates again")
+
+
+@product.command("show", epilog="Example: refdiff product show bracket")
+def show_product(
+    name: Annotated[str | None, typer.Argument(metavar="P", help="Kind of part; without it, all are listed.")] = None,
+    _json: Json = False,
+) -> None:
+    """Show a product's specification, golden samples and calibration."""
+    if name is None:
+        with open_stores() as stores:
+            known = stores.products.list()
+        listed = "\n".join(p.name for p in known) or "no products; make one: refdiff enroll --product P FOLDER"
+        answer.give({"products": [asdict(p) for p in known]}, listed)
+        return
+
+    with open_services() as services:
+        found = services.stores.products.get(name)
+        if found is None:
+            raise unknown_product([p.name for p in services.stores.products.list()], name)
+        document = asdict(found) | {"goldens": _count(services, found.name)} | _calibration(services, found.name)
+    answer.give(document, *_product_view(document))
+
+
+def _count(services: Services, name: str) -> dict[str, int]:
+    statuses = [g.status for g in services.bank.list(name)]
+    return {s: statuses.count(s) for s in ("active", "flagged", "retired")}
+
+
+def _calibration(services: Services, name: str) -> dict[str, Any]:
+    from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
+
+    latest = services.stores.calibrations.latest(name)
+    if latest is None:
+        return {"calibration": None}
+    stale = latest.key != calibration_key(services, name, services.settings.references)
+    return {"calibration": summary(latest, requested_alpha(services, latest)) | {"stale": stale}}
+
+
+def _product_view(document: dict[str, Any]) -> list[Any]:
+    import yaml
+
+    scale, window = document["scale_mm_per_px"], document["intensity_window"]
+    goldens = ", ".join(f"{n} {status}" for status, n in document["goldens"].items())
+    rows: list[tuple[str, object]] = [
+        ("Product", document["name"]),
+        ("Goldens", goldens),
+        ("Scale", f"{scale:g} mm/px" if scale else "unknown"),
+        ("Intensity window", f"{window[0]:.6g} to {window[1]:.6g}" if window else None),
+    ]
+    spec = {k: v for k, v in document["spec"].items() if v}
+    parts: list[Any] = [output.facts(rows)]
+    if spec:
+        parts.append(f"\nSpecification {document['spec_version']}\n{yaml.safe_dump(spec, sort_keys=False).rstrip()}")
+    else:
+        parts.append("\nNo specification; an anomalous part fails. Set one: refdiff product set P --spec FILE.yaml")
+    if document["calibration"] is None:
+        parts.append("\nNot calibrated; the first inspection does it, or refdiff calibrate --product P")
+    else:
+        stale = " (stale: the next inspection measures it again)" if document["calibration"]["stale"] else ""
+        parts += [f"\nCalibration{stale}", output.facts(_calibration_rows(document["calibration"])[1:])]
+    return [output.printable(p) if isinstance(p, str) else p for p in parts]
+
+
+def evaluate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
+    format: Annotated[Layout | None, typer.Option(help="Layout; default: what the folder looks like.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Split of deeppcb.")] = None,
+    goldens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Goldens enrolled; default: all.")] = None,
+    references: References = None,
+    alpha: AlphaRate = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Let the language model read each pair too.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write results.json here.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write one text file of boxes per test image.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
+    learned: Annotated[
+        str | None,
+        typer.Option("--learned", metavar="P", help="Measure before and after adding what was learned for product P."),
+    ] = None,
+    _json: Json = False,
+) -> None:
+    """Measure how well defects are found on a labelled data set. Needs no set-up and touches no stored data."""
+    if out is not None:
+        _check_file(out)
+    from refdiff.agent.evaluation.results import print_results
+    from refdiff.agent.evaluation.run import evaluate as measure
+    from refdiff.agent.settings import AgentSettings
+
+    for kind in (MemorySettings, ModelSettings, AgentSettings):  # a wrong setting is told before anything is loaded
+        load(kind)
+    with output.stages(clean(directory.name or str(directory))) as moved:
+        results = measure(
+            directory,
+            format=format.value if format else None,
+            split=split.value if split else None,
+            goldens=goldens,
+            references=references,
+            alpha=alpha if alpha is not None else load(ToolsSettings).alpha,
+            judge=judge,
+            detections=detections,
+            seed=seed,
+            learned=learned,
+            progress=moved,
+        )
+    print_results(results, output.err)
+    if out is not None:
+        try:
+            out.write_text(results.model_dump_json(indent=2), encoding="utf-8")
+        except OSError as e:
+            raise storage_error(out, e) from e
+        output.say(f"results written to {clean(str(out.absolute()))}")
+    if answer.as_json:
+        answer.give(results.model_dump(mode="json"))
+
+
+def _check_file(path: Path) -> None:
+    """Hours of evaluation must not end at a mistyped path. Raises InputError."""
+    name = clean(str(path))
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"--out {name}: its folder cannot be made ({e.strerror})") from e
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(f"--out {name}: cannot be written; name a file in a folder that can")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder made for it, afresh each time.")] = Path(
+        "demo-output"
+    ),
+    _json: Json = False,
+) -> None:
+    """Enrol real solar cells, inspect six parts and write the reports. Touches none of your own data."""
+    from refdiff.server.cli.demo import run_demo
+
+    document, shown = run_demo(out)
+    answer.give(document, *shown)

@@ -1,0 +1,227 @@
+"""`refdiff watch`: inspect what a line camera drops into a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refdiff.memory.files import make_folder
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import BankBusyError
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import output
+from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_services, shown_path
+from refdiff.server.cli.output import answer
+from refdiff.server.settings import ConfigurationError, ServerSettings, load
+
+if TYPE_CHECKING:
+    from refdiff.server.watch.watcher import Line, LineState
+    from refdiff.tools.workspace import Services
+
+_SHOWN_EVERY_S = 30.0  # where no terminal shows the line of progress
+_DRAIN_S = 10.0
+
+
+class JudgeMode(StrEnum):
+    always = "always"
+    on_anomaly = "on-anomaly"
+    never = "never"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: refdiff watch /data/camera1 --product bracket --lines results.jsonl · "
+        r"refdiff watch /data/camera1 --pattern '(?P<product>\[a-z]+)_(?P<part>\d+)' --judge never"
+    )(watch)
+
+
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that the camera writes to.")],
+    product: MaybeProduct = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            metavar="REGEX",
+            help="What the file name without its suffix says: a group named part, perhaps one named product.",
+        ),
+    ] = "(?P<part>.+)",
+    judge: Annotated[
+        JudgeMode,
+        typer.Option(help="Language model: drives each inspection, reads only what is not PASS, or is not asked."),
+    ] = JudgeMode.on_anomaly,
+    scale_mm_per_px: ScaleMm = None,
+    lines: Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a photo, in order.")] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="POST each result, signed with REFDIFF_WEBHOOK_SECRET, until it is taken (or refused for good: HTTP 400, "
+            "410, 413, 422).",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Inspections at a time; default: one a core.")
+    ] = None,
+    delete: Annotated[
+        bool,
+        typer.Option("--delete", help="Delete inspected photos (reports keep them) instead of moving to DIR/done."),
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the folder is empty.")] = False,
+    _json: Json = False,
+) -> None:
+    """Inspect each photo that appears in a folder, in order, exactly once.
+
+    A photo stays in DIR until its report is filed; then it goes to DIR/done, and what cannot be inspected goes to
+    DIR/quarantine with the reason beside it. Killed and started again it goes on where it was. A file is taken when
+    it has not changed for half a second; write it under a name that ends in .tmp and rename it to be sure.
+
+    Ctrl-C or SIGTERM ends it after the photos in work. Exit code 0, also with FAIL among the verdicts.
+    """
+    ours, count = load(ServerSettings), workers or _cores()
+    secret = ours.webhook_secret.get_secret_value() if ours.webhook_secret else ""
+    if webhook and not secret:
+        raise ConfigurationError(
+            "--webhook needs REFDIFF_WEBHOOK_SECRET: both sides sign with it (openssl rand -base64 32)"
+        )
+    # each worker has a core; threads of the network within one would only wait for each other
+    threads = load(ModelSettings).threads or max(1, _cores() // count)
+    import cv2
+
+    cv2.setNumThreads(1)
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.settings import AgentSettings
+    from refdiff.memory.journals.watch import LineJournal
+    from refdiff.server.watch.folder import NamePattern, WatchedFolder
+    from refdiff.server.watch.jsonl import LineFile
+    from refdiff.server.watch.watcher import Line, LineOptions
+    from refdiff.server.watch.webhook import Webhook
+
+    options = LineOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
+    folder = WatchedFolder(directory, keep=not delete)
+    settings = load(AgentSettings)
+    with ExitStack() as stack:
+        stack.enter_context(_alone(folder.root))
+        journal = stack.enter_context(LineJournal(_journal_path(folder.root)))
+        file = stack.enter_context(LineFile(lines)) if lines else None
+        services = stack.enter_context(open_services(threads=threads))
+        inspector = stack.enter_context(Inspector(services, settings))
+        sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
+        _warm_up(services, options.pattern.product)
+        show = stack.enter_context(_shown())
+        line = Line(folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show)
+        with _stoppable(line) as interrupted:
+            output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C ends it")
+            state = line.run(once=once)
+        if sender:
+            sender.drain(_DRAIN_S)
+        document = _summary(folder.root, state, journal)
+    answer.give(document, _line_of(state))
+    if interrupted():
+        raise KeyboardInterrupt
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _place(root: Path) -> Path:
+    """Where the journal of a folder lies, in the home: the camera's share may not be writable for databases."""
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    return make_folder(load(MemorySettings).home / "lines") / name
+
+
+def _journal_path(root: Path) -> Path:
+    return _place(root).with_suffix(".sqlite")
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Raises BankBusyError (69) if another process watches the folder."""
+    import filelock
+
+    lock = filelock.FileLock(_place(root).with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as e:
+        raise BankBusyError(f"{root} is watched by another process; end that one first") from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _warm_up(services: Services, product: str | None) -> None:
+    """Calibrate before the first photo comes, so that no photo waits for it; a product without goldens is told at once."""
+    from refdiff.server.cli.options import unknown_product
+    from refdiff.tools.inspection.calibration import current_calibration
+
+    if product is None:
+        return
+    if not services.bank.count(product):
+        raise unknown_product(services.bank.products(), product)
+    with output.progress(f"calibrating {product}") as moved:
+        current_calibration(services, product, None, moved)
+
+
+@contextmanager
+def _stoppable(line: Line) -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM end the line in order; a second one at once. Yields: was it Ctrl-C?"""
+    got: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
+        line.stop()
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: got[:1] == [signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[LineState], None]]:
+    """A line of progress on a terminal, else one every half minute."""
+    if output.err.is_terminal:
+        with output.err.status("waiting for photos") as status:
+            yield lambda state: status.update(_line_of(state))
+        return
+    told = [time.monotonic()]
+
+    def tell(state: LineState) -> None:
+        if time.monotonic() - told[0] >= _SHOWN_EVERY_S:
+            told[0] = time.monotonic()
+            output.say(_line_of(state))
+
+    yield tell
+
+
+def _line_of(state: LineState) -> str:
+    counts = ", ".join(f"{state.verdicts[v]} {v}" for v in ("PASS", "FAIL", "REVIEW"))
+    rate = "" if state.per_second is None else f", {state.per_second:.2f} a second"
+    return f"{state.filed} filed ({counts}), {state.quarantined} in quarantine, {state.waiting} waiting{rate}"
+
+
+def _summary(root: Path, state: LineState, journal: Any) -> dict[str, Any]:
+    return {
+        "folder": shown_path(root),
+        "filed": state.filed,
+        "verdicts": {v: state.verdicts[v] for v in ("PASS", "FAIL", "REVIEW")},
+        "quarantined": state.quarantined,
+        "waiting": state.waiting,
+        "seconds": round(time.monotonic() - state.started, 3),
+        "photos_per_second": state.per_second and round(state.per_second, 3),
+        "webhook": {"pending": 0, "sent": 0, "refused": 0} | journal.count_messages(),
+    }

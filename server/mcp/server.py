@@ -1,0 +1,268 @@
+"""The MCP server: tools over the desk. Photos come and go as base64; no path of a caller is ever opened.
+
+Deciding about a REVIEW is left out on purpose: that is a person's, in the review page, Slack, Teams or the command line.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import anyio
+from anyio import to_thread
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
+from pydantic import BaseModel, Field
+
+from refdiff.agent.report.pictures import page_image
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.service import Desk
+from refdiff.memory.records.inspections import Verdict
+from refdiff.model.errors import RefDiffError
+from refdiff.model.images import decode_image, media_type
+from refdiff.server.base64_images import from_base64
+from refdiff.server.mcp.answers import (
+    CaptureAnswer,
+    InspectionAnswer,
+    ProductAnswer,
+    Products,
+    Row,
+    Rows,
+    Said,
+    StepAnswer,
+    told,
+)
+from refdiff.server.mcp.sessions import Benches
+from refdiff.server.progress import progress_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INSTRUCTIONS = """Visual inspection of manufactured parts against their nearest golden (good) samples.
+inspect_part does it all and files a report: verdict PASS, FAIL or REVIEW, findings with places and sizes, pictures.
+ask_about_inspection answers questions about a filed report. To look for yourself, step by step and without filing:
+find_part, then retrieve_reference, align, score_difference, zoom, measure, each with the bench that find_part returned.
+A REVIEW is decided by a person, not here. Boxes are x0, y0, x1, y1 in pixels of the photo."""
+
+PICTURE_PX = 1024  # long side of pictures that are sent
+WAIT_S = 120.0
+
+PartId = Annotated[str, Field(description="part id, with or without #", min_length=1, max_length=130)]
+Product = Annotated[str | None, Field(description="kind of part; only where the part id does not tell it")]
+Photo = Annotated[
+    str | None, Field(description="photo of the part as base64 (PNG, JPEG, TIFF, ...); default: its newest")
+]
+Scale = Annotated[float | None, Field(description="size of one photo pixel in mm, if known", gt=0)]
+InspectionId = Annotated[str, Field(description="like insp-20260131-141500-5f3a9c1e", max_length=64)]
+Bench = Annotated[str, Field(description="bench that find_part returned", max_length=32)]
+Region = Annotated[str, Field(description="region that score_difference returned, like r1", max_length=8)]
+ReportPicture = Literal["overlay", "heatmap", "side_by_side", "query", "reference"]
+
+_READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+
+
+async def _off_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run in a thread; the product's errors become what the calling model reads."""
+    try:
+        return await to_thread.run_sync(functools.partial(work, *args, **kwargs))
+    except RefDiffError as e:
+        raise ToolError(str(e)) from e
+
+
+def _answer(model: BaseModel, text: str | None = None, *pictures: bytes) -> Any:
+    """Typed data, the same as text, then pictures."""
+    content: list[ContentBlock] = [TextContent(type="text", text=text or model.model_dump_json(exclude_none=True))]
+    content += [_image(p) for p in pictures]
+    return CallToolResult(content=content, structured_content=model.model_dump(mode="json"))
+
+
+def _image(data: bytes) -> ImageContent:
+    return ImageContent(type="image", data=base64.b64encode(data).decode("ascii"), mime_type=media_type(data))
+
+
+def _report_picture(desk: Desk, inspection_id: str, which: ReportPicture) -> bytes:
+    if which in ("query", "reference"):
+        return desk.picture(inspection_id, which, PICTURE_PX)
+    return page_image(decode_image(desk.artefact(inspection_id, which).read_bytes()), PICTURE_PX)
+
+
+def build_server(desk: Desk, by: str = "mcp") -> MCPServer[Any]:
+    """by: who asks, as reports name it."""
+    server: MCPServer[Any] = MCPServer(
+        "refdiff", title="RefDiff Inspector", instructions=INSTRUCTIONS, version=version("refdiff"), log_level="WARNING"
+    )
+    _add_inspections(server, desk, by)
+    _add_products(server, desk)
+    _add_steps(server, Benches(desk))
+    return server
+
+
+def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
+    max_bytes = desk.services.model_settings.max_bytes
+
+    @server.tool(title="Inspect a part", annotations=_ADDS)
+    async def inspect_part(
+        ctx: Context[Any, Any],
+        part_id: PartId,
+        product: Product = None,
+        photo_base64: Photo = None,
+        scale_mm_per_px: Scale = None,
+        request: Annotated[str, Field(description="the wish in words, kept with the report", max_length=2000)] = "",
+        wait_s: Annotated[float, Field(description="longest wait; the inspection goes on", ge=0, le=600)] = WAIT_S,
+    ) -> Annotated[CallToolResult, InspectionAnswer]:
+        """Inspect a part against its nearest golden samples and file the report.
+
+        Returns verdict, findings and the photo with the findings drawn in. Not done after wait_s: call get_inspection.
+        """
+
+        def submit() -> str:
+            photo = None if photo_base64 is None else from_base64(photo_base64, max_bytes)
+            job = desk.submit(
+                request, by=by, part_id=part_id, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px
+            )
+            return job.inspection_id
+
+        inspection_id = await _off_loop(submit)
+
+        with anyio.move_on_after(wait_s):
+            async for progress in progress_of(desk, inspection_id):
+                if progress is not None:
+                    counted = f", {progress.done} of {progress.total}" if progress.total else ""
+                    # the number only grows: what is counted (goldens) is a part of the work
+                    await ctx.report_progress(float(progress.number), None, progress.message + counted)
+        inspection = await _off_loop(desk.inspection, inspection_id)
+        found = InspectionAnswer.of(inspection)
+        if found.error:
+            raise ToolError(found.error)
+        pictures = [await _off_loop(_report_picture, desk, inspection_id, "overlay")] if found.verdict else []
+        return _answer(found, told(inspection), *pictures)
+
+    @server.tool(title="Show an inspection", annotations=_READS)
+    async def get_inspection(
+        inspection_id: InspectionId,
+        pictures: Annotated[list[ReportPicture], Field(description="which pictures to send too", max_length=5)] = [],  # noqa: B006
+    ) -> Annotated[CallToolResult, InspectionAnswer]:
+        """Verdict and findings of an inspection, or how far it is."""
+        inspection = await _off_loop(desk.inspection, inspection_id)
+        shown = (
+            [await _off_loop(_report_picture, desk, inspection_id, p) for p in pictures] if inspection.report else []
+        )
+        found = InspectionAnswer.of(inspection)
+        return _answer(found, told(inspection), *shown)
+
+    @server.tool(title="Read a whole report", annotations=_READS)
+    async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:
+        """The filed report with all evidence, the tool trace and timings."""
+        report = await _off_loop(desk.report, inspection_id)
+        text = await _off_loop(lambda: desk.artefact(inspection_id, "markdown").read_text(encoding="utf-8"))
+        return _answer(report, text)
+
+    @server.tool(title="List inspections", annotations=_READS)
+    async def list_inspections(
+        product: Product = None,
+        verdict: Verdict | None = None,
+        part_id: Annotated[str | None, Field(description="only this part")] = None,
+        limit: Annotated[int, Field(ge=1, le=100)] = 20,
+    ) -> Annotated[CallToolResult, Rows]:
+        """Filed inspections, newest first."""
+
+        def listed() -> Rows:
+            found = desk.stores.inspections.list(product, verdict, part_id, limit)
+            return Rows(inspections=[Row.of(r, desk.disposition(r.inspection_id) is not None) for r in found])
+
+        return _answer(await _off_loop(listed))
+
+    @server.tool(title="Ask about an inspection", annotations=_READS)
+    async def ask_about_inspection(
+        inspection_id: InspectionId, question: Annotated[str, Field(min_length=1, max_length=2000)]
+    ) -> Annotated[CallToolResult, Said]:
+        """A question about a filed report, answered with what is true of it, or "not known"."""
+        said = await _off_loop(desk.ask, inspection_id, question)
+        return _answer(Said(answer=said), said)
+
+    @server.tool(title="Keep a photo of a part", annotations=_ADDS)
+    async def capture_photo(
+        part_id: PartId,
+        photo_base64: Annotated[str, Field(description="the image file as base64")],
+        product: Product = None,
+        scale_mm_per_px: Scale = None,
+    ) -> Annotated[CallToolResult, CaptureAnswer]:
+        """Keep a photo as the part's newest, without inspecting it."""
+
+        def keep() -> CaptureAnswer:
+            photo = from_base64(photo_base64, max_bytes)
+            c = desk.capture(part_id, photo, product, scale_mm_per_px)
+            return CaptureAnswer(
+                capture_id=c.capture_id, part_id=c.part_id, product=c.product, scale_mm_per_px=c.scale_mm_per_px
+            )
+
+        return _answer(await _off_loop(keep))
+
+
+def _add_products(server: MCPServer[Any], desk: Desk) -> None:
+    @server.tool(title="List products", annotations=_READS)
+    async def list_products() -> Annotated[CallToolResult, Products]:
+        """Kinds of part that are known."""
+        return _answer(Products(products=await _off_loop(desk.products)))
+
+    @server.tool(title="Show a product", annotations=_READS)
+    async def get_product(name: Annotated[str, Field(max_length=128)]) -> Annotated[CallToolResult, ProductAnswer]:
+        """A product's golden samples, acceptance rules, and the false-reject rate that its calibration attains."""
+        found = await _off_loop(desk.product, name)
+        return _answer(ProductAnswer.model_validate({k: found[k] for k in ProductAnswer.model_fields}))
+
+
+def _add_steps(server: MCPServer[Any], benches: Benches) -> None:
+    async def step(bench: str, tool: str, roles: tuple[str, ...], **arguments: Any) -> Any:
+        result, evidence = await _off_loop(benches.run, bench, tool, **arguments)
+        return await shown(bench, result, evidence, roles)
+
+    async def shown(bench: str, result: dict[str, Any], evidence: Any, roles: tuple[str, ...]) -> Any:
+        wanted = [evidence.images[r] for r in roles if r in evidence.images]
+        pictures = [await _off_loop(benches.picture, bench, sha256, PICTURE_PX) for sha256 in wanted]
+        text = f"{evidence.id}: {evidence.summary}\n{json.dumps({'bench': bench} | result, ensure_ascii=False)}"
+        return _answer(StepAnswer(bench=bench, result=result, evidence=evidence), text, *pictures)
+
+    @server.tool(title="1. Find the photo of a part", annotations=_READS)
+    async def find_part(part_id: PartId, product: Product = None) -> Annotated[CallToolResult, StepAnswer]:
+        """Begin to look at a part step by step: its newest photo, and the bench for the next tools. Files nothing."""
+        bench, result, evidence = await _off_loop(benches.open, part_id, product)
+        return await shown(bench, result, evidence, ("query",))
+
+    @server.tool(title="2. Find the nearest golden samples", annotations=_READS)
+    async def retrieve_reference(
+        bench: Bench, k: Annotated[int, Field(ge=1, le=8)] = 4
+    ) -> Annotated[CallToolResult, StepAnswer]:
+        """The golden samples that look most like the photo, with the first one's picture."""
+        return await step(bench, "retrieve_reference", ("golden_1",), k=k)
+
+    @server.tool(title="3. Register a golden to the photo", annotations=_READS)
+    async def align(
+        bench: Bench, golden_id: Annotated[str, Field(max_length=14)]
+    ) -> Annotated[CallToolResult, StepAnswer]:
+        """Shift, turn and scale between golden and photo, with the residual in px."""
+        return await step(bench, "align", (), golden_id=golden_id)
+
+    @server.tool(title="4. Score the difference", annotations=_READS)
+    async def score_difference(
+        bench: Bench,
+        golden_ids: Annotated[list[str], Field(description="empty: the nearest ones", max_length=8)] = [],  # noqa: B006
+    ) -> Annotated[CallToolResult, StepAnswer]:
+        """Image score, p-value and the regions r1, r2, ... that differ; photo and registered golden as pictures."""
+        return await step(bench, "score_difference", ("query", "reference"), golden_ids=golden_ids)
+
+    @server.tool(title="5. Zoom into a region", annotations=_READS)
+    async def zoom(bench: Bench, region: Region) -> Annotated[CallToolResult, StepAnswer]:
+        """A region of photo and golden, enlarged."""
+        return await step(bench, "zoom", ("query", "reference"), region=region)
+
+    @server.tool(title="6. Measure a region", annotations=_READS)
+    async def measure(bench: Bench, region: Region) -> Annotated[CallToolResult, StepAnswer]:
+        """Length, width and area of a region, in mm where the scale is known."""
+        return await step(bench, "measure", (), region=region)

@@ -1,0 +1,87 @@
+"""The agent's own tools for another agent: each bench is one part being looked at, step by step, and files nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import ValidationError
+
+from refdiff.agent.service import Desk
+from refdiff.memory.records.captures import Capture
+from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.tools.context import Workbench
+from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.find_part import find_part
+from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.registry import TOOLS
+
+MAX_BENCHES = 32  # open at a time; the one that was not used for longest goes
+_MAX_STEPS = 100
+_TOOLS = {t.name: t for t in TOOLS if t.name != "submit_report"}
+
+
+@dataclass
+class _Bench:
+    bench: Workbench
+    capture: Capture
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Benches:
+    """Safe to share between threads. The tools and their order are those of the agent, with its errors."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._open: OrderedDict[str, _Bench] = OrderedDict()
+        self._mutex = threading.Lock()
+
+    def open(self, part_id: str, product: str | None) -> tuple[str, dict[str, Any], EvidenceRecord]:
+        """Begin with the newest photo of a part: bench id, and what find_part says. Raises UnknownPartError, InputError."""
+        capture = find_part(self._desk.stores, part_id, product)
+        services = self._desk.services
+        bench = open_workbench(services, capture.part_id, capture.product, capture_id=capture.capture_id)
+        bench_id = f"b-{uuid.uuid4().hex[:12]}"
+        with self._mutex:
+            self._open[bench_id] = _Bench(bench, capture)
+            while len(self._open) > MAX_BENCHES:
+                self._open.popitem(last=False)
+        return (bench_id, *self.run(bench_id, "find_part", part_id=capture.part_id))
+
+    def run(self, bench_id: str, tool: str, **arguments: Any) -> tuple[dict[str, Any], EvidenceRecord]:
+        """One tool on an open bench: what the agent would read, and the evidence. Raises RefDiffError."""
+        bench = self._get(bench_id)
+        known = _TOOLS[tool]
+        try:
+            known.tool_call_schema.model_validate(arguments)  # type: ignore[union-attr]
+        except ValidationError as e:
+            what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in e.errors())
+            raise InputError(f"{tool}: {what}") from e
+        with bench.lock:
+            if len(bench.evidence) >= _MAX_STEPS:
+                raise InputError(f"bench {bench_id} has {_MAX_STEPS} steps; open another one")
+            runtime = SimpleNamespace(context=bench.bench, state={"evidence": bench.evidence})
+            text, artifact = self._desk.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
+            record = EvidenceRecord.model_validate(artifact["evidence"] | {"id": f"e{len(bench.evidence) + 1}"})
+            bench.evidence.append(record.model_dump())
+        return json.loads(text), record
+
+    def picture(self, bench_id: str, sha256: str, max_px: int) -> bytes:
+        """A picture of the evidence as a PNG or JPEG that anyone can show."""
+        return self._desk.shown(sha256, self._get(bench_id).capture.product, max_px)
+
+    def _get(self, bench_id: str) -> _Bench:
+        with self._mutex:
+            bench = self._open.get(bench_id)
+            if bench is None:
+                raise UnknownRecordError(
+                    f"no bench {bench_id[:40]!r} (the last {MAX_BENCHES} stay open); call find_part"
+                )
+            self._open.move_to_end(bench_id)
+            return bench

@@ -1,1 +1,0 @@
-"""The review page: static files (plain ES modules, one style sheet) over the HTTP API, and the route that serves them."""

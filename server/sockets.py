@@ -1,0 +1,58 @@
+"""The socket of a server and what must be known before anything heavy loads: is the port free, may others come in."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+
+from refdiff.memory.records.api_keys import KeyStore
+from refdiff.model.errors import InputError, UnavailableError
+
+
+def is_loopback(host: str) -> bool:
+    """Is that an address, or the name, of this machine alone?"""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_open_to(host: str, keys: KeyStore) -> None:
+    """Raises InputError where other machines could come in and there is no key that keeps them out."""
+    if not is_loopback(host) and not keys.any_good():
+        raise InputError(
+            f"--host {host} lets other machines in, and there is no API key yet; make one first: "
+            "refdiff keys add NAME --role admin (or serve on 127.0.0.1)"
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. port: 0 takes a free one. Raises InputError (host), UnavailableError (port taken, not allowed)."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as e:
+        raise InputError(f"--host {host!r}: no address of this machine ({e})") from e
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(256)
+    except OSError as e:
+        listener.close()
+        if e.errno == errno.EADDRINUSE:
+            raise UnavailableError(
+                f"port {port} on {host} is taken, perhaps by another server of yours; choose another: --port {port + 1}"
+            ) from e
+        raise UnavailableError(
+            f"{host}:{port} cannot be listened on ({e.strerror}); choose another --host or --port"
+        ) from e
+    return listener
+
+
+def address(host: str, listener: socket.socket) -> str:
+    """The URL of a listening socket, under the host that was asked for."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"

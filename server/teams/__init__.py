@@ -1,1 +1,0 @@
-"""RefDiff in Microsoft Teams, on the HTTP server. May import what `server` may."""

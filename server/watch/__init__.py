@@ -1,0 +1,1 @@
+"""The watched folder of a line camera: each new photo is inspected and filed exactly once."""

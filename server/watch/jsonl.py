@@ -1,0 +1,58 @@
+"""The file of JSON lines: one line an event, in order, each exactly once although the process may be killed at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from refdiff.memory.closing import Closing
+from refdiff.memory.files import storage_error
+
+_TAIL_BYTES = 1 << 20
+
+
+class LineFile(Closing):
+    """Append-only. A half line that a kill left at the end is cut off when the file is opened."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageError."""
+        self.path = path.expanduser().absolute()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")  # noqa: SIM115  closed by close()
+            self._written = self._mend()
+        except OSError as e:
+            raise storage_error(self.path, e) from e
+
+    def _mend(self) -> set[str]:
+        """Cut a torn last line off; the inspection ids of the last lines."""
+        size = self._file.seek(0, os.SEEK_END)
+        start = self._file.seek(max(0, size - _TAIL_BYTES))
+        tail = self._file.read()
+        whole = tail.rfind(b"\n") + 1
+        if whole < len(tail):
+            self._file.truncate(start + whole)
+        ids = set()
+        for line in tail[:whole].splitlines():
+            try:
+                ids.add(str(json.loads(line)["inspection_id"]))
+            except (ValueError, KeyError, TypeError):  # the first one may be cut by the window; others are not ours
+                continue
+        return ids
+
+    def write(self, events: Iterable[dict[str, Any]]) -> None:
+        """Append events that are not there yet, durably on return. Raises StorageError."""
+        new = [e for e in events if e["inspection_id"] not in self._written]
+        try:
+            self._file.write(b"".join(json.dumps(e, ensure_ascii=False).encode() + b"\n" for e in new))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise storage_error(self.path, e) from e
+        self._written = {str(e["inspection_id"]) for e in new}
+
+    def close(self) -> None:
+        self._file.close()

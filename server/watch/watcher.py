@@ -1,0 +1,339 @@
+"""Line mode: photos that a camera drops into a folder are inspected in order, each exactly once.
+
+One thread claims photos, writes lines and moves files, in the order of the photos; workers inspect. No more photos are
+claimed than workers can begin: the folder itself is the queue, so that memory does not grow with a backlog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
+from refdiff.memory.journals.watch import FileIdentity, LineJournal, LinePhoto
+from refdiff.memory.timestamps import utc_now
+from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
+from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.jsonl import LineFile
+from refdiff.server.watch.webhook import Webhook
+from refdiff.tools.golden_samples.enroll import record_capture
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+MAX_STARTS = 5  # a photo that ends the process so often is put aside
+_RETRIES_S = (0.5, 2.0, 8.0)  # waits before a photo is tried again when the disk or a service fails
+
+
+@dataclass(frozen=True)
+class LineOptions:
+    """How the photos of a line are inspected. workers: inspections at a time. requested_by: as reports name it."""
+
+    pattern: NamePattern
+    scale_mm_per_px: float | None = None
+    judge: Judge = "on-anomaly"
+    workers: int = 2
+    requested_by: str = "line"
+
+
+@dataclass
+class LineState:
+    """What is going on, for a person: counts since the start, and photos that wait in the folder or are in work now.
+
+    ended: when the last hundred photos did, in s of the monotonic clock.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    quarantined: int = 0
+    waiting: int = 0
+    working: int = 0
+    started: float = field(default_factory=time.monotonic)
+    ended: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    @property
+    def filed(self) -> int:
+        return self.verdicts.total()
+
+    @property
+    def per_second(self) -> float | None:
+        """Photos that ended per second, of late; None before the second one."""
+        spent = self.ended[-1] - self.ended[0] if self.ended else 0.0
+        return (len(self.ended) - 1) / spent if spent > 0 else None
+
+
+@dataclass(frozen=True)
+class _Withdrawn:
+    """The file went away or changed before it was read. young: it may be complete later."""
+
+    young: bool
+
+
+class Line:
+    def __init__(
+        self,
+        folder: WatchedFolder,
+        journal: LineJournal,
+        inspector: Inspector,
+        options: LineOptions,
+        *,
+        lines: LineFile | None = None,
+        webhook: Webhook | None = None,
+        note: Callable[[str], None] = log.warning,
+        show: Callable[[LineState], None] = lambda _: None,
+    ) -> None:
+        """note: told what a person should know. show: told the state whenever it changes."""
+        self._folder, self._journal, self._inspector, self._options = folder, journal, inspector, options
+        self._lines, self._webhook, self._note, self._show = lines, webhook, note, show
+        self._stop = threading.Event()
+        self._working: dict[Future[_Withdrawn | None], LinePhoto] = {}
+        self._later: dict[FileIdentity, float] = {}
+        self._mine: set[FileIdentity] = set()  # claimed, and files not moved yet
+        self._again: list[LinePhoto] = []  # claimed by a process that was killed
+        self._pool: ThreadPoolExecutor
+        self.state = LineState()
+
+    def stop(self) -> None:
+        """End after the photos that are being inspected."""
+        self._stop.set()
+
+    def run(self, *, once: bool = False) -> LineState:
+        """Inspect until stopped, or (once) until the folder holds no photo that is not refused.
+
+        Raises UnavailableError when the disk or a service stays away: nothing is lost, the next run goes on.
+        """
+        left = self._journal.unfinished()
+        self._again = [p for p in left if p.state == "claimed"]
+        self._mine = {p.identity for p in left}
+        self._follow_up()
+        ready: list[FileIdentity] = []
+        listed, every = 0.0, POLL_S
+        with ThreadPoolExecutor(self._options.workers, thread_name_prefix="inspection") as self._pool:
+            try:
+                while True:
+                    if not ready and time.monotonic() - listed >= every:
+                        began = time.monotonic()
+                        ready = self._ready()
+                        listed = time.monotonic()
+                        every = max(POLL_S, 10 * (listed - began))  # a huge folder is not listed all the time
+                    if not self._stop.is_set():
+                        self._begin(ready)
+                    self._tell(len(ready) + len(self._again))
+                    if not self._working and (self._stop.is_set() or (once and not ready and self._is_empty())):
+                        return self.state
+                    self._collect()
+            except BaseException:
+                self._stop.set()  # waits of the workers end; the pool waits for them
+                raise
+
+    # -- the one thread that keeps the order
+
+    def _ready(self) -> list[FileIdentity]:
+        now = time.monotonic()
+        self._later = {i: t for i, t in self._later.items() if self._folder.is_there(i)}
+        waits = {i for i, t in self._later.items() if t > now}
+        return self._folder.complete(self._mine | waits)
+
+    def _is_empty(self) -> bool:
+        return not (self._again or self._later or self._ready() or self._folder.unsettled)
+
+    def _begin(self, ready: list[FileIdentity]) -> None:
+        """Claim and begin photos while workers are free; two photos of one part never at a time."""
+        while len(self._working) < self._options.workers:
+            busy = {(p.part_id, p.product) for p in self._working.values()}
+            if self._again:
+                photo = self._again[0]
+                if (photo.part_id, photo.product) in busy:
+                    return
+                self._again.pop(0)
+                starts = self._journal.start_again(photo.seq)
+                if starts > MAX_STARTS:
+                    self._refuse(photo, f"its inspection was cut off {starts - 1} times; look into REFDIFF_HOME/logs")
+                    continue
+            elif ready:
+                identity = ready[0]
+                try:
+                    part_id, product = self._options.pattern.read(identity.name)
+                except InputError as e:
+                    ready.pop(0)
+                    self._mine.add(identity)
+                    self._refuse(self._journal.claim(identity, new_inspection_id()), str(e))
+                    continue
+                if (part_id, product) in busy:
+                    return
+                ready.pop(0)
+                if not self._folder.is_there(identity):
+                    continue
+                photo = self._journal.claim(identity, new_inspection_id(), part_id, product)
+                starts = 1
+                self._mine.add(identity)
+            else:
+                return
+            self._working[self._pool.submit(self._work, photo, starts > 1)] = photo
+
+    def _collect(self) -> None:
+        """Wait for workers (or a while), then do what follows from what they did."""
+        if not self._working:
+            self._stop.wait(POLL_S / 2)
+            return
+        done, _ = wait(self._working, timeout=POLL_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            photo = self._working.pop(future)
+            withdrawn = future.result()
+            if withdrawn is not None:
+                self._journal.withdraw(photo.seq)
+                self._mine.discard(photo.identity)
+                if withdrawn.young:
+                    self._later[photo.identity] = time.monotonic() + POLL_S
+        if done:
+            self._follow_up()
+
+    def _refuse(self, photo: LinePhoto, reason: str) -> None:
+        self._end_refused(photo, reason)
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        """Write lines and move files of ended photos, up to the first that is not ended: order is kept."""
+        ended = []
+        for photo in self._journal.unfinished():
+            if photo.event is None:
+                break
+            ended.append(photo)
+        if not ended:
+            return
+        if self._lines:
+            self._lines.write(p.event for p in ended if p.event and not p.written)
+        self._journal.done([p.seq for p in ended if not p.written], "written")
+        for photo in ended:
+            assert photo.event is not None
+            if photo.state == "refused":
+                self._folder.quarantine(photo.identity, str(photo.event["reason"]))
+                self.state.quarantined += 1
+                self._note(f"{photo.event['file']} is in quarantine: {photo.event['reason']}")
+            else:
+                self._folder.finish(photo.identity)
+                self.state.verdicts[photo.event["verdict"]] += 1
+            self._mine.discard(photo.identity)
+        self._journal.done([p.seq for p in ended], "moved")
+        self.state.ended.extend([time.monotonic()] * len(ended))
+        if self._webhook:
+            self._webhook.wake()
+
+    def _tell(self, waiting: int) -> None:
+        self.state.waiting, self.state.working = waiting, len(self._working)
+        self._show(self.state)
+
+    # -- workers
+
+    def _work(self, photo: LinePhoto, again: bool) -> _Withdrawn | None:
+        """Inspect a photo and end it in the journal, or say that it is to be withdrawn. Raises UnavailableError."""
+        for wait_s in (*_RETRIES_S, None):
+            try:
+                return self._inspect(photo, again)
+            except UnavailableError as e:
+                if wait_s is None or self._stop.is_set():
+                    raise
+                self._note(f"{photo.identity.name}: {e}; tried again in {wait_s:g} s")
+                self._stop.wait(wait_s)
+                again = True
+        raise AssertionError("the last try returns or raises")
+
+    def _inspect(self, photo: LinePhoto, again: bool) -> _Withdrawn | None:
+        began = time.perf_counter()
+        try:
+            report = self._resumed(photo) if again else None
+            if report is None:
+                if not self._folder.is_there(photo.identity):
+                    return _Withdrawn(young=False)
+                try:
+                    capture = record_capture(
+                        self._inspector.services.stores,
+                        photo.part_id,
+                        photo.product,
+                        self._folder.path(photo.identity),
+                        scale_mm_per_px=self._options.scale_mm_per_px,
+                        settings=self._inspector.services.model_settings,
+                    )
+                except ImageError:
+                    if not self._folder.is_there(photo.identity) or self._folder.may_still_grow(photo.identity):
+                        return _Withdrawn(young=True)
+                    raise
+                if not self._folder.is_there(photo.identity):  # overwritten while it was read: another photo
+                    return _Withdrawn(young=False)
+                report = self._inspector.run(
+                    InspectionRequest(
+                        text=f"inspect part #{photo.part_id} against the nearest good sample",
+                        part_id=photo.part_id,
+                        product=photo.product,
+                        capture_id=capture.capture_id,
+                        judge=self._options.judge,
+                        requested_by=self._options.requested_by,
+                        inspection_id=photo.inspection_id,
+                    )
+                )
+        except UnavailableError:
+            raise
+        except InputError as e:
+            self._end_refused(photo, str(e))
+            return None
+        except Exception as e:
+            log.exception("inspection of %s failed", photo.identity.name)
+            self._end_refused(photo, f"internal error ({type(e).__name__}: {e})")
+            return None
+        self._end(photo, "filed", _told(photo, report, time.perf_counter() - began))
+        return None
+
+    def _resumed(self, photo: LinePhoto) -> DefectReport | None:
+        """The report of an inspection that was cut off, finished now; None if it had not begun."""
+        with contextlib.suppress(UnknownRecordError):
+            return self._inspector.resume(photo.inspection_id)
+        return None
+
+    def _end_refused(self, photo: LinePhoto, reason: str) -> None:
+        self._end(photo, "refused", _common(photo, "quarantined") | {"reason": reason})
+
+    def _end(self, photo: LinePhoto, outcome: Literal["filed", "refused"], event: dict[str, Any]) -> None:
+        self._journal.end(photo.seq, outcome, event, send=self._webhook is not None)
+
+
+def _common(photo: LinePhoto, event: str) -> dict[str, Any]:
+    return {
+        "event": event,
+        "seq": photo.seq,
+        "inspection_id": photo.inspection_id,
+        "file": photo.identity.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+        "part_id": photo.part_id or None,
+        "product": photo.product or None,
+        "taken_at": photo.claimed_at,
+        "ended_at": utc_now(),
+    }
+
+
+def _told(photo: LinePhoto, report: DefectReport, seconds: float) -> dict[str, Any]:
+    """What lines and webhooks say of a filed report: enough to sort a part out, and where the rest is."""
+    found = [
+        {"id": f.id, "type": f.type, "severity": str(f.severity), "within_limits": f.within_limits,
+         "box": [f.location.x0, f.location.y0, f.location.x1, f.location.y1], "length_mm": f.length_mm}
+        for f in report.findings
+    ]  # fmt: skip
+    return _common(photo, "filed") | {
+        "verdict": str(report.verdict),
+        "verdict_basis": str(report.verdict_basis),
+        "verdict_reason": report.verdict_reason,
+        "image_score": report.image_score,
+        "p_value": report.p_value,
+        "findings": found,
+        "judge": report.judge.via,
+        "read": report.llm_reading is not None,
+        "report": report.artefacts.report,
+        "html": report.artefacts.html,
+        "seconds": round(seconds, 3),
+    }

@@ -1,0 +1,154 @@
+"""Messages to another system, one HTTP POST an event, in order; kept in the journal until the receiver has them.
+
+Signed as the Standard Webhooks specification says (standardwebhooks.com): HMAC-SHA256 over "id.timestamp.body". The id is
+that of the inspection, so that a receiver can drop what it got twice: a kill after the answer sends a message again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import httpx2
+
+from refdiff.memory.journals.watch import LineJournal, Message
+from refdiff.model.errors import InputError, StorageError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+_IDLE_S = 5.0
+# "gone", and what is wrong with this very message; all else passes when a receiver is deployed anew or its key is set right
+_FINAL = (400, 410, 413, 422)
+
+
+def signing_key(secret: str) -> bytes:
+    """The key of a secret: `whsec_` and base64 as the specification writes it, else the text itself. Raises InputError."""
+    if secret.startswith("whsec_"):
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except binascii.Error as e:
+            raise InputError("REFDIFF_WEBHOOK_SECRET: what follows whsec_ is not base64") from e
+    else:
+        key = secret.encode()
+    if len(key) < 16:
+        raise InputError("REFDIFF_WEBHOOK_SECRET is too short to sign with; make one: openssl rand -base64 32")
+    return key
+
+
+def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
+    """The header `webhook-signature`."""
+    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def check_url(url: str) -> str:
+    """Raises InputError for what is no http(s) address."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):  # brackets that are not closed, a port above 65535
+        good = False
+    if not good:
+        raise InputError(f"--webhook {url!r}: write an address like https://host/path")
+    return url
+
+
+class Webhook:
+    """Sends from a thread of its own, so that a slow receiver never holds the line up. Use as a context manager."""
+
+    def __init__(self, journal: LineJournal, url: str, secret: str, note: Callable[[str], None]) -> None:
+        """note: told what a person should know (the receiver is down, refused a message)."""
+        self._journal, self._url, self._key, self._note = journal, check_url(url), signing_key(secret), note
+        self._shown = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}"
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=False)
+        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
+        self._down = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(TIMEOUT_S + 5)
+        self._client.close()
+
+    def wake(self) -> None:
+        """A message is due."""
+        self._wake.set()
+
+    def drain(self, seconds: float) -> None:
+        """Wait until all is sent, so long at most."""
+        deadline = time.monotonic() + seconds
+        self.wake()
+        while self._thread.is_alive() and time.monotonic() < deadline and self._journal.next_message() is not None:
+            time.sleep(0.02)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                message = self._journal.next_message()
+                if message is None:
+                    self._wake.wait(_IDLE_S)
+                elif (early := message.next_try - time.time()) > 0:
+                    self._stopping.wait(min(early, _IDLE_S))
+                else:
+                    self._send(message)
+            except StorageError as e:  # the line itself meets it too, and stops if it stays
+                self._note(f"webhook: {e}")
+                self._stopping.wait(_IDLE_S)
+            except Exception as e:  # whatever it is, the messages after it are still sent
+                log.exception("webhook")
+                self._note(f"webhook: internal error ({type(e).__name__}: {e}); tried again")
+                self._stopping.wait(_IDLE_S)
+
+    def _send(self, message: Message) -> None:
+        body = json.dumps(message.event, ensure_ascii=False).encode()
+        message_id, now = str(message.event["inspection_id"]), int(time.time())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "refdiff",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": sign(self._key, message_id, now, body),
+        }
+        try:
+            status = self._client.post(self._url, content=body, headers=headers).status_code
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as e:
+            self._failed(message, type(e).__name__)
+            return
+        if 200 <= status < 300:
+            self._journal.message_done(message.seq, "sent")
+            if self._down:
+                self._note(f"webhook {self._shown} answers again")
+            self._down = False
+        elif status in _FINAL:
+            self._journal.message_done(message.seq, "refused", f"HTTP {status}")
+            self._note(f"webhook {self._shown} refused {message_id} (HTTP {status}); it is not sent again")
+        else:
+            self._failed(message, f"HTTP {status}")
+
+    def _failed(self, message: Message, error: str) -> None:
+        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(message.tries, 16))
+        self._journal.message_failed(message.seq, error, wait_s)
+        if not self._down:
+            self._note(f"webhook {self._shown} does not take messages ({error}); they are kept and sent later")
+        self._down = True

@@ -1,0 +1,1 @@
+"""The HTTP server: application, access, errors, metrics; routes and the review page in sub-folders."""

@@ -1,0 +1,133 @@
+"""Who may do what: API keys with a role, and the open door for people on the same machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
+
+from refdiff.agent.service import Desk
+from refdiff.memory.records.api_keys import ROLES, KeyStore, Role
+from refdiff.server.sockets import is_loopback
+from refdiff.server.web.errors import Refused
+
+WRONG_KEYS_PER_MINUTE = 20
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+_bearer = HTTPBearer(auto_error=False, description="An API key (`refdiff keys add`)")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key (`refdiff keys add`)")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """name: written into reports and dispositions. key_id: None for somebody on this machine, without a key."""
+
+    name: str
+    role: Role
+    key_id: str | None
+
+    def may(self, role: Role) -> bool:
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+
+class Access:
+    """Open without a key only where nobody else can come in: bound to loopback, called as localhost, by no proxy.
+
+    A proxy on this machine may hide itself: it calls as localhost, and need not say for whom. So whatever tells that one
+    stands in front closes the door: `hosts`, and what the caller knows (require_key).
+    """
+
+    def __init__(
+        self, keys: KeyStore, *, loopback: bool, user: str, require_key: bool = False, hosts: tuple[str, ...] = ()
+    ) -> None:
+        """loopback: the server listens on a loopback address. user: who somebody without a key is. hosts: further names
+        under which the server may be called; with any, everybody needs a key."""
+        self.keys, self.user = keys, user
+        self.open = loopback and not require_key and not hosts
+        self._loopback = loopback
+        self._hosts = frozenset(h.lower() for h in hosts)
+        self._wrong = MovingWindowRateLimiter(MemoryStorage())
+
+    def identify(self, headers: Headers, client: str, key: str | None) -> Caller:
+        """Raises Refused 401 (no key, unknown key) or 429 (too many wrong ones)."""
+        if key is None:
+            if self.open and is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
+                return Caller(self.user, "admin", None)
+            raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
+        found = self.keys.check(key)
+        if found is None:  # a known key is never held up: behind a proxy all people have one address
+            if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
+                raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
+            raise _unauthenticated("this API key is not known or was revoked")
+        return Caller(found.name, found.role, found.key_id)
+
+    def host_allowed(self, headers: Headers) -> bool:
+        """On loopback, other names than localhost are how a web page elsewhere would reach in (DNS rebinding)."""
+        return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
+
+
+def _unauthenticated(message: str) -> Refused:
+    return Refused(401, message, {"WWW-Authenticate": "Bearer"})
+
+
+def host_name(headers: Headers) -> str:
+    """The host of the request without its port, lower case; "" if there is none or several."""
+    given = headers.getlist("host")
+    if len(given) != 1:
+        return ""
+    host = given[0].strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0] if "]" in host else ""
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def host_is_loopback(headers: Headers) -> bool:
+    name = host_name(headers)
+    return is_loopback(name)
+
+
+def _forwarded(headers: Headers) -> bool:
+    return any(name in headers for name in _FORWARDED)
+
+
+# ---- dependencies of the routes ----
+
+
+def _desk(request: Request) -> Desk:
+    return cast(Desk, request.app.state.desk)
+
+
+def given_key(headers: Headers) -> str | None:
+    """The API key of a request, from either header."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value.strip():
+        return value.strip()
+    return headers.get("x-api-key") or None
+
+
+def _needs(role: Role) -> Callable[..., Caller]:
+    def check(
+        request: Request,
+        _bearer_shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+        _header_shown: Annotated[str | None, Security(_header)],
+    ) -> Caller:
+        # who it is was found out before the body was read (front.py); the parameters show in the OpenAPI document
+        caller = cast(Caller, request.state.caller)
+        if not caller.may(role):
+            raise Refused(403, f"the key of {caller.name!r} is a {caller.role}'s; this needs the role {role}")
+        return caller
+
+    return check
+
+
+TheDesk = Annotated[Desk, Depends(_desk)]
+Viewer = Annotated[Caller, Depends(_needs("viewer"))]
+InspectorRole = Annotated[Caller, Depends(_needs("inspector"))]
+Admin = Annotated[Caller, Depends(_needs("admin"))]

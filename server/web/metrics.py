@@ -1,0 +1,53 @@
+"""Prometheus metrics of one server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from refdiff.agent.service import Desk
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+class Metrics:
+    def __init__(self, desk: Desk) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "refdiff_http_requests", "Requests answered", ["method", "route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "refdiff_http_request_seconds", "Time until a request was answered", ["route"], registry=self._registry
+        )
+        self._registry.register(_OfDesk(desk))
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _OfDesk(Collector):
+    """Asked at every scrape."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def collect(self) -> Iterable[Metric]:
+        status = self._desk.status()
+        yield GaugeMetricFamily("refdiff_inspections_open", "Inspections that wait or run", value=status.waiting)
+        yield GaugeMetricFamily("refdiff_inspections_limit", "Inspections that may wait", value=status.queue_limit)
+        yield GaugeMetricFamily(
+            "refdiff_inspection_seconds", "Duration of an inspection, moving average", value=status.seconds_each
+        )
+        yield GaugeMetricFamily("refdiff_up_seconds", "Time since the start", value=status.uptime_s)
+        ended = CounterMetricFamily("refdiff_inspections", "Inspections that ended since the start", labels=["state"])
+        for state, n in self._desk.finished.items():
+            ended.add_metric([state], n)
+        yield ended

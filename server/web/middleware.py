@@ -1,0 +1,162 @@
+"""What every request passes before any route: id, host, origin, rate, key; and after: headers, log line, metrics.
+
+A pure ASGI middleware, so that streams stay streams and a body is not read before its sender is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from refdiff.server.web import errors
+from refdiff.server.web.access import Access, Caller, given_key
+from refdiff.server.web.metrics import Metrics
+
+log = logging.getLogger("refdiff.http")
+
+_GUARDED = ("/v1/", "/metrics")  # need a caller who is known
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+WITH_PICTURES = {"/v1/chat/completions"}  # JSON bodies that carry pictures
+SMALL = 1_000_000  # bytes of any other body
+_SAFE = {"GET", "HEAD", "OPTIONS"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
+
+class Front:
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, rate_per_minute: int, max_bytes: int) -> None:
+        """max_bytes: of a body with pictures. rate_per_minute: of one key, or of one address without a key; 0: no limit."""
+        self._app, self._access, self._metrics = app, access, metrics
+        self._max_bytes = max_bytes
+        self._rate = RateLimitItemPerMinute(rate_per_minute) if rate_per_minute else None
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        started, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request.state.request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            self._admit(request)
+        except errors.Refused as refusal:
+            answer = await errors.told(request, refusal)
+            await answer(scope, receive, sending)
+        else:
+            try:
+                await self._app(scope, self._limited(request, receive), sending)
+            except Exception:  # a bug: told without details, which the log has
+                log.exception("internal error", extra={"request_id": request.state.request_id})
+                if status:
+                    raise
+                text = "internal error; the server's log has the details under this request_id"
+                failed = JSONResponse(errors.body(request, "InternalError", text, "internal_error"), 500)
+                await failed(scope, receive, sending)
+        finally:
+            self._note(request, scope, status, time.perf_counter() - started)
+
+    def _admit(self, request: Request) -> None:
+        """Raises Refused."""
+        headers, path = request.headers, request.url.path
+        key = given_key(headers)
+        if path == "/healthz":
+            return
+        if not self._access.host_allowed(headers):
+            raise errors.Refused(403, f"this server is not called {headers.get('host', '')[:80]!r}: use localhost, or name "
+                                 "the host in REFDIFF_ALLOWED_HOSTS")  # fmt: skip
+        if key is None and request.method not in _SAFE and _from_elsewhere(headers):
+            raise errors.Refused(403, "a web page of another site may not do this")
+        client = request.client.host if request.client else ""
+        guarded = path.startswith(_GUARDED)
+        caller = self._access.identify(headers, client, key) if guarded else None
+        if caller:
+            request.state.caller = caller
+        if (length := headers.get("content-length", "0")).isdecimal() and int(length) > self._limit(request):
+            raise _too_large(self._limit(request))
+        if self._rate and guarded:
+            who = caller.key_id if caller and caller.key_id else client
+            if not self._window.hit(self._rate, who):
+                reset = self._window.get_window_stats(self._rate, who).reset_time
+                wait = {"Retry-After": str(max(1, round(reset - time.time())))}
+                raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", wait)
+
+    def _limit(self, request: Request) -> int:
+        """Bytes that the body may have: much where pictures come in."""
+        kind = request.headers.get("content-type", "").lower()
+        pictures = kind.startswith("multipart/") or request.url.path in WITH_PICTURES
+        return self._max_bytes if pictures else SMALL
+
+    def _limited(self, request: Request, receive: Receive) -> Receive:
+        """A body without a stated length is counted as it comes."""
+        limit, seen = self._limit(request), 0
+
+        async def receiving() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise _too_large(limit)
+            return message
+
+        return receiving
+
+    def _note(self, request: Request, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")  # the template: ids are not labels
+        self._metrics.request(request.method, route or "unknown", status, seconds)
+        caller: Caller | None = getattr(request.state, "caller", None)
+        fields = {
+            "request_id": request.state.request_id,
+            "method": request.method,
+            "path": request.url.path[:300],
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "key": caller.key_id if caller else None,
+            "client": request.client.host if request.client else None,
+        }
+        log.log(logging.INFO if status < 500 else logging.ERROR, "request", extra=fields)
+
+
+def _too_large(limit: int) -> errors.Refused:
+    return errors.Refused(
+        413, f"the body has more than {limit:,} bytes (REFDIFF_HTTP_MAX_BYTES limits those with pictures)"
+    )
+
+
+def _from_elsewhere(headers: Headers) -> bool:
+    """Did a browser send this for a page of another site? Programs send neither header."""
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()

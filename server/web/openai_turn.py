@@ -1,0 +1,196 @@
+"""One turn of a conversation: what its messages ask for, and the answer in words. Knows nothing of the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from refdiff.agent.language.intent import INSPECTION_ID, product_for, report_text, understand
+from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.service import Desk
+from refdiff.model.errors import ImageError, InputError, UnknownRecordError
+from refdiff.server.base64_images import from_data_url
+from refdiff.server.web.access import Caller
+
+_SENT_AGAIN = timedelta(minutes=30)  # clients wait for ten minutes and send twice more; later it is another request
+_LOOKED_UP = 20  # inspection ids in a conversation
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str = Field(max_length=100_000)
+
+
+class ImageUrl(BaseModel):
+    url: str = Field(description="data:image/...;base64,...; nothing is fetched")
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[str, Field(max_length=200_000)] | Annotated[list[Part], Field(max_length=32)] | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(p.text for p in self.content or () if isinstance(p, TextPart))
+
+    @property
+    def images(self) -> list[str]:
+        return (
+            [p.image_url.url for p in self.content if isinstance(p, ImagePart)]
+            if isinstance(self.content, list)
+            else []
+        )
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatBody(BaseModel):
+    """What OpenAI's clients send; fields that mean nothing here (temperature and the like) are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(max_length=100)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=500)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    metadata: dict[str, str] | None = Field(default=None, description="product, part_id, scale_mm_per_px, where given")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """report: what it is about, if it is about one."""
+
+    text: str
+    report: DefectReport | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How a body came: its bytes, and whether the client says that it sends them again."""
+
+    raw: bytes
+    again: bool
+
+
+class Turn:
+    """What the last user message of a conversation asks for, in the light of those before it."""
+
+    def __init__(self, desk: Desk, caller: Caller, body: ChatBody, sent: Sent) -> None:
+        self._desk, self._caller, self._sent = desk, caller, sent
+        self._given = body.metadata or {}
+        digest = hashlib.sha256(f"{caller.key_id} {caller.name} ".encode() + sent.raw)
+        self._origin = f"chat:{digest.hexdigest()}"
+        if body.messages[-1].role != "user":
+            raise InputError("the last message is not the user's; there is nothing to answer")
+        self._about, since = self._report_so_far(body.messages)
+        asked = [m for m in body.messages[since:] if m.role == "user"]
+        self._text = asked[-1].text
+        self._texts = [m.text for m in reversed(asked)]  # newest first
+        if any(len(m.images) > 1 for m in asked):
+            raise InputError(
+                "a message has several images; send the photo of one part (the golden sample is found here)"
+            )
+        self._image = next((m.images[0] for m in reversed(asked) if m.images), None)
+
+    def begin(self) -> str | Answer:
+        """The id of an inspection that is accepted now, or an answer. Raises ImageError, BusyError, UnavailableError.
+
+        What a person can mend by saying more (unknown part, product missing) is an answer in words.
+        """
+        if (known := self._desk.begun_by(self._origin)) is not None:
+            # sent again after a lost connection, which a kill of this server may have cut, it is not begun again
+            fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
+            if self._sent.again and (known.open or fresh):
+                return known.inspection_id
+            self._desk.forget_origin(self._origin)
+        try:
+            return self._begin()
+        except ImageError:
+            raise
+        except InputError as e:
+            return Answer(str(e))
+
+    def _begin(self) -> str | Answer:
+        intent = understand(self._text, photo=self._image is not None, about=self._about)
+        if intent.about is not None:
+            return Answer(self._desk.ask(intent.about, self._text), self._about)
+        if not self._text.strip() and self._image is None:
+            raise InputError("the message is empty")
+        part = self._given.get("part_id") or intent.part_id
+        if part is None:  # named in an earlier message that could not be answered yet
+            parts = (understand(t, about=self._about).part_id for t in self._texts[1:])
+            part = next((p for p in parts if p), None)
+        if part is None:
+            return Answer(self._desk.chat(self._text) if self._image is None else _NAME_THE_PART)
+        limit = self._desk.services.model_settings.max_bytes
+        photo = from_data_url(self._image, limit) if self._image else None
+        request = next((t for t in self._texts if understand(t).part_id), self._text)
+        job = self._desk.submit(
+            request, by=self._caller.name, part_id=part, product=self._product(part, photo is not None), photo=photo,
+            scale_mm_per_px=self._scale() if photo else None, origin=self._origin,
+        )  # fmt: skip
+        return job.inspection_id
+
+    def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:
+        """The report that the last message names, else the newest that an answer named; and from which message on nothing
+        is answered yet."""
+        last, seen = len(messages) - 1, set[str]()
+        for i in (last, *(i for i in reversed(range(last)) if messages[i].role == "assistant")):
+            for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
+                if inspection_id in seen:
+                    continue
+                if len(seen) == _LOOKED_UP:
+                    return None, 0
+                seen.add(inspection_id)
+                try:
+                    return self._desk.report(inspection_id), min(i + 1, last)
+                except UnknownRecordError:
+                    continue
+        return None, 0
+
+    def _product(self, part: str, photo: bool) -> str | None:
+        """As metadata names it, else as the conversation does."""
+        return self._given.get("product") or product_for(self._desk, part, self._texts, photo=photo)
+
+    def _scale(self) -> float | None:
+        text = self._given.get("scale_mm_per_px")
+        try:
+            scale = float(text) if text else None
+        except ValueError:
+            scale = math.nan
+        if scale is not None and not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"metadata.scale_mm_per_px {str(text)[:40]!r}: give a positive number")
+        return scale
+
+
+_NAME_THE_PART = 'Which part is it? Name it, for example: "this is part #4412".'
+
+
+def finished(desk: Desk, inspection_id: str, base_url: str) -> Answer:
+    """What became of an inspection, in words."""
+    found = desk.inspection(inspection_id)
+    if found.report is not None:
+        link = f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
+        return Answer(report_text(found.report, link), found.report)
+    why = (found.error or {}).get("message", "it goes on")
+    return Answer(f"Part {found.part_id} could not be inspected: {why}")

@@ -1,0 +1,68 @@
+"""Golden samples: enrol, look at, flag, retire."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Form, Query, Response, UploadFile
+
+from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
+from refdiff.server.web import uploads
+from refdiff.server.web.access import Admin, TheDesk, Viewer
+from refdiff.server.web.errors import responses
+from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.schemas import EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
+
+router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
+
+
+@router.post("", responses=responses(413))
+async def enroll_goldens(
+    desk: TheDesk,
+    caller: Admin,
+    images: list[UploadFile],
+    product: Annotated[str, Form(max_length=64)],
+    scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
+    part_group: Annotated[str | None, Form(max_length=128, description="All these photos show one part")] = None,
+    station: Annotated[str | None, Form(max_length=128)] = None,
+) -> EnrolledView:
+    """Photos of good parts into the bank. Idempotent; what cannot be a golden sample is listed with the reason."""
+    photos = [await uploads.read(image, desk) for image in images]
+    work = partial(
+        desk.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
+        station=station,
+    )  # fmt: skip
+    return enrolled_view(await run_sync(work))
+
+
+@router.get("", responses=responses())
+def list_goldens(
+    desk: TheDesk,
+    _caller: Viewer,
+    product: Annotated[str | None, Query(max_length=64)] = None,
+    status: GoldenStatus | None = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> GoldenList:
+    """Oldest first."""
+    found = desk.goldens(product, status)
+    return GoldenList(items=found[offset : offset + limit], total=len(found), limit=limit, offset=offset)
+
+
+@router.get("/{golden_id}", responses=responses(404))
+def get_golden(desk: TheDesk, _caller: Viewer, golden_id: str) -> Golden:
+    return desk.golden(golden_id)
+
+
+@router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=PICTURE))
+def golden_image(desk: TheDesk, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
+    golden = desk.golden(golden_id)
+    return picture(desk.shown(golden.sha256, golden.product, max_px))
+
+
+@router.patch("/{golden_id}", responses=responses(404))
+def change_golden(desk: TheDesk, caller: Admin, golden_id: str, change: GoldenChange) -> Golden:
+    """Flag, retire or reactivate; a product's calibration is redone at its next inspection."""
+    return desk.set_golden_status(golden_id, change.status, caller.name, change.note)

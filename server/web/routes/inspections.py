@@ -1,0 +1,180 @@
+"""Inspections: ask for one, follow it, read it, decide about it, ask about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from refdiff.agent.service import Upload
+from refdiff.memory.records.inspections import Verdict
+from refdiff.server.web import uploads
+from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.errors import Refused, responses
+from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.routes.events import wait
+from refdiff.server.web.schemas import (
+    AnswerView,
+    DecidedView,
+    DispositionBody,
+    InspectionList,
+    InspectionRequestBody,
+    InspectionView,
+    Limit,
+    Offset,
+    QuestionBody,
+    QueueView,
+    inspection_view,
+    job_view,
+)
+
+router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
+MAX_WAIT_S = 600
+MAX_FIELD = 100_000  # bytes of a field of a form
+# the page of a report comes from here but runs nothing and reaches nothing
+_PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
+_ARTEFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html", ".md": "text/markdown",
+                   ".json": "application/json"}  # fmt: skip
+Asked = tuple[InspectionRequestBody, Upload | None]
+
+
+async def _asked(request: Request, desk: TheDesk) -> Asked:
+    """The request as JSON or as a form. Raises RequestValidationError, Refused."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    photo = None
+    if kind == "application/json":
+        try:
+            given = json.loads(await request.body())
+        except (ValueError, RecursionError) as e:
+            raise Refused(400, f"the body is not JSON ({str(e)[:100]})") from e
+    elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        async with request.form(max_files=1, max_fields=16, max_part_size=MAX_FIELD) as form:
+            given = dict(form)
+            image = given.pop("image", None)
+            if isinstance(image, UploadFile):
+                photo = await uploads.read(image, desk)
+            elif image:
+                raise Refused(422, "image: send a file")
+            given = {name: value for name, value in given.items() if value != ""}
+    else:
+        raise Refused(415, "send application/json, or multipart/form-data with the photo in the field `image`")
+    try:
+        return InspectionRequestBody.model_validate(given), photo
+    except ValidationError as e:
+        raise RequestValidationError([p | {"loc": ("body", *p["loc"])} for p in e.errors(include_url=False)]) from e
+
+
+_SCHEMA: dict[str, Any] = InspectionRequestBody.model_json_schema()
+_FORM = {**_SCHEMA, "properties": {"image": {"type": "string", "format": "binary"}, **_SCHEMA["properties"]}}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA},
+                                                       "multipart/form-data": {"schema": _FORM}}}}  # fmt: skip
+_CREATED: dict[int | str, dict[str, Any]] = {
+    200: {"model": InspectionView, "description": "Filed, or failed, within wait_s"},
+    202: {"model": InspectionView, "description": "Accepted: it will be filed, also across a restart"},
+}
+
+
+@router.post("", status_code=202, responses=_CREATED | responses(404, 409, 413, 415), openapi_extra=_BODY)
+async def create_inspection(
+    desk: TheDesk,
+    caller: InspectorRole,
+    asked: Annotated[Asked, Depends(_asked)],
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Answer when it is filed, or after so long")] = 0,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=200, description="The same key again is the same inspection")
+    ] = None,
+) -> JSONResponse:
+    """Inspect a part against its nearest golden samples: a part photographed before, or with the photo sent along.
+
+    The answer is 202 as soon as the inspection is on the disk; follow it at `links.events`, or give `wait_s`.
+    """
+    wish, photo = asked
+    origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
+    work = partial(
+        desk.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
+        scale_mm_per_px=wish.scale_mm_per_px, capture_id=wish.capture_id, origin=origin,
+    )  # fmt: skip
+    job = await run_sync(work)
+    if wait_s:
+        await wait(desk, job.inspection_id, wait_s)
+    found = await run_sync(desk.inspection, job.inspection_id)
+    view = inspection_view(found)
+    status = 202 if found.state in ("queued", "running") else 200
+    return JSONResponse(view.model_dump(mode="json"), status, {"Location": view.links["self"]})
+
+
+@router.get("", responses=responses())
+def list_inspections(
+    desk: TheDesk,
+    _caller: Viewer,
+    product: Annotated[str | None, Query(max_length=64)] = None,
+    verdict: Verdict | None = None,
+    part_id: Annotated[str | None, Query(max_length=200)] = None,
+    since: Annotated[str | None, Query(max_length=40, description="ISO 8601, from then on")] = None,
+    until: Annotated[str | None, Query(max_length=40, description="ISO 8601, before")] = None,
+    open_review: Annotated[bool | None, Query(description="Only those that wait for a person, or only others")] = None,
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> InspectionList:
+    """Filed inspections, newest first, without their reports."""
+    page = desk.stores.inspections.search(
+        product=product, verdict=verdict, part_id=part_id, since=since, until=until, open_review=open_review,
+        limit=limit, offset=offset,
+    )  # fmt: skip
+    return InspectionList(items=page.items, total=page.total, limit=limit, offset=offset)
+
+
+@router.get("/queue", responses=responses())
+def queue(desk: TheDesk, _caller: Viewer, failed: bool = False) -> QueueView:
+    """What runs and waits, in order; with `failed`, what could not be inspected instead."""
+    status = desk.status()
+    items = [job_view(j) for j in desk.unfinished(failed)]
+    return QueueView(running=status.running, limit=status.queue_limit, seconds_each=status.seconds_each, items=items)
+
+
+@router.get("/{inspection_id}", responses=responses(404))
+def get_inspection(desk: TheDesk, _caller: Viewer, inspection_id: str) -> InspectionView:
+    """How it stands, with the whole report once it is filed."""
+    return inspection_view(desk.inspection(inspection_id), desk.learned(inspection_id))
+
+
+@router.get(
+    "/{inspection_id}/artefacts/{name}",
+    response_class=FileResponse,
+    responses=responses(404, answers="image/png image/jpeg text/html text/markdown application/json"),
+)
+def get_artefact(desk: TheDesk, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
+    """One of overlay, heatmap, side_by_side, query and registered reference (JPEG), anomaly, html, markdown, report."""
+    path = desk.artefact(inspection_id, name)
+    kind = _ARTEFACT_TYPES[path.suffix]
+    headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
+    return FileResponse(path, media_type=kind, headers=headers)
+
+
+@router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=PICTURE))
+def get_picture(
+    desk: TheDesk, _caller: Viewer, inspection_id: str, which: Literal["query", "reference"], max_px: MaxPx = 2048
+) -> Response:
+    """The photo, or its nearest golden sample (not registered), as they were taken."""
+    return picture(desk.picture(inspection_id, which, max_px))
+
+
+@router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))
+def dispose(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
+    """A person's decision. The first stands (409, `error.earlier` says whose); the report is never rewritten."""
+    made = desk.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
+    return DecidedView(**asdict(made), learned=desk.learned(inspection_id))
+
+
+@router.post("/{inspection_id}/questions", responses=responses(404))
+def ask(desk: TheDesk, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
+    """A question about a filed report, answered with what is true of it, or "Not known"."""
+    return AnswerView(answer=desk.ask(inspection_id, body.question), inspection_id=inspection_id)

@@ -1,0 +1,50 @@
+"""Line cameras that send over HTTP instead of writing into a folder: one photo a request, in order, each inspected once."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import PurePath
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Form, Path, UploadFile
+
+from refdiff.agent.request import Judge
+from refdiff.server.web import uploads
+from refdiff.server.web.access import InspectorRole, TheDesk
+from refdiff.server.web.errors import responses
+from refdiff.server.web.schemas import InspectionView, inspection_view
+
+router = APIRouter(prefix="/v1/lines", tags=["lines"])
+
+
+@router.post("/{line}/photos", status_code=202, responses=responses(404, 413))
+async def add_line_photo(
+    desk: TheDesk,
+    caller: InspectorRole,
+    line: Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line or camera")],
+    image: UploadFile,
+    product: Annotated[
+        str | None, Form(max_length=64, description="May be left out while one product alone has golden samples")
+    ] = None,
+    part_id: Annotated[str | None, Form(max_length=200, description="Where the file's name does not tell it")] = None,
+    judge: Annotated[Judge, Form(description="What the language model does: see `refdiff watch`")] = "on-anomaly",
+    scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
+) -> InspectionView:
+    """Take a photo on; on 202 it is on the disk and will be inspected in the order of arrival, also across a restart.
+
+    The part id is the file's name without its suffix unless `part_id` is given. The same name with the same content again
+    is the same inspection, so a camera may repeat what was not answered. 429 with `Retry-After` when too many wait.
+    """
+    photo = await uploads.read(image, desk)
+    product = product or await run_sync(desk.only_product)
+    # a pattern of the caller's is not taken: a stranger's regular expression can run for hours
+    name = part_id or PurePath(photo.path.name).stem
+    origin = f"line:{line}:{photo.path.name}:{hashlib.sha256(photo.data).hexdigest()}"
+    work = partial(
+        desk.submit, "", by=f"{line} ({caller.name})"[:128], part_id=name, product=product, photo=photo,
+        scale_mm_per_px=scale_mm_per_px, origin=origin, judge=judge,
+    )  # fmt: skip
+    job = await run_sync(work)
+    return inspection_view(await run_sync(desk.inspection, job.inspection_id))

@@ -1,0 +1,132 @@
+"""The OpenAI-compatible facade: any OpenAI client or chat front end asks for inspections and about their reports.
+
+The model is `refdiff-inspector`. The conversation itself says which report it is about: its id stands in our answers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from refdiff.agent.service import Desk, Progress
+from refdiff.server.progress import progress_of
+from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.errors import Refused, responses
+from refdiff.server.web.openai_turn import Answer, ChatBody, Sent, Turn, finished
+from refdiff.server.web.routes.events import event_stream
+
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+MODEL = "refdiff-inspector"
+_BORN = 1764547200
+_SHOWN = ("calibrating", "llm", "tool", "verify", "fallback", "retry")
+_MODEL = {"id": MODEL, "object": "model", "created": _BORN, "owned_by": "refdiff"}
+_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # tokens are not what is spent here
+
+
+@router.get("/models", responses=responses())
+def list_models(_caller: Viewer) -> dict[str, Any]:
+    """The one model that there is."""
+    return {"object": "list", "data": [_MODEL]}
+
+
+@router.get("/models/{model}", responses=responses(404))
+def get_model(_caller: Viewer, model: str) -> dict[str, Any]:
+    _check_model(model)
+    return _MODEL
+
+
+@router.post("/chat/completions", response_class=JSONResponse, responses=responses(404, 413))
+async def complete(
+    request: Request,
+    desk: TheDesk,
+    caller: InspectorRole,
+    body: ChatBody,
+    retry: Annotated[int, Header(alias="X-Stainless-Retry-Count", ge=0, le=100)] = 0,
+) -> Response:
+    """Inspect a part or answer about a report, in the words of a conversation.
+
+    "inspect part #4412 against the nearest good sample", with or without a photo (an image part with a data: URL; then
+    name the product too, in the text or as metadata.product). Further questions are answered from the report's evidence.
+    With stream the progress comes first, as deltas that begin with ">".
+    """
+    _check_model(body.model)
+    sent = Sent(await request.body(), retry > 0)
+    base_url = str(request.base_url).rstrip("/")
+    # off the event loop, which others wait for: a body may be large, and its texts are searched and looked up
+    begun = await run_sync(lambda: Turn(desk, caller, body, sent).begin())
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return event_stream(_stream(desk, begun, base_url, usage))
+    if isinstance(begun, str):
+        async for _ in progress_of(desk, begun):
+            pass
+        begun = await run_sync(finished, desk, begun, base_url)
+    message = {"role": "assistant", "content": begun.text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+    return JSONResponse(_head("chat.completion") | {"choices": [choice], "usage": _USAGE} | _more(begun))
+
+
+async def _stream(desk: Desk, begun: str | Answer, base_url: str, usage: bool) -> AsyncIterator[bytes]:
+    head = _head("chat.completion.chunk")
+
+    def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return _data(head | {"choices": [choice]} | more)
+
+    yield chunk({"role": "assistant", "content": ""})
+    if isinstance(begun, str):
+        told = False
+        async for progress in progress_of(desk, begun):
+            if progress is None:
+                yield KEEPALIVE_COMMENT
+            elif line := _line(progress):
+                told = True
+                yield chunk({"content": f"> {line}\n"})
+        begun = await run_sync(finished, desk, begun, base_url)
+        if told:
+            yield chunk({"content": "\n"})
+    yield chunk({"content": begun.text})
+    yield chunk({}, "stop", **_more(begun))
+    if usage:
+        yield _data(head | {"choices": [], "usage": _USAGE})
+    yield format_sse_event(data_str="[DONE]")
+
+
+def _line(progress: Progress) -> str | None:
+    """What of the progress is worth reading, on one line."""
+    if progress.kind == "queued" and not progress.message.startswith("0 "):
+        return progress.message
+    if progress.kind == "calibrating" and progress.done > 1:
+        return None
+    if progress.message.startswith("submit_report:"):  # what it says next is the report itself
+        return "writing the report"
+    return " ".join(progress.message.split()) if progress.kind in _SHOWN else None
+
+
+def _data(document: dict[str, Any]) -> bytes:
+    return format_sse_event(data_str=json.dumps(document, ensure_ascii=False))
+
+
+def _head(kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": MODEL}
+
+
+def _more(answer: Answer) -> dict[str, Any]:
+    """Beyond OpenAI's fields, for programs that know us: the report itself."""
+    if answer.report is None:
+        return {}
+    report = answer.report.model_dump(mode="json", exclude={"artefacts"})
+    return {"refdiff": {"inspection_id": report["inspection_id"], "verdict": report["verdict"], "report": report}}
+
+
+def _check_model(model: str) -> None:
+    if model != MODEL:
+        raise Refused(404, f"no model {model[:100]!r}; there is {MODEL}")

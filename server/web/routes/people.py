@@ -1,0 +1,119 @@
+"""People and what is learned from them: who asks, blind checks, rates, and the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from refdiff.agent.people.rates import Rates
+from refdiff.memory.records.blind_checks import BlindCheck, Waiting
+from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.errors import responses
+from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+
+router = APIRouter(prefix="/v1", tags=["people"])
+Product = Annotated[str | None, Query(max_length=64)]
+Since = Annotated[str | None, Query(max_length=40, description="ISO 8601, from then on")]
+JSON_LINES = "application/jsonl"
+
+
+class Me(BaseModel):
+    """needs_key: a key was sent; without one this is somebody on the server's own machine."""
+
+    name: str
+    role: Literal["viewer", "inspector", "admin"]
+    needs_key: bool
+
+
+class BlindQueue(BaseModel):
+    """share: of all inspections that is drawn just now."""
+
+    items: list[Waiting]
+    share: float
+    limit: int
+
+
+class BlindAnswer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    judged: Literal["good", "bad"]
+    note: str = Field(default="", max_length=2000)
+    as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
+
+
+class AuditHead(BaseModel):
+    """head: hash of the chain up to the newest record; kept elsewhere, it proves what was there."""
+
+    records: int
+    head: str
+
+
+class AuditCheck(BaseModel):
+    """problem: the first record that does not hold, null if all do."""
+
+    records: int
+    head: str
+    problem: str | None
+
+
+@router.get("/me", responses=responses())
+def who_am_i(caller: Viewer) -> Me:
+    return Me(name=caller.name, role=caller.role, needs_key=caller.key_id is not None)
+
+
+@router.get("/blind-checks", responses=responses())
+def list_blind_checks(
+    desk: TheDesk, _caller: Viewer, product: Product = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> BlindQueue:
+    """The random sample that waits to be judged without the verdict, the longest waiting first."""
+    items = desk.stores.blind_checks.waiting(product, limit)
+    return BlindQueue(items=items, share=desk.blind_share, limit=limit)
+
+
+@router.get("/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=PICTURE))
+def blind_photo(desk: TheDesk, _caller: Viewer, inspection_id: str, max_px: MaxPx = 2048) -> Response:
+    """The photo as it was taken, nothing drawn on it."""
+    return picture(desk.picture(inspection_id, "query", max_px))
+
+
+@router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
+def answer_blind_check(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
+    """What a person sees. The first answer stands; whoever decided about the verdict is not blind to it (422)."""
+    return desk.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
+
+
+@router.get("/rates", responses=responses(404))
+def get_rates(desk: TheDesk, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
+    """False rejects, escapes and kappa between people and system, from blind checks alone, with 95 % intervals."""
+    return desk.rates(product or None, since or None)
+
+
+@router.get("/audit", responses=responses())
+def audit_head(desk: TheDesk, _caller: Viewer) -> AuditHead:
+    records, head = desk.stores.audit.head()
+    return AuditHead(records=records, head=head)
+
+
+@router.get("/audit/check", responses=responses())
+def check_audit(desk: TheDesk, _caller: InspectorRole) -> AuditCheck:
+    """Follow the whole chain; names the first record that was changed, removed or added."""
+    found = desk.stores.audit.verify_store()
+    problem = None if found.problem is None else str(found.problem)
+    return AuditCheck(records=found.records, head=found.head, problem=problem)
+
+
+@router.get("/audit/export", response_class=StreamingResponse, responses=responses(404, answers=JSON_LINES))
+def export_audit(
+    desk: TheDesk,
+    caller: Viewer,
+    inspection_id: Annotated[str | None, Query(max_length=64)] = None,
+    since: Since = None,
+) -> StreamingResponse:
+    """The audit trail as JSON lines, as `refdiff audit export` writes it: of one inspection, since a time, or all."""
+    lines: Iterator[bytes] = desk.stores.audit.export(inspection_id or None, since or None, by=caller.name)
+    headers = {"Content-Disposition": 'attachment; filename="audit.jsonl"'}
+    return StreamingResponse(lines, media_type=JSON_LINES, headers=headers)

@@ -1,0 +1,163 @@
+"""What the API takes and gives where a store's own record is not it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from refdiff.agent.filing import ARTEFACTS
+from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.agent.service import Inspection
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.journals.jobs import Job, JobState
+from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.dispositions import Disposition, Judged
+from refdiff.memory.records.inspections import InspectionSummary
+from refdiff.tools.golden_samples.enroll import EnrollResult
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many")]
+Offset = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class InspectionRequestBody(_Strict):
+    """What is to be inspected. As multipart/form-data the photo goes into the field `image`."""
+
+    text: str = Field(default="", max_length=20_000, description="The request in your own words; may name the part")
+    part_id: str | None = Field(default=None, max_length=200)
+    product: str | None = Field(default=None, max_length=64)
+    capture_id: str | None = Field(default=None, max_length=64, description="A photo sent before; default the newest")
+    scale_mm_per_px: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Of the photo sent along"
+    )
+
+
+class InspectionView(BaseModel):
+    """An inspection as it stands. report: once state is done; its artefacts are addresses on this server."""
+
+    inspection_id: str
+    state: JobState
+    part_id: str
+    product: str | None
+    requested_by: str
+    created_at: str
+    ahead: int
+    error: dict[str, Any] | None
+    report: DefectReport | None
+    disposition: Disposition | None
+    learned: Learned | None = None
+    links: dict[str, str]
+
+
+class JobView(BaseModel):
+    inspection_id: str
+    state: JobState
+    part_id: str
+    product: str | None
+    requested_by: str
+    attempts: int
+    error: dict[str, Any] | None
+    created_at: str
+
+
+class InspectionList(BaseModel):
+    items: list[InspectionSummary]
+    total: int
+    limit: int
+    offset: int
+
+
+class QueueView(BaseModel):
+    running: str | None
+    limit: int
+    seconds_each: float
+    items: list[JobView]
+
+
+class DispositionBody(_Strict):
+    decision: Literal["accept", "override"] = Field(description="accept: the verdict holds; override: it does not")
+    reason: str = Field(min_length=1, max_length=2000)
+    judged: Judged | None = Field(default=None, description="What the part is; for a REVIEW, else the decision says it")
+    as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
+
+
+class DecidedView(BaseModel):
+    """A disposition, and what became of the person's consent (null without one, or while it waits)."""
+
+    inspection_id: str
+    decision: Literal["accept", "override"]
+    by: str
+    reason: str
+    created_at: str
+    judged: Judged | None
+    as_reference: bool
+    learned: Learned | None
+
+
+class QuestionBody(_Strict):
+    question: str = Field(min_length=1, max_length=2000)
+
+
+class AnswerView(BaseModel):
+    answer: str
+    inspection_id: str
+
+
+class GoldenChange(_Strict):
+    status: Literal["active", "flagged", "retired"]
+    note: str = Field(default="", max_length=500)
+
+
+class GoldenList(BaseModel):
+    items: list[Golden]
+    total: int
+    limit: int
+    offset: int
+
+
+class Refused(BaseModel):
+    file: str
+    reason: str
+
+
+class EnrolledView(BaseModel):
+    product: str
+    added: list[Golden]
+    already_there: list[Refused]
+    refused: list[Refused]
+    flagged: list[Golden]
+    notes: list[str]
+    n_in_bank: int
+
+
+def inspection_view(found: Inspection, learned: Learned | None = None) -> InspectionView:
+    base = f"/v1/inspections/{found.inspection_id}"
+    links = {"self": base, "events": f"{base}/events"}
+    report = found.report
+    if report is not None:
+        kept = report.artefacts.model_dump(exclude_none=True)  # older reports have fewer
+        urls = {name: f"{base}/artefacts/{name}" for name in ARTEFACTS if name in kept}
+        report = report.model_copy(update={"artefacts": Artefacts(**urls)})
+        links |= urls | {name: f"{base}/pictures/{name}" for name in ("query", "reference")}
+    return InspectionView(**{**vars(found), "report": report}, learned=learned, links=links)
+
+
+def job_view(job: Job) -> JobView:
+    asked = {name: job.request[name] for name in ("part_id", "product", "requested_by")}
+    kept = {n: getattr(job, n) for n in ("inspection_id", "state", "attempts", "error", "created_at")}
+    return JobView(**asked, **kept)
+
+
+def enrolled_view(made: EnrollResult) -> EnrolledView:
+    def refusals(name: str) -> list[Refused]:
+        return [Refused(file=str(r.path), reason=r.reason) for r in getattr(made, name)]
+
+    return EnrolledView(
+        product=made.product, added=made.added, flagged=made.flagged, notes=made.notes, n_in_bank=made.n_in_bank,
+        already_there=refusals("already_there"), refused=refusals("refused"),
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""One whole inspection as Markdown, word for word: python tests/bench/transcript.py --out docs/transcript.md
+
+A rendered product with one defective part, driven by the embedded model: what it was told, what it called, what came back.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+from refdiff.agent.chat_models import Embedded, plain_messages
+from refdiff.agent.context import AgentContext
+from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import decode_image
+from refdiff.model.language.build import build_model
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import random_defect, render
+from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.workspace import Services
+
+
+def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
+    """The graph's last state before filing, and seconds."""
+    settings = ModelSettings()
+    with tempfile.TemporaryDirectory(prefix="refdiff-transcript-") as folder:
+        home = Path(folder)
+        photos = home / "photos"
+        photos.mkdir()
+        for i in range(40):
+            Image.fromarray(render("circuit", seed, i, noise_seed=i).image).save(photos / f"{i:02}.png")
+        defect = random_defect(np.random.default_rng(seed), "circuit", types=["missing_component"])
+        scene = render("circuit", seed, 99, defects=[defect], noise_seed=99)
+        Image.fromarray(scene.image).save(home / "4412.png")
+        with Services.open(MemorySettings(home=home / "home", qdrant_url=None), settings) as services:
+            enroll(services, "control-board", [photos])
+            record_capture(services.stores, "4412", "control-board", home / "4412.png", scale_mm_per_px=0.1)
+            request = InspectionRequest(text, "4412", "control-board", requested_by="docs")
+            driver = Embedded(build_model(settings), lambda sha: decode_image(services.stores.images.get(sha)))
+            context = AgentContext(open_workbench(services, "4412"), AgentSettings(), driver, lambda _: None)
+            driver.answer("Warm up.", "Hello")  # loading is not part of the inspection
+            context.inspect(services.stores.captures.latest("4412"))  # nor is calibrating
+            state: dict[str, Any] = {
+                "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [],
+                "timings_ms": {}, "via": driver.via, "fallback_reason": "", "draft": None,
+            }  # fmt: skip
+            started = time.perf_counter()
+            for last in build_graph(None).stream(state, context=context, stream_mode="values"):
+                state = last
+                if state.get("report"):
+                    break
+            return state, time.perf_counter() - started
+
+
+def as_markdown(state: dict[str, Any], seconds: float) -> str:
+    """System prompt, request, calls, results, pairs of pictures, reading and verdict."""
+    parts = ["# One inspection, word for word", "", f"Driven by the embedded model on a CPU, {seconds:.1f} s.", ""]
+    for message in plain_messages(state["messages"]):
+        content = message["content"]
+        if isinstance(content, list):
+            content = content[0]["text"] + " [reference] [photo]"
+        calls = [
+            f"{c['name']}({json.dumps(c['arguments'], ensure_ascii=False)})" for c in message.get("tool_calls", [])
+        ]
+        parts += [f"**{message['role']}**", "", "```text", *([content] if content else []), *calls, "```", ""]
+    report = state["report"]
+    parts += ["**report**", "", "```json", json.dumps(
+        {k: report[k] for k in ("verdict", "verdict_reason", "llm_reading", "findings", "reasoning", "judge")},
+        indent=1, ensure_ascii=False), "```", ""]  # fmt: skip
+    return "\n".join(parts)
+
+
+def main(
+    text: Annotated[str, typer.Option(help="The request.")] = "inspect part #4412 against the nearest good sample",
+    seed: Annotated[int, typer.Option(help="Draws design and defect.")] = 4242,
+    out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("transcript.md"),
+) -> None:
+    """Run one inspection and write down all that was said."""
+    out.write_text(as_markdown(*run(text, seed)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,122 @@
+"""How many photos a second a line takes, beside what the encoder alone would allow on the same cores.
+
+python tests/bench/watch_throughput.py --photos 100 --size 480x640
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import cv2
+import torch
+
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.journals.watch import LineJournal
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
+from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.jsonl import LineFile
+from refdiff.server.watch.watcher import Line, LineOptions
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.calibration import current_calibration
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Services
+
+_PRODUCT, _FIRST_PART = "board", 1000
+
+
+def measure(
+    root: Path, photos: int, goldens: int, size: tuple[int, int], workers: list[int], working_px: int
+) -> dict[str, Any]:
+    """Figures for rendered boards of `size` (H, W) px, good parts; without the language model."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    good = root / "good"
+    good.mkdir()
+    for i in range(goldens):
+        (good / f"{i:03}.png").write_bytes(encode_png(render("circuit", 1, i, size=size, noise_seed=i).image))
+    pool = [render("circuit", 1, _FIRST_PART + i, size=size, noise_seed=i).image for i in range(photos)]
+    model = ModelSettings(cache=root / "cache", working_px=working_px, threads=1)
+    with Services.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as services:
+        enroll(services, _PRODUCT, [good])
+        current_calibration(services, _PRODUCT, None, None)
+        cores = max(workers)
+        with ThreadPoolExecutor(cores) as threads:
+            list(threads.map(services.encoder.embed, pool[:cores]))
+            began, cpu = time.perf_counter(), time.process_time()
+            list(threads.map(services.encoder.embed, pool))
+            encoder = len(pool) / (time.perf_counter() - began)
+            encoder_ms = (time.process_time() - cpu) / len(pool) * 1000
+        runs = [_run(root / f"workers-{n}", services, pool, n) for n in workers]
+    for run in runs:
+        run["share_of_encoder"] = round(run["photos_per_second"] / encoder, 4)
+        run["share_of_encoder_by_cpu"] = round(encoder_ms / run["cpu_ms_each"], 4)  # whatever else the machine does
+    return {
+        "photos": photos,
+        "goldens": goldens,
+        "size": list(size),
+        "working_px": working_px,
+        "references": ToolsSettings().references,
+        "encoder_photos_per_second": round(encoder, 2),
+        "encoder_cpu_ms_each": round(encoder_ms, 1),
+        "encoder_threads": cores,
+        "load_average": round(os.getloadavg()[0], 1),
+        "runs": runs,
+    }
+
+
+def _run(root: Path, services: Services, pool: list[Any], workers: int) -> dict[str, Any]:
+    camera = root / "camera"
+    camera.mkdir(parents=True)
+    for i, image in enumerate(pool):
+        (camera / f"{workers}-{i:05}.png").write_bytes(encode_png(image))
+    options = LineOptions(NamePattern.parse("(?P<part>.+)", _PRODUCT), judge="never", workers=workers)
+    with (
+        LineJournal(root / "journal.sqlite") as journal,
+        Inspector(services, AgentSettings(llm="off")) as inspector,
+        LineFile(root / "lines.jsonl") as lines,
+    ):
+        time.sleep(0.6)  # until the files rest
+        began, cpu = time.perf_counter(), time.process_time()
+        state = Line(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {
+        "workers": workers,
+        "filed": state.filed,
+        "photos_per_second": round(state.filed / seconds, 3),
+        "cpu_ms_each": round(cpu / state.filed * 1000, 1),
+        "cores_used": round(cpu / seconds, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=100)
+    parser.add_argument("--goldens", type=int, default=40)
+    parser.add_argument("--size", default="480x640", help="height x width of the photos, px")
+    parser.add_argument("--workers", default="1,2", help="runs, one for each number")
+    parser.add_argument("--working-px", type=int, default=320)
+    args = parser.parse_args()
+    height, _, width = args.size.partition("x")
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(
+            Path(folder), args.photos, args.goldens, (int(height), int(width)), [int(n) for n in args.workers.split(",")],
+            args.working_px,
+        )  # fmt: skip
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

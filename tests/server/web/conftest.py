@@ -1,0 +1,80 @@
+"""A real server: uvicorn on a free port of loopback over a calibrated home, asked over real HTTP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from refdiff.agent.service import Desk
+from refdiff.memory.records.api_keys import KeyStore
+from refdiff.server.settings import ServerSettings
+from refdiff.server.web.access import Access
+from refdiff.server.web.app import create_app
+
+
+@dataclass
+class Running:
+    """photos: bytes by name (good.png, bad.png)."""
+
+    url: str
+    desk: Desk
+    keys: KeyStore
+    client: httpx2.Client
+    photos: dict[str, bytes]
+    home: Path
+    made: dict[str, str] = field(default_factory=dict)
+
+    def key(self, role: Any, name: str = "tester") -> dict[str, str]:
+        """Headers of a new key."""
+        return {"Authorization": f"Bearer {self.keys.add(name, role, 'test')[1]}"}
+
+    def inspected(self, name: str, part: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """The inspection of a photo, filed."""
+        files, data = {"image": (name, self.photos[name])}, {"part_id": part, "product": "board"}
+        answer = self.client.post("/v1/inspections?wait_s=60", files=files, data=data, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+
+def start(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    return server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Open without a key on loopback; the script drives."""
+    root = tmp_path_factory.mktemp("served") / "ready"
+    shutil.copytree(_made_once, root)
+    with pytest.MonkeyPatch.context() as m:
+        for name in [n for n in os.environ if n.startswith("REFDIFF_")]:
+            m.delenv(name)
+        m.setenv("REFDIFF_HOME", str(root / "home"))
+        m.setenv("REFDIFF_CACHE", str(root / "cache"))
+        m.setenv("REFDIFF_WORKING_PX", "128")
+        m.setenv("REFDIFF_LLM", "off")
+        settings = ServerSettings(user="ann", http_max_bytes=3_000_000, rate_per_minute=0)
+        with Desk.open(server=settings) as desk, KeyStore(root / "home") as keys:
+            running, thread, url = start(create_app(desk, Access(keys, loopback=True, user="ann")))
+            photos = {name: (root / name).read_bytes() for name in ("good.png", "bad.png")}
+            with httpx2.Client(base_url=url, timeout=90) as client:
+                yield Running(url, desk, keys, client, photos, root / "home")
+            running.should_exit = True
+            thread.join(20)

@@ -1,0 +1,118 @@
+"""Blind checks, rates, learning and the audit trail over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Running
+
+
+def test_who_one_is(server: Running) -> None:
+    assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": False}
+    viewer = server.key("viewer", "line 3")
+    assert server.client.get("/v1/me", headers=viewer).json() == {"name": "line 3", "role": "viewer", "needs_key": True}
+
+
+def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
+    line = server.key("inspector", "line 3")
+    good, bad = server.inspected("good.png", "blind-1", line), server.inspected("bad.png", "blind-2", line)
+    queue = server.client.get("/v1/blind-checks", params={"product": "board"}).json()
+    assert [i["part_id"] for i in queue["items"]] == ["blind-1", "blind-2"]
+    assert queue["share"] == 1.0
+    assert "verdict" not in json.dumps(queue)
+    photo = server.client.get(f"/v1/blind-checks/{bad['inspection_id']}/photo")
+    assert photo.headers["content-type"] in ("image/png", "image/jpeg")
+    path = f"/v1/blind-checks/{good['inspection_id']}"
+    assert server.client.post(path, json={"judged": "good"}, headers=server.key("viewer")).status_code == 403
+    seen = server.client.post(path, json={"judged": "good"}, headers=line)
+    assert (seen.status_code, "asked for" in seen.json()["error"]["message"]) == (422, True)
+    answer = server.client.post(path, json={"judged": "good", "note": "fine"}, headers=server.key("inspector", "bob"))
+    assert (answer.status_code, answer.json()["judged_by"]) == (201, "bob")
+    again = server.client.post(path, json={"judged": "bad"})
+    assert again.status_code == 409
+    assert again.json()["error"]["earlier"]["judged_by"] == "bob"
+    server.client.post(
+        f"/v1/inspections/{bad['inspection_id']}/disposition", json={"decision": "accept", "reason": "x"}
+    )
+    path = f"/v1/blind-checks/{bad['inspection_id']}"
+    assert server.client.post(path, json={"judged": "bad"}).status_code == 422  # ann has decided about its verdict
+    assert server.client.post(path, json={"judged": "bad"}, headers=server.key("inspector")).status_code == 201
+    rates = server.client.get("/v1/rates", params={"product": "board"}).json()
+    assert (rates["overall"]["n_good"], rates["overall"]["n_bad"], rates["n_waiting"]) == (1, 1, 0)
+    assert rates["overall"]["escape"]["events"] == 0
+    assert server.client.get("/v1/rates", params={"since": "soon"}).status_code == 422
+    assert server.client.post("/v1/blind-checks/none", json={"judged": "bad"}).status_code == 404
+
+
+def test_a_rescued_part_becomes_a_reference(server: Running) -> None:
+    found = server.inspected("bad.png", "rescued")
+    path = f"/v1/inspections/{found['inspection_id']}"
+    wrong = {"decision": "accept", "reason": "scratched", "as_reference": True}
+    assert server.client.post(f"{path}/disposition", json=wrong).status_code == 422
+    body = {"decision": "override", "reason": "only dust", "as_reference": True}
+    made = server.client.post(f"{path}/disposition", json=body)
+    assert made.status_code == 201
+    assert made.json()["judged"] == "good"
+    learned = made.json()["learned"]
+    assert learned["golden_id"]
+    assert server.client.get(path).json()["learned"] == learned
+    golden = server.client.get(f"/v1/goldens/{learned['golden_id']}").json()
+    assert (golden["source"], golden["enrolled_by"]) == ("disposition", "ann")
+    server.client.patch(f"/v1/goldens/{learned['golden_id']}", json={"status": "retired"})
+
+
+def test_the_audit_trail_leaves_by_http(server: Running, tmp_path: Path) -> None:
+    found = server.inspected("good.png", "audited")
+    head = server.client.get("/v1/audit").json()
+    whole = server.client.get("/v1/audit/export")
+    assert whole.headers["content-type"] == "application/jsonl"
+    assert "attachment" in whole.headers["content-disposition"]
+    (tmp_path / "a.jsonl").write_bytes(whole.content)
+    checked = server.desk.stores.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
+    assert (checked.problem, checked.records, checked.head) == (None, head["records"], head["head"])
+    one = server.client.get("/v1/audit/export", params={"inspection_id": found["inspection_id"]}).text.splitlines()
+    assert json.loads(one[1])["content"]["inspection_id"] == found["inspection_id"]
+    assert json.loads(one[0])["exported_by"] == "ann"
+    assert server.client.get("/v1/audit/export", params={"inspection_id": "none"}).status_code == 404
+    assert server.client.get("/v1/audit/check").json()["problem"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/", "text/html"), ("/page/js/app.js", "text/javascript"), ("/page/style.css", "text/css"),
+     ("/page/icon.svg", "image/svg+xml")],
+)  # fmt: skip
+def test_the_page_is_served_with_a_strict_policy(server: Running, path: str, kind: str) -> None:
+    answer = server.client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(kind)
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/../files.py", "/page/%2e%2e/files.py", "/page/js/..%2f..%2ffiles.py", "/page/js"]
+)
+def test_only_files_of_the_page_are_served(server: Running, path: str) -> None:
+    assert server.client.get(path).status_code in (404, 405)
+
+
+def test_nothing_of_the_page_comes_from_elsewhere() -> None:
+    import refdiff.server.web.page.files as page
+
+    texts: dict[str, Any] = {p.name: p.read_text() for p in page.STATIC.rglob("*.*") if p.is_file()}
+    assert {"index.html", "style.css", "app.js", "viewer.js"} <= set(texts)
+    for name, text in texts.items():
+        for word in ("https://", "//cdn", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert word not in text, f"{name} holds {word}"
+        assert text.replace("http://www.w3.org/2000/svg", "").count("http:") == 0, name
+    assert "<script>" not in texts["index.html"]
+    assert " style=" not in texts["index.html"]
+    assert " on" not in texts["index.html"].replace(" on ", "")

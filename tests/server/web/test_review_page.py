@@ -1,0 +1,317 @@
+"""The review page in a real Chromium, over a real server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.render import render
+from refdiff.server.web.access import Access
+from refdiff.server.web.app import create_app
+
+from .conftest import Running, start
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-browser)")
+pytestmark = pytest.mark.browser
+EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any, server: Running) -> Iterator[Callable[..., Any]]:
+    """Opens a page; afterwards: no error, nothing blocked by the policy, nothing asked of any other host."""
+    problems: list[str] = []
+    contexts = []
+
+    def opener(path: str = "", url: str = "", watched: bool = True, **options: Any) -> Any:
+        context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        base = url or server.url
+        if not watched:
+            page.goto(f"{base}/{path}")
+            return page
+        page.on("pageerror", lambda e: problems.append(f"error: {e}"))
+        page.on("dialog", lambda d: problems.append(f"dialog: {d.message}"))
+        page.on("console", lambda m: problems.append(m.text) if _is_problem(m) else None)
+        page.on("request", lambda r: None if r.url.startswith((base, "blob:")) else problems.append(f"asked {r.url}"))
+        page.goto(f"{base}/{path}")
+        page.wait_for_selector("h1, dialog[open]")
+        return page
+
+    yield opener
+    hacked = [p.evaluate("window.hacked") for c in contexts for p in c.pages]
+    for context in contexts:
+        context.close()
+    assert problems == []
+    assert not any(hacked)
+
+
+def _is_problem(message: Any) -> bool:
+    # Chromium tells of every answer that is no success; those are asserted where they are meant
+    return message.type == "error" and "the server responded with a status of" not in message.text
+
+
+@pytest.fixture
+def fail(server: Running, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A filed FAIL that nobody has decided about."""
+    return server.inspected("bad.png", f"fail {request.node.name}"[:100])
+
+
+def focused(page: Any) -> str:
+    return str(page.evaluate("document.activeElement.textContent || document.activeElement.tagName"))
+
+
+def test_an_inspection_is_judged_by_keyboard_alone(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
+) -> None:
+    page = open_page()
+    page.wait_for_selector("table.list")
+    page.keyboard.press("j")
+    assert focused(page) == fail["part_id"]  # the newest comes first
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".viewer[data-loaded]")
+    assert page.locator("h1").inner_text() == f"Part {fail['part_id']}"
+    assert page.locator(".head .verdict").inner_text().endswith("FAIL")
+    page.keyboard.press("1")
+    assert "current" in page.locator(".findings li").first.get_attribute("class")
+    page.keyboard.press("0")
+    page.keyboard.press("+")
+    zoomed = "e => Number(getComputedStyle(e).getPropertyValue('--zoom'))"
+    assert page.locator(".canvas").evaluate(zoomed) == 1.5
+    page.keyboard.press("0")
+    assert page.locator(".canvas").evaluate(zoomed) == 1
+    before = page.locator("input[type=range]").first.input_value()
+    page.keyboard.press("ArrowRight")
+    assert int(page.locator("input[type=range]").first.input_value()) == int(before) + 5
+    page.keyboard.press("r")
+    assert page.locator(".query").evaluate("e => getComputedStyle(e).visibility") == "hidden"
+    page.keyboard.press("Space")
+    assert page.locator(".query").evaluate("e => getComputedStyle(e).visibility") == "visible"
+    page.keyboard.press("m")
+    assert page.locator(".heat").evaluate("e => getComputedStyle(e).opacity") == "0"
+    page.keyboard.press("?")
+    assert page.locator("dialog[open] h2").inner_text() == "Keyboard shortcuts"
+    page.keyboard.press("Escape")
+    page.keyboard.press("a")
+    page.keyboard.type("scratched, as reported: a j 1 ?")  # letters in a text field are no shortcuts
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".decided")
+    assert "accepted by ann" in page.locator(".decided").inner_text()
+    made = server.desk.disposition(fail["inspection_id"])
+    assert made is not None
+    assert (made.by, made.judged, made.reason) == ("ann", "bad", "scratched, as reported: a j 1 ?")
+    page.keyboard.press("u")
+    page.wait_for_selector("table.list")
+
+
+def test_an_override_with_consent(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
+    page = open_page(f"#/inspections/{fail['inspection_id']}")
+    consent = page.get_by_label("The photo may become a golden sample")
+    page.get_by_label("Accept").check()
+    assert not consent.is_visible()  # a defective part is no reference
+    page.get_by_label("Override").check()
+    consent.check()
+    page.get_by_label("Reason", exact=True).fill("dust only")
+    page.get_by_role("button", name="Decide").click()
+    page.wait_for_selector(".decided")
+    text = page.locator(".decision").inner_text()
+    assert "overridden by ann" in text
+    assert "golden sample: enrolled" in text or "already there" in text
+    assert server.desk.learned(fail["inspection_id"]) is not None
+
+
+def test_who_comes_second_is_told(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
+    page = open_page(f"#/inspections/{fail['inspection_id']}")
+    page.wait_for_selector(".decision form")
+    server.desk.dispose(fail["inspection_id"], "accept", "bob", "I was first")
+    page.get_by_label("Override").check()
+    page.get_by_label("Reason", exact=True).fill("me too")
+    page.get_by_role("button", name="Decide").click()
+    page.wait_for_selector(".decided")
+    assert "accepted by bob" in page.locator(".decided").inner_text()
+    assert "the first decision stands" in page.locator("#said").inner_text()
+
+
+def test_text_of_people_stays_text(server: Running, open_page: Callable[..., Any]) -> None:
+    found = server.inspected("bad.png", EVIL)
+    server.client.post("/v1/captures", files={"image": (EVIL, server.photos["good.png"])},
+                       data={"part_id": EVIL, "product": "board"})  # fmt: skip
+    server.desk.dispose(found["inspection_id"], "accept", EVIL, EVIL)
+    page = open_page()
+    page.wait_for_selector("table.list")
+    assert page.get_by_role("link", name=EVIL).count() == 1
+    page.get_by_role("link", name=EVIL).click()
+    page.wait_for_selector(".viewer[data-loaded]")
+    assert EVIL in page.locator("blockquote").inner_text()
+    assert page.locator("img[src=x], main script").count() == 0
+
+
+def test_the_policy_holds_when_the_page_errs(open_page: Callable[..., Any]) -> None:
+    """Should a script ever get markup or code in, the browser refuses to run it."""
+    page = open_page(watched=False)
+    page.wait_for_selector("table.list, .notice")
+    assert page.evaluate("try { document.body.innerHTML = '<b>x</b>'; 'ran' } catch (e) { e.name }") == "TypeError"
+    blocked = page.evaluate("""() => new Promise((done) => {
+        addEventListener('securitypolicyviolation', (e) => done(e.effectiveDirective));
+        fetch('https://example.invalid/').catch(() => {});
+        setTimeout(() => done('nothing'), 5000);
+    })""")
+    assert blocked == "connect-src"
+
+
+def test_blind_checks_do_not_tell_the_verdict(
+    server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
+    line = server.key("inspector", "line 3")
+    ids = [server.inspected(name, f"blind {name}", line)["inspection_id"] for name in ("good.png", "bad.png")]
+    page = open_page("#/blind")
+    for key in "yx":  # good, defective
+        page.wait_for_selector(".photo[src^='blob:']")
+        shown = page.locator("main").inner_html()
+        assert not {"PASS", "FAIL", "REVIEW", "p-value"} & set(shown.replace("<", " ").replace(">", " ").split())
+        part = page.locator(".blindbox h2").inner_text()
+        page.keyboard.press(key)
+        page.wait_for_selector(f".blindbox > .notice, .blindbox h2:not(:has-text('{part}'))")
+    answers = [server.desk.stores.blind_checks.get(i) for i in ids]
+    assert [a.judged for a in answers if a] == ["good", "bad"]
+    page.goto(f"{server.url}/#/audit")
+    page.wait_for_selector("#h-rates")
+    assert "too few" in page.locator("main").inner_text()
+
+
+def test_goldens_are_enrolled_flagged_and_retired(
+    server: Running, open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "new good.png").write_bytes(encode_png(render("circuit", 1, 900, size=(96, 128), noise_seed=900).image))
+    page = open_page("#/goldens/board")
+    page.wait_for_selector(".golden img[src]")
+    page.get_by_label("Photos", exact=True).set_input_files([str(tmp_path / "new good.png"), __file__])
+    page.get_by_role("button", name="Enrol").click()
+    page.wait_for_selector("text=1 enrolled")
+    assert "refused" in page.locator("form + [role=status]").inner_text()
+    [golden] = [g for g in server.desk.goldens("board") if g.filename == "new good.png"]
+    card = page.locator(f"[id='{golden.golden_id}']")
+    for action, status in (("Flag", "flagged"), ("Retire", "retired"), ("Activate", "active")):
+        card.get_by_role("button", name=action).click()
+        page.get_by_label("Note", exact=True).fill(f"{status} in a test")
+        page.locator("dialog").get_by_role("button", name=action).click()
+        page.wait_for_selector(f".golden.{status} >> text={status} in a test")
+        assert server.desk.golden(golden.golden_id).status == status
+    server.desk.set_golden_status(golden.golden_id, "retired", "test")
+
+
+def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:
+    server.inspected("good.png", "for the audit")
+    page = open_page("#/audit")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "audit.jsonl")
+    assert server.desk.stores.audit.verify_file(tmp_path / "audit.jsonl", against_store=True).problem is None
+    page.get_by_role("button", name="Check the chain").click()
+    assert "are as they were written" in page.locator(".notice.good").inner_text()
+
+
+def test_a_key_is_asked_for_and_stays_in_the_tab(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
+) -> None:
+    access = Access(server.keys, loopback=True, user="ann", require_key=True)
+    closed, thread, url = start(create_app(server.desk, access))
+    try:
+        page = open_page(url=url)
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog[open] >> text=not known")
+        page.get_by_label("Key", exact=True).fill(server.key("viewer", "Vic")["Authorization"].split()[1])
+        page.keyboard.press("Enter")
+        page.wait_for_selector("table.list")
+        assert "Vic" in page.locator("#who").inner_text()
+        page.goto(f"{url}/#/inspections/{fail['inspection_id']}")
+        page.wait_for_selector(".viewer[data-loaded]")  # pictures come with the key, too
+        assert page.locator(".missing").count() == 0
+        assert "Your key may only look" in page.locator(".decision").inner_text()
+        assert page.locator(".decision button").count() == 0
+        assert page.context.cookies() == []
+        page.reload()
+        page.wait_for_selector(".viewer")
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_selector("dialog[open]")
+        assert page.evaluate("sessionStorage.length + localStorage.length") == 0
+    finally:
+        closed.should_exit = True
+        thread.join(20)
+
+
+def test_filters_pages_and_neighbours(server: Running, open_page: Callable[..., Any]) -> None:
+    newest = server.inspected("bad.png", "n1"), server.inspected("good.png", "n2")
+    page = open_page()
+    page.get_by_label("Verdict").select_option("FAIL")
+    page.wait_for_url("**/#/inspections?verdict=FAIL")
+    page.wait_for_selector("table.list")
+    assert all(t.endswith("FAIL") for t in page.locator("tbody .verdict").all_inner_texts())
+    page.get_by_label("Part", exact=True).fill("n2")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing fits")
+    page.get_by_label("Verdict").select_option("")
+    page.wait_for_selector("tbody tr")
+    assert page.locator("tbody tr").count() == 1
+    page.get_by_label("From").fill("2999-01-01")
+    page.wait_for_selector("text=Nothing fits")
+    page.goto(f"{server.url}/#/inspections")
+    page.wait_for_selector("tbody tr:nth-child(2)")
+    page.locator("tbody a").first.click()
+    page.wait_for_selector(".viewer")
+    assert page.locator("h1").inner_text() == "Part n2"
+    page.keyboard.press("j")
+    page.wait_for_selector("h1:has-text('Part n1')")
+    assert newest
+
+
+def test_flicker_keeps_still_where_motion_is_unwanted(open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
+    seen = {}
+    for motion in ("no-preference", "reduce"):
+        page = open_page(f"#/inspections/{fail['inspection_id']}", reduced_motion=motion)
+        page.wait_for_selector(".viewer[data-loaded]")
+        page.keyboard.press("f")
+        page.wait_for_timeout(100)
+        seen[motion] = page.evaluate("""() => new Promise((done) => {
+            const image = document.querySelector('.query');
+            let changes = 0;
+            new MutationObserver(() => { changes += 1; }).observe(image, { attributes: true, attributeFilter: ['style'] });
+            setTimeout(() => done(changes), 2500);
+        })""")
+    assert seen["reduce"] == 0
+    assert 1 <= seen["no-preference"] <= 6  # slower than three flashes a second
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [820, 1280])
+def test_everybody_can_use_it(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any], scheme: str, width: int
+) -> None:
+    """axe-core: names, labels, roles, contrast; and nothing is wider than the screen."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for path in ("", f"#/inspections/{fail['inspection_id']}", "#/blind", "#/goldens/board", "#/audit"):
+        page = open_page(path, color_scheme=scheme, bypass_csp=True)
+        page.set_viewport_size({"width": width, "height": 1100})
+        page.wait_for_load_state("networkidle")
+        found = axe.run(page).response["violations"]
+        told = [f"{v['id']}: {v['help']} {[n['target'] for n in v['nodes']][:3]}" for v in found]
+        assert told == [], (path, json.dumps(told, indent=1))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        page.close()

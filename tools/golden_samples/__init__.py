@@ -1,0 +1,1 @@
+"""Enrolment of golden samples and captures: reading files, near-duplicates, outliers, adoption."""

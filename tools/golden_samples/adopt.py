@@ -1,0 +1,84 @@
+"""Learning from people: the photo of a part that a person found good becomes a reference, with that person's consent.
+
+It goes through enrolment like any other golden (a photo that is there already is refused, an odd one is flagged), is marked
+with where it came from, and can be retired like any other. One from a disposition is compared with but calibrates nothing.
+"""
+
+from __future__ import annotations
+
+from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
+from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.captures import Capture
+from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.tools.golden_samples.enroll import Upload, enroll, flag_odd
+from refdiff.tools.workspace import Services
+
+
+def adopt(services: Services, inspection_id: str) -> Learned:
+    """Enrol the photo of an inspection that a person gave consent for; once, later calls return what became of it.
+
+    Raises InputError (nobody gave consent), UnknownRecordError, StorageError, BankBusyError, UnavailableError: the consent
+    stays then, and the same call again goes on.
+    """
+    stores = services.stores
+    known = stores.learned.get(inspection_id)
+    if known is not None:
+        return known
+    record = stores.inspections.get(inspection_id)
+    by, source = _consent(services, inspection_id)
+    sha256 = str(record.report.get("query_sha256") or "")
+    try:
+        data = stores.images.get(sha256)
+    except (InputError, UnknownRecordError) as e:
+        return stores.learned.add(inspection_id, None, f"refused: {e}")
+    capture = _capture(services, record.part_id, record.product, sha256)
+    result = enroll(
+        services,
+        record.product,
+        [Upload((capture.filename if capture else "") or f"part {record.part_id}", data)],
+        scale_mm_per_px=capture.scale_mm_per_px if capture else None,
+        part_group=f"part {record.part_id}"[:128],
+        enrolled_by=by,
+        golden_source=source,
+    )
+    left = None if result.added else _left_behind(services, record.product, sha256)
+    if result.added or left:
+        golden = left or result.added[0]
+        flagged = flag_odd(services, record.product, [left.golden_id]) if left else result.flagged
+        odd = "; flagged for a look, since it is unlike the others" if flagged else ""
+        return stores.learned.add(inspection_id, golden.golden_id, f"enrolled{odd}")
+    refusal = [*result.already_there, *result.refused][0]
+    return stores.learned.add(inspection_id, None, f"refused: {refusal.reason}")
+
+
+def adopt_all(services: Services) -> list[Learned]:
+    """Enrol what consent was given for and could not be enrolled at the time (bank in use, disk full), oldest first."""
+    return [adopt(services, inspection_id) for inspection_id in services.stores.learned.consented()]
+
+
+def _consent(services: Services, inspection_id: str) -> tuple[str, GoldenSource]:
+    """Who gave it, and where. A blind answer comes first: it makes the photo a fair sample."""
+    check = services.stores.blind_checks.get(inspection_id)
+    if check is not None and check.as_reference:
+        return str(check.judged_by), "blind_check"
+    disposition = services.stores.dispositions.get(inspection_id)
+    if disposition is not None and disposition.as_reference:
+        return disposition.by, "disposition"
+    raise InputError(
+        f"inspection {inspection_id}: nobody agreed that its photo becomes a reference; "
+        "`refdiff review INSPECTION --override --as-reference` does"
+    )
+
+
+def _left_behind(services: Services, product: str, sha256: str) -> Golden | None:
+    """The golden of a photo that an earlier call enrolled and was killed before it could say so."""
+    try:
+        golden = services.bank.get(make_golden_id(product, sha256))
+    except UnknownRecordError:
+        return None
+    return None if golden.source == "enrolled" or services.stores.learned.claimed(golden.golden_id) else golden
+
+
+def _capture(services: Services, part_id: str, product: str, sha256: str) -> Capture | None:
+    taken = services.stores.captures.history(part_id)
+    return next((c for c in taken if (c.product, c.sha256) == (product, sha256)), None)

@@ -1,0 +1,1 @@
+"""The canonical inspection of one photo: comparison, calibration, specification, zones, scale."""

@@ -1,0 +1,217 @@
+"""Calibration of a product from its good samples alone: what scores do good parts get?
+
+Every golden goes through exactly the inspection path, with all photos of its own part left out. One score per part: a new
+part is photographed once, so one photo stands for each group, and n counts parts, not photos. Of very many parts an
+even sample of 400 is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+
+from refdiff.memory.golden_bank.bank import IN_USE, Golden
+from refdiff.memory.records.calibrations import Calibration
+from refdiff.model.difference import patch_distance
+from refdiff.model.errors import InputError, UnavailableError
+from refdiff.tools.inspection.comparison import compare, product_spec
+from refdiff.tools.workspace import Services
+
+Progress = Callable[[int, int], None]  # done, total
+
+MIN_PARTS = 2
+MIN_PARTS_TO_FAIL = 20
+MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
+NOTHING_FOUND = 0.05  # above this p-value a score alone raises no suspicion
+_PIXEL_QUANTILE = 0.95
+_TRIES = 3  # of a measurement during which the golden samples change
+
+
+def software_fingerprint(services: Services) -> str:
+    """What scores depend on besides goldens: encoder and difference weights, working size, version (hex)."""
+    key = f"{services.encoder.fingerprint}:{services.difference.sha256}:{patch_distance.VERSION}"
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def weights_in_use(services: Services) -> dict[str, str]:
+    """sha256 of each file of weights that scores depend on, as their cards have it."""
+    return {"encoder": services.encoder.digest, "difference": services.difference.sha256}
+
+
+def group_of(golden: Golden) -> str:
+    return golden.part_group or golden.golden_id
+
+
+def calibrates(golden: Golden) -> bool:
+    """Whether a golden's score may calibrate. Parts that people rescued from a verdict are no fair sample of good parts:
+    their scores are high by selection, and counting them would let defects pass."""
+    return golden.source != "disposition"
+
+
+def calibration_key(services: Services, product: str, references: int) -> str:
+    """Hash of all that the calibration depends on; another key means that it is stale."""
+    in_use = services.bank.list(product, IN_USE)
+    goldens = sorted((g.golden_id, group_of(g)) for g in in_use)
+    spec = product_spec(services, product)
+    known = services.stores.products.get(product)
+    parts = {
+        "goldens": goldens,
+        "references": references,
+        "software": software_fingerprint(services),
+        "window": known.intensity_window if known else None,
+        "frame": spec.frame,
+        "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
+    }
+    if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):
+        parts["uncounted"] = uncounted
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def calibrate(
+    services: Services,
+    product: str,
+    references: int | None = None,
+    progress: Progress | None = None,
+    alpha: float | None = None,
+) -> Calibration:
+    """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
+
+    alpha: false-reject rate that inspections of this product shall ask for from now on; None keeps what was said before.
+    What a calibration depends on may change while it is measured (somebody enrols): then it is measured again, and
+    UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
+    """
+    k = references or services.settings.references
+    for _ in range(_TRIES):
+        key = calibration_key(services, product, k)
+        calibration = _measure(services, product, k, key, progress, alpha)
+        if calibration_key(services, product, k) == key:
+            services.stores.calibrations.save(calibration)
+            return calibration
+    raise UnavailableError(
+        f"the golden samples of product {product!r} change while they are measured; calibrate when nobody enrols or retires"
+    )
+
+
+def _measure(
+    services: Services, product: str, k: int, key: str, progress: Progress | None, alpha: float | None
+) -> Calibration:
+    """The calibration of the golden samples as they are found now, not kept."""
+    started = time.perf_counter()
+    groups: dict[str, list[Golden]] = defaultdict(list)
+    for golden in services.bank.list(product, IN_USE):
+        groups[group_of(golden)].append(golden)
+    groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
+    if len(groups) < MIN_PARTS:
+        raise InputError(
+            f"product {product!r} has good samples of {len(groups)} part(s), calibration needs {MIN_PARTS} or more "
+            f"(and {MIN_PARTS_TO_FAIL} before anything is failed): refdiff enroll --product {product!r} FOLDER"
+        )
+    ordered = [groups[name] for name in sorted(groups)]
+    chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
+    scores, peaks, similarities = [], [], []
+    for done, members in enumerate(chosen):
+        golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
+        result = compare(
+            services,
+            services.golden_image(golden),
+            product,
+            query_key=golden.sha256,
+            references=k,
+            exclude_ids=[g.golden_id for g in members],
+            features=services.golden_features(golden),
+        )
+        scores.append(result.difference.score)
+        peaks.append(result.difference.peak)
+        similarities.append(result.hits[0].similarity)
+        if progress:
+            progress(done + 1, len(chosen))
+    return Calibration(
+        product=product,
+        key=key,
+        scores=sorted(scores),
+        # most good parts show no region at all
+        pixel_threshold=float(np.quantile(peaks, _PIXEL_QUANTILE)),
+        n=len(scores),
+        references=k,
+        seconds=time.perf_counter() - started,
+        extra={
+            "peaks": sorted(peaks),
+            "similarities": sorted(similarities),
+            "alpha": alpha or _alpha_before(services, product),
+        },
+    )
+
+
+def _alpha_before(services: Services, product: str) -> float | None:
+    known = services.stores.calibrations.latest(product)
+    return known.extra.get("alpha") if known else None
+
+
+def requested_alpha(services: Services, calibration: Calibration | None) -> float:
+    """The false-reject rate to ask for: set explicitly for this run > said when calibrating the product > the default."""
+    if "alpha" in services.settings.model_fields_set or calibration is None:
+        return services.settings.alpha
+    return calibration.extra.get("alpha") or services.settings.alpha
+
+
+def current_calibration(
+    services: Services, product: str, references: int | None = None, progress: Progress | None = None
+) -> Calibration | None:
+    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
+    k = references or services.settings.references
+    known = services.stores.calibrations.get(product, calibration_key(services, product, k))
+    if known is not None:
+        return known
+    if len({group_of(g) for g in services.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
+        return None
+    return calibrate(services, product, k, progress)
+
+
+def p_value(calibration: Calibration, score: float) -> float:
+    """Conformal p-value of a score: (1 + #{calibration scores >= score}) / (n + 1), in (0, 1].
+
+    Vovk et al., "Algorithmic Learning in a Random World", 2005.
+    """
+    return (1 + sum(s >= score for s in calibration.scores)) / (calibration.n + 1)
+
+
+def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float) -> str:
+    """What is wrong with a photo of unsuspicious score that resembles its nearest golden far less than good parts do.
+
+    "" if nothing is. A score says how much differs from the reference, and of a photo without any detail (no light, a dead
+    part, another product) hardly anything does. Far: below the least similar good part by more than that one is below the
+    median.
+    """
+    known = calibration.extra.get("similarities") if calibration else None
+    if not known or p is None or p <= NOTHING_FOUND:
+        return ""
+    least = float(known[0])
+    if similarity >= least - (float(np.median(known)) - least):
+        return ""
+    return (
+        f"the photo resembles no golden sample (similarity {similarity:.2f}, good parts {least:.2f} or more): another "
+        "product or variant, or too dark?"
+    )
+
+
+def region_confidence(calibration: Calibration, peak: float) -> float:
+    """Part of the good samples whose strongest place is weaker than this peak, 0..1 (never quite 1)."""
+    peaks = calibration.extra["peaks"]
+    return sum(p < peak for p in peaks) / (len(peaks) + 1)
+
+
+def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
+    """For people and --json: what was measured and what can be promised."""
+    attained = max(alpha, 1 / (calibration.n + 1))
+    return {k: v for k, v in asdict(calibration).items() if k not in ("scores", "extra")} | {
+        "alpha": {"requested": alpha, "attained": attained},
+        "score_range": [min(calibration.scores), max(calibration.scores)],
+        "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
+        "goldens_needed_for_alpha": int(min(np.ceil(1 / alpha), 2.0**53)) - 1,  # a tiny alpha makes it infinite
+    }

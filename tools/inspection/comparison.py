@@ -1,0 +1,126 @@
+"""Retrieve, align, score as one plain function: the path that inspection, calibration and evaluation all take."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.memory.golden_bank.bank import Golden, GoldenHit
+from refdiff.model.difference.encoder import Features
+from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
+from refdiff.model.images import RgbImage
+from refdiff.tools.align import Alignment, align_cached
+from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
+from refdiff.tools.retrieve_reference import retrieve_reference
+from refdiff.tools.score_difference import Difference, score_difference
+from refdiff.tools.workspace import Services
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One photo against its references, nearest first. timings_ms: where the time went."""
+
+    hits: list[GoldenHit]
+    alignments: list[Alignment]
+    difference: Difference
+    ignore: NDArray[np.bool_] | None
+    zones_placed: bool
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def product_spec(services: Services, product: str) -> ProductSpec:
+    known = services.stores.products.get(product)
+    return parse_spec(known.spec if known else {}, f"specification of {product}")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+def frame_golden(services: Services, product: str, spec: ProductSpec) -> Golden:
+    """The golden whose pixels the zones are drawn in. Raises UnknownRecordError, UnknownProductError."""
+    if spec.frame:
+        golden = services.bank.get(spec.frame)
+        if golden.product != product:
+            raise UnknownRecordError(f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}")
+        return golden
+    goldens = services.bank.list(product)
+    if not goldens:
+        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
+    return goldens[0]
+
+
+def place_zones(
+    services: Services, query: RgbImage, query_key: str, product: str, kind: str
+) -> tuple[dict[str, NDArray[np.bool_]], bool]:
+    """Zones of one kind on the photo: name -> (H, W) bool, and whether the frame golden could be registered for it."""
+    spec = product_spec(services, product)
+    zones = [z for z in spec.zones if z.kind == kind]
+    if not zones:
+        return {}, True
+    alignment = align_cached(services, query, query_key, frame_golden(services, product, spec))
+    size = query.shape[:2]
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for zone in zones:  # zones of one name add up
+        mask = zone_mask(zone, alignment.matrix, size)
+        masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
+    return masks, alignment.ok
+
+
+def compare(
+    services: Services,
+    query: RgbImage,
+    product: str,
+    *,
+    query_key: str | None = None,
+    references: int | None = None,
+    exclude_ids: Iterable[str] = (),
+    exclude_groups: Iterable[str] = (),
+    goldens: Sequence[Golden] | None = None,
+    features: Features | None = None,
+) -> Comparison:
+    """Compare a photo (H, W, 3) uint8 RGB with its nearest goldens.
+
+    references: K, default from the settings. exclude_*: goldens left out (calibration). goldens: compare with these
+    instead of retrieving. features: of the photo, if known. Raises UnknownProductError when there is no golden.
+    """
+    clock = _Clock()
+    query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
+    if features is None:
+        features = services.encoder.embed(query)
+    clock.lap("encode")
+    k = references or services.settings.references
+    if goldens is None:
+        hits = retrieve_reference(services, features, product, k, exclude_ids, exclude_groups)
+    else:
+        if not goldens:
+            raise InputError("no golden given to compare with")
+        hits = [similarity_to(services, features, g) for g in goldens]
+    clock.lap("retrieve")
+    masks, placed = place_zones(services, query, query_key, product, "ignore")
+    ignore = np.logical_or.reduce(list(masks.values())) if masks else None
+    alignments = [align_cached(services, query, query_key, h.golden) for h in hits]
+    clock.lap("align")
+    pairs = [(h.golden, a) for h, a in zip(hits, alignments, strict=True)]
+    result = score_difference(services, query, features, pairs, ignore)
+    clock.lap("score")
+    return Comparison(hits, alignments, result, ignore, placed, clock.ms)
+
+
+def similarity_to(services: Services, features: Features, golden: Golden) -> GoldenHit:
+    """How similar a photo is to one given golden, by the bank's own yardstick."""
+    other = services.golden_features(golden)
+    similarity = float((features.patches @ other.patches.T).max(1).mean())
+    return GoldenHit(golden, similarity, float(features.global_vec @ other.global_vec))

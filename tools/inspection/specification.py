@@ -1,0 +1,130 @@
+"""Product specification (`refdiff product set P --spec FILE.yaml`): scale, zones, limits by type and size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from refdiff.model.defect_types import DefectType
+from refdiff.model.errors import SpecError
+
+MAX_BYTES = 1_000_000
+
+SpecSeverity = Literal["minor", "major", "critical"]
+# beyond any image, and small enough to be drawn in fixed point
+_FAR = 100_000
+Pixel = Annotated[float, Field(ge=-_FAR, le=_FAR)]
+
+EXAMPLE = """\
+scale_mm_per_px: 0.05          # of the golden samples; leave out if unknown
+frame: g-0123456789ab          # golden whose pixels the zones are drawn in (default: the first one enrolled)
+zones:
+  - name: bore
+    kind: critical             # any finding here fails the part
+    box: [120, 80, 260, 220]   # x0, y0, x1, y1 px, exclusive end
+  - name: label
+    kind: ignore               # never looked at
+    polygon: [[10, 10], [90, 10], [90, 60]]
+limits:                        # the first limit that fits a finding's type and size decides
+  - type: any                  # a defect type or "any"
+    max_length_mm: 0.5
+    severity: minor            # within the limit: filed, not failed
+  - type: any
+    severity: major            # no maximum: everything else fails
+    reject: true
+"""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Zone(_Model):
+    """A region in px of the frame golden."""
+
+    name: str = Field(min_length=1, max_length=64)
+    kind: Literal["ignore", "critical"]
+    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    polygon: list[tuple[Pixel, Pixel]] | None = Field(default=None, min_length=3, max_length=200)
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if (self.box is None) == (self.polygon is None):
+            raise ValueError(f"zone {self.name!r}: give either box or polygon")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(f"zone {self.name!r}: box is x0, y0, x1, y1 with x0 < x1 and y0 < y1")
+        return self
+
+    def points(self) -> NDArray[np.float64]:
+        """(n, 2) corner points x, y in px of the frame golden."""
+        if self.polygon is not None:
+            return np.array(self.polygon, np.float64)
+        assert self.box is not None
+        x0, y0, x1, y1 = self.box
+        return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.float64)
+
+
+class Limit(_Model):
+    """What size of which defect type is acceptable. Every stated maximum must hold for the limit to fit."""
+
+    type: DefectType | Literal["any"] = "any"
+    max_length_mm: float | None = Field(default=None, gt=0)
+    max_width_mm: float | None = Field(default=None, gt=0)
+    max_length_px: float | None = Field(default=None, gt=0)
+    max_area_px: float | None = Field(default=None, gt=0)
+    severity: SpecSeverity
+    reject: bool = False
+
+
+class ProductSpec(_Model):
+    scale_mm_per_px: float | None = Field(default=None, gt=0)
+    frame: str | None = Field(default=None, pattern=r"^g-[0-9a-f]{12}$")
+    zones: list[Zone] = Field(default=[], max_length=64)
+    limits: list[Limit] = Field(default=[], max_length=64)
+
+
+def parse_spec(data: Any, name: str = "specification") -> ProductSpec:
+    """Validate parsed YAML. Raises SpecError naming each wrong field."""
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise SpecError(f"{name}: expected a mapping, got {type(data).__name__}; an example:\n{EXAMPLE}")
+    try:
+        return ProductSpec.model_validate(data)
+    except ValidationError as e:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'top'}: {p['msg']}" for p in e.errors())
+        raise SpecError(f"{name}: {problems}") from e
+
+
+def load_spec(path: Path) -> ProductSpec:
+    """Read and validate a YAML file. Raises SpecError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError(f"{path}: over {MAX_BYTES:,} bytes is no specification; name the YAML file")
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as e:  # ValueError: no UTF-8, or a path that no file can have
+        raise SpecError(f"{path}: cannot be read as text ({e})") from e
+    try:
+        parsed = yaml.safe_load(text)
+    except Exception as e:  # not YAMLError alone: impossible dates and numbers and deep nesting raise many types
+        raise SpecError(f"{path}: not valid YAML: {e}") from e
+    return parse_spec(parsed, str(path))
+
+
+def zone_mask(zone: Zone, matrix: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) bool of a zone on a photo of `size` (H, W); matrix (3, 3): frame golden px -> photo px."""
+    h, w = size
+    points = np.clip(cv2.perspectiveTransform(zone.points()[None], matrix)[0], -_FAR, _FAR)
+    # fillPoly draws the outline too, up to half a pixel too far. At twice the size that is nowhere the greater part of a
+    # pixel, so that a box [0, 10) covers the pixels 0..9.
+    fine = np.zeros((2 * h, 2 * w), np.uint8)
+    cv2.fillPoly(fine, [np.round((2 * points - 0.5) * 16).astype(np.int32)], 255, shift=4)
+    return np.asarray(cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA) > 128)
