@@ -21,7 +21,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from refdiff.agent.drivers.allowed_calls import possible_calls
+from refdiff.agent.drivers.allowed_calls import allowed_calls
 from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.defect_types import UNKNOWN
@@ -104,7 +104,7 @@ class EmbeddedChat(BaseChatModel):
     ) -> ChatResult:
         plain, tools = plain_messages(messages), kwargs.get("tools")
         if tools:
-            call = self.engine.call(plain, tools, self.pictures, possible_calls(messages, tools))
+            call = self.engine.call(plain, tools, self.pictures, allowed_calls(messages, tools))
             for claim in call["arguments"].get("findings", ()):
                 if claim["probable_cause"] not in CAUSES.get(claim["type"], ()):
                     claim["probable_cause"] = None  # one of another type of defect

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from refdiff.agent.chat_models import Driver
 from refdiff.agent.settings import AgentSettings
-from refdiff.tools.context import Workbench
+from refdiff.tools.context import ToolContext
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,24 @@ class AgentEvent:
 
 
 @dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below
-class AgentContext(Workbench):
+class AgentContext(ToolContext):
     """The tools' workbench plus the agent's own settings, who drives (None: the script) and listener."""
 
     def __init__(
         self,
-        bench: Workbench,
+        bench: ToolContext,
         settings: AgentSettings,
         driver: Driver | None,
         emit: Callable[[AgentEvent], None],
     ) -> None:
         super().__init__(
-            bench.services, bench.part_id, bench.product, bench.features, bench.inspect, bench.compare, bench.capture_id
+            bench.workspace,
+            bench.part_id,
+            bench.product,
+            bench.features,
+            bench.inspect,
+            bench.compare,
+            bench.capture_id,
         )
         self.settings = settings
         self.driver = driver

@@ -55,13 +55,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any]) -> DefectReport:
     """Write the artefacts and file the report (fields: all but `artefacts`). Filed already: the filed one is returned."""
-    inspections = context.services.stores.inspections
+    inspections = context.workspace.stores.inspections
     inspection_id = str(fields["inspection_id"])
     try:
         return DefectReport.model_validate(inspections.get(inspection_id).report)
     except UnknownRecordError:
         pass
-    folder = inspection_folder(context.services.stores.settings.home, inspection_id)
+    folder = inspection_folder(context.workspace.stores.settings.home, inspection_id)
     paths = {k: folder / v for k, v in ARTEFACTS.items()}
     report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
     query = context.query(capture)

@@ -94,7 +94,7 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
     elif state["via"] != "fallback":
         update |= _fall_back(context, "no model is configured any more")
     if message is None and "messages" not in update:
-        message = ScriptedPolicy(k=context.services.settings.references).next_call(messages)
+        message = ScriptedPolicy(k=context.workspace.settings.references).next_call(messages)
         if not message.tool_calls:
             error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
             raise RefDiffError(f"the inspection cannot go on: {error}")

@@ -22,14 +22,14 @@ from refdiff.agent.context import AgentContext, AgentEvent
 from refdiff.agent.drivers.endpoint import Endpoint
 from refdiff.agent.graph import build_graph, opening_messages
 from refdiff.agent.language import questions
-from refdiff.agent.recording.templates import as_learned
+from refdiff.agent.recording.templates import canonical_request
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
-from refdiff.memory.records.dispositions import Decision, Disposition, Judged
+from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import RgbImage, data_url, decode_image
 from refdiff.model.language.build import is_built, model_folder, unfit
@@ -37,7 +37,7 @@ from refdiff.model.language.reading import READ
 from refdiff.tools.find_part import find_part
 from refdiff.tools.golden_samples.adopt import adopt, adopt_all
 from refdiff.tools.inspection.inspection import open_workbench
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 # checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
@@ -60,15 +60,15 @@ class Inspector:
 
     def __init__(
         self,
-        services: Services,
+        workspace: Workspace,
         settings: AgentSettings | None = None,
         on_event: Callable[[AgentEvent], None] | None = None,
     ) -> None:
-        self.services = services
+        self.workspace = workspace
         self.settings = settings or AgentSettings()
         self._emit = on_event or (lambda _: None)
         self._stack = ExitStack()
-        self._home = services.stores.settings.home
+        self._home = workspace.stores.settings.home
         self._saver = self._open_saver()
         self._graph = build_graph(self._saver)
         self._driver, self.no_model = self._choose_driver()
@@ -90,9 +90,9 @@ class Inspector:
             return self._run(request)
 
     def _run(self, request: InspectionRequest) -> DefectReport:
-        capture = find_part(self.services.stores, request.part_id, request.product, request.capture_id)
+        capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
-        if not self.services.bank.count(capture.product, ("active", "flagged")):
+        if not self.workspace.bank.count(capture.product, ("active", "flagged")):
             raise UnknownProductError(
                 f"part {request.part_id} is a {capture.product!r}, which has no golden sample to compare with; "
                 f"add some: refdiff enroll --product {capture.product!r} FOLDER"
@@ -138,15 +138,15 @@ class Inspector:
         decision: Decision,
         by: str,
         reason: str,
-        judged: Judged | None = None,
+        judged: Judgement | None = None,
         as_reference: bool = False,
     ) -> Disposition:
         """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError.
 
         judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part becomes a golden
-        sample; what came of it is in `stores.learned` (nothing yet if the bank cannot be had now: `learn` goes on).
+        sample; what came of it is in `stores.adoptions` (nothing yet if the bank cannot be had now: `learn` goes on).
         """
-        disposition = self.services.stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
+        disposition = self.workspace.stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
         config = _config(inspection_id)
         if self._graph.get_state(config).interrupts:
             self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
@@ -156,24 +156,24 @@ class Inspector:
         return disposition
 
     def judge_blind(
-        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+        self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
         """What a person sees who was not told the verdict; the first answer stands.
 
         Raises UnknownRecordError (not drawn for a blind check), DuplicateError, InputError.
         """
-        answer = self.services.stores.blind_checks.answer(inspection_id, judged, by, note, as_reference)
+        answer = self.workspace.stores.blind_checks.answer(inspection_id, judged, by, note, as_reference)
         if as_reference:
             self._adopt(inspection_id)
         return answer
 
-    def learn(self) -> list[Learned]:
+    def learn(self) -> list[Adoption]:
         """Enrol the photos that people gave consent for and that could not be enrolled at the time."""
-        return adopt_all(self.services)
+        return adopt_all(self.workspace)
 
     def _adopt(self, inspection_id: str) -> None:
         try:
-            learned = adopt(self.services, inspection_id)
+            learned = adopt(self.workspace, inspection_id)
             self._emit(AgentEvent("learned", f"reference from {inspection_id}: {learned.outcome}"))
         except UnavailableError as e:  # the decision stands, and the consent waits
             self._emit(AgentEvent("learned", f"the photo of {inspection_id} is not enrolled yet: {e}"))
@@ -195,7 +195,7 @@ class Inspector:
         Where neither words nor a model tell what is asked, the report's facts are the answer. Raises UnknownRecordError,
         InputError.
         """
-        report = self.services.stores.inspections.get(inspection_id).report
+        report = self.workspace.stores.inspections.get(inspection_id).report
         asked = prompts.sanitise(question)
         if not asked:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
@@ -229,7 +229,7 @@ class Inspector:
         knows, never in theirs. The report keeps theirs."""
         if self._driver is None or self._driver.via != "embedded":
             return request
-        return replace(request, text=as_learned(request.text, request.part_id))
+        return replace(request, text=canonical_request(request.text, request.part_id))
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
         """state: the first state of a new run, None to go on from the checkpoint."""
@@ -246,7 +246,7 @@ class Inspector:
             raise
         report = self._filed(request.inspection_id)
         # a killed run may have been reviewed before it was resumed
-        if report.verdict != Verdict.REVIEW or self.services.stores.dispositions.get(request.inspection_id):
+        if report.verdict != Verdict.REVIEW or self.workspace.stores.dispositions.get(request.inspection_id):
             self._saver.delete_thread(request.inspection_id)
         return report
 
@@ -254,16 +254,16 @@ class Inspector:
         def progress(done: int, total: int) -> None:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
-        bench = open_workbench(self.services, request.part_id, request.product, progress, request.capture_id)
+        bench = open_workbench(self.workspace, request.part_id, request.product, progress, request.capture_id)
         return AgentContext(bench, self.settings, self._driver, self._emit)
 
     def _filed(self, inspection_id: str) -> DefectReport:
-        return DefectReport.model_validate(self.services.stores.inspections.get(inspection_id).report)
+        return DefectReport.model_validate(self.workspace.stores.inspections.get(inspection_id).report)
 
     def _image_url(self, sha256: str) -> str:
         """A stored picture as a data URL, at most `llm_image_px` long."""
-        data = self.services.stores.images.get(sha256)
-        image = decode_image(data, settings=self.services.model_settings)
+        data = self.workspace.stores.images.get(sha256)
+        image = decode_image(data, settings=self.workspace.model_settings)
         return data_url(pictures.page_image(image, self.settings.llm_image_px))
 
     def _choose_driver(self) -> tuple[Driver | None, str]:
@@ -272,7 +272,7 @@ class Inspector:
             return None, "the language model is switched off (REFDIFF_LLM)"
         if self.settings.llm_base_url:
             return Endpoint(self.settings, self._image_url), ""
-        model = self.services.model_settings
+        model = self.workspace.model_settings
         try:
             if reason := unfit(model):
                 return None, reason
@@ -285,7 +285,7 @@ class Inspector:
             return None, "the embedded model cannot be read; run: refdiff model build --again"
 
     def _picture(self, sha256: str) -> RgbImage:
-        return decode_image(self.services.stores.images.get(sha256), settings=self.services.model_settings)
+        return decode_image(self.workspace.stores.images.get(sha256), settings=self.workspace.model_settings)
 
     def _open_saver(self) -> BaseCheckpointSaver[Any]:
         url = self.settings.checkpoint_url

@@ -24,7 +24,7 @@ from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
-MAX_DEATHS = 4  # of the process while it ran a job; the job may be the cause
+MAX_CRASHES = 4  # of the process while it ran a job; the job may be the cause
 RETRY_S = (1.0, 5.0, 20.0, 60.0)  # before what is unavailable is tried again, the last one for as long as it takes
 _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
@@ -57,7 +57,7 @@ class Progress:
         return self.state in ("done", "failed")
 
 
-class Worker:
+class InspectionQueue:
     """inspect: runs a job and files it; it may be called again for a job that was cut off.
 
     Progress goes to whoever listens, in the thread in which it happens: listeners must be quick.
@@ -89,7 +89,7 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def wind_down(self) -> None:
+    def drain(self) -> None:
         """Begin nothing new, refuse the questions that wait, and soon the one that is asked. Quick."""
         with self._changed:
             self._stopping.set()
@@ -104,12 +104,12 @@ class Worker:
 
     def stop(self) -> None:
         """Begin nothing new, and wait a little for what is running; the journal keeps what is left."""
-        self.wind_down()
+        self.drain()
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
         if (current := self._current) is not None:  # goes on after the next start, and is no death
             try:
-                self._jobs.put_back(current)
+                self._jobs.requeue(current)
             except UnavailableError:
                 log.exception("inspection %s goes on after the next start", current)
 
@@ -256,7 +256,7 @@ class Worker:
             said = self._inspect(job)
         except UnavailableError as e:
             log.warning("inspection %s: %s; it is tried again", inspection_id, e)
-            self._jobs.put_back(inspection_id)
+            self._jobs.requeue(inspection_id)
             return self._try_later(inspection_id, e)
         except Exception as e:
             return self._fail(inspection_id, e)

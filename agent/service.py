@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.people.rates import Rates, rates
-from refdiff.agent.queue import MAX_DEATHS, Progress, Worker
+from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id, part_id_in
@@ -30,10 +30,10 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
-from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.records.dispositions import Decision, Disposition, Judged
+from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import (
@@ -50,11 +50,11 @@ from refdiff.tools.golden_samples.enroll import EnrollResult, Upload, enroll, re
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 T = TypeVar("T")
 
-__all__ = ["Desk", "DeskStatus", "Inspection", "Job", "Progress", "Upload"]
+__all__ = ["Inspection", "InspectionService", "Job", "Progress", "ServiceStatus", "Upload"]
 
 MAX_TEXT = 20_000
 _FULL_PX = 4096  # long side of a shown picture
@@ -82,7 +82,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class DeskStatus:
+class ServiceStatus:
     """model: who drives, None for the script with the reason in no_model. seconds_each: of an inspection, lately."""
 
     version: str
@@ -96,30 +96,30 @@ class DeskStatus:
     healthy: bool
 
 
-class Desk(Closing):
+class InspectionService(Closing):
     """Use as a context manager. Methods may be called from any thread; those that need the model wait their turn.
 
     All raise StorageError where the disk fails, UnavailableError where a service does.
     """
 
-    def __init__(self, services: Services, agent: AgentSettings, server: ServerSettings) -> None:
+    def __init__(self, workspace: Workspace, agent: AgentSettings, server: ServerSettings) -> None:
         """Use `open`."""
-        self.services, self.settings = services, server
-        self.stores = services.stores
+        self.workspace, self.settings = workspace, server
+        self.stores = workspace.stores
         self._stack = ExitStack()
         self._enrolling = threading.Lock()
         self._began = time.monotonic()
         try:
             self._own(self.stores.settings.home)
-            _ = services.bank  # now, so that another process that holds it is told at once
+            _ = workspace.bank  # now, so that another process that holds it is told at once
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
-            self._worker = Worker(self._jobs, self._inspect, self._learn)
-            self._inspector = self._stack.enter_context(Inspector(services, agent, on_event=self._worker.on_event))
-            self._take_up()
+            self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
+            self._inspector = self._stack.enter_context(Inspector(workspace, agent, on_event=self._queue.on_event))
+            self._recover()
         except BaseException:
             self._stack.close()
             raise
-        self._worker.start()
+        self._queue.start()
 
     @classmethod
     def open(
@@ -134,46 +134,46 @@ class Desk(Closing):
 
         Raises UnavailableError where another desk has the home, BankBusyError where a command has the bank.
         """
-        services = Services.open(memory, model, tools)
+        workspace = Workspace.open(memory, model, tools)
         try:
-            return cls(services, agent or AgentSettings(), server or ServerSettings())
+            return cls(workspace, agent or AgentSettings(), server or ServerSettings())
         except BaseException:
-            services.close()
+            workspace.close()
             raise
 
-    def wind_down(self) -> None:
+    def drain(self) -> None:
         """Begin nothing new and keep nobody waiting: for a server that still has to answer what is open, then close.
 
         What is accepted is kept, as ever; questions raise UnavailableError. Quick.
         """
-        self._worker.wind_down()
+        self._queue.drain()
 
     @property
     def stopping(self) -> bool:
-        return self._worker.stopping
+        return self._queue.stopping
 
     def close(self) -> None:
-        self._worker.stop()
+        self._queue.stop()
         self._stack.close()
-        self.services.close()
+        self.workspace.close()
 
-    def status(self) -> DeskStatus:
-        return DeskStatus(
+    def status(self) -> ServiceStatus:
+        return ServiceStatus(
             version=version("refdiff"),
             waiting=self._jobs.count_open(),
-            running=self._worker.current,
+            running=self._queue.current,
             queue_limit=self.settings.queue_limit,
-            seconds_each=round(self._worker.seconds_each, 2),
+            seconds_each=round(self._queue.seconds_each, 2),
             model=self._inspector.model,
             no_model=self._inspector.no_model,
             uptime_s=round(time.monotonic() - self._began, 1),
-            healthy=self._worker.alive,
+            healthy=self._queue.alive,
         )
 
     @property
     def finished(self) -> dict[str, int]:
         """{"done": n, "failed": n} since the start."""
-        return dict(self._worker.finished)
+        return dict(self._queue.finished)
 
     # -- photos
 
@@ -185,7 +185,7 @@ class Desk(Closing):
         Raises ImageError, InputError.
         """
         product = product or self.product_of(part_id)
-        settings = self.services.model_settings
+        settings = self.workspace.model_settings
         return record_capture(self.stores, part_id, product, photo, scale_mm_per_px=scale_mm_per_px, settings=settings)
 
     def product_of(self, part_id: str) -> str:
@@ -240,7 +240,7 @@ class Desk(Closing):
                 raise InputError(f"capture {capture_id} is of part {taken.part_id}, product {taken.product}")
         else:
             taken = self.stores.captures.latest(named, product)
-        if not self.services.bank.count(taken.product, IN_USE):
+        if not self.workspace.bank.count(taken.product, IN_USE):
             raise UnknownProductError(
                 f"part {named} is a {taken.product!r}, which has no golden sample to compare with; enrol some first"
             )
@@ -256,10 +256,10 @@ class Desk(Closing):
         try:
             job, new = self._jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
         except BusyError as e:
-            e.retry_after_s = self._worker.seconds_each
+            e.retry_after_s = self._queue.seconds_each
             raise
         if new:
-            self._worker.enqueue(job)
+            self._queue.enqueue(job)
         return job
 
     def begun_by(self, origin: str) -> Job | None:
@@ -338,7 +338,7 @@ class Desk(Closing):
             listener(progress)
 
         self.inspection(inspection_id)
-        unsubscribe = self._worker.subscribe(inspection_id, hear)
+        unsubscribe = self._queue.subscribe(inspection_id, hear)
         now = self.inspection(inspection_id)
         if now.state in ("done", "failed") and not heard_end:  # before the last start, or in another process
             said = now.report.verdict.value if now.report else (now.error or {}).get("message", "")
@@ -367,7 +367,7 @@ class Desk(Closing):
 
     def shown(self, sha256: str, product: str, max_px: int = _FULL_PX) -> bytes:
         """A stored picture as a PNG or JPEG that anyone can show, with the product's intensity window."""
-        return pictures.page_image(self.services.image(sha256, product), max_px)
+        return pictures.page_image(self.workspace.image(sha256, product), max_px)
 
     # -- people
 
@@ -377,7 +377,7 @@ class Desk(Closing):
         decision: Decision,
         by: str,
         reason: str,
-        judged: Judged | None = None,
+        judged: Judgement | None = None,
         as_reference: bool = False,
     ) -> Disposition:
         """A person's accept or override of a filed inspection. The first wins.
@@ -395,7 +395,7 @@ class Desk(Closing):
         return self._inspector.settings.blind_share
 
     def judge_blind(
-        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+        self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
         """What a person sees who was not told the verdict. The first answer stands.
 
@@ -404,9 +404,9 @@ class Desk(Closing):
         with self._enrolling if as_reference else nullcontext():
             return self._inspector.judge_blind(inspection_id, judged, by, note, as_reference)
 
-    def learned(self, inspection_id: str) -> Learned | None:
+    def learned(self, inspection_id: str) -> Adoption | None:
         """What became of a person's consent that the photo becomes a golden sample; None without one."""
-        return self.stores.learned.get(inspection_id)
+        return self.stores.adoptions.get(inspection_id)
 
     def rates(self, product: str | None = None, since: str | None = None) -> Rates:
         """How often system and people disagree, from blind checks. Raises InputError where `since` is no time."""
@@ -419,16 +419,16 @@ class Desk(Closing):
         """A question about a filed report, answered with what is true of it. Raises UnknownRecordError."""
         self.stores.inspections.get(inspection_id)
         _check_question(question)
-        return self._worker.ask(lambda: self._inspector.answer_about(inspection_id, question))
+        return self._queue.ask(lambda: self._inspector.answer_about(inspection_id, question))
 
     def chat(self, text: str) -> str:
         """An answer to a text that names no part and is about no report."""
         _check_question(text)
-        return self._worker.ask(lambda: self._inspector.answer(text))
+        return self._queue.ask(lambda: self._inspector.answer(text))
 
     def between(self, work: Callable[[], T]) -> T:
         """Run short work that needs the network, between two inspections. Raises what it raises, BusyError."""
-        return self._worker.ask(work)
+        return self._queue.ask(work)
 
     # -- golden samples and products
 
@@ -445,29 +445,29 @@ class Desk(Closing):
         """Photos of good parts into the bank; what cannot be is refused in the result with the reason."""
         with self._enrolling:
             return enroll(
-                self.services, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
+                self.workspace, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
                 station=station, enrolled_by=by,
             )  # fmt: skip
 
     def goldens(self, product: str | None = None, status: GoldenStatus | None = None) -> list[Golden]:
         """Oldest first."""
         product = None if product is None else check_product_name(product)
-        return self.services.bank.list(product, None if status is None else (status,))
+        return self.workspace.bank.list(product, None if status is None else (status,))
 
     def golden(self, golden_id: str) -> Golden:
         """Raises UnknownRecordError."""
-        return self.services.bank.get(golden_id)
+        return self.workspace.bank.get(golden_id)
 
     def set_golden_status(self, golden_id: str, status: GoldenStatus, by: str, note: str = "") -> Golden:
         """Flag, retire or reactivate a golden. Raises UnknownRecordError."""
-        return self.services.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}")
+        return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}")
 
     def products(self) -> list[str]:
-        return sorted({p.name for p in self.stores.products.list()} | set(self.services.bank.products()))
+        return sorted({p.name for p in self.stores.products.list()} | set(self.workspace.bank.products()))
 
     def only_product(self) -> str | None:
         """The product that has golden samples, where it is one alone."""
-        able = [p for p in self.products() if self.services.bank.count(p, IN_USE)]
+        able = [p for p in self.products() if self.workspace.bank.count(p, IN_USE)]
         return able[0] if len(able) == 1 else None
 
     def product(self, name: str) -> dict[str, Any]:
@@ -475,12 +475,12 @@ class Desk(Closing):
         found = self.stores.products.get(name)
         if found is None:
             raise UnknownProductError(f"no product {name!r}; products: {', '.join(self.products()) or 'none yet'}")
-        statuses = [g.status for g in self.services.bank.list(found.name)]
+        statuses = [g.status for g in self.workspace.bank.list(found.name)]
         latest = self.stores.calibrations.latest(found.name)
         calibration = None
         if latest is not None:
-            stale = latest.key != calibration_key(self.services, found.name, self.services.settings.references)
-            calibration = summary(latest, requested_alpha(self.services, latest)) | {"stale": stale}
+            stale = latest.key != calibration_key(self.workspace, found.name, self.workspace.settings.references)
+            calibration = summary(latest, requested_alpha(self.workspace, latest)) | {"stale": stale}
         counts = {s: statuses.count(s) for s in ("active", "flagged", "retired")}
         return asdict(found) | {"goldens": counts, "calibration": calibration}
 
@@ -493,11 +493,11 @@ class Desk(Closing):
     def calibrate(self, name: str, alpha: float | None = None) -> dict[str, Any]:
         """Measure how good samples score. Raises UnknownProductError, InputError."""
         name = check_product_name(name)
-        if not self.services.bank.count(name):
+        if not self.workspace.bank.count(name):
             raise UnknownProductError(f"product {name!r} has no golden samples; enrol some first")
         with self._enrolling:
-            made = calibrate(self.services, name, None, None, alpha)
-        return summary(made, requested_alpha(self.services, made))
+            made = calibrate(self.workspace, name, None, None, alpha)
+        return summary(made, requested_alpha(self.workspace, made))
 
     # -- inside
 
@@ -513,7 +513,7 @@ class Desk(Closing):
             raise StorageError(f"{home}: cannot be locked ({e.strerror})") from e
         self._stack.callback(lock.release)
 
-    def _take_up(self) -> None:
+    def _recover(self) -> None:
         """Go on with what was accepted before a kill, and with what the command line left unfinished."""
         for inspection_id in self._inspector.pending():
             request = self._inspector.request_of(inspection_id)
@@ -522,12 +522,12 @@ class Desk(Closing):
         self._jobs.count_deaths()
         ahead = 0
         for job in self._jobs.list(limit=-1):
-            if job.deaths >= MAX_DEATHS and not self._filed(job.inspection_id):
+            if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
                 message = f"given up: it ended together with the process {job.deaths} times; see the log"
                 self._jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
             log.info("inspection %s was accepted before the last stop and goes on", job.inspection_id)
-            self._worker.enqueue(job, ahead)
+            self._queue.enqueue(job, ahead)
             ahead += 1
 
     def _inspect(self, job: Job) -> str:
@@ -538,7 +538,7 @@ class Desk(Closing):
 
     def _learn(self) -> None:
         """Enrol what people gave consent for while this desk had the bank, at the command line say."""
-        if not self.stores.learned.consented() or not self._enrolling.acquire(blocking=False):
+        if not self.stores.adoptions.consented() or not self._enrolling.acquire(blocking=False):
             return  # whoever enrols or calibrates may take minutes; inspections do not wait for that
         try:
             self._inspector.learn()
@@ -558,7 +558,7 @@ class Desk(Closing):
         if waiting >= self.settings.queue_limit:
             raise BusyError(
                 f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)",
-                self._worker.seconds_each,
+                self._queue.seconds_each,
             )
 
 

@@ -156,7 +156,7 @@ class Database(Closing):
                 raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def connection(self) -> Iterator[sqlite3.Connection]:
         """The connection for SELECT statements, never blocked by another process that writes."""
         with self._lock, self._errors():
             yield self._conn
@@ -191,7 +191,7 @@ class Database(Closing):
             raise InputError(f"a text or number cannot be stored or looked up ({e}); correct it") from e
 
     def _migrate(self) -> None:
-        with self.reading() as conn:
+        with self.connection() as conn:
             if _version(conn) == len(self._migrations):
                 return  # the usual case takes no write lock
         with self.transaction() as conn:

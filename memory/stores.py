@@ -10,7 +10,7 @@ from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
 from refdiff.memory.files import make_folder
 from refdiff.memory.image_store import ImageStore
-from refdiff.memory.records.adoptions import LearnedStore
+from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
 from refdiff.memory.records.calibrations import CalibrationStore
 from refdiff.memory.records.captures import CaptureStore
@@ -33,7 +33,7 @@ class Stores(Closing):
     dispositions: DispositionStore
     audit: AuditStore
     blind_checks: BlindCheckStore
-    learned: LearnedStore
+    adoptions: AdoptionStore
     settings: MemorySettings
 
     @classmethod
@@ -60,7 +60,7 @@ class Stores(Closing):
             dispositions=DispositionStore(db),
             audit=AuditStore(db, images, settings.audit_key),
             blind_checks=BlindCheckStore(db),
-            learned=LearnedStore(db),
+            adoptions=AdoptionStore(db),
             settings=settings,
         )
 

@@ -25,9 +25,9 @@ from pydantic import Field
 from refdiff.memory.golden_bank.bank import Golden
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.context import Result, Workbench, answer, current_capture, latest
+from refdiff.tools.context import Result, ToolContext, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 F32 = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -425,29 +425,29 @@ def _angle_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
     return angle, math.sqrt(max(float(np.linalg.det(jacobian)), 1e-12))
 
 
-def align_cached(services: Services, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
+def align_cached(workspace: Workspace, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
     """Registration of a golden to a photo; the same pair is registered once. query_key: sha256 of the photo."""
     key = f"{query_key}/{golden.sha256}/{golden.product}"
-    known = services.alignments.recall(key)
+    known = workspace.alignments.recall(key)
     if known is None:
-        known = align(query, services.golden_image(golden))
-        services.alignments.keep(key, known)
+        known = align(query, workspace.golden_image(golden))
+        workspace.alignments.keep(key, known)
     return known
 
 
 @tool("align", response_format="content_and_artifact")
 def align_tool(
     golden_id: Annotated[str, Field(description="golden id from retrieve_reference", max_length=14)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Register a golden to the photo. Needs retrieve_reference."""
     bench, evidence = runtime.context, runtime.state["evidence"]
     capture = current_capture(bench, evidence)
     latest(evidence, "reference", "no golden yet: call retrieve_reference first")
-    golden = bench.services.bank.get(golden_id)
+    golden = bench.workspace.bank.get(golden_id)
     if golden.product != capture.product:
         raise UnknownRecordError(f"golden {golden_id} is of product {golden.product!r}, not {capture.product!r}")
-    result = align_cached(bench.services, bench.query(capture), capture.sha256, golden)
+    result = align_cached(bench.workspace, bench.query(capture), capture.sha256, golden)
     record = EvidenceRecord(
         kind="alignment",
         arguments={"golden_id": golden_id},

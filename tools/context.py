@@ -10,7 +10,7 @@ from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import ToolOrderError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 if TYPE_CHECKING:
     from refdiff.model.difference.encoder import Features
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Result = tuple[str, dict[str, Any]]  # what the LLM reads (JSON), what the state keeps (artifact)
 
 
-class Workbench:
+class ToolContext:
     """Context of a run (never checkpointed); `inspection.open_workbench` makes one.
 
     part_id: the part the request is about; tools refuse any other. features: of a photo, encoded once a
@@ -33,7 +33,7 @@ class Workbench:
 
     def __init__(
         self,
-        services: Services,
+        workspace: Workspace,
         part_id: str,
         product: str | None,
         features: Callable[[Capture], Features],
@@ -41,7 +41,7 @@ class Workbench:
         compare: Callable[[Capture, list[str]], Comparison],
         capture_id: str | None = None,
     ) -> None:
-        self.services = services
+        self.workspace = workspace
         self.part_id = part_id
         self.product = product
         self.features = features
@@ -50,16 +50,16 @@ class Workbench:
         self.capture_id = capture_id
 
     def query(self, capture: Capture) -> RgbImage:
-        return self.services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+        return self.workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
 
     def shown_query(self, capture: Capture) -> str:
         """sha256 of the photo in a form that anyone can show: itself, or 8-bit through the product's intensity window."""
-        known = self.services.stores.products.get(capture.product)
+        known = self.workspace.stores.products.get(capture.product)
         return self.keep_image(self.query(capture)) if known and known.intensity_window else capture.sha256
 
     def keep_image(self, image: RgbImage) -> str:
         """Store a picture that a tool made; returns its sha256."""
-        return self.services.stores.images.put(encode_png(image))
+        return self.workspace.stores.images.put(encode_png(image))
 
 
 def latest(evidence: list[dict[str, Any]], kind: str, missing: str) -> EvidenceRecord:
@@ -70,7 +70,7 @@ def latest(evidence: list[dict[str, Any]], kind: str, missing: str) -> EvidenceR
     raise ToolOrderError(missing)
 
 
-def current_capture(bench: Workbench, evidence: list[dict[str, Any]]) -> Capture:
+def current_capture(bench: ToolContext, evidence: list[dict[str, Any]]) -> Capture:
     """The photo that the first find_part found: a part photographed again meanwhile does not change a run.
 
     Raises ToolOrderError if find_part was not called.
@@ -78,7 +78,7 @@ def current_capture(bench: Workbench, evidence: list[dict[str, Any]]) -> Capture
     found = next((r for r in evidence if r["kind"] == "capture"), None)
     if found is None:
         raise ToolOrderError("no photo yet: call find_part first")
-    return bench.services.stores.captures.get(str(found["arguments"]["capture_id"]))
+    return bench.workspace.stores.captures.get(str(found["arguments"]["capture_id"]))
 
 
 def region_box(evidence: list[dict[str, Any]], region: str) -> tuple[EvidenceRecord, tuple[int, int, int, int]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, ToolOrderError
-from refdiff.tools.context import Result, Workbench, answer
+from refdiff.tools.context import Result, ToolContext, answer
 from refdiff.tools.evidence import EvidenceRecord
 
 
@@ -34,14 +34,14 @@ def find_part(stores: Stores, part_id: str, product: str | None = None, capture_
 @tool("find_part", response_format="content_and_artifact")
 def find_part_tool(
     part_id: Annotated[str, Field(description="part id, e.g. 4412", max_length=128)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Find the photo of the part. Call first."""
     bench = runtime.context
     wanted = normalise_part_id(part_id)
     if wanted != bench.part_id:
         raise ToolOrderError(f"this inspection is about part {bench.part_id!r}, not {wanted!r}")
-    capture = find_part(bench.services.stores, wanted, bench.product, bench.capture_id)
+    capture = find_part(bench.workspace.stores, wanted, bench.product, bench.capture_id)
     height, width = bench.query(capture).shape[:2]
     record = EvidenceRecord(
         kind="capture",

@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment
-from refdiff.tools.context import Result, Workbench, answer, current_capture, region_box
+from refdiff.tools.context import Result, ToolContext, answer, current_capture, region_box
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.score_difference import place_name
 from refdiff.tools.zoom import Box, clip_box, warp_window, widen
@@ -578,7 +578,7 @@ def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> 
 @tool("measure", response_format="content_and_artifact")
 def measure_tool(
     region: Annotated[str, Field(description="region id, e.g. r1", max_length=8)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Measure length, width and area of a region. Needs score_difference."""
     bench, evidence = runtime.context, runtime.state["evidence"]

@@ -12,13 +12,13 @@ from pydantic import Field
 from refdiff.memory.golden_bank.bank import IN_USE, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import UnknownProductError
-from refdiff.tools.context import Result, Workbench, answer, current_capture
+from refdiff.tools.context import Result, ToolContext, answer, current_capture
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 def retrieve_reference(
-    services: Services,
+    workspace: Workspace,
     features: Features,
     product: str,
     k: int = 1,
@@ -26,7 +26,7 @@ def retrieve_reference(
     exclude_groups: Iterable[str] = (),
 ) -> list[GoldenHit]:
     """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
-    hits = services.bank.nearest(
+    hits = workspace.bank.nearest(
         product,
         features.global_vec,
         features.patches,
@@ -35,7 +35,7 @@ def retrieve_reference(
         exclude_groups=exclude_groups,
     )
     if not hits:
-        known = services.bank.products()
+        known = workspace.bank.products()
         have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
         raise UnknownProductError(
             f"product {product!r} has no golden sample to compare with ({have}); "
@@ -47,13 +47,13 @@ def retrieve_reference(
 @tool("retrieve_reference", response_format="content_and_artifact")
 def retrieve_reference_tool(
     k: Annotated[int, Field(description="how many golden samples, usually 4", ge=1, le=8)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Find the nearest golden (good) samples of the part's product. Needs find_part."""
     bench, evidence = runtime.context, runtime.state["evidence"]
     capture = current_capture(bench, evidence)
-    hits = retrieve_reference(bench.services, bench.features(capture), capture.product, k)
-    total = bench.services.bank.count(capture.product, IN_USE)
+    hits = retrieve_reference(bench.workspace, bench.features(capture), capture.product, k)
+    total = bench.workspace.bank.count(capture.product, IN_USE)
     numbers: dict[str, float | int | str | bool | None] = {"goldens_in_bank": total, "found": len(hits)}
     for i, hit in enumerate(hits, start=1):
         numbers[f"golden_{i}"] = hit.golden.golden_id

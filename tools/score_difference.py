@@ -30,9 +30,9 @@ from refdiff.model.difference.patch_distance import anomaly_map as nearest_patch
 from refdiff.model.difference.scorer import SeenReference
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
-from refdiff.tools.context import Result, Workbench, answer, current_capture, latest
+from refdiff.tools.context import Result, ToolContext, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 if TYPE_CHECKING:
     from refdiff.tools.inspection.comparison import Comparison
@@ -119,10 +119,10 @@ class Seen:
 
 
 def see(
-    services: Services, query: RgbImage, features: Features, references: Sequence[tuple[Golden, Alignment]]
+    workspace: Workspace, query: RgbImage, features: Features, references: Sequence[tuple[Golden, Alignment]]
 ) -> Seen:
     """Features and pictures of the goldens on the photo's grid, as far as they could be registered."""
-    views = [_view(services, features, query.shape[:2], golden, alignment) for golden, alignment in references]
+    views = [_view(workspace, features, query.shape[:2], golden, alignment) for golden, alignment in references]
     picture = _tensor(resize_to(query, features.work_size))
     return Seen(picture, features, query.shape[:2], [v[0] for v in views], [v[1] for v in views])
 
@@ -132,13 +132,13 @@ def _tensor(image: RgbImage) -> Tensor:
 
 
 def _view(
-    services: Services,
+    workspace: Workspace,
     query_features: Features,
     query_size: tuple[int, int],
     golden: Golden,
     alignment: Alignment,
 ) -> tuple[ReferenceView, SeenReference]:
-    reference = services.golden_features(golden)
+    reference = workspace.golden_features(golden)
     grid = query_features.maps[GRID_STRIDE].shape[-2:]
     cells = descriptors(reference)
     if not alignment.ok:
@@ -149,19 +149,19 @@ def _view(
     covered = coverage(work, reference.work_size, work_size)
     valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
     if not _moves(work, query_features, reference):
-        picture = resize_to(services.golden_image(golden), work_size)
+        picture = resize_to(workspace.golden_image(golden), work_size)
         view = ReferenceView(cells, valid, True, cells)
         return view, SeenReference(reference.maps, valid, _tensor(picture), torch.from_numpy(covered))
     # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
-    warped, _ = warp_reference(services.golden_image(golden), alignment.matrix, query_size)
+    warped, _ = warp_reference(workspace.golden_image(golden), alignment.matrix, query_size)
     picture = resize_to(warped, work_size)
-    again = services.encoder.embed(picture, work_size)
+    again = workspace.encoder.embed(picture, work_size)
     view = ReferenceView(descriptors(again), valid, True, cells)
     return view, SeenReference(again.maps, valid, _tensor(picture), torch.from_numpy(covered))
 
 
 def score_difference(
-    services: Services,
+    workspace: Workspace,
     query: RgbImage,
     query_features: Features,
     references: Sequence[tuple[Golden, Alignment]],
@@ -172,13 +172,13 @@ def score_difference(
     ignore: (H, W) bool, query px that do not count (the map is 0 there).
     """
     size = query.shape[:2]
-    seen = see(services, query, query_features, references)
+    seen = see(workspace, query, query_features, references)
     grid = (query_features.work_size[0] // FINE, query_features.work_size[1] // FINE)
     reached = reached_cells(seen.patches, (grid[0] * FINE // GRID_STRIDE, grid[1] * FINE // GRID_STRIDE))
     keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
     if ignore is not None and ignore.any():
         keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
-    learned = services.difference.compare(seen.picture, seen.features.maps, seen.references)
+    learned = workspace.difference.compare(seen.picture, seen.features.maps, seen.references)
     cells = fuse(patch_distance(seen), learned.logits.numpy()) * keep
     full = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_LINEAR)
     # half a cell of smoothing: the map must not show the grid
@@ -259,7 +259,7 @@ def score_difference_tool(
     golden_ids: Annotated[
         list[str], Field(description="golden ids to compare with; empty = the nearest ones (normal)", max_length=8)
     ],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Compare the photo with its registered goldens: score, p-value, regions r1.. that differ. Needs align."""
     bench, evidence = runtime.context, runtime.state["evidence"]
@@ -284,7 +284,7 @@ def score_difference_tool(
 
 
 def score_record(
-    bench: Workbench, capture: Capture, comparison: Comparison, canonical: PhotoInspection
+    bench: ToolContext, capture: Capture, comparison: Comparison, canonical: PhotoInspection
 ) -> EvidenceRecord:
     """Evidence of a comparison: score, regions with boxes, the registered pair. p-value of the canonical one alone."""
     is_canonical = comparison is canonical.comparison
@@ -305,7 +305,7 @@ def score_record(
         numbers |= {f"{region.id}_{c}": v for c, v in corners.items()}
         numbers |= {f"{region.id}_place": region.place, f"{region.id}_area_px": region.area_px}
         numbers |= {f"{region.id}_peak": round(region.peak, 4), f"{region.id}_type": region.type}
-    nearest = bench.services.golden_image(comparison.hits[0].golden)
+    nearest = bench.workspace.golden_image(comparison.hits[0].golden)
     warped, _ = warp_reference(nearest, comparison.alignments[0].matrix, bench.query(capture).shape[:2])
     return EvidenceRecord(
         kind="score",

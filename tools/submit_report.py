@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import ToolOrderError
-from refdiff.tools.context import Workbench, current_capture, latest
+from refdiff.tools.context import ToolContext, current_capture, latest
 
 
 class Claim(BaseModel):
@@ -50,7 +50,7 @@ def submit_report_tool(
         list[Claim], Field(description="one per region that is a defect; empty if none", max_length=16)
     ],
     reasoning: Annotated[str, Field(description="overall reasoning, same rule for words", max_length=1200)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> tuple[str, dict[str, Any]]:
     """File the report. Every finding cites evidence ids. The verdict is not yours to give."""
     evidence = runtime.state["evidence"]

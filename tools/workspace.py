@@ -24,7 +24,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
 from refdiff.model.difference.encoder import Encoder, Features
-from refdiff.model.difference.scorer import PACKAGED, DifferenceModel, shared_difference
+from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_difference
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
@@ -63,7 +63,7 @@ class _Lru(OrderedDict[K, V], Generic[K, V]):
 
 
 @dataclass
-class Services(Closing):
+class Workspace(Closing):
     """Use as a context manager. The bank opens on first use, so that commands that need none never wait for it."""
 
     stores: Stores
@@ -92,7 +92,7 @@ class Services(Closing):
         return Encoder(self.model_settings)
 
     @property
-    def difference(self) -> DifferenceModel:
+    def difference(self) -> DifferenceScorer:
         """The trained difference. Raises StorageError where its weights are not what they should be, InputError where they
         are of another encoder."""
         model = shared_difference(self.model_settings.difference_weights or PACKAGED)

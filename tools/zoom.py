@@ -15,7 +15,7 @@ from pydantic import Field
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
-from refdiff.tools.context import Result, Workbench, answer, current_capture, region_box
+from refdiff.tools.context import Result, ToolContext, answer, current_capture, region_box
 from refdiff.tools.evidence import EvidenceRecord
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 query px, exclusive end
@@ -134,14 +134,14 @@ def _shrink(crop: RgbImage, max_px: int) -> RgbImage:
 @tool("zoom", response_format="content_and_artifact")
 def zoom_tool(
     region: Annotated[str, Field(description="region id, e.g. r1", max_length=8)],
-    runtime: ToolRuntime[Workbench, Any],
+    runtime: ToolRuntime[ToolContext, Any],
 ) -> Result:
     """Look closely at a region of photo and reference. Needs score_difference."""
     bench, evidence = runtime.context, runtime.state["evidence"]
     capture = current_capture(bench, evidence)
     scored, box = region_box(evidence, region)
     comparison = bench.inspect(capture).comparison
-    golden = bench.services.golden_image(comparison.hits[0].golden)
+    golden = bench.workspace.golden_image(comparison.hits[0].golden)
     crops = zoom(bench.query(capture), golden, comparison.alignments[0], box)
     images = {"query": bench.keep_image(crops.query)}
     if crops.reference is not None:

@@ -23,7 +23,7 @@ _NEEDS = {
 }  # fmt: skip
 
 
-def possible_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def allowed_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The tools (OpenAI's form, strict) that can be called after `messages`, narrowed to the ids that exist."""
     results: dict[str, list[dict[str, Any]]] = {}
     failed = set()

@@ -43,16 +43,16 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"
 Progress = Callable[[str, int, int], None]  # what, done, total
-Reader = Callable[[Services, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
+Reader = Callable[[Workspace, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
 
 
 @dataclass(frozen=True)
 class _Run:
-    services: Services
+    workspace: Workspace
     data: DataSet
     references: int
     alpha: float
@@ -74,9 +74,9 @@ def learned_photos(product: str) -> list[LearnedPhoto]:
 
     Raises InputError where there are none, BankBusyError where a server holds the bank.
     """
-    with Services.open() as services:
-        found = [g for g in services.bank.list(product, IN_USE) if g.source != "enrolled"]
-        photos = [LearnedPhoto(g, services.stores.images.get(g.sha256)) for g in found]
+    with Workspace.open() as workspace:
+        found = [g for g in workspace.bank.list(product, IN_USE) if g.source != "enrolled"]
+        photos = [LearnedPhoto(g, workspace.stores.images.get(g.sha256)) for g in found]
     if not photos:
         raise InputError(
             f"product {product!r} has learned no reference yet: "
@@ -151,24 +151,24 @@ def _measure(
         memory = MemorySettings(home=home / "home", qdrant_url=None)
         # golden features are of no use later, but a judge's model folder lies in the user's cache
         model = ModelSettings() if judge else ModelSettings(cache=home / "cache")
-        with Services.open(memory, model, settings) as services:
+        with Workspace.open(memory, model, settings) as workspace:
             run = _Run(
-                services,
+                workspace,
                 data,
                 references or settings.references,
                 settings.alpha,
                 progress,
-                _reader(services) if judge else None,
+                _reader(workspace) if judge else None,
                 learned,
             )
             return _evaluate(run, goldens, detections, seed)
 
 
-def _reader(services: Services) -> Reader:
+def _reader(workspace: Workspace) -> Reader:
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.settings import AgentSettings
 
-    inspector = Inspector(services, AgentSettings())
+    inspector = Inspector(workspace, AgentSettings())
     if inspector.no_model:
         raise InputError(f"--judge needs a model: {inspector.no_model}; or set REFDIFF_LLM_BASE_URL")
     return lambda _, query, reference: inspector.read_pair(reference, query)
@@ -204,7 +204,7 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
         alpha=Alpha(requested=run.alpha, attained=attained_alpha(run.alpha, n)),
         references=run.references if run.data.format == "mvtec" else 1,
         goldens=enrolled,
-        weights_sha256=software_fingerprint(run.services),
+        weights_sha256=software_fingerprint(run.workspace),
         weights=_weights(run),
         version=version("refdiff"),
         pixels=pixels,
@@ -217,17 +217,17 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
 
 def _weights(run: _Run) -> dict[str, str]:
     """sha256 of every file of weights that the results hang on."""
-    boards = {"boards": run.services.boards.sha256} if run.data.format == "deeppcb" else {}
-    return weights_in_use(run.services) | boards
+    boards = {"boards": run.workspace.boards.sha256} if run.data.format == "deeppcb" else {}
+    return weights_in_use(run.workspace) | boards
 
 
 def _enrol(run: _Run, goldens: int | None) -> int:
     chosen = golden_subset(run.data.train, goldens)
-    result = enroll(run.services, PRODUCT, chosen, progress=lambda done, total: run.progress("enrolling", done, total))
+    result = enroll(run.workspace, PRODUCT, chosen, progress=lambda done, total: run.progress("enrolling", done, total))
     for photo in run.learned:
         golden = photo.golden
         enroll(
-            run.services,
+            run.workspace,
             PRODUCT,
             [Upload(golden.filename, photo.data)],
             scale_mm_per_px=golden.scale_mm_per_px,
@@ -245,10 +245,10 @@ def _enrol(run: _Run, goldens: int | None) -> int:
 def _calibrate(run: _Run) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
     if run.data.format == "mvtec":
-        if run.services.bank.count(PRODUCT) < 2:
+        if run.workspace.bank.count(PRODUCT) < 2:
             return None
         return calibrate(
-            run.services, PRODUCT, run.references, lambda done, total: run.progress("calibrating", done, total)
+            run.workspace, PRODUCT, run.references, lambda done, total: run.progress("calibrating", done, total)
         )
     if not run.data.calibrate:
         return None
@@ -270,18 +270,18 @@ def _calibrate(run: _Run) -> Calibration | None:
 def _compare(run: _Run, sample: Sample) -> Comparison:
     data = _read(sample.path)
     sha256 = hashlib.sha256(data).hexdigest()
-    known = run.services.stores.products.get(PRODUCT)
+    known = run.workspace.stores.products.get(PRODUCT)
     window = known.intensity_window if known else None
     if sample.reference is None:
         image = decode_image(data, name=sample.name, window=window)
-        return compare(run.services, image, PRODUCT, query_key=sha256, references=run.references)
+        return compare(run.workspace, image, PRODUCT, query_key=sha256, references=run.references)
     reference = _read(sample.reference)
     if window is None and (measured := measure_window(reference, name=str(sample.reference))):
-        window = run.services.stores.products.set_window_once(PRODUCT, measured).intensity_window
+        window = run.workspace.stores.products.set_window_once(PRODUCT, measured).intensity_window
     image = decode_image(data, name=sample.name, window=window)
-    golden_sha = run.services.stores.images.put(reference)
+    golden_sha = run.workspace.stores.images.put(reference)
     golden = Golden(make_golden_id(PRODUCT, golden_sha), PRODUCT, golden_sha, sample.reference.name)
-    return compare(run.services, image, PRODUCT, query_key=sha256, goldens=[golden])
+    return compare(run.workspace, image, PRODUCT, query_key=sha256, goldens=[golden])
 
 
 def _read(path: Path) -> bytes:
@@ -300,10 +300,10 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
     nearest = comparison.hits[0].golden
     reading = None
     if run.reader:
-        window = run.services.stores.products.get(PRODUCT)
+        window = run.workspace.stores.products.get(PRODUCT)
         shown = decode_image(_read(sample.path), name=sample.name, window=window.intensity_window if window else None)
-        query = run.services.stores.images.put(encode_png(shown))
-        reading = run.reader(run.services, query, _registered(run.services, comparison))
+        query = run.workspace.stores.images.put(encode_png(shown))
+        reading = run.reader(run.workspace, query, _registered(run.workspace, comparison))
     unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
     facts = PolicyInput(
         p=p,
@@ -326,12 +326,12 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
     return row, comparison
 
 
-def _registered(services: Services, comparison: Comparison) -> str:
+def _registered(workspace: Workspace, comparison: Comparison) -> str:
     """sha256 of the nearest golden on the photo's pixel grid, as the agent shows it."""
     size = (int(comparison.difference.anomaly_map.shape[0]), int(comparison.difference.anomaly_map.shape[1]))
-    golden = services.golden_image(comparison.hits[0].golden)
+    golden = workspace.golden_image(comparison.hits[0].golden)
     warped = warp_reference(golden, comparison.alignments[0].matrix, size)[0]
-    return services.stores.images.put(encode_png(warped))
+    return workspace.stores.images.put(encode_png(warped))
 
 
 def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:
@@ -347,9 +347,9 @@ def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) ->
 def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection]:
     """Boxes of a sample in native pixels. The layout gives templates that lie as the photos do."""
     query = decode_image(_read(sample.path), name=sample.name)
-    reference = run.services.golden_image(comparison.hits[0].golden)
+    reference = run.workspace.golden_image(comparison.hits[0].golden)
     if reference.shape != query.shape:
         raise InputError(f"{sample.name}: {query.shape[:2]} px, its template {reference.shape[:2]}; they must be equal")
     return [
-        Detection(*d.box, confidence=d.confidence, type=d.type) for d in run.services.boards.detect(query, reference)
+        Detection(*d.box, confidence=d.confidence, type=d.type) for d in run.workspace.boards.detect(query, reference)
     ]

@@ -18,7 +18,7 @@ from refdiff.agent.request import part_id_in, part_named_in
 from refdiff.memory.records.captures import normalise_part_id
 
 if TYPE_CHECKING:
-    from refdiff.agent.service import Desk
+    from refdiff.agent.service import InspectionService
 
 _AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
 _CHINESE = r"(?:重新|再)?(?:检查|检测)"
@@ -73,15 +73,15 @@ def product_in(text: str, products: Iterable[str]) -> str | None:
     return longest[0] if len(longest) == 1 else None
 
 
-def product_for(desk: Desk, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
+def product_for(service: InspectionService, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
     """The product of a part as the first text that names one says; for the photo of a new part, the only product that has
     golden samples. None: the part's captures say it, or nothing does.
     """
-    known = desk.products()
+    known = service.products()
     named = next((p for t in texts if (p := product_in(t, known))), None)
-    if named or not photo or desk.stores.captures.history(part_id):
+    if named or not photo or service.stores.captures.history(part_id):
         return named
-    return desk.only_product()
+    return service.only_product()
 
 
 def report_text(report: DefectReport, link: str | None = None) -> str:

@@ -45,7 +45,7 @@ from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 _TOUCHED = 0.15  # part of a region's box, or of the defect, that must be shared to be the defect
 _RENAMED = {
@@ -224,9 +224,9 @@ def _record_product(
     with tempfile.TemporaryDirectory(prefix="refdiff-record-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
-        with Services.open(memory, ModelSettings(cache=home / "cache"), ToolsSettings()) as services:
-            enroll(services, product, [p.path for p in goldens])
-            calibrate(services, product, services.settings.references)
+        with Workspace.open(memory, ModelSettings(cache=home / "cache"), ToolsSettings()) as workspace:
+            enroll(workspace, product, [p.path for p in goldens])
+            calibrate(workspace, product, workspace.settings.references)
             for i in range(plan.per_product):
                 truth, data = _photo(source, rest, rng, defective=i % 2 == 1)
                 photo = home / f"photo-{i}.png"
@@ -234,7 +234,7 @@ def _record_product(
                 if progress:
                     progress(f"recording {source.name}", i + 1, plan.per_product)
                 try:
-                    yield from _inspect(services, product, source.name, photo, truth, rng, images, plan.test)
+                    yield from _inspect(workspace, product, source.name, photo, truth, rng, images, plan.test)
                 except RefDiffError as e:
                     if progress:
                         progress(f"left out: {e}", i + 1, plan.per_product)
@@ -278,7 +278,7 @@ def _part_id(rng: random.Random) -> str:
 
 
 def _inspect(
-    services: Services,
+    workspace: Workspace,
     product: str,
     source: str,
     photo: Path,
@@ -294,9 +294,9 @@ def _inspect(
         k = rng.choice(list(templates.NUMBERS))
     text = template.format(part=part, n=rng.choice(templates.NUMBERS.get(k, (str(k),))))
     scale = rng.choice((None, 0.02, 0.05, 0.1, 0.2))
-    capture = record_capture(services.stores, part, product, photo, scale_mm_per_px=scale)
+    capture = record_capture(workspace.stores, part, product, photo, scale_mm_per_px=scale)
     teacher = Teacher(truth, rng, kind, k)
-    bench = open_workbench(services, capture.part_id, product)
+    bench = open_workbench(workspace, capture.part_id, product)
     canonical = bench.inspect(capture)
     teacher.boxes = {r.region.id: r.region.box for r in canonical.regions}
     request = InspectionRequest(text, capture.part_id, product, requested_by="recorder")
@@ -323,12 +323,12 @@ def _inspect(
             )
             message["train"] = not sent_back and not any(c["id"] in teacher.wrong for c in calls)
         for sha in _pictures(message):
-            _keep(services, sha, images)
+            _keep(workspace, sha, images)
     yield common | {"kind": "inspection", "asked": kind, "messages": messages}
     reading = {"defect": truth.defective, "type": truth.type}
     for reference, query in teacher.pairs:
-        _keep(services, reference, images)
-        _keep(services, query, images)
+        _keep(workspace, reference, images)
+        _keep(workspace, query, images)
         yield common | {"kind": "reading", "pair": [reference, query], "reading": reading}
     for question in questions_about(final["report"], rng, test=test):
         yield common | {
@@ -347,7 +347,7 @@ def _pictures(message: dict[str, Any]) -> list[str]:
     return [b["image"] for b in content if b.get("type") == "image"] if isinstance(content, list) else []
 
 
-def _keep(services: Services, sha256: str, images: Path) -> None:
+def _keep(workspace: Workspace, sha256: str, images: Path) -> None:
     target = images / f"{sha256}.png"
     if not target.exists():
-        write_whole(target, services.stores.images.get(sha256))
+        write_whole(target, workspace.stores.images.get(sha256))

@@ -88,7 +88,7 @@ _ANOTHER = re.compile(
 _GOLDEN_ID = re.compile(r"\bg-[0-9a-f]+")
 
 
-def wish_of(text: str, part_id: str) -> str | None:
+def reference_wish(text: str, part_id: str) -> str | None:
     """What a request asks for beyond an inspection, several references or another one, in words that the model was
     trained on; None if it asks for neither. Nothing of `text` is in the answer but a number from 1 to 8. Which golden it is
     to be is not heeded: the nearest ones are what parts are judged by.
@@ -103,6 +103,6 @@ def wish_of(text: str, part_id: str) -> str | None:
     return None
 
 
-def as_learned(text: str, part_id: str) -> str:
+def canonical_request(text: str, part_id: str) -> str:
     """A request in words that the model was trained on: what it wishes (`wish_of`), or a plain inspection."""
-    return wish_of(text, part_id) or PLAIN[0].format(part=part_id)
+    return reference_wish(text, part_id) or PLAIN[0].format(part=part_id)

@@ -21,12 +21,20 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
-from refdiff.agent.verdict.decide import Decision, Judged, PolicyInput, Rated, decide, rate_finding, score_threshold
+from refdiff.agent.verdict.decide import (
+    Decision,
+    PolicyInput,
+    Rated,
+    RatedFinding,
+    decide,
+    rate_finding,
+    score_threshold,
+)
 from refdiff.agent.verdict.verify import format_number
 from refdiff.memory.golden_bank.bank import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
-from refdiff.tools.context import Workbench
+from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.inspection.calibration import requested_alpha, software_fingerprint, weights_in_use
 from refdiff.tools.inspection.comparison import product_spec
@@ -110,7 +118,7 @@ def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding])
     One unknown anomaly is not another: those count only where they lie in the same place.
     """
     days = bench.settings.history_days
-    confirmed = bench.services.stores.learned.confirmed(capture.product, days, except_part=capture.part_id)
+    confirmed = bench.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
     seen = []
     for finding in findings:
         place = finding.location.region if finding.type == UNKNOWN else None
@@ -138,10 +146,10 @@ def assemble(
         score_id = added[-1].id
     dropped = list(state.get("unsupported") or [])
     claims = list(state.get("claims") or [])
-    spec = product_spec(bench.services, capture.product)
+    spec = product_spec(bench.workspace, capture.product)
     findings: list[Finding] = []
-    judged: list[Judged] = []
-    as_claimed: list[Judged] = []
+    judged: list[RatedFinding] = []
+    as_claimed: list[RatedFinding] = []
     for number, result in enumerate(canonical.regions, start=1):
         claim = next((c for c in claims if _same_box(c, result)), None)
         if claim:
@@ -168,13 +176,13 @@ def assemble(
         finding = _finding(number, result, rated, claim if llm_drove else None, cited, canonical.threshold)
         findings.append(finding)
         label = f"{finding.id} ({finding.type.replace('_', ' ')})"
-        judged.append(Judged(measured, result.peak_p, label))
-        as_claimed.append(Judged(rated, result.peak_p, label))
+        judged.append(RatedFinding(measured, result.peak_p, label))
+        as_claimed.append(RatedFinding(rated, result.peak_p, label))
     for claim in claims:
         dropped.append(f"finding at {claim['region']}: not a region of the comparison with the nearest goldens")
     decision = _decide(bench, canonical, judged, as_claimed, state.get("reading"))
     calibration = canonical.calibration
-    alpha = requested_alpha(bench.services, calibration)
+    alpha = requested_alpha(bench.workspace, calibration)
     alignment = canonical.comparison.alignments[0]
     hits = canonical.comparison.hits
     return {
@@ -205,24 +213,24 @@ def assemble(
         "evidence": [*(EvidenceRecord.model_validate(r) for r in evidence), *added],
         "software": {
             "version": version("refdiff"),
-            "weights_sha256": software_fingerprint(bench.services),
-            "weights": weights_in_use(bench.services),
+            "weights_sha256": software_fingerprint(bench.workspace),
+            "weights": weights_in_use(bench.workspace),
         },
     }
 
 
 def _decide(
-    bench: Workbench,
+    bench: ToolContext,
     canonical: PhotoInspection,
-    judged: list[Judged],
-    as_claimed: list[Judged],
+    judged: list[RatedFinding],
+    as_claimed: list[RatedFinding],
     reading: dict[str, Any] | None,
 ) -> Decision:
     """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
     facts = PolicyInput(
         p=canonical.p_value,
         n=canonical.calibration.n if canonical.calibration else 0,
-        alpha=requested_alpha(bench.services, canonical.calibration),
+        alpha=requested_alpha(bench.workspace, canonical.calibration),
         findings=judged,
         reading=LlmReading.model_validate(reading) if reading else None,
         problems=canonical.problems,

@@ -23,7 +23,7 @@ class Rated:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RatedFinding:
     """A finding as the policy sees it. peak_p: conformal p-value of its strongest place, None if not calibrated."""
 
     rated: Rated
@@ -46,7 +46,7 @@ class PolicyInput:
     p: float | None
     n: int
     alpha: float
-    findings: list[Judged] = field(default_factory=list)
+    findings: list[RatedFinding] = field(default_factory=list)
     reading: LlmReading | None = None
     problems: list[str] = field(default_factory=list)
 

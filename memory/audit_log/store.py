@@ -56,13 +56,13 @@ class AuditStore:
 
     def of(self, inspection_id: str) -> list[AuditRecord]:
         """The records of one inspection, oldest first; [] if none."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute("SELECT * FROM audit WHERE inspection_id = ? ORDER BY seq", (inspection_id,))
             return [_record(row) for row in rows]
 
     def head(self) -> tuple[int, str]:
         """Number and hash of the newest record; (0, 64 zeros) if there is none. Written down elsewhere, it is a proof."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
         return (int(row["seq"]), str(row["hash"])) if row else (0, GENESIS)
 
@@ -168,19 +168,19 @@ class AuditStore:
 
     def hash_at(self, seq: int) -> str | None:
         """The chain's hash up to record `seq`, None if there is no such record."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["hash"]) if row else None
 
     def inspection_at(self, seq: int) -> str | None:
         """The inspection that record `seq` is of, None if there is no such record."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT inspection_id FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["inspection_id"]) if row else None
 
     def entry(self, inspection_id: str | None, since: str | None) -> int:
         """Number of the first record of an export with that selection."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return _entry(conn, inspection_id, since)[0]
 
     def check_seal(self, end: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -87,7 +87,7 @@ class ChatStore(DatabaseOwner):
             conn.execute("UPDATE messages SET state = 'answered' WHERE platform = ? AND key = ?", (self._platform, key))
 
     def get(self, key: str) -> ChatMessage | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT * FROM messages WHERE platform = ? AND key = ?", (self._platform, key)
             ).fetchone()
@@ -95,7 +95,7 @@ class ChatStore(DatabaseOwner):
 
     def open(self) -> list[ChatMessage]:
         """Messages that wait for their answer, oldest first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT * FROM messages WHERE platform = ? AND state != 'answered' ORDER BY created_at",
                 (self._platform,),
@@ -104,7 +104,7 @@ class ChatStore(DatabaseOwner):
 
     def inspection_of(self, thread: str) -> str | None:
         """The newest inspection that was asked for in that thread."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT inspection_id FROM threads WHERE platform = ? AND thread = ?", (self._platform, thread)
             ).fetchone()

@@ -101,7 +101,7 @@ class JobStore(DatabaseOwner):
             )
 
     def by_origin(self, origin: str) -> Job | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM jobs WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else _job(row)
 
@@ -119,7 +119,7 @@ class JobStore(DatabaseOwner):
             )
         return self.get(inspection_id)
 
-    def put_back(self, inspection_id: str) -> None:
+    def requeue(self, inspection_id: str) -> None:
         """It waits again: what it needs is unavailable, or the server stops."""
         with self._db.transaction() as conn:
             conn.execute(
@@ -150,7 +150,7 @@ class JobStore(DatabaseOwner):
 
     def get(self, inspection_id: str) -> Job:
         """Raises UnknownRecordError."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM jobs WHERE inspection_id = ?", (inspection_id,)).fetchone()
         if row is None:
             raise UnknownRecordError(f"no inspection {inspection_id!r} was asked for here")
@@ -159,17 +159,17 @@ class JobStore(DatabaseOwner):
     def list(self, states: tuple[JobState, ...] = OPEN, limit: int = 1000) -> builtins.list[Job]:
         """Jobs in those states, in the order in which they came. limit: -1 for all."""
         marks = ", ".join("?" * len(states))
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY seq LIMIT ?", (*states, limit))
             return [_job(row) for row in rows]
 
     def count_open(self) -> int:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return _count_open(conn)
 
     def ahead_of(self, job: Job) -> int:
         """How many open jobs came before it."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             query = "SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'running') AND seq < ?"
             return int(conn.execute(query, (job.seq,)).fetchone()[0])
 

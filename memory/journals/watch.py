@@ -67,7 +67,7 @@ class FileIdentity:
 
 
 @dataclass(frozen=True)
-class LinePhoto:
+class WatchedPhoto:
     """A row of the journal. event: what is told about it (JSON data), None while it is not ended.
 
     starts: how often its inspection was begun; more than once only after the process was killed.
@@ -96,7 +96,7 @@ class Message:
     next_try: float
 
 
-class LineJournal(DatabaseOwner):
+class WatchJournal(DatabaseOwner):
     """One journal a watched folder; a context manager; safe to share between threads. Raises StorageError."""
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +104,7 @@ class LineJournal(DatabaseOwner):
 
     # -- photos
 
-    def claim(self, identity: FileIdentity, inspection_id: str, part_id: str = "", product: str = "") -> LinePhoto:
+    def claim(self, identity: FileIdentity, inspection_id: str, part_id: str = "", product: str = "") -> WatchedPhoto:
         """Take a photo on, durably on return. Its seq is above that of all before."""
         with self._db.transaction() as conn:
             cursor = conn.execute(
@@ -135,9 +135,9 @@ class LineJournal(DatabaseOwner):
             if send and cursor.rowcount == 1:
                 conn.execute("INSERT INTO messages (seq) VALUES (?)", (seq,))
 
-    def unfinished(self) -> list[LinePhoto]:
+    def unfinished(self) -> list[WatchedPhoto]:
         """Photos that still need a step, in the order in which they were claimed."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute("SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq")
             return [_photo(row) for row in rows]
 
@@ -148,14 +148,14 @@ class LineJournal(DatabaseOwner):
 
     def count(self) -> dict[str, int]:
         """How many photos are claimed, filed and refused, ever."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return dict(conn.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
     # -- messages
 
     def next_message(self) -> Message | None:
         """The oldest message that was not sent yet, whether due or not."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT m.seq, m.tries, m.next_try, p.event FROM messages m JOIN photos p USING (seq) "
                 "WHERE m.state = 'pending' ORDER BY m.seq LIMIT 1"
@@ -178,7 +178,7 @@ class LineJournal(DatabaseOwner):
 
     def count_messages(self) -> dict[str, int]:
         """How many messages are pending, sent and refused by the receiver."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return dict(conn.execute("SELECT state, COUNT(*) FROM messages GROUP BY state").fetchall())
 
 
@@ -187,8 +187,8 @@ def _key(identity: FileIdentity) -> tuple[bytes, int, int, str]:
     return os.fsencode(identity.name), identity.size, identity.mtime_ns, str(identity.inode)
 
 
-def _photo(row: sqlite3.Row) -> LinePhoto:
-    return LinePhoto(
+def _photo(row: sqlite3.Row) -> WatchedPhoto:
+    return WatchedPhoto(
         seq=row["seq"],
         identity=FileIdentity(os.fsdecode(row["name"]), row["size"], row["mtime_ns"], int(row["inode"])),
         inspection_id=row["inspection_id"],

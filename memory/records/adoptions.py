@@ -13,7 +13,7 @@ LEARNED = "learned"
 
 
 @dataclass(frozen=True)
-class Learned:
+class Adoption:
     """What became of a consent. golden_id: None if the photo was refused; outcome: in words."""
 
     inspection_id: str
@@ -31,34 +31,34 @@ class Confirmed:
     part_id: str
 
 
-class LearnedStore:
+class AdoptionStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def get(self, inspection_id: str) -> Learned | None:
-        with self._db.reading() as conn:
+    def get(self, inspection_id: str) -> Adoption | None:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
-        return Learned(**dict(row)) if row else None
+        return Adoption(**dict(row)) if row else None
 
-    def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Learned:
+    def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
         """Record what became of a consent; the first word stands."""
         with self._db.transaction() as conn:
             row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
             if row is not None:
-                return Learned(**dict(row))
-            made = Learned(inspection_id, golden_id, outcome, utc_now())
+                return Adoption(**dict(row))
+            made = Adoption(inspection_id, golden_id, outcome, utc_now())
             conn.execute("INSERT INTO learned VALUES (:inspection_id, :golden_id, :outcome, :created_at)", vars(made))
             append(conn, LEARNED, inspection_id, "refdiff", asdict(made))
         return made
 
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is recorded as what a consent became."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return conn.execute("SELECT 1 FROM learned WHERE golden_id = ?", (golden_id,)).fetchone() is not None
 
     def consented(self) -> list[str]:
         """Inspections whose photo may become a reference and was not tried yet, oldest first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT inspection_id, created_at AS at FROM dispositions WHERE as_reference = 1 UNION "
                 "SELECT inspection_id, judged_at AS at FROM blind_checks WHERE as_reference = 1 ORDER BY at"
@@ -69,7 +69,7 @@ class LearnedStore:
     def confirmed(self, product: str, days: int = 30, *, except_part: str = "") -> set[Confirmed]:
         """Defects that people confirmed on other parts of the product in the last `days` days; limits kept are none."""
         since = to_utc(datetime.now(UTC) - timedelta(days=days))
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "WITH bad AS (SELECT inspection_id FROM dispositions WHERE judged = 'bad' AND created_at >= ?1 UNION "
                 "SELECT inspection_id FROM blind_checks WHERE judged = 'bad' AND judged_at >= ?1) "

@@ -76,7 +76,7 @@ class KeyStore(DatabaseOwner):
         """The key of that text if it is good, else None; how long that takes tells nothing about the secret part."""
         prefix, _, rest = text.partition("_")
         key_id = f"k-{rest.partition('_')[0]}" if prefix == _PREFIX else ""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT * FROM keys WHERE key_id = ?", (key_id.encode("utf-8", "replace").decode(),)
             ).fetchone()
@@ -86,11 +86,11 @@ class KeyStore(DatabaseOwner):
 
     def list(self) -> builtins.list[ApiKey]:
         """All keys, also revoked ones, oldest first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return [_key(row) for row in conn.execute("SELECT * FROM keys ORDER BY created_at, key_id")]
 
     def any_good(self) -> bool:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
     def revoke(self, key_id: str) -> ApiKey:

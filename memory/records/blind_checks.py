@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from refdiff.memory.audit_log.chain import append
 from refdiff.memory.database import Database
-from refdiff.memory.records.dispositions import Judged
+from refdiff.memory.records.dispositions import Judgement
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
@@ -27,7 +27,7 @@ class BlindCheck:
 
     inspection_id: str
     share: float
-    judged: Judged | None = None
+    judged: Judgement | None = None
     judged_by: str | None = None
     note: str | None = None
     as_reference: bool = False
@@ -53,7 +53,7 @@ class Answered:
     product: str
     verdict: str
     created_at: str
-    judged: Judged
+    judged: Judgement
     share: float
 
 
@@ -74,12 +74,12 @@ class BlindCheckStore:
         self._db = db
 
     def get(self, inspection_id: str) -> BlindCheck | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return _find(conn, inspection_id)
 
     def waiting(self, product: str | None = None, limit: int = 100) -> list[Waiting]:
         """Parts that wait for a blind look, the longest waiting first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT i.inspection_id, i.part_id, i.product, i.created_at, "
                 "json_extract(i.report, '$.query_sha256') AS sha256 FROM blind_checks b JOIN inspections i "
@@ -90,7 +90,7 @@ class BlindCheckStore:
             return [Waiting(*(row[k] or "" for k in Waiting.__dataclass_fields__)) for row in rows]
 
     def answer(
-        self, inspection_id: str, judged: Judged, by: str, note: str = "", as_reference: bool = False
+        self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
         """Record what a person sees, durably on return; the first answer stands.
 
@@ -130,7 +130,7 @@ class BlindCheckStore:
 
     def answered(self, product: str | None = None, since: str | None = None) -> list[Answered]:
         """All blind answers about inspections of that product since that time, oldest first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT i.inspection_id, i.product, i.verdict, i.created_at, b.judged, b.share FROM blind_checks b "
                 "JOIN inspections i USING (inspection_id) WHERE b.judged IS NOT NULL "
@@ -141,7 +141,7 @@ class BlindCheckStore:
 
     def count(self, product: str | None = None, since: str | None = None) -> tuple[int, int]:
         """(inspections filed, drawn for a blind check) of that product since that time."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT COUNT(*) AS filed, COUNT(b.inspection_id) AS drawn FROM inspections i LEFT JOIN blind_checks b "
                 "USING (inspection_id) WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2)",

@@ -60,7 +60,7 @@ class CalibrationStore:
         return self._one("product = ? AND key = ?", check_product_name(product), key)
 
     def _one(self, where: str, *values: str) -> Calibration | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute(f"SELECT * FROM calibrations WHERE {where}", values).fetchone()
         return None if row is None else _calibration(row)
 

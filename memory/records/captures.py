@@ -84,7 +84,7 @@ class CaptureStore:
         """
         part_id = normalise_part_id(part_id)
         product = None if product is None else check_product_name(product)
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
             products = [row["product"] for row in rows]
             if not products:
@@ -102,14 +102,14 @@ class CaptureStore:
 
     def history(self, part_id: str) -> list[Capture]:
         """All captures of that part in any product, newest first; [] for an unknown part."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT * FROM captures WHERE part_id = ? ORDER BY seq DESC", (normalise_part_id(part_id),)
             )
             return [_capture(row) for row in rows]
 
     def get(self, capture_id: str) -> Capture:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM captures WHERE capture_id = ?", (capture_id,)).fetchone()
         if row is None:
             raise UnknownRecordError(f"no capture {capture_id!r}; record the photo with `refdiff capture`")

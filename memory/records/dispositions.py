@@ -15,7 +15,7 @@ from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
 Decision = Literal["accept", "override"]
-Judged = Literal["good", "bad"]
+Judgement = Literal["good", "bad"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Disposition:
     by: str
     reason: str
     created_at: str
-    judged: Judged | None = None
+    judged: Judgement | None = None
     as_reference: bool = False
 
 
@@ -45,7 +45,7 @@ class DispositionStore:
         decision: Decision,
         by: str,
         reason: str,
-        judged: Judged | None = None,
+        judged: Judgement | None = None,
         as_reference: bool = False,
     ) -> Disposition:
         """Record a decision and its audit record, durably on return.
@@ -87,12 +87,12 @@ class DispositionStore:
         return disposition
 
     def get(self, inspection_id: str) -> Disposition | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return _find(conn, inspection_id)
 
     def count(self, product: str | None = None, since: str | None = None) -> dict[str, int]:
         """{"accept": n, "override": m} over inspections of that product filed since that time."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT decision, COUNT(*) AS n FROM dispositions d JOIN inspections i USING (inspection_id) "
                 "WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2) GROUP BY decision",
@@ -116,11 +116,11 @@ def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:
     )
 
 
-def _judged(verdict: str, decision: Decision, said: Judged | None) -> Judged | None:
+def _judged(verdict: str, decision: Decision, said: Judgement | None) -> Judgement | None:
     """What the part is in the person's eyes. Raises InputError where decision and word contradict each other."""
     if verdict == "REVIEW":
         return said
-    implied: Judged = "good" if (verdict == "PASS") == (decision == "accept") else "bad"
+    implied: Judgement = "good" if (verdict == "PASS") == (decision == "accept") else "bad"
     if said not in (None, implied):
         raise InputError(f"{decision} of a {verdict} says that the part is {implied}, not {said}: correct one of them")
     return implied

@@ -99,7 +99,7 @@ class InspectionStore:
             return cursor.rowcount == 1
 
     def get(self, inspection_id: str) -> InspectionRecord:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
         if row is None:
             raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff inspections list` shows them")
@@ -127,7 +127,7 @@ class InspectionStore:
         if part_id is not None:
             wanted["part_id"] = normalise_part_id(part_id)
         where = " AND ".join(f"{column} = ?" for column in wanted) or "1"
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 f"SELECT * FROM inspections WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
                 (*wanted.values(), limit, offset),
@@ -173,7 +173,7 @@ class InspectionStore:
         order = "ORDER BY i.created_at DESC, i.seq DESC"
         # the rows of the page are picked by their numbers first: skipped ones then cost no reading of reports
         page = f"SELECT i.seq FROM {tables} WHERE {where} {order} LIMIT ? OFFSET ?"
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             total = conn.execute(f"SELECT COUNT(*) FROM {tables} WHERE {where}", tuple(conditions.values())).fetchone()
             rows = conn.execute(
                 "SELECT i.*, d.decision, d.decided_by, d.created_at AS decided_at "
@@ -184,7 +184,7 @@ class InspectionStore:
 
     def open_reviews(self) -> builtins.list[InspectionRecord]:
         """Inspections with verdict REVIEW that no person has decided yet, the longest waiting first."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT * FROM inspections WHERE verdict = 'REVIEW' AND inspection_id NOT IN "
                 "(SELECT inspection_id FROM dispositions) ORDER BY created_at, seq"

@@ -57,13 +57,13 @@ class ProductStore:
         self._db = db
 
     def get(self, name: str) -> Product | None:
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM products WHERE name = ?", (check_product_name(name),)).fetchone()
         return None if row is None else _product(row)
 
     def list(self) -> builtins.list[Product]:
         """All products, by name."""
-        with self._db.reading() as conn:
+        with self._db.connection() as conn:
             return [_product(row) for row in conn.execute("SELECT * FROM products ORDER BY name")]
 
     def ensure(self, name: str) -> Product:

@@ -41,7 +41,7 @@ class SeenReference:
 
 
 @dataclass(frozen=True)
-class LearnedDifference:
+class NetworkDifference:
     """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES.
     image_logit: of the pair as a whole. global_logit: of a missing, added, wrong or misplaced component or level."""
 
@@ -77,7 +77,7 @@ def network_input(
     return NetworkInput(matched, pixel_input(picture[None], reference[None], covered[None]))
 
 
-class DifferenceModel:
+class DifferenceScorer:
     """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs; hard:
     trained on hard matches (a comparison), so to be used on such."""
 
@@ -88,11 +88,11 @@ class DifferenceModel:
         self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def look(self, seen: NetworkInput) -> LearnedDifference:
+    def look(self, seen: NetworkInput) -> NetworkDifference:
         """What the network makes of a query and its references."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self._net(seen.matched, seen.pixels)
-        return LearnedDifference(
+        return NetworkDifference(
             out.map_logits[0, 0].float(),
             F.softmax(out.type_logits[0].float(), 0),
             float(out.image_logits[0]),
@@ -101,7 +101,7 @@ class DifferenceModel:
 
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
-    ) -> LearnedDifference:
+    ) -> NetworkDifference:
         """`network_input`, then `look`."""
         return self.look(network_input(picture, maps, references, hard=self.hard))
 
@@ -132,23 +132,23 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
         raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
 
 
-def load_difference(path: Path = PACKAGED) -> DifferenceModel:
+def load_difference(path: Path = PACKAGED) -> DifferenceScorer:
     """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
     net, encoder, digest = read_network(path)
     recipe = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("recipe", {})
-    return DifferenceModel(net, digest, encoder, bool(recipe.get("hard", False)))
+    return DifferenceScorer(net, digest, encoder, bool(recipe.get("hard", False)))
 
 
 @lru_cache(maxsize=2)
-def shared_difference(path: Path = PACKAGED) -> DifferenceModel:
+def shared_difference(path: Path = PACKAGED) -> DifferenceScorer:
     """The same, loaded once a process."""
     return load_difference(path)
 
 
 __all__ = [
     "DIFFERENCE_TYPES",
-    "DifferenceModel",
-    "LearnedDifference",
+    "DifferenceScorer",
+    "NetworkDifference",
     "NetworkInput",
     "SeenReference",
     "load_difference",

@@ -12,37 +12,37 @@ from typing import Any
 from refdiff.model.errors import InputError
 from refdiff.model.language.configuration import MAX_PAIRS, NEW_TOKENS
 
-MEANINGFUL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *NEW_TOKENS)
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *NEW_TOKENS)
 MAX_DEPTH = 64  # of lists and objects in tool calls; those that the tools have are four deep
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]
 
 
-def harmless(text: str) -> str:
+def strip_control_tokens(text: str) -> str:
     """The text with the tokens that have a meaning taken out; taking one out must not assemble another."""
     before = None
     while before != text:
         before = text
-        for token in MEANINGFUL:
+        for token in CONTROL_TOKENS:
             text = text.replace(token, " ")
     return text
 
 
-def all_harmless(value: Any, depth: int = MAX_DEPTH) -> Any:
+def strip_all_control_tokens(value: Any, depth: int = MAX_DEPTH) -> Any:
     """JSON data whose texts hold no token with a meaning: a model may have spelt one in its arguments.
 
     Raises InputError for data nested deeper than `depth`.
     """
     if isinstance(value, str):
-        return harmless(value)
+        return strip_control_tokens(value)
     if not isinstance(value, list | dict):
         return value
     if depth <= 0:
         raise InputError(f"a message is nested more than {MAX_DEPTH} deep; send plainer arguments of tool calls")
     if isinstance(value, list):
-        return [all_harmless(v, depth - 1) for v in value]
-    return {harmless(k): all_harmless(v, depth - 1) for k, v in value.items()}
+        return [strip_all_control_tokens(v, depth - 1) for v in value]
+    return {strip_control_tokens(k): strip_all_control_tokens(v, depth - 1) for k, v in value.items()}
 
 
 def safe_messages(messages: Sequence[Message], picture: str = "image") -> tuple[list[Message], list[tuple[Any, Any]]]:
@@ -63,9 +63,9 @@ def _safe(message: Message, picture: str, pairs: list[tuple[Any, Any]]) -> Messa
     if role not in ROLES:
         raise InputError(f"a message of role {str(role)[:40]!r}; use {', '.join(ROLES)}")
     if message.get("tool_calls"):
-        message = message | {"tool_calls": all_harmless(message["tool_calls"])}
+        message = message | {"tool_calls": strip_all_control_tokens(message["tool_calls"])}
     if isinstance(content, str) or content is None:
-        return message | {"content": harmless(content or "")}
+        return message | {"content": strip_control_tokens(content or "")}
     blocks = _blocks(content, picture)
     shown = [b[picture] for b in blocks if b["type"] == picture]
     if shown and (len(shown) != 2 or role != "user"):
@@ -94,4 +94,4 @@ def _blocks(content: Any, picture: str) -> list[Message]:
                 blocks.append({"type": "text", "text": block["text"]})
         else:
             raise InputError(f"a block of type {str(kind)[:40]!r} in a message; use 'text' and {picture!r}")
-    return [b if b["type"] == picture else b | {"text": harmless(b["text"])} for b in blocks]
+    return [b if b["type"] == picture else b | {"text": strip_control_tokens(b["text"])} for b in blocks]

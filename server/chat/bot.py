@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import product_for, understand
 from refdiff.agent.queue import Progress
-from refdiff.agent.service import Desk, Inspection, Upload
+from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.errors import (
@@ -82,13 +82,19 @@ class Platform(Protocol):
         """A filed report, in the thread."""
 
 
-class ChatHost:
+class ChatBot:
     """Use as a context manager; takes up what a killed process left."""
 
     def __init__(
-        self, desk: Desk, store: ChatStore, platform: Platform, *, deciders: str = "", public_url: str | None = None
+        self,
+        service: InspectionService,
+        store: ChatStore,
+        platform: Platform,
+        *,
+        deciders: str = "",
+        public_url: str | None = None,
     ) -> None:
-        self.desk, self._store, self._platform = desk, store, platform
+        self.service, self._store, self._platform = service, store, platform
         self._deciders, self._public_url = deciders, public_url
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=platform.name)
         self._busy: dict[str, tuple[ChatRequest, str]] = {}  # by key: waits for its inspection, what is said meanwhile
@@ -121,8 +127,8 @@ class ChatHost:
 
     def told(self, inspection_id: str) -> Told:
         """A filed report as the platform shows it now. Raises UnknownRecordError."""
-        report = self.desk.report(inspection_id)
-        return tell(report, self.desk.disposition(inspection_id), self._public_url)
+        report = self.service.report(inspection_id)
+        return tell(report, self.service.disposition(inspection_id), self._public_url)
 
     def may_decide(self, user: str) -> bool:
         return may_decide(self._deciders, user)
@@ -136,7 +142,7 @@ class ChatHost:
                 f"you ({user}) may not decide about inspections; whoever runs RefDiff can add you to "
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
-        return self.desk.dispose(inspection_id, decision, self._who(user, user_name), reason)
+        return self.service.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
     def later(self, work: Callable[[], None]) -> None:
         """Do something that nobody waits for; what fails is logged."""
@@ -207,7 +213,7 @@ class ChatHost:
         try:
             said = self._answer(request)
         except RefDiffError as e:
-            if self.desk.stopping and isinstance(e, UnavailableError):  # answered after the next start
+            if self.service.stopping and isinstance(e, UnavailableError):  # answered after the next start
                 return False
             said = _helpful(e)
         except Exception as e:
@@ -228,10 +234,10 @@ class ChatHost:
             return None
         if intent.about is not None:
             self._try_working(request, "looking into the report")
-            return self.desk.ask(intent.about, text) if text else "Ask about the report, or name another part."
+            return self.service.ask(intent.about, text) if text else "Ask about the report, or name another part."
         if request.photos:
             return 'Which part is it? Name it with the photo: "inspect part #4412".'
-        return self.desk.chat(text or "hello")
+        return self.service.chat(text or "hello")
 
     def _about(self, thread: str) -> Inspection | None:
         """The inspection that a thread is about."""
@@ -239,18 +245,18 @@ class ChatHost:
         if known is None:
             return None
         try:
-            return self.desk.inspection(known)
+            return self.service.inspection(known)
         except UnknownRecordError:  # of a home that was restored from before
             return None
 
     def _begin(self, request: ChatRequest, part_id: str, text: str) -> None:
         self._try_working(request, f"inspecting part {part_id}")
         photo = self._platform.photo(request) if request.photos else None
-        job = self.desk.submit(
+        job = self.service.submit(
             text,
             by=self._who(request.user, request.user_name),
             part_id=part_id,
-            product=product_for(self.desk, part_id, [text], photo=photo is not None),
+            product=product_for(self.service, part_id, [text], photo=photo is not None),
             photo=photo,
             origin=f"{self._platform.name}:{request.key}",
         )
@@ -273,7 +279,7 @@ class ChatHost:
                 self._pool.submit(self._finish, request, inspection_id)
 
         try:
-            self.desk.subscribe(inspection_id, hear)
+            self.service.subscribe(inspection_id, hear)
         except Exception:
             with self._mutex:
                 ended = self._busy.pop(request.key, None) is None
@@ -285,7 +291,7 @@ class ChatHost:
             message = self._store.get(request.key)
             if message is None or message.state == "answered":
                 return
-            inspection = self.desk.inspection(inspection_id)
+            inspection = self.service.inspection(inspection_id)
             if inspection.report is not None:
                 self._platform.show(request, self.told(inspection_id))
             else:

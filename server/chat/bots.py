@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.journals.chat_messages import ChatStore
-from refdiff.server.chat.bot import ChatHost
+from refdiff.server.chat.bot import ChatBot
 from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.settings import ConfigurationError
 
@@ -38,18 +38,22 @@ class TeamsCloud:
 
 
 @contextmanager
-def bots(app: FastAPI, desk: Desk, settings: ChatSettings, teams: TeamsCloud = TeamsCloud()) -> Iterator[list[str]]:
+def bots(
+    app: FastAPI, service: InspectionService, settings: ChatSettings, teams: TeamsCloud = TeamsCloud()
+) -> Iterator[list[str]]:
     """Add the bots whose secrets are set to the app; they run until the end. Yields their names.
 
     Raises ConfigurationError where a bot's settings are incomplete.
     """
     with ExitStack() as stack:
-        on = ["slack"] if _slack(app, desk, settings, stack) else []
-        on += ["teams"] if _teams(app, desk, settings, stack, teams) else []
+        on = ["slack"] if _slack(app, service, settings, stack) else []
+        on += ["teams"] if _teams(app, service, settings, stack, teams) else []
         yield on
 
 
-def _teams(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack, where: TeamsCloud) -> bool:
+def _teams(
+    app: FastAPI, service: InspectionService, settings: ChatSettings, stack: ExitStack, where: TeamsCloud
+) -> bool:
     if settings.teams_client_id is None:
         return False
     if settings.teams_client_secret is None and where.token is None:
@@ -59,15 +63,15 @@ def _teams(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack, w
 
     secret = settings.teams_client_secret.get_secret_value() if settings.teams_client_secret else None
     teams = make_app(app, settings.teams_client_id, secret, settings.teams_tenant_id, where.cloud, where.token)
-    platform = stack.enter_context(TeamsPlatform(desk, teams))
-    store = stack.enter_context(ChatStore(desk.stores.settings.home, platform.name))
-    host = ChatHost(desk, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
+    platform = stack.enter_context(TeamsPlatform(service, teams))
+    store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
+    host = ChatBot(service, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
     listen(teams, platform, host, settings.teams_tenant_id)
     stack.enter_context(host)
     return True
 
 
-def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -> bool:
+def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, stack: ExitStack) -> bool:
     if settings.slack_bot_token is None:
         return False
     if settings.slack_signing_secret is None and settings.slack_app_token is None:
@@ -78,9 +82,9 @@ def _slack(app: FastAPI, desk: Desk, settings: ChatSettings, stack: ExitStack) -
     from refdiff.server.chat.slack.platform import SlackPlatform, make_client
 
     client = make_client(settings.slack_bot_token.get_secret_value(), settings.slack_api_url)
-    platform = SlackPlatform(desk, client)
-    store = stack.enter_context(ChatStore(desk.stores.settings.home, platform.name))
-    host = ChatHost(desk, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
+    platform = SlackPlatform(service, client)
+    store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
+    host = ChatBot(service, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
     stack.enter_context(host)
     secret = settings.slack_signing_secret
     bolt = build_app(platform, host, secret.get_secret_value() if secret else None)

@@ -8,7 +8,7 @@ from typing import Any
 from refdiff.agent.report import pictures
 from refdiff.agent.report.markdown import finding_line
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.images import decode_image
 
@@ -56,19 +56,19 @@ def tell(report: DefectReport, decided: Disposition | None, public_url: str | No
     )
 
 
-def overlay(desk: Desk, inspection_id: str) -> bytes:
+def overlay(service: InspectionService, inspection_id: str) -> bytes:
     """The photo with its findings drawn in, PNG or JPEG."""
-    return pictures.page_image(decode_image(desk.artefact(inspection_id, "overlay").read_bytes()), _PICTURE_PX)
+    return pictures.page_image(decode_image(service.artefact(inspection_id, "overlay").read_bytes()), _PICTURE_PX)
 
 
-def crops(desk: Desk, inspection_id: str) -> list[tuple[str, bytes]]:
+def crops(service: InspectionService, inspection_id: str) -> list[tuple[str, bytes]]:
     """The strongest findings enlarged, photo beside registered reference: (title, PNG or JPEG) each."""
-    report = desk.report(inspection_id)
+    report = service.report(inspection_id)
     shown = _compared(report)
     if shown is None:
         return []
-    query = desk.services.image(shown["query"], report.product)
-    reference = desk.services.image(shown["reference"], report.product)
+    query = service.workspace.image(shown["query"], report.product)
+    reference = service.workspace.image(shown["reference"], report.product)
     made = []
     for f in report.findings[:MAX_CROPS]:
         at = f.location

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from refdiff.agent.report.schema import DefectReport
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
 SEED = 4412
 GOLDENS_PER_PRODUCT = 30
@@ -105,18 +105,18 @@ def run_demo(out: Path) -> tuple[dict[str, Any], list[RenderableType]]:
     out = _fresh_folder(out)
     goldens, parts = choose(cells)
     from refdiff.agent.settings import AgentSettings
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
     home = out / "home"
     # explicit arguments beat the environment: no server, no bank, no checkpoints of the user's
     memory = MemorySettings(home=home, qdrant_url=None, qdrant_api_key=None)
     model = load(ModelSettings)  # the cache is shared: the language model lies there, and goldens are cached by content
     settings = AgentSettings(checkpoint_url=None)
-    with Services.open(memory=memory, model=model, tools=load(ToolsSettings)) as services:
-        enrolled = {product: _enroll(services, product, chosen) for product, chosen in goldens.items()}
+    with Workspace.open(memory=memory, model=model, tools=load(ToolsSettings)) as workspace:
+        enrolled = {product: _enroll(workspace, product, chosen) for product, chosen in goldens.items()}
         for part_id, cell in parts.items():
-            _capture(services, part_id, cell)
-        inspected = _inspect_all(services, settings, parts, out)
+            _capture(workspace, part_id, cell)
+        inspected = _inspect_all(workspace, settings, parts, out)
     from refdiff.server.cli.demo_page import write_index
 
     seconds = time.perf_counter() - started
@@ -142,32 +142,32 @@ def _fresh_folder(out: Path) -> Path:
     return out
 
 
-def _enroll(services: Services, product: str, cells: Sequence[Cell]) -> int:
+def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
     from refdiff.tools.golden_samples.enroll import enroll
     from refdiff.tools.inspection.calibration import calibrate
 
     with output.progress(f"enrolling good samples of {product}") as moved:
-        result = enroll(services, product, [c.path for c in cells], enrolled_by="refdiff demo", progress=moved)
+        result = enroll(workspace, product, [c.path for c in cells], enrolled_by="refdiff demo", progress=moved)
     for golden in result.flagged:
         output.note(f"{product}: flagged {golden.filename}: {golden.note}")
     with output.progress(f"calibrating {product}") as moved:
-        calibrate(services, product, progress=moved)
+        calibrate(workspace, product, progress=moved)
     return result.n_in_bank
 
 
-def _capture(services: Services, part_id: str, cell: Cell) -> None:
+def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
     from refdiff.tools.golden_samples.enroll import record_capture
 
-    record_capture(services.stores, part_id, cell.product, cell.path, settings=services.model_settings)
+    record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 
 
-def _inspect_all(services: Services, settings: Any, parts: dict[str, Cell], out: Path) -> list[Inspected]:
+def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], out: Path) -> list[Inspected]:
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import InspectionRequest, part_id_in
 
     asked = part_id_in(REQUEST)
     done = []
-    with output.watching("inspecting") as show, Inspector(services, settings, on_event=show) as inspector:
+    with output.watching("inspecting") as show, Inspector(workspace, settings, on_event=show) as inspector:
         for part_id, cell in parts.items():
             text = REQUEST if part_id == asked else f"inspect part #{part_id}"
             began = time.perf_counter()

@@ -11,7 +11,7 @@ import typer
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, open_services
+from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, open_workspace
 from refdiff.server.cli.output import answer
 from refdiff.server.settings import ServerSettings, load
 
@@ -47,9 +47,9 @@ def enroll(
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
 
     settings = load(ServerSettings)
-    with open_services() as services, output.progress(f"enrolling {output.printable(product)}") as moved:
+    with open_workspace() as workspace, output.progress(f"enrolling {output.printable(product)}") as moved:
         result = enroll_files(
-            services,
+            workspace,
             product,
             images,
             scale_mm_per_px=scale_mm_per_px,
@@ -113,8 +113,8 @@ def list_goldens(
 ) -> None:
     """List the golden samples, oldest first."""
     statuses = None if status is None else [_status(status)]
-    with open_services() as services:
-        found = services.bank.list(product, statuses)
+    with open_workspace() as workspace:
+        found = workspace.bank.list(product, statuses)
     shown = output.table("Golden", "Product", "Status", "Part group", "mm/px", "File", "Enrolled", "Note",
                           right=("mm/px",))  # fmt: skip
     for golden in found:
@@ -158,17 +158,17 @@ def adopt(_json: Json = False) -> None:
     """Enrol photos that people agreed to as references (review --as-reference) and that could not be enrolled then."""
     from refdiff.tools.golden_samples.adopt import adopt_all
 
-    with open_services() as services:
-        made = adopt_all(services)
+    with open_workspace() as workspace:
+        made = adopt_all(workspace)
     lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
     answer.give({"learned": [asdict(m) for m in made]}, output.printable("\n".join(lines) or "no consent waits"))
 
 
 def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
     note = clean(note).strip() or f"{status} by {load(ServerSettings).user}"
-    with open_services() as services:
+    with open_workspace() as workspace:
         for golden_id in ids:  # all or none: a mistyped id changes nothing
-            services.bank.get(golden_id)
-        changed: list[Golden] = [services.bank.set_status(golden_id, status, note) for golden_id in ids]
+            workspace.bank.get(golden_id)
+        changed: list[Golden] = [workspace.bank.set_status(golden_id, status, note) for golden_id in ids]
     lines = [f"{g.golden_id} ({g.product}, {output.printable(g.filename)}): {g.status}" for g in changed]
     answer.give({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))

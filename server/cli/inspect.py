@@ -23,8 +23,8 @@ from refdiff.server.cli.options import (
     References,
     ScaleMm,
     clean,
-    open_services,
     open_stores,
+    open_workspace,
     shown_path,
 )
 from refdiff.server.cli.output import answer
@@ -134,7 +134,7 @@ def ask(
     from refdiff.agent.settings import AgentSettings
 
     settings = load(AgentSettings)
-    with open_services() as services, Inspector(services, settings) as inspector:
+    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
         reply = inspector.answer(text)
     answer.give({"answer": reply, "verdict": None}, output.printable(reply))
 
@@ -145,9 +145,9 @@ def _answer_about(inspection_id: str, text: str) -> None:
 
     settings = load(AgentSettings)
     with (
-        open_services() as services,
+        open_workspace() as workspace,
         output.watching("question") as show,
-        Inspector(services, settings, on_event=show) as inspector,
+        Inspector(workspace, settings, on_event=show) as inspector,
     ):
         reply = inspector.answer_about(inspection_id, text)
     answer.give({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
@@ -179,9 +179,9 @@ def _inspect(
     settings, user = load(AgentSettings), load(ServerSettings).user
     request = InspectionRequest(text=text, part_id=part_id, product=taken.product, requested_by=user)
     with (
-        open_services(references, alpha) as services,
+        open_workspace(references, alpha) as workspace,
         output.watching(f"part {part_id}") as show,
-        Inspector(services, settings, on_event=show) as inspector,
+        Inspector(workspace, settings, on_event=show) as inspector,
     ):
         report = inspector.run(request)
     copies = copy_artefacts(report, html, out)

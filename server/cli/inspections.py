@@ -13,7 +13,7 @@ from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdi
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_services, open_stores
+from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
 from refdiff.server.cli.output import answer
 from refdiff.server.settings import load
 
@@ -118,9 +118,9 @@ def resume_inspections(
 
     settings = load(AgentSettings)
     with (
-        open_services() as services,
+        open_workspace() as workspace,
         output.watching("resuming") as show,
-        Inspector(services, settings, on_event=show) as inspector,
+        Inspector(workspace, settings, on_event=show) as inspector,
     ):
         ids = inspector.pending() if inspection_id is None else [clean(inspection_id)]
         reports = [inspector.resume(i) for i in ids]

@@ -44,31 +44,31 @@ def mcp(
     with ExitStack() as running:
         # before anything heavy loads
         listener = running.enter_context(closing(listen(host, port))) if http else None
-        from refdiff.agent.service import Desk
+        from refdiff.agent.service import InspectionService
         from refdiff.agent.settings import AgentSettings
         from refdiff.server.mcp.server import build_server
 
         model = load(ModelSettings)
-        desk = running.enter_context(
-            Desk.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings)
+        service = running.enter_context(
+            InspectionService.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings)
         )
-        server = build_server(desk, by=f"mcp ({settings.user})")
+        server = build_server(service, by=f"mcp ({settings.user})")
         if listener is None:
             from refdiff.server.mcp.stdio import ended_by_signals
 
-            with ended_by_signals(desk.wind_down) as ctrl_c:
+            with ended_by_signals(service.drain) as ctrl_c:
                 server.run("stdio")
             interrupted = ctrl_c()
         else:
             import uvicorn
 
             from refdiff.server.mcp.http import PATH, build_app
-            from refdiff.server.web.graceful import OrderlyServer
+            from refdiff.server.web.graceful import GracefulServer
 
             app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
             at = f"{address(host, listener)}{PATH}"
             config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
-            web = OrderlyServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), desk.wind_down)
+            web = GracefulServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), service.drain)
             web.run([listener])
             interrupted = web.interrupted
     if interrupted:

@@ -18,7 +18,7 @@ from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
 if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
 
 def _positive(value: float | None) -> float | None:
@@ -54,15 +54,15 @@ def open_stores() -> Stores:
 
 
 @contextlib.contextmanager
-def open_services(
+def open_workspace(
     references: int | None = None, alpha: float | None = None, threads: int | None = None
-) -> Iterator[Services]:
+) -> Iterator[Workspace]:
     memory, model = load(MemorySettings), load(ModelSettings, threads=threads)
     tools = load(ToolsSettings, references=references, alpha=alpha)
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
-    with Services.open(memory=memory, model=model, tools=tools) as services:
-        yield services
+    with Workspace.open(memory=memory, model=model, tools=tools) as workspace:
+        yield workspace
 
 
 def clean(text: str) -> str:

@@ -22,8 +22,8 @@ from refdiff.server.cli.options import (
     ProductName,
     References,
     clean,
-    open_services,
     open_stores,
+    open_workspace,
     unknown_product,
 )
 from refdiff.server.cli.output import answer
@@ -31,7 +31,7 @@ from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
 if TYPE_CHECKING:
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
 product = typer.Typer(help="Set or show what is acceptable for a product.", no_args_is_help=True)
 
@@ -65,12 +65,12 @@ def calibrate(
     from refdiff.tools.inspection.calibration import requested_alpha, summary
 
     name = check_product_name(product)
-    with open_services(references, alpha) as services:
-        if not services.bank.count(name):
-            raise unknown_product(services.bank.products(), name)
+    with open_workspace(references, alpha) as workspace:
+        if not workspace.bank.count(name):
+            raise unknown_product(workspace.bank.products(), name)
         with output.progress(f"calibrating {name}") as moved:
-            calibration = measure(services, name, references, moved, alpha)
-        asked = requested_alpha(services, calibration)
+            calibration = measure(workspace, name, references, moved, alpha)
+        asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
     answer.give(found, output.facts(_calibration_rows(found)))
 
@@ -129,27 +129,27 @@ def show_product(
         answer.give({"products": [asdict(p) for p in known]}, listed)
         return
 
-    with open_services() as services:
-        found = services.stores.products.get(name)
+    with open_workspace() as workspace:
+        found = workspace.stores.products.get(name)
         if found is None:
-            raise unknown_product([p.name for p in services.stores.products.list()], name)
-        document = asdict(found) | {"goldens": _count(services, found.name)} | _calibration(services, found.name)
+            raise unknown_product([p.name for p in workspace.stores.products.list()], name)
+        document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
     answer.give(document, *_product_view(document))
 
 
-def _count(services: Services, name: str) -> dict[str, int]:
-    statuses = [g.status for g in services.bank.list(name)]
+def _count(workspace: Workspace, name: str) -> dict[str, int]:
+    statuses = [g.status for g in workspace.bank.list(name)]
     return {s: statuses.count(s) for s in ("active", "flagged", "retired")}
 
 
-def _calibration(services: Services, name: str) -> dict[str, Any]:
+def _calibration(workspace: Workspace, name: str) -> dict[str, Any]:
     from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
 
-    latest = services.stores.calibrations.latest(name)
+    latest = workspace.stores.calibrations.latest(name)
     if latest is None:
         return {"calibration": None}
-    stale = latest.key != calibration_key(services, name, services.settings.references)
-    return {"calibration": summary(latest, requested_alpha(services, latest)) | {"stale": stale}}
+    stale = latest.key != calibration_key(workspace, name, workspace.settings.references)
+    return {"calibration": summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}}
 
 
 def _product_view(document: dict[str, Any]) -> list[Any]:

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import Waiting
-from refdiff.memory.records.dispositions import Decision, Judged
+from refdiff.memory.records.dispositions import Decision, Judgement
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_services, open_stores
+from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
 from refdiff.server.cli.output import answer
 from refdiff.server.settings import ServerSettings, load
 
@@ -51,7 +51,7 @@ def review(
 
     What people decide is learned from: a good part may become a reference, a confirmed defect is remembered.
     """
-    judged: Judged | None = None if good is None else "good" if good else "bad"
+    judged: Judgement | None = None if good is None else "good" if good else "bad"
     if blind:
         if accept or override:
             raise typer.BadParameter("judge the part, not the verdict: --good or --bad.", param_hint="--blind")
@@ -80,9 +80,9 @@ def review(
     from refdiff.agent.settings import AgentSettings
 
     who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_services() as services, Inspector(services, settings) as inspector:
+    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
         made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
-        learned = services.stores.learned.get(inspection_id)
+        learned = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing is learned from it, since it does not say what the part is: add --good or --bad next time")
     lines = [f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}"]
@@ -90,7 +90,7 @@ def review(
 
 
 def _blind(
-    inspection_id: str | None, judged: Judged | None, as_reference: bool, note: str | None, by: str | None
+    inspection_id: str | None, judged: Judgement | None, as_reference: bool, note: str | None, by: str | None
 ) -> None:
     """List what waits for a blind check (with its photo, without its verdict), or answer it."""
     if inspection_id is None and (judged is not None or as_reference or note is not None):
@@ -109,9 +109,9 @@ def _blind(
     from refdiff.agent.settings import AgentSettings
 
     who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_services() as services, Inspector(services, settings) as inspector:
+    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
         made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
-        learned = services.stores.learned.get(inspection_id)
+        learned = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
     answer.give(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))
 
@@ -130,11 +130,11 @@ def _blind_row(stores: Stores, waiting: Waiting) -> dict[str, Any]:
     return asdict(waiting) | {"photo": str(stores.images.path(waiting.sha256))}
 
 
-def _plain(learned: Learned | None) -> dict[str, Any] | None:
+def _plain(learned: Adoption | None) -> dict[str, Any] | None:
     return None if learned is None else asdict(learned)
 
 
-def _learned_lines(asked: bool, learned: Learned | None) -> list[str]:
+def _learned_lines(asked: bool, learned: Adoption | None) -> list[str]:
     if learned is not None:
         return [
             f"as reference: {output.printable(learned.outcome)}"

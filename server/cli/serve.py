@@ -55,7 +55,7 @@ def serve(
     with contextlib.closing(listen(host, port)) as listener:  # before anything heavy loads
         with open_stores() as stores, KeyStore(stores.settings.home) as kept:
             check_open_to(host, kept)
-        from refdiff.agent.service import Desk
+        from refdiff.agent.service import InspectionService
         from refdiff.agent.settings import AgentSettings
         from refdiff.server.web.serve import serve as run_server
 
@@ -65,7 +65,9 @@ def serve(
             line = f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"
             answer.give({"address": address, "home": str(memory.home)}, line)
 
-        run_server(listener, host, lambda: Desk.open(memory, model, tools, agent, settings), settings, ready)
+        run_server(
+            listener, host, lambda: InspectionService.open(memory, model, tools, agent, settings), settings, ready
+        )
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")

@@ -19,13 +19,13 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_services, shown_path
+from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_workspace, shown_path
 from refdiff.server.cli.output import answer
 from refdiff.server.settings import ConfigurationError, ServerSettings, load
 
 if TYPE_CHECKING:
-    from refdiff.server.watch.watcher import Line, LineState
-    from refdiff.tools.workspace import Services
+    from refdiff.server.watch.watcher import FolderWatcher, WatchState
+    from refdiff.tools.workspace import Workspace
 
 _SHOWN_EVERY_S = 30.0  # where no terminal shows the line of progress
 _DRAIN_S = 10.0
@@ -99,25 +99,27 @@ def watch(
     cv2.setNumThreads(1)
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.settings import AgentSettings
-    from refdiff.memory.journals.watch import LineJournal
+    from refdiff.memory.journals.watch import WatchJournal
     from refdiff.server.watch.folder import NamePattern, WatchedFolder
-    from refdiff.server.watch.jsonl import LineFile
-    from refdiff.server.watch.watcher import Line, LineOptions
+    from refdiff.server.watch.jsonl import JsonLinesFile
+    from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
 
-    options = LineOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
+    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
     folder = WatchedFolder(directory, keep=not delete)
     settings = load(AgentSettings)
     with ExitStack() as stack:
         stack.enter_context(_alone(folder.root))
-        journal = stack.enter_context(LineJournal(_journal_path(folder.root)))
-        file = stack.enter_context(LineFile(lines)) if lines else None
-        services = stack.enter_context(open_services(threads=threads))
-        inspector = stack.enter_context(Inspector(services, settings))
+        journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
+        file = stack.enter_context(JsonLinesFile(lines)) if lines else None
+        workspace = stack.enter_context(open_workspace(threads=threads))
+        inspector = stack.enter_context(Inspector(workspace, settings))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
-        _warm_up(services, options.pattern.product)
+        _warm_up(workspace, options.pattern.product)
         show = stack.enter_context(_shown())
-        line = Line(folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show)
+        line = FolderWatcher(
+            folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show
+        )
         with _stoppable(line) as interrupted:
             output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C ends it")
             state = line.run(once=once)
@@ -159,21 +161,21 @@ def _alone(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _warm_up(services: Services, product: str | None) -> None:
+def _warm_up(workspace: Workspace, product: str | None) -> None:
     """Calibrate before the first photo comes, so that no photo waits for it; a product without goldens is told at once."""
     from refdiff.server.cli.options import unknown_product
     from refdiff.tools.inspection.calibration import current_calibration
 
     if product is None:
         return
-    if not services.bank.count(product):
-        raise unknown_product(services.bank.products(), product)
+    if not workspace.bank.count(product):
+        raise unknown_product(workspace.bank.products(), product)
     with output.progress(f"calibrating {product}") as moved:
-        current_calibration(services, product, None, moved)
+        current_calibration(workspace, product, None, moved)
 
 
 @contextmanager
-def _stoppable(line: Line) -> Iterator[Callable[[], bool]]:
+def _stoppable(line: FolderWatcher) -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM end the line in order; a second one at once. Yields: was it Ctrl-C?"""
     got: list[int] = []
 
@@ -192,7 +194,7 @@ def _stoppable(line: Line) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[LineState], None]]:
+def _shown() -> Iterator[Callable[[WatchState], None]]:
     """A line of progress on a terminal, else one every half minute."""
     if output.err.is_terminal:
         with output.err.status("waiting for photos") as status:
@@ -200,7 +202,7 @@ def _shown() -> Iterator[Callable[[LineState], None]]:
         return
     told = [time.monotonic()]
 
-    def tell(state: LineState) -> None:
+    def tell(state: WatchState) -> None:
         if time.monotonic() - told[0] >= _SHOWN_EVERY_S:
             told[0] = time.monotonic()
             output.say(_line_of(state))
@@ -208,13 +210,13 @@ def _shown() -> Iterator[Callable[[LineState], None]]:
     yield tell
 
 
-def _line_of(state: LineState) -> str:
+def _line_of(state: WatchState) -> str:
     counts = ", ".join(f"{state.verdicts[v]} {v}" for v in ("PASS", "FAIL", "REVIEW"))
     rate = "" if state.per_second is None else f", {state.per_second:.2f} a second"
     return f"{state.filed} filed ({counts}), {state.quarantined} in quarantine, {state.waiting} waiting{rate}"
 
 
-def _summary(root: Path, state: LineState, journal: Any) -> dict[str, Any]:
+def _summary(root: Path, state: WatchState, journal: Any) -> dict[str, Any]:
     return {
         "folder": shown_path(root),
         "filed": state.filed,

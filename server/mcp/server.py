@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 
 from refdiff.agent.report.pictures import page_image
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.inspections import Verdict
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import decode_image, media_type
@@ -37,7 +37,7 @@ from refdiff.server.mcp.answers import (
     StepAnswer,
     told,
 )
-from refdiff.server.mcp.sessions import Benches
+from refdiff.server.mcp.sessions import ToolSessions
 from refdiff.server.progress import progress_of
 
 P = ParamSpec("P")
@@ -86,25 +86,25 @@ def _image(data: bytes) -> ImageContent:
     return ImageContent(type="image", data=base64.b64encode(data).decode("ascii"), mime_type=media_type(data))
 
 
-def _report_picture(desk: Desk, inspection_id: str, which: ReportPicture) -> bytes:
+def _report_picture(service: InspectionService, inspection_id: str, which: ReportPicture) -> bytes:
     if which in ("query", "reference"):
-        return desk.picture(inspection_id, which, PICTURE_PX)
-    return page_image(decode_image(desk.artefact(inspection_id, which).read_bytes()), PICTURE_PX)
+        return service.picture(inspection_id, which, PICTURE_PX)
+    return page_image(decode_image(service.artefact(inspection_id, which).read_bytes()), PICTURE_PX)
 
 
-def build_server(desk: Desk, by: str = "mcp") -> MCPServer[Any]:
+def build_server(service: InspectionService, by: str = "mcp") -> MCPServer[Any]:
     """by: who asks, as reports name it."""
     server: MCPServer[Any] = MCPServer(
         "refdiff", title="RefDiff Inspector", instructions=INSTRUCTIONS, version=version("refdiff"), log_level="WARNING"
     )
-    _add_inspections(server, desk, by)
-    _add_products(server, desk)
-    _add_steps(server, Benches(desk))
+    _add_inspections(server, service, by)
+    _add_products(server, service)
+    _add_steps(server, ToolSessions(service))
     return server
 
 
-def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
-    max_bytes = desk.services.model_settings.max_bytes
+def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str) -> None:
+    max_bytes = service.workspace.model_settings.max_bytes
 
     @server.tool(title="Inspect a part", annotations=_ADDS)
     async def inspect_part(
@@ -123,7 +123,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
 
         def submit() -> str:
             photo = None if photo_base64 is None else from_base64(photo_base64, max_bytes)
-            job = desk.submit(
+            job = service.submit(
                 request, by=by, part_id=part_id, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px
             )
             return job.inspection_id
@@ -131,16 +131,16 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         inspection_id = await _off_loop(submit)
 
         with anyio.move_on_after(wait_s):
-            async for progress in progress_of(desk, inspection_id):
+            async for progress in progress_of(service, inspection_id):
                 if progress is not None:
                     counted = f", {progress.done} of {progress.total}" if progress.total else ""
                     # the number only grows: what is counted (goldens) is a part of the work
                     await ctx.report_progress(float(progress.number), None, progress.message + counted)
-        inspection = await _off_loop(desk.inspection, inspection_id)
+        inspection = await _off_loop(service.inspection, inspection_id)
         found = InspectionAnswer.of(inspection)
         if found.error:
             raise ToolError(found.error)
-        pictures = [await _off_loop(_report_picture, desk, inspection_id, "overlay")] if found.verdict else []
+        pictures = [await _off_loop(_report_picture, service, inspection_id, "overlay")] if found.verdict else []
         return _answer(found, told(inspection), *pictures)
 
     @server.tool(title="Show an inspection", annotations=_READS)
@@ -149,9 +149,9 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         pictures: Annotated[list[ReportPicture], Field(description="which pictures to send too", max_length=5)] = [],  # noqa: B006
     ) -> Annotated[CallToolResult, InspectionAnswer]:
         """Verdict and findings of an inspection, or how far it is."""
-        inspection = await _off_loop(desk.inspection, inspection_id)
+        inspection = await _off_loop(service.inspection, inspection_id)
         shown = (
-            [await _off_loop(_report_picture, desk, inspection_id, p) for p in pictures] if inspection.report else []
+            [await _off_loop(_report_picture, service, inspection_id, p) for p in pictures] if inspection.report else []
         )
         found = InspectionAnswer.of(inspection)
         return _answer(found, told(inspection), *shown)
@@ -159,8 +159,8 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
     @server.tool(title="Read a whole report", annotations=_READS)
     async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:
         """The filed report with all evidence, the tool trace and timings."""
-        report = await _off_loop(desk.report, inspection_id)
-        text = await _off_loop(lambda: desk.artefact(inspection_id, "markdown").read_text(encoding="utf-8"))
+        report = await _off_loop(service.report, inspection_id)
+        text = await _off_loop(lambda: service.artefact(inspection_id, "markdown").read_text(encoding="utf-8"))
         return _answer(report, text)
 
     @server.tool(title="List inspections", annotations=_READS)
@@ -173,8 +173,8 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         """Filed inspections, newest first."""
 
         def listed() -> Rows:
-            found = desk.stores.inspections.list(product, verdict, part_id, limit)
-            return Rows(inspections=[Row.of(r, desk.disposition(r.inspection_id) is not None) for r in found])
+            found = service.stores.inspections.list(product, verdict, part_id, limit)
+            return Rows(inspections=[Row.of(r, service.disposition(r.inspection_id) is not None) for r in found])
 
         return _answer(await _off_loop(listed))
 
@@ -183,7 +183,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         inspection_id: InspectionId, question: Annotated[str, Field(min_length=1, max_length=2000)]
     ) -> Annotated[CallToolResult, Said]:
         """A question about a filed report, answered with what is true of it, or "not known"."""
-        said = await _off_loop(desk.ask, inspection_id, question)
+        said = await _off_loop(service.ask, inspection_id, question)
         return _answer(Said(answer=said), said)
 
     @server.tool(title="Keep a photo of a part", annotations=_ADDS)
@@ -197,7 +197,7 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
 
         def keep() -> CaptureAnswer:
             photo = from_base64(photo_base64, max_bytes)
-            c = desk.capture(part_id, photo, product, scale_mm_per_px)
+            c = service.capture(part_id, photo, product, scale_mm_per_px)
             return CaptureAnswer(
                 capture_id=c.capture_id, part_id=c.part_id, product=c.product, scale_mm_per_px=c.scale_mm_per_px
             )
@@ -205,20 +205,20 @@ def _add_inspections(server: MCPServer[Any], desk: Desk, by: str) -> None:
         return _answer(await _off_loop(keep))
 
 
-def _add_products(server: MCPServer[Any], desk: Desk) -> None:
+def _add_products(server: MCPServer[Any], service: InspectionService) -> None:
     @server.tool(title="List products", annotations=_READS)
     async def list_products() -> Annotated[CallToolResult, Products]:
         """Kinds of part that are known."""
-        return _answer(Products(products=await _off_loop(desk.products)))
+        return _answer(Products(products=await _off_loop(service.products)))
 
     @server.tool(title="Show a product", annotations=_READS)
     async def get_product(name: Annotated[str, Field(max_length=128)]) -> Annotated[CallToolResult, ProductAnswer]:
         """A product's golden samples, acceptance rules, and the false-reject rate that its calibration attains."""
-        found = await _off_loop(desk.product, name)
+        found = await _off_loop(service.product, name)
         return _answer(ProductAnswer.model_validate({k: found[k] for k in ProductAnswer.model_fields}))
 
 
-def _add_steps(server: MCPServer[Any], benches: Benches) -> None:
+def _add_steps(server: MCPServer[Any], benches: ToolSessions) -> None:
     async def step(bench: str, tool: str, roles: tuple[str, ...], **arguments: Any) -> Any:
         result, evidence = await _off_loop(benches.run, bench, tool, **arguments)
         return await shown(bench, result, evidence, roles)

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
-from refdiff.tools.context import Workbench
+from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.find_part import find_part
 from refdiff.tools.inspection.inspection import open_workbench
@@ -27,29 +27,29 @@ _TOOLS = {t.name: t for t in TOOLS if t.name != "submit_report"}
 
 
 @dataclass
-class _Bench:
-    bench: Workbench
+class _ToolSession:
+    bench: ToolContext
     capture: Capture
     evidence: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Benches:
+class ToolSessions:
     """Safe to share between threads. The tools and their order are those of the agent, with its errors."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._open: OrderedDict[str, _Bench] = OrderedDict()
+    def __init__(self, service: InspectionService) -> None:
+        self._service = service
+        self._open: OrderedDict[str, _ToolSession] = OrderedDict()
         self._mutex = threading.Lock()
 
     def open(self, part_id: str, product: str | None) -> tuple[str, dict[str, Any], EvidenceRecord]:
         """Begin with the newest photo of a part: bench id, and what find_part says. Raises UnknownPartError, InputError."""
-        capture = find_part(self._desk.stores, part_id, product)
-        services = self._desk.services
-        bench = open_workbench(services, capture.part_id, capture.product, capture_id=capture.capture_id)
+        capture = find_part(self._service.stores, part_id, product)
+        workspace = self._service.workspace
+        bench = open_workbench(workspace, capture.part_id, capture.product, capture_id=capture.capture_id)
         bench_id = f"b-{uuid.uuid4().hex[:12]}"
         with self._mutex:
-            self._open[bench_id] = _Bench(bench, capture)
+            self._open[bench_id] = _ToolSession(bench, capture)
             while len(self._open) > MAX_BENCHES:
                 self._open.popitem(last=False)
         return (bench_id, *self.run(bench_id, "find_part", part_id=capture.part_id))
@@ -67,16 +67,16 @@ class Benches:
             if len(bench.evidence) >= _MAX_STEPS:
                 raise InputError(f"bench {bench_id} has {_MAX_STEPS} steps; open another one")
             runtime = SimpleNamespace(context=bench.bench, state={"evidence": bench.evidence})
-            text, artifact = self._desk.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
+            text, artifact = self._service.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
             record = EvidenceRecord.model_validate(artifact["evidence"] | {"id": f"e{len(bench.evidence) + 1}"})
             bench.evidence.append(record.model_dump())
         return json.loads(text), record
 
     def picture(self, bench_id: str, sha256: str, max_px: int) -> bytes:
         """A picture of the evidence as a PNG or JPEG that anyone can show."""
-        return self._desk.shown(sha256, self._get(bench_id).capture.product, max_px)
+        return self._service.shown(sha256, self._get(bench_id).capture.product, max_px)
 
-    def _get(self, bench_id: str) -> _Bench:
+    def _get(self, bench_id: str) -> _ToolSession:
         with self._mutex:
             bench = self._open.get(bench_id)
             if bench is None:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from refdiff.model.errors import InputError
-from refdiff.model.language.messages import all_harmless, harmless, safe_messages
+from refdiff.model.language.messages import safe_messages, strip_all_control_tokens, strip_control_tokens
 from refdiff.server.vllm_plugin.grammar import tight_json
 
 MAX_TEXT = 200_000  # characters of all texts of a request: several times what the model reads
@@ -119,7 +119,7 @@ def _check_arguments(arguments: Any) -> None:
     """vLLM reads those that are a text as JSON; what is none it refuses itself."""
     if isinstance(arguments, str):
         try:
-            all_harmless(json.loads(arguments))
+            strip_all_control_tokens(json.loads(arguments))
         except RecursionError as e:
             raise InputError("the arguments of a tool call are nested too deeply") from e
         except ValueError:
@@ -148,7 +148,7 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
         parameters = function.get("parameters") or {"type": "object"}
         check_schema(parameters)
         properties = parameters.get("properties") or {}
-        if any(harmless(str(name)) != name for name in properties):
+        if any(strip_control_tokens(str(name)) != name for name in properties):
             raise InputError(f"tool {function['name']}: its parameters' names hold tokens with a meaning")
         plain = {k: function[k] for k in ("name", "description", "strict") if function.get(k) is not None}
         made.append({"type": "function", "function": plain | {"parameters": parameters | {"properties": properties}}})

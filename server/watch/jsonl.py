@@ -14,7 +14,7 @@ from refdiff.memory.files import storage_error
 _TAIL_BYTES = 1 << 20
 
 
-class LineFile(Closing):
+class JsonLinesFile(Closing):
     """Append-only. A half line that a kill left at the end is cut off when the file is opened."""
 
     def __init__(self, path: Path) -> None:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
-from refdiff.memory.journals.watch import FileIdentity, LineJournal, LinePhoto
+from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
-from refdiff.server.watch.jsonl import LineFile
+from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
 from refdiff.tools.golden_samples.enroll import record_capture
 
@@ -35,7 +35,7 @@ _RETRIES_S = (0.5, 2.0, 8.0)  # waits before a photo is tried again when the dis
 
 
 @dataclass(frozen=True)
-class LineOptions:
+class WatchOptions:
     """How the photos of a line are inspected. workers: inspections at a time. requested_by: as reports name it."""
 
     pattern: NamePattern
@@ -46,7 +46,7 @@ class LineOptions:
 
 
 @dataclass
-class LineState:
+class WatchState:
     """What is going on, for a person: counts since the start, and photos that wait in the folder or are in work now.
 
     ended: when the last hundred photos did, in s of the monotonic clock.
@@ -77,35 +77,35 @@ class _Withdrawn:
     young: bool
 
 
-class Line:
+class FolderWatcher:
     def __init__(
         self,
         folder: WatchedFolder,
-        journal: LineJournal,
+        journal: WatchJournal,
         inspector: Inspector,
-        options: LineOptions,
+        options: WatchOptions,
         *,
-        lines: LineFile | None = None,
+        lines: JsonLinesFile | None = None,
         webhook: Webhook | None = None,
         note: Callable[[str], None] = log.warning,
-        show: Callable[[LineState], None] = lambda _: None,
+        show: Callable[[WatchState], None] = lambda _: None,
     ) -> None:
         """note: told what a person should know. show: told the state whenever it changes."""
         self._folder, self._journal, self._inspector, self._options = folder, journal, inspector, options
         self._lines, self._webhook, self._note, self._show = lines, webhook, note, show
         self._stop = threading.Event()
-        self._working: dict[Future[_Withdrawn | None], LinePhoto] = {}
+        self._working: dict[Future[_Withdrawn | None], WatchedPhoto] = {}
         self._later: dict[FileIdentity, float] = {}
         self._mine: set[FileIdentity] = set()  # claimed, and files not moved yet
-        self._again: list[LinePhoto] = []  # claimed by a process that was killed
+        self._again: list[WatchedPhoto] = []  # claimed by a process that was killed
         self._pool: ThreadPoolExecutor
-        self.state = LineState()
+        self.state = WatchState()
 
     def stop(self) -> None:
         """End after the photos that are being inspected."""
         self._stop.set()
 
-    def run(self, *, once: bool = False) -> LineState:
+    def run(self, *, once: bool = False) -> WatchState:
         """Inspect until stopped, or (once) until the folder holds no photo that is not refused.
 
         Raises UnavailableError when the disk or a service stays away: nothing is lost, the next run goes on.
@@ -196,7 +196,7 @@ class Line:
         if done:
             self._follow_up()
 
-    def _refuse(self, photo: LinePhoto, reason: str) -> None:
+    def _refuse(self, photo: WatchedPhoto, reason: str) -> None:
         self._end_refused(photo, reason)
         self._follow_up()
 
@@ -233,7 +233,7 @@ class Line:
 
     # -- workers
 
-    def _work(self, photo: LinePhoto, again: bool) -> _Withdrawn | None:
+    def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         """Inspect a photo and end it in the journal, or say that it is to be withdrawn. Raises UnavailableError."""
         for wait_s in (*_RETRIES_S, None):
             try:
@@ -246,7 +246,7 @@ class Line:
                 again = True
         raise AssertionError("the last try returns or raises")
 
-    def _inspect(self, photo: LinePhoto, again: bool) -> _Withdrawn | None:
+    def _inspect(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         began = time.perf_counter()
         try:
             report = self._resumed(photo) if again else None
@@ -255,12 +255,12 @@ class Line:
                     return _Withdrawn(young=False)
                 try:
                     capture = record_capture(
-                        self._inspector.services.stores,
+                        self._inspector.workspace.stores,
                         photo.part_id,
                         photo.product,
                         self._folder.path(photo.identity),
                         scale_mm_per_px=self._options.scale_mm_per_px,
-                        settings=self._inspector.services.model_settings,
+                        settings=self._inspector.workspace.model_settings,
                     )
                 except ImageError:
                     if not self._folder.is_there(photo.identity) or self._folder.may_still_grow(photo.identity):
@@ -291,20 +291,20 @@ class Line:
         self._end(photo, "filed", _told(photo, report, time.perf_counter() - began))
         return None
 
-    def _resumed(self, photo: LinePhoto) -> DefectReport | None:
+    def _resumed(self, photo: WatchedPhoto) -> DefectReport | None:
         """The report of an inspection that was cut off, finished now; None if it had not begun."""
         with contextlib.suppress(UnknownRecordError):
             return self._inspector.resume(photo.inspection_id)
         return None
 
-    def _end_refused(self, photo: LinePhoto, reason: str) -> None:
+    def _end_refused(self, photo: WatchedPhoto, reason: str) -> None:
         self._end(photo, "refused", _common(photo, "quarantined") | {"reason": reason})
 
-    def _end(self, photo: LinePhoto, outcome: Literal["filed", "refused"], event: dict[str, Any]) -> None:
+    def _end(self, photo: WatchedPhoto, outcome: Literal["filed", "refused"], event: dict[str, Any]) -> None:
         self._journal.end(photo.seq, outcome, event, send=self._webhook is not None)
 
 
-def _common(photo: LinePhoto, event: str) -> dict[str, Any]:
+def _common(photo: WatchedPhoto, event: str) -> dict[str, Any]:
     return {
         "event": event,
         "seq": photo.seq,
@@ -317,7 +317,7 @@ def _common(photo: LinePhoto, event: str) -> dict[str, Any]:
     }
 
 
-def _told(photo: LinePhoto, report: DefectReport, seconds: float) -> dict[str, Any]:
+def _told(photo: WatchedPhoto, report: DefectReport, seconds: float) -> dict[str, Any]:
     """What lines and webhooks say of a filed report: enough to sort a part out, and where the rest is."""
     found = [
         {"id": f.id, "type": f.type, "severity": str(f.severity), "within_limits": f.within_limits,

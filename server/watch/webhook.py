@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from refdiff.memory.journals.watch import LineJournal, Message
+from refdiff.memory.journals.watch import Message, WatchJournal
 from refdiff.model.errors import InputError, StorageError
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def check_url(url: str) -> str:
 class Webhook:
     """Sends from a thread of its own, so that a slow receiver never holds the line up. Use as a context manager."""
 
-    def __init__(self, journal: LineJournal, url: str, secret: str, note: Callable[[str], None]) -> None:
+    def __init__(self, journal: WatchJournal, url: str, secret: str, note: Callable[[str], None]) -> None:
         """note: told what a person should know (the receiver is down, refused a message)."""
         self._journal, self._url, self._key, self._note = journal, check_url(url), signing_key(secret), note
         self._shown = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}"

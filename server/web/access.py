@@ -13,7 +13,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import ROLES, KeyStore, Role
 from refdiff.server.sockets import is_loopback
 from refdiff.server.web.errors import Refused
@@ -100,8 +100,8 @@ def _forwarded(headers: Headers) -> bool:
 # ---- dependencies of the routes ----
 
 
-def _desk(request: Request) -> Desk:
-    return cast(Desk, request.app.state.desk)
+def _service(request: Request) -> InspectionService:
+    return cast(InspectionService, request.app.state.service)
 
 
 def given_key(headers: Headers) -> str | None:
@@ -127,7 +127,7 @@ def _needs(role: Role) -> Callable[..., Caller]:
     return check
 
 
-TheDesk = Annotated[Desk, Depends(_desk)]
+TheService = Annotated[InspectionService, Depends(_service)]
 Viewer = Annotated[Caller, Depends(_needs("viewer"))]
 InspectorRole = Annotated[Caller, Depends(_needs("inspector"))]
 Admin = Annotated[Caller, Depends(_needs("admin"))]

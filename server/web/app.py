@@ -6,11 +6,11 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
-from refdiff.server.web.middleware import Front
+from refdiff.server.web.middleware import RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
@@ -38,7 +38,7 @@ ROUTERS = (
 )
 
 
-def create_app(desk: Desk, access: Access) -> FastAPI:
+def create_app(service: InspectionService, access: Access) -> FastAPI:
     """desk: stays the caller's to close. access: who may come in."""
     app = FastAPI(
         title="RefDiff Inspector",
@@ -48,16 +48,16 @@ def create_app(desk: Desk, access: Access) -> FastAPI:
         redoc_url=None,
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
-    app.state.desk, app.state.access, app.state.metrics = desk, access, Metrics(desk)
+    app.state.service, app.state.access, app.state.metrics = service, access, Metrics(service)
     for router in ROUTERS:
         app.include_router(router)
     add_page(app)
     errors.register(app)
     app.add_middleware(
-        Front,
+        RequestAdmission,
         access=access,
         metrics=app.state.metrics,
-        rate_per_minute=desk.settings.rate_per_minute,
-        max_bytes=desk.settings.http_max_bytes,
+        rate_per_minute=service.settings.rate_per_minute,
+        max_bytes=service.settings.http_max_bytes,
     )
     return app

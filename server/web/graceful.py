@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 
 
-class OrderlyServer(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """ready: called once requests are taken. ending: called before it waits for open ones; must be quick.
 
     interrupted: it was ended by Ctrl-C.

@@ -8,14 +8,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Metrics:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, service: InspectionService) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "refdiff_http_requests", "Requests answered", ["method", "route", "status"], registry=self._registry
@@ -23,7 +23,7 @@ class Metrics:
         self._seconds = Histogram(
             "refdiff_http_request_seconds", "Time until a request was answered", ["route"], registry=self._registry
         )
-        self._registry.register(_OfDesk(desk))
+        self._registry.register(_ServiceCollector(service))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
@@ -33,14 +33,14 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _OfDesk(Collector):
+class _ServiceCollector(Collector):
     """Asked at every scrape."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, service: InspectionService) -> None:
+        self._service = service
 
     def collect(self) -> Iterable[Metric]:
-        status = self._desk.status()
+        status = self._service.status()
         yield GaugeMetricFamily("refdiff_inspections_open", "Inspections that wait or run", value=status.waiting)
         yield GaugeMetricFamily("refdiff_inspections_limit", "Inspections that may wait", value=status.queue_limit)
         yield GaugeMetricFamily(
@@ -48,6 +48,6 @@ class _OfDesk(Collector):
         )
         yield GaugeMetricFamily("refdiff_up_seconds", "Time since the start", value=status.uptime_s)
         ended = CounterMetricFamily("refdiff_inspections", "Inspections that ended since the start", labels=["state"])
-        for state, n in self._desk.finished.items():
+        for state, n in self._service.finished.items():
             ended.add_metric([state], n)
         yield ended

@@ -42,7 +42,7 @@ HEADERS = {
 }
 
 
-class Front:
+class RequestAdmission:
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, rate_per_minute: int, max_bytes: int) -> None:
         """max_bytes: of a body with pictures. rate_per_minute: of one key, or of one address without a key; 0: no limit."""
         self._app, self._access, self._metrics = app, access, metrics

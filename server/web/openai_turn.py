@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.language.intent import INSPECTION_ID, product_for, report_text, understand
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
 from refdiff.server.base64_images import from_data_url
 from refdiff.server.web.access import Caller
@@ -95,8 +95,8 @@ class Sent:
 class Turn:
     """What the last user message of a conversation asks for, in the light of those before it."""
 
-    def __init__(self, desk: Desk, caller: Caller, body: ChatBody, sent: Sent) -> None:
-        self._desk, self._caller, self._sent = desk, caller, sent
+    def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, sent: Sent) -> None:
+        self._service, self._caller, self._sent = service, caller, sent
         self._given = body.metadata or {}
         digest = hashlib.sha256(f"{caller.key_id} {caller.name} ".encode() + sent.raw)
         self._origin = f"chat:{digest.hexdigest()}"
@@ -117,12 +117,12 @@ class Turn:
 
         What a person can mend by saying more (unknown part, product missing) is an answer in words.
         """
-        if (known := self._desk.begun_by(self._origin)) is not None:
+        if (known := self._service.begun_by(self._origin)) is not None:
             # sent again after a lost connection, which a kill of this server may have cut, it is not begun again
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
             if self._sent.again and (known.open or fresh):
                 return known.inspection_id
-            self._desk.forget_origin(self._origin)
+            self._service.forget_origin(self._origin)
         try:
             return self._begin()
         except ImageError:
@@ -133,7 +133,7 @@ class Turn:
     def _begin(self) -> str | Answer:
         intent = understand(self._text, photo=self._image is not None, about=self._about)
         if intent.about is not None:
-            return Answer(self._desk.ask(intent.about, self._text), self._about)
+            return Answer(self._service.ask(intent.about, self._text), self._about)
         if not self._text.strip() and self._image is None:
             raise InputError("the message is empty")
         part = self._given.get("part_id") or intent.part_id
@@ -141,11 +141,11 @@ class Turn:
             parts = (understand(t, about=self._about).part_id for t in self._texts[1:])
             part = next((p for p in parts if p), None)
         if part is None:
-            return Answer(self._desk.chat(self._text) if self._image is None else _NAME_THE_PART)
-        limit = self._desk.services.model_settings.max_bytes
+            return Answer(self._service.chat(self._text) if self._image is None else _NAME_THE_PART)
+        limit = self._service.workspace.model_settings.max_bytes
         photo = from_data_url(self._image, limit) if self._image else None
         request = next((t for t in self._texts if understand(t).part_id), self._text)
-        job = self._desk.submit(
+        job = self._service.submit(
             request, by=self._caller.name, part_id=part, product=self._product(part, photo is not None), photo=photo,
             scale_mm_per_px=self._scale() if photo else None, origin=self._origin,
         )  # fmt: skip
@@ -163,14 +163,14 @@ class Turn:
                     return None, 0
                 seen.add(inspection_id)
                 try:
-                    return self._desk.report(inspection_id), min(i + 1, last)
+                    return self._service.report(inspection_id), min(i + 1, last)
                 except UnknownRecordError:
                     continue
         return None, 0
 
     def _product(self, part: str, photo: bool) -> str | None:
         """As metadata names it, else as the conversation does."""
-        return self._given.get("product") or product_for(self._desk, part, self._texts, photo=photo)
+        return self._given.get("product") or product_for(self._service, part, self._texts, photo=photo)
 
     def _scale(self) -> float | None:
         text = self._given.get("scale_mm_per_px")
@@ -186,9 +186,9 @@ class Turn:
 _NAME_THE_PART = 'Which part is it? Name it, for example: "this is part #4412".'
 
 
-def finished(desk: Desk, inspection_id: str, base_url: str) -> Answer:
+def finished(service: InspectionService, inspection_id: str, base_url: str) -> Answer:
     """What became of an inspection, in words."""
-    found = desk.inspection(inspection_id)
+    found = service.inspection(inspection_id)
     if found.report is not None:
         link = f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
         return Answer(report_text(found.report, link), found.report)

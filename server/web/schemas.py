@@ -12,8 +12,8 @@ from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.agent.service import Inspection
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.journals.jobs import Job, JobState
-from refdiff.memory.records.adoptions import Learned
-from refdiff.memory.records.dispositions import Disposition, Judged
+from refdiff.memory.records.adoptions import Adoption
+from refdiff.memory.records.dispositions import Disposition, Judgement
 from refdiff.memory.records.inspections import InspectionSummary
 from refdiff.tools.golden_samples.enroll import EnrollResult
 
@@ -50,7 +50,7 @@ class InspectionView(BaseModel):
     error: dict[str, Any] | None
     report: DefectReport | None
     disposition: Disposition | None
-    learned: Learned | None = None
+    learned: Adoption | None = None
     links: dict[str, str]
 
 
@@ -82,7 +82,9 @@ class QueueView(BaseModel):
 class DispositionBody(_Strict):
     decision: Literal["accept", "override"] = Field(description="accept: the verdict holds; override: it does not")
     reason: str = Field(min_length=1, max_length=2000)
-    judged: Judged | None = Field(default=None, description="What the part is; for a REVIEW, else the decision says it")
+    judged: Judgement | None = Field(
+        default=None, description="What the part is; for a REVIEW, else the decision says it"
+    )
     as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
 
 
@@ -94,9 +96,9 @@ class DecidedView(BaseModel):
     by: str
     reason: str
     created_at: str
-    judged: Judged | None
+    judged: Judgement | None
     as_reference: bool
-    learned: Learned | None
+    learned: Adoption | None
 
 
 class QuestionBody(_Strict):
@@ -135,7 +137,7 @@ class EnrolledView(BaseModel):
     n_in_bank: int
 
 
-def inspection_view(found: Inspection, learned: Learned | None = None) -> InspectionView:
+def inspection_view(found: Inspection, learned: Adoption | None = None) -> InspectionView:
     base = f"/v1/inspections/{found.inspection_id}"
     links = {"self": base, "events": f"{base}/events"}
     report = found.report

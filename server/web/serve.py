@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.settings import ChatSettings
@@ -16,7 +16,7 @@ from refdiff.server.settings import ServerSettings, load
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
-from refdiff.server.web.graceful import OrderlyServer
+from refdiff.server.web.graceful import GracefulServer
 from refdiff.server.web.json_logs import log_json
 
 _STOP_S = 10  # how long open requests may take after a stop is asked for
@@ -26,7 +26,7 @@ _CONNECTIONS = 512
 def serve(
     listener: socket.socket,
     host: str,
-    open_desk: Callable[[], Desk],
+    open_service: Callable[[], InspectionService],
     settings: ServerSettings,
     ready: Callable[[str], None],
 ) -> None:
@@ -35,18 +35,18 @@ def serve(
     host: that listener is bound to. ready: called with the address once requests are taken. Raises UnavailableError where
     another server has the home, InputError where the host lets others in without a key.
     """
-    with open_desk() as desk, KeyStore(desk.stores.settings.home) as keys, contextlib.ExitStack() as running:
+    with open_service() as service, KeyStore(service.stores.settings.home) as keys, contextlib.ExitStack() as running:
         check_open_to(host, keys)
         chat = load(ChatSettings)
         access = access_to(keys, host, settings, chat)
         log_json(settings.log_level)
-        app = create_app(desk, access)
-        running.enter_context(bots(app, desk, chat))
+        app = create_app(service, access)
+        running.enter_context(bots(app, service, chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
         )  # fmt: skip
-        server = OrderlyServer(config, lambda: ready(address(host, listener)), desk.wind_down)
+        server = GracefulServer(config, lambda: ready(address(host, listener)), service.drain)
         server.run([listener])
     if server.interrupted:
         raise KeyboardInterrupt

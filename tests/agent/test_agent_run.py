@@ -27,7 +27,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 ASK = "inspect part #4412 against the nearest good sample"
 Body = dict[str, Any]
@@ -42,23 +42,23 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(24):
         Image.fromarray(render("circuit", 5, i, size=(160, 160), noise_seed=i).image).save(photos / f"{i:02}.png")
     bad = [DefectSpec("missing_component", contrast=1.0, seed=1)]
-    with _services(root / "home") as services:
-        assert enroll(services, "board", [photos]).n_in_bank == 24
+    with _services(root / "home") as workspace:
+        assert enroll(workspace, "board", [photos]).n_in_bank == 24
         for part, defects in (("4412", bad), ("4413", [])):
             path = root / f"{part}.png"
             Image.fromarray(render("circuit", 5, 50, size=(160, 160), defects=defects, noise_seed=9).image).save(path)
-            sha256 = services.stores.images.put(path.read_bytes())
-            services.stores.captures.add(
+            sha256 = workspace.stores.images.put(path.read_bytes())
+            workspace.stores.captures.add(
                 part_id=part, product="board", sha256=sha256, scale_mm_per_px=0.1, filename="p"
             )
-        with Inspector(services, AgentSettings()) as inspector:
+        with Inspector(workspace, AgentSettings()) as inspector:
             inspector.run(InspectionRequest("warm up", "4413"))
     return root / "home"
 
 
-def _services(home: Path) -> Services:
+def _services(home: Path) -> Workspace:
     settings = ToolsSettings(references=1)
-    return Services.open(
+    return Workspace.open(
         MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home.parent / "cache"), settings
     )
 
@@ -166,9 +166,9 @@ def good(body: Body, *, reading: bool = True, **claim: object) -> Body:
 
 def _run(home: Path, url: str | None, text: str = ASK) -> DefectReport:
     settings = AgentSettings(llm_base_url=url, llm_model="m", llm_api_key="secret", llm_timeout_s=4, llm_retries=0)  # type: ignore[arg-type]
-    with _services(home) as services, Inspector(services, settings) as inspector:
+    with _services(home) as workspace, Inspector(workspace, settings) as inspector:
         report = inspector.run(InspectionRequest(text, "4412"))
-        assert [r.inspection_id for r in services.stores.inspections.list(part_id="4412")] == [report.inspection_id]
+        assert [r.inspection_id for r in workspace.stores.inspections.list(part_id="4412")] == [report.inspection_id]
     return report
 
 
@@ -332,11 +332,11 @@ def test_killed_in_any_node_it_is_resumed_and_filed_once(node: str, before: bool
     script = KILL.format(tests=str(Path(__file__).parent), before=before, node=node, home=str(home), ask=ASK)
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert child.returncode == -9, child.stderr[-2000:]
-    with _services(home) as services, Inspector(services, AgentSettings()) as inspector:
+    with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == ["insp-killed"]
         resumed = inspector.resume("insp-killed")
         assert inspector.pending() == []
-        assert len(services.stores.inspections.list(part_id="4412")) == 1
+        assert len(workspace.stores.inspections.list(part_id="4412")) == 1
         whole = inspector.run(InspectionRequest(ASK, "4412", requested_by="t"))
     differing = {"inspection_id", "created_at", "timings_ms", "artefacts", "image_score"}
     # another process adds its floating-point numbers up in another order
@@ -348,19 +348,19 @@ def test_killed_in_any_node_it_is_resumed_and_filed_once(node: str, before: bool
 def test_review_waits_for_a_person_and_the_first_disposition_wins(home: Path, serve: Any) -> None:
     report = _run(home, serve(lambda body: good(body, reading=False)).url)
     filed = Path(report.artefacts.html).read_bytes()
-    with _services(home) as services, Inspector(services, AgentSettings()) as inspector:
+    with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == []
         disposition = inspector.dispose(report.inspection_id, "override", "ann", "dust")
         assert disposition.by == "ann"
         with pytest.raises(DuplicateError, match="ann"):
             inspector.dispose(report.inspection_id, "accept", "bob", "no")
-        assert services.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
+        assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
     assert Path(report.artefacts.html).read_bytes() == filed
 
 
 def test_one_inspection_runs_in_one_process_at_a_time(home: Path) -> None:
     request = InspectionRequest(ASK, "4412")
-    with _services(home) as services, Inspector(services, AgentSettings()) as inspector:
+    with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         with inspector._claim(request.inspection_id), pytest.raises(UnavailableError, match="another process"):
-            Inspector(services, AgentSettings()).run(request)
+            Inspector(workspace, AgentSettings()).run(request)
         assert inspector.run(request).verdict == "FAIL"

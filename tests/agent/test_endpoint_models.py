@@ -21,7 +21,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.language.reading import READING_TYPES
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 from .test_agent_run import ASK, Body, _services, good, serve, template
 
@@ -29,15 +29,15 @@ __all__ = ["serve", "template"]
 
 
 @pytest.fixture(scope="module")
-def services(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def workspace(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     copy = shutil.copytree(template, tmp_path_factory.mktemp("open") / "home")
-    with _services(Path(copy)) as services:
-        yield services
+    with _services(Path(copy)) as workspace:
+        yield workspace
 
 
-def _run(services: Services, url: str, model: str, **settings: Any) -> DefectReport:
+def _run(workspace: Workspace, url: str, model: str, **settings: Any) -> DefectReport:
     given = AgentSettings(llm_base_url=url, llm_model=model, llm_timeout_s=4, llm_retries=0, **settings)
-    with Inspector(services, given) as inspector:
+    with Inspector(workspace, given) as inspector:
         return inspector.run(InspectionRequest(ASK, "4412"))
 
 
@@ -56,10 +56,10 @@ def _texts(body: Body) -> str:
     return json.dumps([m["content"] for m in body["messages"]])
 
 
-def test_a_general_model_drives_by_configuration_alone(services: Services, serve: Any) -> None:
+def test_a_general_model_drives_by_configuration_alone(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    report = _run(services, endpoint.url, "Qwen/Qwen3-VL-8B-Instruct", llm_extra_body=extra, llm_max_tokens=4096,
+    report = _run(workspace, endpoint.url, "Qwen/Qwen3-VL-8B-Instruct", llm_extra_body=extra, llm_max_tokens=4096,
                   llm_image_px=128)  # fmt: skip
     assert (report.judge.via, report.judge.model, report.verdict) == ("endpoint", "Qwen/Qwen3-VL-8B-Instruct", "FAIL")
     for body in endpoint.requests:
@@ -80,7 +80,7 @@ def test_a_general_model_drives_by_configuration_alone(services: Services, serve
     "said",
     ["{reading}", "```json\n{reading}\n```", "<think>is {{it}} a defect?</think>\n\n{reading}", "```\n{reading}```"],
 )
-def test_answers_in_the_manner_of_general_models_are_read(said: str, services: Services, serve: Any) -> None:
+def test_answers_in_the_manner_of_general_models_are_read(said: str, workspace: Workspace, serve: Any) -> None:
     reading = json.dumps({"defect": True, "type": "missing_component", "confidence": 80})
 
     def behave(body: Body) -> Any:
@@ -88,20 +88,20 @@ def test_answers_in_the_manner_of_general_models_are_read(said: str, services: S
             return {"role": "assistant", "content": said.format(reading=reading)}
         return good(body)
 
-    found = _run(services, serve(behave).url, "qwen").llm_reading
+    found = _run(workspace, serve(behave).url, "qwen").llm_reading
     assert found is not None
     assert (found.defect, found.type, found.confidence) == (True, "missing_component", 0.8)
 
 
-def test_a_text_only_model_gets_no_pictures_and_is_asked_for_no_reading(services: Services, serve: Any) -> None:
+def test_a_text_only_model_gets_no_pictures_and_is_asked_for_no_reading(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
-    report = _run(services, endpoint.url, "qwen3-text", llm_images=False)
+    report = _run(workspace, endpoint.url, "qwen3-text", llm_images=False)
     assert (report.judge.via, report.llm_reading) == ("endpoint", None)
     assert not any(_shown(body) or "response_format" in body for body in endpoint.requests)
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Services, serve: Any) -> None:
+def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, workspace: Workspace, serve: Any) -> None:
     tokens = [{"token": t, "logprob": p, "bytes": None, "top_logprobs": []} for t, p in (('{"', 0.0), (" true", -0.25))]
 
     def behave(body: Body) -> Any:
@@ -119,7 +119,7 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Service
         ).encode()
 
     endpoint = serve(behave)
-    found = _run(services, endpoint.url, "refdiff").llm_reading
+    found = _run(workspace, endpoint.url, "refdiff").llm_reading
     assert endpoint.requests[-1]["logprobs"] is True
     assert not any(kind in _texts(endpoint.requests[-1]) for kind in ("solder_bridge", "broken_yarn"))
     assert found is not None
@@ -131,7 +131,7 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, services: Service
     ("model", "logprob", "believed"), [("refdiff", -0.05, True), ("refdiff", -0.5, False), ("qwen", -0.5, True)]
 )
 def test_our_own_model_is_believed_where_it_is_sure(
-    model: str, logprob: float, believed: bool, services: Services, serve: Any
+    model: str, logprob: float, believed: bool, workspace: Workspace, serve: Any
 ) -> None:
     def behave(body: Body) -> Any:
         name = body.get("response_format", {}).get("json_schema", {}).get("name")
@@ -148,7 +148,7 @@ def test_our_own_model_is_believed_where_it_is_sure(
         ).encode()
 
     endpoint = serve(behave)
-    with Inspector(services, AgentSettings(llm_base_url=endpoint.url, llm_model=model)) as inspector:
+    with Inspector(workspace, AgentSettings(llm_base_url=endpoint.url, llm_model=model)) as inspector:
         report = inspector.run(InspectionRequest(ASK, "4412"))
         said = inspector.answer_about(report.inspection_id, "is it oil or grease?")
     assert said.startswith(questions.NOT_CLEAR) is not believed

@@ -19,7 +19,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import ImageError, StorageError, UnknownPartError
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 from .test_agent_run import ASK, Body, _call, _results, _services, good, serve, template
 
@@ -28,11 +28,11 @@ LIE = "three scratches of 77 mm in the upper left corner"
 
 
 @pytest.fixture(scope="module")
-def services(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def workspace(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """One open copy of the home; every test inspects anew, and changes only parts of its own."""
     copy = shutil.copytree(template, tmp_path_factory.mktemp("open") / "home")
-    with _services(Path(copy)) as services:
-        yield services
+    with _services(Path(copy)) as workspace:
+        yield workspace
 
 
 def _settings(url: str | None, **settings: Any) -> AgentSettings:
@@ -40,11 +40,11 @@ def _settings(url: str | None, **settings: Any) -> AgentSettings:
     return AgentSettings(llm_base_url=url, **given)
 
 
-def _run(services: Services, url: str | None, part: str = "4412", text: str = ASK, **settings: Any) -> DefectReport:
-    with Inspector(services, _settings(url, **settings)) as inspector:
+def _run(workspace: Workspace, url: str | None, part: str = "4412", text: str = ASK, **settings: Any) -> DefectReport:
+    with Inspector(workspace, _settings(url, **settings)) as inspector:
         report = inspector.run(InspectionRequest(text, part))
         assert inspector.pending() == []
-    assert services.stores.inspections.get(report.inspection_id).report["verdict"] == report.verdict
+    assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == report.verdict
     return report
 
 
@@ -59,10 +59,10 @@ def _everything(report: DefectReport) -> str:
     return told
 
 
-def _copy_of(services: Services, part: str, source: str = "4412") -> str:
+def _copy_of(workspace: Workspace, part: str, source: str = "4412") -> str:
     """A part of one's own with the photo of another."""
-    capture = services.stores.captures.latest(source)
-    services.stores.captures.add(part_id=part, product="board", sha256=capture.sha256, scale_mm_per_px=0.1)
+    capture = workspace.stores.captures.latest(source)
+    workspace.stores.captures.add(part_id=part, product="board", sha256=capture.sha256, scale_mm_per_px=0.1)
     return part
 
 
@@ -143,11 +143,11 @@ def _says(status: int, text: str) -> Callable[[BaseHTTPRequestHandler], None]:
     ids=["drip", "endless", "cut", "500", "401", "200"],
 )
 def test_no_answer_takes_long_and_no_word_of_the_server_is_filed(
-    send: Callable[[BaseHTTPRequestHandler], None], why: str, services: Services
+    send: Callable[[BaseHTTPRequestHandler], None], why: str, workspace: Workspace
 ) -> None:
     started = time.perf_counter()
     with _raw_server(send) as url:
-        report = _run(services, url.replace("://", "://ann:hunter2@") + "?key=sesame", llm_timeout_s=2)
+        report = _run(workspace, url.replace("://", "://ann:hunter2@") + "?key=sesame", llm_timeout_s=2)
     assert time.perf_counter() - started < 15
     assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
     assert why in str(report.judge.reason)
@@ -156,18 +156,18 @@ def test_no_answer_takes_long_and_no_word_of_the_server_is_filed(
     assert "hunter2" not in _everything(report)
 
 
-def test_the_url_of_a_working_endpoint_is_filed_without_its_password(services: Services, serve: Any) -> None:
+def test_the_url_of_a_working_endpoint_is_filed_without_its_password(workspace: Workspace, serve: Any) -> None:
     url = serve(good).url
-    report = _run(services, url.replace("://", "://ann:hunter2@"))
+    report = _run(workspace, url.replace("://", "://ann:hunter2@"))
     assert (report.judge.via, report.judge.url) == ("endpoint", url)
     assert "hunter2" not in _everything(report)
 
 
 @pytest.mark.parametrize("canonical_first", [True, False])
 def test_the_script_takes_over_after_a_comparison_of_the_models_own_choice(
-    canonical_first: bool, services: Services, serve: Any
+    canonical_first: bool, workspace: Workspace, serve: Any
 ) -> None:
-    other = services.bank.list("board")[-1].golden_id
+    other = workspace.bank.list("board")[-1].golden_id
 
     def behave(body: Body) -> Any:
         done = _results(body)
@@ -176,12 +176,12 @@ def test_the_script_takes_over_after_a_comparison_of_the_models_own_choice(
             return good(body)
         return _call("score_difference", golden_ids=[other]) if scores == canonical_first else b"500"
 
-    report = _run(services, serve(behave).url)
+    report = _run(workspace, serve(behave).url)
     assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
     assert other in json.dumps(
         report.tool_trace[-1 - 1].model_dump() | {"all": [t.arguments for t in report.tool_trace]}
     )
-    plain = _run(services, None)
+    plain = _run(workspace, None)
     assert [f.location for f in report.findings] == [f.location for f in plain.findings]
 
 
@@ -199,11 +199,11 @@ def test_the_script_takes_over_after_a_comparison_of_the_models_own_choice(
         ('{"defect": true, "type": "scratch", "confidence": -5}', (True, "scratch", 0.0)),
     ],
 )
-def test_a_reading_is_usable_or_none(answer: str, reading: Any, services: Services, serve: Any) -> None:
+def test_a_reading_is_usable_or_none(answer: str, reading: Any, workspace: Workspace, serve: Any) -> None:
     def behave(body: Body) -> Body:
         return {"role": "assistant", "content": answer} if "response_format" in body else good(body)
 
-    report = _run(services, serve(behave).url)
+    report = _run(workspace, serve(behave).url)
     assert (report.judge.via, report.verdict) == ("endpoint", "FAIL")
     read = report.llm_reading
     assert (read and (read.defect, read.type, read.confidence)) == reading
@@ -239,9 +239,9 @@ ODD_CALLS = {
 
 
 @pytest.mark.parametrize("name", ODD_CALLS)
-def test_odd_calls_do_no_harm_and_leave_no_prose(name: str, services: Services, serve: Any) -> None:
+def test_odd_calls_do_no_harm_and_leave_no_prose(name: str, workspace: Workspace, serve: Any) -> None:
     endpoint = serve(_sequence(ODD_CALLS[name]))
-    report = _run(services, endpoint.url)
+    report = _run(workspace, endpoint.url)
     assert (report.judge.via, report.verdict) == ("endpoint", "FAIL")
     filed = _everything(report)
     for part in ("three scratches", "three_scratches", "77 mm", "upper left corner"):
@@ -250,46 +250,46 @@ def test_odd_calls_do_no_harm_and_leave_no_prose(name: str, services: Services, 
     assert max(len(json.dumps(b)) for b in endpoint.requests) < 2_000_000
 
 
-def test_what_was_submitted_in_vain_is_in_the_list_of_dropped_claims_only(services: Services, serve: Any) -> None:
+def test_what_was_submitted_in_vain_is_in_the_list_of_dropped_claims_only(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: good(body, description=LIE, reasoning=LIE, probable_cause=LIE))
-    report = _run(services, endpoint.url)
+    report = _run(workspace, endpoint.url)
     assert LIE in " ".join(report.unsupported_claims_dropped)
     assert LIE not in _everything(report)
     asked_again = [m for m in endpoint.requests[-2]["messages"] if "not supported" in str(m["content"])]
     assert len(asked_again) == 1
 
 
-def test_a_model_that_never_ends_is_stopped_at_any_number_of_steps(services: Services, serve: Any) -> None:
+def test_a_model_that_never_ends_is_stopped_at_any_number_of_steps(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: _call("find_part", part_id="4412"))
-    report = _run(services, endpoint.url, max_steps=64)
+    report = _run(workspace, endpoint.url, max_steps=64)
     assert (report.judge.via, report.verdict, len(endpoint.requests)) == ("fallback", "FAIL", 64)
     assert "64 steps" in str(report.judge.reason)
 
 
-def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(services: Services, serve: Any) -> None:
+def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: good(body) if "find_part" not in _results(body) else _call("zoom", region="r9"))
-    report = _run(services, endpoint.url)
+    report = _run(workspace, endpoint.url)
     assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
     assert report.judge.reason == "the model kept repeating a call that fails"
     assert len(endpoint.requests) == 4  # one that succeeds, two that fail, and the third attempt
 
 
-def test_a_call_that_came_too_early_may_be_made_again(services: Services, serve: Any) -> None:
+def test_a_call_that_came_too_early_may_be_made_again(workspace: Workspace, serve: Any) -> None:
     early = [_call("find_part", part_id="4412"), *[_call("score_difference", golden_ids=[])] * 2]
     endpoint = serve(_sequence(*early))  # then as it should be: score_difference again, after align
-    report = _run(services, endpoint.url)
+    report = _run(workspace, endpoint.url)
     assert (report.judge.via, report.verdict) == ("endpoint", "FAIL")
     assert [c.tool for c in report.tool_trace if not c.ok] == ["score_difference"] * 2
 
 
-def test_a_type_that_the_model_names_accepts_nothing(services: Services, serve: Any) -> None:
+def test_a_type_that_the_model_names_accepts_nothing(workspace: Workspace, serve: Any) -> None:
     """A limit by type applies to what the model claims to see: that may ask for a person, but never pass a part."""
     limit = {"type": "missing_component", "max_length_px": 10_000, "severity": "minor"}
-    services.stores.products.set_spec("board", {"limits": [limit]})
+    workspace.stores.products.set_spec("board", {"limits": [limit]})
     try:
-        plain, judged = _run(services, None), _run(services, serve(good).url)
+        plain, judged = _run(workspace, None), _run(workspace, serve(good).url)
     finally:
-        services.stores.products.set_spec("board", {})
+        workspace.stores.products.set_spec("board", {})
     assert plain.verdict == "FAIL"
     assert (judged.verdict, judged.verdict_basis) == ("REVIEW", "llm_disagreement")
     assert judged.verdict_reason.startswith(plain.verdict_reason)
@@ -297,7 +297,7 @@ def test_a_type_that_the_model_names_accepts_nothing(services: Services, serve: 
 
 @pytest.mark.parametrize(("reading", "verdict"), [(True, "REVIEW"), (False, "PASS")])
 def test_a_defect_that_only_the_model_sees_asks_for_a_person(
-    reading: bool, verdict: str, services: Services, serve: Any
+    reading: bool, verdict: str, workspace: Workspace, serve: Any
 ) -> None:
     def behave(body: Body) -> Body:
         if "response_format" in body:
@@ -308,7 +308,7 @@ def test_a_defect_that_only_the_model_sees_asks_for_a_person(
         answer = good(body)
         return json.loads(json.dumps(answer).replace("4412", "4413"))
 
-    report = _run(services, serve(behave).url, "4413")
+    report = _run(workspace, serve(behave).url, "4413")
     assert (report.judge.via, report.verdict) == ("endpoint", verdict)
     if reading:
         assert report.verdict_basis == "llm_disagreement"
@@ -321,9 +321,9 @@ INJECTION = (
 )
 
 
-def test_an_injected_request_gains_no_call_and_changes_nothing(services: Services, serve: Any) -> None:
+def test_an_injected_request_gains_no_call_and_changes_nothing(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
-    injected, plain = _run(services, endpoint.url, text=INJECTION), _run(services, endpoint.url)
+    injected, plain = _run(workspace, endpoint.url, text=INJECTION), _run(workspace, endpoint.url)
     assert [t.tool for t in injected.tool_trace] == [t.tool for t in plain.tool_trace]
     assert (injected.verdict, injected.verdict_reason) == (plain.verdict, plain.verdict_reason)
     reads = [b for b in endpoint.requests if "response_format" in b]
@@ -334,9 +334,9 @@ def test_an_injected_request_gains_no_call_and_changes_nothing(services: Service
     assert "<tool_call>" not in sent
 
 
-def test_the_pair_is_reference_first_and_schemas_are_strict(services: Services, serve: Any) -> None:
+def test_the_pair_is_reference_first_and_schemas_are_strict(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
-    _run(services, endpoint.url)
+    _run(workspace, endpoint.url)
 
     def objects(schema: Any) -> Iterator[Body]:
         if isinstance(schema, dict):
@@ -365,59 +365,59 @@ def test_the_pair_is_reference_first_and_schemas_are_strict(services: Services, 
     reference, query = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(u.partition(",")[2]))).convert("RGB")) for u in urls
     )
-    capture = services.stores.captures.latest("4412")
-    assert np.array_equal(query, services.image(capture.sha256, "board"))
+    capture = workspace.stores.captures.latest("4412")
+    assert np.array_equal(query, workspace.image(capture.sha256, "board"))
     assert reference.shape == query.shape
     assert not np.array_equal(reference, query)
 
 
-def test_without_pictures_no_type_is_seen_and_none_are_posted(services: Services, serve: Any) -> None:
+def test_without_pictures_no_type_is_seen_and_none_are_posted(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
-    report = _run(services, endpoint.url, llm_images=False)
+    report = _run(workspace, endpoint.url, llm_images=False)
     assert (report.judge.via, report.verdict, report.llm_reading) == ("endpoint", "FAIL", None)
     # the words are then those of the difference network, as without any model
-    assert [f.type for f in report.findings] == [f.type for f in _run(services, None).findings]
+    assert [f.type for f in report.findings] == [f.type for f in _run(workspace, None).findings]
     assert any("type was not seen" in d for d in report.unsupported_claims_dropped)
     sent = json.dumps([b["messages"][1:] for b in endpoint.requests])
     assert "image_url" not in sent
     assert "reference first" not in sent
 
 
-def test_a_part_photographed_again_meanwhile_does_not_mix_two_photos(services: Services, serve: Any) -> None:
-    part = _copy_of(services, "4420")
-    old = services.stores.captures.latest(part).sha256
-    newer = services.stores.captures.latest("4413").sha256
+def test_a_part_photographed_again_meanwhile_does_not_mix_two_photos(workspace: Workspace, serve: Any) -> None:
+    part = _copy_of(workspace, "4420")
+    old = workspace.stores.captures.latest(part).sha256
+    newer = workspace.stores.captures.latest("4413").sha256
 
     def behave(body: Body) -> Any:
         if "align" in _results(body):
-            services.stores.captures.add(part_id=part, product="board", sha256=newer, scale_mm_per_px=0.1)
+            workspace.stores.captures.add(part_id=part, product="board", sha256=newer, scale_mm_per_px=0.1)
         if "find_part" not in _results(body):
             return _call("find_part", part_id=part)
         return good(body)
 
-    report = _run(services, serve(behave).url, part)
+    report = _run(workspace, serve(behave).url, part)
     assert (report.query_sha256, report.verdict) == (old, "FAIL")
-    assert _run(services, None, part).query_sha256 == newer
+    assert _run(workspace, None, part).query_sha256 == newer
 
 
 @pytest.mark.parametrize("part", ["#4412", " 4412 "])
-def test_a_part_id_may_be_written_with_a_hash(part: str, services: Services, serve: Any) -> None:
-    assert _run(services, None, part).part_id == "4412"
-    assert _run(services, serve(good).url, part).judge.via == "endpoint"
+def test_a_part_id_may_be_written_with_a_hash(part: str, workspace: Workspace, serve: Any) -> None:
+    assert _run(workspace, None, part).part_id == "4412"
+    assert _run(workspace, serve(good).url, part).judge.via == "endpoint"
 
 
-def test_what_no_model_can_mend_ends_the_run_as_what_it_is(services: Services, serve: Any) -> None:
-    with Inspector(services, _settings(serve(good).url)) as inspector, pytest.raises(UnknownPartError):
+def test_what_no_model_can_mend_ends_the_run_as_what_it_is(workspace: Workspace, serve: Any) -> None:
+    with Inspector(workspace, _settings(serve(good).url)) as inspector, pytest.raises(UnknownPartError):
         inspector.run(InspectionRequest(ASK, "4711"))
-    sha256 = services.stores.images.put(b"not an image at all")
-    services.stores.captures.add(part_id="4430", product="board", sha256=sha256)
-    with Inspector(services, _settings(None)) as inspector:
+    sha256 = workspace.stores.images.put(b"not an image at all")
+    workspace.stores.captures.add(part_id="4430", product="board", sha256=sha256)
+    with Inspector(workspace, _settings(None)) as inspector:
         with pytest.raises(ImageError):
             inspector.run(InspectionRequest(ASK, "4430"))
         assert inspector.pending() == [], "it would never go on"
-    part = _copy_of(services, "4431")
-    with Inspector(services, _settings(None)) as inspector:
-        folder = services.stores.settings.home / "inspections" / "insp-x"
+    part = _copy_of(workspace, "4431")
+    with Inspector(workspace, _settings(None)) as inspector:
+        folder = workspace.stores.settings.home / "inspections" / "insp-x"
         folder.parent.mkdir(exist_ok=True)
         folder.write_text("in the way")
         with pytest.raises(StorageError):
@@ -426,14 +426,14 @@ def test_what_no_model_can_mend_ends_the_run_as_what_it_is(services: Services, s
         folder.unlink()
         assert inspector.resume("insp-x").verdict == "FAIL"
         assert inspector.pending() == []
-    assert list((services.stores.settings.home / "locks").iterdir()) == []
+    assert list((workspace.stores.settings.home / "locks").iterdir()) == []
 
 
 def test_a_run_that_ended_just_before_its_checkpoint_was_removed(
-    services: Services, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = InspectionRequest(ASK, _copy_of(services, "4440"))
-    with Inspector(services, _settings(None)) as inspector:
+    request = InspectionRequest(ASK, _copy_of(workspace, "4440"))
+    with Inspector(workspace, _settings(None)) as inspector:
         with monkeypatch.context() as patch:
             patch.setattr(inspector._saver, "delete_thread", lambda _: None)
             report = inspector.run(request)
@@ -442,6 +442,6 @@ def test_a_run_that_ended_just_before_its_checkpoint_was_removed(
         assert inspector.run(request) == report
 
 
-def test_a_question_is_answered_even_if_the_model_is_down(services: Services) -> None:
-    with _raw_server(_says(500, LIE)) as url, Inspector(services, _settings(url)) as inspector:
+def test_a_question_is_answered_even_if_the_model_is_down(workspace: Workspace) -> None:
+    with _raw_server(_says(500, LIE)) as url, Inspector(workspace, _settings(url)) as inspector:
         assert inspector.answer("what can you do?") == HOW_TO_ASK

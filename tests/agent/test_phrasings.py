@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.agent.recording import templates
-from refdiff.agent.recording.templates import wish_of
+from refdiff.agent.recording.templates import reference_wish
 
 _SEVERAL = "inspect part 4412 against the {} nearest good samples"
 _ANOTHER = "inspect part 4412 and also try another reference"
@@ -44,7 +44,7 @@ _ANOTHER = "inspect part 4412 and also try another reference"
     ],
 )
 def test_a_wish_in_the_words_of_the_training(text: str, wish: str | None) -> None:
-    assert wish_of(text, "4412") == wish
+    assert reference_wish(text, "4412") == wish
 
 
 @pytest.mark.parametrize("test", [False, True])
@@ -53,15 +53,15 @@ def test_every_template_is_understood(test: bool) -> None:
     for n, words in templates.NUMBERS.items():
         for word in words:
             for template in kinds["several"]:
-                assert wish_of(template.format(part="A-7", n=word), "A-7") == templates.SEVERAL[0].format(
+                assert reference_wish(template.format(part="A-7", n=word), "A-7") == templates.SEVERAL[0].format(
                     part="A-7", n=n
                 )
     for template in kinds["another"]:
-        assert wish_of(template.format(part="A-7"), "A-7") == templates.ANOTHER[0].format(part="A-7")
+        assert reference_wish(template.format(part="A-7"), "A-7") == templates.ANOTHER[0].format(part="A-7")
     for template in kinds["plain"]:
-        assert wish_of(template.format(part="A-7"), "A-7") is None
+        assert reference_wish(template.format(part="A-7"), "A-7") is None
 
 
 def test_a_part_id_is_no_pattern_and_no_count() -> None:
-    assert wish_of("inspect part 2 references", "2") is None
-    assert wish_of("compare part 4x2 with 3 references", "4.2") == templates.SEVERAL[0].format(part="4.2", n=3)
+    assert reference_wish("inspect part 2 references", "2") is None
+    assert reference_wish("compare part 4x2 with 3 references", "4.2") == templates.SEVERAL[0].format(part="4.2", n=3)

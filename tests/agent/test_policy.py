@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from refdiff.agent.report.schema import LlmReading, Severity
 from refdiff.agent.verdict.decide import (
-    Judged,
     PolicyInput,
     Rated,
+    RatedFinding,
     attained_alpha,
     decide,
     rate_finding,
@@ -33,8 +33,8 @@ SEES_NONE = LlmReading(defect=False, type="none", confidence=0.9)
 UNSURE, UNSURE_NONE = (r.model_copy(update={"confidence": 0.7, "counts": False}) for r in (SEES, SEES_NONE))
 
 
-def _findings(*rated: Rated, peak_p: float | None = 0.5) -> list[Judged]:
-    return [Judged(r, peak_p, f"f{i}") for i, r in enumerate(rated, start=1)]
+def _findings(*rated: Rated, peak_p: float | None = 0.5) -> list[RatedFinding]:
+    return [RatedFinding(r, peak_p, f"f{i}") for i, r in enumerate(rated, start=1)]
 
 
 def _decide(p: float | None, n: int = 99, alpha: float = 0.01, **facts: Any) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT, possible_calls
+from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT, allowed_calls
 from refdiff.agent.prompts import CAUSES
 from refdiff.tools.registry import TOOLS
 
@@ -30,7 +30,7 @@ MEASURED = result("measure", evidence="e7", region="r1", score="e4")
 
 
 def possible(*messages: BaseMessage) -> dict[str, dict[str, Any]]:
-    return {t["function"]["name"]: t["function"]["parameters"] for t in possible_calls(messages, _ALL)}
+    return {t["function"]["name"]: t["function"]["parameters"] for t in allowed_calls(messages, _ALL)}
 
 
 def fits(schema: dict[str, Any], arguments: dict[str, Any]) -> bool:

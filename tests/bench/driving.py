@@ -26,7 +26,7 @@ import typer
 from langchain_core.messages import ToolMessage
 
 from refdiff.agent import prompts
-from refdiff.agent.drivers.allowed_calls import possible_calls
+from refdiff.agent.drivers.allowed_calls import allowed_calls
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.recording import templates
 from refdiff.agent.request import InspectionRequest
@@ -42,7 +42,7 @@ from refdiff.model.training.language.data import board_zoom, read_lines, read_to
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import customer_sources, deeppcb_groups
 from refdiff.tools.golden_samples.enroll import enroll, record_capture
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 Rows = list[dict[str, Any]]
 _REQUEST = re.compile(r'Request: "(.*)"\nPart: (.*)', re.DOTALL)
@@ -63,7 +63,7 @@ def next_calls(engine: Engine, lines: Sequence[dict[str, Any]], tools: Sequence[
                 continue
             wanted = message["tool_calls"][0]
             try:
-                call = engine.call(messages[:i], tools, picture, possible_calls(_results(line["messages"][:i]), tools))
+                call = engine.call(messages[:i], tools, picture, allowed_calls(_results(line["messages"][:i]), tools))
             except LLMError:
                 call = {"name": "none", "arguments": {}}
             rows.append(
@@ -79,7 +79,7 @@ def _told(recorded: str) -> str:
     found = _REQUEST.fullmatch(recorded)
     if found is None:
         raise InputError(f"no recorded request: {recorded[:100]!r}; record anew with refdiff train record --test")
-    return prompts.request_message(templates.as_learned(found[1], found[2]), found[2])
+    return prompts.request_message(templates.canonical_request(found[1], found[2]), found[2])
 
 
 def _results(messages: Sequence[dict[str, Any]]) -> list[ToolMessage]:
@@ -142,15 +142,15 @@ def _workplace(sources: Sequence[Source], rng: random.Random) -> Iterator[tuple[
     """An inspector with goldens of every product, and the good photos of each that were not enrolled."""
     with (
         tempfile.TemporaryDirectory(prefix="refdiff-driving-") as folder,
-        Services.open(MemorySettings(home=Path(folder), qdrant_url=None), ModelSettings()) as services,
+        Workspace.open(MemorySettings(home=Path(folder), qdrant_url=None), ModelSettings()) as workspace,
     ):
         rest = {}
         for source in sources:
             good = rng.sample(source.good, len(source.good))
             enrolled = good[: min(30, len(good) // 2)]
-            enroll(services, source.name, [p.path for p in enrolled])
+            enroll(workspace, source.name, [p.path for p in enrolled])
             rest[source.name] = good[len(enrolled) :]
-        with Inspector(services, AgentSettings(llm_base_url=None)) as inspector:
+        with Inspector(workspace, AgentSettings(llm_base_url=None)) as inspector:
             yield inspector, rest
 
 
@@ -166,7 +166,7 @@ def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
             part = f"{rng.randint(1000, 99999)}"
             text = rng.choice(templates.PLAIN_TEST).format(part=part)
             scale = rng.choice((None, 0.1))
-            record_capture(inspector.services.stores, part, source.name, photo.path, scale_mm_per_px=scale)
+            record_capture(inspector.workspace.stores, part, source.name, photo.path, scale_mm_per_px=scale)
             rows.append(_live_row(inspector, InspectionRequest(text, part, source.name), defective))
             print(f"{i + 1}/{n} {rows[-1]}", file=sys.stderr)
     return rows
@@ -181,7 +181,7 @@ def rephrased(sources: Sequence[Source], n: int, seed: int) -> Rows:
             for defective in (False, True):
                 photo = rng.choice(source.bad if defective else rest[source.name])
                 part = f"{rng.randint(1000, 99999)}"
-                record_capture(inspector.services.stores, part, source.name, photo.path)
+                record_capture(inspector.workspace.stores, part, source.name, photo.path)
                 known = (*templates.PLAIN_TEST, *rng.sample(templates.PLAIN, len(templates.PLAIN)))
                 for template in known[:n]:
                     request = InspectionRequest(template.format(part=part), part, source.name)

@@ -27,7 +27,7 @@ from refdiff.model.synthesis.render import render
 from refdiff.tools.align import Alignment
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.score_difference import patch_distance, score_difference, see
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 _DESIGN = 11
 _RENDERED = 40  # distinct renderings; further goldens are these with other sensor noise
@@ -48,18 +48,18 @@ def measure_latency(goldens: int, queries: int, references: int) -> dict[str, np
     with tempfile.TemporaryDirectory(prefix="refdiff-latency-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
-        with Services.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as services:
+        with Workspace.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as workspace:
             for image in track(_goldens(goldens), description=f"enrolling {goldens}", console=Console(stderr=True)):
-                sha256 = services.stores.images.put(encode_png(image))
-                features = services.encoder.embed(image)
+                sha256 = workspace.stores.images.put(encode_png(image))
+                features = workspace.encoder.embed(image)
                 golden = Golden(make_golden_id("part", sha256), "part", sha256)
-                services.bank.add(golden, features.global_vec, features.patches)
+                workspace.bank.add(golden, features.global_vec, features.patches)
             photos = [render("label", _DESIGN, 1000 + i, noise_seed=i).image for i in range(queries)]
             laps: dict[str, list[float]] = {}
             for warm_up in (True, False):  # the first round reads golden features from disk
                 for photo in photos:
-                    timings = compare(services, photo, "part", references=references).timings_ms
-                    services.alignments.clear()
+                    timings = compare(workspace, photo, "part", references=references).timings_ms
+                    workspace.alignments.clear()
                     if not warm_up:
                         for name, ms in (timings | {"in all": sum(timings.values())}).items():
                             laps.setdefault(name, []).append(ms)
@@ -71,11 +71,11 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="refdiff-latency-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
-        with Services.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as services:
-            sha256 = services.stores.images.put(encode_png(render("label", _DESIGN, 0).image))
+        with Workspace.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as workspace:
+            sha256 = workspace.stores.images.put(encode_png(render("label", _DESIGN, 0).image))
             golden = Golden(make_golden_id("part", sha256), "part", sha256)
             still = Alignment("identity", True, np.eye(3), 0.0, 1.0, 1.0, 0.0, 1.0, "fixed camera")
-            peer = peer_cells(services.golden_features(golden))
+            peer = peer_cells(workspace.golden_features(golden))
             laps: dict[str, list[float]] = {}
 
             def lap(name: str, started: float) -> float:
@@ -88,19 +88,19 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 if i == 0:
                     laps.clear()
                 begun = time.perf_counter()
-                features = services.encoder.embed(photo)
+                features = workspace.encoder.embed(photo)
                 at = lap("encoder pass", begun)
-                seen = see(services, photo, features, [(golden, still)])
+                seen = see(workspace, photo, features, [(golden, still)])
                 at = lap("golden from the cache", at)
                 patch_distance(seen)
                 at = lap("patch distance", at)
                 looked = network_input(seen.picture, features.maps, seen.references)
                 at = lap("soft matching, pixels", at)
-                services.difference.look(looked)
+                workspace.difference.look(looked)
                 lap("network", at)
                 at = time.perf_counter()
-                features = services.encoder.embed(photo)
-                score_difference(services, photo, features, [(golden, still)])
+                features = workspace.encoder.embed(photo)
+                score_difference(workspace, photo, features, [(golden, still)])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])
                 lap("patch-kNN without its encoder pass", at)

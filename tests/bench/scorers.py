@@ -37,14 +37,14 @@ from refdiff.memory.golden_bank.bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.patch_distance import image_score, reached_cells
-from refdiff.model.difference.scorer import DifferenceModel, load_difference, network_input
+from refdiff.model.difference.scorer import DifferenceScorer, load_difference, network_input
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.align import align_cached
 from refdiff.tools.retrieve_reference import retrieve_reference
 from refdiff.tools.score_difference import TOP, fuse, patch_distance, see
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 PEER, BANK, OURS = "patch-kNN, nearest", "patch-kNN, full bank", "training-free"
 
@@ -88,39 +88,39 @@ def _full(cells: np.ndarray, size: tuple[int, int], stride: int, work: tuple[int
     return cv2.GaussianBlur(full, (0, 0), stride / 2 * max(size) / max(work))
 
 
-class _Bench:
+class _ToolSession:
     """The goldens of one seed, and every method on one image against them."""
 
     def __init__(
         self,
-        services: Services,
+        workspace: Workspace,
         chosen: Sequence[Path],
-        models: dict[str, DifferenceModel],
+        models: dict[str, DifferenceScorer],
         options: argparse.Namespace,
     ) -> None:
-        self._services, self._models, self._options = services, models, options
+        self._services, self._models, self._options = workspace, models, options
         self._draw = random.Random(len(chosen))
         self.peers: dict[str, Tensor] = {}  # golden id -> cells
         self.goldens: dict[Path, Golden] = {}
         for path in chosen:
-            sha = services.stores.images.put(path.read_bytes())
+            sha = workspace.stores.images.put(path.read_bytes())
             golden = Golden(make_golden_id("p", sha), "p", sha)
-            features = services.golden_features(golden)
-            services.bank.add(golden, features.global_vec, features.patches)
+            features = workspace.golden_features(golden)
+            workspace.bank.add(golden, features.global_vec, features.patches)
             self.peers[golden.golden_id] = peer_cells(features)
             self.goldens[path] = golden
 
     def rows(self, path: Path, image: RgbImage, features: Features, without: Sequence[str] = ()) -> dict[str, _Row]:
         """without: golden ids left out."""
-        services, options = self._services, self._options
-        hits = retrieve_reference(services, features, "p", options.references, without, ())
+        workspace, options = self._services, self._options
+        hits = retrieve_reference(workspace, features, "p", options.references, without, ())
         if options.random_golden:
-            others = [g for g in services.bank.list("p") if g.golden_id not in without]
+            others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
             hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
-        pairs = [(h.golden, align_cached(services, image, str(path), h.golden)) for h in hits]
+        pairs = [(h.golden, align_cached(workspace, image, str(path), h.golden)) for h in hits]
         if options.no_alignment:
             pairs = [(g, replace(a, ok=False)) for g, a in pairs]
-        seen = see(services, image, features, pairs)
+        seen = see(workspace, image, features, pairs)
         rows: dict[str, _Row] = {}
         query = peer_cells(features)
         started = time.perf_counter()
@@ -155,7 +155,7 @@ def _ms(started: float) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def run_seed(root: Path, seed: int, models: dict[str, DifferenceModel], options: argparse.Namespace) -> _Scores:
+def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options: argparse.Namespace) -> _Scores:
     """One draw of goldens."""
     data = read_mvtec(root)
     draw = random.Random(seed)
@@ -170,18 +170,18 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceModel], options:
     out = _Scores()
     with (
         tempfile.TemporaryDirectory(prefix="refdiff-scorers-") as folder,
-        Services.open(
+        Workspace.open(
             MemorySettings(home=Path(folder) / "home", qdrant_url=None), ModelSettings(cache=Path(folder) / "cache")
-        ) as services,
+        ) as workspace,
     ):
-        bench = _Bench(services, chosen, models, options)
+        bench = _ToolSession(workspace, chosen, models, options)
         for path, golden in bench.goldens.items():
-            image, features = services.golden_image(golden), services.golden_features(golden)
+            image, features = workspace.golden_image(golden), workspace.golden_features(golden)
             for name, row in bench.rows(path, image, features, [golden.golden_id]).items():
                 out.goldens.setdefault(name, []).append(row.score)
         for path, label, mask_path in tests:
             image = decode_image(path.read_bytes(), name=path.name)
-            features = services.encoder.embed(image)
+            features = workspace.encoder.embed(image)
             mask = load_mask(mask_path, image.shape[:2])[0] if mask_path else None
             out.labels.append(label)
             for name, row in bench.rows(path, image, features).items():

@@ -29,7 +29,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.model.language.build import build_model
 from refdiff.model.settings import ModelSettings
 from refdiff.server.model_server import find_vllm, serving
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 @dataclass
@@ -59,13 +59,13 @@ def free_port() -> int:
 
 
 def run(
-    way: str, services: Services, settings: AgentSettings, parts: Sequence[str], at_once: int, start_s: float,
+    way: str, workspace: Workspace, settings: AgentSettings, parts: Sequence[str], at_once: int, start_s: float,
     tokens: Callable[[], tuple[float, float, float]], memory: Callable[[], float],
 ) -> Row:  # fmt: skip
     """Inspect all parts, `at_once` together."""
     before = tokens()
     started = time.perf_counter()
-    with Inspector(services, settings) as inspector, ThreadPoolExecutor(at_once) as pool:
+    with Inspector(workspace, settings) as inspector, ThreadPoolExecutor(at_once) as pool:
 
         def inspect(part: str) -> tuple[float, bool]:
             began = time.perf_counter()
@@ -132,17 +132,17 @@ def main() -> None:
     most = max(given.inspections, *numbers) + 1
     with (
         tempfile.TemporaryDirectory(prefix="refdiff-serving-") as home,
-        home_with_parts(Path(home), most) as (services, parts),
+        home_with_parts(Path(home), most) as (workspace, parts),
     ):
-        with Inspector(services, AgentSettings(llm="off")) as inspector:  # calibrates
+        with Inspector(workspace, AgentSettings(llm="off")) as inspector:  # calibrates
             inspector.run(InspectionRequest(ASK.format(part=parts[-1]), parts[-1]))
         for way in given.way or ways:
             with ways[way](folder) as (settings, start_s, tokens, memory):
-                run(way, services, settings, parts[-1:], 1, start_s, tokens, memory)  # warm
+                run(way, workspace, settings, parts[-1:], 1, start_s, tokens, memory)  # warm
                 for at_once in numbers:
                     chosen = parts[: max(given.inspections, at_once)]
                     print(
-                        json.dumps(asdict(run(way, services, settings, chosen, at_once, start_s, tokens, memory))),
+                        json.dumps(asdict(run(way, workspace, settings, chosen, at_once, start_s, tokens, memory))),
                         flush=True,
                     )
 

@@ -20,7 +20,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 Body = dict[str, Any]
 PRODUCT, ASK = "board", "inspect part #{part} against the nearest good sample"
@@ -121,7 +121,7 @@ def own_mb(pid: int | str = "self") -> float:
 
 
 @contextmanager
-def home_with_parts(home: Path, parts: int, goldens: int = 24) -> Iterator[tuple[Services, list[str]]]:
+def home_with_parts(home: Path, parts: int, goldens: int = 24) -> Iterator[tuple[Workspace, list[str]]]:
     """Services over a home of rendered boards: goldens enrolled, parts captured, every second with a defect."""
     photos = home / "photos"
     photos.mkdir(parents=True)
@@ -129,15 +129,15 @@ def home_with_parts(home: Path, parts: int, goldens: int = 24) -> Iterator[tuple
         image = render("circuit", _DESIGN, i, size=_SIZE, noise_seed=i).image
         (photos / f"{i:03}.png").write_bytes(encode_png(image))
     memory = MemorySettings(home=home / "home", qdrant_url=None)
-    with Services.open(memory, ModelSettings(), ToolsSettings(references=1)) as services:
-        enroll(services, PRODUCT, [photos])
+    with Workspace.open(memory, ModelSettings(), ToolsSettings(references=1)) as workspace:
+        enroll(workspace, PRODUCT, [photos])
         names = []
         for i in range(parts):
             broken = [DefectSpec("missing_component", contrast=1.0, seed=i)] if i % 2 == 0 else []
             image = render("circuit", _DESIGN, 50 + i, size=_SIZE, defects=broken, noise_seed=i).image
             names.append(str(4412 + i))
-            services.stores.captures.add(
-                part_id=names[-1], product=PRODUCT, sha256=services.stores.images.put(encode_png(image)),
+            workspace.stores.captures.add(
+                part_id=names[-1], product=PRODUCT, sha256=workspace.stores.images.put(encode_png(image)),
                 scale_mm_per_px=0.1, filename=f"{names[-1]}.png",
             )  # fmt: skip
-        yield services, names
+        yield workspace, names

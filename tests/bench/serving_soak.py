@@ -111,7 +111,7 @@ class Soak:
             time.sleep(3)
 
     def inspect(self, inspector: Inspector, parts: list[str]) -> None:
-        filed = inspector.services.stores.inspections
+        filed = inspector.workspace.stores.inspections
         for i in itertools.count():
             if time.monotonic() >= self.until:
                 return
@@ -140,9 +140,9 @@ def run(minutes: float, restart: bool = True) -> dict[str, Any]:
     pairs = rendered_pairs(CANARIES, seed=100)
     with (
         tempfile.TemporaryDirectory(prefix="refdiff-soak-") as home,
-        home_with_parts(Path(home), 8) as (services, parts),
+        home_with_parts(Path(home), 8) as (workspace, parts),
     ):
-        with Inspector(services, AgentSettings(llm="off")) as inspector:  # calibrates
+        with Inspector(workspace, AgentSettings(llm="off")) as inspector:  # calibrates
             inspector.run(InspectionRequest(ASK.format(part=parts[0]), parts[0]))
         soak.start()
         try:
@@ -151,7 +151,7 @@ def run(minutes: float, restart: bool = True) -> dict[str, Any]:
             soak.until = time.monotonic() + minutes * 60
             half = time.monotonic() + minutes * 30
             settings = AgentSettings(llm_base_url=soak.url, llm_timeout_s=120, llm_retries=1)
-            with Inspector(services, settings) as inspector:
+            with Inspector(workspace, settings) as inspector:
                 work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
                     (soak.canary, (pairs, known)), (soak.canary, (pairs, known)), (soak.refused, (pairs,)),
                     (soak.leaving, (pairs,)), (soak.inspect, (inspector, parts)),
@@ -171,7 +171,7 @@ def run(minutes: float, restart: bool = True) -> dict[str, Any]:
             memory.append(soak.memory())
         finally:
             soak.stop()
-        n_filed = len(services.stores.inspections.list(limit=1000)) - 1
+        n_filed = len(workspace.stores.inspections.list(limit=1000)) - 1
     n_run = sum(n for what, n in soak.counted.items() if what.startswith("inspections"))
     wrong = soak.wrong + [f"{i} was left unfinished" for i in left]
     if n_filed != n_run:

@@ -28,7 +28,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import random_defect, render
 from refdiff.tools.golden_samples.enroll import enroll, record_capture
 from refdiff.tools.inspection.inspection import open_workbench
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
@@ -43,14 +43,14 @@ def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
         defect = random_defect(np.random.default_rng(seed), "circuit", types=["missing_component"])
         scene = render("circuit", seed, 99, defects=[defect], noise_seed=99)
         Image.fromarray(scene.image).save(home / "4412.png")
-        with Services.open(MemorySettings(home=home / "home", qdrant_url=None), settings) as services:
-            enroll(services, "control-board", [photos])
-            record_capture(services.stores, "4412", "control-board", home / "4412.png", scale_mm_per_px=0.1)
+        with Workspace.open(MemorySettings(home=home / "home", qdrant_url=None), settings) as workspace:
+            enroll(workspace, "control-board", [photos])
+            record_capture(workspace.stores, "4412", "control-board", home / "4412.png", scale_mm_per_px=0.1)
             request = InspectionRequest(text, "4412", "control-board", requested_by="docs")
-            driver = Embedded(build_model(settings), lambda sha: decode_image(services.stores.images.get(sha)))
-            context = AgentContext(open_workbench(services, "4412"), AgentSettings(), driver, lambda _: None)
+            driver = Embedded(build_model(settings), lambda sha: decode_image(workspace.stores.images.get(sha)))
+            context = AgentContext(open_workbench(workspace, "4412"), AgentSettings(), driver, lambda _: None)
             driver.answer("Warm up.", "Hello")  # loading is not part of the inspection
-            context.inspect(services.stores.captures.latest("4412"))  # nor is calibrating
+            context.inspect(workspace.stores.captures.latest("4412"))  # nor is calibrating
             state: dict[str, Any] = {
                 "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [],
                 "timings_ms": {}, "via": driver.via, "fallback_reason": "", "draft": None,

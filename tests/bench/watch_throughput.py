@@ -21,18 +21,18 @@ import torch
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.journals.watch import LineJournal
+from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
-from refdiff.server.watch.jsonl import LineFile
-from refdiff.server.watch.watcher import Line, LineOptions
+from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 _PRODUCT, _FIRST_PART = "board", 1000
 
@@ -49,17 +49,17 @@ def measure(
         (good / f"{i:03}.png").write_bytes(encode_png(render("circuit", 1, i, size=size, noise_seed=i).image))
     pool = [render("circuit", 1, _FIRST_PART + i, size=size, noise_seed=i).image for i in range(photos)]
     model = ModelSettings(cache=root / "cache", working_px=working_px, threads=1)
-    with Services.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as services:
-        enroll(services, _PRODUCT, [good])
-        current_calibration(services, _PRODUCT, None, None)
+    with Workspace.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as workspace:
+        enroll(workspace, _PRODUCT, [good])
+        current_calibration(workspace, _PRODUCT, None, None)
         cores = max(workers)
         with ThreadPoolExecutor(cores) as threads:
-            list(threads.map(services.encoder.embed, pool[:cores]))
+            list(threads.map(workspace.encoder.embed, pool[:cores]))
             began, cpu = time.perf_counter(), time.process_time()
-            list(threads.map(services.encoder.embed, pool))
+            list(threads.map(workspace.encoder.embed, pool))
             encoder = len(pool) / (time.perf_counter() - began)
             encoder_ms = (time.process_time() - cpu) / len(pool) * 1000
-        runs = [_run(root / f"workers-{n}", services, pool, n) for n in workers]
+        runs = [_run(root / f"workers-{n}", workspace, pool, n) for n in workers]
     for run in runs:
         run["share_of_encoder"] = round(run["photos_per_second"] / encoder, 4)
         run["share_of_encoder_by_cpu"] = round(encoder_ms / run["cpu_ms_each"], 4)  # whatever else the machine does
@@ -77,20 +77,20 @@ def measure(
     }
 
 
-def _run(root: Path, services: Services, pool: list[Any], workers: int) -> dict[str, Any]:
+def _run(root: Path, workspace: Workspace, pool: list[Any], workers: int) -> dict[str, Any]:
     camera = root / "camera"
     camera.mkdir(parents=True)
     for i, image in enumerate(pool):
         (camera / f"{workers}-{i:05}.png").write_bytes(encode_png(image))
-    options = LineOptions(NamePattern.parse("(?P<part>.+)", _PRODUCT), judge="never", workers=workers)
+    options = WatchOptions(NamePattern.parse("(?P<part>.+)", _PRODUCT), judge="never", workers=workers)
     with (
-        LineJournal(root / "journal.sqlite") as journal,
-        Inspector(services, AgentSettings(llm="off")) as inspector,
-        LineFile(root / "lines.jsonl") as lines,
+        WatchJournal(root / "journal.sqlite") as journal,
+        Inspector(workspace, AgentSettings(llm="off")) as inspector,
+        JsonLinesFile(root / "lines.jsonl") as lines,
     ):
         time.sleep(0.6)  # until the files rest
         began, cpu = time.perf_counter(), time.process_time()
-        state = Line(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
+        state = FolderWatcher(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {
         "workers": workers,

@@ -37,7 +37,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.server.cli.main import main
 from refdiff.tools.golden_samples.enroll import enroll, record_capture
 from refdiff.tools.inspection.specification import EXAMPLE, ProductSpec, load_spec, parse_spec
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 PIXELS = np.random.default_rng(7).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(np.roll(PIXELS, i, 0)) for i in (1, 2)]}
@@ -228,19 +228,19 @@ def test_folders_of_broken_photos_are_sorted_out(only_home_is_written: Path) -> 
         suffix = (".png", ".jpg", ".tif", ".webp")[i % 4]
         stem = names[i] if i < len(names) else f"{i}-{kind.partition('.')[0]}"
         write_input(folder / f"{stem}{suffix}", SEEDS[kind] if i < len(names) else data)
-    with Services.open(model=ModelSettings(working_px=96)) as services:
-        result = enroll(services, "board", [folder])
+    with Workspace.open(model=ModelSettings(working_px=96)) as workspace:
+        result = enroll(workspace, "board", [folder])
         assert len(result.added) + len(result.already_there) + len(result.refused) == 120
         assert min(len(result.added), len(result.refused)) > 20
         assert all(r.reason and r.reason[0] != " " for r in result.refused)
         for golden in result.added:
-            assert services.golden_image(golden).shape == (48, 64, 3)
+            assert workspace.golden_image(golden).shape == (48, 64, 3)
             assert golden.filename.isprintable()
-        kept = {g.golden_id for g in services.bank.list("board")}
+        kept = {g.golden_id for g in workspace.bank.list("board")}
         assert kept == {g.golden_id for g in result.added}
-    with Services.open(model=ModelSettings(working_px=96)) as services:  # and it all opens again
-        assert enroll(services, "board", [folder]).added == []
-        assert services.bank.count("board") == len(kept)
+    with Workspace.open(model=ModelSettings(working_px=96)) as workspace:  # and it all opens again
+        assert enroll(workspace, "board", [folder]).added == []
+        assert workspace.bank.count("board") == len(kept)
 
 
 def test_captures_of_broken_photos(only_home_is_written: Path) -> None:
@@ -430,8 +430,8 @@ def board(only_home_is_written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                        ("spec.yaml", b"zones: [{box: [.inf]}]"), ("date.yaml", b"scale_mm_per_px: 2026-13-45"),
                        ("scripted.jpg", SEEDS["photo.jpg"])):  # fmt: skip
         write_input(only_home_is_written / name, data)
-    with Services.open() as services:
-        assert enroll(services, "board", [Path(f"{i}.png") for i in range(3)]).n_in_bank == 3
+    with Workspace.open() as workspace:
+        assert enroll(workspace, "board", [Path(f"{i}.png") for i in range(3)]).n_in_bank == 3
     return only_home_is_written
 
 

@@ -17,7 +17,7 @@ from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.server.cli.main import main
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 LIMITED = """import os, resource, sys
@@ -68,13 +68,13 @@ def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict
 def check_bank(wanted: int) -> None:
     """Every golden is whole: its photo reads, its vectors are there and find it."""
     settings = ModelSettings()
-    with Services.open(MemorySettings(qdrant_url=None), settings) as services:
-        goldens = services.bank.list("board")
+    with Workspace.open(MemorySettings(qdrant_url=None), settings) as workspace:
+        goldens = workspace.bank.list("board")
         assert len(goldens) == wanted
         for golden in goldens:
-            assert services.golden_image(golden).shape == (96, 128, 3)
-            vectors = services.bank.vectors(golden.golden_id)
-            assert services.bank.nearest("board", *vectors, 1)[0].golden == golden
+            assert workspace.golden_image(golden).shape == (96, 128, 3)
+            vectors = workspace.bank.vectors(golden.golden_id)
+            assert workspace.bank.nearest("board", *vectors, 1)[0].golden == golden
 
 
 def test_enrol_and_inspect_at_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,8 +83,8 @@ def test_the_agent_drives_through_it(
 ) -> None:
     monkeypatch.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
     with (
-        home_with_parts(tmp_path / "home", parts=1, goldens=6) as (services, [part]),
-        Inspector(services, AgentSettings(llm_base_url=url, llm_timeout_s=200)) as inspector,
+        home_with_parts(tmp_path / "home", parts=1, goldens=6) as (workspace, [part]),
+        Inspector(workspace, AgentSettings(llm_base_url=url, llm_timeout_s=200)) as inspector,
     ):
         report = inspector.run(InspectionRequest(ASK.format(part=part), part))
     assert (report.judge.via, report.judge.model, report.judge.url) == ("endpoint", "refdiff", url)

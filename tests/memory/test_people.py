@@ -129,10 +129,10 @@ def test_only_good_parts_become_references(stores: Stores) -> None:
     with pytest.raises(InputError, match="say that it is good"):
         stores.dispositions.add("r", "accept", "bob", "?", as_reference=True)
     stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
-    assert stores.learned.consented() == ["g"]
-    first = stores.learned.add("g", "g-0123456789ab", "enrolled")
-    assert stores.learned.add("g", None, "refused") == first
-    assert stores.learned.consented() == []
+    assert stores.adoptions.consented() == ["g"]
+    first = stores.adoptions.add("g", "g-0123456789ab", "enrolled")
+    assert stores.adoptions.add("g", None, "refused") == first
+    assert stores.adoptions.consented() == []
 
 
 def test_confirmed_defects_are_counted_by_part(stores: Stores) -> None:
@@ -149,8 +149,8 @@ def test_confirmed_defects_are_counted_by_part(stores: Stores) -> None:
     stores.blind_checks.answer("i7", "bad", "eve")
     scratches, stain = {Confirmed("scratch", "centre", p) for p in "12"}, Confirmed("stain", "centre", "1")
     crack = Confirmed("crack", "centre", "7")
-    assert stores.learned.confirmed("board") == {*scratches, stain, crack}
-    assert stores.learned.confirmed("board", except_part="2") == {Confirmed("scratch", "centre", "1"), stain, crack}
+    assert stores.adoptions.confirmed("board") == {*scratches, stain, crack}
+    assert stores.adoptions.confirmed("board", except_part="2") == {Confirmed("scratch", "centre", "1"), stain, crack}
     with sqlite3.connect(stores.db.path) as outside:  # two months ago
         outside.execute("UPDATE dispositions SET created_at = '2020-01-01T00:00:00+00:00' WHERE inspection_id = 'i1'")
-    assert stores.learned.confirmed("board") == {Confirmed("scratch", "centre", "2"), crack}
+    assert stores.adoptions.confirmed("board") == {Confirmed("scratch", "centre", "2"), crack}

@@ -132,7 +132,7 @@ def test_a_locked_database(tmp_path: Path) -> None:
     with Database(tmp_path / "db") as one, Database(tmp_path / "db", busy_timeout_s=0.1) as two:
         with one.transaction(), pytest.raises(StorageError, match="locked"), two.transaction():
             pass
-        with one.transaction() as conn, two.reading() as reader:
+        with one.transaction() as conn, two.connection() as reader:
             conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
             assert reader.execute("SELECT count(*) FROM products").fetchone()[0] == 0
 

@@ -14,7 +14,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 def _vit(folder: Path) -> Path:
@@ -57,15 +57,15 @@ def test_a_difference_network_is_trained_on_it_and_used_with_it_alone(tmp_path: 
     assert load_difference(weights).encoder == Encoder(ModelSettings(encoder=folder)).digest
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
     own = ModelSettings(encoder=folder, difference_weights=weights, cache=tmp_path / "cache", working_px=128)
-    with Services.open(memory, own) as services:
-        a, b = (services.encoder.embed(render("label", 1, i, size=(128, 128)).image) for i in (0, 1))
+    with Workspace.open(memory, own) as workspace:
+        a, b = (workspace.encoder.embed(render("label", 1, i, size=(128, 128)).image) for i in (0, 1))
         assert a.maps[8].shape == b.maps[8].shape
-        assert services.difference.sha256
+        assert workspace.difference.sha256
     with (
-        Services.open(memory, ModelSettings(encoder=folder, cache=tmp_path / "cache")) as services,
+        Workspace.open(memory, ModelSettings(encoder=folder, cache=tmp_path / "cache")) as workspace,
         pytest.raises(InputError, match="train difference --encoder"),
     ):
-        _ = services.difference
+        _ = workspace.difference
 
 
 def test_a_folder_that_is_no_backbone_is_refused(tmp_path: Path) -> None:

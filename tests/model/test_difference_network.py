@@ -17,7 +17,7 @@ from refdiff.model.difference.network import (
     DifferenceNetwork,
     pixel_input,
 )
-from refdiff.model.difference.scorer import DifferenceModel, NetworkInput, SeenReference, load_difference
+from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, SeenReference, load_difference
 from refdiff.model.errors import StorageError
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
@@ -124,7 +124,7 @@ def test_folded_weights_answer_alike(net: DifferenceNetwork) -> None:
     matched, pixels = _batch(1, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = trained(matched, pixels).map_logits[0, 0].float()
-    after = DifferenceModel(copy.deepcopy(trained), "x", "e").look(NetworkInput(matched, pixels)).logits
+    after = DifferenceScorer(copy.deepcopy(trained), "x", "e").look(NetworkInput(matched, pixels)).logits
     assert before.std() > 0.05
     assert (before - after).abs().mean() < 0.05 * before.std()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import TeamsCloud, bots
 from refdiff.server.chat.settings import ChatSettings
@@ -25,11 +25,11 @@ class FakeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(desk: Desk, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
+def serving(service: InspectionService, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
     """Its address."""
-    with KeyStore(desk.stores.settings.home) as keys:
-        app = create_app(desk, Access(keys, loopback=True, user="tester"))
-        with bots(app, desk, ChatSettings(**settings), teams or TeamsCloud()):
+    with KeyStore(service.stores.settings.home) as keys:
+        app = create_app(service, Access(keys, loopback=True, user="tester"))
+        with bots(app, service, ChatSettings(**settings), teams or TeamsCloud()):
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
             listening = socket.socket()
             listening.bind(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.memory.records.adoptions import LearnedStore
+from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, Light, render
@@ -136,7 +136,7 @@ def test_a_kill_between_enrolling_and_saying_so_refuses_nothing(
     report = inspect(capsys, "a", lamp_photo(400))
     command = ["review", report["inspection_id"], "--override", "--as-reference", "--reason", "good"]
     with monkeypatch.context() as m:
-        m.setattr(LearnedStore, "add", killed)
+        m.setattr(AdoptionStore, "add", killed)
         with pytest.raises(Killed):
             main.run([*command, "--json"])
     capsys.readouterr()

@@ -17,9 +17,9 @@ import pytest
 
 from refdiff.agent import queue as worker_module
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.queue import Worker
+from refdiff.agent.queue import InspectionQueue
 from refdiff.agent.request import InspectionRequest
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -45,8 +45,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def desk(ready: Path, no_model: None) -> Iterator[Desk]:
-    with Desk.open() as opened:
+def service(ready: Path, no_model: None) -> Iterator[InspectionService]:
+    with InspectionService.open() as opened:
         yield opened
 
 
@@ -54,22 +54,24 @@ def photo(ready: Path, name: str) -> Upload:
     return Upload(name, (ready / name).read_bytes())
 
 
-def test_good_and_bad_photos_are_inspected_in_order(desk: Desk, ready: Path) -> None:
-    good = desk.submit(ASK.format(1), by="ann", product="board", photo=photo(ready, "good.png"))
-    bad = desk.submit("", by="bob", part_id="#2", product="board", photo=photo(ready, "bad.png"), scale_mm_per_px=0.1)
-    kinds = [p.kind for p in desk.follow(bad.inspection_id)]
+def test_good_and_bad_photos_are_inspected_in_order(service: InspectionService, ready: Path) -> None:
+    good = service.submit(ASK.format(1), by="ann", product="board", photo=photo(ready, "good.png"))
+    bad = service.submit(
+        "", by="bob", part_id="#2", product="board", photo=photo(ready, "bad.png"), scale_mm_per_px=0.1
+    )
+    kinds = [p.kind for p in service.follow(bad.inspection_id)]
     assert kinds[0] == "queued"
     assert kinds[-1] == "done"
     assert {"started", "tool", "filed"} <= set(kinds)
-    first, second = desk.wait(good.inspection_id), desk.wait(bad.inspection_id)
+    first, second = service.wait(good.inspection_id), service.wait(bad.inspection_id)
     assert first.report
     assert second.report
     assert (first.report.verdict, second.report.verdict) == ("PASS", "FAIL")
     assert (second.report.part_id, second.report.requested_by, second.report.scale.mm_per_px) == ("2", "bob", 0.1)
-    assert desk.unfinished() == []
-    assert desk.artefact(bad.inspection_id, "html").read_bytes().startswith(b"<!doctype html>")
-    assert desk.picture(bad.inspection_id, "query").startswith(b"\x89PNG")
-    assert desk.status().waiting == 0
+    assert service.unfinished() == []
+    assert service.artefact(bad.inspection_id, "html").read_bytes().startswith(b"<!doctype html>")
+    assert service.picture(bad.inspection_id, "query").startswith(b"\x89PNG")
+    assert service.status().waiting == 0
 
 
 def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,73 +82,75 @@ def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monk
         with Stores.open() as stores:
             stores.dispositions.add(inspection_id, "override", "eve", "part is good", as_reference=True)
 
-    def outcome(desk: Desk, inspection_id: str) -> str:
+    def outcome(service: InspectionService, inspection_id: str) -> str:
         deadline = time.monotonic() + 30
-        while (learned := desk.learned(inspection_id)) is None and time.monotonic() < deadline:
+        while (learned := service.learned(inspection_id)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return learned.outcome if learned else "nothing became of it"
 
-    with Desk.open() as desk:
+    with InspectionService.open() as service:
         sent = [
-            desk.submit(by="ann", part_id=p, product="board", photo=photo(ready, "bad.png")) for p in ("1", "2", "3")
+            service.submit(by="ann", part_id=p, product="board", photo=photo(ready, "bad.png")) for p in ("1", "2", "3")
         ]
-        first, second, third = (desk.wait(j.inspection_id).inspection_id for j in sent)
+        first, second, third = (service.wait(j.inspection_id).inspection_id for j in sent)
         consent(first)
-        assert outcome(desk, first).startswith("enrolled")
+        assert outcome(service, first).startswith("enrolled")
         monkeypatch.setattr(worker_module, "_IDLE_S", 600.0)
         time.sleep(0.3)  # the short wait has ended
         consent(second)
-        desk.wait(desk.submit(by="ann", part_id="4", product="board", photo=photo(ready, "good.png")).inspection_id)
-        assert outcome(desk, second).startswith("refused: already there")  # the same photo
+        service.wait(
+            service.submit(by="ann", part_id="4", product="board", photo=photo(ready, "good.png")).inspection_id
+        )
+        assert outcome(service, second).startswith("refused: already there")  # the same photo
     consent(third)
-    with Desk.open() as desk:
-        assert outcome(desk, third).startswith("refused: already there")
+    with InspectionService.open() as service:
+        assert outcome(service, third).startswith("refused: already there")
 
 
-def test_each_job_looks_at_its_own_photo(desk: Desk, ready: Path) -> None:
+def test_each_job_looks_at_its_own_photo(service: InspectionService, ready: Path) -> None:
     """Two photos of one part, sent before either is inspected."""
     jobs = [
-        desk.submit(by="ann", part_id="9", product="board", photo=photo(ready, name))
+        service.submit(by="ann", part_id="9", product="board", photo=photo(ready, name))
         for name in ("bad.png", "good.png", "bad.png")
     ]
-    verdicts = [desk.wait(j.inspection_id).report.verdict for j in jobs]  # type: ignore[union-attr]
+    verdicts = [service.wait(j.inspection_id).report.verdict for j in jobs]  # type: ignore[union-attr]
     assert verdicts == ["FAIL", "PASS", "FAIL"]
 
 
-def test_a_repeated_request_is_the_same_job(desk: Desk, ready: Path) -> None:
+def test_a_repeated_request_is_the_same_job(service: InspectionService, ready: Path) -> None:
     sent = {"by": "ann", "part_id": "1", "product": "board", "origin": "slack:Ev123"}
-    jobs = [desk.submit(photo=photo(ready, "good.png"), **sent) for _ in range(3)]  # type: ignore[arg-type]
+    jobs = [service.submit(photo=photo(ready, "good.png"), **sent) for _ in range(3)]  # type: ignore[arg-type]
     assert len({j.inspection_id for j in jobs}) == 1
-    desk.wait(jobs[0].inspection_id)
-    assert desk.submit(**sent).inspection_id == jobs[0].inspection_id  # type: ignore[arg-type]
-    assert desk.stores.inspections.search().total == 1
+    service.wait(jobs[0].inspection_id)
+    assert service.submit(**sent).inspection_id == jobs[0].inspection_id  # type: ignore[arg-type]
+    assert service.stores.inspections.search().total == 1
 
 
-def test_what_cannot_be_inspected_is_refused_at_once(desk: Desk, ready: Path) -> None:
+def test_what_cannot_be_inspected_is_refused_at_once(service: InspectionService, ready: Path) -> None:
     with pytest.raises(UnknownPartError):
-        desk.submit(by="a", part_id="nobody")
+        service.submit(by="a", part_id="nobody")
     with pytest.raises(InputError, match="Name the part"):
-        desk.submit("how are you?", by="a")
+        service.submit("how are you?", by="a")
     with pytest.raises(InputError, match="say which product"):
-        desk.submit(by="a", part_id="1", photo=photo(ready, "good.png"))
+        service.submit(by="a", part_id="1", photo=photo(ready, "good.png"))
     with pytest.raises(ImageError):
-        desk.submit(by="a", part_id="1", product="board", photo=Upload("x.png", b"no picture"))
+        service.submit(by="a", part_id="1", product="board", photo=Upload("x.png", b"no picture"))
     with pytest.raises(UnknownProductError):
-        desk.submit(by="a", part_id="1", product="empty", photo=photo(ready, "good.png"))
+        service.submit(by="a", part_id="1", product="empty", photo=photo(ready, "good.png"))
     with pytest.raises(UnknownRecordError):
-        desk.submit(by="a", part_id="1", capture_id="c-000000000000")
+        service.submit(by="a", part_id="1", capture_id="c-000000000000")
     with pytest.raises(UnknownRecordError):
-        desk.inspection("insp-nobody")
+        service.inspection("insp-nobody")
     with pytest.raises(UnknownRecordError):
-        list(desk.follow("insp-nobody"))
-    assert desk.unfinished() == []
+        list(service.follow("insp-nobody"))
+    assert service.unfinished() == []
 
 
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a/b.png", "..", "", "\x00\x1b[31m.png", "\udcff\ud800.png", "x" * 999]
 )
-def test_a_file_name_is_only_shown(desk: Desk, ready: Path, name: str) -> None:
-    kept = desk.capture("7", Upload(name, (ready / "good.png").read_bytes()), "board")
+def test_a_file_name_is_only_shown(service: InspectionService, ready: Path, name: str) -> None:
+    kept = service.capture("7", Upload(name, (ready / "good.png").read_bytes()), "board")
     assert 0 < len(kept.filename) <= 200
     assert "/" not in kept.filename
     assert kept.filename.isprintable()
@@ -163,28 +167,28 @@ def test_too_many_waiting_are_told_to_come_again(ready: Path, no_model: None, mo
         return run(self, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "run", slow)
-    with Desk.open(server=ServerSettings(queue_limit=2)) as desk:
-        jobs = [desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png")) for _ in range(2)]
+    with InspectionService.open(server=ServerSettings(queue_limit=2)) as service:
+        jobs = [service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png")) for _ in range(2)]
         assert begun.wait(10)
         with pytest.raises(BusyError) as refused:
-            desk.submit(by="a", part_id="1")
+            service.submit(by="a", part_id="1")
         assert refused.value.retry_after_s > 0
-        assert desk.inspection(jobs[1].inspection_id).ahead == 1
+        assert service.inspection(jobs[1].inspection_id).ahead == 1
         hold.set()
-        assert desk.wait(jobs[1].inspection_id).state == "done"
-        assert desk.submit(by="a", part_id="1").open
+        assert service.wait(jobs[1].inspection_id).state == "done"
+        assert service.submit(by="a", part_id="1").open
 
 
-def test_the_first_disposition_wins(desk: Desk, ready: Path) -> None:
-    job = desk.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
+def test_the_first_disposition_wins(service: InspectionService, ready: Path) -> None:
+    job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
     with pytest.raises(UnknownRecordError):
-        desk.dispose("insp-nobody", "accept", "ann", "x")
-    desk.wait(job.inspection_id)
+        service.dispose("insp-nobody", "accept", "ann", "x")
+    service.wait(job.inspection_id)
     winners, losers = [], []
 
     def decide(who: str) -> None:
         try:
-            winners.append(desk.dispose(job.inspection_id, "override", who, "dust"))
+            winners.append(service.dispose(job.inspection_id, "override", who, "dust"))
         except DuplicateError as e:
             losers.append(str(e))
 
@@ -196,20 +200,22 @@ def test_the_first_disposition_wins(desk: Desk, ready: Path) -> None:
     assert len(winners) == 1
     assert len(losers) == 5
     assert all(winners[0].by in text and winners[0].created_at in text for text in losers)
-    assert desk.inspection(job.inspection_id).disposition == winners[0]
+    assert service.inspection(job.inspection_id).disposition == winners[0]
 
 
-def test_questions_are_answered_from_the_report(desk: Desk, ready: Path) -> None:
-    job = desk.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
-    desk.wait(job.inspection_id)
-    assert desk.ask(job.inspection_id, "why?").startswith("FAIL: ")
-    assert "verdict FAIL" in desk.ask(job.inspection_id, "anything that I should know?")
-    assert "Name the part" in desk.chat("hello")
+def test_questions_are_answered_from_the_report(service: InspectionService, ready: Path) -> None:
+    job = service.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
+    service.wait(job.inspection_id)
+    assert service.ask(job.inspection_id, "why?").startswith("FAIL: ")
+    assert "verdict FAIL" in service.ask(job.inspection_id, "anything that I should know?")
+    assert "Name the part" in service.chat("hello")
     with pytest.raises(InputError):
-        desk.ask(job.inspection_id, " ")
+        service.ask(job.inspection_id, " ")
 
 
-def test_something_unavailable_is_tried_again(desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_unavailable_is_tried_again(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, failures = Inspector.run, [StorageError("the disk is full"), StorageError("the disk is full")]
 
     def failing(self: Inspector, request: object) -> object:
@@ -219,13 +225,13 @@ def test_something_unavailable_is_tried_again(desk: Desk, ready: Path, monkeypat
 
     monkeypatch.setattr(Inspector, "run", failing)
     monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01,))
-    job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
-    assert [p.kind for p in desk.follow(job.inspection_id)].count("retry") == 2
-    assert desk.inspection(job.inspection_id).state == "done"
+    job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+    assert [p.kind for p in service.follow(job.inspection_id)].count("retry") == 2
+    assert service.inspection(job.inspection_id).state == "done"
 
 
 def test_an_outage_fails_nothing_however_long_and_others_go_on(
-    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out, tried = Inspector.run, threading.Event(), 0
     out.set()
@@ -240,15 +246,17 @@ def test_an_outage_fails_nothing_however_long_and_others_go_on(
     monkeypatch.setattr(Inspector, "run", failing)
     monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01, 0.02))
     monkeypatch.setattr("refdiff.agent.queue._HISTORY", 8)
-    stuck, other = (desk.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12")
-    assert desk.wait(other.inspection_id, 60).state == "done"
-    assert desk.inspection(stuck.inspection_id).state in ("queued", "running")
-    progress = desk.follow(stuck.inspection_id, 60)
+    stuck, other = (
+        service.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12"
+    )
+    assert service.wait(other.inspection_id, 60).state == "done"
+    assert service.inspection(stuck.inspection_id).state in ("queued", "running")
+    progress = service.follow(stuck.inspection_id, 60)
     while tried < 12:
         assert next(progress).state in ("queued", "running")
     out.clear()
-    assert desk.wait(stuck.inspection_id, 60).state == "done"
-    heard = list(desk.follow(stuck.inspection_id, 60))
+    assert service.wait(stuck.inspection_id, 60).state == "done"
+    heard = list(service.follow(stuck.inspection_id, 60))
     assert len(heard) < 12  # what is kept of it does not grow with the outage
     assert (heard[0].kind, heard[-1].kind) == ("queued", "done")
     assert [p.number for p in heard] == sorted({p.number for p in heard})
@@ -261,18 +269,18 @@ def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatc
         for _ in range(4):  # each is stopped in the middle of the inspection
             begun = threading.Event()
             m.setattr(Inspector, "run", lambda *_, b=begun: (b.set(), hold.wait(60)))
-            with Desk.open() as desk:
-                if not desk.unfinished():
-                    desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+            with InspectionService.open() as service:
+                if not service.unfinished():
+                    service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
                 assert begun.wait(30)
-                [job] = desk.unfinished()
-    with Desk.open() as desk:
-        assert desk.wait(job.inspection_id, 60).state == "done"
+                [job] = service.unfinished()
+    with InspectionService.open() as service:
+        assert service.wait(job.inspection_id, 60).state == "done"
     hold.set()
 
 
 def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
-    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, end = threading.Event(), threading.Event()
 
@@ -284,16 +292,16 @@ def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
     monkeypatch.setattr(worker_module, "_STOP_WAIT_S", 0.2)
     monkeypatch.setattr(Inspector, "answer", slow)
     with ThreadPoolExecutor(2) as people:
-        asked = [people.submit(desk.chat, "hello")]
+        asked = [people.submit(service.chat, "hello")]
         assert begun.wait(30)
-        asked.append(people.submit(desk.chat, "and me?"))
-        desk.wind_down()
+        asked.append(people.submit(service.chat, "and me?"))
+        service.drain()
         for answer in asked:
             with pytest.raises(UnavailableError, match="the server is stopping"):
                 answer.result(10)
-        job = desk.submit(by="ann", part_id="1", product="board", photo=photo(ready, "good.png"))
+        job = service.submit(by="ann", part_id="1", product="board", photo=photo(ready, "good.png"))
         end.set()
-    assert desk.wait(job.inspection_id, 1).state == "queued"  # owed, by the next start
+    assert service.wait(job.inspection_id, 1).state == "queued"  # owed, by the next start
 
 
 def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,56 +316,58 @@ def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, m
         )
     conn.close()
     taken_up: list[tuple[str, int]] = []
-    monkeypatch.setattr(Worker, "start", lambda _: None)
-    monkeypatch.setattr(Worker, "enqueue", lambda _, job, ahead: taken_up.append((job.inspection_id, ahead)))
-    with Desk.open():
+    monkeypatch.setattr(InspectionQueue, "start", lambda _: None)
+    monkeypatch.setattr(InspectionQueue, "enqueue", lambda _, job, ahead: taken_up.append((job.inspection_id, ahead)))
+    with InspectionService.open():
         assert taken_up == [(f"insp-{i}", i) for i in range(1002)]
 
 
 def test_a_failed_inspection_that_is_filed_later_is_done(
-    desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as m:
         m.setattr(Inspector, "run", lambda *_: 1 / 0)
-        job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
-        assert desk.wait(job.inspection_id, 60).state == "failed"
-    desk.between(lambda: desk._inspector.run(InspectionRequest(**job.request)))
-    found = desk.inspection(job.inspection_id)
+        job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+        assert service.wait(job.inspection_id, 60).state == "failed"
+    service.between(lambda: service._inspector.run(InspectionRequest(**job.request)))
+    found = service.inspection(job.inspection_id)
     assert (found.state, found.error) == ("done", None)
     assert found.report
-    assert desk.unfinished(failed=True) == []
+    assert service.unfinished(failed=True) == []
 
 
-def test_a_bug_fails_one_inspection_and_not_the_next(desk: Desk, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_fails_one_inspection_and_not_the_next(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as m:
         m.setattr(Inspector, "run", lambda *_: 1 / 0)
-        job = desk.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
-        failed = desk.wait(job.inspection_id)
+        job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
+        failed = service.wait(job.inspection_id)
     assert failed.state == "failed"
     assert failed.error
     assert "ZeroDivisionError" in failed.error["message"]
-    assert desk.wait(desk.submit(by="a", part_id="1").inspection_id).state == "done"
-    assert [j.inspection_id for j in desk.unfinished(failed=True)] == [job.inspection_id]
+    assert service.wait(service.submit(by="a", part_id="1").inspection_id).state == "done"
+    assert [j.inspection_id for j in service.unfinished(failed=True)] == [job.inspection_id]
 
 
-def test_one_desk_a_home(desk: Desk) -> None:
+def test_one_desk_a_home(service: InspectionService) -> None:
     with pytest.raises(UnavailableError, match="another refdiff server"):
-        Desk.open()
+        InspectionService.open()
 
 
-def test_goldens_and_products(desk: Desk, ready: Path) -> None:
-    made = desk.enroll("gear", [photo(ready, "good.png"), Upload("bad.txt", b"text")], by="ann", part_group="g1")
+def test_goldens_and_products(service: InspectionService, ready: Path) -> None:
+    made = service.enroll("gear", [photo(ready, "good.png"), Upload("bad.txt", b"text")], by="ann", part_group="g1")
     assert (len(made.added), len(made.refused), made.n_in_bank) == (1, 1, 1)
     assert made.added[0].filename == "good.png"
-    assert desk.products() == ["board", "gear"]
-    golden = desk.set_golden_status(made.added[0].golden_id, "retired", by="ann")
+    assert service.products() == ["board", "gear"]
+    golden = service.set_golden_status(made.added[0].golden_id, "retired", by="ann")
     assert (golden.status, golden.note) == ("retired", "retired by ann")
-    assert desk.goldens("gear", "active") == []
-    board = desk.product("board")
+    assert service.goldens("gear", "active") == []
+    board = service.product("board")
     assert (board["goldens"]["active"], board["calibration"]["stale"]) == (22, False)
-    assert desk.set_spec("gear", {"scale_mm_per_px": 0.5})["scale_mm_per_px"] == 0.5
+    assert service.set_spec("gear", {"scale_mm_per_px": 0.5})["scale_mm_per_px"] == 0.5
     with pytest.raises(UnknownProductError):
-        desk.product("nothing")
+        service.product("nothing")
 
 
 KILLED = """
@@ -388,24 +398,24 @@ def test_killed_while_filing_every_accepted_inspection_is_filed_once(ready: Path
     assert child.returncode == -9, child.stderr[-2000:]
     with JobStore(Path(os.environ["REFDIFF_HOME"])) as jobs:
         assert [j.inspection_id for j in jobs.list()] == accepted
-    with Desk.open() as desk:
+    with InspectionService.open() as service:
         for inspection_id in accepted:
-            assert desk.wait(inspection_id, 60).report is not None
-        assert sorted(i.inspection_id for i in desk.stores.inspections.search().items) == sorted(accepted)
-        assert desk.unfinished() == []
+            assert service.wait(inspection_id, 60).report is not None
+        assert sorted(i.inspection_id for i in service.stores.inspections.search().items) == sorted(accepted)
+        assert service.unfinished() == []
 
 
 def test_a_job_that_always_kills_is_given_up(ready: Path, no_model: None) -> None:
-    with Desk.open() as desk:
-        desk.capture("1", photo(ready, "good.png"), "board")
+    with InspectionService.open() as service:
+        service.capture("1", photo(ready, "good.png"), "board")
     with JobStore(MemorySettings().home) as jobs:
         jobs.add("insp-deadly", {"text": "x", "part_id": "1", "product": "board", "requested_by": "t"}, None, 9)
         for _ in range(3):
             jobs.begin("insp-deadly")
             jobs.count_deaths()
         jobs.begin("insp-deadly")
-    with Desk.open() as desk:
-        found = desk.inspection("insp-deadly")
+    with InspectionService.open() as service:
+        found = service.inspection("insp-deadly")
     assert found.state == "failed"
     assert found.error
     assert "given up" in found.error["message"]
@@ -415,8 +425,8 @@ def test_what_the_command_line_left_is_finished(
     ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch, make_pending: Callable[[Path], str]
 ) -> None:
     inspection_id = make_pending(ready)
-    with Desk.open() as desk:
-        assert desk.wait(inspection_id, 60).report is not None
+    with InspectionService.open() as service:
+        assert service.wait(inspection_id, 60).report is not None
 
 
 @pytest.fixture
@@ -430,9 +440,9 @@ def make_pending() -> Callable[[Path], str]:
         )
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
         assert child.returncode == -9, child.stderr
-        from refdiff.tools.workspace import Services
+        from refdiff.tools.workspace import Workspace
 
-        with Services.open() as services, Inspector(services) as inspector:
+        with Workspace.open() as workspace, Inspector(workspace) as inspector:
             [pending] = inspector.pending()
         return pending
 

@@ -17,16 +17,16 @@ import pytest
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.journals.watch import LineJournal
+from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import InputError, StorageError
 from refdiff.server.cli.main import main
 from refdiff.server.watch import watcher as line_module
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
-from refdiff.server.watch.jsonl import LineFile
-from refdiff.server.watch.watcher import Line, LineOptions
+from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 from .conftest import bad_photo, good_photo
 
@@ -215,11 +215,11 @@ def test_files_come_in_the_order_in_which_they_were_finished(tmp_path: Path) -> 
 def test_a_torn_line_is_cut_off_and_nothing_is_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     one, two = {"inspection_id": "one"}, {"inspection_id": "two", "text": "Prüfung"}
-    with LineFile(path) as lines:
+    with JsonLinesFile(path) as lines:
         lines.write([one])
     with open(path, "ab") as file:
         file.write(b'{"inspection_id": "tw')
-    with LineFile(path) as lines:
+    with JsonLinesFile(path) as lines:
         lines.write([one, two])
     assert [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] == [one, two]
 
@@ -261,8 +261,8 @@ def dying(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (LineJournal, "claim"), (line_module, "record_capture"), (InspectionStore, "file"), (LineJournal, "end"),
-        (LineFile, "write"), (LineJournal, "done"), (WatchedFolder, "finish"),
+        (WatchJournal, "claim"), (line_module, "record_capture"), (InspectionStore, "file"), (WatchJournal, "end"),
+        (JsonLinesFile, "write"), (WatchJournal, "done"), (WatchedFolder, "finish"),
     ],
     ids=lambda v: getattr(v, "__name__", v),
 )  # fmt: skip
@@ -395,7 +395,7 @@ def test_messages_are_signed_retried_and_in_order(
 
 def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str) -> None:
     notes: list[str] = []
-    with LineJournal(tmp_path / "j.sqlite") as journal:
+    with WatchJournal(tmp_path / "j.sqlite") as journal:
         (tmp_path / "1.png").write_bytes(b"x")
         identity = WatchedFolder(tmp_path, settle_s=0).complete()[0]
         photo = journal.claim(identity, "insp-1", "1", "board")
@@ -404,7 +404,7 @@ def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str
             closed_port.drain(0.2)
         assert "does not take messages (ConnectError)" in notes[0]
         assert journal.count_messages() == {"pending": 1}
-    with LineJournal(tmp_path / "j.sqlite") as journal:  # another process, later
+    with WatchJournal(tmp_path / "j.sqlite") as journal:  # another process, later
         with Webhook(journal, receiver, SECRET, notes.append) as webhook:
             webhook.drain(10)
         assert journal.count_messages() == {"sent": 1}
@@ -414,16 +414,16 @@ def test_the_sender_survives_what_nobody_foresaw(
     tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refdiff.server.watch.webhook._IDLE_S", 0.05)
-    original, fails, notes = LineJournal.next_message, [1], list[str]()
+    original, fails, notes = WatchJournal.next_message, [1], list[str]()
 
-    def broken(journal: LineJournal) -> Any:
+    def broken(journal: WatchJournal) -> Any:
         if threading.current_thread().name == "webhook" and fails[0]:
             fails[0] -= 1
             raise RuntimeError("odd")
         return original(journal)
 
-    monkeypatch.setattr(LineJournal, "next_message", broken)
-    with LineJournal(tmp_path / "j.sqlite") as journal:
+    monkeypatch.setattr(WatchJournal, "next_message", broken)
+    with WatchJournal(tmp_path / "j.sqlite") as journal:
         (tmp_path / "1.png").write_bytes(b"x")
         photo = journal.claim(WatchedFolder(tmp_path, settle_s=0).complete()[0], "insp-1", "1", "board")
         journal.end(photo.seq, "filed", {"inspection_id": "insp-1"}, send=True)
@@ -455,20 +455,20 @@ def test_on_anomaly_the_model_reads_only_what_would_not_pass(camera: Path) -> No
     drop(camera, "board_1.png", bad_photo(100), age_s=50)
     reader = Reader()
     with (
-        LineJournal(camera.parent / "j.sqlite") as journal,
-        Services.open() as services,
-        Inspector(services, AgentSettings(llm="off")) as inspector,
-        LineFile(camera.parent / "lines.jsonl") as lines,
+        WatchJournal(camera.parent / "j.sqlite") as journal,
+        Workspace.open() as workspace,
+        Inspector(workspace, AgentSettings(llm="off")) as inspector,
+        JsonLinesFile(camera.parent / "lines.jsonl") as lines,
     ):
         inspector._driver, inspector.no_model = reader, ""  # type: ignore[assignment]
-        options = LineOptions(NamePattern.parse(PATTERN, None), judge="on-anomaly")
-        Line(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
+        options = WatchOptions(NamePattern.parse(PATTERN, None), judge="on-anomaly")
+        FolderWatcher(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
         good, bad = told(camera.parent)
         assert (good["verdict"], good["read"], good["judge"]) == ("PASS", False, "fallback")
         assert (bad["read"], bad["judge"]) == (True, "embedded")
         assert bad["verdict"] != "PASS"
         assert len(reader.read) == 1
-        report = services.stores.inspections.get(bad["inspection_id"]).report
+        report = workspace.stores.inspections.get(bad["inspection_id"]).report
         assert report["judge"]["model"] == "reader"
         assert report["llm_reading"]["type"] == "stain"
         assert "only where the part would not pass" in report["judge"]["reason"]
@@ -479,17 +479,17 @@ def test_stopping_ends_after_the_photos_in_work(camera: Path) -> None:
         drop(camera, f"board_{i}.png", good_photo(90 + i), age_s=60 - i)
     stop: list[Callable[[], None]] = []
     with (
-        LineJournal(camera.parent / "j.sqlite") as journal,
-        Services.open() as services,
-        Inspector(services, AgentSettings(llm="off")) as inspector,
+        WatchJournal(camera.parent / "j.sqlite") as journal,
+        Workspace.open() as workspace,
+        Inspector(workspace, AgentSettings(llm="off")) as inspector,
     ):
-        options = LineOptions(NamePattern.parse(PATTERN, None), judge="never", workers=1)
+        options = WatchOptions(NamePattern.parse(PATTERN, None), judge="never", workers=1)
 
-        def show(state: line_module.LineState) -> None:
+        def show(state: line_module.WatchState) -> None:
             if state.filed == 2:
                 stop[0]()
 
-        line = Line(WatchedFolder(camera), journal, inspector, options, show=show)
+        line = FolderWatcher(WatchedFolder(camera), journal, inspector, options, show=show)
         stop.append(line.stop)
         state = line.run()
         assert 2 <= state.filed <= 3

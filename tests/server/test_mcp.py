@@ -25,7 +25,7 @@ from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.server.cli.main import main
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
 from refdiff.server.mcp.server import build_server
@@ -169,11 +169,11 @@ def test_it_ends_in_order_and_the_running_inspection_goes_on_later(
         assert client.process.wait(30) == code
         held.close()
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as desk:  # the home is free
-        [job] = desk.unfinished()
+    with InspectionService.open() as service:  # the home is free
+        [job] = service.unfinished()
         assert job.deaths == 0
-        assert desk.wait(job.inspection_id, 60).report is not None
-        assert len(desk.stores.inspections.list()) == 1
+        assert service.wait(job.inspection_id, 60).report is not None
+        assert len(service.stores.inspections.list()) == 1
 
 
 def test_the_end_of_stdin_ends_it_while_a_question_waits_for_its_model(
@@ -181,10 +181,10 @@ def test_the_end_of_stdin_ends_it_while_a_question_waits_for_its_model(
 ) -> None:
     with monkeypatch.context() as without:
         without.setenv("REFDIFF_LLM", "off")
-        with Desk.open() as desk:
+        with InspectionService.open() as service:
             photo = Upload("p.png", good_photo(101))
-            job = desk.submit("inspect part #8", by="t", part_id="8", product="board", photo=photo)
-            assert desk.wait(job.inspection_id, 60).report is not None
+            job = service.submit("inspect part #8", by="t", part_id="8", product="board", photo=photo)
+            assert service.wait(job.inspection_id, 60).report is not None
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
@@ -244,9 +244,9 @@ def test_a_session_over_http_needs_the_token_and_a_local_name(ready: Path) -> No
 
 
 @pytest.fixture
-def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as opened:
+    with InspectionService.open() as opened:
         yield opened
 
 
@@ -266,22 +266,24 @@ def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         ("list_inspections", {"limit": 1000}, "less than or equal to 100"),
     ],
 )
-def test_mistakes_are_told_to_the_model(desk: Desk, tool: str, arguments: dict[str, Any], words: str) -> None:
+def test_mistakes_are_told_to_the_model(
+    service: InspectionService, tool: str, arguments: dict[str, Any], words: str
+) -> None:
     async def run() -> CallToolResult:
-        async with Client(build_server(desk)) as client:
+        async with Client(build_server(service)) as client:
             return await client.call_tool(tool, arguments)
 
     result = anyio.run(run)
     assert result.is_error
     assert words in text_of(result)
-    assert desk.stores.inspections.list() == []
+    assert service.stores.inspections.list() == []
 
 
-def test_tools_refuse_a_wrong_order_and_what_does_not_exist(desk: Desk) -> None:
-    desk.stores.captures.add("9", "board", desk.stores.images.put(good_photo(3)))
+def test_tools_refuse_a_wrong_order_and_what_does_not_exist(service: InspectionService) -> None:
+    service.stores.captures.add("9", "board", service.stores.images.put(good_photo(3)))
 
     async def run() -> None:
-        async with Client(build_server(desk)) as client:
+        async with Client(build_server(service)) as client:
             bench = (await good(client, "find_part", part_id="9")).structured_content["bench"]
             for tool, arguments, words in (
                 ("score_difference", {}, "call align first"),

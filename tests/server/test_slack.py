@@ -22,7 +22,7 @@ import pytest
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.model.errors import StorageError
 from refdiff.server.chat import bot as host_module
@@ -48,15 +48,15 @@ def slack() -> Iterator[FakeSlack]:
 
 
 @pytest.fixture
-def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as opened:
+    with InspectionService.open() as opened:
         yield opened
 
 
 @pytest.fixture
-def bot(desk: Desk, slack: FakeSlack) -> Iterator[str]:
-    with serving(desk, **settings_for(slack), slack_deciders="UQA, U2", public_url="https://qa.example/") as url:
+def bot(service: InspectionService, slack: FakeSlack) -> Iterator[str]:
+    with serving(service, **settings_for(slack), slack_deciders="UQA, U2", public_url="https://qa.example/") as url:
         yield url
 
 
@@ -77,12 +77,12 @@ def buttons(post: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {e["action_id"]: e for b in post["blocks"] if b["type"] == "actions" for e in b["elements"]}
 
 
-def filed(desk: Desk) -> list[Any]:
-    return desk.stores.inspections.list(limit=1000)
+def filed(service: InspectionService) -> list[Any]:
+    return service.stores.inspections.list(limit=1000)
 
 
 def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
-    desk: Desk, slack: FakeSlack, bot: str
+    service: InspectionService, slack: FakeSlack, bot: str
 ) -> None:
     event = mention(
         "inspect part #4412 against the nearest good sample", "100.1", files=[photo(slack, "p.png", bad_photo(100))]
@@ -94,7 +94,7 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
         assert slack.event(bot, event, "Ev1", headers={"x-slack-retry-num": str(i + 1)}).status_code == 200
         assert slack.event(bot, event | {"type": "message"}, "Ev2").status_code == 200
     [post] = wait(lambda: slack.posts()["100.1"])
-    [record] = filed(desk)
+    [record] = filed(service)
     assert record.part_id == "4412"
     assert record.report["requested_by"] == "Name of U1 (slack U1)"
     assert record.report["request"] == "inspect part #4412 against the nearest good sample"
@@ -123,7 +123,7 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     slack.event(bot, mention("hello", "300.1"), "Ev6")
     wait(lambda: slack.posts()["300.1"])
     assert "200.1" not in slack.posts()
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     ids=["wrong secret", "old", "none"],
 )
 def test_a_bad_signature_gets_401_and_nothing_happens(
-    desk: Desk, slack: FakeSlack, bot: str, how: dict[str, Any]
+    service: InspectionService, slack: FakeSlack, bot: str, how: dict[str, Any]
 ) -> None:
     assert slack.event(bot, mention("inspect part #1", "1.1"), **how).status_code == 401
-    with ChatStore(desk.stores.settings.home, "slack") as store:
+    with ChatStore(service.stores.settings.home, "slack") as store:
         assert store.open() == []
     assert slack.posts() == {}
 
@@ -151,16 +151,18 @@ def test_a_bad_signature_gets_401_and_nothing_happens(
     ],
 )
 def test_what_cannot_be_inspected_is_answered_helpfully(
-    desk: Desk, slack: FakeSlack, bot: str, text: str, with_photo: bytes | None, words: str
+    service: InspectionService, slack: FakeSlack, bot: str, text: str, with_photo: bytes | None, words: str
 ) -> None:
     files = {"files": [photo(slack, "p.png", with_photo)]} if with_photo else {}
     slack.event(bot, mention(text, "1.1", **files))
     [post] = wait(lambda: slack.posts()["1.1"])
     assert re.search(words, post["text"]), post["text"]
-    assert filed(desk) == []
+    assert filed(service) == []
 
 
-def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(desk: Desk, slack: FakeSlack, bot: str) -> None:
+def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(
+    service: InspectionService, slack: FakeSlack, bot: str
+) -> None:
     other = FakeSlack()
     stolen = photo(other, "p.png", good_photo(1))
     slack.event(bot, mention("inspect part #7", "1.1", files=[stolen]))
@@ -174,19 +176,21 @@ def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(desk: De
 
 
 @pytest.fixture
-def review(ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack) -> Iterator[tuple[Desk, str, str]]:
+def review(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack
+) -> Iterator[tuple[InspectionService, str, str]]:
     """Desk, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as desk:
-        for golden in desk.goldens("board")[:3]:
-            desk.set_golden_status(golden.golden_id, "retired", "tester")
-        desk.capture("5", Upload("p.png", bad_photo(100)), "board")
-        with serving(desk, **settings_for(slack), slack_deciders="UQA, U2") as url:
+    with InspectionService.open() as service:
+        for golden in service.goldens("board")[:3]:
+            service.set_golden_status(golden.golden_id, "retired", "tester")
+        service.capture("5", Upload("p.png", bad_photo(100)), "board")
+        with serving(service, **settings_for(slack), slack_deciders="UQA, U2") as url:
             slack.event(url, mention("inspect part #5", "1.1"))
             wait(lambda: slack.posts()["1.1"])
-            [record] = filed(desk)
+            [record] = filed(service)
             assert record.verdict == "REVIEW"
-            yield desk, url, record.inspection_id
+            yield service, url, record.inspection_id
 
 
 def press(slack: FakeSlack, url: str, action: str, inspection_id: str, user: str) -> None:
@@ -208,16 +212,16 @@ def submit(slack: FakeSlack, url: str, view: dict[str, Any], name: str, value: s
 
 
 def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
-    review: tuple[Desk, str, str], slack: FakeSlack
+    review: tuple[InspectionService, str, str], slack: FakeSlack
 ) -> None:
-    desk, url, inspection_id = review
+    service, url, inspection_id = review
     for action in ("refdiff_accept", "refdiff_override"):
         press(slack, url, action, inspection_id, "U3")
     told = wait(lambda: len(slack.of("chat.postEphemeral")) == 2 and slack.of("chat.postEphemeral"))
     assert all(t["user"] == "U3" and "REFDIFF_SLACK_DECIDERS" in t["text"] for t in told)
     assert slack.of("views.open") == []
-    assert desk.disposition(inspection_id) is None
-    assert desk._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
+    assert service.disposition(inspection_id) is None
+    assert service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
 
     press(slack, url, "refdiff_override", inspection_id, "UQA")
     [opened] = wait(lambda: slack.of("views.open"))
@@ -227,10 +231,10 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     assert "may not decide" in sneaky.json()["errors"]["reason"]
     assert submit(slack, url, opened["view"], "reason", "dust <b>, part is good", "UQA").status_code == 200
     [update] = wait(lambda: slack.of("chat.update")[-1:])
-    decided = desk.disposition(inspection_id)
+    decided = service.disposition(inspection_id)
     assert decided is not None
     assert (decided.decision, decided.by, decided.reason) == ("override", "uqa (slack UQA)", "dust <b>, part is good")
-    assert not desk._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).values
+    assert not service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).values
     shown = str(update["blocks"])
     assert "dust &lt;b&gt;, part is good" in shown
     assert not {"refdiff_accept", "refdiff_override"} & set(buttons(update))
@@ -238,24 +242,24 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     press(slack, url, "refdiff_accept", inspection_id, "U2")  # too late
     late = wait(lambda: [t for t in slack.of("chat.postEphemeral") if t["user"] == "U2"])
     assert "the first decision stands" in late[0]["text"]
-    assert desk.disposition(inspection_id) == decided
+    assert service.disposition(inspection_id) == decided
 
 
-def test_accept_and_zoom(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
-    desk, url, inspection_id = review
+def test_accept_and_zoom(review: tuple[InspectionService, str, str], slack: FakeSlack) -> None:
+    service, url, inspection_id = review
     press(slack, url, "refdiff_zoom", inspection_id, "U3")
     uploads = wait(lambda: slack.of("files.completeUploadExternal")[1:])
     shown = [slack.files[f["id"]] for f in uploads[0]["files"]]
-    assert len(shown) == min(4, len(desk.report(inspection_id).findings))
+    assert len(shown) == min(4, len(service.report(inspection_id).findings))
     press(slack, url, "refdiff_accept", inspection_id, "U2")
     wait(lambda: slack.of("chat.update"))
-    decided = desk.disposition(inspection_id)
+    decided = service.disposition(inspection_id)
     assert decided is not None
     assert (decided.decision, decided.reason) == ("accept", "accepted in Slack")
 
 
-def test_shortcuts(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
-    desk, url, _ = review
+def test_shortcuts(review: tuple[InspectionService, str, str], slack: FakeSlack) -> None:
+    service, url, _ = review
     base = {
         "type": "message_action",
         "callback_id": "refdiff_inspect_message",
@@ -273,18 +277,18 @@ def test_shortcuts(review: tuple[Desk, str, str], slack: FakeSlack) -> None:
     [opened] = wait(lambda: slack.of("views.open"))
     assert submit(slack, url, opened["view"], "part", "#5", "U3").status_code == 200
     wait(lambda: any(p.get("blocks") for posts in slack.posts().values() for p in posts if p["channel"] == "DU3"))
-    assert len(filed(desk)) == 3
+    assert len(filed(service)) == 3
 
 
 def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
-    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
     for part in ("5", "6"):
-        desk.capture(part, Upload("p.png", good_photo(100)), "board")
+        service.capture(part, Upload("p.png", good_photo(100)), "board")
     view = {"callback_id": "refdiff_inspect_view"}
     slack.slow, slack.fail = {"chat.postMessage": 1.0}, {"chat.postMessage": "internal_error"}
-    with ChatStore(desk.stores.settings.home, "slack") as store, serving(desk, **settings_for(slack)) as url:
+    with ChatStore(service.stores.settings.home, "slack") as store, serving(service, **settings_for(slack)) as url:
         began = time.monotonic()
         for _ in range(3):  # Slack's retries
             assert submit(slack, url, view, "part", "#5", "U3").status_code == 200
@@ -301,15 +305,15 @@ def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
         slack.event(url, {"type": "message", "channel": "DU3", "channel_type": "im", "user": "U3", "ts": "1.2",
                           "thread_ts": thread, "text": "what is the verdict?"}, "Ev9")  # fmt: skip
         wait(lambda: len(slack.posts()[thread]) == 2)
-        assert filed(desk)[0].verdict in slack.posts()[thread][1]["text"]
+        assert filed(service)[0].verdict in slack.posts()[thread][1]["text"]
         assert submit(slack, url, view, "part", "#5", "U3").status_code == 200  # again, long afterwards
         assert submit(slack, url, view, "part", "#6", "U3").status_code == 200  # corrected in the same dialog
-        wait(lambda: len(filed(desk)) == 2)
-    assert sorted(r.part_id for r in filed(desk)) == ["5", "6"]
+        wait(lambda: len(filed(service)) == 2)
+    assert sorted(r.part_id for r in filed(service)) == ["5", "6"]
 
 
 def test_a_dialog_that_cannot_be_kept_is_not_acknowledged(
-    desk: Desk, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> bool:
         raise StorageError("disk full")
@@ -322,9 +326,9 @@ def test_a_dialog_that_cannot_be_kept_is_not_acknowledged(
 
 
 @pytest.mark.timeout(900)
-def test_twenty_people_at_once(desk: Desk, slack: FakeSlack, bot: str) -> None:
+def test_twenty_people_at_once(service: InspectionService, slack: FakeSlack, bot: str) -> None:
     for i in range(20):
-        desk.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
+        service.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
 
     def ask(i: int) -> float:
         began = time.monotonic()
@@ -340,74 +344,78 @@ def test_twenty_people_at_once(desk: Desk, slack: FakeSlack, bot: str) -> None:
     for i in range(20):
         [post] = slack.posts()[f"{i}.5"]
         assert f"part {4000 + i} (board)" in post["text"]
-    assert len(filed(desk)) == 20
+    assert len(filed(service)) == 20
 
 
 def test_an_answer_that_slack_does_not_take_is_posted_later(
-    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.fail = {"assistant.threads.setStatus": "not_allowed", "chat.postMessage": "internal_error"}
-    with serving(desk, **settings_for(slack)) as url:
+    with serving(service, **settings_for(slack)) as url:
         slack.event(url, mention("inspect part #5", "1.1"))
-        wait(lambda: filed(desk))
+        wait(lambda: filed(service))
         time.sleep(0.5)
         assert slack.posts() == {}
         slack.fail = {"assistant.threads.setStatus": "not_allowed"}
         wait(lambda: any(p.get("blocks") for p in slack.posts()["1.1"]))
         time.sleep(0.7)
         assert sum("blocks" in p for p in slack.posts()["1.1"]) == 1
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
-def test_a_slow_slack_gets_each_answer_once(desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_slack_gets_each_answer_once(
+    service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Open messages are looked for all the while: those that are being answered are not answered again."""
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.slow = {"files.completeUploadExternal": 0.5, "assistant.threads.setStatus": 0.1}
-    with serving(desk, **settings_for(slack)) as url:
+    with serving(service, **settings_for(slack)) as url:
         for i in range(3):
             slack.event(url, mention("inspect part #5", f"{i}.1"), f"Ev{i}")
         wait(lambda: all(slack.posts()[f"{i}.1"] for i in range(3)))
         time.sleep(0.8)
     assert {thread: len(posts) for thread, posts in slack.posts().items()} == {"0.1": 1, "1.1": 1, "2.1": 1}
     assert len(slack.of("files.completeUploadExternal")) == 3
-    assert desk._worker._listeners == {}
+    assert service._queue._listeners == {}
 
 
 def test_an_answer_that_is_never_taken_is_given_up(
-    desk: Desk, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
     monkeypatch.setattr(host_module, "MAX_TRIES", 3)
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.fail = {"chat.postMessage": "channel_not_found"}
-    with serving(desk, **settings_for(slack)) as url, ChatStore(desk.stores.settings.home, "slack") as store:
+    with serving(service, **settings_for(slack)) as url, ChatStore(service.stores.settings.home, "slack") as store:
         slack.event(url, mention("inspect part #5", "1.1"))
         wait(lambda: not store.open())
     assert len(slack.of("files.completeUploadExternal")) == 1
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
-def test_messages_of_a_killed_process_are_answered_after_the_start(desk: Desk, slack: FakeSlack) -> None:
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+def test_messages_of_a_killed_process_are_answered_after_the_start(
+    service: InspectionService, slack: FakeSlack
+) -> None:
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     first = slack_app.message_of(mention("inspect part #5", "1.1"), TEAM)
     second = slack_app.message_of(mention("inspect part #5", "2.1"), TEAM)
     assert first is not None
     assert second is not None
     place = {"team": TEAM, "channel": "U3", "opening": "You asked."}
     dialog = ChatRequest("T1:V1:5", "", "U3", "", "inspect part #5", place)
-    with ChatStore(desk.stores.settings.home, "slack") as store:
+    with ChatStore(service.stores.settings.home, "slack") as store:
         for request in (first, second, dialog):
             assert store.receive(request.key, vars(request))
         # the second was killed after its inspection was accepted, before that was noted
-        job = desk.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
-        desk.wait(job.inspection_id)
-    with serving(desk, **settings_for(slack)):
+        job = service.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
+        service.wait(job.inspection_id)
+    with serving(service, **settings_for(slack)):
         wait(lambda: slack.posts()["1.1"] and slack.posts()["2.1"])
         wait(lambda: any(p["channel"] == "DU3" for posts in slack.posts().values() for p in posts))
-    assert len(filed(desk)) == 3
+    assert len(filed(service)) == 3
     assert job.inspection_id in str(slack.posts()["2.1"][0]["blocks"])
 
 
@@ -449,8 +457,8 @@ def test_a_stopping_server_waits_for_no_inspection_and_loses_no_message(ready: P
         assert sorted(r.part_id for r in stores.inspections.list()) == ["5", "6"]
 
 
-def test_socket_mode_needs_no_address_on_the_internet(desk: Desk, slack: FakeSlack) -> None:
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+def test_socket_mode_needs_no_address_on_the_internet(service: InspectionService, slack: FakeSlack) -> None:
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     event = mention("inspect part #5", "1.1")
     acknowledged: list[dict[str, Any]] = []
 
@@ -467,43 +475,43 @@ def test_socket_mode_needs_no_address_on_the_internet(desk: Desk, slack: FakeSla
         threading.Thread(target=server.serve_forever, daemon=True).start()
         slack.socket_url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/link"
         socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
-        with serving(desk, **socket_only) as url:
+        with serving(service, **socket_only) as url:
             wait(lambda: slack.posts()["1.1"])
             assert slack.event(url, mention("inspect part #5", "2.1")).status_code in (404, 405)  # no such address
         server.shutdown()
     assert [a["envelope_id"] for a in acknowledged] == ["e1", "e2"]
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
-def test_a_refused_app_token_is_a_mistake_in_the_settings(desk: Desk, slack: FakeSlack) -> None:
+def test_a_refused_app_token_is_a_mistake_in_the_settings(service: InspectionService, slack: FakeSlack) -> None:
     slack.fail = {"apps.connections.open": "invalid_auth"}
     socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
-    with pytest.raises(ConfigurationError, match=r"SLACK_APP_TOKEN \(invalid_auth\)"), serving(desk, **socket_only):
+    with pytest.raises(ConfigurationError, match=r"SLACK_APP_TOKEN \(invalid_auth\)"), serving(service, **socket_only):
         pass
 
 
-def test_an_outage_of_slack_stops_nothing(desk: Desk, slack: FakeSlack) -> None:
+def test_an_outage_of_slack_stops_nothing(service: InspectionService, slack: FakeSlack) -> None:
     slack.fail = {"apps.connections.open": "service_unavailable"}
     socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
-    with serving(desk, **socket_only) as url:
+    with serving(service, **socket_only) as url:
         assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
-def test_without_a_network_the_rest_is_served(desk: Desk) -> None:
+def test_without_a_network_the_rest_is_served(service: InspectionService) -> None:
     nowhere = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": "http://127.0.0.1:9/api/"}
-    with serving(desk, **nowhere) as url:
+    with serving(service, **nowhere) as url:
         assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
-def test_incomplete_secrets_are_told(desk: Desk) -> None:
+def test_incomplete_secrets_are_told(service: InspectionService) -> None:
     from fastapi import FastAPI
 
     with (
         pytest.raises(ConfigurationError, match="SLACK_SIGNING_SECRET"),
-        bots(FastAPI(), desk, ChatSettings(slack_bot_token=TOKEN)),
+        bots(FastAPI(), service, ChatSettings(slack_bot_token=TOKEN)),
     ):
         pass
-    with bots(FastAPI(), desk, ChatSettings()) as on:
+    with bots(FastAPI(), service, ChatSettings()) as on:
         assert on == []
 
 

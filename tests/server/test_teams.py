@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from PIL import Image
 
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bots import bots
@@ -40,9 +40,9 @@ def teams() -> Iterator[FakeTeams]:
 
 
 @pytest.fixture
-def desk(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as opened:
+    with InspectionService.open() as opened:
         yield opened
 
 
@@ -52,8 +52,8 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def bot(desk: Desk, teams: FakeTeams) -> Iterator[str]:
-    with serving(desk, teams.cloud, **SETTINGS) as url:
+def bot(service: InspectionService, teams: FakeTeams) -> Iterator[str]:
+    with serving(service, teams.cloud, **SETTINGS) as url:
         yield url
 
 
@@ -66,8 +66,8 @@ def photo(teams: FakeTeams, data: bytes, *, inline: bool = True) -> dict[str, An
             "content": {"downloadUrl": "https://evil.example/p.png", "fileType": "png"}}  # fmt: skip
 
 
-def filed(desk: Desk) -> list[Any]:
-    return desk.stores.inspections.list(limit=1000)
+def filed(service: InspectionService) -> list[Any]:
+    return service.stores.inspections.list(limit=1000)
 
 
 def texts(card: dict[str, Any]) -> list[str]:
@@ -79,7 +79,7 @@ def actions(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
-    desk: Desk, teams: FakeTeams, bot: str
+    service: InspectionService, teams: FakeTeams, bot: str
 ) -> None:
     message = teams.message("inspect part #4412, product board", "m1", attachments=[photo(teams, bad_photo(100))])
     began = time.monotonic()
@@ -88,7 +88,7 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     for _ in range(3):
         assert teams.send(bot, message).status_code == 200
     [card] = wait(lambda: teams.cards(THREAD))
-    [record] = filed(desk)
+    [record] = filed(service)
     assert (record.part_id, record.report["requested_by"]) == ("4412", "Ada (teams aad-1)")
     assert texts(card)[0] == f"{record.verdict}: part 4412 (board)"
     assert len(teams.shown(THREAD)) == 1  # the line that told what happens became the answer
@@ -106,13 +106,15 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     answer = wait(lambda: teams.shown(THREAD)[1:])
     wait(lambda: record.verdict in teams.shown(THREAD)[1]["text"])
     assert len(answer) == 1
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
 @pytest.mark.parametrize(
     "kind", ["none", "nonsense", "another key", "expired", "another bot", "another service", "another issuer"]
 )
-def test_a_bad_token_gets_401_and_nothing_happens(desk: Desk, teams: FakeTeams, bot: str, kind: str) -> None:
+def test_a_bad_token_gets_401_and_nothing_happens(
+    service: InspectionService, teams: FakeTeams, bot: str, kind: str
+) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     good = jwt.decode(teams.token(), options={"verify_signature": False})
     token = {
@@ -125,16 +127,16 @@ def test_a_bad_token_gets_401_and_nothing_happens(desk: Desk, teams: FakeTeams, 
         "another issuer": teams.token(iss="https://evil.example"),
     }[kind]
     assert teams.send(bot, teams.message("inspect part #1", "m1"), token).status_code == 401
-    with ChatStore(desk.stores.settings.home, "teams") as store:
+    with ChatStore(service.stores.settings.home, "teams") as store:
         assert store.open() == []
     assert teams.sent == []
 
 
-def test_people_of_another_organisation_are_not_served(desk: Desk, teams: FakeTeams, bot: str) -> None:
+def test_people_of_another_organisation_are_not_served(service: InspectionService, teams: FakeTeams, bot: str) -> None:
     elsewhere = {"conversation": {"id": THREAD, "tenantId": "other"}, "channelData": {"tenant": {"id": "other"}}}
     assert teams.send(bot, teams.message("inspect part #1", "m1") | elsewhere).status_code == 200
     assert teams.send(bot, {"not": "an activity"}).status_code < 600
-    with ChatStore(desk.stores.settings.home, "teams") as store:
+    with ChatStore(service.stores.settings.home, "teams") as store:
         assert store.get(f"{THREAD}:m1") is None
 
 
@@ -154,30 +156,30 @@ def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes)
     ],
 )
 def test_what_cannot_be_inspected_is_answered_helpfully(
-    desk: Desk, teams: FakeTeams, bot: str, text: str, attachment: str | None, words: str
+    service: InspectionService, teams: FakeTeams, bot: str, text: str, attachment: str | None, words: str
 ) -> None:
     more = {"attachments": [photo(teams, good_photo(1), inline=False)]} if attachment else {}
     teams.send(bot, teams.message(text, "m1", **more))
     wait(lambda: any(words in m["text"].replace("\\", "") for m in teams.shown(THREAD)))
     assert len(teams.shown(THREAD)) == 1
-    assert filed(desk) == []
+    assert filed(service) == []
 
 
 def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     ready: Path, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_LLM", "off")
-    with Desk.open() as desk:
-        for golden in desk.goldens("board")[:3]:  # with 19 goldens nothing fails
-            desk.set_golden_status(golden.golden_id, "retired", "tester")
-        desk.capture("5", Upload("p.png", bad_photo(100)), "board")
-        with serving(desk, teams.cloud, **SETTINGS) as url:
+    with InspectionService.open() as service:
+        for golden in service.goldens("board")[:3]:  # with 19 goldens nothing fails
+            service.set_golden_status(golden.golden_id, "retired", "tester")
+        service.capture("5", Upload("p.png", bad_photo(100)), "board")
+        with serving(service, teams.cloud, **SETTINGS) as url:
             teams.send(url, teams.message("inspect part #5", "m1"))
             [card] = wait(lambda: teams.cards(THREAD))
-            [record] = filed(desk)
+            [record] = filed(service)
             inspection_id, card_id = record.inspection_id, teams.id_of_card(THREAD)
             assert record.verdict == "REVIEW"
-            graph = desk._inspector._graph
+            graph = service._inspector._graph
             assert graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
             override = actions(card)["Override…"]["card"]["actions"][0]
             data = override["data"] | {"reason": "dust, part is good"}
@@ -187,9 +189,9 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
 
             assert "REFDIFF_TEAMS_DECIDERS" in press(cards.ACCEPT, data, "aad-1")["value"]
             assert "reason is missing" in press(cards.OVERRIDE, override["data"], "aad-qa")["value"]
-            assert desk.disposition(inspection_id) is None
+            assert service.disposition(inspection_id) is None
             changed = press(override["verb"], data, "aad-qa")["value"]
-            decided = desk.disposition(inspection_id)
+            decided = service.disposition(inspection_id)
             assert decided is not None
             assert (decided.decision, decided.by, decided.reason) == (
                 "override", "Aad-Qa (teams aad-qa)", "dust, part is good",
@@ -204,9 +206,9 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
 
 
 @pytest.mark.timeout(900)
-def test_twenty_people_at_once(desk: Desk, teams: FakeTeams, bot: str) -> None:
+def test_twenty_people_at_once(service: InspectionService, teams: FakeTeams, bot: str) -> None:
     for i in range(20):
-        desk.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
+        service.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
 
     teams.send(bot, teams.message("hello", "m0", "chat-0"))  # fetches the keys
 
@@ -222,35 +224,35 @@ def test_twenty_people_at_once(desk: Desk, teams: FakeTeams, bot: str) -> None:
     wait(lambda: all(teams.cards(f"chat-{i}") for i in range(20)), seconds=800)
     for i in range(20):
         assert f"part {4000 + i} (board)" in texts(teams.cards(f"chat-{i}")[0])[0]
-    assert len(filed(desk)) == 20
+    assert len(filed(service)) == 20
 
 
 def test_answers_come_after_trouble_and_after_a_kill(
-    desk: Desk, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
+    service: InspectionService, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
-    desk.capture("5", Upload("p.png", good_photo(100)), "board")
+    service.capture("5", Upload("p.png", good_photo(100)), "board")
     from microsoft_teams.api.activities.message import MessageActivity
 
     kept = teams_app.message_of(MessageActivity.model_validate(teams.message("inspect part #5", "m1")))
     assert kept is not None
-    with ChatStore(desk.stores.settings.home, "teams") as store:
+    with ChatStore(service.stores.settings.home, "teams") as store:
         assert store.receive(kept.key, vars(kept))  # and killed here
     teams.fail = 6
-    with serving(desk, teams.cloud, **SETTINGS):
+    with serving(service, teams.cloud, **SETTINGS):
         wait(lambda: teams.cards(THREAD))
         time.sleep(0.6)
         assert len(teams.cards(THREAD)) == 1
     assert teams.fail == 0
-    assert len(filed(desk)) == 1
+    assert len(filed(service)) == 1
 
 
-def test_incomplete_secrets_are_told(desk: Desk) -> None:
+def test_incomplete_secrets_are_told(service: InspectionService) -> None:
     from fastapi import FastAPI
 
     with (
         pytest.raises(ConfigurationError, match="TEAMS_CLIENT_SECRET"),
-        bots(FastAPI(), desk, ChatSettings(teams_client_id=CLIENT)),
+        bots(FastAPI(), service, ChatSettings(teams_client_id=CLIENT)),
     ):
         pass
 

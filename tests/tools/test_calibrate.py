@@ -30,26 +30,26 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 SIZE = (96, 128)
 
 
 @pytest.fixture
-def services(tmp_path: Path) -> Iterator[Services]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
     model = ModelSettings(cache=tmp_path / "cache", working_px=128)
-    with Services.open(memory=memory, model=model, tools=ToolsSettings(references=1)) as opened:
+    with Workspace.open(memory=memory, model=model, tools=ToolsSettings(references=1)) as opened:
         yield opened
 
 
-def add(services: Services, folder: Path, instances: range, group: str | None = None) -> list[Golden]:
+def add(workspace: Workspace, folder: Path, instances: range, group: str | None = None) -> list[Golden]:
     paths = []
     for i in instances:
         path = folder / f"{i:02}.png"
         path.write_bytes(encode_png(render("circuit", 1, i, size=SIZE, noise_seed=i).image))
         paths.append(path)
-    return enroll(services, "board", paths, part_group=group).added
+    return enroll(workspace, "board", paths, part_group=group).added
 
 
 def made(scores: list[float], **extra: Any) -> Calibration:
@@ -60,10 +60,10 @@ def made(scores: list[float], **extra: Any) -> Calibration:
 
 
 def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = add(services, tmp_path, range(3), group="unit 7")
-    singles = add(services, tmp_path, range(3, 6))
+    group = add(workspace, tmp_path, range(3), group="unit 7")
+    singles = add(workspace, tmp_path, range(3, 6))
     seen: list[tuple[str, Comparison]] = []
 
     def watched(*arguments: Any, **named: Any) -> Comparison:
@@ -74,7 +74,7 @@ def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
     module_compare = module.compare
     monkeypatch.setattr(module, "compare", watched)
     steps: list[tuple[int, int]] = []
-    calibration = calibrate(services, "board", 8, progress=lambda done, total: steps.append((done, total)))
+    calibration = calibrate(workspace, "board", 8, progress=lambda done, total: steps.append((done, total)))
     assert (calibration.n, len(calibration.scores), calibration.references) == (4, 4, 8)
     assert steps == [(i, 4) for i in range(1, 5)]
     by_photo = {key: {hit.golden.sha256 for hit in result.hits} for key, result in seen}
@@ -88,45 +88,45 @@ def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
     assert min(calibration.scores) > 0  # nothing was compared with itself
 
 
-def test_photos_grouped_by_their_pixels_count_as_one_part(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(3))
+def test_photos_grouped_by_their_pixels_count_as_one_part(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(3))
     twin = render("circuit", 1, 0, size=SIZE, noise_seed=0).image.copy()
     twin[0, 0] ^= 1
     (tmp_path / "twin.png").write_bytes(encode_png(twin))
-    enroll(services, "board", [tmp_path / "twin.png"])
-    assert services.bank.count("board") == 4
-    assert calibrate(services, "board").n == 3
+    enroll(workspace, "board", [tmp_path / "twin.png"])
+    assert workspace.bank.count("board") == 4
+    assert calibrate(workspace, "board").n == 3
 
 
-def test_retired_goldens_neither_count_nor_vouch(services: Services, tmp_path: Path) -> None:
-    goldens = add(services, tmp_path, range(4))
-    services.bank.set_status(goldens[0].golden_id, "retired", "old")
-    assert calibrate(services, "board").n == 3
+def test_retired_goldens_neither_count_nor_vouch(workspace: Workspace, tmp_path: Path) -> None:
+    goldens = add(workspace, tmp_path, range(4))
+    workspace.bank.set_status(goldens[0].golden_id, "retired", "old")
+    assert calibrate(workspace, "board").n == 3
 
 
-def test_a_part_alone_cannot_calibrate(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(3), group="one")
+def test_a_part_alone_cannot_calibrate(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(3), group="one")
     with pytest.raises(InputError, match=r"1 part\(s\)"):
-        calibrate(services, "board")
-    assert current_calibration(services, "board") is None
+        calibrate(workspace, "board")
+    assert current_calibration(workspace, "board") is None
 
 
 def test_of_very_many_parts_an_even_sample_is_measured(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(services, tmp_path, range(7))
-    everything = calibrate(services, "board")
+    add(workspace, tmp_path, range(7))
+    everything = calibrate(workspace, "board")
     monkeypatch.setattr(module, "MAX_PARTS", 3)
-    some = calibrate(services, "board")
+    some = calibrate(workspace, "board")
     assert (everything.n, some.n) == (7, 3)
     assert set(some.scores) < set(everything.scores)
     monkeypatch.setattr(module, "MAX_PARTS", 7)
-    assert calibrate(services, "board").scores == everything.scores
+    assert calibrate(workspace, "board").scores == everything.scores
 
 
-def test_again_is_exactly_the_same(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(4))
-    first, again = calibrate(services, "board"), calibrate(services, "board")
+def test_again_is_exactly_the_same(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(4))
+    first, again = calibrate(workspace, "board"), calibrate(workspace, "board")
     assert (first.key, first.scores, first.pixel_threshold) == (again.key, again.scores, again.pixel_threshold)
 
 
@@ -137,7 +137,7 @@ def _zone(kind: str, box: tuple[int, int, int, int] = (0, 0, 30, 30)) -> dict[st
     return {"zones": [{"name": "z", "kind": kind, "box": list(box)}]}
 
 
-Change = Callable[[Services, list[Golden], Path, pytest.MonkeyPatch], object]
+Change = Callable[[Workspace, list[Golden], Path, pytest.MonkeyPatch], object]
 CHANGES: dict[str, tuple[bool, Change]] = {
     "another golden": (True, lambda s, g, t, m: add(s, t, range(9, 10))),
     "a retired golden": (True, lambda s, g, t, m: s.bank.set_status(g[0].golden_id, "retired", "old")),
@@ -156,73 +156,73 @@ CHANGES: dict[str, tuple[bool, Change]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_stale_is_what_changes_scores(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     stale, change = CHANGES[name]
-    goldens = add(services, tmp_path, range(3))
-    before = calibration_key(services, "board", 1)
-    change(services, goldens, tmp_path, monkeypatch)
-    assert (calibration_key(services, "board", 1) != before) == stale
+    goldens = add(workspace, tmp_path, range(3))
+    before = calibration_key(workspace, "board", 1)
+    change(workspace, goldens, tmp_path, monkeypatch)
+    assert (calibration_key(workspace, "board", 1) != before) == stale
 
 
-def test_the_number_of_references_is_part_of_it(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(3))
-    assert calibration_key(services, "board", 1) != calibration_key(services, "board", 2)
+def test_the_number_of_references_is_part_of_it(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(3))
+    assert calibration_key(workspace, "board", 1) != calibration_key(workspace, "board", 2)
 
 
-def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(services: Services, tmp_path: Path) -> None:
-    goldens = add(services, tmp_path, range(4))
-    first = current_calibration(services, "board")
+def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(workspace: Workspace, tmp_path: Path) -> None:
+    goldens = add(workspace, tmp_path, range(4))
+    first = current_calibration(workspace, "board")
     assert first is not None
-    again = current_calibration(services, "board")
+    again = current_calibration(workspace, "board")
     assert again == first
-    services.bank.set_status(goldens[0].golden_id, "retired", "old")
-    fewer = current_calibration(services, "board")
+    workspace.bank.set_status(goldens[0].golden_id, "retired", "old")
+    fewer = current_calibration(workspace, "board")
     assert fewer is not None
     assert (fewer.n, fewer.key != first.key) == (3, True)
-    services.bank.set_status(goldens[0].golden_id, "active", "a mistake")
-    assert current_calibration(services, "board") == first  # the bank is as it was
+    workspace.bank.set_status(goldens[0].golden_id, "active", "a mistake")
+    assert current_calibration(workspace, "board") == first  # the bank is as it was
 
 
 def test_what_is_enrolled_while_it_is_measured_is_measured_too(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(services, tmp_path, range(3))
+    add(workspace, tmp_path, range(3))
     compare, late = module.compare, iter([range(3, 4)])
 
     def enrolling(*args: Any, **kwargs: Any) -> Comparison:
         for instances in late:
-            add(services, tmp_path, instances)
+            add(workspace, tmp_path, instances)
         return compare(*args, **kwargs)
 
     monkeypatch.setattr(module, "compare", enrolling)
-    found = calibrate(services, "board")
-    assert (found.n, found.key) == (4, calibration_key(services, "board", 1))
-    assert current_calibration(services, "board") == found
+    found = calibrate(workspace, "board")
+    assert (found.n, found.key) == (4, calibration_key(workspace, "board", 1))
+    assert current_calibration(workspace, "board") == found
 
 
 def test_of_a_bank_that_keeps_changing_nothing_is_kept(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = add(services, tmp_path, range(4))[0]
+    first = add(workspace, tmp_path, range(4))[0]
     compare, calls = module.compare, 0
 
     def changing(*args: Any, **kwargs: Any) -> Comparison:
         nonlocal calls
         calls += 1
-        services.stores.products.set_spec("board", _zone("ignore", (0, 0, calls, 1)))
+        workspace.stores.products.set_spec("board", _zone("ignore", (0, 0, calls, 1)))
         return compare(*args, **kwargs)
 
     monkeypatch.setattr(module, "compare", changing)
     with pytest.raises(UnavailableError, match="change while they are measured"):
-        calibrate(services, first.product)
-    assert services.stores.calibrations.latest("board") is None
+        calibrate(workspace, first.product)
+    assert workspace.stores.calibrations.latest("board") is None
 
 
-def test_an_ignore_zone_over_everything_leaves_nothing_to_score(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(3))
-    services.stores.products.set_spec("board", _zone("ignore", (0, 0, 2000, 2000)))
-    assert calibrate(services, "board").scores == [0, 0, 0]
+def test_an_ignore_zone_over_everything_leaves_nothing_to_score(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(3))
+    workspace.stores.products.set_spec("board", _zone("ignore", (0, 0, 2000, 2000)))
+    assert calibrate(workspace, "board").scores == [0, 0, 0]
 
 
 # ---- what it says ----
@@ -260,14 +260,14 @@ def test_summary_promises_no_more_than_can_be_kept(
     assert found["score_range"] == [0, n - 1]
 
 
-def test_alpha_is_remembered_and_an_explicit_one_wins(services: Services, tmp_path: Path) -> None:
-    add(services, tmp_path, range(3))
-    assert requested_alpha(services, None) == services.settings.alpha
-    calibrate(services, "board", alpha=0.05)
-    kept = calibrate(services, "board")
-    assert requested_alpha(services, kept) == 0.05
-    services.settings = ToolsSettings(alpha=0.2)
-    assert requested_alpha(services, kept) == 0.2
+def test_alpha_is_remembered_and_an_explicit_one_wins(workspace: Workspace, tmp_path: Path) -> None:
+    add(workspace, tmp_path, range(3))
+    assert requested_alpha(workspace, None) == workspace.settings.alpha
+    calibrate(workspace, "board", alpha=0.05)
+    kept = calibrate(workspace, "board")
+    assert requested_alpha(workspace, kept) == 0.05
+    workspace.settings = ToolsSettings(alpha=0.2)
+    assert requested_alpha(workspace, kept) == 0.2
 
 
 def test_a_photo_unlike_every_golden_is_a_problem_only_where_its_score_is_not() -> None:

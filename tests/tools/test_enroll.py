@@ -18,7 +18,7 @@ from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import PartKind, render
 from refdiff.tools.golden_samples.enroll import enroll, read_photo, record_capture
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 SIZE = (96, 128)
 
@@ -35,31 +35,31 @@ def save(folder: Path, name: str, image: RgbImage) -> Path:
 
 
 @pytest.fixture
-def services(tmp_path: Path) -> Iterator[Services]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
     model = ModelSettings(cache=tmp_path / "cache", working_px=96, max_pixels=1_000_000, max_bytes=1_000_000)
-    with Services.open(memory=memory, model=model) as services:
-        yield services
+    with Workspace.open(memory=memory, model=model) as workspace:
+        yield workspace
 
 
-def test_folders_are_searched_in_order_and_again_is_harmless(services: Services, tmp_path: Path) -> None:
+def test_folders_are_searched_in_order_and_again_is_harmless(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "good"
     for name, instance in (("b/2.png", 2), ("a/1.PNG", 1), ("0.png", 0)):
         save(folder, name, photo(instance))
     (folder / ".hidden.png").write_bytes(b"x")
     (folder / "readme.txt").write_text("no image")
     seen: list[tuple[int, int]] = []
-    first = enroll(services, "board", [folder], progress=lambda done, total: seen.append((done, total)))
+    first = enroll(workspace, "board", [folder], progress=lambda done, total: seen.append((done, total)))
     assert [g.filename for g in first.added] == ["0.png", "1.PNG", "2.png"]
     assert (first.refused, first.n_in_bank, seen[-1]) == ([], 3, (3, 3))
-    again = enroll(services, "board", [folder])
+    again = enroll(workspace, "board", [folder])
     assert (again.added, again.refused, again.n_in_bank) == ([], [], 3)
     assert [first.added[0].golden_id in r.reason for r in again.already_there] == [True, False, False]
 
 
-def test_same_bytes_twice_in_one_call_are_named(services: Services, tmp_path: Path) -> None:
+def test_same_bytes_twice_in_one_call_are_named(workspace: Workspace, tmp_path: Path) -> None:
     one, two = save(tmp_path, "one.png", photo(0)), save(tmp_path, "two.png", photo(0))
-    result = enroll(services, "board", [one, two])
+    result = enroll(workspace, "board", [one, two])
     assert [g.filename for g in result.added] == ["one.png"]
     assert result.already_there[0].path == two
     assert "already there as g-" in result.already_there[0].reason
@@ -87,92 +87,95 @@ def _tiff16(level: int) -> bytes:
     ],
 )
 def test_refused_with_the_reason(
-    services: Services, tmp_path: Path, make: Callable[[Path], object], reason: str
+    workspace: Workspace, tmp_path: Path, make: Callable[[Path], object], reason: str
 ) -> None:
     bad = tmp_path / "bad.png"
     make(bad)
     good = save(tmp_path, "good.png", photo(0))
-    result = enroll(services, "board", [bad, good])
+    result = enroll(workspace, "board", [bad, good])
     assert [r.path for r in result.refused] == [bad]
     assert reason in result.refused[0].reason
     assert result.n_in_bank == 1  # the others go on
 
 
-def test_links_are_followed_only_within_the_folder(services: Services, tmp_path: Path) -> None:
+def test_links_are_followed_only_within_the_folder(workspace: Workspace, tmp_path: Path) -> None:
     outside = save(tmp_path, "outside/secret.png", photo(0))
     folder = save(tmp_path, "good/1.png", photo(1)).parent
     (folder / "link.png").symlink_to(outside)
     (folder / "linked").symlink_to(outside.parent)
     (folder / "inside.png").symlink_to(folder / "1.png")
-    result = enroll(services, "board", [folder])
+    result = enroll(workspace, "board", [folder])
     assert [len(result.added), len(result.already_there)] == [1, 1]
     assert sorted(r.path.name for r in result.refused) == ["link.png", "linked"]
 
 
-def test_odd_file_names(services: Services, tmp_path: Path) -> None:
+def test_odd_file_names(workspace: Workspace, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[31m.png"))
     path.write_bytes(encode_png(photo(0)))
-    result = enroll(services, "board", [path])
+    result = enroll(workspace, "board", [path])
     assert result.added[0].filename == "� [31m.png"
-    assert services.bank.list("board") == result.added
+    assert workspace.bank.list("board") == result.added
 
 
-def test_nearly_the_same_pixels_are_one_part(services: Services, tmp_path: Path) -> None:
+def test_nearly_the_same_pixels_are_one_part(workspace: Workspace, tmp_path: Path) -> None:
     image = photo(0)
     brighter_pixel = image.copy()
     brighter_pixel[10:12, 10:12] ^= 3
     paths = [save(tmp_path, "1.png", image), save(tmp_path, "2.png", brighter_pixel), save(tmp_path, "3.png", photo(1))]
-    first = enroll(services, "board", paths[:1]).added[0]
-    result = enroll(services, "board", paths)  # a later call finds the earlier photo
+    first = enroll(workspace, "board", paths[:1]).added[0]
+    result = enroll(workspace, "board", paths)  # a later call finds the earlier photo
     assert [g.part_group for g in result.added] == [first.golden_id, None]
     assert "one part" in result.notes[0]
-    other = enroll(services, "other", paths[1:2])  # another product's photos do not count
+    other = enroll(workspace, "other", paths[1:2])  # another product's photos do not count
     assert other.added[0].part_group is None
 
 
-def test_part_group_given_wins_and_says_so(services: Services, tmp_path: Path) -> None:
+def test_part_group_given_wins_and_says_so(workspace: Workspace, tmp_path: Path) -> None:
     image = photo(0)
     almost = image.copy()
     almost[0, 0] ^= 1
-    enroll(services, "board", [save(tmp_path, "1.png", image)])
-    result = enroll(services, "board", [save(tmp_path, "2.png", almost)], part_group="unit 7")
+    enroll(workspace, "board", [save(tmp_path, "1.png", image)])
+    result = enroll(workspace, "board", [save(tmp_path, "2.png", almost)], part_group="unit 7")
     assert result.added[0].part_group == "unit 7"
     assert "is it the same part?" in result.notes[0]
 
 
-def test_another_product_among_the_goldens_is_flagged_and_stays(services: Services, tmp_path: Path) -> None:
+def test_another_product_among_the_goldens_is_flagged_and_stays(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "good"
     for i in range(9):
         save(folder, f"{i}.png", photo(i))
     save(folder, "wrong.png", photo(0, "bottle"))
-    result = enroll(services, "board", [folder])
+    result = enroll(workspace, "board", [folder])
     assert [(g.filename, g.status) for g in result.flagged] == [("wrong.png", "flagged")]
     assert "odd: similarity" in result.flagged[0].note
     assert result.n_in_bank == 10
     # a person looked at it: the next enrolment leaves it alone
-    services.bank.set_status(result.flagged[0].golden_id, "active", "looked at")
-    assert enroll(services, "board", [save(tmp_path, "10.png", photo(10))]).flagged == []
+    workspace.bank.set_status(result.flagged[0].golden_id, "active", "looked at")
+    assert enroll(workspace, "board", [save(tmp_path, "10.png", photo(10))]).flagged == []
 
 
-def test_first_deep_golden_fixes_the_window(services: Services, tmp_path: Path) -> None:
+def test_first_deep_golden_fixes_the_window(workspace: Workspace, tmp_path: Path) -> None:
     for name, level in (("1.tif", 1000), ("2.tif", 9000)):
         (tmp_path / name).write_bytes(_tiff16(level))
     with pytest.raises(ImageError, match="intensity window"):
-        record_capture(services.stores, "7", "ir", tmp_path / "1.tif", settings=services.model_settings)
-    enroll(services, "ir", [tmp_path / "1.tif"])
-    product = services.stores.products.get("ir")
+        record_capture(workspace.stores, "7", "ir", tmp_path / "1.tif", settings=workspace.model_settings)
+    enroll(workspace, "ir", [tmp_path / "1.tif"])
+    product = workspace.stores.products.get("ir")
     assert product is not None
     window = product.intensity_window
     assert window is not None
     assert window[0] < 1000 < 9000 < window[1]
-    enroll(services, "ir", [tmp_path / "2.tif"])
-    assert services.stores.products.ensure("ir").intensity_window == window
+    enroll(workspace, "ir", [tmp_path / "2.tif"])
+    assert workspace.stores.products.ensure("ir").intensity_window == window
     assert (
-        record_capture(services.stores, "7", "ir", tmp_path / "1.tif", settings=services.model_settings).part_id == "7"
+        record_capture(workspace.stores, "7", "ir", tmp_path / "1.tif", settings=workspace.model_settings).part_id
+        == "7"
     )
 
 
-def test_full_disk_keeps_what_was_enrolled(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_what_was_enrolled(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [save(tmp_path, f"{i}.png", photo(i)) for i in range(3)]
     put, calls = ImageStore.put, []
 
@@ -185,47 +188,47 @@ def test_full_disk_keeps_what_was_enrolled(services: Services, tmp_path: Path, m
     with monkeypatch.context() as m:
         m.setattr(ImageStore, "put", full)
         with pytest.raises(StorageError, match=r"disk is full \(2 photos were enrolled before"):
-            enroll(services, "board", paths)
-    assert [g.filename for g in services.bank.list("board")] == ["0.png", "1.png"]
-    rest = enroll(services, "board", paths)
+            enroll(workspace, "board", paths)
+    assert [g.filename for g in workspace.bank.list("board")] == ["0.png", "1.png"]
+    rest = enroll(workspace, "board", paths)
     assert ([g.filename for g in rest.added], len(rest.already_there)) == (["2.png"], 2)
 
 
-def test_photo_comes_before_the_golden(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_comes_before_the_golden(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path, "1.png", photo(0))
 
     def killed(*_: object) -> bool:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(type(services.bank), "add", killed)
+        m.setattr(type(workspace.bank), "add", killed)
         with pytest.raises(KeyboardInterrupt):
-            enroll(services, "board", [path])
+            enroll(workspace, "board", [path])
     assert (
-        services.bank.count("board") == 0
+        workspace.bank.count("board") == 0
     )  # nothing was acknowledged, and nothing points at a photo that is not there
-    golden = enroll(services, "board", [path]).added[0]
-    assert services.stores.images.get(golden.sha256) == path.read_bytes()
+    golden = enroll(workspace, "board", [path]).added[0]
+    assert workspace.stores.images.get(golden.sha256) == path.read_bytes()
 
 
-def test_lost_photo_of_a_golden_is_mended(services: Services, tmp_path: Path) -> None:
+def test_lost_photo_of_a_golden_is_mended(workspace: Workspace, tmp_path: Path) -> None:
     path = save(tmp_path, "1.png", photo(0))
-    golden = enroll(services, "board", [path]).added[0]
-    services.stores.images.path(golden.sha256).unlink()
-    enroll(services, "board", [path])
-    assert services.stores.images.get(golden.sha256) == path.read_bytes()
+    golden = enroll(workspace, "board", [path]).added[0]
+    workspace.stores.images.path(golden.sha256).unlink()
+    enroll(workspace, "board", [path])
+    assert workspace.stores.images.get(golden.sha256) == path.read_bytes()
 
 
 @pytest.mark.parametrize(
     "arguments",
     [{"scale_mm_per_px": -1.0}, {"scale_mm_per_px": float("nan")}, {"part_group": " "}, {"station": "a\0b"}],
 )
-def test_bad_arguments(services: Services, tmp_path: Path, arguments: dict[str, object]) -> None:
+def test_bad_arguments(workspace: Workspace, tmp_path: Path, arguments: dict[str, object]) -> None:
     path = save(tmp_path, "1.png", photo(0))
     with pytest.raises(InputError):
-        enroll(services, "board", [path], **arguments)  # type: ignore[arg-type]
+        enroll(workspace, "board", [path], **arguments)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="product"):
-        enroll(services, "../board", [path])
+        enroll(workspace, "../board", [path])
 
 
 @pytest.mark.parametrize("name", [".", "missing.png", "/dev/null"])

@@ -23,7 +23,7 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.comparison import Comparison, compare, place_zones
 from refdiff.tools.inspection.inspection import resolve_scale
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 SIZE = (224, 224)
 VARIANTS = {"a": 102, "b": 103}
@@ -32,12 +32,12 @@ PER_VARIANT = 6
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Product "board" holds 6 goldens of each variant, a0.png ... b5.png."""
     root = tmp_path_factory.mktemp("pipeline")
     memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
     model = ModelSettings(cache=root / "cache", working_px=224)
-    with Services.open(memory=memory, model=model, tools=ToolsSettings(references=2)) as opened:
+    with Workspace.open(memory=memory, model=model, tools=ToolsSettings(references=2)) as opened:
         for name, design in VARIANTS.items():
             for i in range(PER_VARIANT):
                 image = render("circuit", design, i, size=SIZE, noise_seed=i).image
@@ -47,10 +47,10 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 @pytest.fixture
-def zones(services: Services) -> Iterator[None]:
+def zones(workspace: Workspace) -> Iterator[None]:
     """What a test says about the product is forgotten after it."""
     yield
-    services.stores.products.set_spec("board", {})
+    workspace.stores.products.set_spec("board", {})
 
 
 @lru_cache(maxsize=64)
@@ -61,15 +61,15 @@ def part(variant: str, angle: float = 0.0, *, broken: bool = False, scale: float
     return render("circuit", VARIANTS[variant], 40, size=SIZE, pose=pose, noise_seed=round(angle) + 7, defects=defects)
 
 
-def first_of(services: Services, variant: str) -> Golden:
-    return next(g for g in services.bank.list("board") if g.filename == f"{variant}0.png")
+def first_of(workspace: Workspace, variant: str) -> Golden:
+    return next(g for g in workspace.bank.list("board") if g.filename == f"{variant}0.png")
 
 
 @pytest.fixture(scope="module")
-def compared(services: Services) -> dict[tuple[str, float, bool], Comparison]:
+def compared(workspace: Workspace) -> dict[tuple[str, float, bool], Comparison]:
     """(variant, angle, broken) -> comparison, upright and turned all the way round."""
     return {
-        (variant, angle, broken): compare(services, part(variant, angle, broken=broken).image, "board")
+        (variant, angle, broken): compare(workspace, part(variant, angle, broken=broken).image, "board")
         for variant in VARIANTS
         for angle in (0.0, *TURNS)
         for broken in (False, True)
@@ -121,45 +121,45 @@ def test_the_map_peaks_at_the_defect_in_photo_pixels(compared: Compared) -> None
     assert hits >= 0.9 * len(compared) / 2
 
 
-def test_again_is_exactly_the_same(services: Services, compared: Compared) -> None:
-    again = compare(services, part("a", TURNS[0], broken=True).image, "board")
+def test_again_is_exactly_the_same(workspace: Workspace, compared: Compared) -> None:
+    again = compare(workspace, part("a", TURNS[0], broken=True).image, "board")
     assert again.difference.score == compared["a", TURNS[0], True].difference.score
 
 
 # ---- which goldens ----
 
 
-def test_left_out_goldens_are_not_used(services: Services) -> None:
+def test_left_out_goldens_are_not_used(workspace: Workspace) -> None:
     image = part("a").image
-    first, second = (h.golden for h in compare(services, image, "board").hits)
-    others = [h.golden for h in compare(services, image, "board", exclude_ids=[first.golden_id]).hits]
+    first, second = (h.golden for h in compare(workspace, image, "board").hits)
+    others = [h.golden for h in compare(workspace, image, "board", exclude_ids=[first.golden_id]).hits]
     assert first not in others
     assert others[0] == second
-    assert len(compare(services, image, "board", references=5).hits) == 5
+    assert len(compare(workspace, image, "board", references=5).hits) == 5
 
 
-def test_given_goldens_are_used_instead(services: Services) -> None:
-    wrong = first_of(services, "b")
-    result = compare(services, part("a").image, "board", goldens=[wrong])
-    right = compare(services, part("a").image, "board")
+def test_given_goldens_are_used_instead(workspace: Workspace) -> None:
+    wrong = first_of(workspace, "b")
+    result = compare(workspace, part("a").image, "board", goldens=[wrong])
+    right = compare(workspace, part("a").image, "board")
     assert [h.golden for h in result.hits] == [wrong]
     assert result.difference.score > 2 * right.difference.score
     assert result.hits[0].similarity < right.hits[0].similarity
     with pytest.raises(InputError, match="no golden given"):
-        compare(services, part("a").image, "board", goldens=[])
+        compare(workspace, part("a").image, "board", goldens=[])
 
 
-def test_a_golden_itself_is_its_own_best_reference(services: Services) -> None:
-    golden = first_of(services, "a")
-    result = compare(services, services.golden_image(golden), "board", references=1)
+def test_a_golden_itself_is_its_own_best_reference(workspace: Workspace) -> None:
+    golden = first_of(workspace, "a")
+    result = compare(workspace, workspace.golden_image(golden), "board", references=1)
     assert result.hits[0].golden == golden
     assert result.hits[0].similarity == pytest.approx(1, abs=1e-3)
     assert result.difference.score < 1e-2
 
 
-def test_an_unknown_product_names_the_known_ones(services: Services) -> None:
+def test_an_unknown_product_names_the_known_ones(workspace: Workspace) -> None:
     with pytest.raises(UnknownProductError, match="board"):
-        compare(services, part("a").image, "bord")
+        compare(workspace, part("a").image, "bord")
 
 
 # ---- zones ----
@@ -170,18 +170,18 @@ def _around(scene: Scene, margin: int = 8) -> list[int]:
     return [x0 - margin, y0 - margin, x1 + margin, y1 + margin]
 
 
-def _spec(services: Services, *boxes: list[int], kind: str = "ignore", **more: Any) -> None:
+def _spec(workspace: Workspace, *boxes: list[int], kind: str = "ignore", **more: Any) -> None:
     listed = [{"name": "z", "kind": kind, "box": box} for box in boxes]
-    services.stores.products.set_spec("board", {"frame": first_of(services, "a").golden_id, "zones": listed} | more)
+    workspace.stores.products.set_spec("board", {"frame": first_of(workspace, "a").golden_id, "zones": listed} | more)
 
 
 @pytest.mark.usefixtures("zones")
 @pytest.mark.parametrize("angle", [0.0, 85.0, 200.0])
-def test_an_ignore_zone_turns_with_the_part(services: Services, angle: float) -> None:
+def test_an_ignore_zone_turns_with_the_part(workspace: Workspace, angle: float) -> None:
     scene = part("a", angle, broken=True)
-    open_eyed = compare(services, scene.image, "board")
-    _spec(services, _around(part("a", broken=True)))
-    blind = compare(services, scene.image, "board")
+    open_eyed = compare(workspace, scene.image, "board")
+    _spec(workspace, _around(part("a", broken=True)))
+    blind = compare(workspace, scene.image, "board")
     assert blind.zones_placed
     assert blind.ignore is not None
     truth = scene.defects[0].mask
@@ -192,41 +192,41 @@ def test_an_ignore_zone_turns_with_the_part(services: Services, angle: float) ->
 
 
 @pytest.mark.usefixtures("zones")
-def test_an_ignore_zone_elsewhere_hides_nothing(services: Services) -> None:
+def test_an_ignore_zone_elsewhere_hides_nothing(workspace: Workspace) -> None:
     scene = part("a", broken=True)
-    score = compare(services, scene.image, "board").difference.score
+    score = compare(workspace, scene.image, "board").difference.score
     x0, y0, _, _ = _around(scene)
     far = [0, 0, 40, 40] if x0 > 60 or y0 > 60 else [170, 170, 224, 224]
-    _spec(services, far)
-    assert compare(services, scene.image, "board").difference.score == pytest.approx(score, rel=0.02)
+    _spec(workspace, far)
+    assert compare(workspace, scene.image, "board").difference.score == pytest.approx(score, rel=0.02)
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_of_one_name_add_up(services: Services) -> None:
-    _spec(services, [0, 0, 20, 20], [100, 100, 120, 120], kind="critical")
-    masks, placed = place_zones(services, part("a").image, "key", "board", "critical")
+def test_zones_of_one_name_add_up(workspace: Workspace) -> None:
+    _spec(workspace, [0, 0, 20, 20], [100, 100, 120, 120], kind="critical")
+    masks, placed = place_zones(workspace, part("a").image, "key", "board", "critical")
     assert placed
     assert masks["z"][10, 10]
     assert masks["z"][110, 110]
     assert masks["z"].sum() == pytest.approx(800, rel=0.1)
-    assert compare(services, part("a").image, "board").ignore is None  # critical is not ignored
+    assert compare(workspace, part("a").image, "board").ignore is None  # critical is not ignored
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_that_cannot_be_placed_say_so(services: Services) -> None:
-    _spec(services, [0, 0, 20, 20])
+def test_zones_that_cannot_be_placed_say_so(workspace: Workspace) -> None:
+    _spec(workspace, [0, 0, 20, 20])
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
-    assert not compare(services, noise, "board").zones_placed
+    assert not compare(workspace, noise, "board").zones_placed
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_are_drawn_on_a_golden_of_the_product(services: Services, tmp_path: Path) -> None:
+def test_zones_are_drawn_on_a_golden_of_the_product(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encode_png(part("b").image))
-    [other] = enroll(services, "other", [tmp_path]).added
+    [other] = enroll(workspace, "other", [tmp_path]).added
     for frame, says in ((other.golden_id, "golden of 'other'"), ("g-000000000000", "no golden")):
-        _spec(services, [0, 0, 9, 9], frame=frame)
+        _spec(workspace, [0, 0, 9, 9], frame=frame)
         with pytest.raises(UnknownRecordError, match=says):
-            compare(services, part("a").image, "board")
+            compare(workspace, part("a").image, "board")
 
 
 # ---- scale ----
@@ -275,8 +275,8 @@ def test_a_golden_is_less_sure_than_a_capture() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.85, 1.0, 1.2])
-def test_a_registered_scale_is_the_true_one(services: Services, scale: float) -> None:
+def test_a_registered_scale_is_the_true_one(workspace: Workspace, scale: float) -> None:
     scene = part("a", 20.0, scale=scale)
-    result = compare(services, scene.image, "board")
+    result = compare(workspace, scene.image, "board")
     found = resolve_scale(CAPTURE, result.hits[0].golden, result.alignments[0], None)
     assert found.mm_per_px == pytest.approx(0.1 / scale, rel=0.02)

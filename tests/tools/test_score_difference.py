@@ -14,7 +14,7 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.score_difference import find_regions
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:
@@ -30,17 +30,17 @@ def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:
 def test_a_black_photo_is_a_problem_and_a_good_one_is_not(tmp_path: Path) -> None:
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
     model = ModelSettings(cache=tmp_path / "cache", working_px=128)
-    with Services.open(memory, model, ToolsSettings(references=1)) as services:
+    with Workspace.open(memory, model, ToolsSettings(references=1)) as workspace:
         paths = []
         for i in range(6):
             path = tmp_path / f"{i}.png"
             path.write_bytes(encode_png(render("circuit", 1, i, size=(96, 128), noise_seed=i).image))
             paths.append(path)
-        enroll(services, "board", paths)
+        enroll(workspace, "board", paths)
         photos = {"good": render("circuit", 1, 50, size=(96, 128)).image, "black": np.zeros((96, 128, 3), np.uint8)}
         found = {}
         for name, image in photos.items():
-            capture = services.stores.captures.add(name, "board", services.stores.images.put(encode_png(image)))
-            found[name] = [p for p in inspect_photo(services, capture).problems if "resembles no golden" in p]
+            capture = workspace.stores.captures.add(name, "board", workspace.stores.images.put(encode_png(image)))
+            found[name] = [p for p in inspect_photo(workspace, capture).problems if "resembles no golden" in p]
     assert len(found["black"]) == 1
     assert found["good"] == []

@@ -7,33 +7,33 @@ with where it came from, and can be retired like any other. One from a dispositi
 from __future__ import annotations
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
-from refdiff.memory.records.adoptions import Learned
+from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.golden_samples.enroll import Upload, enroll, flag_odd
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
-def adopt(services: Services, inspection_id: str) -> Learned:
+def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     """Enrol the photo of an inspection that a person gave consent for; once, later calls return what became of it.
 
     Raises InputError (nobody gave consent), UnknownRecordError, StorageError, BankBusyError, UnavailableError: the consent
     stays then, and the same call again goes on.
     """
-    stores = services.stores
-    known = stores.learned.get(inspection_id)
+    stores = workspace.stores
+    known = stores.adoptions.get(inspection_id)
     if known is not None:
         return known
     record = stores.inspections.get(inspection_id)
-    by, source = _consent(services, inspection_id)
+    by, source = _consent(workspace, inspection_id)
     sha256 = str(record.report.get("query_sha256") or "")
     try:
         data = stores.images.get(sha256)
     except (InputError, UnknownRecordError) as e:
-        return stores.learned.add(inspection_id, None, f"refused: {e}")
-    capture = _capture(services, record.part_id, record.product, sha256)
+        return stores.adoptions.add(inspection_id, None, f"refused: {e}")
+    capture = _capture(workspace, record.part_id, record.product, sha256)
     result = enroll(
-        services,
+        workspace,
         record.product,
         [Upload((capture.filename if capture else "") or f"part {record.part_id}", data)],
         scale_mm_per_px=capture.scale_mm_per_px if capture else None,
@@ -41,27 +41,27 @@ def adopt(services: Services, inspection_id: str) -> Learned:
         enrolled_by=by,
         golden_source=source,
     )
-    left = None if result.added else _left_behind(services, record.product, sha256)
+    left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
         golden = left or result.added[0]
-        flagged = flag_odd(services, record.product, [left.golden_id]) if left else result.flagged
+        flagged = flag_odd(workspace, record.product, [left.golden_id]) if left else result.flagged
         odd = "; flagged for a look, since it is unlike the others" if flagged else ""
-        return stores.learned.add(inspection_id, golden.golden_id, f"enrolled{odd}")
+        return stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
     refusal = [*result.already_there, *result.refused][0]
-    return stores.learned.add(inspection_id, None, f"refused: {refusal.reason}")
+    return stores.adoptions.add(inspection_id, None, f"refused: {refusal.reason}")
 
 
-def adopt_all(services: Services) -> list[Learned]:
+def adopt_all(workspace: Workspace) -> list[Adoption]:
     """Enrol what consent was given for and could not be enrolled at the time (bank in use, disk full), oldest first."""
-    return [adopt(services, inspection_id) for inspection_id in services.stores.learned.consented()]
+    return [adopt(workspace, inspection_id) for inspection_id in workspace.stores.adoptions.consented()]
 
 
-def _consent(services: Services, inspection_id: str) -> tuple[str, GoldenSource]:
+def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:
     """Who gave it, and where. A blind answer comes first: it makes the photo a fair sample."""
-    check = services.stores.blind_checks.get(inspection_id)
+    check = workspace.stores.blind_checks.get(inspection_id)
     if check is not None and check.as_reference:
         return str(check.judged_by), "blind_check"
-    disposition = services.stores.dispositions.get(inspection_id)
+    disposition = workspace.stores.dispositions.get(inspection_id)
     if disposition is not None and disposition.as_reference:
         return disposition.by, "disposition"
     raise InputError(
@@ -70,15 +70,15 @@ def _consent(services: Services, inspection_id: str) -> tuple[str, GoldenSource]
     )
 
 
-def _left_behind(services: Services, product: str, sha256: str) -> Golden | None:
+def _left_behind(workspace: Workspace, product: str, sha256: str) -> Golden | None:
     """The golden of a photo that an earlier call enrolled and was killed before it could say so."""
     try:
-        golden = services.bank.get(make_golden_id(product, sha256))
+        golden = workspace.bank.get(make_golden_id(product, sha256))
     except UnknownRecordError:
         return None
-    return None if golden.source == "enrolled" or services.stores.learned.claimed(golden.golden_id) else golden
+    return None if golden.source == "enrolled" or workspace.stores.adoptions.claimed(golden.golden_id) else golden
 
 
-def _capture(services: Services, part_id: str, product: str, sha256: str) -> Capture | None:
-    taken = services.stores.captures.history(part_id)
+def _capture(workspace: Workspace, part_id: str, product: str, sha256: str) -> Capture | None:
+    taken = workspace.stores.captures.history(part_id)
     return next((c for c in taken if (c.product, c.sha256) == (product, sha256)), None)

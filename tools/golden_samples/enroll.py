@@ -34,7 +34,7 @@ from refdiff.model.images import RgbImage, decode_image, measure_window
 from refdiff.model.settings import ModelSettings
 
 if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
-    from refdiff.tools.workspace import Services
+    from refdiff.tools.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -90,7 +90,7 @@ class EnrollResult:
 
 
 def enroll(
-    services: Services,
+    workspace: Workspace,
     product: str,
     paths: Sequence[Path | Upload],
     *,
@@ -119,18 +119,18 @@ def enroll(
     for done, source in enumerate(files):
         path = source.path if isinstance(source, Upload) else source
         try:
-            data = read_photo(source, services.model_settings)
-            known = _enrolled(services, product, data)
+            data = read_photo(source, workspace.model_settings)
+            known = _enrolled(workspace, product, data)
             if known is not None:
                 result.already_there.append(Refusal(path, _present(known)))
                 continue
-            image = _decode_golden(services, product, data, path.name)
-            thumbnails = thumbnails or _Thumbnails(services, product)
+            image = _decode_golden(workspace, product, data, path.name)
+            thumbnails = thumbnails or _Thumbnails(workspace, product)
             thumbnail = make_thumbnail(image)
             twin = thumbnails.twin(thumbnail)
             if twin is not None:
                 result.notes.append(_twin_note(path, twin, group))
-            sha256 = services.stores.images.put(data)
+            sha256 = workspace.stores.images.put(data)
             golden = Golden(
                 make_golden_id(product, sha256),
                 product,
@@ -142,8 +142,8 @@ def enroll(
                 enrolled_by=enrolled_by,
                 source=golden_source,
             )
-            features = services.golden_features(golden)
-            if services.bank.add(golden, features.global_vec, features.patches):
+            features = workspace.golden_features(golden)
+            if workspace.bank.add(golden, features.global_vec, features.patches):
                 result.added.append(golden)
                 thumbnails.keep(golden, thumbnail)
             else:  # on a server, somebody else enrolled it just now
@@ -158,8 +158,8 @@ def enroll(
             if progress:
                 progress(done + 1, len(files))
     if result.added:
-        result.flagged.extend(flag_odd(services, product, [g.golden_id for g in result.added]))
-    return EnrollResult(**{**vars(result), "n_in_bank": services.bank.count(product)})
+        result.flagged.extend(flag_odd(workspace, product, [g.golden_id for g in result.added]))
+    return EnrollResult(**{**vars(result), "n_in_bank": workspace.bank.count(product)})
 
 
 def record_capture(
@@ -294,12 +294,12 @@ def _check_label(what: str, text: str | None) -> str | None:
 # ---- goldens ----
 
 
-def _enrolled(services: Services, product: str, data: bytes) -> Golden | None:
+def _enrolled(workspace: Workspace, product: str, data: bytes) -> Golden | None:
     """The golden of exactly these bytes, if there is one; a photo that was lost or damaged meanwhile is mended."""
     sha256 = hashlib.sha256(data).hexdigest()
     with contextlib.suppress(UnknownRecordError):
-        golden = services.bank.get(make_golden_id(product, sha256))
-        services.stores.images.put(data)
+        golden = workspace.bank.get(make_golden_id(product, sha256))
+        workspace.stores.images.put(data)
         return golden
     return None
 
@@ -309,9 +309,9 @@ def _present(golden: Golden) -> str:
     return f"already there as {golden.golden_id}" + (retired if golden.status == "retired" else "")
 
 
-def _decode_golden(services: Services, product: str, data: bytes, name: str) -> RgbImage:
+def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -> RgbImage:
     """Decode with the product's intensity window; the first deep golden fixes that window."""
-    settings, products = services.model_settings, services.stores.products
+    settings, products = workspace.model_settings, workspace.stores.products
     name = _storable(name)
     window = products.ensure(product).intensity_window
     try:
@@ -333,18 +333,18 @@ def make_thumbnail(image: RgbImage) -> Thumbnail:
 class _Thumbnails:
     """Thumbnails of a product's goldens, to find photos of one part. Kept in `REFDIFF_CACHE` (8 KB a golden)."""
 
-    def __init__(self, services: Services, product: str) -> None:
-        self._folder = services.model_settings.cache / "thumbnails"
+    def __init__(self, workspace: Workspace, product: str) -> None:
+        self._folder = workspace.model_settings.cache / "thumbnails"
         self._goldens: list[Golden] = []
         self._all: list[NDArray[np.float16]] = []
         self._means: list[float] = []
-        for golden in services.bank.list(product):
+        for golden in workspace.bank.list(product):
             thumbnail = self._cached(golden)
             if thumbnail is not None:
                 self._remember(golden, thumbnail)
                 continue
             with contextlib.suppress(RefDiffError):  # its photo is lost: it cannot be compared, nor stop the others
-                self.keep(golden, make_thumbnail(services.golden_image(golden)))
+                self.keep(golden, make_thumbnail(workspace.golden_image(golden)))
 
     def twin(self, thumbnail: Thumbnail) -> Golden | None:
         """The golden that shows nearly the same pixels, the likest one; None if there is none."""
@@ -392,7 +392,7 @@ def _twin_note(path: Path, twin: Golden, group: str | None) -> str:
     return f"{name}: shows the same pixels as {other}; both count as photos of one part"
 
 
-def flag_odd(services: Services, product: str, new_ids: Sequence[str]) -> list[Golden]:
+def flag_odd(workspace: Workspace, product: str, new_ids: Sequence[str]) -> list[Golden]:
     """Flag goldens that are much less like their nearest other golden than the product's goldens usually are.
 
     One-sided robust z-score (median and MAD) over the new goldens and up to 256 earlier ones, from 8 goldens on; photos
@@ -400,7 +400,7 @@ def flag_odd(services: Services, product: str, new_ids: Sequence[str]) -> list[G
     """
     from refdiff.tools.inspection.calibration import group_of
 
-    goldens = services.bank.list(product, IN_USE)
+    goldens = workspace.bank.list(product, IN_USE)
     if len(goldens) < _MIN_TO_FLAG:
         return []
     new = set(new_ids)
@@ -411,8 +411,8 @@ def flag_odd(services: Services, product: str, new_ids: Sequence[str]) -> list[G
         members.setdefault(group_of(golden), []).append(golden.golden_id)
     scored: list[tuple[Golden, float]] = []
     for golden in [g for g in goldens if g.golden_id in new] + others[::step]:
-        vectors = services.bank.vectors(golden.golden_id)
-        hits = services.bank.nearest(product, *vectors, 1, exclude_ids=members[group_of(golden)])
+        vectors = workspace.bank.vectors(golden.golden_id)
+        hits = workspace.bank.nearest(product, *vectors, 1, exclude_ids=members[group_of(golden)])
         if hits:
             scored.append((golden, hits[0].similarity))
     if len(scored) < _MIN_TO_FLAG:
@@ -427,5 +427,5 @@ def flag_odd(services: Services, product: str, new_ids: Sequence[str]) -> list[G
                 f"odd: similarity {similarity:.3f} to its nearest other golden, usual here {middle:.3f}; "
                 "another product, or a defect?"
             )
-            flagged.append(services.bank.set_status(golden.golden_id, "flagged", note))
+            flagged.append(workspace.bank.set_status(golden.golden_id, "flagged", note))
     return flagged

@@ -21,7 +21,7 @@ from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.tools.inspection.comparison import compare, product_spec
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -33,15 +33,15 @@ _PIXEL_QUANTILE = 0.95
 _TRIES = 3  # of a measurement during which the golden samples change
 
 
-def software_fingerprint(services: Services) -> str:
+def software_fingerprint(workspace: Workspace) -> str:
     """What scores depend on besides goldens: encoder and difference weights, working size, version (hex)."""
-    key = f"{services.encoder.fingerprint}:{services.difference.sha256}:{patch_distance.VERSION}"
+    key = f"{workspace.encoder.fingerprint}:{workspace.difference.sha256}:{patch_distance.VERSION}"
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def weights_in_use(services: Services) -> dict[str, str]:
+def weights_in_use(workspace: Workspace) -> dict[str, str]:
     """sha256 of each file of weights that scores depend on, as their cards have it."""
-    return {"encoder": services.encoder.digest, "difference": services.difference.sha256}
+    return {"encoder": workspace.encoder.digest, "difference": workspace.difference.sha256}
 
 
 def group_of(golden: Golden) -> str:
@@ -54,16 +54,16 @@ def calibrates(golden: Golden) -> bool:
     return golden.source != "disposition"
 
 
-def calibration_key(services: Services, product: str, references: int) -> str:
+def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     """Hash of all that the calibration depends on; another key means that it is stale."""
-    in_use = services.bank.list(product, IN_USE)
+    in_use = workspace.bank.list(product, IN_USE)
     goldens = sorted((g.golden_id, group_of(g)) for g in in_use)
-    spec = product_spec(services, product)
-    known = services.stores.products.get(product)
+    spec = product_spec(workspace, product)
+    known = workspace.stores.products.get(product)
     parts = {
         "goldens": goldens,
         "references": references,
-        "software": software_fingerprint(services),
+        "software": software_fingerprint(workspace),
         "window": known.intensity_window if known else None,
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
@@ -74,7 +74,7 @@ def calibration_key(services: Services, product: str, references: int) -> str:
 
 
 def calibrate(
-    services: Services,
+    workspace: Workspace,
     product: str,
     references: int | None = None,
     progress: Progress | None = None,
@@ -86,12 +86,12 @@ def calibrate(
     What a calibration depends on may change while it is measured (somebody enrols): then it is measured again, and
     UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
     """
-    k = references or services.settings.references
+    k = references or workspace.settings.references
     for _ in range(_TRIES):
-        key = calibration_key(services, product, k)
-        calibration = _measure(services, product, k, key, progress, alpha)
-        if calibration_key(services, product, k) == key:
-            services.stores.calibrations.save(calibration)
+        key = calibration_key(workspace, product, k)
+        calibration = _measure(workspace, product, k, key, progress, alpha)
+        if calibration_key(workspace, product, k) == key:
+            workspace.stores.calibrations.save(calibration)
             return calibration
     raise UnavailableError(
         f"the golden samples of product {product!r} change while they are measured; calibrate when nobody enrols or retires"
@@ -99,12 +99,12 @@ def calibrate(
 
 
 def _measure(
-    services: Services, product: str, k: int, key: str, progress: Progress | None, alpha: float | None
+    workspace: Workspace, product: str, k: int, key: str, progress: Progress | None, alpha: float | None
 ) -> Calibration:
     """The calibration of the golden samples as they are found now, not kept."""
     started = time.perf_counter()
     groups: dict[str, list[Golden]] = defaultdict(list)
-    for golden in services.bank.list(product, IN_USE):
+    for golden in workspace.bank.list(product, IN_USE):
         groups[group_of(golden)].append(golden)
     groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
@@ -118,13 +118,13 @@ def _measure(
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
-            services,
-            services.golden_image(golden),
+            workspace,
+            workspace.golden_image(golden),
             product,
             query_key=golden.sha256,
             references=k,
             exclude_ids=[g.golden_id for g in members],
-            features=services.golden_features(golden),
+            features=workspace.golden_features(golden),
         )
         scores.append(result.difference.score)
         peaks.append(result.difference.peak)
@@ -143,34 +143,34 @@ def _measure(
         extra={
             "peaks": sorted(peaks),
             "similarities": sorted(similarities),
-            "alpha": alpha or _alpha_before(services, product),
+            "alpha": alpha or _alpha_before(workspace, product),
         },
     )
 
 
-def _alpha_before(services: Services, product: str) -> float | None:
-    known = services.stores.calibrations.latest(product)
+def _alpha_before(workspace: Workspace, product: str) -> float | None:
+    known = workspace.stores.calibrations.latest(product)
     return known.extra.get("alpha") if known else None
 
 
-def requested_alpha(services: Services, calibration: Calibration | None) -> float:
+def requested_alpha(workspace: Workspace, calibration: Calibration | None) -> float:
     """The false-reject rate to ask for: set explicitly for this run > said when calibrating the product > the default."""
-    if "alpha" in services.settings.model_fields_set or calibration is None:
-        return services.settings.alpha
-    return calibration.extra.get("alpha") or services.settings.alpha
+    if "alpha" in workspace.settings.model_fields_set or calibration is None:
+        return workspace.settings.alpha
+    return calibration.extra.get("alpha") or workspace.settings.alpha
 
 
 def current_calibration(
-    services: Services, product: str, references: int | None = None, progress: Progress | None = None
+    workspace: Workspace, product: str, references: int | None = None, progress: Progress | None = None
 ) -> Calibration | None:
     """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
-    k = references or services.settings.references
-    known = services.stores.calibrations.get(product, calibration_key(services, product, k))
+    k = references or workspace.settings.references
+    known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
     if known is not None:
         return known
-    if len({group_of(g) for g in services.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
+    if len({group_of(g) for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
-    return calibrate(services, product, k, progress)
+    return calibrate(workspace, product, k, progress)
 
 
 def p_value(calibration: Calibration, score: float) -> float:

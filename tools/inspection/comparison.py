@@ -18,7 +18,7 @@ from refdiff.tools.align import Alignment, align_cached
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.retrieve_reference import retrieve_reference
 from refdiff.tools.score_difference import Difference, score_difference
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Comparison:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-def product_spec(services: Services, product: str) -> ProductSpec:
-    known = services.stores.products.get(product)
+def product_spec(workspace: Workspace, product: str) -> ProductSpec:
+    known = workspace.stores.products.get(product)
     return parse_spec(known.spec if known else {}, f"specification of {product}")
 
 
@@ -49,28 +49,28 @@ class _Clock:
         self._last = now
 
 
-def frame_golden(services: Services, product: str, spec: ProductSpec) -> Golden:
+def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden:
     """The golden whose pixels the zones are drawn in. Raises UnknownRecordError, UnknownProductError."""
     if spec.frame:
-        golden = services.bank.get(spec.frame)
+        golden = workspace.bank.get(spec.frame)
         if golden.product != product:
             raise UnknownRecordError(f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}")
         return golden
-    goldens = services.bank.list(product)
+    goldens = workspace.bank.list(product)
     if not goldens:
         raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
     return goldens[0]
 
 
 def place_zones(
-    services: Services, query: RgbImage, query_key: str, product: str, kind: str
+    workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
 ) -> tuple[dict[str, NDArray[np.bool_]], bool]:
     """Zones of one kind on the photo: name -> (H, W) bool, and whether the frame golden could be registered for it."""
-    spec = product_spec(services, product)
+    spec = product_spec(workspace, product)
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:
         return {}, True
-    alignment = align_cached(services, query, query_key, frame_golden(services, product, spec))
+    alignment = align_cached(workspace, query, query_key, zone_golden(workspace, product, spec))
     size = query.shape[:2]
     masks: dict[str, NDArray[np.bool_]] = {}
     for zone in zones:  # zones of one name add up
@@ -80,7 +80,7 @@ def place_zones(
 
 
 def compare(
-    services: Services,
+    workspace: Workspace,
     query: RgbImage,
     product: str,
     *,
@@ -99,28 +99,28 @@ def compare(
     clock = _Clock()
     query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
     if features is None:
-        features = services.encoder.embed(query)
+        features = workspace.encoder.embed(query)
     clock.lap("encode")
-    k = references or services.settings.references
+    k = references or workspace.settings.references
     if goldens is None:
-        hits = retrieve_reference(services, features, product, k, exclude_ids, exclude_groups)
+        hits = retrieve_reference(workspace, features, product, k, exclude_ids, exclude_groups)
     else:
         if not goldens:
             raise InputError("no golden given to compare with")
-        hits = [similarity_to(services, features, g) for g in goldens]
+        hits = [similarity_to(workspace, features, g) for g in goldens]
     clock.lap("retrieve")
-    masks, placed = place_zones(services, query, query_key, product, "ignore")
+    masks, placed = place_zones(workspace, query, query_key, product, "ignore")
     ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-    alignments = [align_cached(services, query, query_key, h.golden) for h in hits]
+    alignments = [align_cached(workspace, query, query_key, h.golden) for h in hits]
     clock.lap("align")
     pairs = [(h.golden, a) for h, a in zip(hits, alignments, strict=True)]
-    result = score_difference(services, query, features, pairs, ignore)
+    result = score_difference(workspace, query, features, pairs, ignore)
     clock.lap("score")
     return Comparison(hits, alignments, result, ignore, placed, clock.ms)
 
 
-def similarity_to(services: Services, features: Features, golden: Golden) -> GoldenHit:
+def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:
     """How similar a photo is to one given golden, by the bank's own yardstick."""
-    other = services.golden_features(golden)
+    other = workspace.golden_features(golden)
     similarity = float((features.patches @ other.patches.T).max(1).mean())
     return GoldenHit(golden, similarity, float(features.global_vec @ other.global_vec))

@@ -15,7 +15,7 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.align import Alignment, warp_reference
-from refdiff.tools.context import Workbench
+from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.calibration import (
     NOTHING_FOUND,
     Progress,
@@ -27,7 +27,7 @@ from refdiff.tools.inspection.calibration import (
 from refdiff.tools.inspection.comparison import Comparison, compare, place_zones, product_spec
 from refdiff.tools.measure import Measurement, measure
 from refdiff.tools.score_difference import EVEN_ODDS, Region, find_regions
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 
 _COVERED = 0.7
 _MIN_JUDGED = 0.6  # part of the photo that references must reach
@@ -98,7 +98,7 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
 
 
 def measure_region(
-    services: Services,
+    workspace: Workspace,
     query: RgbImage,
     comparison: Comparison,
     region: Region,
@@ -107,7 +107,7 @@ def measure_region(
     """Size of a region against the nearest golden."""
     return measure(
         query,
-        services.golden_image(comparison.hits[0].golden),
+        workspace.golden_image(comparison.hits[0].golden),
         comparison.alignments[0],
         comparison.difference.anomaly_map,
         region.box,
@@ -130,7 +130,7 @@ def touches(mask: NDArray[np.bool_], region: Region) -> bool:
 
 
 def inspect_photo(
-    services: Services,
+    workspace: Workspace,
     capture: Capture,
     references: int | None = None,
     progress: Progress | None = None,
@@ -141,12 +141,12 @@ def inspect_photo(
     Redoes a stale calibration first (`progress`). features: of the photo, if known.
     Raises UnknownProductError, ImageError, UnavailableError.
     """
-    query = services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+    query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
     # a photo that was enrolled itself must not be its own reference, unless it is the only one
     itself = make_golden_id(capture.product, capture.sha256)
-    alone = services.bank.count(capture.product, IN_USE) < 2
+    alone = workspace.bank.count(capture.product, IN_USE) < 2
     comparison = compare(
-        services,
+        workspace,
         query,
         capture.product,
         query_key=capture.sha256,
@@ -154,14 +154,14 @@ def inspect_photo(
         exclude_ids=() if alone else (itself,),
         features=features,
     )
-    calibration = current_calibration(services, capture.product, references, progress)
+    calibration = current_calibration(workspace, capture.product, references, progress)
     problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
     if comparison.difference.judged < _MIN_JUDGED:
         seen = f"{comparison.difference.judged:.0%}"
         problems.append(
             f"only {seen} of the photo is covered by its references: photograph the part as the goldens were"
         )
-    spec = product_spec(services, capture.product)
+    spec = product_spec(workspace, capture.product)
     scale = resolve_scale(capture, comparison.hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
     if scale.problem:
         problems.append(scale.problem)
@@ -170,12 +170,12 @@ def inspect_photo(
         problems.append(unlike)
     threshold = calibration.pixel_threshold if calibration else EVEN_ODDS
     regions = regions_of(comparison, threshold, at_least_one=p is None or p <= NOTHING_FOUND)
-    critical, placed = place_zones(services, query, capture.sha256, capture.product, "critical")
+    critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo does not register")
     results: list[RegionResult] = []
     for region in regions:
-        measurement = measure_region(services, query, comparison, region, scale)
+        measurement = measure_region(workspace, query, comparison, region, scale)
         if any(_covers(r.measurement.box, measurement.box) for r in results):
             continue  # measured in native pixels it is a part of a stronger one
         region = replace(region, id=f"r{len(results) + 1}")
@@ -194,20 +194,20 @@ def inspect_photo(
     return PhotoInspection(comparison, calibration, p, threshold, scale, results, problems)
 
 
-def registered_reference(bench: Workbench, capture: Capture) -> RgbImage:
+def registered_reference(bench: ToolContext, capture: Capture) -> RgbImage:
     """The nearest golden on the photo's pixel grid, (H, W, 3) uint8 (merely resized where it did not register)."""
     comparison = bench.inspect(capture).comparison
-    golden = bench.services.golden_image(comparison.hits[0].golden)
+    golden = bench.workspace.golden_image(comparison.hits[0].golden)
     return warp_reference(golden, comparison.alignments[0].matrix, bench.query(capture).shape[:2])[0]
 
 
 def open_workbench(
-    services: Services,
+    workspace: Workspace,
     part_id: str,
     product: str | None = None,
     progress: Progress | None = None,
     capture_id: str | None = None,
-) -> Workbench:
+) -> ToolContext:
     """A workbench whose features and canonical inspections are computed once each.
 
     capture_id: the photo, default the newest.
@@ -217,25 +217,25 @@ def open_workbench(
 
     def features(capture: Capture) -> Features:
         if capture.capture_id not in encoded:
-            query = services.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
-            encoded[capture.capture_id] = services.encoder.embed(query)
+            query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+            encoded[capture.capture_id] = workspace.encoder.embed(query)
         return encoded[capture.capture_id]
 
     def inspect(capture: Capture) -> PhotoInspection:
         if capture.capture_id not in known:
-            known[capture.capture_id] = inspect_photo(services, capture, progress=progress, features=features(capture))
+            known[capture.capture_id] = inspect_photo(workspace, capture, progress=progress, features=features(capture))
         return known[capture.capture_id]
 
     def compare_with(capture: Capture, golden_ids: list[str]) -> Comparison:
-        goldens = [services.bank.get(i) for i in golden_ids]
+        goldens = [workspace.bank.get(i) for i in golden_ids]
         for golden in goldens:
             if golden.product != capture.product:
                 raise UnknownRecordError(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
-        query = services.image(capture.sha256, capture.product)
+        query = workspace.image(capture.sha256, capture.product)
         return compare(
-            services, query, capture.product, query_key=capture.sha256, goldens=goldens, features=features(capture)
+            workspace, query, capture.product, query_key=capture.sha256, goldens=goldens, features=features(capture)
         )
 
-    return Workbench(services, part_id, product, features, inspect, compare_with, capture_id)
+    return ToolContext(workspace, part_id, product, features, inspect, compare_with, capture_id)

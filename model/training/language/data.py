@@ -43,7 +43,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledPair:
     """reference, query (H, W, 3) uint8 on one grid, and the truth: type NO_DEFECT if good, UNKNOWN_TYPE if not known."""
 
     reference: RgbImage
@@ -62,7 +62,7 @@ def seeing_half(weights: Path = DIFFERENCE) -> tuple[torch.nn.Module, Difference
 # ---- drawing pairs ----
 
 
-def judged_pair(sources: Sequence[Source], rng: np.random.Generator, nearest: ByThumbnail) -> Judged:
+def judged_pair(sources: Sequence[Source], rng: np.random.Generator, nearest: ByThumbnail) -> LabelledPair:
     """A pair from any source, whole or zoomed."""
     boards = [s for s in sources if s.pixels_count]
     if boards and rng.random() < _BOARDS:
@@ -76,7 +76,7 @@ def judged_pair(sources: Sequence[Source], rng: np.random.Generator, nearest: By
     kind = _main_type(pair)
     image = pair.references[0].image
     if rng.random() >= _ZOOMED or (pair.label and pair.mask is None):
-        return Judged(image, pair.query, pair.label, kind, pair.source)
+        return LabelledPair(image, pair.query, pair.label, kind, pair.source)
     if pair.mask is not None and pair.mask.any():
         box, kind = _defect_box(pair, rng)
         return _zoomed(image, pair.query, box, True, kind, pair.source)
@@ -115,11 +115,11 @@ def _loudest_box(reference: RgbImage, query: RgbImage, rng: np.random.Generator)
     return max(0, x - half), max(0, y - half), min(w, x + half), min(h, y + half)
 
 
-def _zoomed(reference: RgbImage, query: RgbImage, box: Box, defect: bool, kind: str, source: str) -> Judged:
+def _zoomed(reference: RgbImage, query: RgbImage, box: Box, defect: bool, kind: str, source: str) -> LabelledPair:
     h, w = query.shape[:2]
     margin = round(_MARGIN * max(box[2] - box[0], box[3] - box[1]))
     (x0, x1), (y0, y1) = (_grown(box[i] - margin, box[i + 2] + margin, end) for i, end in ((0, w), (1, h)))
-    return Judged(reference[y0:y1, x0:x1], query[y0:y1, x0:x1], defect, kind, source)
+    return LabelledPair(reference[y0:y1, x0:x1], query[y0:y1, x0:x1], defect, kind, source)
 
 
 def _grown(lo: int, hi: int, end: int) -> tuple[int, int]:
@@ -131,7 +131,7 @@ def _grown(lo: int, hi: int, end: int) -> tuple[int, int]:
     return lo, hi
 
 
-def board_zoom(source: Source, rng: np.random.Generator) -> Judged:
+def board_zoom(source: Source, rng: np.random.Generator) -> LabelledPair:
     """A labelled defect of a bare board close up, or as large a place without one; any quarter turn or mirror image."""
     photo = source.bad[int(rng.integers(len(source.bad)))]
     query = read_photo(photo.path)
@@ -330,4 +330,4 @@ def rows_of(seen: PairFeatures, rows: Sequence[int]) -> PairFeatures:
     return PairFeatures(**{k: v[index].float() for k, v in seen.as_dict().items()})
 
 
-__all__ = ["Judged", "Recordings", "build_pairs", "judged_pair", "read_recordings", "rows_of", "seeing_half"]
+__all__ = ["LabelledPair", "Recordings", "build_pairs", "judged_pair", "read_recordings", "rows_of", "seeing_half"]

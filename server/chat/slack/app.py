@@ -16,7 +16,7 @@ from slack_bolt.authorization import AuthorizeResult
 from slack_sdk.errors import SlackClientError
 
 from refdiff.model.errors import RefDiffError
-from refdiff.server.chat.bot import ChatHost, ChatRequest
+from refdiff.server.chat.bot import ChatBot, ChatRequest
 from refdiff.server.chat.slack import blocks
 from refdiff.server.chat.slack.platform import SlackPlatform
 
@@ -28,7 +28,7 @@ _LINK = re.compile(r"<(?:[^|>]*\|)?([^>]*)>")
 _SUBTYPES = (None, "file_share", "thread_broadcast")  # of messages that people write
 
 
-def build_app(platform: SlackPlatform, host: ChatHost, signing_secret: str | None) -> App:
+def build_app(platform: SlackPlatform, host: ChatBot, signing_secret: str | None) -> App:
     """signing_secret: None where only Socket Mode is used."""
     # who we are is known: asking Slack again (auth.test) would make every acknowledgement wait for Slack
     ourselves = AuthorizeResult(enterprise_id=None, team_id=None, bot_token=platform.client.token)
@@ -39,7 +39,7 @@ def build_app(platform: SlackPlatform, host: ChatHost, signing_secret: str | Non
     return app
 
 
-def _keep(host: ChatHost, body: dict[str, Any]) -> BoltResponse | None:
+def _keep(host: ChatBot, body: dict[str, Any]) -> BoltResponse | None:
     """Keep an event that is a message to the bot; the answer to Slack, None for what is none."""
     event = body.get("event") or {}
     if body.get("type") != "event_callback":
@@ -93,7 +93,7 @@ def _photos(files: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _add_shortcuts(app: App, host: ChatHost) -> None:
+def _add_shortcuts(app: App, host: ChatBot) -> None:
     @app.shortcut(INSPECT_MESSAGE)
     def inspect_message(ack: Any, shortcut: dict[str, Any]) -> None:
         message, channel = shortcut["message"], str(shortcut["channel"]["id"])
@@ -127,7 +127,7 @@ def _add_shortcuts(app: App, host: ChatHost) -> None:
         ack()
 
 
-def _add_buttons(app: App, platform: SlackPlatform, host: ChatHost) -> None:
+def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
     def tell(client: Any, channel: str, user: str, thread: str | None, text: str) -> None:
         """To that person alone."""
         client.chat_postEphemeral(channel=channel, user=user, thread_ts=thread, text=blocks.escape(text))

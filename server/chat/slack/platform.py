@@ -15,7 +15,7 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.errors import InputError
 from refdiff.model.images import media_type
 from refdiff.server.chat.bot import ChatRequest
@@ -37,8 +37,8 @@ def make_client(token: str, api_url: str) -> WebClient:
 class SlackPlatform:
     name = "slack"
 
-    def __init__(self, desk: Desk, client: WebClient) -> None:
-        self._desk, self.client = desk, client
+    def __init__(self, service: InspectionService, client: WebClient) -> None:
+        self._service, self.client = service, client
         self._names: OrderedDict[str, str] = OrderedDict()
         self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status had to be a message
         self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is posted
@@ -96,7 +96,7 @@ class SlackPlatform:
     def show(self, request: ChatRequest, told: Told) -> None:
         channel, thread = request.place["channel"], request.place["thread_ts"]
         if request.key not in self._pictured:  # the message below may be refused again and again
-            picture = overlay(self._desk, told.inspection_id)
+            picture = overlay(self._service, told.inspection_id)
             self.client.files_upload_v2(
                 channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
                 title=told.title, alt_txt=f"Photo of part {told.part_id} with its findings drawn in",
@@ -115,7 +115,7 @@ class SlackPlatform:
 
     def zoom(self, channel: str, thread: str, inspection_id: str) -> None:
         """The findings enlarged, as pictures in the thread."""
-        made = crops(self._desk, inspection_id)
+        made = crops(self._service, inspection_id)
         if not made:
             self.client.chat_postMessage(channel=channel, thread_ts=thread, text="There is no finding to enlarge.")
             return
@@ -142,7 +142,7 @@ class SlackPlatform:
         if not at_slack and (parts.scheme, parts.netloc) != (api.scheme, api.netloc):
             raise InputError(f"the photo {name} is not a file of Slack; attach the picture itself")
         headers = {"Authorization": f"Bearer {self.client.token}"}
-        return download(url, name, "Slack", headers, self._desk.services.model_settings.max_bytes)
+        return download(url, name, "Slack", headers, self._service.workspace.model_settings.max_bytes)
 
 
 def _suffix(picture: bytes) -> str:

@@ -28,7 +28,7 @@ from microsoft_teams.cards import AdaptiveCard
 from starlette.concurrency import run_in_threadpool
 
 from refdiff.model.errors import RefDiffError
-from refdiff.server.chat.bot import ChatHost, ChatRequest
+from refdiff.server.chat.bot import ChatBot, ChatRequest
 from refdiff.server.chat.teams import cards
 from refdiff.server.chat.teams.platform import TeamsPlatform
 
@@ -86,7 +86,7 @@ def make_app(
     )  # fmt: skip
 
 
-def listen(app: App, platform: TeamsPlatform, host: ChatHost, tenant_id: str | None) -> None:
+def listen(app: App, platform: TeamsPlatform, host: ChatBot, tenant_id: str | None) -> None:
     """Have messages and card actions handled. tenant_id: only people of it are; None: of any."""
 
     @app.on_message
@@ -110,7 +110,7 @@ def _is_of(activity: Any, tenant_id: str | None) -> bool:
     return bool(found == tenant_id)
 
 
-def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, host: ChatHost) -> Any:
+def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, host: ChatBot) -> Any:
     """A button. The card changes for whoever pressed it by the answer, for everybody else by an update."""
     action = activity.value.action
     inspection_id, place = str(action.data.get("inspection_id", "")), _place(activity)

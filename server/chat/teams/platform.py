@@ -15,7 +15,7 @@ from microsoft_teams.api.activities.typing import TypingActivityInput
 from microsoft_teams.api.models.attachment import Attachment
 from microsoft_teams.apps import App
 
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
 from refdiff.server.chat.bot import ChatRequest
@@ -35,8 +35,8 @@ class TeamsPlatform:
 
     name = "teams"
 
-    def __init__(self, desk: Desk, app: App) -> None:
-        self._desk, self._app = desk, app
+    def __init__(self, service: InspectionService, app: App) -> None:
+        self._service, self._app = service, app
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teams", daemon=True)
         self._status: OrderedDict[str, str] = OrderedDict()  # request key -> id of the message that tells what happens
@@ -73,7 +73,7 @@ class TeamsPlatform:
             headers = {"Authorization": f"Bearer {self.run(self._token())}"}
         elif parts.scheme != "https" or not (parts.hostname or "").endswith(_FILES):
             raise InputError(f"the photo {name} is not a file of Teams; attach the picture itself")
-        return Upload(name, download(url, name, "Teams", headers, self._desk.services.model_settings.max_bytes))
+        return Upload(name, download(url, name, "Teams", headers, self._service.workspace.model_settings.max_bytes))
 
     def working(self, request: ChatRequest, text: str) -> None:
         line = f"{text[:1].upper()}{text[1:200]}…"
@@ -90,7 +90,7 @@ class TeamsPlatform:
         self._replace_status(request, _with_card(self.card(told)))
 
     def card(self, told: Told) -> cards.Card:
-        picture = cards.data_url(decode_image(overlay(self._desk, told.inspection_id)))
+        picture = cards.data_url(decode_image(overlay(self._service, told.inspection_id)))
         return cards.answer(told, picture)
 
     def update(self, place: dict[str, Any], message_id: str, told: Told) -> None:
@@ -101,7 +101,7 @@ class TeamsPlatform:
 
     def zoom(self, place: dict[str, Any], inspection_id: str) -> None:
         """The findings enlarged, a card each."""
-        made = crops(self._desk, inspection_id)
+        made = crops(self._service, inspection_id)
         for title, data in made:
             self._post(place, _with_card(cards.pictured(title, cards.data_url(decode_image(data)))))
         if not made:

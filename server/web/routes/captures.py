@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 
 from refdiff.memory.records.captures import Capture
 from refdiff.server.web import uploads
-from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
 
 router = APIRouter(prefix="/v1/captures", tags=["captures"])
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/captures", tags=["captures"])
 
 @router.post("", status_code=201, responses=responses(404, 413))
 async def add_capture(
-    desk: TheDesk,
+    service: TheService,
     _caller: InspectorRole,
     image: UploadFile,
     part_id: Annotated[str, Form(max_length=200)],
@@ -25,16 +25,18 @@ async def add_capture(
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
 ) -> Capture:
     """Keep the photo of a part as its newest; `product` may be left out for a part that was photographed before."""
-    photo = await uploads.read(image, desk)
-    return await run_sync(desk.capture, part_id, photo, product, scale_mm_per_px)
+    photo = await uploads.read(image, service)
+    return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px)
 
 
 @router.get("", responses=responses())
-def list_captures(desk: TheDesk, _caller: Viewer, part_id: Annotated[str, Query(max_length=200)]) -> list[Capture]:
+def list_captures(
+    service: TheService, _caller: Viewer, part_id: Annotated[str, Query(max_length=200)]
+) -> list[Capture]:
     """All photos of a part, newest first."""
-    return desk.stores.captures.history(part_id)
+    return service.stores.captures.history(part_id)
 
 
 @router.get("/{capture_id}", responses=responses(404))
-def get_capture(desk: TheDesk, _caller: Viewer, capture_id: str) -> Capture:
-    return desk.stores.captures.get(capture_id)
+def get_capture(service: TheService, _caller: Viewer, capture_id: str) -> Capture:
+    return service.stores.captures.get(capture_id)

@@ -13,33 +13,33 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from refdiff.agent.service import Desk, Progress
+from refdiff.agent.service import InspectionService, Progress
 from refdiff.server.progress import progress_of
-from refdiff.server.web.access import TheDesk, Viewer
+from refdiff.server.web.access import TheService, Viewer
 from refdiff.server.web.errors import responses
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
 STREAM = "text/event-stream"
 
 
-async def wait(desk: Desk, inspection_id: str, timeout_s: float) -> None:
+async def wait(service: InspectionService, inspection_id: str, timeout_s: float) -> None:
     """Until it is filed or has failed, or the time is over."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            async for _ in progress_of(desk, inspection_id):
+            async for _ in progress_of(service, inspection_id):
                 pass
 
 
 @router.get("/{inspection_id}/events", response_class=StreamingResponse, responses=responses(404, answers=STREAM))
-async def follow(desk: TheDesk, _caller: Viewer, inspection_id: str) -> StreamingResponse:
+async def follow(service: TheService, _caller: Viewer, inspection_id: str) -> StreamingResponse:
     """Server-sent events, one for each step, from the beginning; the last has the state done or failed.
 
     Event names: queued, started, calibrating, llm, tool, verify, fallback, filed, retry, done, failed.
     """
-    await run_sync(desk.inspection, inspection_id)  # an unknown id is a 404, not a stream that breaks
+    await run_sync(service.inspection, inspection_id)  # an unknown id is a 404, not a stream that breaks
 
     async def stream() -> AsyncIterator[bytes]:
-        async for progress in progress_of(desk, inspection_id):
+        async for progress in progress_of(service, inspection_id):
             yield _event(progress)
 
     return event_stream(stream())

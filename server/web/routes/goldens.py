@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.server.web import uploads
-from refdiff.server.web.access import Admin, TheDesk, Viewer
+from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.pictures import PICTURE, MaxPx, picture
 from refdiff.server.web.schemas import EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
 
 @router.post("", responses=responses(413))
 async def enroll_goldens(
-    desk: TheDesk,
+    service: TheService,
     caller: Admin,
     images: list[UploadFile],
     product: Annotated[str, Form(max_length=64)],
@@ -29,9 +29,9 @@ async def enroll_goldens(
     station: Annotated[str | None, Form(max_length=128)] = None,
 ) -> EnrolledView:
     """Photos of good parts into the bank. Idempotent; what cannot be a golden sample is listed with the reason."""
-    photos = [await uploads.read(image, desk) for image in images]
+    photos = [await uploads.read(image, service) for image in images]
     work = partial(
-        desk.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
+        service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
         station=station,
     )  # fmt: skip
     return enrolled_view(await run_sync(work))
@@ -39,7 +39,7 @@ async def enroll_goldens(
 
 @router.get("", responses=responses())
 def list_goldens(
-    desk: TheDesk,
+    service: TheService,
     _caller: Viewer,
     product: Annotated[str | None, Query(max_length=64)] = None,
     status: GoldenStatus | None = None,
@@ -47,22 +47,22 @@ def list_goldens(
     offset: Offset = 0,
 ) -> GoldenList:
     """Oldest first."""
-    found = desk.goldens(product, status)
+    found = service.goldens(product, status)
     return GoldenList(items=found[offset : offset + limit], total=len(found), limit=limit, offset=offset)
 
 
 @router.get("/{golden_id}", responses=responses(404))
-def get_golden(desk: TheDesk, _caller: Viewer, golden_id: str) -> Golden:
-    return desk.golden(golden_id)
+def get_golden(service: TheService, _caller: Viewer, golden_id: str) -> Golden:
+    return service.golden(golden_id)
 
 
 @router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=PICTURE))
-def golden_image(desk: TheDesk, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
-    golden = desk.golden(golden_id)
-    return picture(desk.shown(golden.sha256, golden.product, max_px))
+def golden_image(service: TheService, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
+    golden = service.golden(golden_id)
+    return picture(service.shown(golden.sha256, golden.product, max_px))
 
 
 @router.patch("/{golden_id}", responses=responses(404))
-def change_golden(desk: TheDesk, caller: Admin, golden_id: str, change: GoldenChange) -> Golden:
+def change_golden(service: TheService, caller: Admin, golden_id: str, change: GoldenChange) -> Golden:
     """Flag, retire or reactivate; a product's calibration is redone at its next inspection."""
-    return desk.set_golden_status(golden_id, change.status, caller.name, change.note)
+    return service.set_golden_status(golden_id, change.status, caller.name, change.note)

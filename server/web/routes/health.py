@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
-from refdiff.server.web.access import TheDesk, Viewer
+from refdiff.server.web.access import TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.metrics import CONTENT_TYPE, Metrics
 
@@ -31,19 +31,22 @@ class VersionView(BaseModel):
 
 
 @router.get("/healthz", responses={503: {"model": Health, "description": "The inspecting thread is gone: restart"}})
-def healthz(desk: TheDesk) -> JSONResponse:
+def healthz(service: TheService) -> JSONResponse:
     """For load balancers and process managers; needs no key."""
-    status = desk.status()
+    status = service.status()
     shown = Health(status="ok" if status.healthy else "failing", version=status.version)
     return JSONResponse(shown.model_dump(), 200 if status.healthy else 503)
 
 
 @router.get("/v1/version", responses=responses())
-def get_version(desk: TheDesk, _caller: Viewer) -> VersionView:
+def get_version(service: TheService, _caller: Viewer) -> VersionView:
     """What answers here: version, language model (or why none), encoder fingerprint."""
-    status = desk.status()
+    status = service.status()
     return VersionView(
-        version=status.version, model=status.model, no_model=status.no_model, encoder=desk.services.encoder.fingerprint
+        version=status.version,
+        model=status.model,
+        no_model=status.no_model,
+        encoder=service.workspace.encoder.fingerprint,
     )
 
 

@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from refdiff.agent.service import Upload
 from refdiff.memory.records.inspections import Verdict
 from refdiff.server.web import uploads
-from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
 from refdiff.server.web.pictures import PICTURE, MaxPx, picture
 from refdiff.server.web.routes.events import wait
@@ -46,7 +46,7 @@ _ARTEFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/htm
 Asked = tuple[InspectionRequestBody, Upload | None]
 
 
-async def _asked(request: Request, desk: TheDesk) -> Asked:
+async def _asked(request: Request, service: TheService) -> Asked:
     """The request as JSON or as a form. Raises RequestValidationError, Refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     photo = None
@@ -60,7 +60,7 @@ async def _asked(request: Request, desk: TheDesk) -> Asked:
             given = dict(form)
             image = given.pop("image", None)
             if isinstance(image, UploadFile):
-                photo = await uploads.read(image, desk)
+                photo = await uploads.read(image, service)
             elif image:
                 raise Refused(422, "image: send a file")
             given = {name: value for name, value in given.items() if value != ""}
@@ -84,7 +84,7 @@ _CREATED: dict[int | str, dict[str, Any]] = {
 
 @router.post("", status_code=202, responses=_CREATED | responses(404, 409, 413, 415), openapi_extra=_BODY)
 async def create_inspection(
-    desk: TheDesk,
+    service: TheService,
     caller: InspectorRole,
     asked: Annotated[Asked, Depends(_asked)],
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Answer when it is filed, or after so long")] = 0,
@@ -99,13 +99,13 @@ async def create_inspection(
     wish, photo = asked
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
     work = partial(
-        desk.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
+        service.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
         scale_mm_per_px=wish.scale_mm_per_px, capture_id=wish.capture_id, origin=origin,
     )  # fmt: skip
     job = await run_sync(work)
     if wait_s:
-        await wait(desk, job.inspection_id, wait_s)
-    found = await run_sync(desk.inspection, job.inspection_id)
+        await wait(service, job.inspection_id, wait_s)
+    found = await run_sync(service.inspection, job.inspection_id)
     view = inspection_view(found)
     status = 202 if found.state in ("queued", "running") else 200
     return JSONResponse(view.model_dump(mode="json"), status, {"Location": view.links["self"]})
@@ -113,7 +113,7 @@ async def create_inspection(
 
 @router.get("", responses=responses())
 def list_inspections(
-    desk: TheDesk,
+    service: TheService,
     _caller: Viewer,
     product: Annotated[str | None, Query(max_length=64)] = None,
     verdict: Verdict | None = None,
@@ -125,7 +125,7 @@ def list_inspections(
     offset: Offset = 0,
 ) -> InspectionList:
     """Filed inspections, newest first, without their reports."""
-    page = desk.stores.inspections.search(
+    page = service.stores.inspections.search(
         product=product, verdict=verdict, part_id=part_id, since=since, until=until, open_review=open_review,
         limit=limit, offset=offset,
     )  # fmt: skip
@@ -133,17 +133,17 @@ def list_inspections(
 
 
 @router.get("/queue", responses=responses())
-def queue(desk: TheDesk, _caller: Viewer, failed: bool = False) -> QueueView:
+def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueView:
     """What runs and waits, in order; with `failed`, what could not be inspected instead."""
-    status = desk.status()
-    items = [job_view(j) for j in desk.unfinished(failed)]
+    status = service.status()
+    items = [job_view(j) for j in service.unfinished(failed)]
     return QueueView(running=status.running, limit=status.queue_limit, seconds_each=status.seconds_each, items=items)
 
 
 @router.get("/{inspection_id}", responses=responses(404))
-def get_inspection(desk: TheDesk, _caller: Viewer, inspection_id: str) -> InspectionView:
+def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> InspectionView:
     """How it stands, with the whole report once it is filed."""
-    return inspection_view(desk.inspection(inspection_id), desk.learned(inspection_id))
+    return inspection_view(service.inspection(inspection_id), service.learned(inspection_id))
 
 
 @router.get(
@@ -151,9 +151,9 @@ def get_inspection(desk: TheDesk, _caller: Viewer, inspection_id: str) -> Inspec
     response_class=FileResponse,
     responses=responses(404, answers="image/png image/jpeg text/html text/markdown application/json"),
 )
-def get_artefact(desk: TheDesk, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
+def get_artefact(service: TheService, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
     """One of overlay, heatmap, side_by_side, query and registered reference (JPEG), anomaly, html, markdown, report."""
-    path = desk.artefact(inspection_id, name)
+    path = service.artefact(inspection_id, name)
     kind = _ARTEFACT_TYPES[path.suffix]
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
     return FileResponse(path, media_type=kind, headers=headers)
@@ -161,20 +161,20 @@ def get_artefact(desk: TheDesk, _caller: Viewer, inspection_id: str, name: str) 
 
 @router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=PICTURE))
 def get_picture(
-    desk: TheDesk, _caller: Viewer, inspection_id: str, which: Literal["query", "reference"], max_px: MaxPx = 2048
+    service: TheService, _caller: Viewer, inspection_id: str, which: Literal["query", "reference"], max_px: MaxPx = 2048
 ) -> Response:
     """The photo, or its nearest golden sample (not registered), as they were taken."""
-    return picture(desk.picture(inspection_id, which, max_px))
+    return picture(service.picture(inspection_id, which, max_px))
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))
-def dispose(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
+def dispose(service: TheService, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
     """A person's decision. The first stands (409, `error.earlier` says whose); the report is never rewritten."""
-    made = desk.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
-    return DecidedView(**asdict(made), learned=desk.learned(inspection_id))
+    made = service.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
+    return DecidedView(**asdict(made), learned=service.learned(inspection_id))
 
 
 @router.post("/{inspection_id}/questions", responses=responses(404))
-def ask(desk: TheDesk, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
+def ask(service: TheService, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
     """A question about a filed report, answered with what is true of it, or "Not known"."""
-    return AnswerView(answer=desk.ask(inspection_id, body.question), inspection_id=inspection_id)
+    return AnswerView(answer=service.ask(inspection_id, body.question), inspection_id=inspection_id)

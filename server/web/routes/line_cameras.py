@@ -12,7 +12,7 @@ from fastapi import APIRouter, Form, Path, UploadFile
 
 from refdiff.agent.request import Judge
 from refdiff.server.web import uploads
-from refdiff.server.web.access import InspectorRole, TheDesk
+from refdiff.server.web.access import InspectorRole, TheService
 from refdiff.server.web.errors import responses
 from refdiff.server.web.schemas import InspectionView, inspection_view
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/lines", tags=["lines"])
 
 @router.post("/{line}/photos", status_code=202, responses=responses(404, 413))
 async def add_line_photo(
-    desk: TheDesk,
+    service: TheService,
     caller: InspectorRole,
     line: Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line or camera")],
     image: UploadFile,
@@ -37,14 +37,14 @@ async def add_line_photo(
     The part id is the file's name without its suffix unless `part_id` is given. The same name with the same content again
     is the same inspection, so a camera may repeat what was not answered. 429 with `Retry-After` when too many wait.
     """
-    photo = await uploads.read(image, desk)
-    product = product or await run_sync(desk.only_product)
+    photo = await uploads.read(image, service)
+    product = product or await run_sync(service.only_product)
     # a pattern of the caller's is not taken: a stranger's regular expression can run for hours
     name = part_id or PurePath(photo.path.name).stem
     origin = f"line:{line}:{photo.path.name}:{hashlib.sha256(photo.data).hexdigest()}"
     work = partial(
-        desk.submit, "", by=f"{line} ({caller.name})"[:128], part_id=name, product=product, photo=photo,
+        service.submit, "", by=f"{line} ({caller.name})"[:128], part_id=name, product=product, photo=photo,
         scale_mm_per_px=scale_mm_per_px, origin=origin, judge=judge,
     )  # fmt: skip
     job = await run_sync(work)
-    return inspection_view(await run_sync(desk.inspection, job.inspection_id))
+    return inspection_view(await run_sync(service.inspection, job.inspection_id))

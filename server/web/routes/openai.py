@@ -16,9 +16,9 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from refdiff.agent.service import Desk, Progress
+from refdiff.agent.service import InspectionService, Progress
 from refdiff.server.progress import progress_of
-from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
 from refdiff.server.web.openai_turn import Answer, ChatBody, Sent, Turn, finished
 from refdiff.server.web.routes.events import event_stream
@@ -46,7 +46,7 @@ def get_model(_caller: Viewer, model: str) -> dict[str, Any]:
 @router.post("/chat/completions", response_class=JSONResponse, responses=responses(404, 413))
 async def complete(
     request: Request,
-    desk: TheDesk,
+    service: TheService,
     caller: InspectorRole,
     body: ChatBody,
     retry: Annotated[int, Header(alias="X-Stainless-Retry-Count", ge=0, le=100)] = 0,
@@ -61,20 +61,20 @@ async def complete(
     sent = Sent(await request.body(), retry > 0)
     base_url = str(request.base_url).rstrip("/")
     # off the event loop, which others wait for: a body may be large, and its texts are searched and looked up
-    begun = await run_sync(lambda: Turn(desk, caller, body, sent).begin())
+    begun = await run_sync(lambda: Turn(service, caller, body, sent).begin())
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return event_stream(_stream(desk, begun, base_url, usage))
+        return event_stream(_stream(service, begun, base_url, usage))
     if isinstance(begun, str):
-        async for _ in progress_of(desk, begun):
+        async for _ in progress_of(service, begun):
             pass
-        begun = await run_sync(finished, desk, begun, base_url)
+        begun = await run_sync(finished, service, begun, base_url)
     message = {"role": "assistant", "content": begun.text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
     return JSONResponse(_head("chat.completion") | {"choices": [choice], "usage": _USAGE} | _more(begun))
 
 
-async def _stream(desk: Desk, begun: str | Answer, base_url: str, usage: bool) -> AsyncIterator[bytes]:
+async def _stream(service: InspectionService, begun: str | Answer, base_url: str, usage: bool) -> AsyncIterator[bytes]:
     head = _head("chat.completion.chunk")
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
@@ -84,13 +84,13 @@ async def _stream(desk: Desk, begun: str | Answer, base_url: str, usage: bool) -
     yield chunk({"role": "assistant", "content": ""})
     if isinstance(begun, str):
         told = False
-        async for progress in progress_of(desk, begun):
+        async for progress in progress_of(service, begun):
             if progress is None:
                 yield KEEPALIVE_COMMENT
             elif line := _line(progress):
                 told = True
                 yield chunk({"content": f"> {line}\n"})
-        begun = await run_sync(finished, desk, begun, base_url)
+        begun = await run_sync(finished, service, begun, base_url)
         if told:
             yield chunk({"content": "\n"})
     yield chunk({"content": begun.text})

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.people.rates import Rates
 from refdiff.memory.records.blind_checks import BlindCheck, Waiting
-from refdiff.server.web.access import InspectorRole, TheDesk, Viewer
+from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.pictures import PICTURE, MaxPx, picture
 
@@ -67,53 +67,53 @@ def who_am_i(caller: Viewer) -> Me:
 
 @router.get("/blind-checks", responses=responses())
 def list_blind_checks(
-    desk: TheDesk, _caller: Viewer, product: Product = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
+    service: TheService, _caller: Viewer, product: Product = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> BlindQueue:
     """The random sample that waits to be judged without the verdict, the longest waiting first."""
-    items = desk.stores.blind_checks.waiting(product, limit)
-    return BlindQueue(items=items, share=desk.blind_share, limit=limit)
+    items = service.stores.blind_checks.waiting(product, limit)
+    return BlindQueue(items=items, share=service.blind_share, limit=limit)
 
 
 @router.get("/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=PICTURE))
-def blind_photo(desk: TheDesk, _caller: Viewer, inspection_id: str, max_px: MaxPx = 2048) -> Response:
+def blind_photo(service: TheService, _caller: Viewer, inspection_id: str, max_px: MaxPx = 2048) -> Response:
     """The photo as it was taken, nothing drawn on it."""
-    return picture(desk.picture(inspection_id, "query", max_px))
+    return picture(service.picture(inspection_id, "query", max_px))
 
 
 @router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
-def answer_blind_check(desk: TheDesk, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
+def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
     """What a person sees. The first answer stands; whoever decided about the verdict is not blind to it (422)."""
-    return desk.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
+    return service.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
 
 
 @router.get("/rates", responses=responses(404))
-def get_rates(desk: TheDesk, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
+def get_rates(service: TheService, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
     """False rejects, escapes and kappa between people and system, from blind checks alone, with 95 % intervals."""
-    return desk.rates(product or None, since or None)
+    return service.rates(product or None, since or None)
 
 
 @router.get("/audit", responses=responses())
-def audit_head(desk: TheDesk, _caller: Viewer) -> AuditHead:
-    records, head = desk.stores.audit.head()
+def audit_head(service: TheService, _caller: Viewer) -> AuditHead:
+    records, head = service.stores.audit.head()
     return AuditHead(records=records, head=head)
 
 
 @router.get("/audit/check", responses=responses())
-def check_audit(desk: TheDesk, _caller: InspectorRole) -> AuditCheck:
+def check_audit(service: TheService, _caller: InspectorRole) -> AuditCheck:
     """Follow the whole chain; names the first record that was changed, removed or added."""
-    found = desk.stores.audit.verify_store()
+    found = service.stores.audit.verify_store()
     problem = None if found.problem is None else str(found.problem)
     return AuditCheck(records=found.records, head=found.head, problem=problem)
 
 
 @router.get("/audit/export", response_class=StreamingResponse, responses=responses(404, answers=JSON_LINES))
 def export_audit(
-    desk: TheDesk,
+    service: TheService,
     caller: Viewer,
     inspection_id: Annotated[str | None, Query(max_length=64)] = None,
     since: Since = None,
 ) -> StreamingResponse:
     """The audit trail as JSON lines, as `refdiff audit export` writes it: of one inspection, since a time, or all."""
-    lines: Iterator[bytes] = desk.stores.audit.export(inspection_id or None, since or None, by=caller.name)
+    lines: Iterator[bytes] = service.stores.audit.export(inspection_id or None, since or None, by=caller.name)
     headers = {"Content-Disposition": 'attachment; filename="audit.jsonl"'}
     return StreamingResponse(lines, media_type=JSON_LINES, headers=headers)

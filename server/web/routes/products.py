@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from refdiff.server.web.access import Admin, TheDesk, Viewer
+from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.tools.inspection.specification import ProductSpec
 
@@ -14,25 +14,25 @@ router = APIRouter(prefix="/v1/products", tags=["products"])
 
 
 @router.get("", responses=responses())
-def list_products(desk: TheDesk, _caller: Viewer) -> list[str]:
-    return desk.products()
+def list_products(service: TheService, _caller: Viewer) -> list[str]:
+    return service.products()
 
 
 @router.get("/{name}", responses=responses(404))
-def get_product(desk: TheDesk, _caller: Viewer, name: str) -> dict[str, Any]:
+def get_product(service: TheService, _caller: Viewer, name: str) -> dict[str, Any]:
     """Specification, number of golden samples by status, and calibration (null before the first inspection)."""
-    return desk.product(name)
+    return service.product(name)
 
 
 @router.put("/{name}/spec", responses=responses())
-def set_spec(desk: TheDesk, _caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
+def set_spec(service: TheService, _caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
     """Replace scale, zones and limits, as `refdiff product set` does."""
-    return desk.set_spec(name, spec.model_dump(mode="json"))
+    return service.set_spec(name, spec.model_dump(mode="json"))
 
 
 @router.post("/{name}/calibration", responses=responses(404))
 def calibrate(
-    desk: TheDesk, _caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
+    service: TheService, _caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
 ) -> dict[str, Any]:
     """Measure how good samples score against each other. Takes about 0.15 s a golden sample on two cores."""
-    return desk.calibrate(name, alpha)
+    return service.calibrate(name, alpha)

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.settings import ServerSettings
 from refdiff.server.web.access import Access
@@ -28,7 +28,7 @@ class Running:
     """photos: bytes by name (good.png, bad.png)."""
 
     url: str
-    desk: Desk
+    service: InspectionService
     keys: KeyStore
     client: httpx2.Client
     photos: dict[str, bytes]
@@ -71,10 +71,10 @@ def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         m.setenv("REFDIFF_WORKING_PX", "128")
         m.setenv("REFDIFF_LLM", "off")
         settings = ServerSettings(user="ann", http_max_bytes=3_000_000, rate_per_minute=0)
-        with Desk.open(server=settings) as desk, KeyStore(root / "home") as keys:
-            running, thread, url = start(create_app(desk, Access(keys, loopback=True, user="ann")))
+        with InspectionService.open(server=settings) as service, KeyStore(root / "home") as keys:
+            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann")))
             photos = {name: (root / name).read_bytes() for name in ("good.png", "bad.png")}
             with httpx2.Client(base_url=url, timeout=90) as client:
-                yield Running(url, desk, keys, client, photos, root / "home")
+                yield Running(url, service, keys, client, photos, root / "home")
             running.should_exit = True
             thread.join(20)

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from refdiff.agent.language.intent import Intent, product_in, understand
-from refdiff.agent.service import Desk
+from refdiff.agent.service import InspectionService
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.openai_turn import Turn
@@ -35,7 +35,7 @@ def with_photo(server: Running, text: str, name: str = "bad.png") -> list[Any]:
 
 
 def filed(server: Running) -> int:
-    return server.desk.stores.inspections.search().total
+    return server.service.stores.inspections.search().total
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
@@ -142,7 +142,7 @@ def test_what_is_sent_again_after_a_restart_is_not_inspected_again_but_an_hour_l
     server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = with_photo(server, ASK.format("c-5") + " (board)")
-    running, thread, url = start(create_app(server.desk, Access(server.keys, loopback=True, user="ann")))
+    running, thread, url = start(create_app(server.service, Access(server.keys, loopback=True, user="ann")))
     restarted = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
 
     def ask(asked: openai.OpenAI, sent: int) -> str:
@@ -163,9 +163,9 @@ def test_a_long_conversation_is_read_off_the_event_loop_and_few_reports_are_look
 ) -> None:
     looked_up: list[str] = []
     on_the_loop: list[bool] = []
-    report, build = Desk.report, Turn.__init__
+    report, build = InspectionService.report, Turn.__init__
 
-    def looking(self: Desk, inspection_id: str) -> Any:
+    def looking(self: InspectionService, inspection_id: str) -> Any:
         looked_up.append(inspection_id)
         return report(self, inspection_id)
 
@@ -176,7 +176,7 @@ def test_a_long_conversation_is_read_off_the_event_loop_and_few_reports_are_look
             on_the_loop.append(False)
         build(*args)
 
-    monkeypatch.setattr(Desk, "report", looking)
+    monkeypatch.setattr(InspectionService, "report", looking)
     monkeypatch.setattr(Turn, "__init__", building)
     named = " ".join(f"insp-20200101-000000-{i:08x}" for i in range(300))
     messages: list[Any] = [{"role": "assistant", "content": named}, {"role": "user", "content": "hello"}]

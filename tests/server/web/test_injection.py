@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from refdiff.agent.chat_models import Embedded
-from refdiff.agent.service import Desk, Upload
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import LLMError
 from refdiff.model.images import decode_image, encode_png
@@ -92,7 +92,7 @@ class Inspected:
 @dataclass
 class Site:
     http: httpx2.Client
-    desk: Desk
+    service: InspectionService
 
     def inspect(
         self, photo: bytes, *, text: str = "", part: str = "500", name: str = "p.png", chat: bool = False
@@ -144,12 +144,15 @@ def site(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             m.delenv(name)
         m.setenv("REFDIFF_HOME", str(home))
         m.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
-        with Desk.open(server=ServerSettings(user="ann", rate_per_minute=0)) as desk, KeyStore(home) as keys:
-            assert desk.status().model == "refdiff"
-            desk.enroll("board", [Upload(f"{i}.png", good_photo(i)) for i in range(22)], by="ann")
-            running, thread, url = start(create_app(desk, Access(keys, loopback=True, user="ann")))
+        with (
+            InspectionService.open(server=ServerSettings(user="ann", rate_per_minute=0)) as service,
+            KeyStore(home) as keys,
+        ):
+            assert service.status().model == "refdiff"
+            service.enroll("board", [Upload(f"{i}.png", good_photo(i)) for i in range(22)], by="ann")
+            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann")))
             with httpx2.Client(base_url=url, timeout=400) as http:
-                yield Site(http, desk)
+                yield Site(http, service)
             running.should_exit = True
             thread.join(20)
 
@@ -198,8 +201,8 @@ def test_no_text_of_strangers_reaches_the_model(site: Site, reached: list[str], 
     for name in NAMES[:n]:
         check(site.inspect(bad_photo(100), text=ASK.format(500), name=name), wanted["bad"])
     for note in NOTES[:n]:
-        for golden in site.desk.goldens("board"):
-            site.desk.set_golden_status(golden.golden_id, "active", "ann", note)
+        for golden in site.service.goldens("board"):
+            site.service.set_golden_status(golden.golden_id, "active", "ann", note)
         check(site.inspect(bad_photo(100), text=ASK.format(500)), wanted["bad"])
     assert sorted(set(reached)) == clean
     for part in PART_IDS[:n]:  # an id must be told, but without what means something to a chat template

@@ -22,13 +22,13 @@ def test_photos_of_a_line_are_inspected_in_order_and_once(server: Running) -> No
     again = send("A-1.png", "good.png")
     assert [s["part_id"] for s in sent] == ["A-1", "A-2", "A-3"]
     assert again["inspection_id"] == sent[0]["inspection_id"]
-    reports = [server.desk.wait(s["inspection_id"], 120).report for s in sent]
+    reports = [server.service.wait(s["inspection_id"], 120).report for s in sent]
     assert all(reports)
     assert [r.requested_by for r in reports if r] == ["cam-1 (ann)"] * 3
-    filed = server.desk.stores.inspections.list(limit=10)  # newest first
+    filed = server.service.stores.inspections.list(limit=10)  # newest first
     ours = [s["inspection_id"] for s in sent]
     assert [r.inspection_id for r in filed if r.inspection_id in ours] == ours[::-1]
-    assert {server.desk._jobs.get(i).request["judge"] for i in ours} == {"on-anomaly"}
+    assert {server.service._jobs.get(i).request["judge"] for i in ours} == {"on-anomaly"}
 
 
 def test_what_is_no_photo_or_no_line_is_refused(server: Running) -> None:

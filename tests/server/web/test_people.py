@@ -18,7 +18,7 @@ def test_who_one_is(server: Running) -> None:
 
 
 def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
+    monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
     line = server.key("inspector", "line 3")
     good, bad = server.inspected("good.png", "blind-1", line), server.inspected("bad.png", "blind-2", line)
     queue = server.client.get("/v1/blind-checks", params={"product": "board"}).json()
@@ -73,7 +73,7 @@ def test_the_audit_trail_leaves_by_http(server: Running, tmp_path: Path) -> None
     assert whole.headers["content-type"] == "application/jsonl"
     assert "attachment" in whole.headers["content-disposition"]
     (tmp_path / "a.jsonl").write_bytes(whole.content)
-    checked = server.desk.stores.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
+    checked = server.service.stores.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
     assert (checked.problem, checked.records, checked.head) == (None, head["records"], head["head"])
     one = server.client.get("/v1/audit/export", params={"inspection_id": found["inspection_id"]}).text.splitlines()
     assert json.loads(one[1])["content"]["inspection_id"] == found["inspection_id"]

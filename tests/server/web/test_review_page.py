@@ -112,7 +112,7 @@ def test_an_inspection_is_judged_by_keyboard_alone(
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".decided")
     assert "accepted by ann" in page.locator(".decided").inner_text()
-    made = server.desk.disposition(fail["inspection_id"])
+    made = server.service.disposition(fail["inspection_id"])
     assert made is not None
     assert (made.by, made.judged, made.reason) == ("ann", "bad", "scratched, as reported: a j 1 ?")
     page.keyboard.press("u")
@@ -132,13 +132,13 @@ def test_an_override_with_consent(server: Running, open_page: Callable[..., Any]
     text = page.locator(".decision").inner_text()
     assert "overridden by ann" in text
     assert "golden sample: enrolled" in text or "already there" in text
-    assert server.desk.learned(fail["inspection_id"]) is not None
+    assert server.service.learned(fail["inspection_id"]) is not None
 
 
 def test_who_comes_second_is_told(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
     page = open_page(f"#/inspections/{fail['inspection_id']}")
     page.wait_for_selector(".decision form")
-    server.desk.dispose(fail["inspection_id"], "accept", "bob", "I was first")
+    server.service.dispose(fail["inspection_id"], "accept", "bob", "I was first")
     page.get_by_label("Override").check()
     page.get_by_label("Reason", exact=True).fill("me too")
     page.get_by_role("button", name="Decide").click()
@@ -151,7 +151,7 @@ def test_text_of_people_stays_text(server: Running, open_page: Callable[..., Any
     found = server.inspected("bad.png", EVIL)
     server.client.post("/v1/captures", files={"image": (EVIL, server.photos["good.png"])},
                        data={"part_id": EVIL, "product": "board"})  # fmt: skip
-    server.desk.dispose(found["inspection_id"], "accept", EVIL, EVIL)
+    server.service.dispose(found["inspection_id"], "accept", EVIL, EVIL)
     page = open_page()
     page.wait_for_selector("table.list")
     assert page.get_by_role("link", name=EVIL).count() == 1
@@ -177,7 +177,7 @@ def test_the_policy_holds_when_the_page_errs(open_page: Callable[..., Any]) -> N
 def test_blind_checks_do_not_tell_the_verdict(
     server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.desk._inspector.settings, "blind_share", 1.0)
+    monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
     line = server.key("inspector", "line 3")
     ids = [server.inspected(name, f"blind {name}", line)["inspection_id"] for name in ("good.png", "bad.png")]
     page = open_page("#/blind")
@@ -188,7 +188,7 @@ def test_blind_checks_do_not_tell_the_verdict(
         part = page.locator(".blindbox h2").inner_text()
         page.keyboard.press(key)
         page.wait_for_selector(f".blindbox > .notice, .blindbox h2:not(:has-text('{part}'))")
-    answers = [server.desk.stores.blind_checks.get(i) for i in ids]
+    answers = [server.service.stores.blind_checks.get(i) for i in ids]
     assert [a.judged for a in answers if a] == ["good", "bad"]
     page.goto(f"{server.url}/#/audit")
     page.wait_for_selector("#h-rates")
@@ -205,15 +205,15 @@ def test_goldens_are_enrolled_flagged_and_retired(
     page.get_by_role("button", name="Enrol").click()
     page.wait_for_selector("text=1 enrolled")
     assert "refused" in page.locator("form + [role=status]").inner_text()
-    [golden] = [g for g in server.desk.goldens("board") if g.filename == "new good.png"]
+    [golden] = [g for g in server.service.goldens("board") if g.filename == "new good.png"]
     card = page.locator(f"[id='{golden.golden_id}']")
     for action, status in (("Flag", "flagged"), ("Retire", "retired"), ("Activate", "active")):
         card.get_by_role("button", name=action).click()
         page.get_by_label("Note", exact=True).fill(f"{status} in a test")
         page.locator("dialog").get_by_role("button", name=action).click()
         page.wait_for_selector(f".golden.{status} >> text={status} in a test")
-        assert server.desk.golden(golden.golden_id).status == status
-    server.desk.set_golden_status(golden.golden_id, "retired", "test")
+        assert server.service.golden(golden.golden_id).status == status
+    server.service.set_golden_status(golden.golden_id, "retired", "test")
 
 
 def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[...,
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     download.value.save_as(tmp_path / "audit.jsonl")
-    assert server.desk.stores.audit.verify_file(tmp_path / "audit.jsonl", against_store=True).problem is None
+    assert server.service.stores.audit.verify_file(tmp_path / "audit.jsonl", against_store=True).problem is None
     page.get_by_role("button", name="Check the chain").click()
     assert "are as they were written" in page.locator(".notice.good").inner_text()
 
@@ -231,7 +231,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
 ) -> None:
     access = Access(server.keys, loopback=True, user="ann", require_key=True)
-    closed, thread, url = start(create_app(server.desk, access))
+    closed, thread, url = start(create_app(server.service, access))
     try:
         page = open_page(url=url)
         page.get_by_label("Key", exact=True).fill("wrong")

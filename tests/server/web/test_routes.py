@@ -198,7 +198,7 @@ def test_service_pages(server: Running) -> None:
 
 
 def test_a_bug_is_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(server.desk), "products", lambda _: 1 / 0)
+    monkeypatch.setattr(type(server.service), "products", lambda _: 1 / 0)
     answer = server.client.get("/v1/products")
     assert answer.status_code == 500
     assert "ZeroDivision" not in answer.text
