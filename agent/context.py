@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from refdiff.agent.chat_models import Driver
+from refdiff.agent.drivers.driver import Driver
+from refdiff.agent.events import AgentEvent
 from refdiff.agent.settings import AgentSettings
 from refdiff.tools.context import ToolContext
-
-
-@dataclass(frozen=True)
-class AgentEvent:
-    """Something worth showing while a run works. done/total: progress of long work, 0 if not counted."""
-
-    kind: str
-    message: str
-    done: int = 0
-    total: int = 0
 
 
 @dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below

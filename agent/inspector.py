@@ -17,12 +17,15 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from refdiff.agent import prompts
-from refdiff.agent.chat_models import SURE, Driver, Embedded
-from refdiff.agent.context import AgentContext, AgentEvent
-from refdiff.agent.drivers.endpoint import Endpoint
-from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.context import AgentContext
+from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
+from refdiff.agent.drivers.embedded import EmbeddedDriver
+from refdiff.agent.drivers.endpoint import EndpointDriver
+from refdiff.agent.events import AgentEvent
+from refdiff.agent.graph import build_graph
 from refdiff.agent.language import questions
-from refdiff.agent.recording.templates import canonical_request
+from refdiff.agent.language.requests import canonical_request
+from refdiff.agent.nodes import opening_messages
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
@@ -210,7 +213,7 @@ class Inspector:
         except LLMError as e:
             self._emit(AgentEvent("fallback", str(e)))
             return questions.unclear(report, asked)
-        return said if sure is None or sure >= SURE else questions.unclear(report, asked)
+        return said if sure is None or sure >= MIN_CONFIDENCE else questions.unclear(report, asked)
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""
@@ -271,7 +274,7 @@ class Inspector:
         if self.settings.llm == "off":
             return None, "the language model is switched off (REFDIFF_LLM)"
         if self.settings.llm_base_url:
-            return Endpoint(self.settings, self._image_url), ""
+            return EndpointDriver(self.settings, self._image_url), ""
         model = self.workspace.model_settings
         try:
             if reason := unfit(model):
@@ -279,7 +282,7 @@ class Inspector:
             folder = model_folder(model)
             if not is_built(folder):
                 return None, "the embedded model is not built yet; run: refdiff model build"
-            return Embedded(folder, self._picture, model.threads), ""
+            return EmbeddedDriver(folder, self._picture, model.threads), ""
         except StorageError as e:  # reported as why the script drives; a line never stops because a model is broken
             self._emit(AgentEvent("fallback", str(e)))
             return None, "the embedded model cannot be read; run: refdiff model build --again"

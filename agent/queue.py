@@ -17,7 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from refdiff.agent.context import AgentEvent
+from refdiff.agent.events import AgentEvent
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 

@@ -3,44 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import re
-import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
-
-_ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
-# the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
-_WORD = re.compile(
-    r"(?:(?<!\w)(?:part|teil|pieza|pièce|serial|s/n)(?![^\W\d_])|零件) ?"
-    rf"(?:(?:number|no\.?|nr\.?|id|nummer|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?#? ?{_ID}",
-    re.IGNORECASE,
-)
-_HASH = re.compile(rf"# ?{_ID}")
-_NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w| ?(?:%|°))")
-_MAX_CHARS = 2000
-
-
-def part_id_in(text: str) -> str | None:
-    """The part id that a request names, without "#"; None if it names none, or several and none of them as the part."""
-    return _named(text, (_WORD, _HASH, _NUMBER))
-
-
-def part_named_in(text: str) -> str | None:
-    """The same, but a bare number is not taken for a part: for texts that may speak of sizes and scores."""
-    return _named(text, (_WORD, _HASH))
-
-
-def _named(text: str, patterns: tuple[re.Pattern[str], ...]) -> str | None:
-    # full-width digits and "＃" are what an input method for Chinese writes; single blanks keep the patterns linear
-    text = " ".join(unicodedata.normalize("NFKC", text[:_MAX_CHARS]).split())
-    for pattern in patterns:
-        named = {i for i in pattern.findall(text) if any(c.isdigit() for c in i)}
-        if named:
-            return named.pop() if len(named) == 1 else None
-    hashed = set(_HASH.findall(text))
-    return hashed.pop() if len(hashed) == 1 else None
 
 
 def new_inspection_id() -> str:

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,11 +21,12 @@ from filelock import FileLock, Timeout
 
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
+from refdiff.agent.language.intent import part_id_in, product_in
 from refdiff.agent.people.rates import Rates, rates
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id, part_id_in
+from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
@@ -45,8 +46,8 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
-from refdiff.server.settings import ServerSettings
-from refdiff.tools.golden_samples.enroll import EnrollResult, Upload, enroll, record_capture
+from refdiff.tools.golden_samples.enroll import EnrollResult, enroll, record_capture
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
@@ -102,9 +103,9 @@ class InspectionService(Closing):
     All raise StorageError where the disk fails, UnavailableError where a service does.
     """
 
-    def __init__(self, workspace: Workspace, agent: AgentSettings, server: ServerSettings) -> None:
+    def __init__(self, workspace: Workspace, settings: AgentSettings) -> None:
         """Use `open`."""
-        self.workspace, self.settings = workspace, server
+        self.workspace, self.settings = workspace, settings
         self.stores = workspace.stores
         self._stack = ExitStack()
         self._enrolling = threading.Lock()
@@ -114,7 +115,7 @@ class InspectionService(Closing):
             _ = workspace.bank  # now, so that another process that holds it is told at once
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
-            self._inspector = self._stack.enter_context(Inspector(workspace, agent, on_event=self._queue.on_event))
+            self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
             self._recover()
         except BaseException:
             self._stack.close()
@@ -128,7 +129,6 @@ class InspectionService(Closing):
         model: ModelSettings | None = None,
         tools: ToolsSettings | None = None,
         agent: AgentSettings | None = None,
-        server: ServerSettings | None = None,
     ) -> Self:
         """Take over the home folder and go on with what a killed process left.
 
@@ -136,7 +136,7 @@ class InspectionService(Closing):
         """
         workspace = Workspace.open(memory, model, tools)
         try:
-            return cls(workspace, agent or AgentSettings(), server or ServerSettings())
+            return cls(workspace, agent or AgentSettings())
         except BaseException:
             workspace.close()
             raise
@@ -196,6 +196,16 @@ class InspectionService(Closing):
         known = ", ".join(p.name for p in self.stores.products.list()) or "none yet"
         why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
         raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")
+
+    def product_named(self, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
+        """The product of a part as the first text that names one says; for the photo of a new part, the only product that
+        has golden samples. None: the part's captures tell it, or nothing does.
+        """
+        known = self.products()
+        named = next((p for t in texts if (p := product_in(t, known))), None)
+        if named or not photo or self.stores.captures.history(part_id):
+            return named
+        return self.only_product()
 
     # -- inspections
 

@@ -35,6 +35,9 @@ class AgentSettings(BaseSettings):
         default=None, description="postgresql://... for checkpoints; default: SQLite under the home folder."
     )
 
+    queue_limit: int = Field(
+        default=100, ge=1, le=100_000, description="Inspections that may wait in the queue; more are refused for now."
+    )
     blind_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of inspections that a person judges blind (REFDIFF_BLIND_SHARE)."
     )

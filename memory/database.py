@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from refdiff.memory.audit_log.chain import adopt_earlier
+from refdiff.memory.audit_chain import adopt_earlier
 from refdiff.memory.closing import Closing
 from refdiff.memory.files import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError

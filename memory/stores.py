@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from refdiff.memory.audit_log.store import AuditStore
+from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
 from refdiff.memory.files import make_folder

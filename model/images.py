@@ -31,6 +31,10 @@ _SIGNATURES = (
 )
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3), 0..255
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
 
 
 def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:

@@ -38,9 +38,6 @@ class ServerSettings(BaseSettings):
         max_length=128,
         description="Who enrols, asks and decides; written into reports.",
     )
-    queue_limit: int = Field(
-        default=100, ge=1, le=100_000, description="Inspections that a server lets wait; more are told to come again."
-    )
     http_max_bytes: int = Field(
         default=128_000_000, ge=1_000_000, description="Largest body of an HTTP request, in bytes."
     )

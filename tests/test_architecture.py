@@ -88,11 +88,11 @@ def test_what_runs_inside_vllm_imports_the_model_alone(path: Path) -> None:
     ("room", "source"),
     [
         ("model", "from refdiff.memory.stores import Stores"),
-        ("model", "def f():\n    import refdiff.tools.align"),
+        ("model", "def f():\n    import refdiff.tools.vision.registration"),
         ("memory", "from refdiff import tools"),
         (
             "tools",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from refdiff.agent.graph import build_graph",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from refdiff.agent.nodes import build_graph",
         ),
         ("agent", "import importlib\nimportlib.import_module('refdiff.server.cli.main')"),
         ("server", "from agent.graph import build_graph"),

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
 
-from refdiff.memory.golden_bank.bank import IN_USE, GoldenHit
-from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import UnknownProductError
+from refdiff.memory.golden_bank.bank import IN_USE
 from refdiff.tools.context import Result, ToolContext, answer, current_capture
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.workspace import Workspace
-
-
-def retrieve_reference(
-    workspace: Workspace,
-    features: Features,
-    product: str,
-    k: int = 1,
-    exclude_ids: Iterable[str] = (),
-    exclude_groups: Iterable[str] = (),
-) -> list[GoldenHit]:
-    """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
-    hits = workspace.bank.nearest(
-        product,
-        features.global_vec,
-        features.patches,
-        k,
-        exclude_ids=exclude_ids,
-        exclude_groups=exclude_groups,
-    )
-    if not hits:
-        known = workspace.bank.products()
-        have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
-        raise UnknownProductError(
-            f"product {product!r} has no golden sample to compare with ({have}); "
-            f"add some: refdiff enroll --product {product!r} FOLDER"
-        )
-    return hits
+from refdiff.tools.inspection.retrieval import retrieve_reference
 
 
 @tool("retrieve_reference", response_format="content_and_artifact")

@@ -17,53 +17,30 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage
 from torch import Tensor
 
 from refdiff.memory.golden_bank.bank import Golden
 from refdiff.memory.records.captures import Capture
-from refdiff.model.defect_types import UNKNOWN
 from refdiff.model.difference.encoder import Features, resize_to
-from refdiff.model.difference.network import DIFFERENCE_TYPES
 from refdiff.model.difference.patch_distance import GRID_STRIDE, ReferenceView, descriptors, image_score, reached_cells
 from refdiff.model.difference.patch_distance import anomaly_map as nearest_patch_map
 from refdiff.model.difference.scorer import SeenReference
 from refdiff.model.images import RgbImage
-from refdiff.tools.align import Alignment, Matrix, coverage, warp_reference
 from refdiff.tools.context import Result, ToolContext, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp_reference
 from refdiff.tools.workspace import Workspace
 
 if TYPE_CHECKING:
     from refdiff.tools.inspection.comparison import Comparison
     from refdiff.tools.inspection.inspection import PhotoInspection
 
-MAX_REGIONS = 16
 FINE = 4  # stride of the anomaly map at working size
 TOP = 0.005  # the image score is the mean of this part of the cells
 _NEVER_BLIND = 0.02  # keeps part of the distance where the network sees nothing
 EVEN_ODDS = 0.2  # of the map: where a clear distance is as likely a defect as not; regions begin there uncalibrated
-_SURE_OF_TYPE = 0.5
-_FAINT = 0.1  # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
 _STILL = 0.25  # cells of displacement that count as lying alike
-
-
-@dataclass(frozen=True)
-class Region:
-    """A connected part of the anomaly map above the threshold. box: x0, y0, x1, y1 query px, exclusive end.
-
-    place: its name on a 3 x 3 grid of the image. peak: largest difference in it. mask: (y1 - y0, x1 - x0) bool.
-    type: what the network takes it for, `unknown_anomaly` when it is not sure. type_confidence: 0..1 of that word.
-    """
-
-    id: str
-    box: tuple[int, int, int, int]
-    place: str
-    area_px: int
-    peak: float
-    mask: NDArray[np.bool_]
-    type: str = UNKNOWN
-    type_confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,15 +57,6 @@ class Difference:
     judged: float = 1.0
     types: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
-
-
-def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
-    """Where the centre of a box lies on a 3 x 3 grid of an image of `size` (H, W): "upper left", "centre", ..."""
-    row = min(2, int((box[1] + box[3]) / 2 / size[0] * 3))
-    column = min(2, int((box[0] + box[2]) / 2 / size[1] * 3))
-    names = (("upper left", "upper middle", "upper right"), ("middle left", "centre", "middle right"),
-             ("lower left", "lower middle", "lower right"))  # fmt: skip
-    return names[row][column]
 
 
 def _in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
@@ -205,53 +173,6 @@ def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[n
     fine = cv2.resize(patches, logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
     weight = np.sqrt(np.logaddexp(0, logits) + _NEVER_BLIND)
     return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
-
-
-def _type_of(
-    types: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[int, ...], size: tuple[int, int]
-) -> tuple[str, float]:
-    """The word for a region and how sure the network is of it."""
-    whole = np.zeros(size, np.float32)
-    whole[box[1] : box[3], box[0] : box[2]] = mask
-    weight = cv2.resize(whole, (types.shape[2], types.shape[1]), interpolation=cv2.INTER_AREA)
-    share = (types * weight).sum((1, 2)) / max(float(weight.sum()), 1e-9)
-    best = int(share.argmax())
-    sure = float(share[best])
-    return (DIFFERENCE_TYPES[best], sure) if sure >= _SURE_OF_TYPE else (UNKNOWN, sure)
-
-
-def find_regions(
-    anomaly_map: NDArray[np.float32], threshold: float, types: NDArray[np.float32] | None = None
-) -> list[Region]:
-    """Regions above `threshold`, strongest first, at most 16. types: as in `Difference`, names the regions.
-
-    Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
-    """
-    h, w = anomaly_map.shape
-    above = anomaly_map > threshold
-    cell = max(3, round(max(h, w) / 40))
-    joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (cell, cell)))
-    labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
-    labels[~above] = 0
-    smallest = max(4.0, (cell / 2) ** 2)
-    found = []
-    for index, at in enumerate(ndimage.find_objects(labels), start=1):
-        mask = labels[at] == index
-        peak = float(anomaly_map[at][mask].max())
-        mask &= anomaly_map[at] > _FAINT * peak
-        area = int(mask.sum())
-        if area < smallest:
-            continue
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        box = (at[1].start + x0, at[0].start + y0, at[1].start + x1, at[0].start + y1)
-        found.append((peak, box, area, mask[y0:y1, x0:x1]))
-    found.sort(key=lambda f: -f[0])
-    regions = []
-    for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):
-        kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
-        regions.append(Region(f"r{i}", box, place_name(box, (h, w)), area, peak, mask, kind, sure))
-    return regions
 
 
 @tool("score_difference", response_format="content_and_artifact")

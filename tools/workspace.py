@@ -31,7 +31,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.tools.settings import ToolsSettings
 
 if TYPE_CHECKING:
-    from refdiff.tools.align import Alignment
+    from refdiff.tools.vision.registration import Alignment
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr, ValidationError
 
-from refdiff.agent.chat_models import reading_of
+from refdiff.agent.drivers.driver import reading_of
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import LLMError
@@ -73,7 +73,7 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" if host else url.partition("?")[0].rpartition("@")[2]
 
 
-class Endpoint:
+class EndpointDriver:
     """An OpenAI-compatible endpoint. Every failure, whatever its kind, becomes an LLMError naming the URL.
 
     The message holds nothing that the server wrote, for it is filed in reports; what the server wrote is in `__cause__`.

@@ -32,8 +32,8 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, encode_png, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.align import warp_reference
-from refdiff.tools.golden_samples.enroll import Upload, enroll
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
     calibrate,
     p_value,
@@ -43,6 +43,7 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.registration import warp_reference
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"

@@ -10,16 +10,30 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from refdiff.agent.report.markdown import escape, finding_line, number, percent
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import part_id_in, part_named_in
 from refdiff.memory.records.captures import normalise_part_id
 
-if TYPE_CHECKING:
-    from refdiff.agent.service import InspectionService
+_ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
 
+
+# the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
+_WORD = re.compile(
+    r"(?:(?<!\w)(?:part|teil|pieza|pièce|serial|s/n)(?![^\W\d_])|零件) ?"
+    rf"(?:(?:number|no\.?|nr\.?|id|nummer|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?#? ?{_ID}",
+    re.IGNORECASE,
+)
+
+
+_HASH = re.compile(rf"# ?{_ID}")
+
+
+_NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w| ?(?:%|°))")
+
+
+_MAX_CHARS = 2000
 _AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
 _CHINESE = r"(?:重新|再)?(?:检查|检测)"
 _VERB = rf"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)|{_CHINESE}"
@@ -51,6 +65,27 @@ class Intent:
     about: str | None = None
 
 
+def part_id_in(text: str) -> str | None:
+    """The part id that a request names, without "#"; None if it names none, or several and none of them as the part."""
+    return _named(text, (_WORD, _HASH, _NUMBER))
+
+
+def part_named_in(text: str) -> str | None:
+    """The same, but a bare number is not taken for a part: for texts that may speak of sizes and scores."""
+    return _named(text, (_WORD, _HASH))
+
+
+def _named(text: str, patterns: tuple[re.Pattern[str], ...]) -> str | None:
+    # full-width digits and "＃" are what an input method for Chinese writes; single blanks keep the patterns linear
+    text = " ".join(unicodedata.normalize("NFKC", text[:_MAX_CHARS]).split())
+    for pattern in patterns:
+        named = {i for i in pattern.findall(text) if any(c.isdigit() for c in i)}
+        if named:
+            return named.pop() if len(named) == 1 else None
+    hashed = set(_HASH.findall(text))
+    return hashed.pop() if len(hashed) == 1 else None
+
+
 def understand(text: str, *, photo: bool = False, about: Subject | None = None) -> Intent:
     """What a message asks for. photo: it brings one. about: what the conversation is about so far."""
     if about is None:
@@ -71,17 +106,6 @@ def product_in(text: str, products: Iterable[str]) -> str | None:
     named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
     longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
     return longest[0] if len(longest) == 1 else None
-
-
-def product_for(service: InspectionService, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
-    """The product of a part as the first text that names one says; for the photo of a new part, the only product that has
-    golden samples. None: the part's captures say it, or nothing does.
-    """
-    known = service.products()
-    named = next((p for t in texts if (p := product_in(t, known))), None)
-    if named or not photo or service.stores.captures.history(part_id):
-        return named
-    return service.only_product()
 
 
 def report_text(report: DefectReport, link: str | None = None) -> str:

@@ -23,13 +23,15 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent import prompts
-from refdiff.agent.chat_models import ScriptedPolicy, plain_messages
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT
+from refdiff.agent.drivers.embedded import plain_messages
+from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.filing import write_whole
-from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.graph import build_graph
+from refdiff.agent.language import templates
 from refdiff.agent.language.questions import questions_about
-from refdiff.agent.recording import templates
+from refdiff.agent.nodes import opening_messages
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -95,7 +97,7 @@ class Teacher:
     def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
         """The script's next call, with another reference first where that was asked for, and findings from the truth."""
         own = [m for m in messages if not (isinstance(m, ToolMessage) and m.tool_call_id in self.wrong)]
-        call = ScriptedPolicy(k=self.k, max_regions=MAX_LOOKED_AT).next_call(own)
+        call = ScriptedDriver(k=self.k, max_regions=MAX_LOOKED_AT).next_call(own)
         if not call.tool_calls:
             return call
         name, arguments = call.tool_calls[0]["name"], dict(call.tool_calls[0]["args"])

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.agent.report.schema import Finding
-from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.images import Box, RgbImage, encode_png
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, exclusive end
 _Rgb = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
 

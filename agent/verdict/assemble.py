@@ -37,10 +37,11 @@ from refdiff.model.defect_types import UNKNOWN
 from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import EvidenceRecord
 from refdiff.tools.inspection.calibration import requested_alpha, software_fingerprint, weights_in_use
-from refdiff.tools.inspection.comparison import product_spec
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
+from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.measure import measure_record
-from refdiff.tools.score_difference import MAX_REGIONS, score_record
+from refdiff.tools.score_difference import score_record
+from refdiff.tools.vision.regions import MAX_REGIONS
 
 
 def _same_box(claim: dict[str, Any], region: RegionResult) -> bool:

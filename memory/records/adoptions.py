@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
-from refdiff.memory.audit_log.chain import append
+from refdiff.memory.audit_chain import append
 from refdiff.memory.database import Database
 from refdiff.memory.timestamps import to_utc, utc_now
 

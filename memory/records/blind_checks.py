@@ -12,7 +12,7 @@ import sqlite3
 import unicodedata
 from dataclasses import asdict, dataclass
 
-from refdiff.memory.audit_log.chain import append
+from refdiff.memory.audit_chain import append
 from refdiff.memory.database import Database
 from refdiff.memory.records.dispositions import Judgement
 from refdiff.memory.timestamps import to_utc, utc_now

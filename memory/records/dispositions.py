@@ -9,7 +9,7 @@ import sqlite3
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from refdiff.memory.audit_log.chain import DISPOSITION, append
+from refdiff.memory.audit_chain import DISPOSITION, append
 from refdiff.memory.database import Database
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from refdiff.memory.audit_log.chain import append_filed
+from refdiff.memory.audit_chain import append_filed
 from refdiff.memory.database import Database
 from refdiff.memory.records.blind_checks import draw
 from refdiff.memory.records.captures import normalise_part_id

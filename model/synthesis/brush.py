@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+from refdiff.model.images import F32, U8
+
 Bool = NDArray[np.bool_]
 
 # what the channels lose, and gain, to rust, oil, dye and oxide; to wax, glue, bleach and glare

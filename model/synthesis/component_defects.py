@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refdiff.model.synthesis.brush import F32, U8, Job, Patch, filled, lump
+from refdiff.model.images import F32, U8
+from refdiff.model.synthesis.brush import Job, Patch, filled, lump
 
 
 @dataclass(frozen=True)

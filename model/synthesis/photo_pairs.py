@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refdiff.model.errors import InputError
-from refdiff.model.images import RgbImage
-from refdiff.model.synthesis.brush import F32, Job, Patch, filled, fractal
+from refdiff.model.images import F32, RgbImage
+from refdiff.model.synthesis.brush import Job, Patch, filled, fractal
+from refdiff.model.synthesis.materials import PART_KINDS
 from refdiff.model.synthesis.render import render
-from refdiff.model.synthesis.render_parts import PART_KINDS
 from refdiff.model.synthesis.surface_defects import KINDS, STRUCTURAL, UNBOUND
 
 SYNTHETIC_TYPES: tuple[str, ...] = tuple(KINDS)

@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
+from refdiff.model.images import F32
+from refdiff.model.synthesis.materials import PART_KINDS, PartKind, clouds, raster_plan
+from refdiff.model.synthesis.parts.part import build_part
 from refdiff.model.synthesis.render_defects import (
     DEFECT_TYPES,
     DefectSpec,
@@ -28,7 +31,6 @@ from refdiff.model.synthesis.render_defects import (
     apply_defects,
     random_defect,
 )
-from refdiff.model.synthesis.render_parts import F32, PART_KINDS, PartKind, build_part, clouds, raster_plan
 
 __all__ = [
     "DEFECT_TYPES",

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
-from refdiff.model.synthesis.render_parts import (
-    F32,
+from refdiff.model.images import F32
+from refdiff.model.synthesis.components import paint_components
+from refdiff.model.synthesis.materials import (
     TIN,
     Colour,
     Component,
     Material,
-    Part,
     PartKind,
     blend,
     clouds,
@@ -31,10 +31,10 @@ from refdiff.model.synthesis.render_parts import (
     hsv,
     mix,
     paint,
-    paint_components,
-    random_component,
     shade,
 )
+from refdiff.model.synthesis.parts.circuit import random_component
+from refdiff.model.synthesis.parts.drawing import Part
 
 DefectType = Literal[
     "scratch",

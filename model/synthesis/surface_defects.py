@@ -10,9 +10,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from refdiff.model.images import F32, U8
 from refdiff.model.synthesis.brush import (
-    F32,
-    U8,
     Job,
     Patch,
     cover,

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from refdiff.model.images import RgbImage
+from refdiff.model.images import F32, RgbImage
 
-F32 = NDArray[np.float32]
 _Field = Callable[[np.random.Generator], F32]  # a sample's own randomness -> (n, n) about 0..1
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from refdiff.agent.language.intent import product_for, understand
+from refdiff.agent.language.intent import understand
 from refdiff.agent.queue import Progress
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
@@ -256,7 +256,7 @@ class ChatBot:
             text,
             by=self._who(request.user, request.user_name),
             part_id=part_id,
-            product=product_for(self.service, part_id, [text], photo=photo is not None),
+            product=self.service.product_named(part_id, [text], photo=photo is not None),
             photo=photo,
             origin=f"{self._platform.name}:{request.key}",
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.audit_log.store import Checked, write_lines
+from refdiff.memory.audit_store import Checked, write_lines
 from refdiff.model.errors import InputError, TamperedError
 from refdiff.server.cli.options import Json, clean, open_stores, shown_path
 from refdiff.server.cli.output import answer

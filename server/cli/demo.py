@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,13 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.demo_page import Cell, InspectedCell
 from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from refdiff.agent.report.schema import DefectReport
     from refdiff.tools.workspace import Workspace
 
 SEED = 4412
@@ -34,34 +33,6 @@ GOLDENS_PER_PRODUCT = 30
 _MARK = ".made-by-refdiff-demo"
 _TYPES = ("mono", "poly")
 REQUEST = "inspect part #4412 against the nearest good sample"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One image of the data set. probability: that the cell is defective, as its experts judged, 0 or 1 here."""
-
-    path: Path
-    kind: str
-    probability: float
-
-    @property
-    def product(self) -> str:
-        return f"solar-cell-{self.kind}"
-
-    @property
-    def defective(self) -> bool:
-        return self.probability == 1.0
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """A part of the demo with its report. page: the report's page, relative to the output folder."""
-
-    part_id: str
-    cell: Cell
-    report: DefectReport
-    page: str
-    seconds: float
 
 
 def read_cells() -> list[Cell]:
@@ -161,9 +132,10 @@ def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
     record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 
 
-def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], out: Path) -> list[Inspected]:
+def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], out: Path) -> list[InspectedCell]:
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.request import InspectionRequest, part_id_in
+    from refdiff.agent.language.intent import part_id_in
+    from refdiff.agent.request import InspectionRequest
 
     asked = part_id_in(REQUEST)
     done = []
@@ -175,11 +147,11 @@ def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], ou
             seconds = time.perf_counter() - began
             page = out / "reports" / f"part-{part_id}.html"
             shutil.copyfile(report.artefacts.html, page)
-            done.append(Inspected(part_id, cell, report, str(page.relative_to(out)), seconds))
+            done.append(InspectedCell(part_id, cell, report, str(page.relative_to(out)), seconds))
     return done
 
 
-def agreement(item: Inspected) -> str:
+def agreement(item: InspectedCell) -> str:
     """The verdict against the truth, in words."""
     verdict, defective = str(item.report.verdict), item.cell.defective
     if verdict == "REVIEW":
@@ -190,7 +162,7 @@ def agreement(item: Inspected) -> str:
 
 
 def _document(
-    out: Path, index: Path, inspected: list[Inspected], enrolled: dict[str, int], seconds: float
+    out: Path, index: Path, inspected: list[InspectedCell], enrolled: dict[str, int], seconds: float
 ) -> dict[str, Any]:
     return {
         "folder": str(out),
@@ -215,7 +187,9 @@ def _document(
     }
 
 
-def _view(index: Path, inspected: list[Inspected], enrolled: dict[str, int], seconds: float) -> list[RenderableType]:
+def _view(
+    index: Path, inspected: list[InspectedCell], enrolled: dict[str, int], seconds: float
+) -> list[RenderableType]:
     shown = output.table("Part", "Product", "Verdict", "Truth", "", "Score", "p-value", "Findings", "Nearest good",
                           right=("Score", "p-value", "Findings"), title=f'"{REQUEST}", and five others')  # fmt: skip
     for item in inspected:

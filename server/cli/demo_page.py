@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from refdiff.memory.files import storage_error
 from refdiff.model.images import data_url, decode_image
 
 if TYPE_CHECKING:
-    from refdiff.server.cli.demo import Inspected
+    from refdiff.agent.report.schema import DefectReport
+
 
 _THUMB_PX = 360
 
@@ -83,3 +85,31 @@ def write_index(out: Path, inspected: Sequence[Inspected], enrolled: dict[str, i
 
 def _thumbnail(picture: Path) -> str:
     return data_url(page_image(decode_image(picture.read_bytes(), name=picture.name), _THUMB_PX))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of the data set. probability: that the cell is defective, as its experts judged, 0 or 1 here."""
+
+    path: Path
+    kind: str
+    probability: float
+
+    @property
+    def product(self) -> str:
+        return f"solar-cell-{self.kind}"
+
+    @property
+    def defective(self) -> bool:
+        return self.probability == 1.0
+
+
+@dataclass(frozen=True)
+class InspectedCell:
+    """A part of the demo with its report. page: the report's page, relative to the output folder."""
+
+    part_id: str
+    cell: Cell
+    report: DefectReport
+    page: str
+    seconds: float

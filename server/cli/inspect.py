@@ -112,7 +112,7 @@ def ask(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
-    from refdiff.agent.request import part_id_in
+    from refdiff.agent.language.intent import part_id_in
 
     text = clean(text).strip()
     if not text:

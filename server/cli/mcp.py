@@ -50,7 +50,7 @@ def mcp(
 
         model = load(ModelSettings)
         service = running.enter_context(
-            InspectionService.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings), settings)
+            InspectionService.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings))
         )
         server = build_server(service, by=f"mcp ({settings.user})")
         if listener is None:

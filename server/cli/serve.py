@@ -65,9 +65,7 @@ def serve(
             line = f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"
             answer.give({"address": address, "home": str(memory.home)}, line)
 
-        run_server(
-            listener, host, lambda: InspectionService.open(memory, model, tools, agent, settings), settings, ready
-        )
+        run_server(listener, host, lambda: InspectionService.open(memory, model, tools, agent), settings, ready)
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from refdiff.agent.service import InspectionService
+from refdiff.server.settings import ServerSettings
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
@@ -38,8 +39,8 @@ ROUTERS = (
 )
 
 
-def create_app(service: InspectionService, access: Access) -> FastAPI:
-    """desk: stays the caller's to close. access: who may come in."""
+def create_app(service: InspectionService, access: Access, settings: ServerSettings) -> FastAPI:
+    """service: the caller closes it. access: who may come in."""
     app = FastAPI(
         title="RefDiff Inspector",
         description=ABOUT,
@@ -57,7 +58,7 @@ def create_app(service: InspectionService, access: Access) -> FastAPI:
         RequestAdmission,
         access=access,
         metrics=app.state.metrics,
-        rate_per_minute=service.settings.rate_per_minute,
-        max_bytes=service.settings.http_max_bytes,
+        rate_per_minute=settings.rate_per_minute,
+        max_bytes=settings.http_max_bytes,
     )
     return app

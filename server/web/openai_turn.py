@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.agent.language.intent import INSPECTION_ID, product_for, report_text, understand
+from refdiff.agent.language.intent import INSPECTION_ID, report_text, understand
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
@@ -170,7 +170,7 @@ class Turn:
 
     def _product(self, part: str, photo: bool) -> str | None:
         """As metadata names it, else as the conversation does."""
-        return self._given.get("product") or product_for(self._service, part, self._texts, photo=photo)
+        return self._given.get("product") or self._service.product_named(part, self._texts, photo=photo)
 
     def _scale(self) -> float | None:
         text = self._given.get("scale_mm_per_px")

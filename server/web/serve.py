@@ -40,7 +40,7 @@ def serve(
         chat = load(ChatSettings)
         access = access_to(keys, host, settings, chat)
         log_json(settings.log_level)
-        app = create_app(service, access)
+        app = create_app(service, access, settings)
         running.enter_context(bots(app, service, chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,

@@ -12,7 +12,8 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from refdiff.agent import prompts
-from refdiff.agent.chat_models import Embedded, EmbeddedChat, reading_of, shared_engine
+from refdiff.agent.drivers.driver import reading_of
+from refdiff.agent.drivers.embedded import EmbeddedChat, EmbeddedDriver, shared_engine
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language import questions
 from refdiff.agent.prompts import CAUSES
@@ -153,14 +154,14 @@ def test_langchain_knows_it(model_folder: Path) -> None:
 
 
 def test_odd_pictures_are_refused(model_folder: Path) -> None:
-    driver = Embedded(model_folder, lambda _: _picture())
+    driver = EmbeddedDriver(model_folder, lambda _: _picture())
     blocks: list[str | dict[str, str]] = [{"type": "text", "text": "look"}, {"type": "image_ref", "sha256": "a"}]
     with pytest.raises(LLMError, match="InputError"):
         driver.next_call([SystemMessage("s"), HumanMessage(blocks)], TOOLS)
 
 
 def test_a_pair_is_read(model_folder: Path) -> None:
-    driver = Embedded(model_folder, lambda _: _picture())
+    driver = EmbeddedDriver(model_folder, lambda _: _picture())
     reading = driver.read_pair("whatever", "a", "b")
     assert json.loads(reading.model_dump_json())["defect"] == (reading.type != "none")
     assert reading.counts is (reading.confidence >= 0.9)

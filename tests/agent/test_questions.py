@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent.language import questions
-from refdiff.agent.recording import templates
-from refdiff.agent.request import part_id_in
+from refdiff.agent.language import questions, templates
+from refdiff.agent.language.intent import part_id_in
 
 FINDING = {
     "id": "f1", "type": "scratch", "location": {"region": "upper left"}, "length_mm": 2.134, "width_mm": 0.31,

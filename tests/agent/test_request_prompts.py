@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from refdiff.agent.language.intent import part_id_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
-from refdiff.agent.request import part_id_in
 
 
 @pytest.mark.parametrize(

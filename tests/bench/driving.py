@@ -28,7 +28,8 @@ from langchain_core.messages import ToolMessage
 from refdiff.agent import prompts
 from refdiff.agent.drivers.allowed_calls import allowed_calls
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.recording import templates
+from refdiff.agent.language import templates
+from refdiff.agent.language.requests import canonical_request
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -79,7 +80,7 @@ def _told(recorded: str) -> str:
     found = _REQUEST.fullmatch(recorded)
     if found is None:
         raise InputError(f"no recorded request: {recorded[:100]!r}; record anew with refdiff train record --test")
-    return prompts.request_message(templates.canonical_request(found[1], found[2]), found[2])
+    return prompts.request_message(canonical_request(found[1], found[2]), found[2])
 
 
 def _results(messages: Sequence[dict[str, Any]]) -> list[ToolMessage]:

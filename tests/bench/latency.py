@@ -24,9 +24,9 @@ from refdiff.model.difference.scorer import network_input
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
-from refdiff.tools.align import Alignment
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.score_difference import patch_distance, score_difference, see
+from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
 _DESIGN = 11

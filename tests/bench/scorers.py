@@ -41,8 +41,8 @@ from refdiff.model.difference.scorer import DifferenceScorer, load_difference, n
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.align import align_cached
-from refdiff.tools.retrieve_reference import retrieve_reference
+from refdiff.tools.inspection.registration_cache import align_cached
+from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.score_difference import TOP, fuse, patch_distance, see
 from refdiff.tools.workspace import Workspace
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from serving_load import ASK, group_mb, home_with_parts, metrics, own_mb
 
-from refdiff.agent.chat_models import shared_engine
+from refdiff.agent.drivers.embedded import shared_engine
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings

@@ -16,9 +16,10 @@ import numpy as np
 import typer
 from PIL import Image
 
-from refdiff.agent.chat_models import Embedded, plain_messages
 from refdiff.agent.context import AgentContext
-from refdiff.agent.graph import build_graph, opening_messages
+from refdiff.agent.drivers.embedded import EmbeddedDriver, plain_messages
+from refdiff.agent.graph import build_graph
+from refdiff.agent.nodes import opening_messages
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -47,7 +48,7 @@ def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
             enroll(workspace, "control-board", [photos])
             record_capture(workspace.stores, "4412", "control-board", home / "4412.png", scale_mm_per_px=0.1)
             request = InspectionRequest(text, "4412", "control-board", requested_by="docs")
-            driver = Embedded(build_model(settings), lambda sha: decode_image(workspace.stores.images.get(sha)))
+            driver = EmbeddedDriver(build_model(settings), lambda sha: decode_image(workspace.stores.images.get(sha)))
             context = AgentContext(open_workbench(workspace, "4412"), AgentSettings(), driver, lambda _: None)
             driver.answer("Warm up.", "Hello")  # loading is not part of the inspection
             context.inspect(workspace.stores.captures.latest("4412"))  # nor is calibrating

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refdiff.agent.language.intent import part_id_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
-from refdiff.agent.request import part_id_in
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import point_id
 from refdiff.memory.image_store import ImageStore

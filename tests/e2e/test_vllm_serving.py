@@ -22,7 +22,7 @@ from serving_load import ASK, REFUSED, home_with_parts, metrics, pair_urls, post
 from vllm_parity import Pair, rendered_pairs
 
 from refdiff.agent import prompts
-from refdiff.agent.drivers.endpoint import Endpoint
+from refdiff.agent.drivers.endpoint import EndpointDriver
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.language import questions
 from refdiff.agent.request import InspectionRequest
@@ -97,7 +97,7 @@ def test_the_agent_drives_through_it(
 def test_a_question_is_answered_with_one_of_the_statements(url: str) -> None:
     options = ["FAIL.", "f1: length 2.13 mm.", "f1: upper left.", questions.NOT_KNOWN]
     asked = "part 4412, product board, verdict FAIL\nf1: scratch, upper left, length 2.13 mm\nQuestion: where is f1?"
-    said, sure = Endpoint(AgentSettings(llm_base_url=url, llm_timeout_s=200), str).choose(
+    said, sure = EndpointDriver(AgentSettings(llm_base_url=url, llm_timeout_s=200), str).choose(
         prompts.ANSWER, asked, options
     )
     assert said in options

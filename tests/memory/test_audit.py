@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from refdiff.memory.audit_log.chain import GENESIS, AuditRecord, canonical, linked
-from refdiff.memory.audit_log.store import AuditStore, write_lines
+from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
+from refdiff.memory.audit_store import AuditStore, write_lines
 from refdiff.memory.database import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores

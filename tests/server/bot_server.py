@@ -16,6 +16,7 @@ from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import TeamsCloud, bots
 from refdiff.server.chat.settings import ChatSettings
+from refdiff.server.settings import ServerSettings
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 
@@ -28,7 +29,7 @@ class FakeServer(ThreadingHTTPServer):
 def serving(service: InspectionService, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
     """Its address."""
     with KeyStore(service.stores.settings.home) as keys:
-        app = create_app(service, Access(keys, loopback=True, user="tester"))
+        app = create_app(service, Access(keys, loopback=True, user="tester"), ServerSettings(user="tester"))
         with bots(app, service, ChatSettings(**settings), teams or TeamsCloud()):
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
             listening = socket.socket()

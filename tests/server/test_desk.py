@@ -20,6 +20,7 @@ from refdiff.agent.inspector import Inspector
 from refdiff.agent.queue import InspectionQueue
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.service import InspectionService, Upload
+from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -34,7 +35,6 @@ from refdiff.model.errors import (
     UnknownProductError,
     UnknownRecordError,
 )
-from refdiff.server.settings import ServerSettings
 
 ASK = "inspect part #{} against the nearest good sample"
 
@@ -167,7 +167,7 @@ def test_too_many_waiting_are_told_to_come_again(ready: Path, no_model: None, mo
         return run(self, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "run", slow)
-    with InspectionService.open(server=ServerSettings(queue_limit=2)) as service:
+    with InspectionService.open(agent=AgentSettings(queue_limit=2)) as service:
         jobs = [service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png")) for _ in range(2)]
         assert begun.wait(10)
         with pytest.raises(BusyError) as refused:

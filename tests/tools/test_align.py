@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refdiff.model.synthesis.render import DefectSpec, Light, Pose, render
-from refdiff.tools.align import align, warp_reference
+from refdiff.tools.vision.registration import align, warp_reference
 
 SIZE = (256, 256)
 POSES = {

@@ -16,9 +16,9 @@ from refdiff.model.difference import patch_distance
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import DefectSpec, DefectTruth, DefectType, Light, PartKind, Pose, Scene, render
-from refdiff.tools.align import Alignment, align
-from refdiff.tools.measure import Measurement, _explained, measure
-from refdiff.tools.score_difference import find_regions
+from refdiff.tools.vision.measurement import Measurement, _explained, measure
+from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.registration import Alignment, align
 
 DIM = Light(gain=0.6)
 SOFT = Light(gain=0.9, gradient=0.3, temperature=0.4, blur_sigma=0.7, jpeg_quality=85)

@@ -18,11 +18,12 @@ from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordE
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
-from refdiff.tools.align import Alignment
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.comparison import Comparison, compare, place_zones
-from refdiff.tools.inspection.inspection import resolve_scale
+from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.scale import resolve_scale
+from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
 SIZE = (224, 224)

@@ -12,8 +12,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.inspection import inspect_photo
-from refdiff.tools.score_difference import find_regions
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.workspace import Workspace
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
-from refdiff.tools.align import Alignment
-from refdiff.tools.zoom import MIN_CROP_PX, zoom
+from refdiff.tools.vision.crops import MIN_CROP_PX, zoom
+from refdiff.tools.vision.registration import Alignment
 
 Box = tuple[int, int, int, int]
 

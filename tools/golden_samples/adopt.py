@@ -10,7 +10,9 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
-from refdiff.tools.golden_samples.enroll import Upload, enroll, flag_odd
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.outliers import flag_outliers
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
 
@@ -44,7 +46,7 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
         golden = left or result.added[0]
-        flagged = flag_odd(workspace, record.product, [left.golden_id]) if left else result.flagged
+        flagged = flag_outliers(workspace, record.product, [left.golden_id]) if left else result.flagged
         odd = "; flagged for a look, since it is unlike the others" if flagged else ""
         return stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
     refusal = [*result.already_there, *result.refused][0]

@@ -20,7 +20,8 @@ from refdiff.memory.golden_bank.bank import IN_USE, Golden
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
-from refdiff.tools.inspection.comparison import compare, product_spec
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # done, total

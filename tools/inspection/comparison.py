@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.bank import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
+from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.align import Alignment, align_cached
-from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
-from refdiff.tools.retrieve_reference import retrieve_reference
+from refdiff.tools.inspection.registration_cache import align_cached
+from refdiff.tools.inspection.retrieval import retrieve_reference
+from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.score_difference import Difference, score_difference
+from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
 
@@ -33,11 +34,6 @@ class Comparison:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-def product_spec(workspace: Workspace, product: str) -> ProductSpec:
-    known = workspace.stores.products.get(product)
-    return parse_spec(known.spec if known else {}, f"specification of {product}")
-
-
 class _Clock:
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
@@ -47,36 +43,6 @@ class _Clock:
         now = time.perf_counter()
         self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1000
         self._last = now
-
-
-def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden:
-    """The golden whose pixels the zones are drawn in. Raises UnknownRecordError, UnknownProductError."""
-    if spec.frame:
-        golden = workspace.bank.get(spec.frame)
-        if golden.product != product:
-            raise UnknownRecordError(f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}")
-        return golden
-    goldens = workspace.bank.list(product)
-    if not goldens:
-        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
-    return goldens[0]
-
-
-def place_zones(
-    workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
-) -> tuple[dict[str, NDArray[np.bool_]], bool]:
-    """Zones of one kind on the photo: name -> (H, W) bool, and whether the frame golden could be registered for it."""
-    spec = product_spec(workspace, product)
-    zones = [z for z in spec.zones if z.kind == kind]
-    if not zones:
-        return {}, True
-    alignment = align_cached(workspace, query, query_key, zone_golden(workspace, product, spec))
-    size = query.shape[:2]
-    masks: dict[str, NDArray[np.bool_]] = {}
-    for zone in zones:  # zones of one name add up
-        mask = zone_mask(zone, alignment.matrix, size)
-        masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
-    return masks, alignment.ok
 
 
 def compare(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.bank import IN_USE, Golden, make_golden_id
+from refdiff.memory.golden_bank.bank import IN_USE, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.align import Alignment, warp_reference
 from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.calibration import (
     NOTHING_FOUND,
@@ -24,26 +22,17 @@ from refdiff.tools.inspection.calibration import (
     region_confidence,
     unlike_goldens,
 )
-from refdiff.tools.inspection.comparison import Comparison, compare, place_zones, product_spec
-from refdiff.tools.measure import Measurement, measure
-from refdiff.tools.score_difference import EVEN_ODDS, Region, find_regions
+from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
+from refdiff.tools.inspection.zones import place_zones, product_spec
+from refdiff.tools.score_difference import EVEN_ODDS
+from refdiff.tools.vision.measurement import Measurement, measure
+from refdiff.tools.vision.regions import Region, find_regions
+from refdiff.tools.vision.registration import warp_reference
 from refdiff.tools.workspace import Workspace
 
 _COVERED = 0.7
 _MIN_JUDGED = 0.6  # part of the photo that references must reach
-_SCALE_TOLERANCE = 0.05
-_CAPTURE_SCALE_UNCERTAINTY = 0.005
-_GOLDEN_SCALE_UNCERTAINTY = 0.02
-
-
-@dataclass(frozen=True)
-class ResolvedScale:
-    """mm per query px, where from, its relative standard uncertainty, and what is wrong with it ("" if nothing)."""
-
-    mm_per_px: float | None
-    source: Literal["capture", "golden"] | None
-    uncertainty: float
-    problem: str
 
 
 @dataclass(frozen=True)
@@ -69,23 +58,6 @@ class PhotoInspection:
     scale: ResolvedScale
     regions: list[RegionResult]
     problems: list[str] = field(default_factory=list)
-
-
-def resolve_scale(capture: Capture, golden: Golden, alignment: Alignment, spec_scale: float | None) -> ResolvedScale:
-    """The capture's scale; else the golden's (or the specification's for goldens) through the registered scale."""
-    golden_scale = golden.scale_mm_per_px or spec_scale
-    implied = golden_scale / alignment.scale if golden_scale and alignment.ok else None
-    if capture.scale_mm_per_px:
-        problem = ""
-        if implied and abs(implied / capture.scale_mm_per_px - 1) > _SCALE_TOLERANCE:
-            problem = (
-                f"the photo's scale ({capture.scale_mm_per_px:.4g} mm/px) and the golden's ({implied:.4g} mm/px after "
-                f"registration) differ by more than {_SCALE_TOLERANCE:.0%}: wrong lens, distance or number"
-            )
-        return ResolvedScale(capture.scale_mm_per_px, "capture", _CAPTURE_SCALE_UNCERTAINTY, problem)
-    if implied:
-        return ResolvedScale(implied, "golden", _GOLDEN_SCALE_UNCERTAINTY, "")
-    return ResolvedScale(None, None, 0.0, "")
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:

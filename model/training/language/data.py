@@ -26,7 +26,7 @@ from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
-from refdiff.model.images import RgbImage, decode_image
+from refdiff.model.images import Box, RgbImage, decode_image
 from refdiff.model.language.pair_tokens import PairFeatures, pair_features
 from refdiff.model.language.processor import pair_pixels
 from refdiff.model.language.reading import NO_DEFECT, UNKNOWN_TYPE
@@ -39,7 +39,6 @@ SHARD = 32
 _ZOOMED = 0.5  # part of the drawn pairs that are zooms
 _BOARDS = 0.4  # part of all pairs that are zooms of bare boards, where there are some
 _MARGIN, _SMALLEST = 0.25, 48
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

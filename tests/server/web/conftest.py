@@ -33,6 +33,7 @@ class Running:
     client: httpx2.Client
     photos: dict[str, bytes]
     home: Path
+    settings: ServerSettings = field(default_factory=ServerSettings)
     made: dict[str, str] = field(default_factory=dict)
 
     def key(self, role: Any, name: str = "tester") -> dict[str, str]:
@@ -71,10 +72,10 @@ def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         m.setenv("REFDIFF_WORKING_PX", "128")
         m.setenv("REFDIFF_LLM", "off")
         settings = ServerSettings(user="ann", http_max_bytes=3_000_000, rate_per_minute=0)
-        with InspectionService.open(server=settings) as service, KeyStore(root / "home") as keys:
-            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann")))
+        with InspectionService.open() as service, KeyStore(root / "home") as keys:
+            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann"), settings))
             photos = {name: (root / name).read_bytes() for name in ("good.png", "bad.png")}
             with httpx2.Client(base_url=url, timeout=90) as client:
-                yield Running(url, service, keys, client, photos, root / "home")
+                yield Running(url, service, keys, client, photos, root / "home", settings)
             running.should_exit = True
             thread.join(20)

@@ -32,7 +32,7 @@ HOW = {
 @pytest.fixture
 def strict(server: Running) -> Iterator[httpx2.Client]:
     """The same desk behind an address that other machines may reach."""
-    app = create_app(server.service, Access(server.keys, loopback=False, user="ann"))
+    app = create_app(server.service, Access(server.keys, loopback=False, user="ann"), server.settings)
     running, thread, url = start(app)
     with httpx2.Client(base_url=url) as client:
         yield client
@@ -127,7 +127,9 @@ def test_too_many_requests_are_told_when_to_come_again(server: Running) -> None:
     settings = ServerSettings(rate_per_minute=5)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(server.service, "settings", settings)
-        running, thread, url = start(create_app(server.service, Access(server.keys, loopback=True, user="ann")))
+        running, thread, url = start(
+            create_app(server.service, Access(server.keys, loopback=True, user="ann"), server.settings)
+        )
     with httpx2.Client(base_url=url) as client:
         answers = [client.get("/v1/products") for _ in range(6)]
         assert [a.status_code for a in answers] == [200] * 5 + [429]
@@ -140,7 +142,7 @@ def test_too_many_requests_are_told_when_to_come_again(server: Running) -> None:
 
 def test_loopback_can_ask_for_keys_too(server: Running) -> None:
     access = Access(server.keys, loopback=True, user="ann", require_key=True, hosts=("QA.example",))
-    running, thread, url = start(create_app(server.service, access))
+    running, thread, url = start(create_app(server.service, access, server.settings))
     with httpx2.Client(base_url=url) as client:
         assert client.get("/v1/products").status_code == 401
         headers = server.key("viewer")

@@ -142,7 +142,9 @@ def test_what_is_sent_again_after_a_restart_is_not_inspected_again_but_an_hour_l
     server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = with_photo(server, ASK.format("c-5") + " (board)")
-    running, thread, url = start(create_app(server.service, Access(server.keys, loopback=True, user="ann")))
+    running, thread, url = start(
+        create_app(server.service, Access(server.keys, loopback=True, user="ann"), server.settings)
+    )
     restarted = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
 
     def ask(asked: openai.OpenAI, sent: int) -> str:

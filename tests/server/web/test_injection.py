@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.agent.chat_models import Embedded
+from refdiff.agent.drivers.embedded import EmbeddedDriver
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import LLMError
@@ -145,12 +145,16 @@ def site(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         m.setenv("REFDIFF_HOME", str(home))
         m.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
         with (
-            InspectionService.open(server=ServerSettings(user="ann", rate_per_minute=0)) as service,
+            InspectionService.open() as service,
             KeyStore(home) as keys,
         ):
             assert service.status().model == "refdiff"
             service.enroll("board", [Upload(f"{i}.png", good_photo(i)) for i in range(22)], by="ann")
-            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann")))
+            running, thread, url = start(
+                create_app(
+                    service, Access(keys, loopback=True, user="ann"), ServerSettings(user="ann", rate_per_minute=0)
+                )
+            )
             with httpx2.Client(base_url=url, timeout=400) as http:
                 yield Site(http, service)
             running.should_exit = True
@@ -178,12 +182,12 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All that the model is told. It then fails, so that the script goes on at once: what it would say is for `long`."""
     told: list[str] = []
 
-    def tell(_self: Embedded, messages: list[Any], _tools: Any) -> Any:
+    def tell(_self: EmbeddedDriver, messages: list[Any], _tools: Any) -> Any:
         told.extend(str(m.content) for m in messages)
         raise LLMError("listening only")
 
-    monkeypatch.setattr(Embedded, "next_call", tell)
-    monkeypatch.setattr(Embedded, "read_pair", lambda *_: (_ for _ in ()).throw(LLMError("listening only")))
+    monkeypatch.setattr(EmbeddedDriver, "next_call", tell)
+    monkeypatch.setattr(EmbeddedDriver, "read_pair", lambda *_: (_ for _ in ()).throw(LLMError("listening only")))
     return told
 
 

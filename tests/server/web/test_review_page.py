@@ -231,7 +231,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
 ) -> None:
     access = Access(server.keys, loopback=True, user="ann", require_key=True)
-    closed, thread, url = start(create_app(server.service, access))
+    closed, thread, url = start(create_app(server.service, access, server.settings))
     try:
         page = open_page(url=url)
         page.get_by_label("Key", exact=True).fill("wrong")

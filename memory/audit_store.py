@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from refdiff.memory.audit_log.chain import (
+from refdiff.memory.audit_chain import (
     DISPOSITION,
     FILED,
     GENESIS,

@@ -1,0 +1,300 @@
+"""The nodes of the agent's graph, in the order in which an inspection passes them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+
+from refdiff.agent import prompts
+from refdiff.agent.context import AgentContext
+from refdiff.agent.drivers.driver import failures
+from refdiff.agent.drivers.scripted import ScriptedDriver
+from refdiff.agent.events import AgentEvent
+from refdiff.agent.filing import file_report
+from refdiff.agent.report.schema import ToolCall, Verdict
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.state import InspectionState
+from refdiff.agent.verdict.assemble import assemble
+from refdiff.agent.verdict.verify import verify
+from refdiff.model.errors import (
+    ImageError,
+    LLMError,
+    RefDiffError,
+    UnavailableError,
+    UnknownPartError,
+    UnknownProductError,
+)
+from refdiff.model.language.reading import READ
+from refdiff.tools.context import current_capture
+from refdiff.tools.inspection.inspection import registered_reference
+from refdiff.tools.registry import TOOLS
+
+MAX_PAIRS = 4  # pairs of pictures a conversation may show
+MAX_FAILURES = 2  # of the very same call in a row before the script takes over
+MAX_NUDGES = 2  # answers without a usable tool call before the script takes over
+MAX_VERIFY_ROUNDS = 1
+MAX_MODEL_MESSAGE = 400
+
+
+def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
+    return [
+        SystemMessage(prompts.SYSTEM),
+        HumanMessage(
+            prompts.request_message(request.text, request.part_id), additional_kwargs={"part_id": request.part_id}
+        ),
+    ]
+
+
+def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:
+    """reason is filed; cause, which may hold what a server wrote, is only shown."""
+    shown = f" ({str(cause)[:300]})" if cause else ""
+    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted policy takes over"))
+    return {"via": "fallback", "fallback_reason": reason}
+
+
+def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Ask whoever drives for the next tool call."""
+    context, messages, steps = runtime.context, state["messages"], state.get("steps", 0)
+    update: dict[str, Any] = {"steps": steps + 1}
+    started = time.perf_counter()
+    message: AIMessage | None = None
+    if state["via"] != "fallback" and context.driver is not None:
+        nudges = sum(isinstance(m, HumanMessage) and m.content == prompts.NO_TOOL_CALL for m in messages)
+        if steps >= context.settings.max_steps:
+            update |= _fall_back(context, f"the model did not finish in {steps} steps")
+        else:
+            try:
+                answer = context.driver.next_call(messages, TOOLS)
+                stuck = messages[_after_success(messages) :]
+                if any(failures(stuck, c["name"], c["args"]) >= MAX_FAILURES for c in answer.tool_calls):
+                    update |= _fall_back(context, "the model kept repeating a call that fails")
+                elif answer.tool_calls:
+                    message = answer
+                elif nudges >= MAX_NUDGES:
+                    update |= _fall_back(context, "the model kept answering without a tool call")
+                else:
+                    said = answer.model_copy(update={"content": answer.text[:MAX_MODEL_MESSAGE] or "..."})
+                    update["messages"] = [said, HumanMessage(prompts.NO_TOOL_CALL)]
+            except LLMError as e:
+                update |= _fall_back(context, str(e), e.__cause__)
+    elif state["via"] != "fallback":
+        update |= _fall_back(context, "no model is configured any more")
+    if message is None and "messages" not in update:
+        message = ScriptedDriver(k=context.workspace.settings.references).next_call(messages)
+        if not message.tool_calls:
+            error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
+            raise RefDiffError(f"the inspection cannot go on: {error}")
+    if message is not None:
+        update["messages"] = [message]
+    update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
+    return update
+
+
+def _after_success(messages: Sequence[AnyMessage]) -> int:
+    """Where the messages after the last tool that succeeded begin: what failed before it may succeed now."""
+    done = (i for i, m in enumerate(messages) if isinstance(m, ToolMessage) and m.status != "error")
+    return max(done, default=-1) + 1
+
+
+def _tool_error(error: Exception) -> str:
+    """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
+
+    What no other call could mend ends the run as what it is, with its own exit code.
+    """
+    if isinstance(error, (ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
+        raise error
+    if isinstance(error, RefDiffError):
+        return f"Error: {error}"
+    return f"Error: {type(error).__name__}: {str(error)[:300]}"
+
+
+_TOOL_NAMES = frozenset(t.name for t in TOOLS)
+# what ids and enums look like; anything else in a refused call is prose, and unverified prose is not filed
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,31}")
+
+
+def _traced(step: int, call: Mapping[str, Any], evidence: str | None, ok: bool, message: str) -> ToolCall:
+    """A line of the trace. It is filed, so that it may hold no claim of the model: ids and numbers pass, prose does not."""
+    name, arguments = str(call["name"]), dict(call["args"])
+    if name == "submit_report":
+        arguments = {"findings": len(found)} if isinstance(found := arguments.get("findings"), list) else {}
+        message = message if ok else "the report was refused: its form is wrong or nothing was compared yet"
+    elif not ok:
+        kept = {k: v for k, v in arguments.items() if _ID.fullmatch(k) and _is_plain(v)}
+        if name not in _TOOL_NAMES:
+            name, kept, message = "unknown", {}, "the model called a tool that does not exist"
+        elif kept != arguments:
+            message = "the arguments are not what the tool takes"
+        arguments = kept
+    short = message if len(message) <= 500 else message[:497] + "..."
+    return ToolCall(step=step, tool=name, arguments=arguments, evidence=evidence, ok=ok, message=short)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return _ID.fullmatch(value) is not None
+    if isinstance(value, list):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, (bool, int, float))
+
+
+def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Number the evidence that the tools just made, write the trace, post pictures in pairs."""
+    messages = state["messages"]
+    call_at = max(i for i, m in enumerate(messages) if isinstance(m, AIMessage))
+    calling = messages[call_at]
+    assert isinstance(calling, AIMessage)
+    arguments = {c["id"]: c for c in calling.tool_calls}
+    evidence: list[dict[str, Any]] = []
+    trace: list[dict[str, Any]] = []
+    changed: list[AnyMessage] = []
+    pictures: list[AnyMessage] = []
+    update: dict[str, Any] = {}
+    shown = list(state.get("shown") or [])
+    for message in messages[call_at + 1 :]:
+        if not isinstance(message, ToolMessage):
+            continue
+        call: Mapping[str, Any] = arguments.get(message.tool_call_id) or {"name": message.name, "args": {}}
+        ok = message.status != "error"
+        artifact = message.artifact or {}
+        evidence_id = None
+        if ok and "evidence" in artifact:
+            evidence_id = f"e{len(state['evidence']) + len(evidence) + 1}"
+            record = artifact["evidence"] | {"id": evidence_id}
+            evidence.append(record)
+            content = json.dumps({"evidence": evidence_id} | json.loads(message.text), ensure_ascii=False)
+            changed.append(message.model_copy(update={"content": content, "artifact": None}))
+            pair = [record["images"].get(role) for role in ("reference", "query")]
+            if (
+                state["via"] != "fallback"
+                and runtime.context.settings.llm_images
+                and record["kind"] in ("score", "zoom")
+                and all(pair)
+                and len(shown) < MAX_PAIRS
+            ):
+                shown.append(evidence_id)
+                blocks: list[str | dict[str, Any]] = [
+                    {"type": "text", "text": prompts.PAIR.format(evidence=evidence_id)},
+                    *({"type": "image_ref", "sha256": s} for s in pair),
+                ]
+                pictures.append(HumanMessage(blocks))
+        elif ok and "draft" in artifact:
+            update["draft"] = artifact["draft"]
+            changed.append(message.model_copy(update={"artifact": None}))
+        step = _traced(
+            len(state["trace"]) + len(trace) + 1,
+            call,
+            evidence_id,
+            ok,
+            (artifact.get("evidence") or {}).get("summary") or message.text,
+        )
+        trace.append(step.model_dump())
+        runtime.context.emit(AgentEvent("tool", f"{step.tool}: {step.message}"))
+    return update | {
+        "messages": [*changed, *pictures],
+        "evidence": evidence,
+        "trace": trace,
+        "shown": shown,
+    }
+
+
+def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
+    draft = state["draft"]
+    assert draft is not None
+    checked = verify(draft, state["evidence"], shown=state.get("shown") or [])
+    claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
+    rounds = state.get("verify_rounds", 0)
+    if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] != "fallback":
+        problems = "\n".join(f"- {p}" for p in checked.unsupported)
+        runtime.context.emit(AgentEvent("verify", f"{len(checked.unsupported)} unsupported claim(s), asked again"))
+        return {
+            "messages": [HumanMessage(prompts.UNSUPPORTED.format(problems=problems))],
+            "draft": None,
+            "verify_rounds": rounds + 1,
+        }
+    return {
+        "claims": claims,
+        "reasoning": checked.reasoning,
+        "unsupported": checked.unsupported,
+        "verify_rounds": rounds + 1,
+    }
+
+
+def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
+    context = runtime.context
+    if context.driver is None or not context.settings.llm_images or not _is_read(state, context):
+        return {"reading": None}
+    capture = current_capture(context, state["evidence"])
+    reference = context.keep_image(registered_reference(context, capture))
+    started = time.perf_counter()
+    try:
+        reading = context.driver.read_pair(READ, reference, context.shown_query(capture))
+    except LLMError as e:
+        context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
+        spent = {"llm": (time.perf_counter() - started) * 1000}
+        return {"reading": None, "fallback_reason": f"no reading of the pair: {e}", "timings_ms": spent}
+    return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
+
+
+def _is_read(state: InspectionState, context: AgentContext) -> bool:
+    """Does the model read the pair? Whoever asked for it on anomalies alone spares it the parts that would pass."""
+    if state["request"].get("judge", "always") != "on-anomaly":
+        return state["via"] != "fallback"
+    capture = current_capture(context, state["evidence"])
+    without = assemble(context, capture, dict(state), context.inspect(capture), llm_drove=False)
+    return without["verdict"] is not Verdict.PASS
+
+
+def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
+    context = runtime.context
+    capture = current_capture(context, state["evidence"])
+    canonical = context.inspect(capture)
+    drove = state["via"] != "fallback" and context.driver is not None
+    driver = context.driver if drove or state.get("reading") else None
+    request = state["request"]
+    report = assemble(context, capture, dict(state), canonical, llm_drove=drove) | {
+        "inspection_id": request["inspection_id"],
+        "requested_by": request["requested_by"],
+        "created_at": request["created_at"],
+        "request": prompts.sanitise(request["text"]),
+        "judge": {
+            "model": driver.model if driver else None,
+            "via": driver.via if driver else "fallback",
+            "url": driver.url if driver else None,
+            "reason": state.get("fallback_reason") or None,
+        },
+        "tool_trace": state["trace"],
+        "timings_ms": {k: round(v, 1) for k, v in (state["timings_ms"] | canonical.comparison.timings_ms).items()},
+    }
+    if driver:
+        report["software"]["weights"] |= driver.weights
+    return {"report": json.loads(json.dumps(report, default=_plain))}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json")
+
+
+def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
+    """Draw, write and file exactly once, before any person is asked."""
+    report = file_report(runtime.context, current_capture(runtime.context, state["evidence"]), state["report"])
+    runtime.context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
+    return {"report": report.model_dump(mode="json")}
+
+
+def review_node(state: InspectionState) -> dict[str, Any]:
+    """Wait, days if need be, for a person's disposition; the filed report is never rewritten."""
+    report = state["report"]
+    if report["verdict"] != Verdict.REVIEW:
+        return {}
+    return {"disposition": interrupt({"inspection_id": report["inspection_id"], "reason": report["verdict_reason"]})}

@@ -1,0 +1,1 @@
+"""Good parts, drawn: one file per kind of part."""

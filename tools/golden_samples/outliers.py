@@ -1,0 +1,64 @@
+"""Flags goldens that are unlike the others, for a person to look at; never drops one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refdiff.memory.golden_bank.golden import IN_USE, Golden
+
+if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
+    from refdiff.tools.workspace import Workspace
+
+
+MIN_GOLDENS_TO_FLAG = 8
+
+
+MAX_ROBUST_Z = 3.5  # Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993
+
+
+MIN_SPREAD = 0.01  # of similarities: near-identical goldens would else make every ordinary one an outlier
+
+
+MAX_COMPARED = 256  # earlier goldens scored besides the new ones: enough for a median, flat in time
+
+
+def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) -> list[Golden]:
+    """Flag goldens that are much less like their nearest other golden than the product's goldens usually are.
+
+    One-sided robust z-score (median and MAD) over the new goldens and up to 256 earlier ones, from 8 goldens on; photos
+    of the same part do not vouch for each other. A golden that a person has looked at (it has a note) is left alone.
+    """
+    from refdiff.tools.inspection.calibration import group_of
+
+    goldens = workspace.bank.list(product, IN_USE)
+    if len(goldens) < MIN_GOLDENS_TO_FLAG:
+        return []
+    new = set(new_ids)
+    others = [g for g in goldens if g.golden_id not in new]
+    step = max(1, -(-len(others) // MAX_COMPARED))
+    members: dict[str, list[str]] = {}
+    for golden in goldens:
+        members.setdefault(group_of(golden), []).append(golden.golden_id)
+    scored: list[tuple[Golden, float]] = []
+    for golden in [g for g in goldens if g.golden_id in new] + others[::step]:
+        vectors = workspace.bank.vectors(golden.golden_id)
+        hits = workspace.bank.nearest(product, *vectors, 1, exclude_ids=members[group_of(golden)])
+        if hits:
+            scored.append((golden, hits[0].similarity))
+    if len(scored) < MIN_GOLDENS_TO_FLAG:
+        return []
+    values = np.array([s for _, s in scored])
+    middle = float(np.median(values))
+    spread = max(1.4826 * float(np.median(np.abs(values - middle))), MIN_SPREAD)
+    flagged = []
+    for golden, similarity in scored:
+        if (middle - similarity) / spread > MAX_ROBUST_Z and golden.status == "active" and not golden.note:
+            note = (
+                f"odd: similarity {similarity:.3f} to its nearest other golden, usual here {middle:.3f}; "
+                "another product, or a defect?"
+            )
+            flagged.append(workspace.bank.set_status(golden.golden_id, "flagged", note))
+    return flagged

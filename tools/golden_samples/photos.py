@@ -1,0 +1,139 @@
+"""Photos from files, folders and uploads: found, checked and read; refusals are listed with the reason."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refdiff.model.errors import (
+    ImageError,
+)
+from refdiff.model.settings import ModelSettings
+
+if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
+    pass
+
+
+# the formats that cameras and people send; a file named explicitly is tried whatever its name
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".ppm"})
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A photo that arrived as bytes instead of as a file; `name` is only ever shown."""
+
+    name: str
+    data: bytes
+
+    @property
+    def path(self) -> Path:
+        last = self.name.replace("\\", "/").rpartition("/")[2].encode("utf-8", "replace").decode()
+        return Path(storable(last)[:200].strip(". ") or "upload")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file or folder that gave no new golden, and why."""
+
+    path: Path
+    reason: str
+
+
+def find_images(paths: Iterable[Path | Upload], refused: list[Refusal]) -> Iterator[Path | Upload]:
+    """Files as named, then in folders all images below, sorted; no hidden files; links only within the folder.
+
+    What is named and gives no file is added to `refused`.
+    """
+    for path in paths:
+        if isinstance(path, Upload):
+            yield path
+        elif path.is_dir():
+            before, found = len(refused), 0
+            for file in _walk(path, refused):
+                found += 1
+                yield file
+            if not found and len(refused) == before:
+                refused.append(Refusal(path, f"no image in this folder (looked for {', '.join(sorted(SUFFIXES))})"))
+        elif not os.path.lexists(path):
+            refused.append(Refusal(path, "no such file or folder"))
+        else:
+            yield path
+
+
+def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
+    root = folder.resolve()
+
+    def unreadable(error: OSError) -> None:
+        refused.append(Refusal(Path(str(error.filename)), f"cannot be read ({error.strerror})"))
+
+    for place, subfolders, names in os.walk(folder, onerror=unreadable):
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith("."))
+        here = Path(place)
+        # links to folders are not walked: inside the folder their images come anyway, outside is not what was named
+        for name in subfolders:
+            if (here / name).is_symlink() and not (here / name).resolve().is_relative_to(root):
+                refused.append(Refusal(here / name, "a link to a folder elsewhere; name that folder itself"))
+        for name in sorted(names):
+            file = here / name
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                continue
+            if file.is_symlink() and not file.resolve().is_relative_to(root):
+                refused.append(Refusal(file, "a link to a file elsewhere; name that file itself"))
+            else:
+                yield file
+
+
+def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
+    """The bytes of an image file. Raises ImageError: absent, no regular file, unreadable, over `settings.max_bytes`."""
+    if isinstance(path, Upload):
+        return _check_size(path.path.name, path.data, settings)
+    name = storable(str(path))
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            about = os.fstat(file.fileno())
+            if stat.S_ISDIR(about.st_mode):
+                raise ImageError(f"{name}: a folder, not an image file")
+            if not stat.S_ISREG(about.st_mode):
+                raise ImageError(f"{name}: not a regular file; copy the photo to a file first")
+            if about.st_size > settings.max_bytes:
+                raise ImageError(
+                    f"{name}: {about.st_size:,} bytes is over the limit of {settings.max_bytes:,}; "
+                    "send a smaller file or raise REFDIFF_MAX_BYTES"
+                )
+            return file.read()
+    except FileNotFoundError as e:
+        raise ImageError(f"{name}: no such file") from e
+    except IsADirectoryError as e:
+        raise ImageError(f"{name}: a folder, not an image file") from e
+    except (OSError, ValueError) as e:
+        raise ImageError(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+
+
+def _check_size(name: str, data: bytes, settings: ModelSettings) -> bytes:
+    if len(data) > settings.max_bytes:
+        raise ImageError(
+            f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
+            "send a smaller file or raise REFDIFF_MAX_BYTES"
+        )
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # a pipe without a writer would else be waited for
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def storable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8 become U+FFFD, control characters blanks."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def without_file_name(message: str, path: Path) -> str:
+    for name in (storable(str(path)), storable(path.name), path.name):
+        message = message.removeprefix(f"{name}: ")
+    return message

@@ -1,0 +1,37 @@
+"""Retrieval of the nearest golden samples of a photo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from refdiff.memory.golden_bank.bank import GoldenHit
+from refdiff.model.difference.encoder import Features
+from refdiff.model.errors import UnknownProductError
+from refdiff.tools.workspace import Workspace
+
+
+def retrieve_reference(
+    workspace: Workspace,
+    features: Features,
+    product: str,
+    k: int = 1,
+    exclude_ids: Iterable[str] = (),
+    exclude_groups: Iterable[str] = (),
+) -> list[GoldenHit]:
+    """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
+    hits = workspace.bank.nearest(
+        product,
+        features.global_vec,
+        features.patches,
+        k,
+        exclude_ids=exclude_ids,
+        exclude_groups=exclude_groups,
+    )
+    if not hits:
+        known = workspace.bank.products()
+        have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
+        raise UnknownProductError(
+            f"product {product!r} has no golden sample to compare with ({have}); "
+            f"add some: refdiff enroll --product {product!r} FOLDER"
+        )
+    return hits

@@ -1,0 +1,48 @@
+"""Zones of the specification, carried over to a photo by registration."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.memory.golden_bank.bank import Golden
+from refdiff.model.errors import UnknownProductError, UnknownRecordError
+from refdiff.model.images import RgbImage
+from refdiff.tools.inspection.registration_cache import align_cached
+from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
+from refdiff.tools.workspace import Workspace
+
+
+def product_spec(workspace: Workspace, product: str) -> ProductSpec:
+    known = workspace.stores.products.get(product)
+    return parse_spec(known.spec if known else {}, f"specification of {product}")
+
+
+def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden:
+    """The golden whose pixels the zones are drawn in. Raises UnknownRecordError, UnknownProductError."""
+    if spec.frame:
+        golden = workspace.bank.get(spec.frame)
+        if golden.product != product:
+            raise UnknownRecordError(f"zones of {product!r} are drawn on {spec.frame}, a golden of {golden.product!r}")
+        return golden
+    goldens = workspace.bank.list(product)
+    if not goldens:
+        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
+    return goldens[0]
+
+
+def place_zones(
+    workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
+) -> tuple[dict[str, NDArray[np.bool_]], bool]:
+    """Zones of one kind on the photo: name -> (H, W) bool, and whether the frame golden could be registered for it."""
+    spec = product_spec(workspace, product)
+    zones = [z for z in spec.zones if z.kind == kind]
+    if not zones:
+        return {}, True
+    alignment = align_cached(workspace, query, query_key, zone_golden(workspace, product, spec))
+    size = query.shape[:2]
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for zone in zones:  # zones of one name add up
+        mask = zone_mask(zone, alignment.matrix, size)
+        masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
+    return masks, alignment.ok

@@ -1,0 +1,1 @@
+"""Image algorithms in numpy: registration, regions, measurement, crops. They know neither stores nor LangChain."""

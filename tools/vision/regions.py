@@ -1,0 +1,102 @@
+"""From the anomaly map to regions: connected, named by place and by the network's type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from refdiff.model.defect_types import UNKNOWN
+from refdiff.model.difference.network import DIFFERENCE_TYPES
+
+if TYPE_CHECKING:
+    pass
+
+
+MAX_REGIONS = 16
+
+
+MIN_TYPE_CONFIDENCE = 0.5
+
+
+MIN_RELATIVE_PEAK = (
+    0.1  # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of the anomaly map above the threshold. box: x0, y0, x1, y1 query px, exclusive end.
+
+    place: its name on a 3 x 3 grid of the image. peak: largest difference in it. mask: (y1 - y0, x1 - x0) bool.
+    type: what the network takes it for, `unknown_anomaly` when it is not sure. type_confidence: 0..1 of that word.
+    """
+
+    id: str
+    box: tuple[int, int, int, int]
+    place: str
+    area_px: int
+    peak: float
+    mask: NDArray[np.bool_]
+    type: str = UNKNOWN
+    type_confidence: float = 0.0
+
+
+def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+    """Where the centre of a box lies on a 3 x 3 grid of an image of `size` (H, W): "upper left", "centre", ..."""
+    row = min(2, int((box[1] + box[3]) / 2 / size[0] * 3))
+    column = min(2, int((box[0] + box[2]) / 2 / size[1] * 3))
+    names = (("upper left", "upper middle", "upper right"), ("middle left", "centre", "middle right"),
+             ("lower left", "lower middle", "lower right"))  # fmt: skip
+    return names[row][column]
+
+
+def _type_of(
+    types: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[int, ...], size: tuple[int, int]
+) -> tuple[str, float]:
+    """The word for a region and how sure the network is of it."""
+    whole = np.zeros(size, np.float32)
+    whole[box[1] : box[3], box[0] : box[2]] = mask
+    weight = cv2.resize(whole, (types.shape[2], types.shape[1]), interpolation=cv2.INTER_AREA)
+    share = (types * weight).sum((1, 2)) / max(float(weight.sum()), 1e-9)
+    best = int(share.argmax())
+    sure = float(share[best])
+    return (DIFFERENCE_TYPES[best], sure) if sure >= MIN_TYPE_CONFIDENCE else (UNKNOWN, sure)
+
+
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold: float, types: NDArray[np.float32] | None = None
+) -> list[Region]:
+    """Regions above `threshold`, strongest first, at most 16. types: as in `Difference`, names the regions.
+
+    Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
+    """
+    h, w = anomaly_map.shape
+    above = anomaly_map > threshold
+    cell = max(3, round(max(h, w) / 40))
+    joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (cell, cell)))
+    labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
+    labels[~above] = 0
+    smallest = max(4.0, (cell / 2) ** 2)
+    found = []
+    for index, at in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels[at] == index
+        peak = float(anomaly_map[at][mask].max())
+        mask &= anomaly_map[at] > MIN_RELATIVE_PEAK * peak
+        area = int(mask.sum())
+        if area < smallest:
+            continue
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        box = (at[1].start + x0, at[0].start + y0, at[1].start + x1, at[0].start + y1)
+        found.append((peak, box, area, mask[y0:y1, x0:x1]))
+    found.sort(key=lambda f: -f[0])
+    regions = []
+    for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):
+        kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
+        regions.append(Region(f"r{i}", box, place_name(box, (h, w)), area, peak, mask, kind, sure))
+    return regions
