@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ MAY_IMPORT = {
     "tools": {"memory", "model"},
     "agent": {"tools", "memory", "model"},
     "server": {"agent", "tools", "memory", "model"},
+}
+# The files and sub-folders of each room, top to bottom: each imports only what stands below it.
+ORDER = {
+    "model": "training boards language difference synthesis weights_file images defect_types settings errors",
+    "memory": "stores audit_store journals records database audit_chain image_store golden_bank closing files settings "
+    "timestamps",
+    "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers queue "
+    "report events prompts request settings state",
+    "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images sockets settings",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]
@@ -70,6 +80,69 @@ def broken_rules(room: str, source: str) -> list[str]:
         if keywords.get("verify") == "False":
             found.append(f"{name} trusts any certificate")
     return found
+
+
+def _module(path: Path) -> str:
+    return f"refdiff.{'.'.join(path.with_suffix('').parts)}".removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """Product modules that a file imports, also late or for type checking."""
+    names = set(_imports(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+    return {found for name in names if (found := name if name in MODULES else name.rpartition(".")[0]) in MODULES}
+
+
+def upward_imports(room: str, order: Sequence[str], imports: Mapping[str, set[str]]) -> list[str]:
+    """Imports inside a room that run against its order. imports: module -> modules."""
+    place = {box: i for i, box in enumerate(order)}
+    found = []
+    for module, others in imports.items():
+        for other in others:
+            if module.split(".")[1] == other.split(".")[1] == room and module.count(".") > 1 < other.count("."):
+                mine, its = module.split(".")[2], other.split(".")[2]
+                if mine != its and place[mine] > place[its]:
+                    found.append(f"{module} imports {other}")
+    return sorted(found)
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or around."""
+    sorter = graphlib.TopologicalSorter({m: others - {m} for m, others in imports.items()})
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as e:
+        return [sorted(set(e.args[1]))]
+    return []
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_inside_a_room_go_one_way(room: str) -> None:
+    order = ORDER[room].split()
+    boxes = {path.parts[1].removesuffix(".py") for path in FILES if path.parts[0] == room} - {"__init__"}
+    assert sorted(order) == sorted(boxes), "each file and sub-folder has its place in ORDER"
+    assert upward_imports(room, order, {m: _imported_modules(p) for m, p in MODULES.items()}) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles({m: _imported_modules(p) for m, p in MODULES.items()}) == []
+
+
+def test_the_rules_of_order_can_fail() -> None:
+    up = {"refdiff.tools.context": {"refdiff.tools.registry"}, "refdiff.tools.registry": set[str]()}
+    assert upward_imports("tools", ["registry", "context"], up) == [
+        "refdiff.tools.context imports refdiff.tools.registry"
+    ]
+    assert upward_imports("tools", ["context", "registry"], up) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_is_not_crowded(room: str) -> None:
+    """A room's root holds at most about a dozen files; more belong into a sub-folder with one idea."""
+    assert len(list((ROOT / room).glob("*.py"))) <= 14
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -156,7 +229,7 @@ def test_type_checkers_see_the_rooms(room: str) -> None:
 
 def test_tests_mirror_the_rooms() -> None:
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
-    assert folders <= {*MAY_IMPORT, "e2e"}
+    assert folders <= {*MAY_IMPORT, "bench", "e2e"}
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=str)

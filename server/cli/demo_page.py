@@ -55,9 +55,8 @@ experts. No scale is known for these images, so sizes are in pixels.</p>
 """
 
 
-def write_index(out: Path, inspected: Sequence[Inspected], enrolled: dict[str, int], request: str) -> Path:
+def write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[str, int], request: str) -> Path:
     """Write `out/index.html`; its path. Raises StorageError."""
-    from refdiff.server.cli.demo import agreement
 
     cards = [
         {

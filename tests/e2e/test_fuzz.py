@@ -34,7 +34,7 @@ from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import ImageError, InputError, RefDiffError, SpecError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 from refdiff.tools.golden_samples.enroll import enroll, record_capture
 from refdiff.tools.inspection.specification import EXAMPLE, ProductSpec, load_spec, parse_spec
 from refdiff.tools.workspace import Workspace

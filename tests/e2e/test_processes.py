@@ -16,7 +16,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 from refdiff.tools.workspace import Workspace
 
 REFDIFF = Path(sys.executable).with_name("refdiff")

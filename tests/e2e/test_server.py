@@ -19,7 +19,7 @@ import pytest
 
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import render
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 
 SETTINGS = {"REFDIFF_WORKING_PX": "96", "REFDIFF_LLM": "off"}
 REFDIFF = Path(sys.executable).with_name("refdiff")

@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 
 SIZE = (96, 128)
 

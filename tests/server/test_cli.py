@@ -16,8 +16,7 @@ import pytest
 
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
-from refdiff.server.cli import inspections
-from refdiff.server.cli.main import main
+from refdiff.server.cli import inspections, main
 
 REFDIFF = Path(sys.executable).parent / "refdiff"
 PHOTO = encode_png(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict]:

@@ -12,7 +12,7 @@ from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, Light, render
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 
 from .conftest import SIZE, bad_photo
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.server.cli import demo
-from refdiff.server.cli.main import main
+from refdiff.server.cli import demo, demo_page, main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,6 +90,6 @@ def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_wrong_verdicts_are_called_wrong(verdict: str, defective: bool, words: str) -> None:
     from types import SimpleNamespace
 
-    cell = demo.Cell(Path("x.png"), "mono", float(defective))
-    item = demo.Inspected("1", cell, SimpleNamespace(verdict=verdict), "", 0.0)  # type: ignore[arg-type]
+    cell = demo_page.Cell(Path("x.png"), "mono", float(defective))
+    item = demo_page.InspectedCell("1", cell, SimpleNamespace(verdict=verdict), "", 0.0)  # type: ignore[arg-type]
     assert demo.agreement(item) == words

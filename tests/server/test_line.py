@@ -20,7 +20,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import InputError, StorageError
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 from refdiff.server.watch import watcher as line_module
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile

@@ -26,7 +26,7 @@ from PIL import Image
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
-from refdiff.server.cli.main import main
+from refdiff.server.cli import main
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
 from refdiff.server.mcp.server import build_server
 

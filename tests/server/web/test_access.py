@@ -125,11 +125,7 @@ def test_what_a_proxy_forwards_needs_a_key(server: Running, name: str) -> None:
 
 def test_too_many_requests_are_told_when_to_come_again(server: Running) -> None:
     settings = ServerSettings(rate_per_minute=5)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(server.service, "settings", settings)
-        running, thread, url = start(
-            create_app(server.service, Access(server.keys, loopback=True, user="ann"), server.settings)
-        )
+    running, thread, url = start(create_app(server.service, Access(server.keys, loopback=True, user="ann"), settings))
     with httpx2.Client(base_url=url) as client:
         answers = [client.get("/v1/products") for _ in range(6)]
         assert [a.status_code for a in answers] == [200] * 5 + [429]
