@@ -19,7 +19,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.demo_page import Cell, InspectedCell
+from refdiff.server.cli.demo_page import Cell, InspectedCell, agreement
 from refdiff.server.settings import load
 from refdiff.tools.settings import ToolsSettings
 
@@ -149,16 +149,6 @@ def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], ou
             shutil.copyfile(report.artefacts.html, page)
             done.append(InspectedCell(part_id, cell, report, str(page.relative_to(out)), seconds))
     return done
-
-
-def agreement(item: InspectedCell) -> str:
-    """The verdict against the truth, in words."""
-    verdict, defective = str(item.report.verdict), item.cell.defective
-    if verdict == "REVIEW":
-        return "asks a person"
-    if (verdict == "FAIL") == defective:
-        return "right"
-    return "wrong: missed" if defective else "wrong: false reject"
 
 
 def _document(

@@ -14,6 +14,9 @@ from refdiff.memory.files import storage_error
 from refdiff.model.images import data_url, decode_image
 
 if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
     from refdiff.agent.report.schema import DefectReport
 
 
@@ -112,3 +115,13 @@ class InspectedCell:
     report: DefectReport
     page: str
     seconds: float
+
+
+def agreement(item: InspectedCell) -> str:
+    """The verdict against the truth, in words."""
+    verdict, defective = str(item.report.verdict), item.cell.defective
+    if verdict == "REVIEW":
+        return "asks a person"
+    if (verdict == "FAIL") == defective:
+        return "right"
+    return "wrong: missed" if defective else "wrong: false reject"

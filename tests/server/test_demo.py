@@ -92,4 +92,4 @@ def test_wrong_verdicts_are_called_wrong(verdict: str, defective: bool, words: s
 
     cell = demo_page.Cell(Path("x.png"), "mono", float(defective))
     item = demo_page.InspectedCell("1", cell, SimpleNamespace(verdict=verdict), "", 0.0)  # type: ignore[arg-type]
-    assert demo.agreement(item) == words
+    assert demo_page.agreement(item) == words
