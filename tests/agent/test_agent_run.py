@@ -299,7 +299,7 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.workspace import Services
+from refdiff.tools.workspace import Workspace
 from refdiff.tools.settings import ToolsSettings
 def deadly(run):
     def node(*a, **k):
@@ -317,8 +317,8 @@ else:
     s.score_difference_tool.func = deadly(s.score_difference_tool.func)
 home = Path({home!r})
 memory, model = MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home.parent / "cache")
-services = Services.open(memory, model, ToolsSettings(references=1))
-with services, module.Inspector(services, AgentSettings()) as run:
+workspace = Workspace.open(memory, model, ToolsSettings(references=1))
+with workspace, module.Inspector(workspace, AgentSettings()) as run:
     run.run(InspectionRequest({ask!r}, "4412", requested_by="t", inspection_id="insp-killed"))
 """
 

@@ -373,20 +373,20 @@ def test_goldens_and_products(service: InspectionService, ready: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from refdiff.agent import filing, graph
-from refdiff.agent.service import Desk, Upload
-real = getattr(graph, sys.argv[1])
+from refdiff.agent import nodes
+from refdiff.agent.service import InspectionService, Upload
+real = getattr(nodes, sys.argv[1])
 def deadly(*a, **k):
     if sys.argv[2] == "after":
         real(*a, **k)
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "file_report":
-    graph.file_report = deadly
-with Desk.open() as desk:
+    nodes.file_report = deadly
+with InspectionService.open() as service:
     for i in range(4):
-        job = desk.submit(by="t", part_id=str(i), product="board", photo=Upload("p", Path(f"photos/0{i}.png").read_bytes()))
+        job = service.submit(by="t", part_id=str(i), product="board", photo=Upload("p", Path(f"photos/0{i}.png").read_bytes()))
         print(job.inspection_id, flush=True)
-    desk.wait(job.inspection_id)
+    service.wait(job.inspection_id)
 """
 
 
@@ -433,8 +433,8 @@ def test_what_the_command_line_left_is_finished(
 def make_pending() -> Callable[[Path], str]:
     def make(ready: Path) -> str:
         script = (
-            "import os, signal\nfrom refdiff.agent import graph\n"
-            "graph.file_report = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "import os, signal\nfrom refdiff.agent import nodes\n"
+            "nodes.file_report = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
             "from refdiff.server.cli import main as cli\n"
             "cli.run(['inspect', '--part', '5', '--product', 'board', '--image', 'bad.png'])"
         )
