@@ -29,12 +29,12 @@ from refdiff.memory.audit_chain import (
     canonical,
 )
 from refdiff.memory.database import Database
-from refdiff.memory.files import storage_error
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import LEARNED
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
+from refdiff.model.files import atomic_path, storage_error
 
 FORMAT = 1
 MAX_LINE = 64_000_000  # bytes; a report is some 10 kB
@@ -407,16 +407,12 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, lines: Iterator[bytes]) -> int:
-    """Write an export to a file, all of it or nothing; bytes written. Raises StorageError."""
+    """Write an export to `path`, all of it or nothing; the number of bytes. Raises StorageError."""
     written = 0
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("wb") as file:
+        with atomic_path(path, private=False) as temporary, temporary.open("wb") as file:
             for line in lines:
                 written += file.write(line)
-        temporary.replace(path)
     except OSError as e:
         raise storage_error(path, e) from e
-    finally:
-        temporary.unlink(missing_ok=True)
     return written

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from refdiff.memory.audit_chain import adopt_earlier
 from refdiff.memory.closing import Closing
-from refdiff.memory.files import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError
+from refdiff.model.files import make_folder, storage_error
 
 BUSY_TIMEOUT_S = 30.0
 

@@ -8,7 +8,6 @@ from typing import Self
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
-from refdiff.memory.files import make_folder
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -18,6 +17,7 @@ from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.files import make_folder
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
 from refdiff.model.difference.encoder import Encoder, Features
 from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_difference
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, StorageError
+from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.settings import ToolsSettings
@@ -186,11 +186,7 @@ def _write_features(path: Path, features: Features) -> None:
     tensors["global_vec"] = torch.from_numpy(np.array(features.global_vec))
     tensors["patches"] = torch.from_numpy(np.array(features.patches))
     tensors["size"], tensors["work_size"] = torch.tensor(features.size), torch.tensor(features.work_size)
-    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
+    # a full or read-only cache slows the next inspection down, nothing else
+    with contextlib.suppress(OSError, StorageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save_safetensors(tensors))
-        temporary.replace(path)
-    except OSError:  # a full or read-only cache slows the next inspection down, nothing else
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, save_safetensors(tensors), private=False)

@@ -27,7 +27,6 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT
 from refdiff.agent.drivers.embedded import plain_messages
 from refdiff.agent.drivers.scripted import ScriptedDriver
-from refdiff.agent.filing import write_whole
 from refdiff.agent.graph import build_graph
 from refdiff.agent.language import templates
 from refdiff.agent.language.questions import questions_about
@@ -38,6 +37,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.files import write_atomic
 from refdiff.model.images import decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
@@ -206,7 +206,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
         if path.exists():
             continue
         lines = [json.dumps(line, ensure_ascii=False) for line in _record_product(source, images, plan, progress)]
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
         done += len(lines)
     return done
 
@@ -352,4 +352,4 @@ def _pictures(message: dict[str, Any]) -> list[str]:
 def _keep(workspace: Workspace, sha256: str, images: Path) -> None:
     target = images / f"{sha256}.png"
     if not target.exists():
-        write_whole(target, workspace.stores.images.get(sha256))
+        write_atomic(target, workspace.stores.images.get(sha256))

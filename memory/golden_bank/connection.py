@@ -14,9 +14,9 @@ from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from refdiff.memory.files import make_folder, storage_error
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, StorageError, UnavailableError
+from refdiff.model.files import make_folder, storage_error
 
 SERVER_TIMEOUT_S = 15
 

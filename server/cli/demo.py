@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
 from refdiff.server.cli.demo_page import Cell, InspectedCell, agreement

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 
 from refdiff.agent.report.pictures import page_image
-from refdiff.memory.files import storage_error
+from refdiff.model.files import storage_error
 from refdiff.model.images import data_url, decode_image
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
 from refdiff.server.cli.options import (

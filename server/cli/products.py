@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
 from refdiff.server.cli.options import (

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.files import make_folder
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError
+from refdiff.model.files import make_folder
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
 from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_workspace, shown_path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.memory.closing import Closing
-from refdiff.memory.files import storage_error
+from refdiff.model.files import storage_error
 
 _TAIL_BYTES = 1 << 20
 

@@ -114,7 +114,7 @@ def test_an_export_holds_everything_and_checks(filled: Stores, tmp_path: Path) -
     assert json.loads(lines[1])["content"] == filled.inspections.get("i0").report
     checked = filled.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
     assert (checked.records, checked.problem) == (6, None)
-    assert not (tmp_path / ".a.jsonl.part").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -> None:

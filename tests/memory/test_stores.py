@@ -72,7 +72,7 @@ def test_images_keep_their_bytes(tmp_path: Path) -> None:
     images = ImageStore(tmp_path / "images")
     sha256 = images.put(b"photo")
     assert sha256 == images.put(b"photo") == hashlib.sha256(b"photo").hexdigest()
-    assert images.has(sha256)
+    assert images.path(sha256).is_file()
     assert ImageStore(tmp_path / "images").get(sha256) == b"photo"
     assert [p.name for p in (tmp_path / "images").rglob("*") if p.is_file()] == [sha256]
 
@@ -88,14 +88,14 @@ def test_a_damaged_image_is_noticed_and_repaired_by_the_original(tmp_path: Path)
 
 
 def test_an_absent_image(tmp_path: Path) -> None:
-    assert not ImageStore(tmp_path).has(A)
+    assert not ImageStore(tmp_path).path(A).exists()
     with pytest.raises(UnknownRecordError, match="aaaa"):
         ImageStore(tmp_path).get(A)
 
 
 @pytest.mark.parametrize("sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64])
 def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
-    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).has, ImageStore(tmp_path).get):
+    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).get):
         with pytest.raises(InputError, match="64 hex"):
             method(sha256)
 

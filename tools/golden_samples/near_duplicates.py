@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import (
     RefDiffError,
 )
+from refdiff.model.files import atomic_path
 from refdiff.model.images import RgbImage
 from refdiff.tools.golden_samples.photos import storable
 
@@ -67,14 +67,10 @@ class ThumbnailIndex:
         small = thumbnail.astype(np.float16)
         self._remember(golden, small)
         path = self._path(golden)
-        temporary = path.with_suffix(f".{os.getpid()}.npy")
-        try:
+        with contextlib.suppress(OSError):  # a full or read-only cache slows the next enrolment down, nothing else
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(temporary, small)
-            temporary.replace(path)
-        except OSError:  # a full or read-only cache slows the next enrolment down, nothing else
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with atomic_path(path, private=False) as temporary, temporary.open("wb") as file:
+                np.save(file, small)
 
     def _remember(self, golden: Golden, thumbnail: NDArray[np.float16]) -> None:
         self._goldens.append(golden)
