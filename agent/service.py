@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from filelock import FileLock, Timeout
-
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import part_id_in, product_in
@@ -31,6 +29,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture, normalise_part_id
@@ -111,7 +110,11 @@ class InspectionService(Closing):
         self._enrolling = threading.Lock()
         self._began = time.monotonic()
         try:
-            self._own(self.stores.settings.home)
+            home = self.stores.settings.home
+            busy = UnavailableError(
+                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
+            )
+            self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now, so that another process that holds it is told at once
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
@@ -510,18 +513,6 @@ class InspectionService(Closing):
         return summary(made, requested_alpha(self.workspace, made))
 
     # -- inside
-
-    def _own(self, home: Path) -> None:
-        lock = FileLock(home / "serve.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as e:
-            raise UnavailableError(
-                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
-            ) from e
-        except OSError as e:
-            raise StorageError(f"{home}: cannot be locked ({e.strerror})") from e
-        self._stack.callback(lock.release)
 
     def _recover(self) -> None:
         """Go on with what was accepted before a kill, and with what the command line left unfinished."""

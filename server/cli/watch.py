@@ -100,6 +100,7 @@ def watch(
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.settings import AgentSettings
     from refdiff.memory.journals.watch import WatchJournal
+    from refdiff.memory.locks import hold_lock
     from refdiff.server.watch.folder import NamePattern, WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
@@ -109,7 +110,8 @@ def watch(
     folder = WatchedFolder(directory, keep=not delete)
     settings = load(AgentSettings)
     with ExitStack() as stack:
-        stack.enter_context(_alone(folder.root))
+        busy = BankBusyError(f"{folder.root} is watched by another process; end that one first")
+        stack.enter_context(hold_lock(_place(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
@@ -143,22 +145,6 @@ def _place(root: Path) -> Path:
 
 def _journal_path(root: Path) -> Path:
     return _place(root).with_suffix(".sqlite")
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Raises BankBusyError (69) if another process watches the folder."""
-    import filelock
-
-    lock = filelock.FileLock(_place(root).with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as e:
-        raise BankBusyError(f"{root} is watched by another process; end that one first") from e
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _warm_up(workspace: Workspace, product: str | None) -> None:
