@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -57,7 +56,7 @@ HOW_TO_ASK = (
 )
 
 
-class Inspector:
+class Inspector(AbstractContextManager["Inspector"]):
     """Use as a context manager. One process may run many inspections; each inspection runs in one process at a time."""
 
     def __init__(
@@ -75,12 +74,7 @@ class Inspector:
         self._graph = build_graph(self._saver)
         self._driver, self.no_model = self._choose_driver()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def run(self, request: InspectionRequest) -> DefectReport:

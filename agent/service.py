@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,6 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
@@ -96,7 +95,7 @@ class ServiceStatus:
     healthy: bool
 
 
-class InspectionService(Closing):
+class InspectionService(AbstractContextManager["InspectionService"]):
     """Use as a context manager. Methods may be called from any thread; those that need the model wait their turn.
 
     All raise StorageError where the disk fails, UnavailableError where a service does.
@@ -159,6 +158,9 @@ class InspectionService(Closing):
         self._queue.stop()
         self._stack.close()
         self.workspace.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def status(self) -> ServiceStatus:
         return ServiceStatus(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
 
 from refdiff.memory.audit_store import AuditStore
-from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import AdoptionStore
@@ -16,12 +16,13 @@ from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.files import make_folder
 
 
 @dataclass(frozen=True)
-class Stores(Closing):
+class Stores(AbstractContextManager["Stores"]):
     """Safe to share between threads; any number of processes may have the same home open."""
 
     images: ImageStore
@@ -44,7 +45,7 @@ class Stores(Closing):
         """
         settings = settings or MemorySettings()
         home = make_folder(settings.home)
-        db = Database(home / "refdiff.sqlite")
+        db = Database(home / "refdiff.sqlite", MIGRATIONS)
         try:
             images = ImageStore(home / "images")
         except BaseException:
@@ -66,3 +67,6 @@ class Stores(Closing):
 
     def close(self) -> None:
         self.db.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

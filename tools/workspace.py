@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.bank import Golden, GoldenBank
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -63,7 +62,7 @@ class _Lru(OrderedDict[K, V], Generic[K, V]):
 
 
 @dataclass
-class Workspace(Closing):
+class Workspace(contextlib.AbstractContextManager["Workspace"]):
     """Use as a context manager. The bank opens on first use, so that commands that need none never wait for it."""
 
     stores: Stores
@@ -158,6 +157,9 @@ class Workspace(Closing):
                 self._bank.close()
                 self._bank = None
         self.stores.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _read_features(path: Path) -> Features | None:

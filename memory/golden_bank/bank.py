@@ -20,7 +20,6 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.golden import (
     IN_USE,
@@ -45,7 +44,7 @@ MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
 Vectors = NDArray[np.float32]
 
 
-class GoldenBank(Closing):
+class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
     """An open bank; a context manager; safe to share between threads.
 
     Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
@@ -91,6 +90,9 @@ class GoldenBank(Closing):
     def close(self) -> None:
         with self._mutex:
             self._connection.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     # -- writing
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 
 _MIGRATIONS: Migrations = (
@@ -47,11 +48,14 @@ class ChatMessage:
     inspection_id: str | None
 
 
-class ChatStore(DatabaseOwner):
+class ChatStore(AbstractContextManager["ChatStore"]):
     """Of one platform; a context manager; safe to share between threads. Raises StorageError."""
 
     def __init__(self, home: Path, platform: str) -> None:
-        self._db, self._platform = Database(home / "chat.sqlite", migrations=_MIGRATIONS), platform
+        self._db, self._platform = Database(home / "chat.sqlite", _MIGRATIONS), platform
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def receive(self, key: str, request: dict[str, Any]) -> bool:
         """Keep a message, durably on return. False if it came before."""

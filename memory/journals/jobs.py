@@ -8,11 +8,12 @@ from __future__ import annotations
 import builtins
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, UnknownRecordError
 
@@ -63,11 +64,14 @@ class Job:
         return self.state in OPEN
 
 
-class JobStore(DatabaseOwner):
+class JobStore(AbstractContextManager["JobStore"]):
     """The journal `home/jobs.sqlite`; a context manager, safe to share between threads."""
 
     def __init__(self, home: Path) -> None:
-        self._db = Database(home / "jobs.sqlite", migrations=_MIGRATIONS)
+        self._db = Database(home / "jobs.sqlite", _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def add(self, inspection_id: str, request: dict[str, Any], origin: str | None, limit: int) -> tuple[Job, bool]:
         """Accept a job, durably on return; (job, True), or (the earlier one of the same origin, False).

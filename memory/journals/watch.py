@@ -11,16 +11,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from refdiff.memory.database import Database, DatabaseOwner
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 
 Outcome = Literal["filed", "refused"]
 
-_MIGRATIONS = (
+_MIGRATIONS: Migrations = (
     (
         """CREATE TABLE photos (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -96,11 +97,14 @@ class Message:
     next_try: float
 
 
-class WatchJournal(DatabaseOwner):
+class WatchJournal(AbstractContextManager["WatchJournal"]):
     """One journal a watched folder; a context manager; safe to share between threads. Raises StorageError."""
 
     def __init__(self, path: Path) -> None:
-        self._db = Database(path, migrations=_MIGRATIONS)
+        self._db = Database(path, _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     # -- photos
 

@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 
@@ -50,11 +51,14 @@ class ApiKey:
     revoked_at: str | None
 
 
-class KeyStore(DatabaseOwner):
+class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self._db = Database(home / "keys.sqlite", migrations=_MIGRATIONS)
+        self._db = Database(home / "keys.sqlite", _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
         """A new key and its secret text, which is kept nowhere. Raises InputError."""

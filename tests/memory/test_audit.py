@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
 from refdiff.memory.audit_store import AuditStore, write_lines
-from refdiff.memory.database import MIGRATIONS
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
