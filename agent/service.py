@@ -44,7 +44,8 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.enroll import EnrollResult, enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
 from refdiff.tools.inspection.specification import parse_spec

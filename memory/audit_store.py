@@ -1,8 +1,8 @@
 """The audit trail of a home folder: read it, export it as a file that can be checked elsewhere, check it.
 
-An export is JSON lines: an opening line (what was chosen, where the chain is entered), one line a record with its content,
-short link lines for records that were not chosen, and a closing line (how far the chain goes, digest of all lines before,
-and a seal if a key is set).
+An export is JSON lines: an opening line (the selection, and where it enters the chain), one line per record with its
+content, short link lines for records that were not selected, and a closing line (how far the chain goes, the digest of all
+lines before, and a seal if a key is set).
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ MAX_LINE = 64_000_000  # bytes; a report is some 10 kB
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found. records: that hold, links not counted; head: hash up to there; problem: None if intact."""
+    """The result of a check."""
 
-    records: int
-    head: str
-    problem: Problem | None = None
-    notes: list[str] = field(default_factory=list)
+    records: int  # that hold, links not counted
+    head: str  # hash of the chain up to there
+    problem: Problem | None = None  # None if intact
+    notes: list[str] = field(default_factory=list)  # what was not checked, or only in part
 
 
 class AuditStore:
+    """The audit records of the one database, and their exports. Safe to share between threads."""
+
     def __init__(self, db: Database, images: ImageStore, key: SecretStr | None = None) -> None:
         self._db, self._images, self._key = db, images, key
 
@@ -61,7 +63,7 @@ class AuditStore:
             return [_record(row) for row in rows]
 
     def head(self) -> tuple[int, str]:
-        """Number and hash of the newest record; (0, 64 zeros) if there is none. Written down elsewhere, it is a proof."""
+        """Number and hash of the newest record; (0, 64 zeros) if there is none. A copy kept elsewhere serves as proof."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
         return (int(row["seq"]), str(row["hash"])) if row else (0, GENESIS)
@@ -69,10 +71,10 @@ class AuditStore:
     # -- export
 
     def export(self, inspection_id: str | None = None, since: str | None = None, by: str = "") -> Iterator[bytes]:
-        """The lines of an export, each ending in a newline: of one inspection, since a point in time, or all.
+        """The lines of an export, each ending in a newline: of one inspection, since a point in time, or of everything.
 
-        Others' records between those chosen appear as digests only. Raises UnknownRecordError (no such inspection),
-        InputError (`since` is no time) before the first line.
+        Records in between that were not selected appear as digests only. Raises UnknownRecordError (no such inspection) or
+        InputError (`since` is not a time) before the first line.
         """
         if inspection_id is not None and since is not None:
             raise InputError("an export is of one inspection or since a time, not both")
@@ -119,9 +121,9 @@ class AuditStore:
     # -- checks
 
     def verify_store(self, photos: bool = False) -> Checked:
-        """Check every record of this home against the chain, and that nothing is filed or decided without one.
+        """Check every record of this home against the chain, and that nothing was filed or decided without a record.
 
-        photos: read every inspected photo too, and compare it with its sha256 (slow).
+        photos: also read every inspected photo and compare it with its sha256 (slow).
         """
         check = ChainCheck()
         with self._db.snapshot() as conn:
@@ -158,7 +160,7 @@ class AuditStore:
     def verify_file(self, path: Path, against_store: bool = False) -> Checked:
         """Check an exported file; with `against_store` also that this home still holds the same records.
 
-        Raises InputError where the file cannot be read or is no export.
+        Raises InputError if the file cannot be read or is not an export.
         """
         try:
             with path.open("rb") as file:
@@ -167,13 +169,13 @@ class AuditStore:
             raise InputError(f"{path}: cannot be read ({e.strerror})") from e
 
     def hash_at(self, seq: int) -> str | None:
-        """The chain's hash up to record `seq`, None if there is no such record."""
+        """Hash of the chain up to record `seq`; None if there is no such record."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["hash"]) if row else None
 
     def inspection_at(self, seq: int) -> str | None:
-        """The inspection that record `seq` is of, None if there is no such record."""
+        """The inspection that record `seq` belongs to; None if there is no such record."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT inspection_id FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["inspection_id"]) if row else None
@@ -184,7 +186,7 @@ class AuditStore:
             return _entry(conn, inspection_id, since)[0]
 
     def check_seal(self, end: dict[str, Any]) -> tuple[str | None, str | None]:
-        """(what is wrong, what to note) about the seal of a closing line."""
+        """(problem, note) about the seal of a closing line; either may be None."""
         seal, mine = end.get("seal"), self._seal({k: end[k] for k in ("end", "hash", "lines", "sha256")})
         if mine is None:
             return None, "sealed, which was not checked: set REFDIFF_AUDIT_KEY" if seal else None
@@ -205,8 +207,8 @@ class _FileCheck:
     def __init__(self, store: AuditStore, against_store: bool) -> None:
         self._store, self._against_store = store, against_store
         self._digest, self._records, self._lines = hashlib.sha256(), 0, 0
-        self._only: str | None = None  # the inspection that was selected
-        self._since: str | None = None
+        self._only: str | None = None  # id of the one inspection selected
+        self._since: str | None = None  # start of the time selected
 
     def run(self, lines: Iterator[bytes]) -> Checked:
         check = self._open(next(lines, b""))
@@ -250,13 +252,13 @@ class _FileCheck:
         return ChainCheck(data["from"] - 1, str(data.get("previous")))
 
     def _selected(self) -> list[str]:
-        """What an export does not hold, so that nobody takes a part for everything."""
+        """Notes about what the export leaves out, so a part is not mistaken for everything."""
         if self._only is not None:
             return [f"of inspection {self._only} alone: records of others are digests, which only a home can tell"]
         return [] if self._since is None else [f"since {self._since}: it holds no record of before"]
 
     def _entered(self, check: ChainCheck) -> Problem | None:
-        """Whether the export begins where its selection does; of a part of the chain only a home knows."""
+        """Check that the export begins where its selection does; for a part of the chain, only a home can tell."""
         first, where = 1, "an export of everything"
         if self._only is not None or self._since is not None:
             if not self._against_store:
@@ -334,7 +336,7 @@ def _entry(conn: sqlite3.Connection, inspection_id: str | None, since: str | Non
 
 
 def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Problem | None:
-    """Whether the stores still say what the record of a report or a disposition does."""
+    """Check that the stores still agree with a record; the problem, or None."""
     if record.kind == FILED:
         row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
         differs = [k for k in ("part_id", "product", "verdict") if row[k] != record.facts.get(k, row[k])]

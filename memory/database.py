@@ -1,7 +1,7 @@
 """SQLite files: transactions, threads and migrations. Knows no schema.
 
-One connection, guarded by a lock: threads take turns, other processes are kept apart by SQLite itself (WAL).
-What a transaction wrote is on the disk when the `with` block is left (`synchronous=FULL`).
+One connection, guarded by a lock: threads take turns, and SQLite (WAL) keeps other processes apart.
+A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own that sees the file as it is now, however long it reads; keeps nobody waiting.
+        """A separate connection that sees the file as it is now, however long it reads, and blocks nobody.
 
-        May be handed from thread to thread, as a server does with what it streams.
+        May move between threads, as a server's streams do.
         """
         with self._errors():
             conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
@@ -87,6 +87,7 @@ class Database(contextlib.AbstractContextManager["Database"]):
                 conn.close()
 
     def close(self) -> None:
+        """Close the connection; snapshots stay open."""
         with self._lock, self._errors():
             self._conn.close()
 

@@ -26,14 +26,14 @@ class ImageStore:
         self.root = make_folder(root)
 
     def path(self, sha256: str) -> Path:
-        """Where the file of that id is or would be. Raises InputError if `sha256` is none."""
+        """Where the file of that id is or would be. Raises InputError if `sha256` is not one."""
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
     def put(self, data: bytes) -> str:
-        """Keep `data`, durably on return; its sha256. The same bytes again change nothing.
+        """Keep `data`, durably on return, and return its sha256. The same bytes again change nothing.
 
-        Raises StorageError (disk full, not writable); then nothing half-written is visible.
+        Raises StorageError (disk full, not writable); nothing half-written is visible then.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)

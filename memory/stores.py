@@ -1,4 +1,4 @@
-"""All stores of one home folder but the golden bank, which has its own life (one process at a time)."""
+"""All stores of one home folder except the golden bank, which only one process may open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from refdiff.model.files import make_folder
 
 @dataclass(frozen=True)
 class Stores(AbstractContextManager["Stores"]):
-    """Safe to share between threads; any number of processes may have the same home open."""
+    """The open stores; a context manager. Safe to share between threads and between processes."""
 
     images: ImageStore
     db: Database
@@ -39,7 +39,7 @@ class Stores(AbstractContextManager["Stores"]):
 
     @classmethod
     def open(cls, settings: MemorySettings | None = None) -> Self:
-        """Open the stores under `settings.home`, made (mode 0700) if new.
+        """Open the stores under `settings.home`, made (mode 0700) if new. settings: default from the environment.
 
         Raises StorageError if the folder is not writable or the database is damaged.
         """
@@ -66,6 +66,7 @@ class Stores(AbstractContextManager["Stores"]):
         )
 
     def close(self) -> None:
+        """Close the database."""
         self.db.close()
 
     def __exit__(self, *error: object) -> None:

@@ -42,7 +42,8 @@ from refdiff.model.images import decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
 from refdiff.model.training.pairs import Photo, Source
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.registry import TOOLS
@@ -296,7 +297,8 @@ def _inspect(
         k = rng.choice(list(templates.NUMBERS))
     text = template.format(part=part, n=rng.choice(templates.NUMBERS.get(k, (str(k),))))
     scale = rng.choice((None, 0.02, 0.05, 0.1, 0.2))
-    capture = record_capture(workspace.stores, part, product, photo, scale_mm_per_px=scale)
+    settings = workspace.model_settings
+    capture = record_capture(workspace.stores, part, product, photo, settings=settings, scale_mm_per_px=scale)
     teacher = Teacher(truth, rng, kind, k)
     bench = open_workbench(workspace, capture.part_id, product)
     canonical = bench.inspect(capture)

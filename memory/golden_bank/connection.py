@@ -1,4 +1,4 @@
-"""Connecting to Qdrant, embedded or server, and its failures in the product's own words."""
+"""Connecting to Qdrant, embedded or server, and translating its errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ SERVER_TIMEOUT_S = 15
 
 
 class QdrantConnection:
-    """An open Qdrant client. `embedded`: in this process, under `home`, locked against other processes."""
+    """An open Qdrant client."""
 
     def __init__(self, settings: MemorySettings) -> None:
-        self.embedded = settings.qdrant_url is None
+        """Open the bank under `settings.home`, or connect to the server at `settings.qdrant_url`.
+
+        Raises BankBusyError, StorageError (embedded), UnavailableError (server).
+        """
+        self.embedded = settings.qdrant_url is None  # in this process, locked against others
         self.path = settings.home / "qdrant"
         self._lock = contextlib.ExitStack()
         if settings.qdrant_url is None:
@@ -46,6 +50,7 @@ class QdrantConnection:
                 ) from e
 
     def close(self) -> None:
+        """Close the client and release the lock."""
         try:
             self.client.close()
         finally:
@@ -53,7 +58,7 @@ class QdrantConnection:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what Qdrant raises into UnavailableError (server) or StorageError (embedded)."""
+        """Turn Qdrant's errors into UnavailableError (server) or StorageError (embedded)."""
         try:
             yield
         except ResponseHandlingException as e:
@@ -79,7 +84,7 @@ class QdrantConnection:
             "stop that process (perhaps `refdiff serve`), raise REFDIFF_BANK_WAIT_S, or run a Qdrant server "
             "and set QDRANT_URL"
         )
-        # Qdrant's own lock fails at once and only after reading everything; this one waits, and comes first
+        # Qdrant's own lock fails at once, and only after reading everything; this one waits, and comes first
         self._lock.enter_context(hold_lock(home / "qdrant.lock", busy, wait_s=wait_s))
         try:
             self._drop_unborn_bank()
@@ -94,7 +99,7 @@ class QdrantConnection:
             raise
 
     def _drop_unborn_bank(self) -> None:
-        """Qdrant writes its first meta.json in place: a kill or a full disk then leaves an empty file."""
+        """Qdrant writes its first meta.json in place: a crash or a full disk then leaves an empty file."""
         meta = self.path / "meta.json"
         if meta.is_file() and meta.stat().st_size == 0:
             if (self.path / "collection").exists():

@@ -23,6 +23,7 @@ from torch import Tensor
 from refdiff.model.difference.encoder import CHANNELS, WEIGHTS_SHA256
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
 from refdiff.model.files import remove_leftovers
+from refdiff.model.images import grey_thumbnail
 from refdiff.model.training.pairs import (
     NO_TYPE,
     PAIR_PX,
@@ -91,8 +92,7 @@ class ByThumbnail:
 
     def _thumb(self, path: Path) -> np.ndarray:
         if path not in self._known:
-            grey = cv2.cvtColor(self._read(path), cv2.COLOR_RGB2GRAY)
-            small = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+            small = grey_thumbnail(self._read(path), _THUMB).ravel()
             small -= small.mean()
             self._known[path] = small / (np.linalg.norm(small) + 1e-6)
         return self._known[path]

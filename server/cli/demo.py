@@ -127,7 +127,7 @@ def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
 
 
 def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
-    from refdiff.tools.golden_samples.enroll import record_capture
+    from refdiff.tools.golden_samples.captures import record_capture
 
     record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 

@@ -192,7 +192,7 @@ def _inspect(
 
 
 def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
-    from refdiff.tools.golden_samples.enroll import record_capture
+    from refdiff.tools.golden_samples.captures import record_capture
 
     return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=load(ModelSettings))
 
