@@ -60,7 +60,7 @@ MIGRATIONS: Migrations = (
         )""",
     ),
     (
-        # AUTOINCREMENT remembers the last number given, so that records cut off the end are missed
+        # AUTOINCREMENT remembers the last number given, so records cut off the end are noticed
         """CREATE TABLE audit (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
             inspection_id TEXT NOT NULL,

@@ -54,7 +54,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in `folder`; only where no other process is writing."""
+    """Delete what crashed writers left in `folder`; only where no other process is writing."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Finds several photos of one part by their thumbnails, so that they count as one group."""
+"""Finds several photos of one part by their thumbnails; they count as one group."""
 
 from __future__ import annotations
 
