@@ -346,7 +346,7 @@ Research use only, because of the data below.
 - sha256 `{about["sha256"]}`, commit `{about["commit"]}`, {about["created_at"]}
 - recipe: `{json.dumps(about["recipe"])}`
 
-Besides rendered parts (`model/render.py`) and synthetic defects (`model/synthesis.py`):
+Besides rendered parts and synthetic defects (`model/synthesis/`):
 
 | data | good | defective | licence |
 |---|---|---|---|
