@@ -15,7 +15,7 @@ from langgraph.types import Command
 
 from refdiff.agent import prompts
 from refdiff.agent.context import AgentContext
-from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
+from refdiff.agent.drivers.driver import Driver
 from refdiff.agent.drivers.embedded import EmbeddedDriver
 from refdiff.agent.drivers.endpoint import EndpointDriver
 from refdiff.agent.events import AgentEvent
@@ -186,27 +186,22 @@ class Inspector(AbstractContextManager["Inspector"]):
             return HOW_TO_ASK
 
     def answer_about(self, inspection_id: str, question: str) -> str:
-        """A question about a filed report, answered with what is true of it, or with questions.NOT_KNOWN.
+        """A question about a filed report, answered with a statement of it, or with all of them (`questions.answer`).
 
-        Where neither words nor a model tell what is asked, the report's facts are the answer. Raises UnknownRecordError,
-        InputError.
+        Raises UnknownRecordError, InputError.
         """
-        report = self.workspace.stores.inspections.get(inspection_id).report
+        report = DefectReport.model_validate(self.workspace.stores.inspections.get(inspection_id).report)
+        decided = self.workspace.stores.dispositions.get(inspection_id)
         asked = prompts.sanitise(question)
         if not asked:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
-        if (plain := questions.direct(report, asked)) is not None:
-            return plain
-        if self._driver is None:
-            return questions.unclear(report, asked)
-        self._emit(AgentEvent("llm", "asking the model"))
-        prompt = questions.prompt_of(report, asked)
-        try:
-            said, sure = self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
-        except LLMError as e:
-            self._emit(AgentEvent("fallback", str(e)))
-            return questions.unclear(report, asked)
-        return said if sure is None or sure >= MIN_CONFIDENCE else questions.unclear(report, asked)
+        if self._driver is not None:
+            self._emit(AgentEvent("llm", "asking the model"))
+            try:
+                return questions.answer(report, asked, decided, self._driver)
+            except LLMError as e:
+                self._emit(AgentEvent("fallback", str(e)))
+        return questions.answer(report, asked, decided)
 
     def read_pair(self, reference: str, query: str) -> LlmReading | None:
         """The model's reading of a stored pair (sha256 each), None without a model. Raises LLMError."""

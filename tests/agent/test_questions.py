@@ -1,84 +1,291 @@
-"""Questions about a report: facts in short lines, and answers that can only be true of it."""
+"""Questions about a report: its facts in four languages, the statement that a model chooses, and examples to train on."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+import re
+import string
+from collections.abc import Sequence
 
 import pytest
 
+from refdiff.agent.drivers.driver import MIN_CONFIDENCE
 from refdiff.agent.language import questions, templates
+from refdiff.agent.language.facts import Word, facts
 from refdiff.agent.language.intent import part_id_in
+from refdiff.agent.language.questions import NOT_KNOWN, answer, choices, in_order, language_of, prompt_of
+from refdiff.agent.language.statements import FUNCTION_WORDS, LANGUAGES, STATEMENTS, WORDS
+from refdiff.agent.recording.questions import TEMPLATES, questions_about
+from refdiff.agent.report.schema import DefectReport, Severity
+from refdiff.memory.records.dispositions import Disposition
+from refdiff.model.defect_types import DEFECT_TYPES
 
-FINDING = {
-    "id": "f1", "type": "scratch", "location": {"region": "upper left"}, "length_mm": 2.134, "width_mm": 0.31,
-    "length_px": 21.3, "width_px": 3.1, "severity": "minor", "confidence": 0.97, "probable_cause": None,
-}  # fmt: skip
-REPORT: dict[str, Any] = {
-    "part_id": "4412", "product": "bracket", "verdict": "FAIL", "verdict_reason": "differs (p 0.01 <= 0.01)",
-    "image_score": 0.8123, "p_value": 0.0099, "reference": {"golden_id": "g-0123456789ab", "similarity": 0.9312},
-    "scale": {"mm_per_px": 0.1, "source": "capture"}, "findings": [FINDING],
-}  # fmt: skip
+from .test_report import finding, report
 
-
-def test_facts_hold_what_people_ask_for() -> None:
-    told = questions.facts(REPORT)
-    for fact in (
-        "4412",
-        "FAIL",
-        "0.812",
-        "g-0123456789ab",
-        "scale 0.1 mm/px",
-        "f1: scratch, upper left, length 2.13 mm",
-    ):
-        assert fact in told
+CRACK = finding(type="crack", length_mm=2.134, width_mm=0.31, seen_before={"parts": 3, "days": 30}, zone="edge",
+                probable_cause={"text": "A dropped tool.", "basis": "guess"})  # fmt: skip
+HOLE = finding(2, type="hole", length_mm=8.0, width_mm=7.5, severity="critical", within_limits=True,
+               location={"x0": 80, "y0": 70, "x1": 90, "y1": 75, "region": "lower right"})  # fmt: skip
+REPORT = report(findings=[CRACK, HOLE], p_value=0.0099, image_score=0.8123, verdict_reason="differs (p 0.01 <= 0.01)")
+UNSCALED = report(
+    scale={"mm_per_px": None, "source": None}, findings=[finding(length_mm=None, width_mm=None, uncertainty_mm=None)]
+)
+MANY = report(findings=[finding(n, length_mm=float(n)) for n in range(1, 10)])
+DECIDED = Disposition("i-1", "override", "bob", "dust on the lens", "2026-03-02T08:00:00+00:00", "good")
 
 
-def test_without_scale_sizes_are_in_pixels() -> None:
-    report = REPORT | {"scale": {"mm_per_px": None, "source": None},
-                       "findings": [FINDING | {"length_mm": None, "width_mm": None}]}  # fmt: skip
-    told = questions.facts(report)
+class Chooser:
+    """A driver that answers with what it is given, if that is offered."""
+
+    via, url, weights = "embedded", None, {}  # type: ignore[var-annotated]
+
+    def __init__(self, said: str, sure: float | None, model: str = "refdiff") -> None:
+        self.said, self.sure, self.model = said, sure, model
+
+    def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
+        assert self.said in options
+        return self.said, self.sure
+
+
+def listed(filed: DefectReport = REPORT, question: str = "", language: str = "en") -> str:
+    return "\n".join(questions._told(line, language) for line in in_order(facts(filed), question))
+
+
+# ---- the facts ----
+
+
+@pytest.mark.parametrize("topic", STATEMENTS)
+def test_the_templates_of_all_languages_have_the_same_slots(topic: str) -> None:
+    slots = [sorted(name for _, name, _, _ in string.Formatter().parse(row) if name) for row in STATEMENTS[topic]]
+    assert len(slots) == len(LANGUAGES)
+    assert slots == [slots[0]] * len(slots)
+
+
+def test_every_word_of_a_report_is_in_the_vocabulary() -> None:
+    places = {f"{y} {x}" for y in ("upper", "middle", "lower") for x in ("left", "middle", "right")}
+    types = {name.replace("_", " ") for name in DEFECT_TYPES}
+    assert types | {*Severity} | {"centre", *places} - {"middle middle"} <= set(WORDS)
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "part 4412", "product cell", "verdict FAIL: differs (p 0.01 <= 0.01)", "anomaly score against the calibration",
+        "not reviewed by a person yet", "score 0.812", "threshold 0.131", "p 0.0099", "alpha 0.01 requested, 0.0244 attained",
+        "calibrated with 40 good parts", "golden g-1", "similarity 0.94", "scale 0.52 mm/px", "given with the photo",
+        "registration SIFT + ECC, residual 0.42 px, overlap 98 %", "findings: 2", "f1: crack, upper left, length 2.13 mm",
+        "width 0.31 mm", "severity major", "confidence 0.91", "cause A dropped tool.", "± 0.11 mm", "40 × 4.6 px",
+        "area 1234 px²", "box 20, 30, 60, 50 px", "zone edge", "the same on 3 other parts, last 30 days",
+        "reported by: system", "reasoning: The golden is even here.", "f2: hole, lower right, length 8 mm",
+        "cause unknown", "within the limits of the specification", "language model: defect, crack, confidence 0.8",
+        "language model refdiff (endpoint)", "dropped for want of evidence: 1", "dropped: a second crack",
+        "inspection i-1", "2026-03-01 14:05:09 UTC", "requested by weber", "request: inspect part #4412", "refdiff 0.1.0",
+    ],
+)  # fmt: skip
+def test_a_report_tells_its(fact: str) -> None:
+    assert fact in listed()
+
+
+@pytest.mark.parametrize("filed", [REPORT, UNSCALED, MANY], ids=["scaled", "unscaled", "many"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_number_appears_unchanged_in_every_language(filed: DefectReport, language: str) -> None:
+    for line in facts(filed, DECIDED):
+        for fact in line:
+            numbers = re.findall(r"\d+(?:\.\d+)?", fact.text("en"))
+            assert sorted(re.findall(r"\d+(?:\.\d+)?", fact.text(language))) == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("de", "f1: Riss, oben links, Länge 2.13 mm, Breite 0.31 mm, Schwere erheblich, Konfidenz 0.91, Ursache A dropped"),
+        ("es", "f1: grieta, arriba a la izquierda, longitud 2.13 mm, anchura 0.31 mm, gravedad mayor, confianza 0.91"),
+        ("zh", "f1: 裂纹，左上，长度 2.13 mm，宽度 0.31 mm，严重程度 严重，置信度 0.91，原因 A dropped tool."),
+    ],
+)  # fmt: skip
+def test_words_of_the_vocabulary_are_translated_and_texts_quoted(language: str, told: str) -> None:
+    assert told in listed(language=language)
+
+
+def test_a_type_that_is_not_in_the_vocabulary_stays_as_it_is() -> None:
+    assert "f1: odd kind, " in listed(report(findings=[finding(type="odd_kind")]), language="de")
+    assert not isinstance(facts(report(product="hole"))[0][1].slots["product"], Word)
+
+
+def test_without_a_scale_sizes_are_in_pixels() -> None:
+    told = listed(UNSCALED)
     assert "scale unknown" in told
-    assert "length 21" in told
+    assert "length 40 px, width 4.6 px" in told
     assert " mm" not in told
 
 
+def test_what_a_report_does_not_hold_is_not_told() -> None:
+    old = report(findings=[finding()], threshold=None, request="", n_calibration=0)
+    for word in ("threshold", "calibrated", "request:", "zone", "within", "other parts", "references"):
+        assert word not in listed(old)
+    assert "not confirmed on other parts lately" in listed(report(findings=[finding(seen_before=None)]))
+
+
+def test_a_decision_is_told_with_its_reason() -> None:
+    assert facts(REPORT, DECIDED)[0][-1].text() == (
+        "verdict overridden by bob on 2026-03-02T08:00:00+00:00: dust on the lens"
+    )
+
+
+# ---- their order ----
+
+
+@pytest.mark.parametrize(
+    ("question", "first"),
+    [
+        ("tell me", "part 4412"),
+        ("how long is finding 2?", "f2: hole"),
+        ("and f2", "f2: hole"),
+        ("what of defect no. 2 then", "f2: hole"),
+        ("Wie lang ist Fund 2?", "f2: Loch"),
+        ("¿Cuánto mide el defecto 2?", "f2: agujero"),
+        ("缺陷2有多长？", "f2: 孔洞"),
+        ("anything about a hole?", "f2: hole"),
+        ("Wo ist das Loch?", "f2: Loch"),
+        ("孔洞在哪里？", "f2: 孔洞"),
+        ("what is in the lower right?", "f2: hole"),
+        ("the overlap of the registration?", "registration"),
+        ("Welcher Maßstab?", "Maßstab 0.52"),
+        ("¿Cuál es el umbral?", "puntuación"),
+        ("相似度是多少？", "异常分数"),
+        ("how long is finding 77?", "f77: not in the report"),
+        ("is it 2.5 mm or f2.5?", "part 4412"),
+    ],
+)
+def test_what_the_question_names_comes_first(question: str, first: str) -> None:
+    language = language_of(question)
+    told = answer(REPORT, question).splitlines()
+    assert told[0] == STATEMENTS["says"][LANGUAGES.index(language)]
+    assert told[1].startswith(first)
+
+
+@pytest.mark.parametrize("question", ["", "?!", "f2 and f1", "is the hole critical?", "x" * 2000, "f1 " * 700])
+def test_no_fact_is_left_out(question: str) -> None:
+    assert sorted(listed(question=question).splitlines()) == sorted(listed().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("how long is f1?", "en"), ("length", "en"), ("", "en"), ("4412?", "en"), ("what was the die made of", "en"),
+        ("Wie lang ist f1?", "de"), ("Wo ist der Kratzer", "de"), ("Länge", "de"), ("ist das Teil gut", "de"),
+        ("¿Cuánto mide f1?", "es"), ("donde esta el defecto", "es"), ("longitud de la grieta", "es"),
+        ("f1有多长？", "zh"), ("score 是多少", "zh"),
+    ],
+)  # fmt: skip
+def test_the_language_of_a_question(text: str, language: str) -> None:
+    assert language_of(text) == language
+
+
+def test_function_words_are_in_lower_case() -> None:
+    assert all(words == words.lower() for words in FUNCTION_WORDS.values())
+
+
+# ---- what a model chooses ----
+
+
+@pytest.mark.parametrize(
+    ("said", "question", "told"),
+    [
+        ("FAIL.", "did it pass?", "Verdict FAIL: differs (p 0.01 <= 0.01)."),
+        ("f1: length 2.13 mm.", "how long is f1?", "f1: length 2.13 mm."),
+        ("f1: length 2.13 mm.", "Wie lang ist f1?", "f1: Länge 2.13 mm."),
+        ("f2: hole.", "¿Qué es f2?", "f2: agujero."),
+        ("f2: lower right.", "f2 在哪里？", "f2: 右下."),
+        ("f2: critical.", "how bad is f2?", "f2: severity critical."),
+        ("f1: A dropped tool.", "why?", "f1: cause A dropped tool."),
+        ("f1: length 2.13 mm, within 0.2 mm: no.", "is f1 within 0.2 mm?", "f1: length 2.13 mm, within 0.2 mm: no."),
+        ("f1: length 2.13 mm, within 2,2 mm: yes.", "Ist f1 kürzer als 2,2mm?",
+         "f1: Länge 2.13 mm, innerhalb von 2,2 mm: ja."),
+    ],
+)  # fmt: skip
+def test_the_choice_of_a_sure_model_is_told_in_the_language_of_the_question(
+    said: str, question: str, told: str
+) -> None:
+    assert answer(REPORT, question, None, Chooser(said, 0.97)) == told  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("sure", "believed"), [(None, True), (MIN_CONFIDENCE, True), (0.89, False)])
+def test_a_choice_is_believed_from_its_confidence_on(sure: float | None, believed: bool) -> None:
+    told = answer(REPORT, "how long?", None, Chooser("f1: length 2.13 mm.", sure))  # type: ignore[arg-type]
+    assert (told == "f1: length 2.13 mm.") is believed
+    assert (told == answer(REPORT, "how long?")) is not believed
+
+
+def test_where_a_sure_model_finds_nothing_the_facts_are_told_all_the_same() -> None:
+    told = answer(REPORT, "Wie warm war es?", None, Chooser(NOT_KNOWN, 0.97))  # type: ignore[arg-type]
+    assert told.startswith("Es fand sich keine Aussage, die das beantwortet. Der Bericht sagt:\n")
+    assert told.splitlines()[1:] == answer(REPORT, "Wie warm war es?").splitlines()[1:]
+
+
 def test_only_true_statements_are_offered() -> None:
-    offered = questions.statements(REPORT, "is f1 within 0.2 mm?")
-    assert {"FAIL.", "f1: length 2.13 mm.", "f1: width 0.31 mm.", "f1: scratch.", "f1: upper left."} <= set(offered)
-    assert "f1: length 2.13 mm, within 0.2 mm: no." in offered
-    assert offered[-1] == questions.NOT_KNOWN
+    offered = choices(facts(REPORT), "is f1 within 0.2 mm?")
+    assert {"FAIL.", "f1: length 2.13 mm.", "f1: width 0.31 mm.", "f1: crack.", "f1: upper left."} <= set(offered)
     assert not {"PASS.", "f1: length 0.31 mm.", "f1: critical."} & set(offered)
-    assert not [s for s in questions.statements(REPORT, "how long is f1?") if "within" in s]
+    assert not [s for s in choices(facts(REPORT), "how long is f1?") if "within" in s]
+    assert not [s for s in choices(facts(UNSCALED), "is f1 within 0.2 mm?") if "within" in s]
+
+
+def test_a_model_that_is_not_ours_chooses_of_all_statements() -> None:
+    everything = choices(facts(REPORT), "when?", own_model=False)
+    assert set(choices(facts(REPORT), "when?")) < set(everything)
+    told = "Inspected on 2026-03-01 14:05:09 UTC."
+    assert answer(REPORT, "when?", None, Chooser(told, None, "qwen")) == told  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("limit", "fits"), [("2.2", "yes"), ("2,2", "yes"), ("0.2", "no"), ("2.134", "yes")])
 def test_limits_are_compared_by_code(limit: str, fits: str) -> None:
-    assert f"f1: length 2.13 mm, within {limit} mm: {fits}." in questions.statements(REPORT, f"within {limit} mm?")
+    assert f"f1: length 2.13 mm, within {limit} mm: {fits}." in choices(facts(REPORT), f"within {limit} mm?")
 
 
-def test_a_late_finding_is_not_forgotten() -> None:
-    many = REPORT | {"findings": [FINDING | {"id": f"f{n}", "length_mm": float(n)} for n in range(1, 10)]}
-    assert "f9: length 9 mm." in questions.statements(many, "how long is finding 9?")
-    assert "f9: scratch" in questions.prompt_of(many, "how long is finding 9?")
-    assert "f8: scratch" not in questions.prompt_of(many, "how long is finding 9?")
-    assert "f8: scratch" in questions.facts(many)
+def test_the_prompt_is_what_the_model_was_trained_on() -> None:
+    assert prompt_of(REPORT, "how long is f1?") == (
+        "part 4412, product cell, verdict FAIL: differs (p 0.01 <= 0.01)\n"
+        "score 0.812, p 0.0099, golden g-1, similarity 0.94\n"
+        "scale 0.52 mm/px\n"
+        "findings: 2\n"
+        "f1: crack, upper left, length 2.13 mm, width 0.31 mm, severity major, confidence 0.91, cause A dropped tool.\n"
+        "f2: hole, lower right, length 8 mm, width 7.5 mm, severity critical, confidence 0.91, cause unknown\n"
+        "Question: how long is f1?"
+    )
+
+
+def test_a_late_finding_is_read_where_the_question_names_it() -> None:
+    assert "f9: length 9 mm." in choices(facts(MANY), "how long is finding 9?")
+    assert "f9: crack" in prompt_of(MANY, "how long is finding 9?")
+    assert "f8: crack" not in prompt_of(MANY, "how long is finding 9?")
+
+
+def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model() -> None:
+    told = prompt_of(report(part_id="7<|im_end|>8"), "ok? <|im_start|>")
+    assert "<|" not in told
+
+
+# ---- examples to train on ----
 
 
 def test_examples_are_offered_and_true() -> None:
     rng = random.Random(0)
-    made = [q for _ in range(200) for q in questions.questions_about(REPORT, rng)]
+    filed = REPORT.model_dump(mode="json")
+    made = [q for test in (False, True) for _ in range(100) for q in questions_about(filed, rng, test=test)]
     assert all(q.answer in q.options for q in made)
     assert {q.known for q in made} == {True, False}
-    assert all((q.answer == questions.NOT_KNOWN) is not q.known for q in made)
-    lengths = [q for q in made if "long" in q.prompt.rpartition("Question:")[2] and q.known]
+    assert all((q.answer == NOT_KNOWN) is not q.known for q in made)
+    lengths = [q for q in made if re.search(r"length of f1\?$", q.prompt)]
     assert lengths
-    assert all("2.13 mm" in q.answer for q in lengths if "f1" in q.answer)
+    assert {q.answer for q in lengths} == {"f1: length 2.13 mm."}
 
 
-def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model() -> None:
-    told = questions.prompt_of(REPORT | {"part_id": "7<|im_end|>8"}, "ok? <|im_start|>")
-    assert "<|" not in told
+@pytest.mark.parametrize("topic", TEMPLATES)
+def test_questions_of_a_topic_come_in_four_languages_and_apart_from_the_test(topic: str) -> None:
+    learned, kept = TEMPLATES[topic]
+    assert not set(learned) & set(kept)
+    assert {language_of(text) for text in learned} == set(LANGUAGES)
 
 
 @pytest.mark.parametrize("test", [False, True])
@@ -93,10 +300,3 @@ def test_every_phrasing_names_its_part(test: bool) -> None:
 def test_phrasings_for_the_test_are_not_trained_on() -> None:
     train, test = ({t for part in templates.phrasings(x).values() for t in part} for x in (False, True))
     assert not train & test
-
-
-def test_a_cause_ends_with_one_full_stop() -> None:
-    report = REPORT | {
-        "findings": [FINDING | {"probable_cause": {"text": "A dropped part or tool.", "basis": "guess"}}]
-    }
-    assert "f1: A dropped part or tool." in questions.statements(report, "why?")
