@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
 from refdiff.agent.report.markdown import BASIS_WORDS, percent, when
-from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.agent.report.schema import DefectReport, Finding, Verdict
 from refdiff.agent.verdict.verify import format_number
 from refdiff.memory.records.dispositions import Disposition
 
@@ -37,6 +38,11 @@ class Fact:
         return f"{self.finding}: {text}." if self.finding else f"{text[0].upper()}{text[1:]}."
 
 
+def label(topic: str, language: str) -> str:
+    """The words of a statement that are the same in every report."""
+    return re.sub(r"\{\w+\}", " ", STATEMENTS[topic][LANGUAGES.index(language)])
+
+
 Line = list[Fact]  # facts that are told together: all of one finding, or some of the report as a whole
 
 
@@ -49,7 +55,7 @@ def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line
             _fact("product", product=report.product),
             _fact("verdict", verdict=report.verdict.value, reason=report.verdict_reason),
             _fact("basis", basis=Word(BASIS_WORDS[report.verdict_basis])),
-            _decision(decided),
+            _decision(report, decided),
         ],
         [
             _fact("score", score=f"{report.image_score:.3g}"),
@@ -72,8 +78,11 @@ def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line
             _fact("inspected", when=when(report.created_at)),
             _fact("requester", who=report.requested_by),
             *([_fact("request", text=report.request)] if report.request else []),
+            *(_fact("photo", text=record.summary) for record in report.evidence if record.kind == "capture"),
             _fact("software", version=report.software.version),
+            *(_fact("time", step=step, ms=f"{ms:.0f}") for step, ms in report.timings_ms.items()),
         ],
+        [_fact("reasoning", text=report.reasoning)],
     ]
 
 
@@ -87,9 +96,9 @@ def _word(name: str) -> Word | str:
     return Word(shown) if shown in WORDS else shown
 
 
-def _decision(decided: Disposition | None) -> Fact:
+def _decision(report: DefectReport, decided: Disposition | None) -> Fact:
     if decided is None:
-        return _fact("undecided")
+        return _fact("open" if report.verdict == Verdict.REVIEW else "undecided")
     decision = Word("verdict accepted" if decided.decision == "accept" else "verdict overridden")
     return _fact("decided", decision=decision, by=decided.by, when=decided.created_at, reason=decided.reason)
 

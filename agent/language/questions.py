@@ -1,8 +1,8 @@
 """Questions about a filed report: its facts as statements, the statement that a model chooses, and the answer in words.
 
-A language model picks the statement that answers, or none; it is believed from MIN_CONFIDENCE on. In any other case the
-facts are the answer, those about what the question names first. Either way every sentence is true of the report, whatever
-the question or the model says. The words of a question never select a fact, they only put the facts in order.
+A language model picks the statement that answers, or none. Ours is believed from MIN_CONFIDENCE on and where the question
+names what it picked, and nothing else, in the words of the report. In any other case the facts are the answer, those about
+what the question names first. Every sentence is true of the report, whatever the question or the model says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
 from refdiff.agent.drivers.endpoint import OWN_MODEL
-from refdiff.agent.language.facts import Fact, Line, facts, within
+from refdiff.agent.language.facts import Fact, Line, facts, label, within
 from refdiff.agent.language.statements import FUNCTION_WORDS
 from refdiff.agent.prompts import ANSWER, sanitise
 from refdiff.agent.report.schema import DefectReport
@@ -62,11 +62,15 @@ def answer(
     """
     language, lines, opening = language_of(question), facts(report, decided), "says"
     if driver is not None:
-        offered = choices(lines, question, own_model=driver.model == OWN_MODEL)
+        own_model = driver.model == OWN_MODEL
+        offered = choices(lines, question, own_model)
         chosen, sure = driver.choose(ANSWER, prompt_of(report, question), [*offered, NOT_KNOWN])
-        if sure is None or sure >= MIN_CONFIDENCE:
-            if chosen in offered:
-                return offered[chosen].sentence(language)
+        fact, believed = offered.get(chosen), sure is None or sure >= MIN_CONFIDENCE
+        if own_model:  # it was told of some facts only: that it finds no answer says nothing of the others
+            believed = believed and fact is not None and _names_alone(question, fact, lines)
+        if believed and fact:
+            return fact.sentence(language)
+        if believed:
             opening = "none_found"
     told = [_told(line, language) for line in in_order(lines, question)]
     return "\n".join([Fact(opening, "", {}).text(language), *told])
@@ -104,16 +108,12 @@ def prompt_of(report: DefectReport, question: str) -> str:
 def in_order(lines: Sequence[Line], question: str) -> list[Line]:
     """The lines of the findings that the question names first, then those that share more words with it."""
     language, named = language_of(question), _named(question)
-    asked = set(_WORDS.findall(question.casefold())) - _FUNCTION_WORDS.get(language, frozenset())
-
-    def shared(fact: Fact) -> bool:
-        said = _WORDS.findall(fact.text(language).casefold())
-        if language == "zh":  # it has no blanks between words
-            return any(len(word) > 1 and word in run for word in said for run in asked)
-        return any(len(word) > 2 and word in asked for word in said)
-
     absent = [[Fact("absent", name, {})] for name in sorted(named - {line[0].finding for line in lines})]
-    return absent + sorted(lines, key=lambda line: (line[0].finding not in named, -sum(map(shared, line))))
+
+    def rank(line: Line) -> tuple[bool, int]:
+        return line[0].finding not in named, -sum(_share_words(question, f.text(language), language) for f in line)
+
+    return absent + sorted(lines, key=rank)
 
 
 def language_of(text: str) -> str:
@@ -125,6 +125,22 @@ def language_of(text: str) -> str:
     counts["de"] += len(re.findall("[äöüß]", text.casefold()))
     counts["es"] += len(re.findall("[¿¡ñáéíóú]", text.casefold()))
     return max(counts, key=lambda language: counts[language])  # the first of equals: English
+
+
+def _names_alone(question: str, chosen: Fact, lines: Sequence[Line]) -> bool:
+    """Whether the question has a word of the chosen fact's template, and none of another fact's of the report or finding."""
+    language = language_of(question)
+    others = {f.topic for line in lines for f in line if f.finding in ("", chosen.finding)} - {"part", "product"}
+    topics = {chosen.topic, *others}
+    return {t for t in topics if _share_words(question, label(t, language), language)} == {chosen.topic}
+
+
+def _share_words(question: str, text: str, language: str) -> bool:
+    asked = set(_WORDS.findall(question.casefold())) - _FUNCTION_WORDS.get(language, frozenset())
+    said = _WORDS.findall(text.casefold())
+    if language == "zh":  # it has no blanks between words
+        return any(len(word) > 1 and word in run for word in said for run in asked)
+    return any(len(word) > 2 and word in asked for word in said)
 
 
 def _told(line: Line, language: str) -> str:

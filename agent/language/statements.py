@@ -21,6 +21,8 @@ STATEMENTS: dict[str, Row] = {
                 "{decision} por {by} el {when}: {reason}", "{by} 于 {when} {decision}：{reason}"),
     "undecided": ("not reviewed by a person yet", "noch von keinem Menschen geprüft", "sin revisión de una persona todavía",
                   "尚未经人工复核"),
+    "open": ("a person has to decide: accept or override", "ein Mensch muss entscheiden: bestätigen oder verwerfen",
+             "una persona debe decidir: aceptar o anular", "须由人工决定：接受或推翻"),
     # the score, and what it is compared with
     "score": ("score {score}", "Anomaliewert {score}", "puntuación {score}", "异常分数 {score}"),
     "threshold": ("threshold {threshold}", "Schwelle {threshold}", "umbral {threshold}", "阈值 {threshold}"),
@@ -89,6 +91,8 @@ STATEMENTS: dict[str, Row] = {
     "inspected": ("inspected on {when}", "geprüft am {when}", "inspeccionado el {when}", "检查时间 {when}"),
     "requester": ("requested by {who}", "angefordert von {who}", "solicitado por {who}", "请求人 {who}"),
     "request": ("request: {text}", "Auftrag: {text}", "solicitud: {text}", "请求：{text}"),
+    "photo": ("photo: {text}", "Foto: {text}", "foto: {text}", "照片：{text}"),
+    "time": ("time of {step}: {ms} ms", "Dauer von {step}: {ms} ms", "tiempo de {step}: {ms} ms", "{step} 用时：{ms} ms"),
     "software": ("software refdiff {version}", "Software refdiff {version}", "software refdiff {version}",
                  "软件 refdiff {version}"),
     # around the facts
@@ -166,10 +170,13 @@ WORDS: dict[str, tuple[str, str, str]] = {
 
 # Frequent words that tell the language of a question, and never what it is about. Chinese is told by its characters.
 FUNCTION_WORDS = {
-    "en": "the is are was were what which who why where when how did does do has have this that it of to for in on with "
-          "by from and or not any there a an",
-    "de": "der die das den dem ist sind war wurde hat haben was welche welcher welches wer warum wieso wo wann wie viele "
-          "ein eine einen von mit für und oder nicht gibt es auf im kann man",
-    "es": "el la los las es son fue está están qué cuál cuáles quién cuánto cuánta cuántos cuántas por dónde cuándo cómo "
-          "que un una de del con para y o no hay se en su tiene",
+    "en": "the is are was were be been what which who why where when how did does do has have had can could would should "
+          "this that these those it its of to for in on at with by from and or but not any there a an i you we my your our "
+          "me us they so than",
+    "de": "der die das den dem des dies diese diesen dieser dieses ist sind war waren wird wurde hat hatte hatten haben was "
+          "welche welchen welchem welcher welches wer warum wieso wo wann wie viele ein eine einen einem einer von mit für "
+          "und oder aber nicht gibt es auf im in an zu bei kann könnte soll muss man ich wir du sie ihr uns mir schon noch",
+    "es": "el la los las lo le es son era fue ser está están esta este esto ese esa qué cuál cuáles quién cuánto cuánta "
+          "cuántos cuántas por dónde cuándo cómo que quien cuanto cuanta cuantos donde cuando como un una unos unas de del "
+          "al con para y o pero no hay se en su sus mi tiene ha han puede debe yo nos me",
 }  # fmt: skip

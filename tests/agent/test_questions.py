@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from refdiff.agent.drivers.driver import MIN_CONFIDENCE
+from refdiff.agent.drivers.endpoint import OWN_MODEL, EndpointDriver
 from refdiff.agent.language import questions, templates
 from refdiff.agent.language.facts import Word, facts
 from refdiff.agent.language.intent import part_id_in
@@ -34,12 +35,10 @@ MANY = report(findings=[finding(n, length_mm=float(n)) for n in range(1, 10)])
 DECIDED = Disposition("i-1", "override", "bob", "dust on the lens", "2026-03-02T08:00:00+00:00", "good")
 
 
-class Chooser:
+class Chooser(EndpointDriver):
     """A driver that answers with what it is given, if that is offered."""
 
-    via, url, weights = "embedded", None, {}  # type: ignore[var-annotated]
-
-    def __init__(self, said: str, sure: float | None, model: str = "refdiff") -> None:
+    def __init__(self, said: str, sure: float | None, model: str = OWN_MODEL) -> None:
         self.said, self.sure, self.model = said, sure, model
 
     def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
@@ -71,7 +70,9 @@ def test_every_word_of_a_report_is_in_the_vocabulary() -> None:
     "fact",
     [
         "part 4412", "product cell", "verdict FAIL: differs (p 0.01 <= 0.01)", "anomaly score against the calibration",
-        "not reviewed by a person yet", "score 0.812", "threshold 0.131", "p 0.0099", "alpha 0.01 requested, 0.0244 attained",
+        "not reviewed by a person yet", "score 0.812", "threshold 0.131", "p 0.0099",
+        "alpha 0.01 requested, 0.0244 attained", "time of total: 1391 ms",
+        "reasoning: A line that the golden does not have.",
         "calibrated with 40 good parts", "golden g-1", "similarity 0.94", "scale 0.52 mm/px", "given with the photo",
         "registration SIFT + ECC, residual 0.42 px, overlap 98 %", "findings: 2", "f1: crack, upper left, length 2.13 mm",
         "width 0.31 mm", "severity major", "confidence 0.91", "cause A dropped tool.", "± 0.11 mm", "40 × 4.6 px",
@@ -124,6 +125,22 @@ def test_what_a_report_does_not_hold_is_not_told() -> None:
     for word in ("threshold", "calibrated", "request:", "zone", "within", "other parts", "references"):
         assert word not in listed(old)
     assert "not confirmed on other parts lately" in listed(report(findings=[finding(seen_before=None)]))
+
+
+def test_the_size_and_time_of_the_photo_are_told() -> None:
+    taken = {
+        "id": "e2",
+        "kind": "capture",
+        "arguments": {},
+        "numbers": {},
+        "images": {},
+        "summary": "photo of 20 x 10 px",
+    }
+    assert "photo: photo of 20 x 10 px" in listed(report(evidence=[taken]))
+
+
+def test_an_open_review_is_left_to_a_person() -> None:
+    assert facts(report(verdict="REVIEW"))[0][-1].text() == "a person has to decide: accept or override"
 
 
 def test_a_decision_is_told_with_its_reason() -> None:
@@ -192,35 +209,51 @@ def test_function_words_are_in_lower_case() -> None:
 @pytest.mark.parametrize(
     ("said", "question", "told"),
     [
-        ("FAIL.", "did it pass?", "Verdict FAIL: differs (p 0.01 <= 0.01)."),
-        ("f1: length 2.13 mm.", "how long is f1?", "f1: length 2.13 mm."),
-        ("f1: length 2.13 mm.", "Wie lang ist f1?", "f1: Länge 2.13 mm."),
-        ("f2: hole.", "¿Qué es f2?", "f2: agujero."),
-        ("f2: lower right.", "f2 在哪里？", "f2: 右下."),
-        ("f2: critical.", "how bad is f2?", "f2: severity critical."),
-        ("f1: A dropped tool.", "why?", "f1: cause A dropped tool."),
-        ("f1: length 2.13 mm, within 0.2 mm: no.", "is f1 within 0.2 mm?", "f1: length 2.13 mm, within 0.2 mm: no."),
-        ("f1: length 2.13 mm, within 2,2 mm: yes.", "Ist f1 kürzer als 2,2mm?",
-         "f1: Länge 2.13 mm, innerhalb von 2,2 mm: ja."),
+        ("FAIL.", "what is the verdict?", "Verdict FAIL: differs (p 0.01 <= 0.01)."),
+        ("f1: length 2.13 mm.", "length of f1?", "f1: length 2.13 mm."),
+        ("f1: length 2.13 mm.", "Welche Länge hat f1?", "f1: Länge 2.13 mm."),
+        ("f1: width 0.31 mm.", "¿Qué anchura tiene f1?", "f1: anchura 0.31 mm."),
+        ("f2: critical.", "f2 的严重程度是什么？", "f2: 严重程度 致命."),
+        ("f1: A dropped tool.", "what is the cause of f1?", "f1: cause A dropped tool."),
+        ("Similarity 0.94.", "similarity for part 4412", "Similarity 0.94."),
     ],
-)  # fmt: skip
-def test_the_choice_of_a_sure_model_is_told_in_the_language_of_the_question(
-    said: str, question: str, told: str
-) -> None:
-    assert answer(REPORT, question, None, Chooser(said, 0.97)) == told  # type: ignore[arg-type]
+)
+def test_a_sure_choice_is_told_in_the_language_of_the_question(said: str, question: str, told: str) -> None:
+    assert answer(REPORT, question, None, Chooser(said, 0.97)) == told
 
 
-@pytest.mark.parametrize(("sure", "believed"), [(None, True), (MIN_CONFIDENCE, True), (0.89, False)])
-def test_a_choice_is_believed_from_its_confidence_on(sure: float | None, believed: bool) -> None:
-    told = answer(REPORT, "how long?", None, Chooser("f1: length 2.13 mm.", sure))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("2 finding(s).", "how many parts ran today?"),  # not a word of what it chose
+        ("Score 0.812.", "how far is the score over the threshold?"),  # and another fact is asked for
+        ("Score 0.812.", "p-Wert, Anomaliewert und Schwelle bitte"),
+        ("f1: length 2.13 mm.", "what is the verdict?"),
+        (NOT_KNOWN, "who asked for it?"),  # it was not told of everything
+    ],
+)
+def test_our_own_model_is_not_believed_where_the_question_names_another_fact(said: str, question: str) -> None:
+    assert answer(REPORT, question, None, Chooser(said, 0.99)) == answer(REPORT, question)
+
+
+@pytest.mark.parametrize(("sure", "believed"), [(MIN_CONFIDENCE, True), (0.89, False)])
+def test_a_choice_is_believed_from_its_confidence_on(sure: float, believed: bool) -> None:
+    told = answer(REPORT, "length of f1?", None, Chooser("f1: length 2.13 mm.", sure))
     assert (told == "f1: length 2.13 mm.") is believed
-    assert (told == answer(REPORT, "how long?")) is not believed
+    assert (told == answer(REPORT, "length of f1?")) is not believed
 
 
-def test_where_a_sure_model_finds_nothing_the_facts_are_told_all_the_same() -> None:
-    told = answer(REPORT, "Wie warm war es?", None, Chooser(NOT_KNOWN, 0.97))  # type: ignore[arg-type]
-    assert told.startswith("Es fand sich keine Aussage, die das beantwortet. Der Bericht sagt:\n")
-    assert told.splitlines()[1:] == answer(REPORT, "Wie warm war es?").splitlines()[1:]
+def test_a_model_that_is_not_ours_chooses_of_all_statements() -> None:
+    everything = choices(facts(REPORT), "when?", own_model=False)
+    assert set(choices(facts(REPORT), "when?")) < set(everything)
+    told = "Inspected on 2026-03-01 14:05:09 UTC."
+    assert answer(REPORT, "when?", None, Chooser(told, None, "qwen")) == told
+
+
+def test_where_such_a_model_finds_nothing_the_facts_are_told_all_the_same() -> None:
+    told = answer(REPORT, "Wie warm war es?", None, Chooser(NOT_KNOWN, None, "qwen")).splitlines()
+    assert told[0] == "Es fand sich keine Aussage, die das beantwortet. Der Bericht sagt:"
+    assert told[1:] == answer(REPORT, "Wie warm war es?").splitlines()[1:]
 
 
 def test_only_true_statements_are_offered() -> None:
@@ -229,13 +262,6 @@ def test_only_true_statements_are_offered() -> None:
     assert not {"PASS.", "f1: length 0.31 mm.", "f1: critical."} & set(offered)
     assert not [s for s in choices(facts(REPORT), "how long is f1?") if "within" in s]
     assert not [s for s in choices(facts(UNSCALED), "is f1 within 0.2 mm?") if "within" in s]
-
-
-def test_a_model_that_is_not_ours_chooses_of_all_statements() -> None:
-    everything = choices(facts(REPORT), "when?", own_model=False)
-    assert set(choices(facts(REPORT), "when?")) < set(everything)
-    told = "Inspected on 2026-03-01 14:05:09 UTC."
-    assert answer(REPORT, "when?", None, Chooser(told, None, "qwen")) == told  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("limit", "fits"), [("2.2", "yes"), ("2,2", "yes"), ("0.2", "no"), ("2.134", "yes")])

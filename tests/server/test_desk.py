@@ -206,7 +206,7 @@ def test_the_first_disposition_wins(service: InspectionService, ready: Path) -> 
 def test_questions_are_answered_from_the_report(service: InspectionService, ready: Path) -> None:
     job = service.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
     service.wait(job.inspection_id)
-    assert service.ask(job.inspection_id, "why?").startswith("FAIL: ")
+    assert "verdict FAIL: " in service.ask(job.inspection_id, "why?")
     assert "verdict FAIL" in service.ask(job.inspection_id, "anything that I should know?")
     assert "Name the part" in service.chat("hello")
     with pytest.raises(InputError):
