@@ -176,8 +176,10 @@ def _size(mm: float | None, px: float | None) -> str:
     return Word("unknown") if px is None else format_number("_px", px)
 
 
-def within(fact: Fact, limit: str) -> Fact:
-    """A length of so many mm, compared as it is shown with a limit in mm."""
+def compared(fact: Fact, limit: str) -> Fact:
+    """A length in mm, compared as it is shown with a limit in mm; any other fact as it is."""
+    if fact.topic != "length" or not fact.slots["length"].endswith(" mm"):
+        return fact
     fits = float(fact.slots["length"].split()[0]) <= float(limit.replace(",", "."))
     slots = {"length": fact.slots["length"], "limit": f"{limit} mm", "fits": Word("yes" if fits else "no")}
     return Fact("within", fact.finding, slots)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
 from refdiff.agent.drivers.endpoint import OWN_MODEL
-from refdiff.agent.language.facts import Fact, Line, facts, label, within
+from refdiff.agent.language.facts import Fact, Line, compared, facts, label
 from refdiff.agent.language.statements import FUNCTION_WORDS
 from refdiff.agent.prompts import ANSWER, sanitise
 from refdiff.agent.report.schema import DefectReport
@@ -72,17 +72,15 @@ def answer(
             return fact.sentence(language)
         if believed:
             opening = "none_found"
-    told = [_told(line, language) for line in in_order(lines, question)]
+    told = [_told(_compared(line, question), language) for line in in_order(lines, question)]
     return "\n".join([Fact(opening, "", {}).text(language), *told])
 
 
 def choices(lines: Sequence[Line], question: str, own_model: bool = True) -> dict[str, Fact]:
     """What a model may choose of, and the fact behind it: all true, with a limit in mm that the question names."""
     told = [fact for line in lines for fact in line]
-    if limit := _LIMIT.search(question):
-        told += [within(f, limit[1]) for f in told if f.topic == "length" and f.slots["length"].endswith(" mm")]
     offered: dict[str, Fact] = {}
-    for fact in told:
+    for fact in [*told, *_compared(told, question)]:
         for choice in trained_choices(fact) or ([] if own_model else [fact.sentence()]):
             offered.setdefault(choice, fact)
     return offered
@@ -147,6 +145,12 @@ def _told(line: Line, language: str) -> str:
     """Facts in one line: "f1: scratch, upper left, length 2.13 mm"."""
     told = ("，" if language == "zh" else ", ").join(fact.text(language) for fact in line)
     return f"{line[0].finding}: {told}" if line[0].finding else told
+
+
+def _compared(line: Line, question: str) -> Line:
+    """The facts, lengths compared with a limit in mm that the question names."""
+    limit = _LIMIT.search(question)
+    return [compared(fact, limit[1]) for fact in line] if limit else line
 
 
 def _named(question: str) -> set[str]:

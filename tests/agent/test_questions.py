@@ -264,6 +264,18 @@ def test_only_true_statements_are_offered() -> None:
     assert not [s for s in choices(facts(UNSCALED), "is f1 within 0.2 mm?") if "within" in s]
 
 
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("is the crack longer than 0.5 mm?", "f1: crack, upper left, length 2.13 mm, within 0.5 mm: no, width"),
+        ("Ist f2 kürzer als 8,5mm?", "f2: Loch, unten rechts, Länge 8 mm, innerhalb von 8,5 mm: ja, Breite"),
+        ("缺陷1超过1毫米了吗", "f1: 裂纹，左上，长度 2.13 mm，在 1 mm 以内：否，宽度"),
+    ],
+)
+def test_without_a_model_limits_are_compared_too(question: str, told: str) -> None:
+    assert told in answer(REPORT, question)
+
+
 @pytest.mark.parametrize(("limit", "fits"), [("2.2", "yes"), ("2,2", "yes"), ("0.2", "no"), ("2.134", "yes")])
 def test_limits_are_compared_by_code(limit: str, fits: str) -> None:
     assert f"f1: length 2.13 mm, within {limit} mm: {fits}." in choices(facts(REPORT), f"within {limit} mm?")
