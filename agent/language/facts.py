@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,11 +35,6 @@ class Fact:
     def sentence(self, language: str = "en") -> str:
         text = self.text(language).rstrip(".")
         return f"{self.finding}: {text}." if self.finding else f"{text[0].upper()}{text[1:]}."
-
-
-def label(topic: str, language: str) -> str:
-    """The words of a statement that are the same in every report."""
-    return re.sub(r"\{\w+\}", " ", STATEMENTS[topic][LANGUAGES.index(language)])
 
 
 Line = list[Fact]  # facts that are told together: all of one finding, or some of the report as a whole
@@ -78,7 +72,7 @@ def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line
             _fact("inspected", when=when(report.created_at)),
             _fact("requester", who=report.requested_by),
             *([_fact("request", text=report.request)] if report.request else []),
-            *(_fact("photo", text=record.summary) for record in report.evidence if record.kind == "capture"),
+            *(_fact("capture", text=record.summary) for record in report.evidence if record.kind == "capture"),
             _fact("software", version=report.software.version),
             *(_fact("time", step=step, ms=f"{ms:.0f}") for step, ms in report.timings_ms.items()),
         ],

@@ -1,8 +1,8 @@
 """Questions about a filed report: its facts as statements, the statement that a model chooses, and the answer in words.
 
-A language model picks the statement that answers, or none. Ours is believed from MIN_CONFIDENCE on and where the question
-names what it picked, and nothing else, in the words of the report. In any other case the facts are the answer, those about
-what the question names first. Every sentence is true of the report, whatever the question or the model says.
+A language model picks the statement that answers, or none. What another model picks is the answer. Our own sometimes picks a
+wrong one, however sure it is (docs/measured.md): all facts are the answer then, what it is sure of first. Without a model
+what the question names comes first. Every sentence is true of the report, whatever the question or the model says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
 from refdiff.agent.drivers.endpoint import OWN_MODEL
-from refdiff.agent.language.facts import Fact, Line, compared, facts, label
+from refdiff.agent.language.facts import Fact, Line, compared, facts
 from refdiff.agent.language.statements import FUNCTION_WORDS
 from refdiff.agent.prompts import ANSWER, sanitise
 from refdiff.agent.report.schema import DefectReport
@@ -38,6 +38,7 @@ _TRAINED = {
     "within": ("length {length}, within {limit}: {fits}",),
 }
 _IN_PROMPT = {*_TRAINED, "part", "product", "p", "confidence", "unknown_cause"}
+_QUOTED = {"reasoning", "request", "capture"}  # prose, whose words say little
 _SHOWN = 6  # findings that the model reads; those that a question names always
 
 _CJK = r"\u4e00-\u9fff"
@@ -60,19 +61,19 @@ def answer(
     decided: what a person made of the report since. driver: the model that chooses, ours of the statements that it was
     trained on, another of all. Raises LLMError.
     """
-    language, lines, opening = language_of(question), facts(report, decided), "says"
+    language, lines = language_of(question), facts(report, decided)
+    opening, first = "says", None
     if driver is not None:
         own_model = driver.model == OWN_MODEL
         offered = choices(lines, question, own_model)
         chosen, sure = driver.choose(ANSWER, prompt_of(report, question), [*offered, NOT_KNOWN])
-        fact, believed = offered.get(chosen), sure is None or sure >= MIN_CONFIDENCE
-        if own_model:  # it was told of some facts only: that it finds no answer says nothing of the others
-            believed = believed and fact is not None and _names_alone(question, fact, lines)
-        if believed and fact:
-            return fact.sentence(language)
-        if believed:
-            opening = "none_found"
-    told = [_told(_compared(line, question), language) for line in in_order(lines, question)]
+        if sure is None or sure >= MIN_CONFIDENCE:
+            first = offered.get(chosen)
+            if not own_model:
+                if first:
+                    return first.sentence(language)
+                opening = "none_found"  # ours was told of some facts only: its "not known" says nothing of the others
+    told = [_told(_compared(line, question), language) for line in in_order(lines, question, first)]
     return "\n".join([Fact(opening, "", {}).text(language), *told])
 
 
@@ -103,13 +104,14 @@ def prompt_of(report: DefectReport, question: str) -> str:
     return f"{sanitise(told)}\nQuestion: {sanitise(question)}"
 
 
-def in_order(lines: Sequence[Line], question: str) -> list[Line]:
-    """The lines of the findings that the question names first, then those that share more words with it."""
+def in_order(lines: Sequence[Line], question: str, first: Fact | None = None) -> list[Line]:
+    """The line of the first fact, those of findings that the question names, then those that share more words with it."""
     language, named = language_of(question), _named(question)
     absent = [[Fact("absent", name, {})] for name in sorted(named - {line[0].finding for line in lines})]
 
-    def rank(line: Line) -> tuple[bool, int]:
-        return line[0].finding not in named, -sum(_share_words(question, f.text(language), language) for f in line)
+    def rank(line: Line) -> tuple[bool, bool, int]:
+        holds = first is not None and line[0].finding == first.finding and (first.finding != "" or first in line)
+        return not holds, line[0].finding not in named, -sum(_shares_words(question, fact, language) for fact in line)
 
     return absent + sorted(lines, key=rank)
 
@@ -125,17 +127,11 @@ def language_of(text: str) -> str:
     return max(counts, key=lambda language: counts[language])  # the first of equals: English
 
 
-def _names_alone(question: str, chosen: Fact, lines: Sequence[Line]) -> bool:
-    """Whether the question has a word of the chosen fact's template, and none of another fact's of the report or finding."""
-    language = language_of(question)
-    others = {f.topic for line in lines for f in line if f.finding in ("", chosen.finding)} - {"part", "product"}
-    topics = {chosen.topic, *others}
-    return {t for t in topics if _share_words(question, label(t, language), language)} == {chosen.topic}
-
-
-def _share_words(question: str, text: str, language: str) -> bool:
+def _shares_words(question: str, fact: Fact, language: str) -> bool:
+    if fact.topic in _QUOTED:
+        return False
     asked = set(_WORDS.findall(question.casefold())) - _FUNCTION_WORDS.get(language, frozenset())
-    said = _WORDS.findall(text.casefold())
+    said = _WORDS.findall(fact.text(language).casefold())
     if language == "zh":  # it has no blanks between words
         return any(len(word) > 1 and word in run for word in said for run in asked)
     return any(len(word) > 2 and word in asked for word in said)

@@ -91,7 +91,7 @@ STATEMENTS: dict[str, Row] = {
     "inspected": ("inspected on {when}", "geprüft am {when}", "inspeccionado el {when}", "检查时间 {when}"),
     "requester": ("requested by {who}", "angefordert von {who}", "solicitado por {who}", "请求人 {who}"),
     "request": ("request: {text}", "Auftrag: {text}", "solicitud: {text}", "请求：{text}"),
-    "photo": ("photo: {text}", "Foto: {text}", "foto: {text}", "照片：{text}"),
+    "capture": ("capture: {text}", "Aufnahme: {text}", "captura: {text}", "拍摄：{text}"),
     "time": ("time of {step}: {ms} ms", "Dauer von {step}: {ms} ms", "tiempo de {step}: {ms} ms", "{step} 用时：{ms} ms"),
     "software": ("software refdiff {version}", "Software refdiff {version}", "software refdiff {version}",
                  "软件 refdiff {version}"),
@@ -163,7 +163,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "defect": ("Defekt", "defecto", "缺陷"),
     "no defect": ("kein Defekt", "sin defecto", "无缺陷"),
     "none": ("keiner", "ninguno", "无"),
-    "unknown": ("unbekannt", "desconocido", "未知"),
+    "unknown": ("unbekannt", "sin determinar", "未知"),
     "yes": ("ja", "sí", "是"),
     "no": ("nein", "no", "否"),
 }  # fmt: skip

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,14 +130,14 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, workspace: Worksp
 @pytest.mark.parametrize(
     ("model", "logprob", "believed"), [("refdiff", -0.05, True), ("refdiff", -0.5, False), ("qwen", -0.5, True)]
 )
-def test_our_own_model_is_believed_where_it_is_sure(
+def test_the_choice_of_a_model_answers_and_of_ours_comes_first_where_it_is_sure(
     model: str, logprob: float, believed: bool, workspace: Workspace, serve: Any
 ) -> None:
     def behave(body: Body) -> Any:
         name = body.get("response_format", {}).get("json_schema", {}).get("name")
         if name != "choice":
             return good(body)
-        answer = body["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"][0]
+        answer = body["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"][-2]
         message = {"role": "assistant", "content": json.dumps({"answer": answer})}
         tokens = [
             {"token": t, "logprob": p, "bytes": None, "top_logprobs": []} for t, p in (("{", 0.0), ("x", logprob))
@@ -149,6 +150,8 @@ def test_our_own_model_is_believed_where_it_is_sure(
     endpoint = serve(behave)
     with Inspector(workspace, AgentSettings(llm_base_url=endpoint.url, llm_model=model)) as inspector:
         report = inspector.run(InspectionRequest(ASK, "4412"))
-        said = inspector.answer_about(report.inspection_id, "what is the verdict?")
-    assert said.startswith("The report says:\n") is not believed
+        said = inspector.answer_about(report.inspection_id, "is it oil or grease?").splitlines()
+    assert (said[0] == "The report says:") is (model == "refdiff")
+    first = re.compile(r"f\d: ").match(said[1]) if model == "refdiff" else said[0].startswith("Reasoning: ")
+    assert bool(first) is believed
     assert ("with one of:" in _texts(endpoint.requests[-1])) is (model == "qwen")
