@@ -1,7 +1,6 @@
-"""What a text in a conversation asks for, and reports in words: shared by chat clients, Slack and Teams.
+"""What a message in a conversation asks for, and a report in a few lines: shared by chat clients, Slack and Teams.
 
-Which tools run and which verdict comes out is decided elsewhere; a text can only choose between an inspection of a part and
-a question about a report.
+A message can only choose between the inspection of a part and a question about a report.
 """
 
 from __future__ import annotations
@@ -17,22 +16,14 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.records.captures import normalise_part_id
 
 _ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
-
-
 # the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
 _WORD = re.compile(
     r"(?:(?<!\w)(?:part|teil|pieza|pièce|serial|s/n)(?![^\W\d_])|零件) ?"
     rf"(?:(?:number|no\.?|nr\.?|id|nummer|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?#? ?{_ID}",
     re.IGNORECASE,
 )
-
-
 _HASH = re.compile(rf"# ?{_ID}")
-
-
 _NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w| ?(?:%|°))")
-
-
 _MAX_CHARS = 2000
 _AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
 _CHINESE = r"(?:重新|再)?(?:检查|检测)"

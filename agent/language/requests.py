@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-from refdiff.agent.language.templates import ANOTHER, PLAIN, SEVERAL
+# the wordings that our own model reads requests in; it was trained on them
+INSPECT = "inspect part #{part} against the nearest good sample"
+SEVERAL_REFERENCES = "inspect part {part} against the {n} nearest good samples"
+ANOTHER_REFERENCE = "inspect part {part} and also try another reference"
 
 _COUNTS = {
     word: n
@@ -66,20 +69,21 @@ _GOLDEN_ID = re.compile(r"\bg-[0-9a-f]+")
 
 
 def reference_wish(text: str, part_id: str) -> str | None:
-    """What a request asks for beyond an inspection, several references or another one, in words that the model was
-    trained on; None if it asks for neither. Nothing of `text` is in the answer but a number from 1 to 8. Which golden it is
-    to be is not heeded: the nearest ones are what parts are judged by.
+    """A request for several references or for another one, in the wording that our own model was trained on; else None.
+
+    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is not heeded: the nearest ones
+    are what parts are judged by.
     """
     if _GOLDEN_ID.search(text):
         return None
     others = re.sub(rf"(?<!\w)#?{re.escape(part_id)}(?!\w)", "#", text)  # "part number 5 golden samples" counts none
     if found := _SEVERAL.search(others):
-        return SEVERAL[0].format(part=part_id, n=_COUNTS[(found[1] or found[2]).lower()])
+        return SEVERAL_REFERENCES.format(part=part_id, n=_COUNTS[(found[1] or found[2]).lower()])
     if _ANOTHER.search(others):
-        return ANOTHER[0].format(part=part_id)
+        return ANOTHER_REFERENCE.format(part=part_id)
     return None
 
 
 def canonical_request(text: str, part_id: str) -> str:
-    """A request in words that the model was trained on: what it wishes (`wish_of`), or a plain inspection."""
-    return reference_wish(text, part_id) or PLAIN[0].format(part=part_id)
+    """A request in the wording that our own model was trained on: a wish for references, or a plain inspection."""
+    return reference_wish(text, part_id) or INSPECT.format(part=part_id)

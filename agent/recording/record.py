@@ -28,8 +28,8 @@ from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT
 from refdiff.agent.drivers.embedded import plain_messages
 from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.graph import build_graph
-from refdiff.agent.language import templates
 from refdiff.agent.nodes import opening_messages
+from refdiff.agent.recording import templates
 from refdiff.agent.recording.questions import questions_about
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.request import InspectionRequest

@@ -108,7 +108,8 @@ def ask(
 ) -> None:
     """Ask in your own words; a request that names a part is inspected and filed.
 
-    With --about a question about a filed report is answered with what is true of it, or "not known".
+    With --about a question about a filed report is answered with what the report says, in the language of the question
+    (English, German, Spanish, Chinese).
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """

@@ -182,7 +182,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
     async def ask_about_inspection(
         inspection_id: InspectionId, question: Annotated[str, Field(min_length=1, max_length=2000)]
     ) -> Annotated[CallToolResult, Said]:
-        """A question about a filed report, answered with what is true of it, or "not known"."""
+        """A question about a filed report, answered with what the report says, in English, German, Spanish or Chinese."""
         said = await _off_loop(service.ask, inspection_id, question)
         return _answer(Said(answer=said), said)
 

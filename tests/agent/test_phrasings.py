@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.agent.language import templates
 from refdiff.agent.language.requests import reference_wish
+from refdiff.agent.recording import templates
 
 _SEVERAL = "inspect part 4412 against the {} nearest good samples"
 _ANOTHER = "inspect part 4412 and also try another reference"

@@ -11,11 +11,12 @@ import pytest
 
 from refdiff.agent.drivers.driver import MIN_CONFIDENCE
 from refdiff.agent.drivers.endpoint import OWN_MODEL, EndpointDriver
-from refdiff.agent.language import questions, templates
+from refdiff.agent.language import questions
 from refdiff.agent.language.facts import Word, facts
 from refdiff.agent.language.intent import part_id_in
 from refdiff.agent.language.questions import NOT_KNOWN, answer, choices, in_order, language_of, prompt_of
 from refdiff.agent.language.statements import FUNCTION_WORDS, LANGUAGES, STATEMENTS, WORDS
+from refdiff.agent.recording import templates
 from refdiff.agent.recording.questions import TEMPLATES, questions_about
 from refdiff.agent.report.schema import DefectReport, Severity
 from refdiff.memory.records.dispositions import Disposition

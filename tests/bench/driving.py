@@ -28,8 +28,8 @@ from langchain_core.messages import ToolMessage
 from refdiff.agent import prompts
 from refdiff.agent.drivers.allowed_calls import allowed_calls
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.language import templates
 from refdiff.agent.language.requests import canonical_request
+from refdiff.agent.recording import templates
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings

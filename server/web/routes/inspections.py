@@ -176,5 +176,5 @@ def dispose(service: TheService, caller: InspectorRole, inspection_id: str, body
 
 @router.post("/{inspection_id}/questions", responses=responses(404))
 def ask(service: TheService, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
-    """A question about a filed report, answered with what is true of it, or "Not known"."""
+    """A question about a filed report, answered with what the report says, in English, German, Spanish or Chinese."""
     return AnswerView(answer=service.ask(inspection_id, body.question), inspection_id=inspection_id)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from refdiff.agent.language.requests import ANOTHER_REFERENCE, INSPECT, SEVERAL_REFERENCES
+
 PLAIN = (
-    "inspect part #{part} against the nearest good sample", "check part {part}", "Please inspect part {part}.",
+    INSPECT, "check part {part}", "Please inspect part {part}.",
     "is part #{part} ok?", "inspect #{part}", "does part {part} have any defect?", "look at part {part} for me",
     "Compare part {part} with its golden sample", "run an inspection on part #{part}", "part {part}: any scratches?",
     "QA check of part number {part}", "I think part {part} is fine, isn't it?", "part #{part} looks scratched, check",
@@ -22,12 +24,12 @@ PLAIN_TEST = (
     "comprueba la pieza {part} por favor", "帮我看看零件 {part}",
 )  # fmt: skip
 SEVERAL = (
-    "inspect part {part} against the {n} nearest good samples", "compare part #{part} with {n} references",
+    SEVERAL_REFERENCES, "compare part #{part} with {n} references",
     "check part {part}, use {n} golden samples", "Prüfe Teil {part} mit {n} Referenzen",
 )  # fmt: skip
 SEVERAL_TEST = ("inspect #{part} using {n} goldens", "take {n} good samples for part {part}")
 ANOTHER = (
-    "inspect part {part} and also try another reference", "check part #{part}; use the second nearest golden too",
+    ANOTHER_REFERENCE, "check part #{part}; use the second nearest golden too",
     "compare part {part} with a different good sample as well", "Prüfe Teil {part} auch gegen ein anderes Gutmuster",
 )  # fmt: skip
 ANOTHER_TEST = ("part {part}: please double-check with another golden",)
