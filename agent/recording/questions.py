@@ -9,7 +9,7 @@ from typing import Any
 
 from refdiff.agent.language.facts import Fact, facts
 from refdiff.agent.language.questions import NOT_KNOWN, choices, prompt_of
-from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.report.schema import Artefacts, DefectReport
 
 _ASKABLE = 6  # findings that are asked about; the model always reads these
 
@@ -112,9 +112,10 @@ class Question:
 
 
 def questions_about(report: Mapping[str, Any], rng: random.Random, *, test: bool = False, n: int = 2) -> list[Question]:
-    """Questions about a report (DefectReport as JSON); among them, as chance has it, ones that it cannot answer."""
+    """Questions about a report (DefectReport as JSON, filed or not); by chance, some are ones that it cannot answer."""
     made = []
-    filed = DefectReport.model_validate(report)
+    nowhere = Artefacts(overlay="", heatmap="", side_by_side="", html="")
+    filed = DefectReport.model_validate({"artefacts": nowhere} | dict(report))
     for topic in rng.sample(list(TEMPLATES), n):
         findings = len(filed.findings)
         number = rng.randint(1, max(1, min(_ASKABLE, findings)) + int(rng.random() < 0.15))
