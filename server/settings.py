@@ -1,15 +1,21 @@
-"""Settings of the ways in. Environment prefix `REFDIFF_`, `.env` honoured."""
+"""Settings of the server and its chat bots, and the one loader of all settings. Environment prefix `REFDIFF_`, or the
+platforms' own names for their secrets; `.env` is read too."""
 
 from __future__ import annotations
 
 import getpass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.settings import ToolsSettings
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -60,10 +66,82 @@ class ServerSettings(BaseSettings):
     )
 
 
-def load(kind: type[S], **explicit: Any) -> S:
-    """Settings of one room; None among `explicit` means "not given". Raises ConfigurationError naming the setting."""
+class ChatSettings(BaseSettings):
+    """Explicit argument > environment > `.env` > default. A bot whose secrets are missing is off."""
+
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
+
+    public_url: str | None = Field(
+        default=None, description="Where people reach the review page, for links in answers."
+    )
+
+    slack_bot_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLACK_BOT_TOKEN", "REFDIFF_SLACK_BOT_TOKEN")
+    )
+    slack_signing_secret: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLACK_SIGNING_SECRET", "REFDIFF_SLACK_SIGNING_SECRET")
+    )
+    slack_app_token: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SLACK_APP_TOKEN", "REFDIFF_SLACK_APP_TOKEN"),
+        description="For Socket Mode: no address on the internet is needed then.",
+    )
+    slack_api_url: str = Field(default="https://slack.com/api/", description="Slack's Web API, or what stands for it.")
+    slack_deciders: str = Field(
+        default="", description="Ids of users who may accept and override, separated by commas; * for all."
+    )
+
+    teams_client_id: str | None = Field(default=None, description="Application id of the bot's registration.")
+    teams_client_secret: SecretStr | None = Field(default=None)
+    teams_tenant_id: str | None = Field(default=None)
+    teams_deciders: str = Field(
+        default="", description="Entra object ids of users who may accept and override, separated by commas; * for all."
+    )
+
+    @property
+    def called_from_outside(self) -> bool:
+        """Whether a platform or people reach this server from other machines: through a proxy, if it is on loopback."""
+        return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            return cls.model_fields[info.field_name].get_default()
+        return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of every room, read together."""
+
+    model: ModelSettings
+    memory: MemorySettings
+    tools: ToolsSettings
+    agent: AgentSettings
+    server: ServerSettings
+    chat: ChatSettings
+
+
+def load_settings(**explicit: Any) -> Settings:
+    """Read environment and `.env`. explicit: values of fields, by field name, that win over both; None means "not given".
+
+    Raises ConfigurationError naming the variable, for any room.
+    """
+    given = {name: value for name, value in explicit.items() if value is not None}
+    return Settings(
+        model=_load(ModelSettings, given),
+        memory=_load(MemorySettings, given),
+        tools=_load(ToolsSettings, given),
+        agent=_load(AgentSettings, given),
+        server=_load(ServerSettings, given),
+        chat=_load(ChatSettings, given),
+    )
+
+
+def _load(kind: type[S], given: dict[str, Any]) -> S:
     try:
-        return kind(**{name: value for name, value in explicit.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
     except ValidationError as e:
         problems = "; ".join(
             f"{_variable(p['loc'])}={_short(p['input'])}: {p['msg'].lower()}" for p in e.errors(include_url=False)

@@ -27,7 +27,6 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownRecordError,
 )
-from refdiff.server.chat.settings import may_decide
 from refdiff.server.chat.summary import Told, tell
 
 log = logging.getLogger(__name__)
@@ -339,3 +338,9 @@ def _helpful(error: RefDiffError) -> str:
     if isinstance(error, UnknownRecordError | DuplicateError | InputError):
         return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}" if "say which product" in text else text
     return f"That does not work just now: {text}"
+
+
+def may_decide(deciders: str, user: str) -> bool:
+    """Is a user on the list? Nobody is on an empty one."""
+    named = {d.strip() for d in deciders.split(",") if d.strip()}
+    return bool(user) and ("*" in named or user in named)

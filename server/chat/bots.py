@@ -16,8 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from refdiff.agent.service import InspectionService
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat.bot import ChatBot
-from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.settings import ConfigurationError
+from refdiff.server.settings import ChatSettings, ConfigurationError
 
 if TYPE_CHECKING:  # the SDK takes a second to load
     from microsoft_teams.api.auth.cloud_environment import CloudEnvironment

@@ -10,9 +10,9 @@ import typer
 
 from refdiff.memory.audit_store import Checked, write_lines
 from refdiff.model.errors import InputError, TamperedError
-from refdiff.server.cli.options import Json, clean, open_stores, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import current, open_stores, settings
+from refdiff.server.cli.options import Json, clean, shown_path
+from refdiff.server.cli.output import emit
 
 audit = typer.Typer(
     help="Export who asked what, what was seen, filed and decided, in a chain that shows tampering; check it.",
@@ -46,11 +46,11 @@ def export(
         raise InputError(f"--out {clean(str(out))}: a folder; name the file to write")
     chosen = None if inspection_id is None else clean(inspection_id)
     with open_stores() as stores:
-        size = write_lines(out, stores.audit.export(chosen, since, by=load(ServerSettings).user))
+        size = write_lines(out, stores.audit.export(chosen, since, by=settings().server.user))
         checked = stores.audit.verify_file(out)
     if checked.problem is not None:  # the file holds what the home holds; it is no proof
         raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
-    answer.give(
+    emit(
         {"file": shown_path(out), "bytes": size, "records": checked.records, "head": checked.head},
         f"{checked.records} records in {shown_path(out)}",
         f"head {checked.head}: keep it elsewhere; whoever rewrites the trail cannot reach it again",
@@ -86,14 +86,14 @@ def verify(
     for what, checked in checks:
         if checked.problem is not None:
             error = TamperedError(f"{what}: tampered with at {checked.problem}")
-            if answer.as_json:
+            if current().as_json:
                 details = {"type": "TamperedError", "message": str(error), "exit_code": error.exit_code}
-                answer.give({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
+                emit({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
             raise error
     shown = [
         line for what, c in checks for line in (f"{what}: intact, {c.records} records", f"head {c.head}", *c.notes)
     ]
-    answer.give({"intact": True, "checks": [_plain(w, c) for w, c in checks]}, *shown)
+    emit({"intact": True, "checks": [_plain(w, c) for w, c in checks]}, *shown)
 
 
 def _plain(what: str, checked: Checked) -> dict[str, Any]:

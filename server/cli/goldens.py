@@ -11,9 +11,9 @@ import typer
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import current, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.tools.golden_samples.enroll import EnrollResult
@@ -46,7 +46,7 @@ def enroll(
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
 
-    settings = load(ServerSettings)
+    user = settings().server.user
     with open_workspace() as workspace, output.progress(f"enrolling {output.printable(product)}") as moved:
         result = enroll_files(
             workspace,
@@ -55,7 +55,7 @@ def enroll(
             scale_mm_per_px=scale_mm_per_px,
             part_group=part_group,
             station=station,
-            enrolled_by=settings.user,
+            enrolled_by=user,
             progress=moved,
         )
     document = _document(result)
@@ -63,11 +63,11 @@ def enroll(
         reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
         more = f" and {len(result.refused) - 3} more" if len(result.refused) > 3 else ""
         error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}{more}")
-        if answer.as_json:
+        if current().as_json:
             details = {"type": "InputError", "message": str(error), "exit_code": error.exit_code}
-            answer.give({"error": details} | document)
+            emit({"error": details} | document)
         raise error
-    answer.give(document, _summary(result))
+    emit(document, _summary(result))
     for title, lines in (("refused", result.refused), ("already there", result.already_there)):
         for line in lines[:_REASONS_SHOWN]:
             output.say(f"{title}: {clean(str(line.path))}: {line.reason}", "red" if title == "refused" else "dim")
@@ -122,7 +122,7 @@ def list_goldens(
         cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
                  golden.enrolled_at[:16].replace("T", " "), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
-    answer.give(
+    emit(
         {"goldens": [asdict(g) for g in found]},
         shown if found else "no golden samples; add some: refdiff enroll --product P FOLDER",
     )
@@ -161,14 +161,14 @@ def adopt(_json: Json = False) -> None:
     with open_workspace() as workspace:
         made = adopt_all(workspace)
     lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
-    answer.give({"learned": [asdict(m) for m in made]}, output.printable("\n".join(lines) or "no consent waits"))
+    emit({"learned": [asdict(m) for m in made]}, output.printable("\n".join(lines) or "no consent waits"))
 
 
 def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
-    note = clean(note).strip() or f"{status} by {load(ServerSettings).user}"
+    note = clean(note).strip() or f"{status} by {settings().server.user}"
     with open_workspace() as workspace:
         for golden_id in ids:  # all or none: a mistyped id changes nothing
             workspace.bank.get(golden_id)
         changed: list[Golden] = [workspace.bank.set_status(golden_id, status, note) for golden_id in ids]
     lines = [f"{g.golden_id} ({g.product}, {output.printable(g.filename)}): {g.status}" for g in changed]
-    answer.give({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))
+    emit({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))

@@ -13,8 +13,8 @@ import typer
 from refdiff.memory.files import storage_error
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.model.errors import InputError
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
     Json,
@@ -23,12 +23,9 @@ from refdiff.server.cli.options import (
     References,
     ScaleMm,
     clean,
-    open_stores,
-    open_workspace,
     shown_path,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.agent.report.schema import DefectReport
@@ -68,7 +65,7 @@ def capture(
     if taken.product not in known:
         have = f" (products so far: {', '.join(known)})" if known else ""
         output.note(f"product {taken.product!r} is new{have}; it needs good samples: refdiff enroll --product ...")
-    answer.give(asdict(taken), f"part {taken.part_id}, product {taken.product}: captured as {taken.capture_id}")
+    emit(asdict(taken), f"part {taken.part_id}, product {taken.product}: captured as {taken.capture_id}")
 
 
 def inspect(
@@ -131,26 +128,22 @@ def ask(
     if image is not None:
         raise InputError("the photo needs a part: name it in the text (part #4412) or with --part")
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         reply = inspector.answer(text)
-    answer.give({"answer": reply, "verdict": None}, output.printable(reply))
+    emit({"answer": reply, "verdict": None}, output.printable(reply))
 
 
 def _answer_about(inspection_id: str, text: str) -> None:
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
     with (
         open_workspace() as workspace,
         output.watching("question") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         reply = inspector.answer_about(inspection_id, text)
-    answer.give({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
+    emit({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
 
 
 def _inspect(
@@ -174,27 +167,26 @@ def _inspect(
             taken = stores.captures.latest(part_id, product)
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import InspectionRequest
-    from refdiff.agent.settings import AgentSettings
 
-    settings, user = load(AgentSettings), load(ServerSettings).user
+    user = settings().server.user
     request = InspectionRequest(text=text, part_id=part_id, product=taken.product, requested_by=user)
     with (
-        open_workspace(references, alpha) as workspace,
+        open_workspace(references=references, alpha=alpha) as workspace,
         output.watching(f"part {part_id}") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         report = inspector.run(request)
     copies = copy_artefacts(report, html, out)
     lines = [f"copied to     {shown_path(p)}" for p in copies]
     files = output.files_view(report)
-    answer.give(report.model_dump(mode="json"), output.report_view(report), files, *lines)
+    emit(report.model_dump(mode="json"), output.report_view(report), files, *lines)
     raise typer.Exit(VERDICT_CODES[report.verdict])
 
 
 def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
     from refdiff.tools.golden_samples.enroll import record_capture
 
-    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=load(ModelSettings))
+    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=settings().model)
 
 
 def _product_of(stores: Stores, part_id: str) -> str:

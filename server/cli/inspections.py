@@ -13,9 +13,9 @@ from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdi
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.output import emit
 
 inspections = typer.Typer(help="List filed inspections, or show one.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def list_inspections(
     with open_stores() as stores:
         found = stores.inspections.list(product, _verdict(verdict), part, limit, offset)
         decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
-    answer.give(
+    emit(
         {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
         inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
     )
@@ -100,7 +100,7 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
     lines = [hint] if hint else []
     if decided:
         lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
-    answer.give(
+    emit(
         record.report | {"disposition": _plain(decided)},
         output.report_view(report),
         output.files_view(report),
@@ -114,18 +114,16 @@ def resume_inspections(
 ) -> None:
     """Finish inspections that were cut off (power, kill): all of them, or one. Each is filed once."""
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
     with (
         open_workspace() as workspace,
         output.watching("resuming") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         ids = inspector.pending() if inspection_id is None else [clean(inspection_id)]
         reports = [inspector.resume(i) for i in ids]
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
-    answer.give(
+    emit(
         {"inspections": [r.model_dump(mode="json") for r in reports]},
         output.printable("\n".join(lines) or "no inspection was cut off"),
     )

@@ -7,12 +7,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,21 +24,22 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import (
     audit,
+    demo,
     goldens,
     inspect,
     inspections,
+    invocation,
     mcp,
     model,
     output,
     products,
     review,
     serve,
-    serve_model,
     train,
     watch,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.output import emit
+from refdiff.server.settings import ConfigurationError
 
 USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
 
@@ -62,6 +61,7 @@ app = typer.Typer(
 goldens.register(app)
 inspect.register(app)
 products.register(app)
+demo.register(app)
 inspections.register(app)
 review.register(app)
 audit.register(app)
@@ -70,7 +70,6 @@ watch.register(app)
 model.register(app)
 serve.register(app)
 mcp.register(app)
-serve_model.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,10 +84,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    settings = load(ServerSettings)
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    if settings.log_level != "DEBUG":
-        warnings.simplefilter("ignore")  # of libraries, for their developers
+    """Every command loads the settings when it first needs them."""
 
 
 # Set before torch loads: its idle threads would else spin, which slows everything 20-fold on a machine that is busy already
@@ -101,11 +97,15 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; its exit code. Everything that can go wrong is told in one place, here."""
+    """Run one command and return its exit code. Every error is reported here, and nowhere else."""
     own = list(arguments)
-    answer.as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
-    answer.given = False
-    output.prepare_streams()
+    as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
+    with invocation.begin(as_json):
+        output.prepare_streams(as_json)
+        return _guarded(own)
+
+
+def _guarded(own: list[str]) -> int:
     try:
         code = _command(own)
         output.flush()
@@ -119,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         return _internal(e)
     except MemoryError as e:
         return _fail(e, "not enough memory; close other programs or lower REFDIFF_MAX_PIXELS", UNAVAILABLE)
-    except Exception as e:  # the last resort, which keeps the traceback for those who mend it
+    except Exception as e:  # the last resort: keep the traceback for debugging
         return _internal(e)
 
 
@@ -142,7 +142,7 @@ def _command(arguments: list[str]) -> int:
 def _usage(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        if not answer.as_json:
+        if not invocation.current().as_json:
             return USAGE  # Typer has shown the help
         return _fail(error, "a command is missing; see refdiff --help", USAGE)
     command = context.command_path if context is not None else "refdiff"
@@ -153,8 +153,9 @@ def _usage(error: TyperException) -> int:
 def _fail(error: BaseException, message: str, code: int) -> int:
     kind = "UsageError" if code == USAGE and not isinstance(error, ConfigurationError) else type(error).__name__
     output.say(f"refdiff: {message}", "red")
-    if answer.as_json and not answer.given:
-        answer.give({"error": {"type": kind, "message": message, "exit_code": code}})
+    run = invocation.current()
+    if run.as_json and not run.emitted:
+        emit({"error": {"type": kind, "message": message, "exit_code": code}})
     output.flush()
     return code
 

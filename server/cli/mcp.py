@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from refdiff.memory.settings import MemorySettings
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.invocation import settings
+from refdiff.server.settings import ConfigurationError
 from refdiff.server.sockets import address, is_loopback, listen
-from refdiff.tools.settings import ToolsSettings
 
 _STOP_S = 10  # how long open requests may take after a stop is asked for
 
@@ -37,22 +35,18 @@ def mcp(
     Over stdin and stdout it serves the agent that started it, until stdin ends, SIGTERM or Ctrl-C. It has the home folder
     to itself while it runs, as `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
     """
-    settings = load(ServerSettings)
-    token = settings.mcp_token.get_secret_value() if settings.mcp_token else None
+    chosen = settings()
+    token = chosen.server.mcp_token.get_secret_value() if chosen.server.mcp_token else None
     if http and not token and not is_loopback(host):
         raise ConfigurationError(f"--host {host} is open to others: set REFDIFF_MCP_TOKEN, which callers then send")
     with ExitStack() as running:
         # before anything heavy loads
         listener = running.enter_context(closing(listen(host, port))) if http else None
         from refdiff.agent.service import InspectionService
-        from refdiff.agent.settings import AgentSettings
         from refdiff.server.mcp.server import build_server
 
-        model = load(ModelSettings)
-        service = running.enter_context(
-            InspectionService.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings))
-        )
-        server = build_server(service, by=f"mcp ({settings.user})")
+        service = running.enter_context(InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent))
+        server = build_server(service, by=f"mcp ({chosen.server.user})")
         if listener is None:
             from refdiff.server.mcp.stdio import ended_by_signals
 
@@ -63,9 +57,9 @@ def mcp(
             import uvicorn
 
             from refdiff.server.mcp.http import PATH, build_app
-            from refdiff.server.web.graceful import GracefulServer
+            from refdiff.server.web.serve import GracefulServer
 
-            app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
+            app = build_app(server, host, token, chosen.model.max_bytes * 4 // 3 + 65_536)
             at = f"{address(host, listener)}{PATH}"
             config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
             web = GracefulServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), service.drain)

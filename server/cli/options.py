@@ -1,24 +1,15 @@
-"""Options that several commands share, and how commands open what they need."""
+"""Options that several commands share, and how their texts are cleaned and shown."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnknownProductError
-from refdiff.model.settings import ModelSettings
-from refdiff.server.settings import load
-from refdiff.tools.settings import ToolsSettings
-
-if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
-    from refdiff.tools.workspace import Workspace
 
 
 def _positive(value: float | None) -> float | None:
@@ -47,22 +38,6 @@ AlphaRate = Annotated[
     float | None,
     typer.Option("--alpha", metavar="A", callback=_rate, help="False-reject rate asked for (REFDIFF_ALPHA)."),
 ]
-
-
-def open_stores() -> Stores:
-    return Stores.open(load(MemorySettings))
-
-
-@contextlib.contextmanager
-def open_workspace(
-    references: int | None = None, alpha: float | None = None, threads: int | None = None
-) -> Iterator[Workspace]:
-    memory, model = load(MemorySettings), load(ModelSettings, threads=threads)
-    tools = load(ToolsSettings, references=references, alpha=alpha)
-    from refdiff.tools.workspace import Workspace
-
-    with Workspace.open(memory=memory, model=model, tools=tools) as workspace:
-        yield workspace
 
 
 def clean(text: str) -> str:

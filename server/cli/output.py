@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from refdiff.server.cli.invocation import current
+
 if TYPE_CHECKING:
     from refdiff.agent.inspector import AgentEvent
     from refdiff.agent.report.schema import DefectReport, Finding
@@ -48,35 +50,26 @@ out = _Console(stderr=False)
 err = _Console(stderr=True)
 
 
-class Answer:
-    """The one answer of a command: a JSON document with --json, else what people read."""
-
-    def __init__(self) -> None:
-        self.as_json = False
-        self.given = False
-
-    def give(self, document: Any, *shown: RenderableType) -> None:
-        """Write `document` (JSON data) with --json, else `shown`."""
-        self.given = True
-        if not self.as_json:
-            for part in shown:
-                out.print(part, soft_wrap=isinstance(part, str | Text))  # a path must stay in one piece
-            return
-        if sys.stdout is None:
-            return
-        try:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _discard(sys.stdout)
+def emit(document: Any, *view: RenderableType) -> None:
+    """Write the one answer of a command: `document` (JSON data) with --json, else `view`, which people read."""
+    invocation = current()
+    invocation.emitted = True
+    if not invocation.as_json:
+        for part in view:
+            out.print(part, soft_wrap=isinstance(part, str | Text))  # a path must stay in one piece
+        return
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
 
 
-answer = Answer()
-
-
-def prepare_streams() -> None:
+def prepare_streams(as_json: bool) -> None:
     """JSON is UTF-8; a file name that is not is escaped instead of ending the command."""
-    for stream, encoding in ((sys.stdout, "utf-8" if answer.as_json else None), (sys.stderr, None)):
+    for stream, encoding in ((sys.stdout, "utf-8" if as_json else None), (sys.stderr, None)):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding=encoding, errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`refdiff calibrate`, `product`, `evaluate`, `demo`: how good parts score, what is acceptable, how well it works."""
+"""`refdiff calibrate`, `product` and `evaluate`: how good parts score, what is acceptable, how well defects are found."""
 
 from __future__ import annotations
 
@@ -12,23 +12,18 @@ import typer
 
 from refdiff.memory.files import storage_error
 from refdiff.memory.records.products import check_product_name
-from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
     Json,
     ProductName,
     References,
     clean,
-    open_stores,
-    open_workspace,
     unknown_product,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
-from refdiff.tools.settings import ToolsSettings
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.tools.workspace import Workspace
@@ -51,7 +46,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: refdiff calibrate --product bracket --alpha 0.05")(calibrate)
     app.add_typer(product, name="product")
     app.command(epilog="Example: refdiff evaluate data/screw --goldens 40 --out results.json")(evaluate)
-    app.command(epilog="Example: refdiff demo --out demo-output")(demo)
 
 
 def calibrate(
@@ -65,14 +59,14 @@ def calibrate(
     from refdiff.tools.inspection.calibration import requested_alpha, summary
 
     name = check_product_name(product)
-    with open_workspace(references, alpha) as workspace:
+    with open_workspace(references=references, alpha=alpha) as workspace:
         if not workspace.bank.count(name):
             raise unknown_product(workspace.bank.products(), name)
         with output.progress(f"calibrating {name}") as moved:
             calibration = measure(workspace, name, references, moved, alpha)
         asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
-    answer.give(found, output.facts(_calibration_rows(found)))
+    emit(found, output.facts(_calibration_rows(found)))
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -111,7 +105,7 @@ def set_product(
         kept = stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
     zones, limits = len(parsed.zones), len(parsed.limits)
     line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
-    answer.give(asdict(kept), line)
+    emit(asdict(kept), line)
     if any(zone.kind == "ignore" for zone in parsed.zones):
         output.note("zones that are ignored change the scores; the next inspection calibrates again")
 
@@ -126,7 +120,7 @@ def show_product(
         with open_stores() as stores:
             known = stores.products.list()
         listed = "\n".join(p.name for p in known) or "no products; make one: refdiff enroll --product P FOLDER"
-        answer.give({"products": [asdict(p) for p in known]}, listed)
+        emit({"products": [asdict(p) for p in known]}, listed)
         return
 
     with open_workspace() as workspace:
@@ -134,7 +128,7 @@ def show_product(
         if found is None:
             raise unknown_product([p.name for p in workspace.stores.products.list()], name)
         document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
-    answer.give(document, *_product_view(document))
+    emit(document, *_product_view(document))
 
 
 def _count(workspace: Workspace, name: str) -> dict[str, int]:
@@ -197,14 +191,12 @@ def evaluate(
     _json: Json = False,
 ) -> None:
     """Measure how well defects are found on a labelled data set. Needs no set-up and touches no stored data."""
+    chosen = settings(alpha=alpha).tools  # a wrong setting is reported before anything loads
     if out is not None:
         _check_file(out)
     from refdiff.agent.evaluation.results import print_results
     from refdiff.agent.evaluation.run import evaluate as measure
-    from refdiff.agent.settings import AgentSettings
 
-    for kind in (MemorySettings, ModelSettings, AgentSettings):  # a wrong setting is told before anything is loaded
-        load(kind)
     with output.stages(clean(directory.name or str(directory))) as moved:
         results = measure(
             directory,
@@ -212,7 +204,7 @@ def evaluate(
             split=split.value if split else None,
             goldens=goldens,
             references=references,
-            alpha=alpha if alpha is not None else load(ToolsSettings).alpha,
+            alpha=chosen.alpha,
             judge=judge,
             detections=detections,
             seed=seed,
@@ -226,8 +218,8 @@ def evaluate(
         except OSError as e:
             raise storage_error(out, e) from e
         output.say(f"results written to {clean(str(out.absolute()))}")
-    if answer.as_json:
-        answer.give(results.model_dump(mode="json"))
+    if current().as_json:
+        emit(results.model_dump(mode="json"))
 
 
 def _check_file(path: Path) -> None:
@@ -239,16 +231,3 @@ def _check_file(path: Path) -> None:
         raise InputError(f"--out {name}: its folder cannot be made ({e.strerror})") from e
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise InputError(f"--out {name}: cannot be written; name a file in a folder that can")
-
-
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder made for it, afresh each time.")] = Path(
-        "demo-output"
-    ),
-    _json: Json = False,
-) -> None:
-    """Enrol real solar cells, inspect six parts and write the reports. Touches none of your own data."""
-    from refdiff.server.cli.demo import run_demo
-
-    document, shown = run_demo(out)
-    answer.give(document, *shown)

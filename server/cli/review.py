@@ -14,9 +14,9 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.output import emit
 
 _LISTED = 200
 
@@ -66,7 +66,7 @@ def review(
             waiting = stores.inspections.open_reviews()
         hint = "decide one: refdiff review INSPECTION --accept|--override --good|--bad --reason TEXT"
         shown = (inspection_table(waiting, {}), hint) if waiting else ("no inspection waits for a review",)
-        answer.give({"open_reviews": [inspection_row(r) for r in waiting]}, *shown)
+        emit({"open_reviews": [inspection_row(r) for r in waiting]}, *shown)
         return
     inspection_id = clean(inspection_id)
     with open_stores() as stores:
@@ -77,16 +77,15 @@ def review(
             return
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is told before the model loads
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    who = clean(by or settings().server.user)
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
         learned = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing is learned from it, since it does not say what the part is: add --good or --bad next time")
     lines = [f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}"]
-    answer.give(asdict(made) | {"learned": _plain(learned)}, *lines, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(learned)}, *lines, *_learned_lines(as_reference, learned))
 
 
 def _blind(
@@ -100,20 +99,19 @@ def _blind(
             waiting = stores.blind_checks.waiting(limit=_LISTED)
             shown = _waiting_table(stores, waiting) if waiting else "no part waits for a blind check"
             hint = "look at the photo, not at the report; then: refdiff review INSPECTION --blind --good|--bad"
-            answer.give({"blind_checks": [_blind_row(stores, w) for w in waiting]}, shown, *([hint] if waiting else []))
+            emit({"blind_checks": [_blind_row(stores, w) for w in waiting]}, shown, *([hint] if waiting else []))
             return
         inspection_id = clean(inspection_id)
         if judged is None:
             raise typer.BadParameter("say what the part is.", param_hint="--good/--bad")
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    who = clean(by or settings().server.user)
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
         learned = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
-    answer.give(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))
 
 
 def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
@@ -200,4 +198,4 @@ def rates(
         f"dispositions (no rate, people knew the verdict): {decided}",
         "in brackets: events/parts and the 95 % interval",
     ]
-    answer.give(found.model_dump(mode="json"), shown, *lines, *(f"note: {n}" for n in found.notes))
+    emit(found.model_dump(mode="json"), shown, *lines, *(f"note: {n}" for n in found.notes))

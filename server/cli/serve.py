@@ -10,14 +10,11 @@ from typing import Annotated
 import typer
 
 from refdiff.memory.records.api_keys import KeyStore
-from refdiff.memory.settings import MemorySettings
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.options import AlphaRate, Json, References, clean, open_stores
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import open_stores, settings
+from refdiff.server.cli.options import AlphaRate, Json, References, clean
+from refdiff.server.cli.output import emit
 from refdiff.server.sockets import check_open_to, listen
-from refdiff.tools.settings import ToolsSettings
 
 keys = typer.Typer(help="API keys of the HTTP server: add, list, revoke.", no_args_is_help=True)
 
@@ -49,23 +46,17 @@ def serve(
 
     Documentation: http://HOST:PORT/docs · health: /healthz · metrics: /metrics
     """
-    settings = load(ServerSettings)
-    memory, model = load(MemorySettings), load(ModelSettings)
-    tools = load(ToolsSettings, references=references, alpha=alpha)
+    chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before anything heavy loads
         with open_stores() as stores, KeyStore(stores.settings.home) as kept:
             check_open_to(host, kept)
-        from refdiff.agent.service import InspectionService
-        from refdiff.agent.settings import AgentSettings
         from refdiff.server.web.serve import serve as run_server
-
-        agent = load(AgentSettings)
 
         def ready(address: str) -> None:
             line = f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"
-            answer.give({"address": address, "home": str(memory.home)}, line)
+            emit({"address": address, "home": str(chosen.memory.home)}, line)
 
-        run_server(listener, host, lambda: InspectionService.open(memory, model, tools, agent), settings, ready)
+        run_server(listener, host, chosen, ready)
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")
@@ -76,8 +67,8 @@ def add_key(
 ) -> None:
     """Make an API key. Its text is shown once; only a digest is kept."""
     with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        key, text = kept.add(clean(name), role.value, load(ServerSettings).user)
-    answer.give(asdict(key) | {"key": text}, text)
+        key, text = kept.add(clean(name), role.value, settings().server.user)
+    emit(asdict(key) | {"key": text}, text)
     output.note(f"{key.key_id} ({output.printable(key.name)}, {key.role}): the key is shown only now; keep it safe")
 
 
@@ -93,7 +84,7 @@ def list_keys(_json: Json = False) -> None:
             key.key_id, output.printable(key.name), key.role, times[0], output.printable(key.created_by), times[1]
         )
     hint = "no API keys; make one: refdiff keys add NAME --role inspector"
-    answer.give({"keys": [asdict(k) for k in found]}, shown if found else hint)
+    emit({"keys": [asdict(k) for k in found]}, shown if found else hint)
 
 
 @keys.command(epilog="Example: refdiff keys revoke k-1a2b3c4d")
@@ -103,4 +94,4 @@ def revoke(
     """End a key, at once and for good."""
     with open_stores() as stores, KeyStore(stores.settings.home) as kept:
         ended = kept.revoke(clean(key_id))
-    answer.give(asdict(ended), f"{ended.key_id} ({output.printable(ended.name)}): revoked")
+    emit(asdict(ended), f"{ended.key_id} ({output.printable(ended.name)}): revoked")

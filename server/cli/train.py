@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from refdiff.model.errors import InputError
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
+from refdiff.server.cli.output import emit
 
 train = typer.Typer(help="Train the networks; resumable, on a CPU.", no_args_is_help=True)
 
@@ -66,7 +65,7 @@ def difference(
 
         weights = train_difference(recipe, sources, out, progress=told)
     card = weights.with_name("MODEL_CARD.md")
-    answer.give(
+    emit(
         {"weights": shown_path(weights), "card": shown_path(card)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
@@ -105,7 +104,7 @@ def record(
     with output.progress("recording") as moved:
         n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test),
                  lambda what, done, total: moved(done, total, what))  # fmt: skip
-    answer.give({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
+    emit({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
 
 
 @train.command(
@@ -159,8 +158,8 @@ def language(
         def told(what: str, done: int, total: int, note: str) -> None:
             moved(done, total, f"{what} {note}".strip())
 
-        weights = train_language(recipe, sources, recordings, out, settings=load(ModelSettings), progress=told)
-    answer.give(
+        weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=told)
+    emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
         "refdiff model build",
@@ -193,7 +192,7 @@ def boards(
             moved(done, total, f"{what} {note}".strip())
 
         weights = train_boards(recipe, groups, out, progress=told)
-    answer.give(
+    emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_BOARD_WEIGHTS={shown_path(weights)}",
     )

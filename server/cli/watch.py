@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refdiff.memory.files import make_folder
-from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_workspace, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.invocation import open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
+from refdiff.server.cli.output import emit
+from refdiff.server.settings import ConfigurationError
+from refdiff.server.signals import stopping
 
 if TYPE_CHECKING:
-    from refdiff.server.watch.watcher import FolderWatcher, WatchState
+    from refdiff.server.watch.watcher import WatchState
     from refdiff.tools.workspace import Workspace
 
 _SHOWN_EVERY_S = 30.0  # where no terminal shows the line of progress
@@ -86,47 +85,46 @@ def watch(
 
     Ctrl-C or SIGTERM ends it after the photos in work. Exit code 0, also with FAIL among the verdicts.
     """
-    ours, count = load(ServerSettings), workers or _cores()
-    secret = ours.webhook_secret.get_secret_value() if ours.webhook_secret else ""
+    chosen, count = settings(), workers or _cores()
+    given = chosen.server.webhook_secret
+    secret = given.get_secret_value() if given else ""
     if webhook and not secret:
         raise ConfigurationError(
             "--webhook needs REFDIFF_WEBHOOK_SECRET: both sides sign with it (openssl rand -base64 32)"
         )
     # each worker has a core; threads of the network within one would only wait for each other
-    threads = load(ModelSettings).threads or max(1, _cores() // count)
+    threads = chosen.model.threads or max(1, _cores() // count)
     import cv2
 
     cv2.setNumThreads(1)
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
     from refdiff.memory.journals.watch import WatchJournal
     from refdiff.server.watch.folder import NamePattern, WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
 
-    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
+    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete)
-    settings = load(AgentSettings)
     with ExitStack() as stack:
         stack.enter_context(_alone(folder.root))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
-        inspector = stack.enter_context(Inspector(workspace, settings))
+        inspector = stack.enter_context(Inspector(workspace, chosen.agent))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)
         show = stack.enter_context(_shown())
         line = FolderWatcher(
             folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show
         )
-        with _stoppable(line) as interrupted:
+        with stopping(line.stop) as interrupted:
             output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C ends it")
             state = line.run(once=once)
         if sender:
             sender.drain(_DRAIN_S)
         document = _summary(folder.root, state, journal)
-    answer.give(document, _line_of(state))
+    emit(document, _line_of(state))
     if interrupted():
         raise KeyboardInterrupt
 
@@ -138,7 +136,7 @@ def _cores() -> int:
 def _place(root: Path) -> Path:
     """Where the journal of a folder lies, in the home: the camera's share may not be writable for databases."""
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    return make_folder(load(MemorySettings).home / "lines") / name
+    return make_folder(settings().memory.home / "lines") / name
 
 
 def _journal_path(root: Path) -> Path:
@@ -172,25 +170,6 @@ def _warm_up(workspace: Workspace, product: str | None) -> None:
         raise unknown_product(workspace.bank.products(), product)
     with output.progress(f"calibrating {product}") as moved:
         current_calibration(workspace, product, None, moved)
-
-
-@contextmanager
-def _stoppable(line: FolderWatcher) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the line in order; a second one at once. Yields: was it Ctrl-C?"""
-    got: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        if got:
-            raise KeyboardInterrupt
-        got.append(number)
-        line.stop()
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: got[:1] == [signal.SIGINT]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

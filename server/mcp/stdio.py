@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import threading
 from collections.abc import Callable, Iterator
+
+from refdiff.server.signals import stopping
 
 _CHUNK = 65_536
 
@@ -25,7 +26,6 @@ def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]
     caller, (reading, writing), (waking, wake) = os.dup(0), os.pipe(), os.pipe()
     os.dup2(reading, 0)
     os.close(reading)
-    got: list[int] = []
 
     def pass_on() -> None:
         try:
@@ -39,16 +39,6 @@ def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]
         finally:
             os.close(writing)
 
-    def stop(number: int, _: object) -> None:
-        if got:
-            raise KeyboardInterrupt
-        got.append(number)
-        os.write(wake, b"!")
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    threading.Thread(target=pass_on, name="stdin", daemon=True).start()
-    try:
-        yield lambda: got[:1] == [signal.SIGINT]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stopping(lambda: os.write(wake, b"!")) as interrupted:
+        threading.Thread(target=pass_on, name="stdin", daemon=True).start()
+        yield interrupted

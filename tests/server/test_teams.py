@@ -20,10 +20,9 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bots import bots
-from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.chat.teams import app as teams_app
 from refdiff.server.chat.teams import cards
-from refdiff.server.settings import ConfigurationError
+from refdiff.server.settings import ChatSettings, ConfigurationError
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
