@@ -1,17 +1,18 @@
-"""The FastAPI application over one desk."""
+"""The FastAPI application over one inspection service."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from refdiff.agent.service import InspectionService
 from refdiff.server.settings import ServerSettings
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
-from refdiff.server.web.middleware import RequestAdmission
+from refdiff.server.web.middleware import DOCS_PATH, RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
@@ -41,12 +42,13 @@ ROUTERS = (
 
 def create_app(service: InspectionService, access: Access, settings: ServerSettings) -> FastAPI:
     """service: the caller closes it. access: who may come in."""
-    app = FastAPI(
+    app = FastAPIOffline(  # the pages of /docs load their scripts from here, not from the internet
+        docs_url=DOCS_PATH,
+        redoc_url=None,
         title="RefDiff Inspector",
         description=ABOUT,
         version=version("refdiff"),
-        docs_url=None,  # those load scripts from elsewhere; ours is in service.py
-        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None, "docExpansion": "none"},
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.service, app.state.access, app.state.metrics = service, access, Metrics(service)

@@ -31,6 +31,12 @@ _GUARDED = ("/v1/", "/metrics")  # need a caller who is known
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 WITH_PICTURES = {"/v1/chat/completions"}  # JSON bodies that carry pictures
 SMALL = 1_000_000  # bytes of any other body
+DOCS_PATH = "/docs"
+# Swagger UI starts from an inline script; the page holds nothing that a caller sent
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -65,6 +71,8 @@ class RequestAdmission:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request.state.request_id
+                if request.url.path == DOCS_PATH:
+                    headers["Content-Security-Policy"] = _DOCS_POLICY
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
