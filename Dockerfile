@@ -18,7 +18,7 @@ COPY memory memory
 COPY model model
 COPY server server
 COPY tools tools
-RUN pip install -c constraints/cpu.txt '.[postgres]'
+RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams]'
 USER refdiff
 ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
 # the language model's folder is part of the image: a container needs no package index to start

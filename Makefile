@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
-	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[all,dev]'
 	$(BIN)/refdiff model build || echo "without its language model: inspections run by script until refdiff model build" >&2
 	@touch $(STAMP)
 

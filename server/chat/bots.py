@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from refdiff.agent.service import InspectionService
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat.bot import ChatBot
+from refdiff.server.extras import require_extra
 from refdiff.server.settings import ChatSettings, ConfigurationError
 
 if TYPE_CHECKING:  # the SDK takes a second to load
@@ -57,6 +58,7 @@ def _teams(
         return False
     if settings.teams_client_secret is None and where.token is None:
         raise ConfigurationError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
+    require_extra("teams")
     from refdiff.server.chat.teams.app import listen, make_app
     from refdiff.server.chat.teams.platform import TeamsPlatform
 
@@ -77,6 +79,7 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
         raise ConfigurationError(
             "SLACK_BOT_TOKEN is set; set SLACK_SIGNING_SECRET (HTTP) or SLACK_APP_TOKEN (Socket Mode) too"
         )
+    require_extra("slack")
     from refdiff.server.chat.slack.app import build_app, dispatch
     from refdiff.server.chat.slack.platform import SlackPlatform, make_client
 

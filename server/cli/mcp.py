@@ -9,6 +9,7 @@ import typer
 
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import settings
+from refdiff.server.extras import require_extra
 from refdiff.server.settings import ConfigurationError
 from refdiff.server.sockets import address, is_loopback, listen
 
@@ -35,6 +36,7 @@ def mcp(
     Over stdin and stdout it serves the agent that started it, until stdin ends, SIGTERM or Ctrl-C. It has the home folder
     to itself while it runs, as `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
     """
+    require_extra("mcp")
     chosen = settings()
     token = chosen.server.mcp_token.get_secret_value() if chosen.server.mcp_token else None
     if http and not token and not is_loopback(host):

@@ -12,6 +12,7 @@ from refdiff.server.cli import output
 from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json, shown_path
 from refdiff.server.cli.output import emit
+from refdiff.server.extras import require_extra
 
 train = typer.Typer(help="Train the networks; resumable, on a CPU.", no_args_is_help=True)
 
@@ -52,6 +53,7 @@ def difference(
 
     Rendered parts and synthetic defects are always part of it; give --data, --research or both for photos.
     """
+    require_extra("train")
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
     from refdiff.model.training.sources import customer_sources, research_sources
 
@@ -145,6 +147,7 @@ def language(
 
     About 300 tokens a second on two cores; a million tokens is an hour.
     """
+    require_extra("train")
     from refdiff.model.training.language.student import LanguageRecipe, train_language
     from refdiff.model.training.sources import customer_sources, research_sources
 
