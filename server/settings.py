@@ -21,7 +21,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class ConfigurationError(RefDiffError):
-    """A setting from the environment or `.env` cannot be used: a mistake in how the command was called."""
+    """A setting from the environment or `.env` is invalid. A usage error: exit code 64."""
 
     exit_code = 64
 
@@ -42,7 +42,7 @@ class ServerSettings(BaseSettings):
         default_factory=_login_name,
         min_length=1,
         max_length=128,
-        description="Who enrols, asks and decides; written into reports.",
+        description="Name of the person who enrols, asks and decides; appears in reports.",
     )
     http_max_bytes: int = Field(
         default=128_000_000, ge=1_000_000, description="Largest body of an HTTP request, in bytes."
@@ -50,19 +50,21 @@ class ServerSettings(BaseSettings):
     rate_per_minute: int = Field(
         default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
     )
-    require_key: bool = Field(default=False, description="Ask for an API key on loopback addresses too.")
+    require_key: bool = Field(default=False, description="Require an API key on loopback addresses too.")
     allowed_hosts: list[str] = Field(
-        default=[], description='Further names of a server on loopback, behind a proxy, as JSON: ["qa.example.com"].'
+        default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'
     )
     mcp_token: SecretStr | None = Field(
-        default=None, min_length=16, description="What callers of `refdiff mcp --http` must send."
+        default=None, min_length=16, description="Token that callers of `refdiff mcp --http` must send."
     )
-    webhook_secret: SecretStr | None = Field(default=None, description="What `refdiff watch --webhook` signs with.")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Secret that signs the messages of `refdiff watch --webhook`."
+    )
     vllm_python: Path | None = Field(
-        default=None, description="Python of an environment with vLLM; default: .venv-vllm as `make vllm` makes it."
+        default=None, description="Python of an environment with vLLM; default: .venv-vllm, made by `make vllm`."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="WARNING", description="Lines of the log that go to stderr."
+        default="WARNING", description="Lowest level that is logged to stderr."
     )
 
 
@@ -71,9 +73,7 @@ class ChatSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
 
-    public_url: str | None = Field(
-        default=None, description="Where people reach the review page, for links in answers."
-    )
+    public_url: str | None = Field(default=None, description="Public address of the review page, for links in answers.")
 
     slack_bot_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("SLACK_BOT_TOKEN", "REFDIFF_SLACK_BOT_TOKEN")
@@ -84,14 +84,14 @@ class ChatSettings(BaseSettings):
     slack_app_token: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("SLACK_APP_TOKEN", "REFDIFF_SLACK_APP_TOKEN"),
-        description="For Socket Mode: no address on the internet is needed then.",
+        description="For Socket Mode, which needs no public address.",
     )
-    slack_api_url: str = Field(default="https://slack.com/api/", description="Slack's Web API, or what stands for it.")
+    slack_api_url: str = Field(default="https://slack.com/api/", description="Address of Slack's Web API.")
     slack_deciders: str = Field(
         default="", description="Ids of users who may accept and override, separated by commas; * for all."
     )
 
-    teams_client_id: str | None = Field(default=None, description="Application id of the bot's registration.")
+    teams_client_id: str | None = Field(default=None, description="Application id of the registered bot.")
     teams_client_secret: SecretStr | None = Field(default=None)
     teams_tenant_id: str | None = Field(default=None)
     teams_deciders: str = Field(
@@ -100,7 +100,7 @@ class ChatSettings(BaseSettings):
 
     @property
     def called_from_outside(self) -> bool:
-        """Whether a platform or people reach this server from other machines: through a proxy, if it is on loopback."""
+        """Whether this server is reached from other machines; if it listens on loopback, that is through a proxy."""
         return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
 
     @field_validator("*", mode="before")

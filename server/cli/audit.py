@@ -1,4 +1,4 @@
-"""`refdiff audit`: export the audit trail, and check that nobody changed it."""
+"""`refdiff audit`: export the audit trail, and verify that nobody changed it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refdiff.server.cli.options import Json, clean, shown_path
 from refdiff.server.cli.output import emit
 
 audit = typer.Typer(
-    help="Export who asked what, what was seen, filed and decided, in a chain that shows tampering; check it.",
+    help="Export the tamper-evident audit trail (requests, evidence, reports, decisions), or verify it.",
     no_args_is_help=True,
 )
 
@@ -30,15 +30,16 @@ def register(app: typer.Typer) -> None:
 )
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write (JSON lines).")],
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION", help="Only this one.")] = None,
+    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION", help="Only this inspection.")] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="From then on (ISO 8601, UTC if without zone).")
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only records from this time on (ISO 8601; UTC without a zone)."),
     ] = None,
     _json: Json = False,
 ) -> None:
     """Write the audit trail to a file: every request, photo, golden, version, tool call, report and disposition.
 
-    Each record carries the hash of all before it. With REFDIFF_AUDIT_KEY set the file is sealed (HMAC-SHA256).
+    Each record carries the hash of all records before it. With REFDIFF_AUDIT_KEY, the file is sealed (HMAC-SHA256).
     """
     if inspection_id is not None and since is not None:
         raise typer.BadParameter("not together with INSPECTION.", param_hint="--since")
@@ -48,12 +49,12 @@ def export(
     with open_stores() as stores:
         size = write_lines(out, stores.audit.export(chosen, since, by=settings().server.user))
         checked = stores.audit.verify_file(out)
-    if checked.problem is not None:  # the file holds what the home holds; it is no proof
+    if checked.problem is not None:  # the file holds what the home holds; it proves nothing
         raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
     emit(
         {"file": shown_path(out), "bytes": size, "records": checked.records, "head": checked.head},
         f"{checked.records} records in {shown_path(out)}",
-        f"head {checked.head}: keep it elsewhere; whoever rewrites the trail cannot reach it again",
+        f"head {checked.head}: keep it elsewhere; a rewritten trail cannot produce it again",
     )
 
 
@@ -64,12 +65,12 @@ def export(
 def verify(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="An exported file.")] = None,
     store: Annotated[
-        bool, typer.Option("--store", help="Check this home; with FILE, that it still holds what the file does.")
+        bool, typer.Option("--store", help="Check this home; with FILE, also that it still holds what the file does.")
     ] = False,
-    photos: Annotated[bool, typer.Option("--photos", help="With --store: read every inspected photo too.")] = False,
+    photos: Annotated[bool, typer.Option("--photos", help="With --store: check every inspected photo too.")] = False,
     _json: Json = False,
 ) -> None:
-    """Check an exported file, or this home, and name the first record that was tampered with.
+    """Check an exported file or this home, and name the first record that was tampered with.
 
     Exit code: 0 intact, 65 tampered with.
     """

@@ -1,7 +1,7 @@
 """`refdiff demo`: the whole path on real electroluminescence (near-infrared) images of solar cells.
 
-Everything lives in a folder of its own; the user's golden bank and stores are not touched. The cells are drawn
-by a fixed seed before anything is scored, and the verdicts are shown beside the truth, right or wrong.
+Everything stays in the output folder; the user's golden bank and stores are not touched. The cells are drawn with a
+fixed seed before anything is scored, and each verdict is shown next to the ground truth, right or wrong.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder made for it, afresh each time.")] = Path(
-        "demo-output"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Output folder; emptied and filled again on each run.")
+    ] = Path("demo-output"),
     _json: Json = False,
 ) -> None:
-    """Enrol real solar cells, inspect six parts and write the reports. Touches none of your own data."""
+    """Enrol real solar cells, inspect six parts and write the reports. Never touches your own data."""
     document, shown = run_demo(out, settings())
     emit(document, *shown)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One image of the data set. probability: that the cell is defective, as its experts judged, 0 or 1 here."""
+    """One image of the data set. probability: that the cell is defective, according to its experts; 0 or 1 here."""
 
     path: Path
     kind: str
@@ -83,7 +83,7 @@ class InspectedCell:
 
 
 def agreement(item: InspectedCell) -> str:
-    """The verdict against the truth, in words."""
+    """The verdict compared with the ground truth, in words."""
     verdict, defective = str(item.report.verdict), item.cell.defective
     if verdict == "REVIEW":
         return "asks a person"
@@ -93,7 +93,7 @@ def agreement(item: InspectedCell) -> str:
 
 
 def read_cells() -> list[Cell]:
-    """Cells that the experts were sure about and no network was trained on. Raises InputError: package not installed."""
+    """Cells with a certain label that no network was trained on. Raises InputError if the package is not installed."""
     from refdiff.model.training.sources import held_out, list_elpv
 
     return [
@@ -105,10 +105,10 @@ def read_cells() -> list[Cell]:
 
 
 def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell]]:
-    """(goldens by product, cell by part id), disjoint; drawn by `SEED`, before anything is scored.
+    """(goldens by product, cell by part id), disjoint; drawn with `SEED` before anything is scored.
 
-    Goldens are one from each of as many equal stretches of the data set, so that all modules, and with them all busbar
-    variants, are among them.
+    The data set is cut into equal stretches and one golden is drawn from each, which covers all modules and their busbar
+    variants.
     """
     rng = np.random.default_rng(SEED)
     goldens: dict[str, list[Cell]] = {}
@@ -127,7 +127,7 @@ def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell
 
 
 def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[RenderableType]]:
-    """Run it; (JSON data, what to print). Raises InputError: package missing, folder holds other things."""
+    """Run the demo; returns (JSON data, view). Raises InputError: package missing, or other files in the folder."""
     started = time.perf_counter()
     cells = read_cells()
     out = _fresh_folder(out)
@@ -149,14 +149,14 @@ def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[Render
 
 
 def _fresh_folder(out: Path) -> Path:
-    """The folder, empty. One that the demo did not make is never emptied. Raises InputError, StorageError."""
+    """Empty the folder, but only one that the demo made. Raises InputError, StorageError."""
     out = out.expanduser().absolute()
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a file is there; name a folder")
+        raise InputError(f"--out {out}: is a file; name a folder")
     try:
         if out.is_dir() and any(out.iterdir()):
             if not (out / _MARK).is_file():
-                raise InputError(f"--out {out}: holds files that the demo did not make; name another folder")
+                raise InputError(f"--out {out}: holds files that the demo did not make; choose another folder")
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).touch()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 
-PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id; a leading # does not count.")]
+PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id, with or without a leading #.")]
 Photo = Annotated[Path | None, typer.Option("--image", metavar="IMAGE", help="Capture this photo first.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
@@ -89,12 +89,14 @@ def inspect(
 
 
 def ask(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What you want to know, naming the part.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The request or question; names the part.")],
     image: Photo = None,
-    part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Part id, if the text has none.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="ID", help="Part id, if the text does not name it.")
+    ] = None,
     product: MaybeProduct = None,
     about: Annotated[
-        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about a filed report instead.")
+        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about this filed report instead.")
     ] = None,
     scale_mm_per_px: ScaleMm = None,
     references: References = None,
@@ -103,9 +105,9 @@ def ask(
     out: Out = None,
     _json: Json = False,
 ) -> None:
-    """Ask in your own words; a request that names a part is inspected and filed.
+    """Ask in plain words; a request that names a part is inspected and filed.
 
-    With --about a question about a filed report is answered with what is true of it, or "not known".
+    With --about, a question about a filed report is answered from the report, or with "not known".
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
@@ -202,7 +204,7 @@ def _product_of(stores: Stores, part_id: str) -> str:
 
 
 def _check_targets(html: Path | None, out: Path | None) -> None:
-    """Make the folders that copies go to. Raises InputError if that cannot be."""
+    """Create the folders that copies go to. Raises InputError where that fails."""
     for option, target, folder in (("--html", html, html and html.absolute().parent), ("--out", out, out)):
         if target is None or folder is None:
             continue

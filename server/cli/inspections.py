@@ -1,4 +1,4 @@
-"""`refdiff inspections`: what was filed, and what people decided about it."""
+"""`refdiff inspections`: filed inspections, and what people decided about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, clean
 from refdiff.server.cli.output import emit
 
-inspections = typer.Typer(help="List filed inspections, or show one.", no_args_is_help=True)
+inspections = typer.Typer(help="List filed inspections, show one, resume interrupted ones.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +27,12 @@ def register(app: typer.Typer) -> None:
 @inspections.command("list", epilog="Example: refdiff inspections list --verdict FAIL --limit 10")
 def list_inspections(
     product: MaybeProduct = None,
-    verdict: Annotated[str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only these.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only inspections with this verdict.")
+    ] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Only this part.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
-    offset: Annotated[int, typer.Option(min=0, help="How many of the newest to skip.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="How many to skip.")] = 0,
     _json: Json = False,
 ) -> None:
     """List filed inspections, newest first."""
@@ -94,8 +96,8 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
         report = DefectReport.model_validate(record.report)
     except ValidationError as e:
         raise StorageError(
-            f"inspection {inspection_id} was filed in another form ({e.error_count()} fields differ); "
-            "read it with the version that filed it"
+            f"inspection {inspection_id} was filed in another format ({e.error_count()} fields differ); "
+            "open it with the version that filed it"
         ) from e
     lines = [hint] if hint else []
     if decided:
@@ -112,7 +114,7 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
 def resume_inspections(
     inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None, _json: Json = False
 ) -> None:
-    """Finish inspections that were cut off (power, kill): all of them, or one. Each is filed once."""
+    """Finish inspections that a crash or power loss interrupted: all of them, or one. Each is filed once."""
     from refdiff.agent.inspector import Inspector
 
     with (
@@ -125,5 +127,5 @@ def resume_inspections(
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
     emit(
         {"inspections": [r.model_dump(mode="json") for r in reports]},
-        output.printable("\n".join(lines) or "no inspection was cut off"),
+        output.printable("\n".join(lines) or "no interrupted inspections"),
     )

@@ -44,7 +44,7 @@ def current() -> Invocation:
 
 
 def settings(**options: Any) -> Settings:
-    """The settings of this run, loaded at the first call, so that `--help` needs none.
+    """The settings of this run, loaded at the first call; `--help` needs none.
 
     options: values given on the command line, by field name; they win over the environment, and None means "not given".
     Raises ConfigurationError.

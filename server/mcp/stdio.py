@@ -1,4 +1,4 @@
-"""MCP over stdin and stdout: a signal ends it as the end of stdin does, in order."""
+"""MCP over stdin and stdout: a signal ends it in the same orderly way as the end of stdin."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHUNK = 65_536
 def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT become the end of stdin; a second one ends the process at once. Yields: was it Ctrl-C?
 
-    ending: called before the end of stdin, from a thread. A read of stdin cannot be cancelled, so what comes is passed on
-    through a pipe that can be closed.
+    ending: called before the end of stdin, from a thread. A read of stdin cannot be cancelled, so the input passes through
+    a pipe, which can be closed.
     """
-    if os.name != "posix":  # no SIGTERM there, and no waiting for two pipes
+    if os.name != "posix":  # Windows has no SIGTERM, and select takes no pipes
         yield lambda: False
         return
     caller, (reading, writing), (waking, wake) = os.dup(0), os.pipe(), os.pipe()
@@ -34,7 +34,7 @@ def ended_by_signals(ending: Callable[[], None]) -> Iterator[Callable[[], bool]]
                 if waking in ready:
                     return ending()
                 if not (chunk := os.read(caller, _CHUNK)):
-                    return ending()  # nobody would listen for a signal any more
+                    return ending()  # nobody would wait for a signal any more
                 os.write(writing, chunk)
         finally:
             os.close(writing)

@@ -16,7 +16,6 @@ from refdiff.server.web.middleware import DOCS_PATH, RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
-    events,
     goldens,
     health,
     inspections,
@@ -29,7 +28,6 @@ from refdiff.server.web.routes import (
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
 ROUTERS = (
     inspections.router,
-    events.router,
     captures.router,
     line_cameras.router,
     goldens.router,
@@ -41,8 +39,8 @@ ROUTERS = (
 
 
 def create_app(service: InspectionService, access: Access, settings: ServerSettings) -> FastAPI:
-    """service: the caller closes it. access: who may come in."""
-    app = FastAPIOffline(  # the pages of /docs load their scripts from here, not from the internet
+    """The application. service: stays open; the caller closes it. access: who may connect."""
+    app = FastAPIOffline(  # /docs loads its scripts from this server, not from a CDN
         docs_url=DOCS_PATH,
         redoc_url=None,
         title="RefDiff Inspector",

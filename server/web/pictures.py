@@ -1,4 +1,4 @@
-"""Pictures as responses."""
+"""Images as HTTP responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running the server: the desk, then uvicorn, until a signal."""
+"""Run the HTTP server: the inspection service, its bots and uvicorn, until a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.json_logs import log_json
 
-_STOP_S = 10  # how long open requests may take after a stop is asked for
+_STOP_S = 10  # how long open requests may take after a stop signal
 _CONNECTIONS = 512
 
 
@@ -30,10 +30,10 @@ def serve(
     settings: Settings,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM, or until Ctrl-C, which is raised again at the end.
+    """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end.
 
-    host: that listener is bound to. ready: called with the address once requests are taken. Raises UnavailableError where
-    another server has the home, InputError where the host lets others in without a key.
+    host: the address that the listener is bound to. ready: called with the URL once requests are accepted. Raises
+    UnavailableError if another server owns the home, InputError if other machines could connect without a key.
     """
     with contextlib.ExitStack() as running:
         service = running.enter_context(
@@ -56,7 +56,7 @@ def serve(
 
 
 def access_to(keys: KeyStore, host: str, settings: ServerSettings, chat: ChatSettings) -> Access:
-    """Who may come in at a host, as the settings say."""
+    """The access rules that follow from host and settings."""
     return Access(
         keys, loopback=is_loopback(host), user=settings.user, hosts=tuple(settings.allowed_hosts),
         require_key=settings.require_key or chat.called_from_outside,
@@ -64,9 +64,10 @@ def access_to(keys: KeyStore, host: str, settings: ServerSettings, chat: ChatSet
 
 
 class GracefulServer(uvicorn.Server):
-    """ready: called once requests are taken. ending: called before it waits for open ones; must be quick.
+    """uvicorn with graceful shutdown: the service is closed before a signal is raised again.
 
-    interrupted: it was ended by Ctrl-C.
+    ready: called once requests are accepted. ending: called before open requests are awaited; must be quick.
+    interrupted: whether Ctrl-C stopped it.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:

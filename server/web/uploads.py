@@ -1,4 +1,4 @@
-"""Photos out of forms, never more than the limits allow."""
+"""Photos from forms, up to the size limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from refdiff.server.base64_images import check_size
 
 
 async def read(file: UploadFile, service: InspectionService) -> Upload:
-    """Raises ImageError where it is over REFDIFF_MAX_BYTES."""
+    """The uploaded photo. Raises ImageError above REFDIFF_MAX_BYTES."""
     limit = service.workspace.model_settings.max_bytes
     data = await file.read(limit + 1)
     check_size(len(data), limit)

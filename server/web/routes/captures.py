@@ -24,7 +24,7 @@ async def add_capture(
     product: Annotated[str | None, Form(max_length=64)] = None,
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
 ) -> Capture:
-    """Keep the photo of a part as its newest; `product` may be left out for a part that was photographed before."""
+    """Store a photo as the newest of its part; `product` is optional for a part that was photographed before."""
     photo = await uploads.read(image, service)
     return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px)
 

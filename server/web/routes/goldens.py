@@ -1,4 +1,4 @@
-"""Golden samples: enrol, look at, flag, retire."""
+"""Golden samples: enrol, view, flag, retire."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ async def enroll_goldens(
     images: list[UploadFile],
     product: Annotated[str, Form(max_length=64)],
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
-    part_group: Annotated[str | None, Form(max_length=128, description="All these photos show one part")] = None,
+    part_group: Annotated[
+        str | None, Form(max_length=128, description="Label of the one part that all these photos show")
+    ] = None,
     station: Annotated[str | None, Form(max_length=128)] = None,
 ) -> EnrolledView:
-    """Photos of good parts into the bank. Idempotent; what cannot be a golden sample is listed with the reason."""
+    """Add photos of good parts to the golden bank. Idempotent; refused photos are listed with the reason."""
     photos = [await uploads.read(image, service) for image in images]
     work = partial(
         service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
@@ -64,5 +66,5 @@ def golden_image(service: TheService, _caller: Viewer, golden_id: str, max_px: M
 
 @router.patch("/{golden_id}", responses=responses(404))
 def change_golden(service: TheService, caller: Admin, golden_id: str, change: GoldenChange) -> Golden:
-    """Flag, retire or reactivate; a product's calibration is redone at its next inspection."""
+    """Flag, retire or reactivate; the next inspection of the product calibrates again."""
     return service.set_golden_status(golden_id, change.status, caller.name, change.note)

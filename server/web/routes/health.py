@@ -27,9 +27,11 @@ class VersionView(BaseModel):
     encoder: str
 
 
-@router.get("/healthz", responses={503: {"model": Health, "description": "The inspecting thread is gone: restart"}})
+@router.get(
+    "/healthz", responses={503: {"model": Health, "description": "The inspection thread has died; restart the server"}}
+)
 def healthz(service: TheService) -> JSONResponse:
-    """For load balancers and process managers; needs no key."""
+    """Health for load balancers and process managers; needs no key."""
     status = service.status()
     shown = Health(status="ok" if status.healthy else "failing", version=status.version)
     return JSONResponse(shown.model_dump(), 200 if status.healthy else 503)
@@ -37,7 +39,7 @@ def healthz(service: TheService) -> JSONResponse:
 
 @router.get("/v1/version", responses=responses())
 def get_version(service: TheService, _caller: Viewer) -> VersionView:
-    """What answers here: version, language model (or why none), encoder fingerprint."""
+    """Version, language model (or why there is none) and encoder fingerprint."""
     status = service.status()
     return VersionView(
         version=status.version,
@@ -49,5 +51,5 @@ def get_version(service: TheService, _caller: Viewer) -> VersionView:
 
 @router.get("/metrics", response_class=Response, responses=responses(answers="text/plain"))
 def metrics(request: Request, _caller: Viewer) -> Response:
-    """For Prometheus."""
+    """Metrics for Prometheus."""
     return Response(cast(Metrics, request.app.state.metrics).text(), media_type=CONTENT_TYPE)
