@@ -116,14 +116,14 @@ def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pyte
     ("arguments", "code", "words"),
     [
         (["nowhere", "--product", "board"], 65, "no such folder"),
-        (["camera", "--pattern", "("], 65, "not a regular expression"),
+        (["camera", "--pattern", "("], 65, "invalid regular expression"),
         (["camera", "--pattern", r"\d+", "--product", "board"], 65, "a group named part"),
-        (["camera"], 65, "which product"),
+        (["camera"], 65, "the product is unknown"),
         (["camera", "--product", "screw"], 65, "no product 'screw'"),
         (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
-        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "write an address like"),
-        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "write an address like"),
-        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "write an address like"),
+        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "give a URL like"),
+        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "give a URL like"),
+        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "give a URL like"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_watched(
@@ -330,8 +330,8 @@ def test_a_full_disk_stops_the_line_and_loses_nothing(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(line_module, "record_capture", full)
-    assert watch(camera) == 0  # tried again until it had room
-    assert "tried again" in capsys.readouterr().err
+    assert watch(camera) == 0  # retried until it had room
+    assert "retrying" in capsys.readouterr().err
     drop(camera, "board_1.png", good_photo(71))
     fails[0] = 99
     assert watch(camera) == 69

@@ -167,7 +167,7 @@ def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(
     slack.event(bot, mention("inspect part #7", "1.1", files=[stolen]))
     [post] = wait(lambda: slack.posts()["1.1"])
     other.close()
-    assert "not a file of Slack" in post["text"]
+    assert "not stored in Slack" in post["text"]
     assert other.downloads == []
 
 

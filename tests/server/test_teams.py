@@ -151,7 +151,7 @@ def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes)
     [
         ("inspect part #404", None, "No capture of part 404"),
         ("hello", None, "Name the part"),
-        ("inspect part #7, product board", "elsewhere", "not a file of Teams"),
+        ("inspect part #7, product board", "elsewhere", "not stored in Teams"),
     ],
 )
 def test_what_cannot_be_inspected_is_answered_helpfully(
