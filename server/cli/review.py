@@ -90,11 +90,11 @@ def review(
     who = clean(by or settings().server.user)
     with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
-        learned = workspace.stores.adoptions.get(inspection_id)
+        adoption = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing can be learned from this decision without --good or --bad; add one next time")
     lines = [f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}"]
-    emit(asdict(made) | {"learned": _plain(learned)}, *lines, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(adoption)}, *lines, *_adoption_lines(as_reference, adoption))
 
 
 def _blind(
@@ -118,9 +118,9 @@ def _blind(
     who = clean(by or settings().server.user)
     with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
-        learned = workspace.stores.adoptions.get(inspection_id)
+        adoption = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
-    emit(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))
 
 
 def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
@@ -137,15 +137,15 @@ def _blind_row(stores: Stores, waiting: Waiting) -> dict[str, Any]:
     return asdict(waiting) | {"photo": str(stores.images.path(waiting.sha256))}
 
 
-def _plain(learned: Adoption | None) -> dict[str, Any] | None:
-    return None if learned is None else asdict(learned)
+def _plain(adoption: Adoption | None) -> dict[str, Any] | None:
+    return None if adoption is None else asdict(adoption)
 
 
-def _learned_lines(asked: bool, learned: Adoption | None) -> list[str]:
-    if learned is not None:
+def _adoption_lines(asked: bool, adoption: Adoption | None) -> list[str]:
+    if adoption is not None:
         return [
-            f"as reference: {output.printable(learned.outcome)}"
-            + (f" as {learned.golden_id}" if learned.golden_id else "")
+            f"as reference: {output.printable(adoption.outcome)}"
+            + (f" as {adoption.golden_id}" if adoption.golden_id else "")
         ]
     waits = (
         "as reference: not yet, the golden bank is in use; a running server adopts the photo between inspections, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -61,11 +62,7 @@ def difference(
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_difference(recipe, sources, out, progress=told)
+        weights = train_difference(recipe, sources, out, progress=_with_note(moved))
     card = weights.with_name("MODEL_CARD.md")
     emit(
         {"weights": shown_path(weights), "card": shown_path(card)},
@@ -159,11 +156,9 @@ def language(
                             projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=told)
+        weights = train_language(
+            recipe, sources, recordings, out, settings=settings().model, progress=_with_note(moved)
+        )
     emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
@@ -192,12 +187,13 @@ def boards(
         raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
     recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_boards(recipe, groups, out, progress=told)
+        weights = train_boards(recipe, groups, out, progress=_with_note(moved))
     emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_BOARD_WEIGHTS={shown_path(weights)}",
     )
+
+
+def _with_note(moved: output.Move) -> Callable[[str, int, int, str], None]:
+    """Progress of a training run: (what, done, total, note)."""
+    return lambda what, done, total, note: moved(done, total, f"{what} {note}".strip())

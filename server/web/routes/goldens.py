@@ -9,10 +9,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
-from refdiff.server.web import uploads
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
 from refdiff.server.web.schemas import EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
 
 router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
@@ -31,7 +30,7 @@ async def enroll_goldens(
     station: Annotated[str | None, Form(max_length=128)] = None,
 ) -> EnrolledView:
     """Add photos of good parts to the golden bank. Idempotent; refused photos are listed with the reason."""
-    photos = [await uploads.read(image, service) for image in images]
+    photos = [await read_upload(image, service) for image in images]
     work = partial(
         service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
         station=station,
@@ -58,10 +57,10 @@ def get_golden(service: TheService, _caller: Viewer, golden_id: str) -> Golden:
     return service.golden(golden_id)
 
 
-@router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=IMAGE_TYPES))
 def golden_image(service: TheService, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
     golden = service.golden(golden_id)
-    return picture(service.shown(golden.sha256, golden.product, max_px))
+    return image_response(service.shown(golden.sha256, golden.product, max_px))
 
 
 @router.patch("/{golden_id}", responses=responses(404))

@@ -21,10 +21,9 @@ from starlette.datastructures import UploadFile
 from refdiff.agent.service import InspectionService, Progress, Upload
 from refdiff.memory.records.inspections import Verdict
 from refdiff.server.progress import progress_of
-from refdiff.server.web import uploads
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
 from refdiff.server.web.schemas import (
     AnswerView,
     DecidedView,
@@ -65,7 +64,7 @@ async def _asked(request: Request, service: TheService) -> Asked:
             given = dict(form)
             image = given.pop("image", None)
             if isinstance(image, UploadFile):
-                photo = await uploads.read(image, service)
+                photo = await read_upload(image, service)
             elif image:
                 raise Refused(422, "image: send a file")
             given = {name: value for name, value in given.items() if value != ""}
@@ -184,12 +183,12 @@ def get_artefact(service: TheService, _caller: Viewer, inspection_id: str, name:
     return FileResponse(path, media_type=kind, headers=headers)
 
 
-@router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=IMAGE_TYPES))
 def get_picture(
     service: TheService, _caller: Viewer, inspection_id: str, which: Literal["query", "reference"], max_px: MaxPx = 2048
 ) -> Response:
     """The original photo, or its nearest golden sample (not registered)."""
-    return picture(service.picture(inspection_id, which, max_px))
+    return image_response(service.picture(inspection_id, which, max_px))
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))

@@ -11,9 +11,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Path, UploadFile
 
 from refdiff.agent.request import Judge
-from refdiff.server.web import uploads
 from refdiff.server.web.access import InspectorRole, TheService
 from refdiff.server.web.errors import responses
+from refdiff.server.web.photos import read_upload
 from refdiff.server.web.schemas import InspectionView, inspection_view
 
 router = APIRouter(prefix="/v1/lines", tags=["lines"])
@@ -37,7 +37,7 @@ async def add_line_photo(
     The part id is the file name without suffix, unless `part_id` is given. The same name with the same content is the
     same inspection, so a camera may repeat unanswered requests. 429 with `Retry-After` when the queue is full.
     """
-    photo = await uploads.read(image, service)
+    photo = await read_upload(image, service)
     product = product or await run_sync(service.only_product)
     # no pattern from the caller: a foreign regular expression can run for hours
     name = part_id or PurePath(photo.path.name).stem

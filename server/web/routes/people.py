@@ -13,7 +13,7 @@ from refdiff.agent.people.rates import Rates
 from refdiff.memory.records.blind_checks import BlindCheck, Waiting
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response
 
 router = APIRouter(prefix="/v1", tags=["people"])
 Product = Annotated[str | None, Query(max_length=64)]
@@ -74,10 +74,12 @@ def list_blind_checks(
     return BlindQueue(items=items, share=service.blind_share, limit=limit)
 
 
-@router.get("/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get(
+    "/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=IMAGE_TYPES)
+)
 def blind_photo(service: TheService, _caller: Viewer, inspection_id: str, max_px: MaxPx = 2048) -> Response:
     """The original photo, without findings."""
-    return picture(service.picture(inspection_id, "query", max_px))
+    return image_response(service.picture(inspection_id, "query", max_px))
 
 
 @router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
