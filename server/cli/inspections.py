@@ -82,7 +82,12 @@ def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
 
 
 @inspections.command("show", epilog="Example: refdiff inspections show insp-20260131-141500-5f3a9c1e")
-def show_inspection(inspection_id: Annotated[str, typer.Argument(metavar="INSPECTION")], _json: Json = False) -> None:
+def show_inspection(
+    inspection_id: Annotated[
+        str, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ],
+    _json: Json = False,
+) -> None:
     """Show one filed inspection."""
     with open_stores() as stores:
         show_filed(stores, inspection_id)
@@ -112,7 +117,10 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
 
 @inspections.command("resume", epilog="Example: refdiff inspections resume")
 def resume_inspections(
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None, _json: Json = False
+    inspection_id: Annotated[
+        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ] = None,
+    _json: Json = False,
 ) -> None:
     """Finish inspections that a crash or power loss interrupted: all of them, or one. Each is filed once."""
     from refdiff.agent.inspector import Inspector

@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def review(
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None,
+    inspection_id: Annotated[
+        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ] = None,
     accept: Annotated[bool, typer.Option("--accept", help="The filed verdict is right.")] = False,
     override: Annotated[bool, typer.Option("--override", help="The filed verdict is wrong.")] = False,
     good: Annotated[
