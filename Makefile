@@ -1,17 +1,16 @@
-# Everything lives in .venv; needs Python 3.11+, make and a package index, nothing else.
+# Everything is installed in .venv. Needs only Python 3.11+, make and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# One torch thread per physical core of the machine; nested thread pools only slow the small tensors here.
 .PHONY: install demo test test-long test-browser vllm test-vllm lint types check bench-data clean help
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## virtual environment with the refdiff command in .venv, and the language model
+install: $(STAMP) ## install the refdiff command in .venv and build the language model
 
 $(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refdiff needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -19,18 +18,18 @@ $(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[all,dev]'
-	$(BIN)/refdiff model build || echo "without its language model: inspections run by script until refdiff model build" >&2
+	$(BIN)/refdiff model build || echo "no language model: the scripted driver inspects until refdiff model build succeeds" >&2
 	@touch $(STAMP)
 
 demo: install ## enrol real solar cells, inspect six parts, write the reports
 	$(BIN)/refdiff demo
 
-test: install ## the tests (no browser, no vLLM, no research data needed)
+test: install ## run the tests (needs no browser, vLLM or research data)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-vllm: $(VLLM)/.installed ## vLLM with the RefDiff plugin, in .venv-vllm (its CPU build, or CUDA's where there is a GPU)
+vllm: $(VLLM)/.installed ## install vLLM with the RefDiff plugin in .venv-vllm (CUDA build if there is a GPU, else CPU)
 
-# The CPU build works without the three that do not fit its torch, and without a gigabyte of triton.
+# The CPU build does not need the packages removed below: three do not match its torch, and triton takes a gigabyte.
 $(VLLM)/.installed: pyproject.toml constraints/vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install -q --upgrade pip
@@ -44,30 +43,30 @@ $(VLLM)/.installed: pyproject.toml constraints/vllm.txt
 	$(VLLM)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
-test-vllm: install vllm ## the tests that need vLLM
+test-vllm: install vllm ## run the tests that need vLLM
 	$(VLLM)/bin/python -c 'import vllm'
 	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
 	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
 
-test-long: install ## the tests that take minutes: generated requests, clients at once with kills
+test-long: install ## run the tests that take minutes: generated requests, concurrent clients, killed servers
 	REFDIFF_LONG=1 $(BIN)/python -m pytest -q -m long
 
-test-browser: install ## the review page in a real Chromium (apt-get install chromium)
+test-browser: install ## test the review page in a real Chromium (apt-get install chromium)
 	@command -v chromium >/dev/null || { echo "Chromium is missing: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[browser]'
 	$(BIN)/python -m pytest -q -m browser tests/server/web/test_review_page.py
 
-lint: install ## ruff
+lint: install ## check style with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install ## mypy --strict
+types: install ## check types with mypy --strict
 	$(BIN)/mypy
 
 bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdiff evaluate` (DATA=folder with the sources)
 	$(BIN)/python tests/bench/bench_data.py --data "$(DATA)" --out bench-data
 
-check: lint types test
+check: lint types test ## lint, types and test
 
-clean:
+clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(VLLM) build *.egg-info bench-data demo-output

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.memory.records.captures import Capture
-from refdiff.model.errors import StorageError, UnknownRecordError
+from refdiff.model.errors import UnknownRecordError
+from refdiff.model.files import make_folder, write_atomic
 from refdiff.model.images import encode_png
 from refdiff.tools.inspection.inspection import registered_reference
 
@@ -35,24 +34,6 @@ def inspection_folder(home: Path, inspection_id: str) -> Path:
     return home / "inspections" / inspection_id
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """All of it or nothing, whatever happens meanwhile. Raises StorageError (disk full, not writable)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as e:
-        raise StorageError(f"{path} cannot be written ({e.strerror}); make room or choose another REFDIFF_HOME") from e
-
-
 def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any]) -> DefectReport:
     """Write the artefacts and file the report (fields: all but `artefacts`). Filed already: the filed one is returned."""
     inspections = context.workspace.stores.inspections
@@ -61,7 +42,7 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
         return DefectReport.model_validate(inspections.get(inspection_id).report)
     except UnknownRecordError:
         pass
-    folder = inspection_folder(context.workspace.stores.settings.home, inspection_id)
+    folder = make_folder(inspection_folder(context.workspace.stores.settings.home, inspection_id))
     paths = {k: folder / v for k, v in ARTEFACTS.items()}
     report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
     query = context.query(capture)
@@ -86,13 +67,13 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
         crops=crops,
     )
     for name, picture in drawn.items():
-        write_whole(paths[name], encode_png(picture))
-    write_whole(paths["query"], pictures.plain_jpeg(query))
-    write_whole(paths["reference"], pictures.plain_jpeg(reference, query.shape[:2]))
-    write_whole(paths["anomaly"], pictures.anomaly_layer(anomaly_map, canonical.threshold))
-    write_whole(paths["html"], render_html(report, page).encode())
-    write_whole(paths["markdown"], render_markdown(report).encode())
-    write_whole(paths["report"], report.model_dump_json(indent=2).encode())
+        write_atomic(paths[name], encode_png(picture))
+    write_atomic(paths["query"], pictures.plain_jpeg(query))
+    write_atomic(paths["reference"], pictures.plain_jpeg(reference, query.shape[:2]))
+    write_atomic(paths["anomaly"], pictures.anomaly_layer(anomaly_map, canonical.threshold))
+    write_atomic(paths["html"], render_html(report, page).encode())
+    write_atomic(paths["markdown"], render_markdown(report).encode())
+    write_atomic(paths["report"], report.model_dump_json(indent=2).encode())
     filed = inspections.file(
         inspection_id,
         report.part_id,

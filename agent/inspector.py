@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import filelock
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -30,6 +27,7 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
@@ -58,7 +56,7 @@ HOW_TO_ASK = (
 )
 
 
-class Inspector:
+class Inspector(AbstractContextManager["Inspector"]):
     """Use as a context manager. One process may run many inspections; each inspection runs in one process at a time."""
 
     def __init__(
@@ -76,12 +74,7 @@ class Inspector:
         self._graph = build_graph(self._saver)
         self._driver, self.no_model = self._choose_driver()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def run(self, request: InspectionRequest) -> DefectReport:
@@ -317,25 +310,10 @@ class Inspector:
             ) from e
         return postgres
 
-    def _lock(self, inspection_id: str) -> filelock.FileLock:
-        folder = self._home / "locks"
-        folder.mkdir(exist_ok=True)
-        return filelock.FileLock(folder / f"{inspection_id}.lock")
-
-    @contextmanager
-    def _claim(self, inspection_id: str) -> Iterator[None]:
+    def _claim(self, inspection_id: str) -> AbstractContextManager[None]:
         """Hold an inspection. Raises UnavailableError if another process does."""
-        lock = self._lock(inspection_id)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as e:
-            raise UnavailableError(f"inspection {inspection_id} is running in another process; wait for it") from e
-        try:
-            yield
-        finally:
-            # nobody ever waits for it, so the file can go; else a folder would gather one for every inspection
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+        busy = UnavailableError(f"inspection {inspection_id} is running in another process; wait for it")
+        return hold_lock(self._home / "locks" / f"{inspection_id}.lock", busy, remove=True)
 
     def _running_elsewhere(self, inspection_id: str) -> bool:
         try:

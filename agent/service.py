@@ -11,13 +11,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
-
-from filelock import FileLock, Timeout
 
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
@@ -28,9 +26,9 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture, normalise_part_id
@@ -46,7 +44,8 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.enroll import EnrollResult, enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
 from refdiff.tools.inspection.specification import parse_spec
@@ -97,7 +96,7 @@ class ServiceStatus:
     healthy: bool
 
 
-class InspectionService(Closing):
+class InspectionService(AbstractContextManager["InspectionService"]):
     """Use as a context manager. Methods may be called from any thread; those that need the model wait their turn.
 
     All raise StorageError where the disk fails, UnavailableError where a service does.
@@ -111,7 +110,11 @@ class InspectionService(Closing):
         self._enrolling = threading.Lock()
         self._began = time.monotonic()
         try:
-            self._own(self.stores.settings.home)
+            home = self.stores.settings.home
+            busy = UnavailableError(
+                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
+            )
+            self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now, so that another process that holds it is told at once
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
@@ -156,6 +159,9 @@ class InspectionService(Closing):
         self._queue.stop()
         self._stack.close()
         self.workspace.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def status(self) -> ServiceStatus:
         return ServiceStatus(
@@ -510,18 +516,6 @@ class InspectionService(Closing):
         return summary(made, requested_alpha(self.workspace, made))
 
     # -- inside
-
-    def _own(self, home: Path) -> None:
-        lock = FileLock(home / "serve.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as e:
-            raise UnavailableError(
-                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
-            ) from e
-        except OSError as e:
-            raise StorageError(f"{home}: cannot be locked ({e.strerror})") from e
-        self._stack.callback(lock.release)
 
     def _recover(self) -> None:
         """Go on with what was accepted before a kill, and with what the command line left unfinished."""

@@ -1,16 +1,16 @@
 """The audit chain: every step in the life of an inspection as a record that carries the hash of all before it.
 
-A record is what happened (who, when, to which inspection, the facts) and the sha256 of its content: the filed report, the
-disposition, a blind answer. `record_sha256` is the sha256 of the record as canonical JSON, and
+A record says what happened (who, when, to which inspection, the facts) and holds the sha256 of its content: the filed
+report, the disposition, a blind answer. `record_sha256` is the sha256 of the record as canonical JSON, and
 
     hash = sha256(hash of the record before + record_sha256),    64 zeros before the first
 
-so that a record that is changed, removed, added or moved shows at its place. Where a record is not to be disclosed, its
-`record_sha256` alone still links its neighbours. Records are appended in the very transaction that writes what they tell
-of: neither can be without the other, whatever is killed when, and processes cannot meet halfway.
+so a record that was changed, removed, added or moved is detected at its place. A record that must not be disclosed still
+links its neighbours by its `record_sha256` alone. Records are appended in the transaction that writes what they describe:
+neither exists without the other, whatever crashes, and concurrent processes cannot interleave.
 
-The chain proves that records agree with each other. That nobody rewrote all of them is proved by an older copy of a hash
-elsewhere: an export, or its seal.
+The chain proves that the records agree with each other. An older copy of a hash kept elsewhere (an export, or its seal)
+proves that nobody rewrote all of them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ FILED, DISPOSITION = "filed", "disposition"
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """kind: "filed", "disposition"...; at: ISO 8601, UTC; by: who; facts: JSON data; hash: of the chain up to here."""
+    """One step in the life of an inspection."""
 
-    seq: int
-    kind: str
+    seq: int  # 1, 2, 3, ... without gaps
+    kind: str  # "filed", "disposition", "blind_check" or "learned"
     inspection_id: str
-    at: str
-    by: str
-    facts: dict[str, Any]
-    content_sha256: str
-    hash: str
+    at: str  # ISO 8601, UTC
+    by: str  # the person or program that did it
+    facts: dict[str, Any]  # JSON data
+    content_sha256: str  # of the canonical JSON of the content
+    hash: str  # of the chain up to and including this record
 
     @property
     def record_sha256(self) -> str:
+        """sha256 (hex) of the record without its hash, as canonical JSON."""
         plain = asdict(self)
         del plain["hash"]
         return content_digest(plain)
@@ -50,12 +51,12 @@ class AuditRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """The first place where a chain does not hold. where: "record 3", "line 5"."""
+    """The first place where a chain does not hold."""
 
-    where: str
-    seq: int | None
+    where: str  # "record 3", "line 5"
+    seq: int | None  # number of the record, if it concerns one
     inspection_id: str | None
-    what: str
+    what: str  # in words
 
     def __str__(self) -> str:
         about = f" (inspection {self.inspection_id})" if self.inspection_id else ""
@@ -114,7 +115,7 @@ def append_filed(conn: sqlite3.Connection, inspection_id: str, report: Mapping[s
 
 
 def report_facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What an auditor asks first of a report: the request, the photo, the goldens, the tools, versions and weights."""
+    """What an auditor asks for first: the request, the photo, the goldens, the tools, versions and weights."""
     kept = ("part_id", "product", "request", "verdict", "query_sha256", "judge", "software")
     facts: dict[str, Any] = {name: report[name] for name in kept if name in report}
     references = report.get("references") or ([report["reference"]] if report.get("reference") else [])
@@ -129,7 +130,7 @@ def _last_given(conn: sqlite3.Connection) -> int:
 
 
 def adopt_earlier(conn: sqlite3.Connection) -> None:
-    """Give what was filed and decided before there was a chain its records, in the order of filing."""
+    """Migration: add records for everything filed and decided before the chain existed, in the order of filing."""
     rows = conn.execute(
         "SELECT i.inspection_id AS id, i.report, d.decision, d.decided_by, d.reason, d.created_at FROM inspections i "
         "LEFT JOIN dispositions d USING (inspection_id) ORDER BY i.seq"
@@ -144,13 +145,14 @@ def adopt_earlier(conn: sqlite3.Connection) -> None:
 
 
 class ChainCheck:
-    """Follows a chain record by record. `seq`, `hash`: of the last record that held."""
+    """Follows a chain record by record."""
 
     def __init__(self, seq: int = 0, previous: str = GENESIS) -> None:
-        self.seq, self.hash = seq, previous
+        """Start after record `seq`, whose hash is `previous`."""
+        self.seq, self.hash = seq, previous  # of the last record that held
 
     def record(self, record: AuditRecord, content: Any, place: str = "") -> Problem | None:
-        """The next record with its content; what is wrong with it, None if nothing."""
+        """Check the next record and its content; the problem, or None. place: where it stands, for the message."""
         where = place or f"record {record.seq}"
         if record.seq != self.seq + 1:
             return Problem(where, record.seq, record.inspection_id, self._out_of_order(record.seq))
@@ -166,14 +168,14 @@ class ChainCheck:
         return None
 
     def link(self, seq: int, record_sha256: str, place: str) -> Problem | None:
-        """The next record, of which only the digest is known."""
+        """Follow a record of which only the digest is known; the problem, or None."""
         if seq != self.seq + 1:
             return Problem(place, seq, None, self._out_of_order(seq))
         self.seq, self.hash = seq, linked(self.hash, record_sha256)
         return None
 
     def end(self, last: int, place: str = "the end") -> Problem | None:
-        """Whether the record numbered `last` was reached."""
+        """Check that record number `last` was reached; the problem, or None."""
         if last == self.seq:
             return None
         missing = f"record {last} is" if last == self.seq + 1 else f"records {self.seq + 1} to {last} are"

@@ -1,8 +1,8 @@
-"""The audit trail of a home folder: read it, export it as a file that can be checked elsewhere, check it.
+"""The audit trail of a home folder: read it, check it, and export its lines.
 
-An export is JSON lines: an opening line (what was chosen, where the chain is entered), one line a record with its content,
-short link lines for records that were not chosen, and a closing line (how far the chain goes, digest of all lines before,
-and a seal if a key is set).
+An export is JSON lines: an opening line (the selection, and where it enters the chain), one line per record with its
+content, short link lines for records that were not selected, and a closing line (how far the chain goes, the digest of all
+lines before, and a seal if a key is set).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -29,7 +28,6 @@ from refdiff.memory.audit_chain import (
     canonical,
 )
 from refdiff.memory.database import Database
-from refdiff.memory.files import storage_error
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import LEARNED
 from refdiff.memory.records.blind_checks import BLIND
@@ -37,20 +35,21 @@ from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 
 FORMAT = 1
-MAX_LINE = 64_000_000  # bytes; a report is some 10 kB
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found. records: that hold, links not counted; head: hash up to there; problem: None if intact."""
+    """The result of a check."""
 
-    records: int
-    head: str
-    problem: Problem | None = None
-    notes: list[str] = field(default_factory=list)
+    records: int  # that hold, links not counted
+    head: str  # hash of the chain up to there
+    problem: Problem | None = None  # None if intact
+    notes: list[str] = field(default_factory=list)  # what was not checked, or only in part
 
 
 class AuditStore:
+    """The audit records of the one database, and their exports. Safe to share between threads."""
+
     def __init__(self, db: Database, images: ImageStore, key: SecretStr | None = None) -> None:
         self._db, self._images, self._key = db, images, key
 
@@ -61,7 +60,7 @@ class AuditStore:
             return [_record(row) for row in rows]
 
     def head(self) -> tuple[int, str]:
-        """Number and hash of the newest record; (0, 64 zeros) if there is none. Written down elsewhere, it is a proof."""
+        """Number and hash of the newest record; (0, 64 zeros) if there is none. A copy kept elsewhere serves as proof."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
         return (int(row["seq"]), str(row["hash"])) if row else (0, GENESIS)
@@ -69,10 +68,10 @@ class AuditStore:
     # -- export
 
     def export(self, inspection_id: str | None = None, since: str | None = None, by: str = "") -> Iterator[bytes]:
-        """The lines of an export, each ending in a newline: of one inspection, since a point in time, or all.
+        """The lines of an export, each ending in a newline: of one inspection, since a point in time, or of everything.
 
-        Others' records between those chosen appear as digests only. Raises UnknownRecordError (no such inspection),
-        InputError (`since` is no time) before the first line.
+        Records in between that were not selected appear as digests only. Raises UnknownRecordError (no such inspection) or
+        InputError (`since` is not a time) before the first line.
         """
         if inspection_id is not None and since is not None:
             raise InputError("an export is of one inspection or since a time, not both")
@@ -119,9 +118,9 @@ class AuditStore:
     # -- checks
 
     def verify_store(self, photos: bool = False) -> Checked:
-        """Check every record of this home against the chain, and that nothing is filed or decided without one.
+        """Check every record of this home against the chain, and that nothing was filed or decided without a record.
 
-        photos: read every inspected photo too, and compare it with its sha256 (slow).
+        photos: also read every inspected photo and compare it with its sha256 (slow).
         """
         check = ChainCheck()
         with self._db.snapshot() as conn:
@@ -155,25 +154,14 @@ class AuditStore:
             return Problem(f"record {record.seq}", record.seq, record.inspection_id, f"its photo: {e}")
         return None
 
-    def verify_file(self, path: Path, against_store: bool = False) -> Checked:
-        """Check an exported file; with `against_store` also that this home still holds the same records.
-
-        Raises InputError where the file cannot be read or is no export.
-        """
-        try:
-            with path.open("rb") as file:
-                return _FileCheck(self, against_store).run(iter(lambda: file.readline(MAX_LINE), b""))
-        except OSError as e:
-            raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-
     def hash_at(self, seq: int) -> str | None:
-        """The chain's hash up to record `seq`, None if there is no such record."""
+        """Hash of the chain up to record `seq`; None if there is no such record."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["hash"]) if row else None
 
     def inspection_at(self, seq: int) -> str | None:
-        """The inspection that record `seq` is of, None if there is no such record."""
+        """The inspection that record `seq` belongs to; None if there is no such record."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT inspection_id FROM audit WHERE seq = ?", (seq,)).fetchone()
         return str(row["inspection_id"]) if row else None
@@ -184,7 +172,7 @@ class AuditStore:
             return _entry(conn, inspection_id, since)[0]
 
     def check_seal(self, end: dict[str, Any]) -> tuple[str | None, str | None]:
-        """(what is wrong, what to note) about the seal of a closing line."""
+        """(problem, note) about the seal of a closing line; either may be None."""
         seal, mine = end.get("seal"), self._seal({k: end[k] for k in ("end", "hash", "lines", "sha256")})
         if mine is None:
             return None, "sealed, which was not checked: set REFDIFF_AUDIT_KEY" if seal else None
@@ -197,123 +185,6 @@ class AuditStore:
         return (
             (None, "the seal holds") if same else ("the seal does not fit: changed, or sealed with another key", None)
         )
-
-
-class _FileCheck:
-    """One pass over the lines of an export."""
-
-    def __init__(self, store: AuditStore, against_store: bool) -> None:
-        self._store, self._against_store = store, against_store
-        self._digest, self._records, self._lines = hashlib.sha256(), 0, 0
-        self._only: str | None = None  # the inspection that was selected
-        self._since: str | None = None
-
-    def run(self, lines: Iterator[bytes]) -> Checked:
-        check = self._open(next(lines, b""))
-        notes = self._selected()
-        if (problem := self._entered(check)) is not None:
-            return self._found(check, problem)
-        for number, raw in enumerate(lines, start=2):
-            place = f"line {number}"
-            data = _parse(raw)
-            if data is None:
-                return self._found(check, Problem(place, check.seq + 1, None, "it is cut off or does not read"))
-            if "end" in data:
-                problem, note = self._close(check, data, place)
-                if problem is None and next(lines, b""):
-                    problem = Problem(f"line {number + 1}", None, None, "it was added after the end")
-                return self._found(check, problem, [*notes, *([note] if note else [])])
-            self._digest.update(raw)
-            self._lines += 1
-            problem = self._step(check, data, place)
-            if problem is not None:
-                return self._found(check, problem)
-        return self._found(check, Problem(f"after line {self._lines}", check.seq + 1, None, "the end is cut off"))
-
-    def _open(self, raw: bytes) -> ChainCheck:
-        data = _parse(raw) or {}
-        selection = data.get("selection")
-        chosen: list[Any] = (
-            [selection.get(k) for k in ("inspection_id", "since")] if isinstance(selection, dict) else [0]
-        )
-        if (
-            data.get("refdiff_audit") != FORMAT
-            or not isinstance(data.get("from"), int)
-            or not all(c is None or isinstance(c, str) for c in chosen)
-        ):
-            raise InputError(
-                "not an audit export of this version: its first line is no header; use `refdiff audit export`"
-            )
-        self._digest.update(raw)
-        self._lines = 1
-        self._only, self._since = chosen
-        return ChainCheck(data["from"] - 1, str(data.get("previous")))
-
-    def _selected(self) -> list[str]:
-        """What an export does not hold, so that nobody takes a part for everything."""
-        if self._only is not None:
-            return [f"of inspection {self._only} alone: records of others are digests, which only a home can tell"]
-        return [] if self._since is None else [f"since {self._since}: it holds no record of before"]
-
-    def _entered(self, check: ChainCheck) -> Problem | None:
-        """Whether the export begins where its selection does; of a part of the chain only a home knows."""
-        first, where = 1, "an export of everything"
-        if self._only is not None or self._since is not None:
-            if not self._against_store:
-                return None
-            first, where = self._store.entry(self._only, self._since), "what was selected, in this home,"
-        elif check.hash != GENESIS:
-            return Problem("line 1", 1, None, "an export of everything begins with nothing before it")
-        if check.seq + 1 == first:
-            return None
-        return Problem(
-            "line 1", first, self._only, f"it begins with record {check.seq + 1}; {where} begins with record {first}"
-        )
-
-    def _step(self, check: ChainCheck, data: dict[str, Any], place: str) -> Problem | None:
-        seq = data.get("seq")
-        if not isinstance(seq, int):
-            return Problem(place, check.seq + 1, None, "it has no number")
-        named = f"{place}, record {seq}"
-        if set(data) == {"seq", "link"}:
-            return self._link(check, seq, str(data["link"]), named)
-        content = data.pop("content", None)
-        try:
-            record = AuditRecord(**data)
-            problem = check.record(record, content, named)
-        except (TypeError, ValueError):
-            return Problem(named, seq, None, "it is not a record: a field is missing or was added")
-        self._records += problem is None
-        return problem or self._compare(check, named, record.inspection_id)
-
-    def _link(self, check: ChainCheck, seq: int, record_sha256: str, place: str) -> Problem | None:
-        """Only an export of one inspection has links, and only for the records of others."""
-        if self._only is None:
-            return Problem(place, seq, None, "it is a digest alone, but this is no export of one inspection: hidden")
-        problem = check.link(seq, record_sha256, place) or self._compare(check, place, None)
-        if problem is None and self._against_store and self._store.inspection_at(seq) == self._only:
-            return Problem(place, seq, self._only, "it is a digest alone, but a record of this very inspection: hidden")
-        return problem
-
-    def _compare(self, check: ChainCheck, place: str, inspection_id: str | None) -> Problem | None:
-        if not self._against_store or self._store.hash_at(check.seq) == check.hash:
-            return None
-        return Problem(place, check.seq, inspection_id, "this home does not hold this record: it was rewritten after the "
-                       "export, or the export is of another home")  # fmt: skip
-
-    def _close(self, check: ChainCheck, end: dict[str, Any], place: str) -> tuple[Problem | None, str | None]:
-        last, hash_, lines, digest = (end.get(k) for k in ("end", "hash", "lines", "sha256"))
-        if not isinstance(last, int):
-            return Problem(place, None, None, "the closing line does not read"), None
-        if (problem := check.end(last, place)) is not None:
-            return problem, None
-        if (hash_, lines, digest) != (check.hash, self._lines, self._digest.hexdigest()):
-            return Problem(place, None, None, "the closing line does not fit the lines before: one was changed"), None
-        wrong, note = self._store.check_seal(end)
-        return (Problem(place, None, None, wrong) if wrong else None), note
-
-    def _found(self, check: ChainCheck, problem: Problem | None, notes: list[str] | None = None) -> Checked:
-        return Checked(self._records, check.hash, problem, notes or [])
 
 
 _ALL = "SELECT a.*, i.report FROM audit a LEFT JOIN inspections i ON a.kind = 'filed' AND i.inspection_id = a.inspection_id"
@@ -334,7 +205,7 @@ def _entry(conn: sqlite3.Connection, inspection_id: str | None, since: str | Non
 
 
 def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Problem | None:
-    """Whether the stores still say what the record of a report or a disposition does."""
+    """Check that the stores still agree with a record; the problem, or None."""
     if record.kind == FILED:
         row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
         differs = [k for k in ("part_id", "product", "verdict") if row[k] != record.facts.get(k, row[k])]
@@ -394,29 +265,3 @@ def _json(row: sqlite3.Row, column: str) -> Any:
         return None if row[column] is None else json.loads(row[column])
     except (ValueError, RecursionError) as e:
         raise TamperedError(f"tampered with at record {row['seq']}: its {column} cannot be read") from e
-
-
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def write_lines(path: Path, lines: Iterator[bytes]) -> int:
-    """Write an export to a file, all of it or nothing; bytes written. Raises StorageError."""
-    written = 0
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            for line in lines:
-                written += file.write(line)
-        temporary.replace(path)
-    except OSError as e:
-        raise storage_error(path, e) from e
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written

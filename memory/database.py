@@ -1,7 +1,7 @@
-"""The SQLite file behind products, captures, calibrations, inspections and dispositions, and its schema.
+"""SQLite files: transactions, threads and migrations. Knows no schema.
 
-One connection, guarded by a lock: threads take turns, other processes are kept apart by SQLite itself (WAL).
-What a transaction wrote is on the disk when the `with` block is left (`synchronous=FULL`).
+One connection, guarded by a lock: threads take turns, and SQLite (WAL) keeps other processes apart.
+A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -13,117 +13,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from refdiff.memory.audit_chain import adopt_earlier
-from refdiff.memory.closing import Closing
-from refdiff.memory.files import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError
+from refdiff.model.files import make_folder, storage_error
 
 BUSY_TIMEOUT_S = 30.0
 
-Step = str | Callable[[sqlite3.Connection], None]
+Step = str | Callable[[sqlite3.Connection], None]  # an SQL statement, or a function that runs some
 
 # Entry i brings the file from user_version i to i + 1. Entries are only ever appended.
 Migrations = tuple[tuple[Step, ...], ...]
-MIGRATIONS: Migrations = (
-    (
-        """CREATE TABLE products (
-            name TEXT PRIMARY KEY,
-            scale_mm_per_px REAL,
-            window_lo REAL,
-            window_hi REAL,
-            spec TEXT NOT NULL DEFAULT '{}',
-            spec_version INTEGER NOT NULL DEFAULT 0,
-            updated_at TEXT NOT NULL
-        )""",
-        """CREATE TABLE captures (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            capture_id TEXT NOT NULL UNIQUE,
-            part_id TEXT NOT NULL,
-            product TEXT NOT NULL REFERENCES products(name),
-            sha256 TEXT NOT NULL,
-            scale_mm_per_px REAL,
-            filename TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-        "CREATE INDEX captures_by_part ON captures(part_id, product, seq)",
-        """CREATE TABLE calibrations (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            product TEXT NOT NULL,
-            key TEXT NOT NULL,
-            scores TEXT NOT NULL,
-            pixel_threshold REAL NOT NULL,
-            n INTEGER NOT NULL,
-            reference_count INTEGER NOT NULL,
-            created_at TEXT NOT NULL,
-            seconds REAL NOT NULL,
-            extra TEXT NOT NULL,
-            UNIQUE (product, key)
-        )""",
-        """CREATE TABLE inspections (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            inspection_id TEXT NOT NULL UNIQUE,
-            part_id TEXT NOT NULL,
-            product TEXT NOT NULL,
-            verdict TEXT NOT NULL CHECK (verdict IN ('PASS', 'FAIL', 'REVIEW')),
-            created_at TEXT NOT NULL,
-            report TEXT NOT NULL
-        )""",
-        "CREATE INDEX inspections_by_time ON inspections(created_at, seq)",
-        "CREATE INDEX inspections_by_part ON inspections(part_id)",
-        """CREATE TABLE dispositions (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            decision TEXT NOT NULL CHECK (decision IN ('accept', 'override')),
-            decided_by TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-    ),
-    (
-        # AUTOINCREMENT remembers the last number given, so that records cut off the end are missed
-        """CREATE TABLE audit (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            inspection_id TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            at TEXT NOT NULL,
-            by TEXT NOT NULL,
-            facts TEXT NOT NULL,
-            content TEXT,
-            content_sha256 TEXT NOT NULL,
-            hash TEXT NOT NULL
-        )""",
-        "CREATE INDEX audit_by_inspection ON audit(inspection_id, seq)",
-        "CREATE INDEX audit_by_time ON audit(at)",
-        adopt_earlier,
-    ),
-    (
-        "ALTER TABLE dispositions ADD COLUMN judged TEXT CHECK (judged IN ('good', 'bad'))",
-        "ALTER TABLE dispositions ADD COLUMN as_reference INTEGER NOT NULL DEFAULT 0",
-        """CREATE TABLE blind_checks (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            share REAL NOT NULL,
-            judged TEXT CHECK (judged IN ('good', 'bad')),
-            judged_by TEXT,
-            note TEXT,
-            as_reference INTEGER NOT NULL DEFAULT 0,
-            judged_at TEXT
-        )""",
-        """CREATE TABLE learned (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            golden_id TEXT,
-            outcome TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-    ),
-)
 
 
-class Database(Closing):
-    """An open SQLite file; a context manager. Raises StorageError where SQLite or the disk fails.
+class Database(contextlib.AbstractContextManager["Database"]):
+    """An open SQLite file; a context manager. Every method raises StorageError where SQLite or the disk fails."""
 
-    migrations: the schema, by default that of the stores.
-    """
+    def __init__(self, path: Path, migrations: Migrations, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        """Open the file, made if new, and bring it to the newest schema of `migrations`.
 
-    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, migrations: Migrations = MIGRATIONS) -> None:
+        busy_timeout_s: how long to wait for another process that writes. Raises StorageError also where a newer version
+        wrote the file.
+        """
         self.path = path
         self._migrations = migrations
         self._lock = threading.RLock()
@@ -163,9 +72,9 @@ class Database(Closing):
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own that sees the file as it is now, however long it reads; keeps nobody waiting.
+        """A separate connection that sees the file as it is now, however long it reads, and blocks nobody.
 
-        May be handed from thread to thread, as a server does with what it streams.
+        May move between threads, as a server's streams do.
         """
         with self._errors():
             conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
@@ -178,8 +87,12 @@ class Database(Closing):
                 conn.close()
 
     def close(self) -> None:
+        """Close the connection; snapshots stay open."""
         with self._lock, self._errors():
             self._conn.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -207,15 +120,6 @@ class Database(Closing):
                 else:
                     step(conn)
             conn.execute(f"PRAGMA user_version={len(self._migrations)}")
-
-
-class DatabaseOwner(Closing):
-    """A store with a file of its own: a context manager that closes it."""
-
-    _db: Database
-
-    def close(self) -> None:
-        self._db.close()
 
 
 def _version(conn: sqlite3.Connection) -> int:

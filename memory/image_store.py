@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
-from refdiff.memory.files import make_folder, storage_error
 from refdiff.model.errors import InputError, StorageError, UnknownRecordError
+from refdiff.model.files import make_folder, storage_error, write_atomic
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -29,17 +26,14 @@ class ImageStore:
         self.root = make_folder(root)
 
     def path(self, sha256: str) -> Path:
-        """Where the file of that id is or would be. Raises InputError if `sha256` is none."""
+        """Where the file of that id is or would be. Raises InputError if `sha256` is not one."""
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
-    def has(self, sha256: str) -> bool:
-        return self.path(sha256).is_file()
-
     def put(self, data: bytes) -> str:
-        """Keep `data`, durably on return; its sha256. The same bytes again change nothing.
+        """Keep `data`, durably on return, and return its sha256. The same bytes again change nothing.
 
-        Raises StorageError (disk full, not writable); then nothing half-written is visible.
+        Raises StorageError (disk full, not writable); nothing half-written is visible then.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
@@ -48,7 +42,7 @@ class ImageStore:
                 return sha256
             # a differing file under this name is damaged: writing it anew repairs it
             make_folder(path.parent)
-            _write_atomically(path, data)
+            write_atomic(path, data)
         except OSError as e:
             raise storage_error(path, e) from e
         return sha256
@@ -65,24 +59,3 @@ class ImageStore:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(f"{path}: the image is damaged (its sha256 differs from its name); send the photo again")
         return data
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader sees all of the file or none."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    if os.name == "posix":  # the new name must be durable too; Windows cannot open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

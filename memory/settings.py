@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class MemorySettings(BaseSettings):
-    """Explicit argument > environment > default."""
+    """Where the stores live and how to open them. An explicit argument beats the environment, which beats the default."""
 
     model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
 
@@ -24,7 +24,9 @@ class MemorySettings(BaseSettings):
         description="Qdrant server or cluster; without it the golden bank is embedded under `home`.",
     )
     qdrant_api_key: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY")
+        default=None,
+        validation_alias=AliasChoices("QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"),
+        description="API key of the Qdrant server.",
     )
     bank_wait_s: float = Field(
         default=30.0,

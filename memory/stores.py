@@ -1,14 +1,13 @@
-"""All stores of one home folder but the golden bank, which has its own life (one process at a time)."""
+"""All stores of one home folder except the golden bank, which only one process may open."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
 
 from refdiff.memory.audit_store import AuditStore
-from refdiff.memory.closing import Closing
 from refdiff.memory.database import Database
-from refdiff.memory.files import make_folder
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -17,12 +16,14 @@ from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.files import make_folder
 
 
 @dataclass(frozen=True)
-class Stores(Closing):
-    """Safe to share between threads; any number of processes may have the same home open."""
+class Stores(AbstractContextManager["Stores"]):
+    """The open stores; a context manager. Safe to share between threads and between processes."""
 
     images: ImageStore
     db: Database
@@ -38,13 +39,13 @@ class Stores(Closing):
 
     @classmethod
     def open(cls, settings: MemorySettings | None = None) -> Self:
-        """Open the stores under `settings.home`, made (mode 0700) if new.
+        """Open the stores under `settings.home`, made (mode 0700) if new. settings: default from the environment.
 
         Raises StorageError if the folder is not writable or the database is damaged.
         """
         settings = settings or MemorySettings()
         home = make_folder(settings.home)
-        db = Database(home / "refdiff.sqlite")
+        db = Database(home / "refdiff.sqlite", MIGRATIONS)
         try:
             images = ImageStore(home / "images")
         except BaseException:
@@ -65,4 +66,8 @@ class Stores(Closing):
         )
 
     def close(self) -> None:
+        """Close the database."""
         self.db.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

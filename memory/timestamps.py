@@ -1,4 +1,4 @@
-"""Points in time, kept as ISO 8601 text in UTC with microseconds, so that text order is time order."""
+"""Points in time, kept as ISO 8601 text in UTC with microseconds: text order is time order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def utc_now() -> str:
 
 
 def to_utc(moment: datetime | str) -> str:
-    """Any ISO 8601 text or datetime (naive means UTC) in the one stored form. Raises InputError."""
+    """An ISO 8601 text or a datetime (naive means UTC) in the stored form. Raises InputError."""
     shown = moment
     try:
         if isinstance(moment, str):

@@ -152,6 +152,12 @@ def _apply_window(samples: NDArray[np.float32], window: tuple[float, float]) -> 
     return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
 
 
+def grey_thumbnail(image: RgbImage, side: int) -> F32:
+    """(H, W, 3) uint8 RGB -> (side, side) float32 grey 0..255, area-averaged: noise and compression average out."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """(H, W) or (H, W, 3) uint8 to PNG bytes."""
     # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise no compression gets rid of

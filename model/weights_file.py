@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refdiff.model.errors import StorageError
+from refdiff.model.files import atomic_path
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
 
@@ -51,11 +52,11 @@ def write_weights(path: Path, kind: str, tensors: Mapping[str, Tensor], about: M
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises StorageError: disk full, not writable (safetensors has its own error for it)."""
+    """Write a safetensors file, all of it or nothing. Raises StorageError: disk full, not writable."""
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        with atomic_path(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=metadata)
     except (OSError, SafetensorError) as e:
-        path.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written ({e}); {_WAY_OUT}") from e
 
 

@@ -20,9 +20,9 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis weights_file images defect_types settings errors",
-    "memory": "stores audit_store journals records database audit_chain image_store golden_bank closing files settings "
-    "timestamps",
+    "model": "training boards language difference synthesis weights_file files images defect_types settings errors",
+    "memory": "audit_export stores audit_store journals records schema database audit_chain image_store golden_bank "
+    "locks settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers queue "
     "report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals settings",

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     copy, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in (*ROOMS, "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -57,3 +57,10 @@ def test_wheel_works_without_the_tree(wheel: zipfile.ZipFile, tmp_path: Path) ->
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env, check=True
     )
     assert done.stdout.splitlines()[0] == str(tmp_path / "refdiff" / "server" / "cli" / "main.py")
+
+
+def test_wheel_carries_the_licences_of_code_and_weights(wheel: zipfile.ZipFile) -> None:
+    packed = {n.split(".dist-info/licenses/")[1] for n in wheel.namelist() if ".dist-info/licenses/" in n}
+    assert packed == {"LICENSE", "NOTICE", "model/weights/LICENSE.md"}
+    [name] = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+    assert "License-Expression: Apache-2.0 AND LicenseRef-RefDiff-Weights\n" in wheel.read(name).decode()

@@ -11,7 +11,6 @@ from pydantic import Field
 from refdiff.model.errors import UnknownRecordError
 from refdiff.tools.context import Result, ToolContext, answer, current_capture, latest
 from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.inspection.registration_cache import align_cached
 
 
 @tool("align", response_format="content_and_artifact")
@@ -26,7 +25,7 @@ def align_tool(
     golden = bench.workspace.bank.get(golden_id)
     if golden.product != capture.product:
         raise UnknownRecordError(f"golden {golden_id} is of product {golden.product!r}, not {capture.product!r}")
-    result = align_cached(bench.workspace, bench.query(capture), capture.sha256, golden)
+    result = bench.workspace.alignment(bench.query(capture), capture.sha256, golden)
     record = EvidenceRecord(
         kind="alignment",
         arguments={"golden_id": golden_id},

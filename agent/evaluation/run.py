@@ -108,7 +108,7 @@ def evaluate(
     learned: str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResults:
-    """Evaluate a data set; metrics as DefectReport and README define them.
+    """Evaluate a data set; `EvaluationResults` defines the metrics.
 
     goldens: how many of train/good to enrol (default all). references: K compared with each image. judge: let the
     configured LLM read each pair too. detections: folder for one `<id>.txt` per test image (deeppcb). seed: of the

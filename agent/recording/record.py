@@ -27,7 +27,6 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT
 from refdiff.agent.drivers.embedded import plain_messages
 from refdiff.agent.drivers.scripted import ScriptedDriver
-from refdiff.agent.filing import write_whole
 from refdiff.agent.graph import build_graph
 from refdiff.agent.language import templates
 from refdiff.agent.language.questions import questions_about
@@ -38,11 +37,13 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.files import write_atomic
 from refdiff.model.images import decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
 from refdiff.model.training.pairs import Photo, Source
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.registry import TOOLS
@@ -206,7 +207,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
         if path.exists():
             continue
         lines = [json.dumps(line, ensure_ascii=False) for line in _record_product(source, images, plan, progress)]
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
         done += len(lines)
     return done
 
@@ -296,7 +297,8 @@ def _inspect(
         k = rng.choice(list(templates.NUMBERS))
     text = template.format(part=part, n=rng.choice(templates.NUMBERS.get(k, (str(k),))))
     scale = rng.choice((None, 0.02, 0.05, 0.1, 0.2))
-    capture = record_capture(workspace.stores, part, product, photo, scale_mm_per_px=scale)
+    settings = workspace.model_settings
+    capture = record_capture(workspace.stores, part, product, photo, settings=settings, scale_mm_per_px=scale)
     teacher = Teacher(truth, rng, kind, k)
     bench = open_workbench(workspace, capture.part_id, product)
     canonical = bench.inspect(capture)
@@ -352,4 +354,4 @@ def _pictures(message: dict[str, Any]) -> list[str]:
 def _keep(workspace: Workspace, sha256: str, images: Path) -> None:
     target = images / f"{sha256}.png"
     if not target.exists():
-        write_whole(target, workspace.stores.images.get(sha256))
+        write_atomic(target, workspace.stores.images.get(sha256))

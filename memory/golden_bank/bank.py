@@ -1,6 +1,6 @@
 """The golden bank: good samples in Qdrant, found by what they look like. Same code for embedded and server.
 
-One collection per encoder fingerprint: vectors of different weights cannot be compared, so they never meet.
+One collection per encoder fingerprint, because vectors of different weights cannot be compared.
 Named vectors: `global` (cosine, HNSW) to find candidates, `patches` (multivector, MaxSim) to rank them.
 """
 
@@ -20,7 +20,6 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from refdiff.memory.closing import Closing
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.golden import (
     IN_USE,
@@ -45,14 +44,14 @@ MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
 Vectors = NDArray[np.float32]
 
 
-class GoldenBank(Closing):
+class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
     """An open bank; a context manager; safe to share between threads.
 
     Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
     """
 
     def __init__(self, connection: QdrantConnection, fingerprint: str, global_dim: int, patch_dim: int) -> None:
-        """Use `open`."""
+        """The bank on an open connection, before its collection is checked; `open` does both."""
         self._connection = connection
         self._client: QdrantClient = connection.client
         self._name = PREFIX + fingerprint
@@ -61,14 +60,14 @@ class GoldenBank(Closing):
         self._mutex: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if connection.embedded else contextlib.nullcontext()
         )
-        # Embedded, no other process can write, and evaluating a filter costs 60 us a golden (120 ms at 2000):
-        # so the payloads are held here, and filtering is a look-up. A server has indexes, and other writers.
+        # Embedded, no other process can write, and evaluating a filter costs 60 us per golden (120 ms at 2000),
+        # so the payloads are held here and filtering is a look-up. A server has indexes, and other writers.
         self._catalogue: dict[int, Golden] | None = None
         self._patch_cache: dict[int, Vectors] = {}
 
     @classmethod
     def open(cls, settings: MemorySettings, encoder_fingerprint: str, global_dim: int, patch_dim: int) -> GoldenBank:
-        """Open the bank of that encoder, made if new: under `settings.home`, or on the server `qdrant_url`.
+        """Open the bank of that encoder, created if new: under `settings.home`, or on the server `qdrant_url`.
 
         global_dim, patch_dim: sizes of the encoder's vectors. Raises BankBusyError if another process still
         holds the embedded bank after `settings.bank_wait_s`, UnavailableError if the server does not answer,
@@ -89,13 +88,17 @@ class GoldenBank(Closing):
         return bank
 
     def close(self) -> None:
+        """Close the connection, and let another process have the embedded bank."""
         with self._mutex:
             self._connection.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     # -- writing
 
     def add(self, golden: Golden, global_vec: Vectors, patches: Vectors) -> bool:
-        """Enrol a golden, durably on return. False, and nothing changes, if it is there already (or retired).
+        """Enrol a golden, durably on return. False, and nothing changes, if it is there already, also as retired.
 
         global_vec: (Dg,) float32; patches: (N, Dp) float32, N >= 1.
         """
@@ -143,7 +146,7 @@ class GoldenBank(Closing):
         exclude_groups: Iterable[str] = (),
         statuses: Sequence[GoldenStatus] = IN_USE,
     ) -> builtins.list[GoldenHit]:
-        """The k goldens of that product most like the query, best first; fewer if there are not as many.
+        """The k goldens of that product most similar to the query, best first; fewer if there are not enough.
 
         global_vec: (Dg,) float32; patches: (N, Dp) float32. Candidates are the max(32, 4k) nearest by
         `global`; they are ranked by MaxSim (ColBERT, arXiv:2004.12832, eq. 3) divided by N.
@@ -156,8 +159,8 @@ class GoldenBank(Closing):
         with self._qdrant() as client:
             candidates = self._candidates if self._catalogue is None else self._candidates_embedded
             found = candidates(client, wish, global_vec, wanted)
-            # Embedded Qdrant computes MaxSim over the whole collection, whatever the filter or prefetch (220
-            # ms at 2000 goldens), so only the candidates' patches are fetched and ranked here, exactly.
+            # Embedded Qdrant computes MaxSim over the whole collection, whatever the filter or prefetch (220 ms
+            # at 2000 goldens), so only the candidates' patches are fetched, and ranked here.
             vectors = self._patches_of(client, list(found))
         present = [i for i in found if i in vectors]
         similarities = max_sim(patches, [vectors[i] for i in present])
@@ -179,7 +182,7 @@ class GoldenBank(Closing):
         return sorted(goldens, key=lambda g: (g.enrolled_at, g.golden_id))
 
     def get(self, golden_id: str) -> Golden:
-        """Raises UnknownRecordError."""
+        """The golden of that id, of any status. Raises UnknownRecordError."""
         with self._qdrant() as client:
             golden = self._find(client, point_id(golden_id))
         if golden is None:
@@ -195,7 +198,7 @@ class GoldenBank(Closing):
         return _vector(records[0], "global"), _vector(records[0], "patches")
 
     def count(self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None) -> int:
-        """How many goldens that product has in those statuses (None: any)."""
+        """How many goldens that product has in those statuses (None: any product, any status)."""
         if self._catalogue is not None:
             return len(self.list(product, statuses))
         wish = _Wish(product, None if statuses is None else tuple(statuses))
@@ -205,12 +208,6 @@ class GoldenBank(Closing):
     def products(self) -> builtins.list[str]:
         """Names of the products that have goldens of any status, sorted."""
         return sorted({golden.product for golden in self.list()})
-
-    def other_fingerprints(self) -> builtins.list[str]:
-        """Other encoders with a collection here: after new weights, goldens need enrolling again."""
-        with self._qdrant() as client:
-            names = [c.name for c in client.get_collections().collections]
-        return sorted(n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX) and n != self._name)
 
     # -- inside
 
@@ -243,7 +240,7 @@ class GoldenBank(Closing):
         payload = asdict(golden)
         if self._connection.embedded:
             # Embedded Qdrant pickles what it is given: arrays load 5 times faster than lists of Python floats
-            # (0.25 s against 1.35 s for 2000 goldens) and stay float32, but pydantic would refuse them.
+            # (0.25 s instead of 1.35 s for 2000 goldens) and stay float32, but pydantic would refuse them.
             arrays = {"global": _unit(global_vec), "patches": _unit(patches)}
             return qm.PointStruct.model_construct(id=point, vector=arrays, payload=payload)
         return qm.PointStruct(
@@ -279,7 +276,7 @@ class GoldenBank(Closing):
     def _candidates(
         self, client: QdrantClient, wish: _Wish, global_vec: Vectors, wanted: int
     ) -> dict[int, tuple[Golden, float]]:
-        """{point id: (golden, cosine)} of the nearest by `global`; Qdrant filters."""
+        """{point id: (golden, cosine)} of the `wanted` nearest by `global`; Qdrant filters."""
         response = client.query_points(
             self._name,
             query=_unit(global_vec).tolist(),
@@ -293,7 +290,7 @@ class GoldenBank(Closing):
     def _candidates_embedded(
         self, client: QdrantClient, wish: _Wish, global_vec: Vectors, wanted: int
     ) -> dict[int, tuple[Golden, float]]:
-        """The same; Qdrant ranks, the catalogue filters: first the nearest few, all if too few fit."""
+        """As `_candidates`, for embedded Qdrant: search unfiltered, filter in memory, widen the search if too few match."""
         catalogue = self._catalogue or {}
         found: dict[int, tuple[Golden, float]] = {}
         for limit in (4 * wanted + len(wish.skip), len(catalogue)):
@@ -311,7 +308,7 @@ class GoldenBank(Closing):
         return found
 
     def _patches_of(self, client: QdrantClient, ids: builtins.list[int]) -> dict[int, Vectors]:
-        """Patches by point id. Those of a golden never change, so the ones used lately are kept as arrays."""
+        """{point id: (N, Dp) patches}. Patches of a golden never change, so those used lately stay in memory."""
         cache = self._patch_cache  # another thread may replace it meanwhile
         known = {i: cache[i] for i in ids if i in cache}
         missing = [i for i in ids if i not in known]
@@ -370,12 +367,12 @@ def _vectors_config(global_dim: int, patch_dim: int) -> dict[str, qm.VectorParam
 
 @dataclass(frozen=True)
 class _Wish:
-    """Which goldens are meant; None means any. `skip`: point ids."""
+    """Which goldens to return."""
 
-    product: str | None = None
-    statuses: tuple[GoldenStatus, ...] | None = None
-    skip: frozenset[int] = frozenset()
-    groups: frozenset[str] = frozenset()
+    product: str | None = None  # None: any
+    statuses: tuple[GoldenStatus, ...] | None = None  # None: any
+    skip: frozenset[int] = frozenset()  # ids of points to leave out
+    groups: frozenset[str] = frozenset()  # part groups to leave out
 
     def fits(self, point: int, golden: Golden) -> bool:
         return (
@@ -386,7 +383,7 @@ class _Wish:
         )
 
     def filter(self) -> qm.Filter | None:
-        """The same as a filter of Qdrant."""
+        """The wish as a Qdrant filter; None if any golden fits."""
         must: list[qm.Condition] = []
         must_not: list[qm.Condition] = []
         if self.product is not None:

@@ -1,4 +1,4 @@
-"""The golden sample: what the bank keeps about one, besides its vectors."""
+"""The golden sample: what the bank keeps about one besides its vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_golden_id(product: str, sha256: str) -> str:
 
 
 def point_id(golden_id: str) -> int:
-    """The id of a golden in Qdrant: the number its 12 hex digits spell. Raises UnknownRecordError."""
+    """The id of a golden in Qdrant: its 12 hex digits as a number. Raises UnknownRecordError."""
     digits = golden_id[2:]
     if not golden_id.startswith("g-") or len(digits) != 12 or not set(digits) <= set("0123456789abcdef"):
         raise UnknownRecordError(f"{golden_id!r} is not a golden id (like g-0123456789ab); see `refdiff goldens list`")
@@ -32,36 +32,33 @@ def point_id(golden_id: str) -> int:
 
 @dataclass(frozen=True)
 class Golden:
-    """A photo of a good part.
-
-    scale_mm_per_px: None if unknown; part_group: photos of one part share it, None stands alone;
-    enrolled_at: ISO 8601, UTC; status: "flagged" is in use and waits for a person's look, "retired" is not in
-    use; note: why; source: "disposition" is a part that a person found good knowing the verdict: compared with, but no fair
-    sample of good parts, so that its score calibrates nothing; "blind_check" is from a random sample.
-    """
+    """A photo of a good part."""
 
     golden_id: str
     product: str
-    sha256: str
-    filename: str = ""
-    scale_mm_per_px: float | None = None
-    part_group: str | None = None
-    station: str | None = None
+    sha256: str  # id of the photo in the image store
+    filename: str = ""  # as it arrived; only ever shown
+    scale_mm_per_px: float | None = None  # None if unknown
+    part_group: str | None = None  # shared by photos of one part; None: the only photo of its part
+    station: str | None = None  # where it was taken
     enrolled_by: str = ""
-    enrolled_at: str = field(default_factory=utc_now)
-    status: GoldenStatus = "active"
-    note: str = ""
+    enrolled_at: str = field(default_factory=utc_now)  # ISO 8601, UTC
+    status: GoldenStatus = "active"  # "flagged": in use, a person should look; "retired": not in use
+    note: str = ""  # why it has that status
+    # "disposition": a person who knew the verdict found the part good. Such parts are a biased sample: they serve as
+    # references but do not calibrate. "blind_check": from a random sample.
     source: GoldenSource = "enrolled"
+
+    @property
+    def group(self) -> str:
+        """What photos of one part share: the part group, else the golden's own id."""
+        return self.part_group or self.golden_id
 
 
 @dataclass(frozen=True)
 class GoldenHit:
-    """A retrieved golden.
-
-    similarity: mean over the query's patches of the best cosine; global_similarity: cosine of the global
-    vectors; both clipped to 0..1.
-    """
+    """A retrieved golden."""
 
     golden: Golden
-    similarity: float
-    global_similarity: float
+    similarity: float  # 0..1, mean over the query's patches of the best cosine
+    global_similarity: float  # 0..1, cosine of the global vectors

@@ -1,1 +1,1 @@
-"""Journals of accepted work: jobs, chat messages, photos of a watched folder. They survive a crash."""
+"""Journals of accepted work: jobs, chat messages, photos of a watched folder. Each has its own SQLite file."""

@@ -1,18 +1,18 @@
-"""Messages that people sent to a chat bot: known by their key, so that a platform's retry is nothing new; answered once.
+"""Messages that people sent to a chat bot, identified by a key, so a platform's retry is recognised; answered once.
 
-A message is kept before the platform is told that it came, and stays open until its answer is posted: a kill in between
-loses neither.
+A message is kept before its receipt is acknowledged, and stays open until its answer is posted: a crash loses neither.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 
 _MIGRATIONS: Migrations = (
@@ -39,22 +39,28 @@ _MIGRATIONS: Migrations = (
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """request: as the platform's adapter wrote it (JSON data). inspection_id: of the inspection that it asked for."""
+    """A message to the bot."""
 
-    key: str
-    request: dict[str, Any]
+    key: str  # the platform's own id of the message
+    request: dict[str, Any]  # JSON data, as the platform's adapter wrote it
     state: Literal["received", "inspecting", "answered"]
-    inspection_id: str | None
+    inspection_id: str | None  # the inspection it asked for
 
 
-class ChatStore(DatabaseOwner):
-    """Of one platform; a context manager; safe to share between threads. Raises StorageError."""
+class ChatStore(AbstractContextManager["ChatStore"]):
+    """Messages of one platform in `home/chat.sqlite`; a context manager; safe to share between threads.
+
+    Every method raises StorageError where the disk fails.
+    """
 
     def __init__(self, home: Path, platform: str) -> None:
-        self._db, self._platform = Database(home / "chat.sqlite", migrations=_MIGRATIONS), platform
+        self._db, self._platform = Database(home / "chat.sqlite", _MIGRATIONS), platform
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def receive(self, key: str, request: dict[str, Any]) -> bool:
-        """Keep a message, durably on return. False if it came before."""
+        """Keep a message, durably on return. False if it was received before."""
         with self._db.transaction() as conn:
             cursor = conn.execute(
                 "INSERT INTO messages (platform, key, request, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -63,7 +69,7 @@ class ChatStore(DatabaseOwner):
             return cursor.rowcount == 1
 
     def change(self, key: str, request: dict[str, Any]) -> None:
-        """The adapter knows more of a message now: where its answer goes, say."""
+        """Replace the request of a message, for example once the adapter knows where its answer goes."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE messages SET request = ? WHERE platform = ? AND key = ?",
@@ -71,7 +77,7 @@ class ChatStore(DatabaseOwner):
             )
 
     def inspecting(self, key: str, thread: str, inspection_id: str) -> None:
-        """The message became an inspection; further questions in its thread are about that one."""
+        """The message started an inspection; further questions in its thread are about that one."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE messages SET state = 'inspecting', inspection_id = ? WHERE platform = ? AND key = ?",
@@ -83,10 +89,12 @@ class ChatStore(DatabaseOwner):
             )
 
     def answered(self, key: str) -> None:
+        """The answer to the message was posted."""
         with self._db.transaction() as conn:
             conn.execute("UPDATE messages SET state = 'answered' WHERE platform = ? AND key = ?", (self._platform, key))
 
     def get(self, key: str) -> ChatMessage | None:
+        """The message of that key; None if it never came."""
         with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT * FROM messages WHERE platform = ? AND key = ?", (self._platform, key)
@@ -94,7 +102,7 @@ class ChatStore(DatabaseOwner):
         return None if row is None else _message(row)
 
     def open(self) -> list[ChatMessage]:
-        """Messages that wait for their answer, oldest first."""
+        """Messages without an answer, oldest first."""
         with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT * FROM messages WHERE platform = ? AND state != 'answered' ORDER BY created_at",
@@ -103,7 +111,7 @@ class ChatStore(DatabaseOwner):
             return [_message(row) for row in rows]
 
     def inspection_of(self, thread: str) -> str | None:
-        """The newest inspection that was asked for in that thread."""
+        """The newest inspection asked for in that thread; None if there is none."""
         with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT inspection_id FROM threads WHERE platform = ? AND thread = ?", (self._platform, thread)

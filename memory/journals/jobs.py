@@ -1,6 +1,6 @@
-"""Jobs: inspections that a server has accepted and owes. On the disk before they are answered, so that a kill loses none.
+"""Jobs: inspections that a server has accepted. On the disk before the caller is answered, so a crash loses none.
 
-A job's id is the id of its inspection, which is filed exactly once; so a job may be run again after any kill.
+A job's id is the id of its inspection, which is filed exactly once, so a job may run again after any crash.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import builtins
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, UnknownRecordError
 
@@ -40,39 +41,38 @@ _MIGRATIONS: Migrations = (
 
 @dataclass(frozen=True)
 class Job:
-    """An accepted inspection.
+    """An accepted inspection."""
 
-    request: what is to be inspected, as JSON data. origin: the caller's own key for it, by which a repeated call finds it
-    again. attempts: how often it was begun. deaths: how often its process ended while it ran, other than by a stop.
-    error: {"type", "message", "exit_code"} of a failed one. Times: ISO 8601, UTC.
-    """
-
-    seq: int
+    seq: int  # order of acceptance
     inspection_id: str
-    origin: str | None
-    request: dict[str, Any]
+    origin: str | None  # the caller's own key, by which a repeated request finds the job again
+    request: dict[str, Any]  # what to inspect, as JSON data
     state: JobState
-    attempts: int
-    deaths: int
-    error: dict[str, Any] | None
-    created_at: str
-    updated_at: str
+    attempts: int  # how often it was started
+    deaths: int  # how often its process crashed while it ran
+    error: dict[str, Any] | None  # {"type", "message", "exit_code"} of a failed one
+    created_at: str  # ISO 8601, UTC
+    updated_at: str  # ISO 8601, UTC
 
     @property
     def open(self) -> bool:
+        """Whether it is queued or running."""
         return self.state in OPEN
 
 
-class JobStore(DatabaseOwner):
+class JobStore(AbstractContextManager["JobStore"]):
     """The journal `home/jobs.sqlite`; a context manager, safe to share between threads."""
 
     def __init__(self, home: Path) -> None:
-        self._db = Database(home / "jobs.sqlite", migrations=_MIGRATIONS)
+        self._db = Database(home / "jobs.sqlite", _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def add(self, inspection_id: str, request: dict[str, Any], origin: str | None, limit: int) -> tuple[Job, bool]:
-        """Accept a job, durably on return; (job, True), or (the earlier one of the same origin, False).
+        """Accept a job, durably on return: (job, True), or (the earlier one of the same origin, False).
 
-        Raises BusyError where `limit` jobs are open already.
+        Raises BusyError if `limit` jobs are open already.
         """
         with self._db.transaction() as conn:
             if origin is not None:
@@ -91,7 +91,7 @@ class JobStore(DatabaseOwner):
             return _job(conn.execute("SELECT * FROM jobs WHERE inspection_id = ?", (inspection_id,)).fetchone()), True
 
     def adopt(self, inspection_id: str, request: dict[str, Any]) -> None:
-        """Take over an inspection that another process began; known already: nothing changes."""
+        """Take over an inspection that another process started. A known one stays as it is."""
         now = utc_now()
         with self._db.transaction() as conn:
             conn.execute(
@@ -101,17 +101,18 @@ class JobStore(DatabaseOwner):
             )
 
     def by_origin(self, origin: str) -> Job | None:
+        """The job of that origin; None if there is none."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM jobs WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else _job(row)
 
     def forget_origin(self, origin: str) -> None:
-        """The next request of that origin is a new one."""
+        """Make the next request of that origin a new job."""
         with self._db.transaction() as conn:
             conn.execute("UPDATE jobs SET origin = NULL, updated_at = ? WHERE origin = ?", (utc_now(), origin))
 
     def begin(self, inspection_id: str) -> Job:
-        """Note that it is being run, once more."""
+        """Mark the job as running, and count the attempt."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, updated_at = ? WHERE inspection_id = ?",
@@ -120,7 +121,7 @@ class JobStore(DatabaseOwner):
         return self.get(inspection_id)
 
     def requeue(self, inspection_id: str) -> None:
-        """It waits again: what it needs is unavailable, or the server stops."""
+        """Put a running job back in the queue: something it needs is unavailable, or the server stops."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE jobs SET state = 'queued', updated_at = ? WHERE inspection_id = ? AND state = 'running'",
@@ -128,7 +129,7 @@ class JobStore(DatabaseOwner):
             )
 
     def count_deaths(self) -> None:
-        """At a start, before any job is begun: what runs according to the journal ended together with its process."""
+        """Requeue jobs left running by a crash, and count it. Only at start-up, before any job runs."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE jobs SET state = 'queued', deaths = deaths + 1, updated_at = ? WHERE state = 'running'",
@@ -136,7 +137,7 @@ class JobStore(DatabaseOwner):
             )
 
     def finish(self, inspection_id: str, error: dict[str, Any] | None = None) -> None:
-        """Done, or failed with that error."""
+        """Mark the job as done, or as failed with that error."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE jobs SET state = ?, error = ?, updated_at = ? WHERE inspection_id = ?",
@@ -157,18 +158,19 @@ class JobStore(DatabaseOwner):
         return _job(row)
 
     def list(self, states: tuple[JobState, ...] = OPEN, limit: int = 1000) -> builtins.list[Job]:
-        """Jobs in those states, in the order in which they came. limit: -1 for all."""
+        """Jobs in those states, in order of acceptance. limit: -1 for all."""
         marks = ", ".join("?" * len(states))
         with self._db.connection() as conn:
             rows = conn.execute(f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY seq LIMIT ?", (*states, limit))
             return [_job(row) for row in rows]
 
     def count_open(self) -> int:
+        """How many jobs are queued or running."""
         with self._db.connection() as conn:
             return _count_open(conn)
 
     def ahead_of(self, job: Job) -> int:
-        """How many open jobs came before it."""
+        """How many open jobs were accepted before it."""
         with self._db.connection() as conn:
             query = "SELECT COUNT(*) FROM jobs WHERE state IN ('queued', 'running') AND seq < ?"
             return int(conn.execute(query, (job.seq,)).fetchone()[0])

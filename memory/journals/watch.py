@@ -1,7 +1,7 @@
-"""What became of each photo that a camera dropped, kept so that a kill between any two steps loses and repeats nothing.
+"""Progress of each photo in a watched folder: a crash between any two steps loses nothing and repeats nothing.
 
-A photo is claimed (with the id of its inspection, before anything is done), ended (filed or refused), then its line is
-written, its file is moved and its message is sent; each step is remembered when it is done.
+A photo is claimed (with the id of its inspection, before anything else happens) and ended (filed or refused); then its line
+is written, its file is moved and its message is sent. Each step is recorded when it is done.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from refdiff.memory.database import Database, DatabaseOwner
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 
 Outcome = Literal["filed", "refused"]
 
-_MIGRATIONS = (
+_MIGRATIONS: Migrations = (
     (
         """CREATE TABLE photos (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,58 +55,62 @@ _MIGRATIONS = (
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file as it was seen: a file of that name with other content is another photo. mtime_ns: last change."""
+    """A file as it was found; a file of the same name with other content is another photo."""
 
     name: str
-    size: int
-    mtime_ns: int
+    size: int  # bytes
+    mtime_ns: int  # last change
     inode: int
 
     @classmethod
     def of(cls, name: str, about: os.stat_result) -> Self:
+        """The identity of the file `name` with that status."""
         return cls(name, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @dataclass(frozen=True)
 class WatchedPhoto:
-    """A row of the journal. event: what is told about it (JSON data), None while it is not ended.
+    """A photo in the journal."""
 
-    starts: how often its inspection was begun; more than once only after the process was killed.
-    """
-
-    seq: int
+    seq: int  # order of claiming
     identity: FileIdentity
     inspection_id: str
     part_id: str
     product: str
     state: Literal["claimed", "filed", "refused"]
-    starts: int
-    claimed_at: str
-    event: dict[str, Any] | None
-    written: bool
-    moved: bool
+    starts: int  # how often its inspection was started; more than once only after a crash
+    claimed_at: str  # ISO 8601, UTC
+    event: dict[str, Any] | None  # the result as JSON data; None while claimed
+    written: bool  # its line is written
+    moved: bool  # its file is moved or deleted
 
 
 @dataclass(frozen=True)
 class Message:
-    """An event to be sent. next_try: Unix time in s before which it is not due."""
+    """An event to be sent."""
 
-    seq: int
-    event: dict[str, Any]
-    tries: int
-    next_try: float
+    seq: int  # of the photo
+    event: dict[str, Any]  # JSON data
+    tries: int  # failed so far
+    next_try: float  # Unix time in s; not due before
 
 
-class WatchJournal(DatabaseOwner):
-    """One journal a watched folder; a context manager; safe to share between threads. Raises StorageError."""
+class WatchJournal(AbstractContextManager["WatchJournal"]):
+    """The journal of one watched folder; a context manager; safe to share between threads.
+
+    Every method raises StorageError where the disk fails.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._db = Database(path, migrations=_MIGRATIONS)
+        self._db = Database(path, _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     # -- photos
 
     def claim(self, identity: FileIdentity, inspection_id: str, part_id: str = "", product: str = "") -> WatchedPhoto:
-        """Take a photo on, durably on return. Its seq is above that of all before."""
+        """Claim a photo, durably on return. Its seq is higher than all before."""
         with self._db.transaction() as conn:
             cursor = conn.execute(
                 "INSERT INTO photos (name, size, mtime_ns, inode, inspection_id, part_id, product, claimed_at) "
@@ -115,18 +120,18 @@ class WatchJournal(DatabaseOwner):
             return _photo(conn.execute("SELECT * FROM photos WHERE seq = ?", (cursor.lastrowid,)).fetchone())
 
     def start_again(self, seq: int) -> int:
-        """Note that an inspection begins again after a kill; how often it was begun by now."""
+        """Record that an inspection starts again after a crash; the number of starts so far."""
         with self._db.transaction() as conn:
             conn.execute("UPDATE photos SET starts = starts + 1 WHERE seq = ?", (seq,))
             return int(conn.execute("SELECT starts FROM photos WHERE seq = ?", (seq,)).fetchone()[0])
 
     def withdraw(self, seq: int) -> None:
-        """Forget a claim whose file went away or changed before it was read."""
+        """Forget a claim whose file vanished or changed before it was read."""
         with self._db.transaction() as conn:
             conn.execute("DELETE FROM photos WHERE seq = ? AND state = 'claimed'", (seq,))
 
     def end(self, seq: int, outcome: Outcome, event: dict[str, Any], send: bool) -> None:
-        """The photo's outcome, once: a second end changes nothing. send: a message is due."""
+        """Record the photo's outcome; a second call changes nothing. send: queue a message as well."""
         with self._db.transaction() as conn:
             cursor = conn.execute(
                 "UPDATE photos SET state = ?, event = ?, ended_at = ? WHERE seq = ? AND state = 'claimed'",
@@ -136,25 +141,25 @@ class WatchJournal(DatabaseOwner):
                 conn.execute("INSERT INTO messages (seq) VALUES (?)", (seq,))
 
     def unfinished(self) -> list[WatchedPhoto]:
-        """Photos that still need a step, in the order in which they were claimed."""
+        """Photos that still need a step, in order of claiming."""
         with self._db.connection() as conn:
             rows = conn.execute("SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq")
             return [_photo(row) for row in rows]
 
     def done(self, seqs: Iterable[int], step: Literal["written", "moved"]) -> None:
-        """Remember that lines were written or files moved."""
+        """Record that lines were written or files moved."""
         with self._db.transaction() as conn:
             conn.executemany(f"UPDATE photos SET {step} = 1 WHERE seq = ?", [(s,) for s in seqs])
 
     def count(self) -> dict[str, int]:
-        """How many photos are claimed, filed and refused, ever."""
+        """How many photos are claimed, filed and refused, over all time."""
         with self._db.connection() as conn:
             return dict(conn.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
     # -- messages
 
     def next_message(self) -> Message | None:
-        """The oldest message that was not sent yet, whether due or not."""
+        """The oldest unsent message, whether due or not; None if all are sent."""
         with self._db.connection() as conn:
             row = conn.execute(
                 "SELECT m.seq, m.tries, m.next_try, p.event FROM messages m JOIN photos p USING (seq) "
@@ -163,13 +168,14 @@ class WatchJournal(DatabaseOwner):
         return None if row is None else Message(row["seq"], json.loads(row["event"]), row["tries"], row["next_try"])
 
     def message_done(self, seq: int, state: Literal["sent", "refused"], error: str | None = None) -> None:
+        """The receiver took the message, or refused it for good with `error`."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE messages SET state = ?, tries = tries + 1, error = ? WHERE seq = ?", (state, error, seq)
             )
 
     def message_failed(self, seq: int, error: str, wait_s: float) -> None:
-        """A try failed; the next one is due in wait_s."""
+        """A try failed with `error`; the next one is due in `wait_s` seconds."""
         with self._db.transaction() as conn:
             conn.execute(
                 "UPDATE messages SET tries = tries + 1, error = ?, next_try = ? WHERE seq = ?",
@@ -177,7 +183,7 @@ class WatchJournal(DatabaseOwner):
             )
 
     def count_messages(self) -> dict[str, int]:
-        """How many messages are pending, sent and refused by the receiver."""
+        """How many messages are pending, sent and refused by the receiver, by state."""
         with self._db.connection() as conn:
             return dict(conn.execute("SELECT state, COUNT(*) FROM messages GROUP BY state").fetchall())
 

@@ -1,4 +1,4 @@
-"""What was learned from people: photos that became references with a person's consent, and defects that people confirmed."""
+"""What people taught the system: photos adopted as golden samples with consent, and defects that people confirmed."""
 
 from __future__ import annotations
 
@@ -9,39 +9,45 @@ from refdiff.memory.audit_chain import append
 from refdiff.memory.database import Database
 from refdiff.memory.timestamps import to_utc, utc_now
 
-LEARNED = "learned"
+LEARNED = "learned"  # kind of the audit record, and the table's name
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """What became of a consent. golden_id: None if the photo was refused; outcome: in words."""
+    """The outcome of an adoption request: a person agreed that the photo becomes a golden sample."""
 
     inspection_id: str
-    golden_id: str | None
-    outcome: str
-    created_at: str
+    golden_id: str | None  # None if the photo was refused
+    outcome: str  # in words
+    created_at: str  # ISO 8601, UTC
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A defect of that type at that place ("upper left") of a part, which a person confirmed."""
+    """A defect of a part that a person confirmed."""
 
-    type: str
-    region: str
+    type: str  # defect type
+    region: str  # place in words, e.g. "upper left"
     part_id: str
 
 
 class AdoptionStore:
+    """Outcomes of adoption requests, each recorded once."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def get(self, inspection_id: str) -> Adoption | None:
+        """The outcome for that inspection; None while there is none."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
         return Adoption(**dict(row)) if row else None
 
     def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
-        """Record what became of a consent; the first word stands."""
+        """Record the outcome of an adoption request; later calls return the first outcome.
+
+        golden_id: None if the photo was refused. outcome: in words.
+        """
         with self._db.transaction() as conn:
             row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
             if row is not None:
@@ -52,12 +58,12 @@ class AdoptionStore:
         return made
 
     def claimed(self, golden_id: str) -> bool:
-        """Whether that golden is recorded as what a consent became."""
+        """Whether that golden is the recorded outcome of an adoption request."""
         with self._db.connection() as conn:
             return conn.execute("SELECT 1 FROM learned WHERE golden_id = ?", (golden_id,)).fetchone() is not None
 
     def consented(self) -> list[str]:
-        """Inspections whose photo may become a reference and was not tried yet, oldest first."""
+        """Ids of inspections with consent but no outcome yet, oldest first."""
         with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT inspection_id, created_at AS at FROM dispositions WHERE as_reference = 1 UNION "
@@ -67,7 +73,10 @@ class AdoptionStore:
         return list(dict.fromkeys(r["inspection_id"] for r in rows if r["inspection_id"] not in tried))
 
     def confirmed(self, product: str, days: int = 30, *, except_part: str = "") -> set[Confirmed]:
-        """Defects that people confirmed on other parts of the product in the last `days` days; limits kept are none."""
+        """Defects that people confirmed on parts of the product in the last `days` days.
+
+        Findings within limits are not counted. except_part: a part to leave out.
+        """
         since = to_utc(datetime.now(UTC) - timedelta(days=days))
         with self._db.connection() as conn:
             rows = conn.execute(

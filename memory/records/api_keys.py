@@ -1,6 +1,6 @@
-"""API keys: made of 256 random bits, kept as their sha256 alone, with a name and a role.
+"""API keys: 256 random bits, of which only the sha256 is kept, with a name and a role.
 
-A key is long and random, so a plain digest cannot be guessed back; a password would need a slow one.
+A key is long and random, so a plain digest cannot be reversed by guessing; a password would need a slow hash.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from refdiff.memory.database import Database, DatabaseOwner, Migrations
+from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 
 Role = Literal["viewer", "inspector", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
+ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles before it may
 
 _PREFIX = "rdk"
 _MAX_NAME = 128
@@ -40,24 +41,27 @@ _MIGRATIONS: Migrations = (
 
 @dataclass(frozen=True)
 class ApiKey:
-    """name: the person or program that uses it. revoked_at: None while it is good. Times: ISO 8601, UTC."""
+    """A key without its secret."""
 
     key_id: str
-    name: str
+    name: str  # the person or program that uses it
     role: Role
-    created_at: str
+    created_at: str  # ISO 8601, UTC
     created_by: str
-    revoked_at: str | None
+    revoked_at: str | None  # ISO 8601, UTC; None while it is valid
 
 
-class KeyStore(DatabaseOwner):
+class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self._db = Database(home / "keys.sqlite", migrations=_MIGRATIONS)
+        self._db = Database(home / "keys.sqlite", _MIGRATIONS)
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
 
     def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
-        """A new key and its secret text, which is kept nowhere. Raises InputError."""
+        """A new key and its secret text, which is not stored. Raises InputError (name, role)."""
         name = name.strip()
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise InputError(f"name of a key: give 1 to {_MAX_NAME} printable characters, who or what will use it")
@@ -73,7 +77,7 @@ class KeyStore(DatabaseOwner):
         return key, text
 
     def check(self, text: str) -> ApiKey | None:
-        """The key of that text if it is good, else None; how long that takes tells nothing about the secret part."""
+        """The key of that text if it is valid, else None. Takes the same time whatever the secret part is."""
         prefix, _, rest = text.partition("_")
         key_id = f"k-{rest.partition('_')[0]}" if prefix == _PREFIX else ""
         with self._db.connection() as conn:
@@ -85,16 +89,17 @@ class KeyStore(DatabaseOwner):
         return _key(row) if same and row is not None and row["revoked_at"] is None else None
 
     def list(self) -> builtins.list[ApiKey]:
-        """All keys, also revoked ones, oldest first."""
+        """All keys including revoked ones, oldest first."""
         with self._db.connection() as conn:
             return [_key(row) for row in conn.execute("SELECT * FROM keys ORDER BY created_at, key_id")]
 
     def any_good(self) -> bool:
+        """Whether any key is valid."""
         with self._db.connection() as conn:
             return conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
     def revoke(self, key_id: str) -> ApiKey:
-        """End a key, at once and for good; again changes nothing. Raises UnknownRecordError."""
+        """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
         with self._db.transaction() as conn:
             conn.execute("UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (utc_now(), key_id))
             row = conn.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()

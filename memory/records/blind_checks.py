@@ -1,8 +1,8 @@
-"""Blind checks: a random sample of all inspections that a person judges without seeing the verdict.
+"""Blind checks: a random sample of all inspections, judged by a person who does not see the verdict.
 
-Dispositions are no sample (people look at what was failed), so that rates between system and people come from here alone.
-Whether an inspection is drawn is decided by a hash of its id, once, when it is filed: nobody can choose, and a run that is
-repeated after a power cut draws the same.
+Dispositions are a biased sample (people look at what failed), so rates between system and people come from here alone.
+A hash of the inspection's id decides whether it is drawn, once, when it is filed: nobody can choose, and a run that is
+repeated after a crash draws the same.
 """
 
 from __future__ import annotations
@@ -23,62 +23,65 @@ BLIND = "blind_check"
 
 @dataclass(frozen=True)
 class BlindCheck:
-    """share: part of all inspections that was drawn at the time. judged is None while it waits for a person."""
+    """An inspection drawn for a blind check, and its answer once there is one."""
 
     inspection_id: str
-    share: float
-    judged: Judgement | None = None
+    share: float  # 0..1, of all inspections drawn at the time
+    judged: Judgement | None = None  # None while it waits for a person
     judged_by: str | None = None
     note: str | None = None
-    as_reference: bool = False
-    judged_at: str | None = None
+    as_reference: bool = False  # the person agrees that the photo becomes a golden sample
+    judged_at: str | None = None  # ISO 8601, UTC
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """What a person may know before judging: never the verdict. sha256: the photo."""
+    """What a person may know before judging: never the verdict."""
 
     inspection_id: str
     part_id: str
     product: str
-    created_at: str
-    sha256: str
+    created_at: str  # ISO 8601, UTC
+    sha256: str  # of the photo
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One blind answer beside what the system had said."""
+    """One blind answer next to the system's verdict."""
 
     inspection_id: str
     product: str
-    verdict: str
-    created_at: str
-    judged: Judgement
-    share: float
+    verdict: str  # of the system
+    created_at: str  # of the inspection; ISO 8601, UTC
+    judged: Judgement  # by the person
+    share: float  # 0..1, of all inspections drawn at the time
 
 
 def is_drawn(inspection_id: str, share: float) -> bool:
-    """Whether that id belongs to the random share (0..1). A larger share holds every smaller one."""
+    """Whether that id belongs to the random share (0..1). A larger share includes every smaller one."""
     digest = hashlib.sha256(b"refdiff blind check " + inspection_id.encode("utf-8", "backslashreplace")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def draw(conn: sqlite3.Connection, inspection_id: str, share: float) -> None:
-    """Put a filed inspection on the list if it is drawn, in the transaction that files it."""
+    """Draw a filed inspection for a blind check, or not, in the transaction that files it. share: 0..1."""
     if is_drawn(inspection_id, share):
         conn.execute("INSERT INTO blind_checks (inspection_id, share) VALUES (?, ?)", (inspection_id, share))
 
 
 class BlindCheckStore:
+    """The inspections drawn for a blind check, and the answers."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def get(self, inspection_id: str) -> BlindCheck | None:
+        """The blind check of that inspection; None if it was not drawn."""
         with self._db.connection() as conn:
             return _find(conn, inspection_id)
 
     def waiting(self, product: str | None = None, limit: int = 100) -> list[Waiting]:
-        """Parts that wait for a blind look, the longest waiting first."""
+        """Blind checks without an answer, the longest waiting first."""
         with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT i.inspection_id, i.part_id, i.product, i.created_at, "
@@ -92,11 +95,11 @@ class BlindCheckStore:
     def answer(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
-        """Record what a person sees, durably on return; the first answer stands.
+        """Record a person's judgement, durably on return; the first answer stands.
 
         as_reference: the person agrees that the photo of this good part becomes a golden sample.
-        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (nobody named, who asked for the
-        inspection or decided about its verdict is not blind, a bad part as reference).
+        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (no name given, a bad part as
+        reference, or the person is not blind: asked for the inspection or decided about its verdict).
         """
         by = by.strip()
         if judged not in ("good", "bad"):

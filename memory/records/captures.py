@@ -14,7 +14,7 @@ from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
 MAX_PART_ID = 128
-_NEAR_POOL = 10_000  # newest part ids that a mistyped one is compared with
+_NEAR_POOL = 10_000  # newest part ids that an unknown one is compared with
 
 
 def normalise_part_id(text: str) -> str:
@@ -31,18 +31,20 @@ def normalise_part_id(text: str) -> str:
 
 @dataclass(frozen=True)
 class Capture:
-    """`sha256`: id of the photo in the image store; `scale_mm_per_px`: None if unknown; `created_at`: UTC."""
+    """The photo of one part."""
 
     capture_id: str
     part_id: str
     product: str
-    sha256: str
-    scale_mm_per_px: float | None
-    filename: str
-    created_at: str
+    sha256: str  # id of the photo in the image store
+    scale_mm_per_px: float | None  # None if unknown
+    filename: str  # as it arrived; only ever shown
+    created_at: str  # ISO 8601, UTC
 
 
 class CaptureStore:
+    """The captures of all parts."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
@@ -54,9 +56,10 @@ class CaptureStore:
         scale_mm_per_px: float | None = None,
         filename: str = "",
     ) -> Capture:
-        """Record a photo of a part; the product is made if new.
+        """Record a photo of a part; the product is created if new.
 
-        The same photo with the same scale as the part's newest capture is that capture again, not a new one.
+        The same photo with the same scale as the part's newest capture returns that capture.
+        Raises InputError (part id, product name, sha256 or scale).
         """
         part_id, product = normalise_part_id(part_id), check_product_name(product)
         check_sha256(sha256)
@@ -79,8 +82,8 @@ class CaptureStore:
     def latest(self, part_id: str, product: str | None = None) -> Capture:
         """The newest capture of that part.
 
-        Raises UnknownPartError (naming part ids that look alike), InputError if the part id is used in
-        several products and none is given.
+        Raises UnknownPartError (suggesting similar part ids), InputError if the part id exists in several products
+        and none is given.
         """
         part_id = normalise_part_id(part_id)
         product = None if product is None else check_product_name(product)
@@ -109,6 +112,7 @@ class CaptureStore:
             return [_capture(row) for row in rows]
 
     def get(self, capture_id: str) -> Capture:
+        """The capture of that id. Raises UnknownRecordError."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM captures WHERE capture_id = ?", (capture_id,)).fetchone()
         if row is None:

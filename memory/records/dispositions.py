@@ -1,6 +1,6 @@
 """Dispositions: what a person decided about a filed inspection. The first decision stands.
 
-They are no sample: people look at what was failed or is open. Rates and calibrations come from blind checks.
+They are a biased sample: people look at what failed or is open. Rates and calibrations come from blind checks.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ Judgement = Literal["good", "bad"]
 
 @dataclass(frozen=True)
 class Disposition:
-    """`accept`: the filed verdict holds; `override`: it does not. `created_at`: ISO 8601, UTC.
-
-    judged: what the part is, None where a REVIEW was decided without saying so. as_reference: the person agrees that the
-    photo becomes a golden sample.
-    """
+    """A person's decision about an inspection."""
 
     inspection_id: str
-    decision: Decision
+    decision: Decision  # accept: the filed verdict holds; override: it does not
     by: str
     reason: str
-    created_at: str
-    judged: Judgement | None = None
-    as_reference: bool = False
+    created_at: str  # ISO 8601, UTC
+    judged: Judgement | None = None  # what the part is; None if a REVIEW was decided without saying
+    as_reference: bool = False  # the person agrees that the photo becomes a golden sample
 
 
 class DispositionStore:
+    """The decisions about inspections, one each."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
@@ -50,9 +48,9 @@ class DispositionStore:
     ) -> Disposition:
         """Record a decision and its audit record, durably on return.
 
-        judged: needed for a REVIEW alone; what it is for PASS and FAIL, the decision says. as_reference: for a good part.
-        Raises UnknownRecordError (inspection not filed), DuplicateError (decided already: says by whom and
-        when), InputError (another decision, nobody named, no reason, words that contradict each other).
+        judged: required only for REVIEW; for PASS and FAIL it follows from the decision. as_reference: only for a good
+        part. Raises UnknownRecordError (inspection not filed), DuplicateError (decided already, with the decision),
+        InputError (unknown decision, no name, no reason, decision and judgement contradict each other).
         """
         if decision not in get_args(Decision):
             raise InputError(f"decision {decision!r}: decide accept or override")
@@ -87,6 +85,7 @@ class DispositionStore:
         return disposition
 
     def get(self, inspection_id: str) -> Disposition | None:
+        """The decision about that inspection; None if there is none."""
         with self._db.connection() as conn:
             return _find(conn, inspection_id)
 
@@ -117,7 +116,7 @@ def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:
 
 
 def _judged(verdict: str, decision: Decision, said: Judgement | None) -> Judgement | None:
-    """What the part is in the person's eyes. Raises InputError where decision and word contradict each other."""
+    """What the part is according to the person. Raises InputError if decision and judgement contradict each other."""
     if verdict == "REVIEW":
         return said
     implied: Judgement = "good" if (verdict == "PASS") == (decision == "accept") else "bad"

@@ -24,44 +24,46 @@ MAX_PAGE = 1000
 
 @dataclass(frozen=True)
 class InspectionRecord:
-    """`report`: the filed report as JSON data; `created_at`: ISO 8601, UTC."""
+    """A filed inspection."""
 
     inspection_id: str
     part_id: str
     product: str
     verdict: Verdict
-    created_at: str
-    report: dict[str, Any]
+    created_at: str  # ISO 8601, UTC
+    report: dict[str, Any]  # the filed report as JSON data
 
 
 @dataclass(frozen=True)
 class InspectionSummary:
-    """One line of a list: what was filed, and what a person decided (None while nobody has)."""
+    """One line of a list: what was filed, and what a person decided."""
 
     inspection_id: str
     part_id: str
     product: str
     verdict: Verdict
-    created_at: str
+    created_at: str  # ISO 8601, UTC
     requested_by: str
     verdict_reason: str
     image_score: float | None
-    p_value: float | None
-    findings: int
-    decision: Literal["accept", "override"] | None
+    p_value: float | None  # 0..1; None if it could not be computed
+    findings: int  # how many
+    decision: Literal["accept", "override"] | None  # None while nobody has decided
     decided_by: str | None
-    decided_at: str | None
+    decided_at: str | None  # ISO 8601, UTC
 
 
 @dataclass(frozen=True)
 class InspectionPage:
-    """items: newest first. total: how many there are on all pages."""
+    """One page of a list."""
 
-    items: list[InspectionSummary]
-    total: int
+    items: list[InspectionSummary]  # newest first
+    total: int  # how many there are on all pages
 
 
 class InspectionStore:
+    """The filed inspections."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
@@ -77,7 +79,7 @@ class InspectionStore:
     ) -> bool:
         """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed.
 
-        blind_share: 0..1, share of all inspections that are drawn for a blind check.
+        blind_share: 0..1, share of all inspections to draw for a blind check.
         """
         _check_verdict(verdict)
         if not inspection_id:
@@ -99,6 +101,7 @@ class InspectionStore:
             return cursor.rowcount == 1
 
     def get(self, inspection_id: str) -> InspectionRecord:
+        """The inspection of that id with its report. Raises UnknownRecordError."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
         if row is None:
@@ -148,8 +151,8 @@ class InspectionStore:
     ) -> InspectionPage:
         """A page of filed inspections without their reports, newest first.
 
-        since, until: ISO 8601, from and before. open_review: only those that wait for a person (True) or do not (False).
-        limit: 1..1000. Raises InputError.
+        since, until: ISO 8601; from (inclusive) and before. open_review: only those that wait for a person (True) or do
+        not (False). limit: 1..1000. Raises InputError.
         """
         if not 1 <= limit <= MAX_PAGE or not 0 <= offset < 2**62:
             raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
@@ -171,7 +174,7 @@ class InspectionStore:
         decided = "LEFT JOIN dispositions d USING (inspection_id)"
         tables = "inspections i" if open_review is None else f"inspections i {decided}"
         order = "ORDER BY i.created_at DESC, i.seq DESC"
-        # the rows of the page are picked by their numbers first: skipped ones then cost no reading of reports
+        # pick the page's rows by number first, so the reports of skipped rows are not read
         page = f"SELECT i.seq FROM {tables} WHERE {where} {order} LIMIT ? OFFSET ?"
         with self._db.connection() as conn:
             total = conn.execute(f"SELECT COUNT(*) FROM {tables} WHERE {where}", tuple(conditions.values())).fetchone()
@@ -183,7 +186,7 @@ class InspectionStore:
             return InspectionPage([_summary(row) for row in rows], int(total[0]))
 
     def open_reviews(self) -> builtins.list[InspectionRecord]:
-        """Inspections with verdict REVIEW that no person has decided yet, the longest waiting first."""
+        """Inspections with verdict REVIEW and no decision yet, the longest waiting first."""
         with self._db.connection() as conn:
             rows = conn.execute(
                 "SELECT * FROM inspections WHERE verdict = 'REVIEW' AND inspection_id NOT IN "

@@ -39,24 +39,24 @@ def check_scale(scale_mm_per_px: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Product:
-    """`intensity_window`: (lo, hi) sample values shown as 0..255, for 16-bit and float images alone.
-
-    `spec`: the specification as parsed from the user's YAML, {} if none; `spec_version` counts its changes.
-    """
+    """A kind of part."""
 
     name: str
-    scale_mm_per_px: float | None = None
-    intensity_window: tuple[float, float] | None = None
-    spec: dict[str, Any] = field(default_factory=dict)
-    spec_version: int = 0
-    updated_at: str = ""
+    scale_mm_per_px: float | None = None  # None if unknown
+    intensity_window: tuple[float, float] | None = None  # (lo, hi) sample values shown as 0..255; 16-bit and float only
+    spec: dict[str, Any] = field(default_factory=dict)  # as parsed from the user's YAML; {} if none
+    spec_version: int = 0  # how often the specification was set
+    updated_at: str = ""  # ISO 8601, UTC
 
 
 class ProductStore:
+    """The products by name."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def get(self, name: str) -> Product | None:
+        """The product of that name; None if there is none. Raises InputError if it cannot be a name."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM products WHERE name = ?", (check_product_name(name),)).fetchone()
         return None if row is None else _product(row)
@@ -67,12 +67,15 @@ class ProductStore:
             return [_product(row) for row in conn.execute("SELECT * FROM products ORDER BY name")]
 
     def ensure(self, name: str) -> Product:
-        """The product, made empty if it is new."""
+        """The product, created without specification if new."""
         with self._db.transaction() as conn:
             return _ensure(conn, check_product_name(name))
 
     def set_window_once(self, name: str, window: tuple[float, float]) -> Product:
-        """Fix the intensity window; a product that has one keeps it (goldens were enrolled through it)."""
+        """Set the intensity window; a product that has one keeps it, because its goldens were enrolled with it.
+
+        Raises InputError unless both ends are finite and lo < hi.
+        """
         lo, hi = float(window[0]), float(window[1])
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise InputError(f"intensity window ({lo}, {hi}): lo and hi must be finite and lo < hi")
@@ -85,7 +88,7 @@ class ProductStore:
             return _ensure(conn, product.name)
 
     def set_spec(self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None) -> Product:
-        """Replace specification and scale; the product is made if new. Raises SpecError if not JSON data."""
+        """Replace specification and scale; the product is created if new. Raises SpecError if `spec` is not JSON data."""
         name, scale = check_product_name(name), check_scale(scale_mm_per_px)
         try:
             text = json.dumps(spec, allow_nan=False, sort_keys=True)

@@ -25,6 +25,7 @@ from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.matching import STRIDES
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.errors import InputError
+from refdiff.model.files import remove_leftovers
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
 from refdiff.model.training.pool import (
@@ -183,6 +184,7 @@ def train_difference(
     """
     tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     pool = pool or out / "pool"
     # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
@@ -279,10 +281,9 @@ def _checkpoint(
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in values.items()}
-    temporary = out / ".checkpoint.tmp"
     need_space(out, sum(t.numel() * t.element_size() for t in tensors.values()), "a checkpoint takes")
-    save_tensors(tensors, temporary, {"state": json.dumps(asdict(state)), "recipe": _identity(recipe)})
-    temporary.replace(out / "checkpoint.safetensors")
+    metadata = {"state": json.dumps(asdict(state)), "recipe": _identity(recipe)}
+    save_tensors(tensors, out / "checkpoint.safetensors", metadata)
 
 
 def _restore(
@@ -345,7 +346,7 @@ Research use only, because of the data below.
 - sha256 `{about["sha256"]}`, commit `{about["commit"]}`, {about["created_at"]}
 - recipe: `{json.dumps(about["recipe"])}`
 
-Besides rendered parts (`model/render.py`) and synthetic defects (`model/synthesis.py`):
+Besides rendered parts and synthetic defects (`model/synthesis/`):
 
 | data | good | defective | licence |
 |---|---|---|---|

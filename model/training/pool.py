@@ -8,7 +8,6 @@ seed by any worker in any order; an interrupted run goes on with the shards that
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from refdiff.model.difference.encoder import CHANNELS, WEIGHTS_SHA256
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.files import remove_leftovers
+from refdiff.model.images import grey_thumbnail
 from refdiff.model.training.pairs import (
     NO_TYPE,
     PAIR_PX,
@@ -91,8 +92,7 @@ class ByThumbnail:
 
     def _thumb(self, path: Path) -> np.ndarray:
         if path not in self._known:
-            grey = cv2.cvtColor(self._read(path), cv2.COLOR_RGB2GRAY)
-            small = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+            small = grey_thumbnail(self._read(path), _THUMB).ravel()
             small -= small.mean()
             self._known[path] = small / (np.linalg.norm(small) + 1e-6)
         return self._known[path]
@@ -135,9 +135,7 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
         for name, value in _encoded(pair, encoder, plan.hard).items():
             rows.setdefault(name, []).append(value)
         rows.setdefault("source", []).append(torch.tensor(names.index(pair.source), dtype=torch.uint8))
-    temporary = folder / f".{index:05d}.{os.getpid()}.tmp"
-    save_tensors({k: torch.stack(v) for k, v in rows.items()}, temporary)
-    temporary.replace(folder / f"{index:05d}.safetensors")
+    save_tensors({k: torch.stack(v) for k, v in rows.items()}, folder / f"{index:05d}.safetensors")
     return index
 
 
@@ -179,8 +177,7 @@ def build_pool(
 ) -> list[Path]:
     """Make the shards that are missing. progress: shards done, in all. Raises StorageError where they do not fit."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.tmp"):
-        stale.unlink(missing_ok=True)
+    remove_leftovers(folder)
     total = max(1, round(pairs / SHARD))
     (folder / "pool.json").write_text(json.dumps(plan.described(), indent=1))
     missing = [i for i in range(total) if not (folder / f"{i:05d}.safetensors").exists()]

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.audit_store import Checked, write_lines
+from refdiff.memory.audit_export import verify_export, write_export
+from refdiff.memory.audit_store import Checked
 from refdiff.model.errors import InputError, TamperedError
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import Json, clean, shown_path
@@ -47,8 +48,8 @@ def export(
         raise InputError(f"--out {clean(str(out))}: a folder; name the file to write")
     chosen = None if inspection_id is None else clean(inspection_id)
     with open_stores() as stores:
-        size = write_lines(out, stores.audit.export(chosen, since, by=settings().server.user))
-        checked = stores.audit.verify_file(out)
+        size = write_export(out, stores.audit.export(chosen, since, by=settings().server.user))
+        checked = verify_export(stores.audit, out)
     if checked.problem is not None:  # the file holds what the home holds; it proves nothing
         raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
     emit(
@@ -81,7 +82,7 @@ def verify(
     checks: list[tuple[str, Checked]] = []
     with open_stores() as stores:
         if file is not None:
-            checks.append((clean(str(file)), stores.audit.verify_file(file, against_store=store)))
+            checks.append((clean(str(file)), verify_export(stores.audit, file, against_store=store)))
         if store:
             checks.append((str(stores.settings.home), stores.audit.verify_store(photos)))
     for what, checked in checks:

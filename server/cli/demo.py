@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from refdiff.memory.files import storage_error
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json
@@ -180,7 +180,7 @@ def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
 
 
 def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
-    from refdiff.tools.golden_samples.enroll import record_capture
+    from refdiff.tools.golden_samples.captures import record_capture
 
     record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
@@ -186,7 +186,7 @@ def _inspect(
 
 
 def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
-    from refdiff.tools.golden_samples.enroll import record_capture
+    from refdiff.tools.golden_samples.captures import record_capture
 
     return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=settings().model)
 

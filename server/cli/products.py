@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.records.products import check_product_name
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
 from refdiff.server.cli.options import (

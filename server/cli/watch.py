@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.files import make_folder
 from refdiff.model.errors import BankBusyError
+from refdiff.model.files import make_folder
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
@@ -106,6 +106,7 @@ def watch(
     cv2.setNumThreads(1)
     from refdiff.agent.inspector import Inspector
     from refdiff.memory.journals.watch import WatchJournal
+    from refdiff.memory.locks import hold_lock
     from refdiff.server.watch.folder import NamePattern, WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
@@ -114,7 +115,8 @@ def watch(
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete)
     with ExitStack() as stack:
-        stack.enter_context(_exclusive(folder.root))
+        busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
+        stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
@@ -148,22 +150,6 @@ def _journal_base(root: Path) -> Path:
 
 def _journal_path(root: Path) -> Path:
     return _journal_base(root).with_suffix(".sqlite")
-
-
-@contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
-    """Raises BankBusyError (69) if another process watches the folder."""
-    import filelock
-
-    lock = filelock.FileLock(_journal_base(root).with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as e:
-        raise BankBusyError(f"{root} is already watched by another process; stop that one first") from e
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _warm_up(workspace: Workspace, product: str | None) -> None:

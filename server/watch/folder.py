@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from refdiff.memory.files import storage_error
 from refdiff.memory.journals.watch import FileIdentity
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.products import check_product_name
 from refdiff.model.errors import InputError
+from refdiff.model.files import storage_error
 
 DONE, QUARANTINE = "done", "quarantine"
 SETTLE_S = 0.5  # a file that did not change for this long is complete

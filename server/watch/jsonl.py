@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from refdiff.memory.closing import Closing
-from refdiff.memory.files import storage_error
+from refdiff.model.files import storage_error
 
 _TAIL_BYTES = 1 << 20
 
 
-class JsonLinesFile(Closing):
+class JsonLinesFile(AbstractContextManager["JsonLinesFile"]):
     """Append-only. Opening the file removes a half line that a crash left at the end."""
 
     def __init__(self, path: Path) -> None:
@@ -54,5 +54,5 @@ class JsonLinesFile(Closing):
             raise storage_error(self.path, e) from e
         self._written = {str(e["inspection_id"]) for e in new}
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()

@@ -25,7 +25,7 @@ from refdiff.model.errors import ImageError, InputError, UnavailableError, Unkno
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
-from refdiff.tools.golden_samples.enroll import record_capture
+from refdiff.tools.golden_samples.captures import record_capture
 
 log = logging.getLogger(__name__)
 

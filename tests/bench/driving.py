@@ -42,7 +42,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language.data import board_zoom, read_lines, read_tools
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import customer_sources, deeppcb_groups
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.workspace import Workspace
 
 Rows = list[dict[str, Any]]
@@ -167,7 +168,15 @@ def live(sources: Sequence[Source], n: int, seed: int) -> Rows:
             part = f"{rng.randint(1000, 99999)}"
             text = rng.choice(templates.PLAIN_TEST).format(part=part)
             scale = rng.choice((None, 0.1))
-            record_capture(inspector.workspace.stores, part, source.name, photo.path, scale_mm_per_px=scale)
+            workspace = inspector.workspace
+            record_capture(
+                workspace.stores,
+                part,
+                source.name,
+                photo.path,
+                settings=workspace.model_settings,
+                scale_mm_per_px=scale,
+            )
             rows.append(_live_row(inspector, InspectionRequest(text, part, source.name), defective))
             print(f"{i + 1}/{n} {rows[-1]}", file=sys.stderr)
     return rows
@@ -182,7 +191,8 @@ def rephrased(sources: Sequence[Source], n: int, seed: int) -> Rows:
             for defective in (False, True):
                 photo = rng.choice(source.bad if defective else rest[source.name])
                 part = f"{rng.randint(1000, 99999)}"
-                record_capture(inspector.workspace.stores, part, source.name, photo.path)
+                settings = inspector.workspace.model_settings
+                record_capture(inspector.workspace.stores, part, source.name, photo.path, settings=settings)
                 known = (*templates.PLAIN_TEST, *rng.sample(templates.PLAIN, len(templates.PLAIN)))
                 for template in known[:n]:
                     request = InspectionRequest(template.format(part=part), part, source.name)

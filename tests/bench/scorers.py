@@ -41,7 +41,6 @@ from refdiff.model.difference.scorer import DifferenceScorer, load_difference, n
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.inspection.registration_cache import align_cached
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.score_difference import TOP, fuse, patch_distance, see
 from refdiff.tools.workspace import Workspace
@@ -117,7 +116,7 @@ class _ToolSession:
         if options.random_golden:
             others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
             hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
-        pairs = [(h.golden, align_cached(workspace, image, str(path), h.golden)) for h in hits]
+        pairs = [(h.golden, workspace.alignment(image, str(path), h.golden)) for h in hits]
         if options.no_alignment:
             pairs = [(g, replace(a, ok=False)) for g, a in pairs]
         seen = see(workspace, image, features, pairs)

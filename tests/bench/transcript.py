@@ -27,7 +27,8 @@ from refdiff.model.images import decode_image
 from refdiff.model.language.build import build_model
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import random_defect, render
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.workspace import Workspace
 
@@ -46,7 +47,8 @@ def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
         Image.fromarray(scene.image).save(home / "4412.png")
         with Workspace.open(MemorySettings(home=home / "home", qdrant_url=None), settings) as workspace:
             enroll(workspace, "control-board", [photos])
-            record_capture(workspace.stores, "4412", "control-board", home / "4412.png", scale_mm_per_px=0.1)
+            photo = home / "4412.png"
+            record_capture(workspace.stores, "4412", "control-board", photo, settings=settings, scale_mm_per_px=0.1)
             request = InspectionRequest(text, "4412", "control-board", requested_by="docs")
             driver = EmbeddedDriver(build_model(settings), lambda sha: decode_image(workspace.stores.images.get(sha)))
             context = AgentContext(open_workbench(workspace, "4412"), AgentSettings(), driver, lambda _: None)

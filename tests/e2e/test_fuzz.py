@@ -35,7 +35,8 @@ from refdiff.model.errors import ImageError, InputError, RefDiffError, SpecError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import main
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.specification import EXAMPLE, ProductSpec, load_spec, parse_spec
 from refdiff.tools.workspace import Workspace
 
@@ -249,7 +250,10 @@ def test_captures_of_broken_photos(only_home_is_written: Path) -> None:
         for i, (_, data) in enumerate(mutations(200, seed=6)):
             path = write_input(only_home_is_written / "photo.png", data)
             error, capture = refusal(
-                lambda p, i=i: record_capture(stores, f"#{i}", "board", p, scale_mm_per_px=0.1), path
+                lambda p, i=i: record_capture(
+                    stores, f"#{i}", "board", p, settings=ModelSettings(), scale_mm_per_px=0.1
+                ),
+                path,
             )
             if error:
                 assert stores.captures.history(str(i)) == []

@@ -17,8 +17,9 @@ import pytest
 from pydantic import SecretStr
 
 from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
-from refdiff.memory.audit_store import AuditStore, write_lines
-from refdiff.memory.database import MIGRATIONS
+from refdiff.memory.audit_export import verify_export, write_export
+from refdiff.memory.audit_store import AuditStore
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -44,7 +45,7 @@ def filled(stores: Stores) -> Stores:
 
 
 def exported(stores: Stores, path: Path, **choice: str) -> list[str]:
-    write_lines(path, stores.audit.export(**choice, by="eve"))
+    write_export(path, stores.audit.export(**choice, by="eve"))
     return path.read_text().splitlines()
 
 
@@ -112,9 +113,9 @@ def test_an_export_holds_everything_and_checks(filled: Stores, tmp_path: Path) -
     lines = exported(filled, tmp_path / "a.jsonl")
     assert len(lines) == 8  # opening, 6 records, closing
     assert json.loads(lines[1])["content"] == filled.inspections.get("i0").report
-    checked = filled.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
+    checked = verify_export(filled.audit, tmp_path / "a.jsonl", against_store=True)
     assert (checked.records, checked.problem) == (6, None)
-    assert not (tmp_path / ".a.jsonl.part").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -
         thread.start()
         thread.join()
     (tmp_path / "a.jsonl").write_bytes(b"".join(read))
-    assert filled.audit.verify_file(tmp_path / "a.jsonl").problem is None
+    assert verify_export(filled.audit, tmp_path / "a.jsonl").problem is None
 
 
 def test_an_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path: Path) -> None:
@@ -133,17 +134,17 @@ def test_an_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path
     assert [sorted(json.loads(line))[:2] for line in lines[3:6]] == [["link", "seq"]] * 3
     assert "i0" not in "".join(lines)
     assert "i2" not in "".join(lines)
-    checked = filled.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
+    checked = verify_export(filled.audit, tmp_path / "a.jsonl", against_store=True)
     assert (checked.records, checked.problem, checked.head) == (2, None, filled.audit.head()[1])
 
 
 def test_an_export_since_a_time(filled: Stores, tmp_path: Path) -> None:
     moment = filled.audit.of("i2")[0].at
     assert len(exported(filled, tmp_path / "a.jsonl", since=moment)) == 2 + 3
-    assert filled.audit.verify_file(tmp_path / "a.jsonl").problem is None
+    assert verify_export(filled.audit, tmp_path / "a.jsonl").problem is None
     assert len(exported(filled, tmp_path / "b.jsonl", since="2999-01-01")) == 2
-    assert filled.audit.verify_file(tmp_path / "b.jsonl").problem is None
-    assert filled.audit.verify_file(tmp_path / "b.jsonl").head == filled.audit.head()[1]
+    assert verify_export(filled.audit, tmp_path / "b.jsonl").problem is None
+    assert verify_export(filled.audit, tmp_path / "b.jsonl").head == filled.audit.head()[1]
 
 
 @pytest.mark.parametrize(
@@ -174,17 +175,17 @@ def test_a_record_cannot_be_hidden_behind_a_link(filled: Stores, tmp_path: Path,
     lines = exported(filled, tmp_path / "a.jsonl", **({"since": since} if since else {}))
     path = _resealed(tmp_path / "b.jsonl", [*lines[:4], _hide(lines[4]), *lines[5:]])
     for against_store in (False, True):
-        problem = filled.audit.verify_file(path, against_store).problem
+        problem = verify_export(filled.audit, path, against_store).problem
         assert str(problem).startswith("line 5, record 4: it is a digest alone"), str(problem)
 
 
 def test_a_home_knows_the_records_of_a_selected_inspection(filled: Stores, tmp_path: Path) -> None:
     lines = exported(filled, tmp_path / "a.jsonl", inspection_id="i1")
     path = _resealed(tmp_path / "b.jsonl", [*lines[:2], _hide(lines[2]), *lines[3:]])
-    checked = filled.audit.verify_file(path)
+    checked = verify_export(filled.audit, path)
     assert (checked.records, checked.problem) == (1, None)  # only a home can know, and the checker says so
     assert checked.notes == ["of inspection i1 alone: records of others are digests, which only a home can tell"]
-    problem = filled.audit.verify_file(path, against_store=True).problem
+    problem = verify_export(filled.audit, path, against_store=True).problem
     assert str(problem).startswith("line 3, record 3 (inspection i1): it is a digest alone"), str(problem)
 
 
@@ -194,9 +195,9 @@ def test_the_first_record_cannot_be_left_out(filled: Stores, tmp_path: Path, ins
     first = json.loads(lines[1])
     opening = json.loads(lines[0]) | {"from": first["seq"] + 1, "previous": first["hash"]}
     path = _resealed(tmp_path / "b.jsonl", [canonical(opening), *lines[2:]])
-    problem = filled.audit.verify_file(path, against_store=True).problem
+    problem = verify_export(filled.audit, path, against_store=True).problem
     assert str(problem).startswith("line 1"), str(problem)
-    assert (filled.audit.verify_file(path).problem is None) == (inspection_id is not None)
+    assert (verify_export(filled.audit, path).problem is None) == (inspection_id is not None)
 
 
 def _edit(lines: list[str]) -> list[str]:
@@ -234,7 +235,7 @@ def test_tampering_with_a_file_is_named(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(change(exported(filled, path))) + "\n")
-    problem = filled.audit.verify_file(path).problem
+    problem = verify_export(filled.audit, path).problem
     assert problem is not None
     assert str(problem).startswith(named), str(problem)
 
@@ -242,7 +243,7 @@ def test_tampering_with_a_file_is_named(
 def test_cutting_the_last_line_in_the_middle_is_named(filled: Stores, tmp_path: Path) -> None:
     exported(filled, tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes()[:-20])
-    assert "cut off" in str(filled.audit.verify_file(tmp_path / "a.jsonl").problem)
+    assert "cut off" in str(verify_export(filled.audit, tmp_path / "a.jsonl").problem)
 
 
 def _forge(path: Path) -> None:
@@ -261,19 +262,19 @@ def _forge(path: Path) -> None:
 def test_a_wholly_rewritten_file_is_found_by_the_store_and_by_the_seal(filled: Stores, tmp_path: Path) -> None:
     sealing = AuditStore(filled.db, filled.images, SecretStr("kept elsewhere"))
     path = tmp_path / "a.jsonl"
-    write_lines(path, sealing.export())
-    assert sealing.verify_file(path).notes == ["the seal holds"]
-    assert "not checked" in filled.audit.verify_file(path).notes[0]
+    write_export(path, sealing.export())
+    assert verify_export(sealing, path).notes == ["the seal holds"]
+    assert "not checked" in verify_export(filled.audit, path).notes[0]
     other = AuditStore(filled.db, filled.images, SecretStr("guessed"))
-    assert "seal does not fit" in str(other.verify_file(path).problem)
+    assert "seal does not fit" in str(verify_export(other, path).problem)
     _forge(path)
-    assert filled.audit.verify_file(path).problem is None  # the chain alone cannot know
+    assert verify_export(filled.audit, path).problem is None  # the chain alone cannot know
     assert "line 2, record 1 (inspection i0): this home" in str(
-        filled.audit.verify_file(path, against_store=True).problem
+        verify_export(filled.audit, path, against_store=True).problem
     )
-    assert "seal does not fit" in str(sealing.verify_file(path).problem)
+    assert "seal does not fit" in str(verify_export(sealing, path).problem)
     exported(filled, path)
-    assert "not sealed" in str(sealing.verify_file(path).problem)
+    assert "not sealed" in str(verify_export(sealing, path).problem)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_a_wholly_rewritten_file_is_found_by_the_store_and_by_the_seal(filled: S
 def test_a_file_that_is_no_export(stores: Stores, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(InputError, match="not an audit export"):
-        stores.audit.verify_file(tmp_path / "x")
+        verify_export(stores.audit, tmp_path / "x")
 
 
 def test_a_home_of_before_gets_its_chain(settings: MemorySettings) -> None:

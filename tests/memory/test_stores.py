@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.memory.database import MIGRATIONS, Database
+from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import normalise_part_id
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
@@ -72,7 +73,7 @@ def test_images_keep_their_bytes(tmp_path: Path) -> None:
     images = ImageStore(tmp_path / "images")
     sha256 = images.put(b"photo")
     assert sha256 == images.put(b"photo") == hashlib.sha256(b"photo").hexdigest()
-    assert images.has(sha256)
+    assert images.path(sha256).is_file()
     assert ImageStore(tmp_path / "images").get(sha256) == b"photo"
     assert [p.name for p in (tmp_path / "images").rglob("*") if p.is_file()] == [sha256]
 
@@ -88,14 +89,14 @@ def test_a_damaged_image_is_noticed_and_repaired_by_the_original(tmp_path: Path)
 
 
 def test_an_absent_image(tmp_path: Path) -> None:
-    assert not ImageStore(tmp_path).has(A)
+    assert not ImageStore(tmp_path).path(A).exists()
     with pytest.raises(UnknownRecordError, match="aaaa"):
         ImageStore(tmp_path).get(A)
 
 
 @pytest.mark.parametrize("sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64])
 def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
-    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).has, ImageStore(tmp_path).get):
+    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).get):
         with pytest.raises(InputError, match="64 hex"):
             method(sha256)
 
@@ -121,15 +122,15 @@ def test_a_damaged_database(settings: MemorySettings) -> None:
 
 
 def test_a_database_from_the_future(tmp_path: Path) -> None:
-    Database(tmp_path / "db").close()
+    Database(tmp_path / "db", MIGRATIONS).close()
     with sqlite3.connect(tmp_path / "db") as conn:
         conn.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
     with pytest.raises(StorageError, match="newer refdiff"):
-        Database(tmp_path / "db")
+        Database(tmp_path / "db", MIGRATIONS)
 
 
 def test_a_locked_database(tmp_path: Path) -> None:
-    with Database(tmp_path / "db") as one, Database(tmp_path / "db", busy_timeout_s=0.1) as two:
+    with Database(tmp_path / "db", MIGRATIONS) as one, Database(tmp_path / "db", MIGRATIONS, busy_timeout_s=0.1) as two:
         with one.transaction(), pytest.raises(StorageError, match="locked"), two.transaction():
             pass
         with one.transaction() as conn, two.connection() as reader:
@@ -138,7 +139,7 @@ def test_a_locked_database(tmp_path: Path) -> None:
 
 
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    with Database(tmp_path / "db") as db:
+    with Database(tmp_path / "db", MIGRATIONS) as db:
         with contextlib.suppress(KeyError), db.transaction() as conn:
             conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
             raise KeyError

@@ -230,6 +230,8 @@ def test_a_disk_that_fills_up_names_the_file_and_keeps_the_last_checkpoint(
 
     with monkeypatch.context() as full:
         full.setattr("refdiff.model.weights_file.save_file", no_space)
-        with pytest.raises(StorageError, match=r"checkpoint.tmp: cannot be written .*os error 28.*free some space"):
+        with pytest.raises(
+            StorageError, match=r"checkpoint.safetensors: cannot be written .*os error 28.*free some space"
+        ):
             train_difference(recipe, sources, tmp_path, pool=folder)
     assert train_difference(recipe, sources, tmp_path, pool=folder).is_file()

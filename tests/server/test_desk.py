@@ -307,7 +307,8 @@ def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
 def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue may be longer than a page of it."""
     home = MemorySettings().home
-    JobStore(home).close()
+    with JobStore(home):
+        pass
     request = json.dumps({"part_id": "1", "product": "board", "requested_by": "t"})
     with sqlite3.connect(home / "jobs.sqlite") as conn:
         conn.executemany(

@@ -17,7 +17,8 @@ from refdiff.model.errors import ImageError, InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import PartKind, render
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import read_photo
 from refdiff.tools.workspace import Workspace
 

@@ -1,7 +1,7 @@
-"""Learning from people: the photo of a part that a person found good becomes a reference, with that person's consent.
+"""Adoption: the photo of a part that a person found good becomes a golden sample, with that person's consent.
 
-It goes through enrolment like any other golden (a photo that is there already is refused, an odd one is flagged), is marked
-with where it came from, and can be retired like any other. One from a disposition is compared with but calibrates nothing.
+It is enrolled like any other photo (refused if it is there already, flagged if it is odd), keeps its source, and can be
+retired like any other golden. A golden from a disposition serves as a reference but is excluded from calibration.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from refdiff.tools.workspace import Workspace
 
 
 def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
-    """Enrol the photo of an inspection that a person gave consent for; once, later calls return what became of it.
+    """Enrol the photo of an inspection that a person gave consent for, once; later calls return the first outcome.
 
-    Raises InputError (nobody gave consent), UnknownRecordError, StorageError, BankBusyError, UnavailableError: the consent
-    stays then, and the same call again goes on.
+    Raises InputError (nobody gave consent), UnknownRecordError, StorageError, BankBusyError, UnavailableError. The consent
+    stays then, and the call can be repeated.
     """
     stores = workspace.stores
     known = stores.adoptions.get(inspection_id)
@@ -54,12 +54,12 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 
 
 def adopt_all(workspace: Workspace) -> list[Adoption]:
-    """Enrol what consent was given for and could not be enrolled at the time (bank in use, disk full), oldest first."""
+    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first."""
     return [adopt(workspace, inspection_id) for inspection_id in workspace.stores.adoptions.consented()]
 
 
 def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:
-    """Who gave it, and where. A blind answer comes first: it makes the photo a fair sample."""
+    """Who gave consent, and where. A blind answer comes first: it makes the photo an unbiased sample."""
     check = workspace.stores.blind_checks.get(inspection_id)
     if check is not None and check.as_reference:
         return str(check.judged_by), "blind_check"
@@ -73,7 +73,7 @@ def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSourc
 
 
 def _left_behind(workspace: Workspace, product: str, sha256: str) -> Golden | None:
-    """The golden of a photo that an earlier call enrolled and was killed before it could say so."""
+    """The golden that an earlier call enrolled before it crashed without recording the outcome."""
     try:
         golden = workspace.bank.get(make_golden_id(product, sha256))
     except UnknownRecordError:

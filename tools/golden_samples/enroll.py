@@ -1,7 +1,7 @@
-"""Photos from files into the stores: good samples into the golden bank, and the photo of one part as its capture.
+"""Enrolment: photos of good parts into the golden bank.
 
-What is refused is refused with the reason; what looks odd is flagged for a person, never dropped. The image store comes
-first and the bank second, so that a golden in the bank always has its photo, whenever the process dies.
+A refusal names its reason; a photo that looks odd is flagged for a person, never dropped. The image store comes first and
+the bank second, so a golden in the bank always has its photo, even after a crash.
 """
 
 from __future__ import annotations
@@ -9,47 +9,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
-from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.memory.records.products import check_product_name, check_scale
-from refdiff.memory.stores import Stores
-from refdiff.model.errors import (
-    ImageError,
-    InputError,
-    StorageError,
-    UnknownRecordError,
-)
-from refdiff.model.images import RgbImage, decode_image, measure_window
-from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.near_duplicates import ThumbnailIndex, make_thumbnail, twin_note
+from refdiff.model.errors import ImageError, InputError, StorageError, UnknownRecordError
+from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
+from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
-
-if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
-    from refdiff.tools.workspace import Workspace
+from refdiff.tools.workspace import Workspace
 
 Progress = Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)
 class EnrollResult:
-    """What became of the files.
-
-    added: new in the bank. already_there: the same bytes were enrolled before. refused: cannot be read, or cannot be a
-    golden. flagged: in the bank, and a person should look. n_in_bank: goldens of the product afterwards, any status.
-    """
+    """The outcome of one enrolment."""
 
     product: str
-    added: list[Golden] = field(default_factory=list)
-    already_there: list[Refusal] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
-    flagged: list[Golden] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    n_in_bank: int = 0
+    added: list[Golden] = field(default_factory=list)  # new in the bank
+    already_there: list[Refusal] = field(default_factory=list)  # the same bytes were enrolled before
+    refused: list[Refusal] = field(default_factory=list)  # cannot be read, or cannot be a golden
+    flagged: list[Golden] = field(default_factory=list)  # in the bank, and a person should look
+    notes: list[str] = field(default_factory=list)  # further remarks in words
+    n_in_bank: int = 0  # goldens of the product afterwards, of any status
 
 
 def enroll(
@@ -64,19 +49,17 @@ def enroll(
     golden_source: GoldenSource = "enrolled",
     progress: Progress | None = None,
 ) -> EnrollResult:
-    """Enrol image files, all images in folders below, and uploads as goldens of a product. Idempotent by content.
+    """Enrol image files, all images below folders, and uploads as goldens of a product. Idempotent by content.
 
     part_group: all these photos show one part; without it, photos with nearly the same pixels are grouped, because
     calibration counts parts. golden_source: where the photos come from. progress: called with (files done, files in all).
     Raises InputError (product name, scale, group); StorageError, BankBusyError, UnavailableError where the stores fail:
-    what was added before that stays, and the same call again goes on from there.
+    what was added before stays, and the same call continues from there.
     """
     product, scale = check_product_name(product), check_scale(scale_mm_per_px)
     group = _check_label("part group", part_group)
     station = _check_label("station", station)
     result = EnrollResult(product)
-    from refdiff.tools.inspection.calibration import group_of
-
     files = list(find_images(paths, result.refused))
     thumbnails: ThumbnailIndex | None = None
     for done, source in enumerate(files):
@@ -89,7 +72,7 @@ def enroll(
                 continue
             image = _decode_golden(workspace, product, data, path.name)
             thumbnails = thumbnails or ThumbnailIndex(workspace, product)
-            thumbnail = make_thumbnail(image)
+            thumbnail = grey_thumbnail(image, THUMBNAIL_PX)
             twin = thumbnails.twin(thumbnail)
             if twin is not None:
                 result.notes.append(twin_note(path, twin, group))
@@ -100,7 +83,7 @@ def enroll(
                 sha256,
                 filename=storable(path.name),
                 scale_mm_per_px=scale,
-                part_group=group or (group_of(twin) if twin else None),
+                part_group=group or (twin.group if twin else None),
                 station=station,
                 enrolled_by=enrolled_by,
                 source=golden_source,
@@ -122,31 +105,7 @@ def enroll(
                 progress(done + 1, len(files))
     if result.added:
         result.flagged.extend(flag_outliers(workspace, product, [g.golden_id for g in result.added]))
-    return EnrollResult(**{**vars(result), "n_in_bank": workspace.bank.count(product)})
-
-
-def record_capture(
-    stores: Stores,
-    part_id: str,
-    product: str,
-    photo: Path | Upload,
-    *,
-    scale_mm_per_px: float | None = None,
-    settings: ModelSettings | None = None,
-) -> Capture:
-    """Keep the photo of one part as its newest capture. Raises InputError, ImageError, StorageError."""
-    settings = settings or ModelSettings()
-    part_id, product = normalise_part_id(part_id), check_product_name(product)
-    scale = check_scale(scale_mm_per_px)
-    name = storable((photo.path if isinstance(photo, Upload) else photo).name)
-    data = read_photo(photo, settings)
-    known = stores.products.get(product)
-    window = known.intensity_window if known else None
-    decode_image(data, name=name, window=window, settings=settings)  # only what can be inspected is kept
-    return stores.captures.add(part_id, product, stores.images.put(data), scale, name)
-
-
-# ---- files ----
+    return replace(result, n_in_bank=workspace.bank.count(product))
 
 
 def _check_label(what: str, text: str | None) -> str | None:
@@ -158,11 +117,8 @@ def _check_label(what: str, text: str | None) -> str | None:
     return label
 
 
-# ---- goldens ----
-
-
 def _enrolled(workspace: Workspace, product: str, data: bytes) -> Golden | None:
-    """The golden of exactly these bytes, if there is one; a photo that was lost or damaged meanwhile is mended."""
+    """The golden of exactly these bytes, if there is one; a photo that was lost or damaged meanwhile is restored."""
     sha256 = hashlib.sha256(data).hexdigest()
     with contextlib.suppress(UnknownRecordError):
         golden = workspace.bank.get(make_golden_id(product, sha256))

@@ -1,44 +1,29 @@
-"""Finds several photos of one part by their thumbnails, so that they count as one group."""
+"""Finds several photos of one part by their thumbnails; they count as one group."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.model.errors import (
-    RefDiffError,
-)
-from refdiff.model.images import RgbImage
+from refdiff.model.errors import RefDiffError
+from refdiff.model.files import atomic_path
+from refdiff.model.images import F32, grey_thumbnail
 from refdiff.tools.golden_samples.photos import storable
-
-if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
-    from refdiff.tools.workspace import Workspace
-
+from refdiff.tools.workspace import Workspace
 
 THUMBNAIL_PX = 64
-
-
 MAX_GREY_DIFFERENCE = 0.5  # mean absolute difference of thumbnails, in grey levels of 0..255
 
 
-Thumbnail = NDArray[np.float32]  # (64, 64), 0..255
-
-
-def make_thumbnail(image: RgbImage) -> Thumbnail:
-    """(H, W, 3) uint8 RGB -> (64, 64) float32 grey 0..255, area-averaged: noise and compression fall away."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray(cv2.resize(grey, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA), np.float32)
-
-
 class ThumbnailIndex:
-    """Thumbnails of a product's goldens, to find photos of one part. Kept in `REFDIFF_CACHE` (8 KB a golden)."""
+    """Thumbnails (64, 64) float32 grey 0..255 of a product's goldens, to find photos of one part.
+
+    Kept in `REFDIFF_CACHE` (8 KB a golden), because decoding a whole bank again takes minutes.
+    """
 
     def __init__(self, workspace: Workspace, product: str) -> None:
         self._folder = workspace.model_settings.cache / "thumbnails"
@@ -51,10 +36,10 @@ class ThumbnailIndex:
                 self._remember(golden, thumbnail)
                 continue
             with contextlib.suppress(RefDiffError):  # its photo is lost: it cannot be compared, nor stop the others
-                self.keep(golden, make_thumbnail(workspace.golden_image(golden)))
+                self.keep(golden, grey_thumbnail(workspace.golden_image(golden), THUMBNAIL_PX))
 
-    def twin(self, thumbnail: Thumbnail) -> Golden | None:
-        """The golden that shows nearly the same pixels, the likest one; None if there is none."""
+    def twin(self, thumbnail: F32) -> Golden | None:
+        """The golden that shows nearly the same pixels, the most similar one; None if there is none."""
         if not self._all:
             return None
         # |mean a - mean b| <= mean |a - b|, so few need the full comparison
@@ -63,18 +48,15 @@ class ThumbnailIndex:
         best = min(differences, default=(np.inf, -1))
         return self._goldens[best[1]] if best[0] <= MAX_GREY_DIFFERENCE else None
 
-    def keep(self, golden: Golden, thumbnail: Thumbnail) -> None:
+    def keep(self, golden: Golden, thumbnail: F32) -> None:
+        """Add a golden, and its thumbnail to the cache on disk."""
         small = thumbnail.astype(np.float16)
         self._remember(golden, small)
         path = self._path(golden)
-        temporary = path.with_suffix(f".{os.getpid()}.npy")
-        try:
+        with contextlib.suppress(OSError):  # a full or read-only cache slows the next enrolment down, nothing else
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(temporary, small)
-            temporary.replace(path)
-        except OSError:  # a full or read-only cache slows the next enrolment down, nothing else
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with atomic_path(path, private=False) as temporary, temporary.open("wb") as file:
+                np.save(file, small)
 
     def _remember(self, golden: Golden, thumbnail: NDArray[np.float16]) -> None:
         self._goldens.append(golden)
@@ -93,6 +75,7 @@ class ThumbnailIndex:
 
 
 def twin_note(path: Path, twin: Golden, group: str | None) -> str:
+    """What to tell the person who enrols `path` about a golden with the same pixels. group: the part group they gave."""
     name, other = storable(path.name), f"{twin.golden_id} ({twin.filename})"
     if group and group != twin.part_group:
         return f"{name}: shows the same pixels as {other}, which is not in part group {group}; is it the same part?"

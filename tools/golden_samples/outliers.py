@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
+from refdiff.tools.workspace import Workspace
 
-if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
-    from refdiff.tools.workspace import Workspace
-
-
-MIN_GOLDENS_TO_FLAG = 8
-
-
+MIN_GOLDENS = 8  # fewer have no usual similarity
 MAX_ROBUST_Z = 3.5  # Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993
-
-
-MIN_SPREAD = 0.01  # of similarities: near-identical goldens would else make every ordinary one an outlier
-
-
-MAX_COMPARED = 256  # earlier goldens scored besides the new ones: enough for a median, flat in time
+MIN_SIMILARITY_SPREAD = 0.01  # near-identical goldens would otherwise make every ordinary one an outlier
+MAX_EARLIER_GOLDENS = 256  # scored besides the new ones: enough for a median, flat in time
 
 
 def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) -> list[Golden]:
@@ -31,28 +21,26 @@ def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) ->
     One-sided robust z-score (median and MAD) over the new goldens and up to 256 earlier ones, from 8 goldens on; photos
     of the same part do not vouch for each other. A golden that a person has looked at (it has a note) is left alone.
     """
-    from refdiff.tools.inspection.calibration import group_of
-
     goldens = workspace.bank.list(product, IN_USE)
-    if len(goldens) < MIN_GOLDENS_TO_FLAG:
+    if len(goldens) < MIN_GOLDENS:
         return []
     new = set(new_ids)
     others = [g for g in goldens if g.golden_id not in new]
-    step = max(1, -(-len(others) // MAX_COMPARED))
+    step = max(1, -(-len(others) // MAX_EARLIER_GOLDENS))
     members: dict[str, list[str]] = {}
     for golden in goldens:
-        members.setdefault(group_of(golden), []).append(golden.golden_id)
+        members.setdefault(golden.group, []).append(golden.golden_id)
     scored: list[tuple[Golden, float]] = []
     for golden in [g for g in goldens if g.golden_id in new] + others[::step]:
         vectors = workspace.bank.vectors(golden.golden_id)
-        hits = workspace.bank.nearest(product, *vectors, 1, exclude_ids=members[group_of(golden)])
+        hits = workspace.bank.nearest(product, *vectors, 1, exclude_ids=members[golden.group])
         if hits:
             scored.append((golden, hits[0].similarity))
-    if len(scored) < MIN_GOLDENS_TO_FLAG:
+    if len(scored) < MIN_GOLDENS:
         return []
     values = np.array([s for _, s in scored])
     middle = float(np.median(values))
-    spread = max(1.4826 * float(np.median(np.abs(values - middle))), MIN_SPREAD)
+    spread = max(1.4826 * float(np.median(np.abs(values - middle))), MIN_SIMILARITY_SPREAD)
     flagged = []
     for golden, similarity in scored:
         if (middle - similarity) / spread > MAX_ROBUST_Z and golden.status == "active" and not golden.note:

@@ -7,16 +7,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from refdiff.model.errors import (
-    ImageError,
-)
+from refdiff.model.errors import ImageError
 from refdiff.model.settings import ModelSettings
-
-if TYPE_CHECKING:  # torch loads in seconds, and a capture needs none
-    pass
-
 
 # the formats that cameras and people send; a file named explicitly is tried whatever its name
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".ppm"})
@@ -24,29 +17,31 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", 
 
 @dataclass(frozen=True)
 class Upload:
-    """A photo that arrived as bytes instead of as a file; `name` is only ever shown."""
+    """A photo that arrived as bytes instead of as a file."""
 
-    name: str
+    name: str  # as the sender called it; only ever shown
     data: bytes
 
     @property
     def path(self) -> Path:
+        """The name as a file name without folders, never empty."""
         last = self.name.replace("\\", "/").rpartition("/")[2].encode("utf-8", "replace").decode()
         return Path(storable(last)[:200].strip(". ") or "upload")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A file or folder that gave no new golden, and why."""
+    """A file or folder that gave no new golden."""
 
     path: Path
-    reason: str
+    reason: str  # in words, for the person who enrols
 
 
 def find_images(paths: Iterable[Path | Upload], refused: list[Refusal]) -> Iterator[Path | Upload]:
-    """Files as named, then in folders all images below, sorted; no hidden files; links only within the folder.
+    """The files named, and all images below the folders named, in sorted order.
 
-    What is named and gives no file is added to `refused`.
+    Hidden files are skipped; links are followed only within the folder. What is named and gives no file is added to
+    `refused`.
     """
     for path in paths:
         if isinstance(path, Upload):
@@ -88,7 +83,10 @@ def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
 
 
 def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
-    """The bytes of an image file. Raises ImageError: absent, no regular file, unreadable, over `settings.max_bytes`."""
+    """The bytes of an image file.
+
+    Raises ImageError: absent, not a regular file, unreadable, over `settings.max_bytes`.
+    """
     if isinstance(path, Upload):
         return _check_size(path.path.name, path.data, settings)
     name = storable(str(path))
@@ -123,7 +121,7 @@ def _check_size(name: str, data: bytes, settings: ModelSettings) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # a pipe without a writer would else be waited for
+    # without O_NONBLOCK, opening a pipe that has no writer would wait for one
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -134,6 +132,7 @@ def storable(name: str) -> str:
 
 
 def without_file_name(message: str, path: Path) -> str:
+    """`message` without the file name it begins with, for lists that name the file anyway."""
     for name in (storable(str(path)), storable(path.name), path.name):
         message = message.removeprefix(f"{name}: ")
     return message

@@ -45,10 +45,6 @@ def weights_in_use(workspace: Workspace) -> dict[str, str]:
     return {"encoder": workspace.encoder.digest, "difference": workspace.difference.sha256}
 
 
-def group_of(golden: Golden) -> str:
-    return golden.part_group or golden.golden_id
-
-
 def calibrates(golden: Golden) -> bool:
     """Whether a golden's score may calibrate. Parts that people rescued from a verdict are no fair sample of good parts:
     their scores are high by selection, and counting them would let defects pass."""
@@ -58,7 +54,7 @@ def calibrates(golden: Golden) -> bool:
 def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     """Hash of all that the calibration depends on; another key means that it is stale."""
     in_use = workspace.bank.list(product, IN_USE)
-    goldens = sorted((g.golden_id, group_of(g)) for g in in_use)
+    goldens = sorted((g.golden_id, g.group) for g in in_use)
     spec = product_spec(workspace, product)
     known = workspace.stores.products.get(product)
     parts = {
@@ -106,7 +102,7 @@ def _measure(
     started = time.perf_counter()
     groups: dict[str, list[Golden]] = defaultdict(list)
     for golden in workspace.bank.list(product, IN_USE):
-        groups[group_of(golden)].append(golden)
+        groups[golden.group].append(golden)
     groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
         raise InputError(
@@ -169,7 +165,7 @@ def current_calibration(
     known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
     if known is not None:
         return known
-    if len({group_of(g) for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
+    if len({g.group for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
     return calibrate(workspace, product, k, progress)
 

@@ -14,7 +14,6 @@ from refdiff.memory.golden_bank.bank import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.inspection.registration_cache import align_cached
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.score_difference import Difference, score_difference
@@ -77,7 +76,7 @@ def compare(
     clock.lap("retrieve")
     masks, placed = place_zones(workspace, query, query_key, product, "ignore")
     ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-    alignments = [align_cached(workspace, query, query_key, h.golden) for h in hits]
+    alignments = [workspace.alignment(query, query_key, h.golden) for h in hits]
     clock.lap("align")
     pairs = [(h.golden, a) for h, a in zip(hits, alignments, strict=True)]
     result = score_difference(workspace, query, features, pairs, ignore)

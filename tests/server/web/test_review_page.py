@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from refdiff.memory.audit_export import verify_export
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import render
 from refdiff.server.web.access import Access
@@ -222,7 +223,7 @@ def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[...,
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     download.value.save_as(tmp_path / "audit.jsonl")
-    assert server.service.stores.audit.verify_file(tmp_path / "audit.jsonl", against_store=True).problem is None
+    assert verify_export(server.service.stores.audit, tmp_path / "audit.jsonl", against_store=True).problem is None
     page.get_by_role("button", name="Check the chain").click()
     assert "are as they were written" in page.locator(".notice.good").inner_text()
 

@@ -1,0 +1,35 @@
+"""Locks between processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from refdiff.model.errors import RefDiffError
+from refdiff.model.files import storage_error
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, busy: RefDiffError, *, wait_s: float = 0.0, remove: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` against other processes until the block ends, or the process does.
+
+    wait_s: how long to wait for another holder. remove: delete the file at the end, so files of locks with many names do
+    not pile up; only for locks that nobody waits for. Raises `busy` if another process still holds it, StorageError if the
+    file cannot be opened.
+    """
+    lock = FileLock(path, thread_local=False)  # the thread that closes the owner may not be the one that opened it
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as e:
+        raise busy from e
+    except OSError as e:
+        raise storage_error(path, e) from e
+    try:
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,101 @@
+"""Files on disk: atomic writes, private folders, and one wording for full disks, permissions, damage and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from refdiff.model.errors import StorageError
+
+_TEMPORARY = ".tmp-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, private: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it becomes `path` when the block ends and is removed if it fails.
+
+    A reader sees the old file or all of the new one, also after a crash or a power cut. private: readable by the
+    owner alone, else as the umask allows. Raises OSError.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name must be durable too; Windows cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
+    """Write `data` as `path`, all of it or nothing; see `atomic_path`. Raises StorageError (disk full, not writable)."""
+    try:
+        with atomic_path(path, private=private) as temporary:
+            temporary.write_bytes(data)
+    except OSError as e:
+        raise storage_error(path, e) from e
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what crashed writers left in `folder`; only where no other process is writing."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The StorageError for `error` at `path`: an OSError, an sqlite3.Error, or damage found while reading."""
+    return StorageError(f"{path}: {_explain(path, error)}")
+
+
+def _explain(path: Path, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL or "disk is full" in text:
+        return f"the disk is full ({text}); free some space or point REFDIFF_HOME to another disk"
+    if number in _DENIED or "readonly" in text or "read-only" in text or "unable to open" in text:
+        return f"cannot be written ({text}); check the owner and the permissions, or set REFDIFF_HOME"
+    if isinstance(error, sqlite3.Error) and "locked" in text:
+        return f"another process keeps it locked ({text}); try again, or stop that process"
+    if "disk I/O" in text and _is_full(path):
+        return f"the disk is full ({text}); free some space or point REFDIFF_HOME to another disk"
+    if isinstance(error, OSError) or "disk I/O" in text:
+        return f"reading or writing failed ({text}); check the disk (full, quota, file size limit, unplugged)"
+    return f"the file is damaged ({text}); restore it from a backup or move it away"
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path if path.exists() else path.parent).free < 1_000_000
+    except OSError:
+        return False
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and its parents, readable by the owner alone (photos of parts are confidential).
+
+    Raises StorageError if that fails or the folder is not writable.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+        raise storage_error(path, e) from e
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise storage_error(path, PermissionError(errno.EACCES, "Permission denied"))
+    return path

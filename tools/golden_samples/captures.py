@@ -1,0 +1,36 @@
+"""Captures: the photo of one part, checked and kept. Loads no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.stores import Stores
+from refdiff.model.images import decode_image
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.golden_samples.photos import Upload, read_photo, storable
+
+
+def record_capture(
+    stores: Stores,
+    part_id: str,
+    product: str,
+    photo: Path | Upload,
+    *,
+    settings: ModelSettings,
+    scale_mm_per_px: float | None = None,
+) -> Capture:
+    """Keep the photo of one part as its newest capture.
+
+    scale_mm_per_px: None if unknown. Raises InputError (part, product, scale), ImageError (a photo that cannot be
+    inspected), StorageError.
+    """
+    part_id, product = normalise_part_id(part_id), check_product_name(product)
+    scale = check_scale(scale_mm_per_px)
+    name = storable((photo.path if isinstance(photo, Upload) else photo).name)
+    data = read_photo(photo, settings)
+    known = stores.products.get(product)
+    window = known.intensity_window if known else None
+    decode_image(data, name=name, window=window, settings=settings)  # only what can be inspected is kept
+    return stores.captures.add(part_id, product, stores.images.put(data), scale, name)
