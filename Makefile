@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
-	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[all,dev]'
 	$(BIN)/refdiff model build || echo "no language model: the scripted driver inspects until refdiff model build succeeds" >&2
 	@touch $(STAMP)
 

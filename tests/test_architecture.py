@@ -25,7 +25,7 @@ ORDER = {
     "locks settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers queue "
     "report events prompts request settings state",
-    "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images sockets settings",
+    "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals settings",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]

@@ -13,12 +13,12 @@ from pydantic_settings import BaseSettings
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
-from refdiff.server.settings import ServerSettings
+from refdiff.server.settings import ChatSettings, ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-SETTINGS: tuple[type[BaseSettings], ...] = (AgentSettings, MemorySettings, ModelSettings, ServerSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (AgentSettings, ChatSettings, MemorySettings, ModelSettings, ServerSettings)
 
 
 def _known_variables() -> set[str]:

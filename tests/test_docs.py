@@ -17,9 +17,8 @@ from pydantic_settings import BaseSettings
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
-from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.cli.main import app
-from refdiff.server.settings import ServerSettings
+from refdiff.server.settings import ChatSettings, ServerSettings
 from refdiff.tools.settings import ToolsSettings
 
 ROOT = Path(__file__).resolve().parent.parent

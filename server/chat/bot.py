@@ -1,6 +1,6 @@
-"""The bot behind every chat platform: what a message wants, and its answer, exactly one inspection a message.
+"""The bot behind every chat platform: it understands a message and answers it, with at most one inspection per message.
 
-The platform's request is acknowledged as soon as the message is on the disk; everything else happens here, in threads.
+A message is acknowledged as soon as it is stored; everything else happens here, in threads.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownRecordError,
 )
-from refdiff.server.chat.settings import may_decide
 from refdiff.server.chat.summary import Told, tell
 
 log = logging.getLogger(__name__)
 
-STATUS_EVERY_S = 45.0  # platforms forget a status after a minute or two
-LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16  # an answer that the platform does not take: the waits double, about ten hours
+STATUS_EVERY_S = 45.0  # platforms drop a status after a minute or two
+LONGEST_WAIT_S, MAX_TRIES = (
+    3600.0,
+    16,
+)  # retries of an answer that cannot be posted: waits double, about ten hours in all
 _THREADS = 8
 _MAX_TEXT = 4000
 HOW_TO_SEND = (
@@ -42,19 +44,15 @@ HOW_TO_SEND = (
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A message to the bot. key: the same for every retry of it. thread: where its answer goes and follow-ups come from,
-    "" where the platform has to open one first.
+    """A message to the bot."""
 
-    user: the platform's id; user_name may be "". place, photos: what the platform's adapter needs to answer (JSON data).
-    """
-
-    key: str
-    thread: str
-    user: str
-    user_name: str
+    key: str  # the same for every retry of the message
+    thread: str  # where the answer goes and follow-ups come from; "" if the platform must open one first
+    user: str  # the platform's id
+    user_name: str  # may be ""
     text: str
-    place: dict[str, Any]
-    photos: list[dict[str, Any]] = field(default_factory=list)
+    place: dict[str, Any]  # where the platform answers (JSON data)
+    photos: list[dict[str, Any]] = field(default_factory=list)  # what the platform fetches photos with (JSON data)
 
 
 class Platform(Protocol):
@@ -63,26 +61,26 @@ class Platform(Protocol):
     name: str
 
     def name_of(self, user: str) -> str:
-        """The name of a user, "" if it cannot be had."""
+        """The name of a user, "" if unknown."""
 
     def opened(self, request: ChatRequest) -> ChatRequest:
-        """A request that has no thread yet, with the one that is opened for it here."""
+        """The request with a thread, opened here if it has none."""
 
     def photo(self, request: ChatRequest) -> Upload | None:
-        """The first photo of a message, fetched. Raises InputError for what cannot be had."""
+        """Download the first photo of a message. Raises InputError if it is unavailable."""
 
     def working(self, request: ChatRequest, text: str) -> None:
-        """Show that the bot is at it; called again and again."""
+        """Show that the bot is working; called repeatedly."""
 
     def say(self, request: ChatRequest, text: str) -> None:
-        """Plain words, in the thread."""
+        """Post plain text in the thread."""
 
     def show(self, request: ChatRequest, told: Told) -> None:
-        """A filed report, in the thread."""
+        """Post a filed report in the thread."""
 
 
 class ChatBot:
-    """Use as a context manager; takes up what a killed process left."""
+    """Use as a context manager; resumes the messages that a crash left unanswered."""
 
     def __init__(
         self,
@@ -96,15 +94,17 @@ class ChatBot:
         self.service, self._store, self._platform = service, store, platform
         self._deciders, self._public_url = deciders, public_url
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=platform.name)
-        self._busy: dict[str, tuple[ChatRequest, str]] = {}  # by key: waits for its inspection, what is said meanwhile
-        self._claimed: set[str] = set()  # keys of messages that somebody is at, from the beginning until the answer
-        self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next is due (monotonic clock)
+        self._busy: dict[
+            str, tuple[ChatRequest, str]
+        ] = {}  # by key: request that waits for its inspection, and its status
+        self._claimed: set[str] = set()  # keys of messages in progress, until they are answered
+        self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next one is due (monotonic clock)
         self._mutex, self._closing = threading.Lock(), threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"{platform.name}-status", daemon=True)
 
     def __enter__(self) -> Self:
         for message in self._store.open():
-            self._take(ChatRequest(**message.request))
+            self._start(ChatRequest(**message.request))
         self._ticker.start()
         return self
 
@@ -113,17 +113,17 @@ class ChatBot:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def receive(self, request: ChatRequest) -> bool:
-        """Keep a message and begin with it. False if it came before: then nothing happens. Quick; raises StorageError."""
+        """Store a message and start on it; False (and nothing else) for a repeated one. Quick. Raises StorageError."""
         if not self._store.receive(request.key, asdict(request)):
             return False
-        self._take(request)
+        self._start(request)
         return True
 
     def knows_thread(self, thread: str) -> bool:
         return self._store.inspection_of(thread) is not None
 
     def told(self, inspection_id: str) -> Told:
-        """A filed report as the platform shows it now. Raises UnknownRecordError."""
+        """The summary of a filed report. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
         return tell(report, self.service.disposition(inspection_id), self._public_url)
 
@@ -136,19 +136,19 @@ class ChatBot:
         """A person's decision. Raises InputError (not on the list, no reason), DuplicateError, UnknownRecordError."""
         if not self.may_decide(user):
             raise InputError(
-                f"you ({user}) may not decide about inspections; whoever runs RefDiff can add you to "
+                f"you ({user}) may not decide about inspections; ask your administrator to add you to "
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
         return self.service.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Do something that nobody waits for; what fails is logged."""
+    def run_later(self, work: Callable[[], None]) -> None:
+        """Run work in the background; errors are logged."""
 
         def guarded() -> None:
             try:
                 work()
             except Exception:
-                log.exception("something in %s failed", self._platform.name)
+                log.exception("background work in %s failed", self._platform.name)
 
         if not self._closing.is_set():
             self._pool.submit(guarded)
@@ -156,10 +156,10 @@ class ChatBot:
     # -- inside
 
     def _who(self, user: str, name: str) -> str:
-        """As reports and decisions name a person."""
+        """A person's name in reports and decisions."""
         return f"{name or self._platform.name_of(user) or 'unknown'} ({self._platform.name} {user})"[:128]
 
-    def _take(self, request: ChatRequest) -> None:
+    def _start(self, request: ChatRequest) -> None:
         with self._mutex:
             if self._closing.is_set() or request.key in self._claimed:
                 return
@@ -171,51 +171,55 @@ class ChatBot:
             self._claimed.discard(request.key)
 
     def _guarded(self, request: ChatRequest) -> None:
-        """Handle a message; whatever fails is told in the thread if it can be, and kept open if it cannot."""
+        """Handle a message; errors are reported in the thread, or the message stays open."""
         waits = False
         try:
             waits = self._handle(request)
         except Exception:
-            self._try_later(request)
+            self._retry_later(request)
         finally:
             if not waits:
                 self._release(request)
 
-    def _try_later(self, request: ChatRequest) -> None:
-        """After an exception: the answer could not be made or posted."""
+    def _retry_later(self, request: ChatRequest) -> None:
+        """Schedule another try after an exception."""
         tries = self._failed.get(request.key, (0, 0.0))[0] + 1
         if tries >= MAX_TRIES:
-            log.exception("%s message %s is given up after %d tries", self._platform.name, request.key, tries)
+            log.exception("gave up on %s message %s after %d tries", self._platform.name, request.key, tries)
             self._answered(request)
             return
         wait_s = min(LONGEST_WAIT_S, STATUS_EVERY_S * 2 ** (tries - 1))
         self._failed[request.key] = (tries, time.monotonic() + wait_s)
-        log.exception("%s message %s is not answered yet; again in %.0f s", self._platform.name, request.key, wait_s)
+        log.exception(
+            "%s message %s could not be answered; retrying in %.0f s", self._platform.name, request.key, wait_s
+        )
 
     def _answered(self, request: ChatRequest) -> None:
         self._store.answered(request.key)
         self._failed.pop(request.key, None)
 
     def _handle(self, request: ChatRequest) -> bool:
-        """Whether it goes on waiting for an inspection, which then answers."""
+        """Returns whether the message is now waiting for an inspection, which answers it."""
         message = self._store.get(request.key)
         if message is None or message.state == "answered":
             return False
         if message.inspection_id is not None:
             self._wait_for(request, message.inspection_id)
             return True
-        if not request.thread:  # killed between the two lines: a second thread is opened, and the first stays empty
+        if (
+            not request.thread
+        ):  # after a crash between these two lines a second thread is opened, and the first stays empty
             request = self._platform.opened(request)
             self._store.change(request.key, asdict(request))
         try:
             said = self._answer(request)
         except RefDiffError as e:
-            if self.service.stopping and isinstance(e, UnavailableError):  # answered after the next start
+            if self.service.stopping and isinstance(e, UnavailableError):  # to be answered after the next start
                 return False
             said = _helpful(e)
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)
-            said = f"That went wrong inside ({type(e).__name__}); the log of the server has the details."
+            said = f"Internal error ({type(e).__name__}); see the log of the server."
         if said is None:
             return True
         self._platform.say(request, said)
@@ -223,27 +227,27 @@ class ChatBot:
         return False
 
     def _answer(self, request: ChatRequest) -> str | None:
-        """Words to answer with, or None: an inspection was begun and answers later."""
+        """The text of the answer, or None: an inspection was started and answers later."""
         text = request.text[:_MAX_TEXT].strip()
         intent = understand(text, photo=bool(request.photos), about=self._about(request.thread))
         if intent.part_id is not None:
             self._begin(request, intent.part_id, text)
             return None
         if intent.about is not None:
-            self._try_working(request, "looking into the report")
+            self._try_working(request, "reading the report")
             return self.service.ask(intent.about, text) if text else "Ask about the report, or name another part."
         if request.photos:
             return 'Which part is it? Name it with the photo: "inspect part #4412".'
         return self.service.chat(text or "hello")
 
     def _about(self, thread: str) -> Inspection | None:
-        """The inspection that a thread is about."""
+        """The inspection that a thread is about, if any."""
         known = self._store.inspection_of(thread)
         if known is None:
             return None
         try:
             return self.service.inspection(known)
-        except UnknownRecordError:  # of a home that was restored from before
+        except UnknownRecordError:  # the home was restored from an older backup
             return None
 
     def _begin(self, request: ChatRequest, part_id: str, text: str) -> None:
@@ -261,14 +265,14 @@ class ChatBot:
         self._wait_for(request, job.inspection_id)
 
     def _wait_for(self, request: ChatRequest, inspection_id: str) -> None:
-        """Have the end of the inspection answer the message, once; the claim is then that answer's."""
+        """Answer the message once the inspection ends; until then the message stays claimed."""
         with self._mutex:
             self._busy[request.key] = (request, f"inspecting ({inspection_id})")
 
-        def hear(progress: Progress) -> None:  # in the inspecting thread: quick
+        def hear(progress: Progress) -> None:  # runs in the inspection thread: must be quick
             with self._mutex:
                 if request.key not in self._busy:
-                    return  # the end was heard
+                    return  # already ended
                 self._busy[request.key] = (request, progress.message)
                 if progress.last:
                     del self._busy[request.key]
@@ -292,22 +296,22 @@ class ChatBot:
             if inspection.report is not None:
                 self._platform.show(request, self.told(inspection_id))
             else:
-                reason = (inspection.error or {}).get("message", "it was given up")
+                reason = (inspection.error or {}).get("message", "it was abandoned")
                 self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")
             self._answered(request)
         except Exception:
-            self._try_later(request)
+            self._retry_later(request)
         finally:
             self._release(request)
 
     def _try_working(self, request: ChatRequest, text: str) -> None:
         try:
             self._platform.working(request, text)
-        except Exception as e:  # a status that cannot be shown is no reason not to work
-            log.info("no status in %s: %s", self._platform.name, e)
+        except Exception as e:  # the status is optional
+            log.info("cannot show a status in %s: %s", self._platform.name, e)
 
     def _tick(self) -> None:
-        """Renew what is shown while inspections run; try again what could not be answered."""
+        """Renew the status of running inspections, and retry unanswered messages."""
         last = time.monotonic()
         while not self._closing.wait(min(STATUS_EVERY_S, 5.0)):
             if time.monotonic() - last < STATUS_EVERY_S:
@@ -322,17 +326,23 @@ class ChatBot:
             except RefDiffError as e:
                 log.warning("open messages cannot be read: %s", e)
                 continue
-            for message in waiting:  # those that somebody is at are claimed
+            for message in waiting:  # those in progress are claimed
                 if self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
-                    self._take(ChatRequest(**message.request))
+                    self._start(ChatRequest(**message.request))
 
 
 def _helpful(error: RefDiffError) -> str:
-    """An error in words for somebody who has no command line."""
+    """The error text for people without a command line."""
     text = str(error)
     if isinstance(error, UnknownPartError):
         text = text.partition(" Record its photo with")[0].rstrip(" ;")
         return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}"
     if isinstance(error, UnknownRecordError | DuplicateError | InputError):
         return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}" if "say which product" in text else text
-    return f"That does not work just now: {text}"
+    return f"This is unavailable at the moment: {text}"
+
+
+def may_decide(deciders: str, user: str) -> bool:
+    """Whether a user is on the list; an empty list allows nobody."""
+    named = {d.strip() for d in deciders.split(",") if d.strip()}
+    return bool(user) and ("*" in named or user in named)

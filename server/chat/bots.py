@@ -1,4 +1,4 @@
-"""The chat bots of a server: which are on, their routes, and their life."""
+"""The chat bots of a server: which are enabled, their routes, their start and end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from starlette.concurrency import run_in_threadpool
 from refdiff.agent.service import InspectionService
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat.bot import ChatBot
-from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.settings import ConfigurationError
+from refdiff.server.extras import require_extra
+from refdiff.server.settings import ChatSettings, ConfigurationError
 
-if TYPE_CHECKING:  # the SDK takes a second to load
+if TYPE_CHECKING:  # importing the SDK takes a second
     from microsoft_teams.api.auth.cloud_environment import CloudEnvironment
     from microsoft_teams.api.auth.credentials import TokenProvider
 
@@ -31,7 +31,7 @@ _RECONNECT_S = 30.0
 
 @dataclass(frozen=True)
 class TeamsCloud:
-    """Which environment of Microsoft's Teams runs in, and who gives tokens: by default the public cloud and the secret."""
+    """The Microsoft cloud of Teams and the source of tokens; default: the public cloud and the client secret."""
 
     cloud: CloudEnvironment | None = None
     token: TokenProvider | None = None
@@ -41,9 +41,9 @@ class TeamsCloud:
 def bots(
     app: FastAPI, service: InspectionService, settings: ChatSettings, teams: TeamsCloud = TeamsCloud()
 ) -> Iterator[list[str]]:
-    """Add the bots whose secrets are set to the app; they run until the end. Yields their names.
+    """Add each bot whose secrets are set to the app, and run it until the end. Yields their names.
 
-    Raises ConfigurationError where a bot's settings are incomplete.
+    Raises ConfigurationError for incomplete settings, UnavailableError for a missing extra package.
     """
     with ExitStack() as stack:
         on = ["slack"] if _slack(app, service, settings, stack) else []
@@ -58,6 +58,7 @@ def _teams(
         return False
     if settings.teams_client_secret is None and where.token is None:
         raise ConfigurationError("REFDIFF_TEAMS_CLIENT_ID is set; set REFDIFF_TEAMS_CLIENT_SECRET too")
+    require_extra("teams")
     from refdiff.server.chat.teams.app import listen, make_app
     from refdiff.server.chat.teams.platform import TeamsPlatform
 
@@ -65,9 +66,9 @@ def _teams(
     teams = make_app(app, settings.teams_client_id, secret, settings.teams_tenant_id, where.cloud, where.token)
     platform = stack.enter_context(TeamsPlatform(service, teams))
     store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
-    host = ChatBot(service, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
-    listen(teams, platform, host, settings.teams_tenant_id)
-    stack.enter_context(host)
+    bot = ChatBot(service, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
+    listen(teams, platform, bot, settings.teams_tenant_id)
+    stack.enter_context(bot)
     return True
 
 
@@ -78,16 +79,17 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
         raise ConfigurationError(
             "SLACK_BOT_TOKEN is set; set SLACK_SIGNING_SECRET (HTTP) or SLACK_APP_TOKEN (Socket Mode) too"
         )
+    require_extra("slack")
     from refdiff.server.chat.slack.app import build_app, dispatch
     from refdiff.server.chat.slack.platform import SlackPlatform, make_client
 
     client = make_client(settings.slack_bot_token.get_secret_value(), settings.slack_api_url)
     platform = SlackPlatform(service, client)
     store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
-    host = ChatBot(service, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
-    stack.enter_context(host)
+    bot = ChatBot(service, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
+    stack.enter_context(bot)
     secret = settings.slack_signing_secret
-    bolt = build_app(platform, host, secret.get_secret_value() if secret else None)
+    bolt = build_app(platform, bot, secret.get_secret_value() if secret else None)
     if secret:
 
         @app.post(SLACK_PATH, include_in_schema=False)
@@ -112,18 +114,18 @@ _REFUSED = (
 
 
 def _connect(socket: Any) -> None:
-    """Raises ConfigurationError where Slack refuses the token. Without a network the server runs on, and it tries again."""
+    """Connect, and retry in the background without a network. Raises ConfigurationError if Slack refuses the token."""
     from slack_sdk.errors import SlackApiError
 
     try:
         socket.connect()
-    except Exception as e:  # of the network, of whatever kind
+    except Exception as e:  # any network error
         said = e.response.get("error", "") if isinstance(e, SlackApiError) and e.response is not None else ""
-        if said in _REFUSED:  # anything else may pass: Slack has outages, too
+        if said in _REFUSED:  # anything else may be an outage
             raise ConfigurationError(
                 f"Slack refuses SLACK_APP_TOKEN ({said}); Socket Mode needs one with connections:write"
             ) from e
-        log.warning("Slack cannot be reached (%s); tried again every %g s", e, _RECONNECT_S)
+        log.warning("Slack is unreachable (%s); retrying every %g s", e, _RECONNECT_S)
         threading.Thread(target=_keep_trying, args=(socket,), name="slack-connect", daemon=True).start()
 
 
@@ -135,6 +137,6 @@ def _keep_trying(socket: Any) -> None:
         try:
             socket.connect()
         except Exception as e:
-            log.warning("Slack cannot be reached yet (%s)", e)
+            log.warning("Slack is still unreachable (%s)", e)
         else:
             return

@@ -1,4 +1,4 @@
-"""`refdiff audit`: export the audit trail, and check that nobody changed it."""
+"""`refdiff audit`: export the audit trail, and verify that nobody changed it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.audit_store import Checked
 from refdiff.model.errors import InputError, TamperedError
-from refdiff.server.cli.options import Json, clean, open_stores, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import current, open_stores, settings
+from refdiff.server.cli.options import Json, clean, shown_path
+from refdiff.server.cli.output import emit
 
 audit = typer.Typer(
-    help="Export who asked what, what was seen, filed and decided, in a chain that shows tampering; check it.",
+    help="Export the tamper-evident audit trail (requests, evidence, reports, decisions), or verify it.",
     no_args_is_help=True,
 )
 
@@ -31,15 +31,16 @@ def register(app: typer.Typer) -> None:
 )
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write (JSON lines).")],
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION", help="Only this one.")] = None,
+    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION", help="Only this inspection.")] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="From then on (ISO 8601, UTC if without zone).")
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only records from this time on (ISO 8601; UTC without a zone)."),
     ] = None,
     _json: Json = False,
 ) -> None:
     """Write the audit trail to a file: every request, photo, golden, version, tool call, report and disposition.
 
-    Each record carries the hash of all before it. With REFDIFF_AUDIT_KEY set the file is sealed (HMAC-SHA256).
+    Each record carries the hash of all records before it. With REFDIFF_AUDIT_KEY, the file is sealed (HMAC-SHA256).
     """
     if inspection_id is not None and since is not None:
         raise typer.BadParameter("not together with INSPECTION.", param_hint="--since")
@@ -47,14 +48,14 @@ def export(
         raise InputError(f"--out {clean(str(out))}: a folder; name the file to write")
     chosen = None if inspection_id is None else clean(inspection_id)
     with open_stores() as stores:
-        size = write_export(out, stores.audit.export(chosen, since, by=load(ServerSettings).user))
+        size = write_export(out, stores.audit.export(chosen, since, by=settings().server.user))
         checked = verify_export(stores.audit, out)
-    if checked.problem is not None:  # the file holds what the home holds; it is no proof
+    if checked.problem is not None:  # the file holds what the home holds; it proves nothing
         raise TamperedError(f"exported to {shown_path(out)}, but this home was tampered with at {checked.problem}")
-    answer.give(
+    emit(
         {"file": shown_path(out), "bytes": size, "records": checked.records, "head": checked.head},
         f"{checked.records} records in {shown_path(out)}",
-        f"head {checked.head}: keep it elsewhere; whoever rewrites the trail cannot reach it again",
+        f"head {checked.head}: keep it elsewhere; a rewritten trail cannot produce it again",
     )
 
 
@@ -65,12 +66,12 @@ def export(
 def verify(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="An exported file.")] = None,
     store: Annotated[
-        bool, typer.Option("--store", help="Check this home; with FILE, that it still holds what the file does.")
+        bool, typer.Option("--store", help="Check this home; with FILE, also that it still holds what the file does.")
     ] = False,
-    photos: Annotated[bool, typer.Option("--photos", help="With --store: read every inspected photo too.")] = False,
+    photos: Annotated[bool, typer.Option("--photos", help="With --store: check every inspected photo too.")] = False,
     _json: Json = False,
 ) -> None:
-    """Check an exported file, or this home, and name the first record that was tampered with.
+    """Check an exported file or this home, and name the first record that was tampered with.
 
     Exit code: 0 intact, 65 tampered with.
     """
@@ -87,14 +88,14 @@ def verify(
     for what, checked in checks:
         if checked.problem is not None:
             error = TamperedError(f"{what}: tampered with at {checked.problem}")
-            if answer.as_json:
+            if current().as_json:
                 details = {"type": "TamperedError", "message": str(error), "exit_code": error.exit_code}
-                answer.give({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
+                emit({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
             raise error
     shown = [
         line for what, c in checks for line in (f"{what}: intact, {c.records} records", f"head {c.head}", *c.notes)
     ]
-    answer.give({"intact": True, "checks": [_plain(w, c) for w, c in checks]}, *shown)
+    emit({"intact": True, "checks": [_plain(w, c) for w, c in checks]}, *shown)
 
 
 def _plain(what: str, checked: Checked) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`refdiff demo`: the whole path on real electroluminescence (near-infrared) images of solar cells.
 
-Everything lives in a folder of its own; the user's golden bank and stores are not touched. The cells are drawn
-by a fixed seed before anything is scored, and the verdicts are shown beside the truth, right or wrong.
+Everything stays in the output folder; the user's golden bank and stores are not touched. The cells are drawn with a
+fixed seed before anything is scored, and each verdict is shown next to the ground truth, right or wrong.
 """
 
 from __future__ import annotations
@@ -9,34 +9,91 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 
-from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.demo_page import Cell, InspectedCell, agreement
-from refdiff.server.settings import load
-from refdiff.tools.settings import ToolsSettings
+from refdiff.server.cli.invocation import settings
+from refdiff.server.cli.options import Json
+from refdiff.server.cli.output import emit
+from refdiff.server.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from refdiff.agent.report.schema import DefectReport
+    from refdiff.agent.settings import AgentSettings
     from refdiff.tools.workspace import Workspace
 
 SEED = 4412
 GOLDENS_PER_PRODUCT = 30
 _MARK = ".made-by-refdiff-demo"
 _TYPES = ("mono", "poly")
+_THUMB_PX = 360
 REQUEST = "inspect part #4412 against the nearest good sample"
 
 
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: refdiff demo --out demo-output")(demo)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Output folder; emptied and filled again on each run.")
+    ] = Path("demo-output"),
+    _json: Json = False,
+) -> None:
+    """Enrol real solar cells, inspect six parts and write the reports. Never touches your own data."""
+    document, shown = run_demo(out, settings())
+    emit(document, *shown)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of the data set. probability: that the cell is defective, according to its experts; 0 or 1 here."""
+
+    path: Path
+    kind: str
+    probability: float
+
+    @property
+    def product(self) -> str:
+        return f"solar-cell-{self.kind}"
+
+    @property
+    def defective(self) -> bool:
+        return self.probability == 1.0
+
+
+@dataclass(frozen=True)
+class InspectedCell:
+    """A part of the demo with its report. page: the report's page, relative to the output folder."""
+
+    part_id: str
+    cell: Cell
+    report: DefectReport
+    page: str
+    seconds: float
+
+
+def agreement(item: InspectedCell) -> str:
+    """The verdict compared with the ground truth, in words."""
+    verdict, defective = str(item.report.verdict), item.cell.defective
+    if verdict == "REVIEW":
+        return "asks a person"
+    if (verdict == "FAIL") == defective:
+        return "right"
+    return "wrong: missed" if defective else "wrong: false reject"
+
+
 def read_cells() -> list[Cell]:
-    """Cells that the experts were sure about and no network was trained on. Raises InputError: package not installed."""
+    """Cells with a certain label that no network was trained on. Raises InputError if the package is not installed."""
     from refdiff.model.training.sources import held_out, list_elpv
 
     return [
@@ -48,10 +105,10 @@ def read_cells() -> list[Cell]:
 
 
 def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell]]:
-    """(goldens by product, cell by part id), disjoint; drawn by `SEED`, before anything is scored.
+    """(goldens by product, cell by part id), disjoint; drawn with `SEED` before anything is scored.
 
-    Goldens are one from each of as many equal stretches of the data set, so that all modules, and with them all busbar
-    variants, are among them.
+    The data set is cut into equal stretches and one golden is drawn from each, which covers all modules and their busbar
+    variants.
     """
     rng = np.random.default_rng(SEED)
     goldens: dict[str, list[Cell]] = {}
@@ -69,41 +126,37 @@ def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell
     return goldens, {str(4412 + i): drawn[key].pop() for i, key in enumerate(order)}
 
 
-def run_demo(out: Path) -> tuple[dict[str, Any], list[RenderableType]]:
-    """Run it; (JSON data, what to print). Raises InputError: package missing, folder holds other things."""
+def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[RenderableType]]:
+    """Run the demo; returns (JSON data, view). Raises InputError: package missing, or other files in the folder."""
     started = time.perf_counter()
     cells = read_cells()
     out = _fresh_folder(out)
     goldens, parts = choose(cells)
-    from refdiff.agent.settings import AgentSettings
     from refdiff.tools.workspace import Workspace
 
-    home = out / "home"
-    # explicit arguments beat the environment: no server, no bank, no checkpoints of the user's
-    memory = MemorySettings(home=home, qdrant_url=None, qdrant_api_key=None)
-    model = load(ModelSettings)  # the cache is shared: the language model lies there, and goldens are cached by content
-    settings = AgentSettings(checkpoint_url=None)
-    with Workspace.open(memory=memory, model=model, tools=load(ToolsSettings)) as workspace:
+    # no server, bank or checkpoints of the user's; the cache is shared, since it holds the language model's folder and
+    # features by content
+    memory = settings.memory.model_copy(update={"home": out / "home", "qdrant_url": None, "qdrant_api_key": None})
+    agent = settings.agent.model_copy(update={"checkpoint_url": None})
+    with Workspace.open(memory=memory, model=settings.model, tools=settings.tools) as workspace:
         enrolled = {product: _enroll(workspace, product, chosen) for product, chosen in goldens.items()}
         for part_id, cell in parts.items():
             _capture(workspace, part_id, cell)
-        inspected = _inspect_all(workspace, settings, parts, out)
-    from refdiff.server.cli.demo_page import write_index
-
+        inspected = _inspect_all(workspace, agent, parts, out)
     seconds = time.perf_counter() - started
-    index = write_index(out, inspected, enrolled, REQUEST)
+    index = _write_index(out, inspected, enrolled)
     return _document(out, index, inspected, enrolled, seconds), _view(index, inspected, enrolled, seconds)
 
 
 def _fresh_folder(out: Path) -> Path:
-    """The folder, empty. One that the demo did not make is never emptied. Raises InputError, StorageError."""
+    """Empty the folder, but only one that the demo made. Raises InputError, StorageError."""
     out = out.expanduser().absolute()
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a file is there; name a folder")
+        raise InputError(f"--out {out}: is a file; name a folder")
     try:
         if out.is_dir() and any(out.iterdir()):
             if not (out / _MARK).is_file():
-                raise InputError(f"--out {out}: holds files that the demo did not make; name another folder")
+                raise InputError(f"--out {out}: holds files that the demo did not make; choose another folder")
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).touch()
@@ -132,14 +185,14 @@ def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
     record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 
 
-def _inspect_all(workspace: Workspace, settings: Any, parts: dict[str, Cell], out: Path) -> list[InspectedCell]:
+def _inspect_all(workspace: Workspace, agent: AgentSettings, parts: dict[str, Cell], out: Path) -> list[InspectedCell]:
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.language.intent import part_id_in
     from refdiff.agent.request import InspectionRequest
 
     asked = part_id_in(REQUEST)
     done = []
-    with output.watching("inspecting") as show, Inspector(workspace, settings, on_event=show) as inspector:
+    with output.watching("inspecting") as show, Inspector(workspace, agent, on_event=show) as inspector:
         for part_id, cell in parts.items():
             text = REQUEST if part_id == asked else f"inspect part #{part_id}"
             began = time.perf_counter()
@@ -201,3 +254,39 @@ def _view(
         f"{counts}; {seconds:.0f} s. Truth: the data set's experts. No scale is known for these images, so no mm.",
         f"Open {index}",
     ]
+
+
+def _write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[str, int]) -> Path:
+    """Write `out/index.html`: every part with picture, verdict and truth, linked to its report. Raises StorageError."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    cards = [
+        {
+            "page": item.page,
+            "picture": _thumbnail(Path(item.report.artefacts.overlay)),
+            "part_id": item.part_id,
+            "product": item.cell.product,
+            "verdict": str(item.report.verdict),
+            "truth": "defective" if item.cell.defective else "good",
+            "agreement": agreement(item),
+            "score": f"{item.report.image_score:.3f}",
+            "p": "not calibrated" if item.report.p_value is None else f"{item.report.p_value:.3f}",
+            "findings": len(item.report.findings),
+        }
+        for item in inspected
+    ]
+    loader = PackageLoader("refdiff.server.cli", "templates")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("demo.html.j2")
+    path = out / "index.html"
+    try:
+        path.write_text(template.render(cards=cards, enrolled=enrolled, request=REQUEST), encoding="utf-8")
+    except OSError as e:
+        raise storage_error(path, e) from e
+    return path
+
+
+def _thumbnail(picture: Path) -> str:
+    from refdiff.agent.report.pictures import page_image
+    from refdiff.model.images import data_url, decode_image
+
+    return data_url(page_image(decode_image(picture.read_bytes(), name=picture.name), _THUMB_PX))

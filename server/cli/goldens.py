@@ -1,4 +1,4 @@
-"""`refdiff enroll` and `refdiff goldens`: the good samples that parts are compared with."""
+"""`refdiff enroll` and `refdiff goldens`: the golden samples that parts are compared with."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import current, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.tools.golden_samples.enroll import EnrollResult
@@ -22,7 +22,7 @@ _REASONS_SHOWN = 20
 
 goldens = typer.Typer(help="List golden samples; flag, retire or reactivate one.", no_args_is_help=True)
 GoldenIds = Annotated[list[str], typer.Argument(metavar="GOLDEN...", help="Golden ids, like g-0123456789ab.")]
-Note = Annotated[str, typer.Option("--note", help="Why; kept with the golden.")]
+Note = Annotated[str, typer.Option("--note", help="Reason; kept with the golden sample.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,18 +35,18 @@ def enroll(
     product: ProductName,
     scale_mm_per_px: ScaleMm = None,
     part_group: Annotated[
-        str | None, typer.Option("--part-group", metavar="G", help="All these photos show this one part.")
+        str | None, typer.Option("--part-group", metavar="G", help="Label of the one part that all these photos show.")
     ] = None,
     station: Annotated[str | None, typer.Option(help="Where the photos were taken.")] = None,
     _json: Json = False,
 ) -> None:
-    """Put photos of good parts into the golden bank.
+    """Add photos of good parts to the golden bank.
 
-    Folders are searched with all folders below. Enrolling again is harmless: what is there already is only named.
+    Folders are searched recursively. Enrolling a photo again is harmless: it is only reported.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
 
-    settings = load(ServerSettings)
+    user = settings().server.user
     with open_workspace() as workspace, output.progress(f"enrolling {output.printable(product)}") as moved:
         result = enroll_files(
             workspace,
@@ -55,7 +55,7 @@ def enroll(
             scale_mm_per_px=scale_mm_per_px,
             part_group=part_group,
             station=station,
-            enrolled_by=settings.user,
+            enrolled_by=user,
             progress=moved,
         )
     document = _document(result)
@@ -63,11 +63,11 @@ def enroll(
         reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
         more = f" and {len(result.refused) - 3} more" if len(result.refused) > 3 else ""
         error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}{more}")
-        if answer.as_json:
+        if current().as_json:
             details = {"type": "InputError", "message": str(error), "exit_code": error.exit_code}
-            answer.give({"error": details} | document)
+            emit({"error": details} | document)
         raise error
-    answer.give(document, _summary(result))
+    emit(document, _summary(result))
     for title, lines in (("refused", result.refused), ("already there", result.already_there)):
         for line in lines[:_REASONS_SHOWN]:
             output.say(f"{title}: {clean(str(line.path))}: {line.reason}", "red" if title == "refused" else "dim")
@@ -77,7 +77,7 @@ def enroll(
         output.note(text)
     for golden in result.flagged:
         output.note(
-            f"flagged {golden.golden_id} ({golden.filename}): {golden.note} It stays in use; look at it, then "
+            f"flagged {golden.golden_id} ({golden.filename}): {golden.note} It stays in use; check it, then run "
             f"`refdiff goldens activate {golden.golden_id}` or `refdiff goldens retire {golden.golden_id}`"
         )
 
@@ -108,7 +108,9 @@ def _document(result: EnrollResult) -> dict[str, Any]:
 @goldens.command("list", epilog="Example: refdiff goldens list --product bracket --status flagged")
 def list_goldens(
     product: MaybeProduct = None,
-    status: Annotated[str | None, typer.Option(metavar="active|flagged|retired", help="Only these.")] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="active|flagged|retired", help="Only goldens with this status.")
+    ] = None,
     _json: Json = False,
 ) -> None:
     """List the golden samples, oldest first."""
@@ -122,7 +124,7 @@ def list_goldens(
         cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
                  golden.enrolled_at[:16].replace("T", " "), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
-    answer.give(
+    emit(
         {"goldens": [asdict(g) for g in found]},
         shown if found else "no golden samples; add some: refdiff enroll --product P FOLDER",
     )
@@ -137,38 +139,41 @@ def _status(text: str) -> GoldenStatus:
 
 @goldens.command(epilog="Example: refdiff goldens flag g-0123456789ab --note 'scratch at the rim?'")
 def flag(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
-    """Mark goldens for a person's look; they stay in use."""
+    """Mark golden samples for a person to check; they stay in use."""
     _change(ids, "flagged", note)
 
 
 @goldens.command(epilog="Example: refdiff goldens retire g-0123456789ab --note 'old revision'")
 def retire(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
-    """Take goldens out of use; they are kept, and the product's calibration is redone at the next inspection."""
+    """Take golden samples out of use. They are kept; the next inspection of the product calibrates again."""
     _change(ids, "retired", note)
 
 
 @goldens.command(epilog="Example: refdiff goldens activate g-0123456789ab")
 def activate(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
-    """Take flagged or retired goldens (back) into use."""
+    """Put flagged or retired golden samples back into use."""
     _change(ids, "active", note)
 
 
 @goldens.command(epilog="Example: refdiff goldens adopt")
 def adopt(_json: Json = False) -> None:
-    """Enrol photos that people agreed to as references (review --as-reference) and that could not be enrolled then."""
+    """Enrol photos that were released as references (review --as-reference) while the golden bank was in use."""
     from refdiff.tools.golden_samples.adopt import adopt_all
 
     with open_workspace() as workspace:
         made = adopt_all(workspace)
     lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
-    answer.give({"learned": [asdict(m) for m in made]}, output.printable("\n".join(lines) or "no consent waits"))
+    emit(
+        {"learned": [asdict(m) for m in made]},
+        output.printable("\n".join(lines) or "no photo is waiting to be adopted"),
+    )
 
 
 def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
-    note = clean(note).strip() or f"{status} by {load(ServerSettings).user}"
+    note = clean(note).strip() or f"{status} by {settings().server.user}"
     with open_workspace() as workspace:
-        for golden_id in ids:  # all or none: a mistyped id changes nothing
+        for golden_id in ids:  # all or nothing: a mistyped id changes none
             workspace.bank.get(golden_id)
         changed: list[Golden] = [workspace.bank.set_status(golden_id, status, note) for golden_id in ids]
     lines = [f"{g.golden_id} ({g.product}, {output.printable(g.filename)}): {g.status}" for g in changed]
-    answer.give({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))
+    emit({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))

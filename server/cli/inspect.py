@@ -13,8 +13,8 @@ import typer
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
     Json,
@@ -23,12 +23,9 @@ from refdiff.server.cli.options import (
     References,
     ScaleMm,
     clean,
-    open_stores,
-    open_workspace,
     shown_path,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.agent.report.schema import DefectReport
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 
-PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id; a leading # does not count.")]
+PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id, with or without a leading #.")]
 Photo = Annotated[Path | None, typer.Option("--image", metavar="IMAGE", help="Capture this photo first.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
@@ -68,7 +65,7 @@ def capture(
     if taken.product not in known:
         have = f" (products so far: {', '.join(known)})" if known else ""
         output.note(f"product {taken.product!r} is new{have}; it needs good samples: refdiff enroll --product ...")
-    answer.give(asdict(taken), f"part {taken.part_id}, product {taken.product}: captured as {taken.capture_id}")
+    emit(asdict(taken), f"part {taken.part_id}, product {taken.product}: captured as {taken.capture_id}")
 
 
 def inspect(
@@ -92,12 +89,14 @@ def inspect(
 
 
 def ask(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What you want to know, naming the part.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The request or question; names the part.")],
     image: Photo = None,
-    part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Part id, if the text has none.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="ID", help="Part id, if the text does not name it.")
+    ] = None,
     product: MaybeProduct = None,
     about: Annotated[
-        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about a filed report instead.")
+        str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about this filed report instead.")
     ] = None,
     scale_mm_per_px: ScaleMm = None,
     references: References = None,
@@ -106,7 +105,7 @@ def ask(
     out: Out = None,
     _json: Json = False,
 ) -> None:
-    """Ask in your own words; a request that names a part is inspected and filed.
+    """Ask in plain words; a request that names a part is inspected and filed.
 
     With --about a question about a filed report is answered with what the report says, in the language of the question
     (English, German, Spanish, Chinese).
@@ -132,26 +131,22 @@ def ask(
     if image is not None:
         raise InputError("the photo needs a part: name it in the text (part #4412) or with --part")
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         reply = inspector.answer(text)
-    answer.give({"answer": reply, "verdict": None}, output.printable(reply))
+    emit({"answer": reply, "verdict": None}, output.printable(reply))
 
 
 def _answer_about(inspection_id: str, text: str) -> None:
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
     with (
         open_workspace() as workspace,
         output.watching("question") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         reply = inspector.answer_about(inspection_id, text)
-    answer.give({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
+    emit({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
 
 
 def _inspect(
@@ -175,27 +170,26 @@ def _inspect(
             taken = stores.captures.latest(part_id, product)
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import InspectionRequest
-    from refdiff.agent.settings import AgentSettings
 
-    settings, user = load(AgentSettings), load(ServerSettings).user
+    user = settings().server.user
     request = InspectionRequest(text=text, part_id=part_id, product=taken.product, requested_by=user)
     with (
-        open_workspace(references, alpha) as workspace,
+        open_workspace(references=references, alpha=alpha) as workspace,
         output.watching(f"part {part_id}") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         report = inspector.run(request)
     copies = copy_artefacts(report, html, out)
     lines = [f"copied to     {shown_path(p)}" for p in copies]
     files = output.files_view(report)
-    answer.give(report.model_dump(mode="json"), output.report_view(report), files, *lines)
+    emit(report.model_dump(mode="json"), output.report_view(report), files, *lines)
     raise typer.Exit(VERDICT_CODES[report.verdict])
 
 
 def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
     from refdiff.tools.golden_samples.captures import record_capture
 
-    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=load(ModelSettings))
+    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=settings().model)
 
 
 def _product_of(stores: Stores, part_id: str) -> str:
@@ -211,7 +205,7 @@ def _product_of(stores: Stores, part_id: str) -> str:
 
 
 def _check_targets(html: Path | None, out: Path | None) -> None:
-    """Make the folders that copies go to. Raises InputError if that cannot be."""
+    """Create the folders that copies go to. Raises InputError where that fails."""
     for option, target, folder in (("--html", html, html and html.absolute().parent), ("--out", out, out)):
         if target is None or folder is None:
             continue

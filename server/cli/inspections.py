@@ -1,4 +1,4 @@
-"""`refdiff inspections`: what was filed, and what people decided about it."""
+"""`refdiff inspections`: filed inspections, and what people decided about them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdi
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.output import emit
 
-inspections = typer.Typer(help="List filed inspections, or show one.", no_args_is_help=True)
+inspections = typer.Typer(help="List filed inspections, show one, resume interrupted ones.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,17 +27,19 @@ def register(app: typer.Typer) -> None:
 @inspections.command("list", epilog="Example: refdiff inspections list --verdict FAIL --limit 10")
 def list_inspections(
     product: MaybeProduct = None,
-    verdict: Annotated[str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only these.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only inspections with this verdict.")
+    ] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Only this part.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
-    offset: Annotated[int, typer.Option(min=0, help="How many of the newest to skip.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="How many to skip.")] = 0,
     _json: Json = False,
 ) -> None:
     """List filed inspections, newest first."""
     with open_stores() as stores:
         found = stores.inspections.list(product, _verdict(verdict), part, limit, offset)
         decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
-    answer.give(
+    emit(
         {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
         inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
     )
@@ -80,7 +82,12 @@ def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
 
 
 @inspections.command("show", epilog="Example: refdiff inspections show insp-20260131-141500-5f3a9c1e")
-def show_inspection(inspection_id: Annotated[str, typer.Argument(metavar="INSPECTION")], _json: Json = False) -> None:
+def show_inspection(
+    inspection_id: Annotated[
+        str, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ],
+    _json: Json = False,
+) -> None:
     """Show one filed inspection."""
     with open_stores() as stores:
         show_filed(stores, inspection_id)
@@ -94,13 +101,13 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
         report = DefectReport.model_validate(record.report)
     except ValidationError as e:
         raise StorageError(
-            f"inspection {inspection_id} was filed in another form ({e.error_count()} fields differ); "
-            "read it with the version that filed it"
+            f"inspection {inspection_id} was filed in another format ({e.error_count()} fields differ); "
+            "open it with the version that filed it"
         ) from e
     lines = [hint] if hint else []
     if decided:
         lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
-    answer.give(
+    emit(
         record.report | {"disposition": _plain(decided)},
         output.report_view(report),
         output.files_view(report),
@@ -110,22 +117,23 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
 
 @inspections.command("resume", epilog="Example: refdiff inspections resume")
 def resume_inspections(
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None, _json: Json = False
+    inspection_id: Annotated[
+        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ] = None,
+    _json: Json = False,
 ) -> None:
-    """Finish inspections that were cut off (power, kill): all of them, or one. Each is filed once."""
+    """Finish inspections that a crash or power loss interrupted: all of them, or one. Each is filed once."""
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    settings = load(AgentSettings)
     with (
         open_workspace() as workspace,
         output.watching("resuming") as show,
-        Inspector(workspace, settings, on_event=show) as inspector,
+        Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
         ids = inspector.pending() if inspection_id is None else [clean(inspection_id)]
         reports = [inspector.resume(i) for i in ids]
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
-    answer.give(
+    emit(
         {"inspections": [r.model_dump(mode="json") for r in reports]},
-        output.printable("\n".join(lines) or "no inspection was cut off"),
+        output.printable("\n".join(lines) or "no interrupted inspections"),
     )

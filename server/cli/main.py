@@ -1,18 +1,16 @@
-"""The `refdiff` command: gathers the commands and gives every end of one the contract's exit code.
+"""The `refdiff` command: gathers the sub-commands and maps every outcome to an exit code.
 
 0 PASS or done, 1 FAIL, 2 REVIEW (only for a filed verdict), 64 usage, 65 bad input, 69 unavailable, 70 internal,
-130 Ctrl-C. Never a traceback for a user's mistake: an internal error leaves one in `REFDIFF_HOME/logs`.
+130 Ctrl-C. A user's mistake never shows a traceback; that of an internal error goes to `REFDIFF_HOME/logs`.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,25 +24,26 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import (
     audit,
+    demo,
     goldens,
     inspect,
     inspections,
+    invocation,
     mcp,
     model,
     output,
     products,
     review,
     serve,
-    serve_model,
     train,
     watch,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.output import emit
+from refdiff.server.settings import ConfigurationError
 
 USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
 
-_NOT_THERE_NOW = {
+_UNAVAILABLE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.EACCES, errno.EPERM, errno.EAGAIN,
 }  # fmt: skip
@@ -62,6 +61,7 @@ app = typer.Typer(
 goldens.register(app)
 inspect.register(app)
 products.register(app)
+demo.register(app)
 inspections.register(app)
 review.register(app)
 audit.register(app)
@@ -70,7 +70,6 @@ watch.register(app)
 model.register(app)
 serve.register(app)
 mcp.register(app)
-serve_model.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,13 +84,10 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    settings = load(ServerSettings)
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    if settings.log_level != "DEBUG":
-        warnings.simplefilter("ignore")  # of libraries, for their developers
+    """Every command loads the settings when it first needs them."""
 
 
-# Set before torch loads: its idle threads would else spin, which slows everything 20-fold on a machine that is busy already
+# Set before torch loads: otherwise its idle threads spin, which slows a busy machine down 20-fold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -101,11 +97,15 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; its exit code. Everything that can go wrong is told in one place, here."""
+    """Run one command and return its exit code. Every error is reported here, and nowhere else."""
     own = list(arguments)
-    answer.as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
-    answer.given = False
-    output.prepare_streams()
+    as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
+    with invocation.begin(as_json):
+        output.prepare_streams(as_json)
+        return _guarded(own)
+
+
+def _guarded(own: list[str]) -> int:
     try:
         code = _command(own)
         output.flush()
@@ -113,13 +113,13 @@ def run(arguments: Sequence[str]) -> int:
     except RefDiffError as e:
         return _fail(e, str(e), e.exit_code)
     except OSError as e:
-        if e.errno in _NOT_THERE_NOW:
+        if e.errno in _UNAVAILABLE_ERRNOS:
             return _fail(e, f"{e.filename or 'a file'}: {e.strerror}; free the resource or point REFDIFF_HOME "
                          "elsewhere", UNAVAILABLE)  # fmt: skip
         return _internal(e)
     except MemoryError as e:
         return _fail(e, "not enough memory; close other programs or lower REFDIFF_MAX_PIXELS", UNAVAILABLE)
-    except Exception as e:  # the last resort, which keeps the traceback for those who mend it
+    except Exception as e:  # the last resort: keep the traceback for debugging
         return _internal(e)
 
 
@@ -132,19 +132,19 @@ def _command(arguments: list[str]) -> int:
         code = INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit as e:  # Typer's own end for a reader that went away is 1, which here would read as FAIL
+    except SystemExit as e:  # Typer exits with 1 when the reader went away, which here would mean FAIL
         code = 0 if e.code in (None, 1) else e.code
     if code == INTERRUPTED:
-        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before stays", INTERRUPTED)
+        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before is kept", INTERRUPTED)
     return int(code or 0)
 
 
 def _usage(error: TyperException) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        if not answer.as_json:
+        if not invocation.current().as_json:
             return USAGE  # Typer has shown the help
-        return _fail(error, "a command is missing; see refdiff --help", USAGE)
+        return _fail(error, "no command given; see refdiff --help", USAGE)
     command = context.command_path if context is not None else "refdiff"
     message = error.format_message().rstrip(".")
     return _fail(error, f"{message}. See: {command} --help", USAGE)
@@ -153,15 +153,16 @@ def _usage(error: TyperException) -> int:
 def _fail(error: BaseException, message: str, code: int) -> int:
     kind = "UsageError" if code == USAGE and not isinstance(error, ConfigurationError) else type(error).__name__
     output.say(f"refdiff: {message}", "red")
-    if answer.as_json and not answer.given:
-        answer.give({"error": {"type": kind, "message": message, "exit_code": code}})
+    run = invocation.current()
+    if run.as_json and not run.emitted:
+        emit({"error": {"type": kind, "message": message, "exit_code": code}})
     output.flush()
     return code
 
 
 def _internal(error: Exception) -> int:
     where = _write_log(error)
-    kept = f"; the details are in {where}" if where else ""
+    kept = f"; see {where} for details" if where else ""
     return _fail(error, f"internal error ({type(error).__name__}: {error}){kept}", INTERNAL)
 
 
@@ -171,7 +172,7 @@ def _write_log(error: Exception) -> Path | None:
     text += "".join(traceback.format_exception(error))
     try:
         folders = [MemorySettings().home / "logs"]
-    except Exception:  # settings may be what is wrong
+    except Exception:  # the settings themselves may be wrong
         folders = []
     for folder in [*folders, Path(tempfile.gettempdir()) / "refdiff-logs"]:
         try:

@@ -1,4 +1,4 @@
-"""`refdiff mcp`: the tools and whole inspections for other agents, over the Model Context Protocol."""
+"""`refdiff mcp`: tools and whole inspections for other agents, over the Model Context Protocol."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from refdiff.memory.settings import MemorySettings
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.invocation import settings
+from refdiff.server.extras import require_extra
+from refdiff.server.settings import ConfigurationError
 from refdiff.server.sockets import address, is_loopback, listen
-from refdiff.tools.settings import ToolsSettings
 
-_STOP_S = 10  # how long open requests may take after a stop is asked for
+_STOP_S = 10  # how long open requests may take after a stop signal
 
 
 def register(app: typer.Typer) -> None:
@@ -28,31 +27,31 @@ def mcp(
         bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdin and stdout.")
     ] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than loopback need REFDIFF_MCP_TOKEN.")
+        str, typer.Option(help="Address to listen on; any other than loopback needs REFDIFF_MCP_TOKEN.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8010,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on, with --http.")] = 8010,
 ) -> None:
-    """Let other agents inspect parts (Model Context Protocol): the tools and whole inspections, with pictures.
+    """Let other agents inspect parts, over the Model Context Protocol.
 
-    Over stdin and stdout it serves the agent that started it, until stdin ends, SIGTERM or Ctrl-C. It has the home folder
-    to itself while it runs, as `refdiff serve` does. Decisions about a REVIEW are a person's and not among the tools.
+    They get the tools and whole inspections, with pictures. A REVIEW is decided by people, not by a tool.
+    On stdin and stdout it serves the agent that started it, until stdin closes, SIGTERM or Ctrl-C.
+    Like `refdiff serve`, it owns the home folder while it runs.
     """
-    settings = load(ServerSettings)
-    token = settings.mcp_token.get_secret_value() if settings.mcp_token else None
+    require_extra("mcp")
+    chosen = settings()
+    token = chosen.server.mcp_token.get_secret_value() if chosen.server.mcp_token else None
     if http and not token and not is_loopback(host):
-        raise ConfigurationError(f"--host {host} is open to others: set REFDIFF_MCP_TOKEN, which callers then send")
+        raise ConfigurationError(
+            f"--host {host} is reachable from other machines; set REFDIFF_MCP_TOKEN, which callers must send"
+        )
     with ExitStack() as running:
-        # before anything heavy loads
+        # before the heavy imports
         listener = running.enter_context(closing(listen(host, port))) if http else None
         from refdiff.agent.service import InspectionService
-        from refdiff.agent.settings import AgentSettings
         from refdiff.server.mcp.server import build_server
 
-        model = load(ModelSettings)
-        service = running.enter_context(
-            InspectionService.open(load(MemorySettings), model, load(ToolsSettings), load(AgentSettings))
-        )
-        server = build_server(service, by=f"mcp ({settings.user})")
+        service = running.enter_context(InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent))
+        server = build_server(service, by=f"mcp ({chosen.server.user})")
         if listener is None:
             from refdiff.server.mcp.stdio import ended_by_signals
 
@@ -63,9 +62,9 @@ def mcp(
             import uvicorn
 
             from refdiff.server.mcp.http import PATH, build_app
-            from refdiff.server.web.graceful import GracefulServer
+            from refdiff.server.web.serve import GracefulServer
 
-            app = build_app(server, host, token, model.max_bytes * 4 // 3 + 65_536)
+            app = build_app(server, host, token, chosen.model.max_bytes * 4 // 3 + 65_536)
             at = f"{address(host, listener)}{PATH}"
             config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
             web = GracefulServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), service.drain)

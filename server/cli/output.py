@@ -1,7 +1,6 @@
 """What the command line writes: results (or one JSON document) on stdout, everything else on stderr.
 
-A reader that goes away (`refdiff goldens list | head -1`) ends the output, not the command: a filed verdict keeps its
-exit code.
+When the reader goes away (`refdiff goldens list | head -1`), only the output ends: a filed verdict keeps its exit code.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from refdiff.server.cli.invocation import current
 
 if TYPE_CHECKING:
     from refdiff.agent.inspector import AgentEvent
@@ -34,7 +35,7 @@ class _Console(Console):
     def __init__(self, *, stderr: bool) -> None:
         stream = sys.stderr if stderr else sys.stdout
         known = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
-        # file names, part ids and texts are shown as they are: no markup, no emoji codes, no guessed colours
+        # file names, part ids and texts are shown verbatim: no markup, emoji codes or guessed colours
         super().__init__(
             stderr=stderr, width=None if known else _PIPED_WIDTH, markup=False, highlight=False, emoji=False
         )
@@ -48,42 +49,33 @@ out = _Console(stderr=False)
 err = _Console(stderr=True)
 
 
-class Answer:
-    """The one answer of a command: a JSON document with --json, else what people read."""
-
-    def __init__(self) -> None:
-        self.as_json = False
-        self.given = False
-
-    def give(self, document: Any, *shown: RenderableType) -> None:
-        """Write `document` (JSON data) with --json, else `shown`."""
-        self.given = True
-        if not self.as_json:
-            for part in shown:
-                out.print(part, soft_wrap=isinstance(part, str | Text))  # a path must stay in one piece
-            return
-        if sys.stdout is None:
-            return
-        try:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _discard(sys.stdout)
+def emit(document: Any, *view: RenderableType) -> None:
+    """Write the result of a command: `document` (JSON data) with --json, otherwise `view`, for people."""
+    invocation = current()
+    invocation.emitted = True
+    if not invocation.as_json:
+        for part in view:
+            out.print(part, soft_wrap=isinstance(part, str | Text))  # a path must stay in one piece
+        return
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
 
 
-answer = Answer()
-
-
-def prepare_streams() -> None:
-    """JSON is UTF-8; a file name that is not is escaped instead of ending the command."""
-    for stream, encoding in ((sys.stdout, "utf-8" if answer.as_json else None), (sys.stderr, None)):
+def prepare_streams(as_json: bool) -> None:
+    """Write JSON as UTF-8, and escape what the encoding cannot express (file names)."""
+    for stream, encoding in ((sys.stdout, "utf-8" if as_json else None), (sys.stderr, None)):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def flush() -> None:
-    """Write out what is buffered; a broken pipe found now is no error either."""
+    """Flush both streams; a broken pipe is not an error here either."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:
@@ -101,7 +93,7 @@ def _discard(stream: TextIO | None) -> None:
 
 
 def say(text: str, style: str = "") -> None:
-    """A line for people on stderr."""
+    """Write a line for people to stderr."""
     err.print(Text(printable(text), style=style), soft_wrap=True)
 
 
@@ -110,13 +102,13 @@ def note(text: str) -> None:
 
 
 def printable(value: object) -> str:
-    """Text without control characters (names of files can hold escape sequences); lines and tabs stay."""
+    """Text without control characters (file names can hold escape sequences); newlines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(value))
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Move]:
-    """A progress bar on stderr while a terminal is there; yields the function that moves it (done, total)."""
+    """Show a progress bar if stderr is a terminal; yields the function that moves it (done, total)."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     bar = Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not err.is_terminal)
@@ -131,14 +123,14 @@ def progress(title: str) -> Iterator[Move]:
 
 @contextlib.contextmanager
 def stages(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for work in stages; yields the function that moves it (stage, done, total)."""
+    """Show a progress bar for work in stages; yields the function that moves it (stage, done, total)."""
     with progress(title) as moved:
         yield lambda stage, done, total: moved(done, total, f"{title}: {stage}")
 
 
 @contextlib.contextmanager
 def watching(title: str) -> Iterator[Callable[[AgentEvent], None]]:
-    """A line on stderr that tells what the agent does just now; yields the function that it reports to."""
+    """Show on stderr what the agent is doing; yields the function that takes its events."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20))
     bar = Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not err.is_terminal)
     with bar:
@@ -159,7 +151,7 @@ def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) 
 
 
 def facts(rows: list[tuple[str, object]]) -> Table:
-    """Names and values, without lines; values that are None are left out."""
+    """A borderless table of names and values; rows whose value is None are left out."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""`refdiff calibrate`, `product`, `evaluate`, `demo`: how good parts score, what is acceptable, how well it works."""
+"""`refdiff calibrate`, `product` and `evaluate`: how good parts score, what is acceptable, how well defects are found."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refdiff.memory.records.products import check_product_name
-from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
     Json,
     ProductName,
     References,
     clean,
-    open_stores,
-    open_workspace,
     unknown_product,
 )
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
-from refdiff.tools.settings import ToolsSettings
+from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.tools.workspace import Workspace
 
-product = typer.Typer(help="Set or show what is acceptable for a product.", no_args_is_help=True)
+product = typer.Typer(help="Set or show the acceptance rules of a product.", no_args_is_help=True)
 
 
 class Layout(StrEnum):
@@ -51,40 +46,39 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: refdiff calibrate --product bracket --alpha 0.05")(calibrate)
     app.add_typer(product, name="product")
     app.command(epilog="Example: refdiff evaluate data/screw --goldens 40 --out results.json")(evaluate)
-    app.command(epilog="Example: refdiff demo --out demo-output")(demo)
 
 
 def calibrate(
     product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
 ) -> None:
-    """Measure how good samples score against each other, and say which false-reject rate can be promised.
+    """Score the golden samples against each other, and show which false-reject rate they allow.
 
-    Inspections of the product ask for the same --alpha from then on, unless they are given one themselves.
+    Later inspections of the product use the same --alpha, unless they are given another one.
     """
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import requested_alpha, summary
 
     name = check_product_name(product)
-    with open_workspace(references, alpha) as workspace:
+    with open_workspace(references=references, alpha=alpha) as workspace:
         if not workspace.bank.count(name):
             raise unknown_product(workspace.bank.products(), name)
         with output.progress(f"calibrating {name}") as moved:
             calibration = measure(workspace, name, references, moved, alpha)
         asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
-    answer.give(found, output.facts(_calibration_rows(found)))
+    emit(found, output.facts(_calibration_rows(found)))
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     asked, attained = found["alpha"]["requested"], found["alpha"]["attained"]
     low, high = found["score_range"]
-    promise = f"{attained:.4g} of good parts fail, on average over banks, at most"
+    promise = f"at most {attained:.4g} of good parts fail, on average over banks"
     if attained > asked:
         promise = (
-            f"{asked:g} was asked for and needs {found['goldens_needed_for_alpha']} parts; "
-            f"with {found['n']} the smallest possible is {attained:.4g}"
+            f"{asked:g} requested, which needs {found['goldens_needed_for_alpha']} parts; "
+            f"with {found['n']} the smallest possible rate is {attained:.4g}"
         )
-    verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: 20 parts are needed to fail one"
+    verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: FAIL needs 20 good parts"
     return [
         ("Product", found["product"]),
         ("Good parts", found["n"]),
@@ -99,11 +93,11 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
 
 @product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")
 def set_product(
-    name: Annotated[str, typer.Argument(metavar="P", help="Kind of part.")],
+    name: Annotated[str, typer.Argument(metavar="P", help="Product: the kind of part.")],
     spec: Annotated[Path, typer.Option("--spec", metavar="FILE.yaml", help="Scale, zones and limits.")],
     _json: Json = False,
 ) -> None:
-    """Set what is acceptable: scale, ignore and critical zones, limits by type and size."""
+    """Set the acceptance rules: scale, ignored and critical zones, limits by type and size."""
     from refdiff.tools.inspection.specification import load_spec
 
     parsed = load_spec(spec)
@@ -111,22 +105,22 @@ def set_product(
         kept = stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
     zones, limits = len(parsed.zones), len(parsed.limits)
     line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
-    answer.give(asdict(kept), line)
+    emit(asdict(kept), line)
     if any(zone.kind == "ignore" for zone in parsed.zones):
-        output.note("zones that are ignored change the scores; the next inspection calibrates again")
+        output.note("ignored zones change the scores; the next inspection calibrates again")
 
 
 @product.command("show", epilog="Example: refdiff product show bracket")
 def show_product(
-    name: Annotated[str | None, typer.Argument(metavar="P", help="Kind of part; without it, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="P", help="Product; without it, all are listed.")] = None,
     _json: Json = False,
 ) -> None:
     """Show a product's specification, golden samples and calibration."""
     if name is None:
         with open_stores() as stores:
             known = stores.products.list()
-        listed = "\n".join(p.name for p in known) or "no products; make one: refdiff enroll --product P FOLDER"
-        answer.give({"products": [asdict(p) for p in known]}, listed)
+        listed = "\n".join(p.name for p in known) or "no products; create one: refdiff enroll --product P FOLDER"
+        emit({"products": [asdict(p) for p in known]}, listed)
         return
 
     with open_workspace() as workspace:
@@ -134,7 +128,7 @@ def show_product(
         if found is None:
             raise unknown_product([p.name for p in workspace.stores.products.list()], name)
         document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
-    answer.give(document, *_product_view(document))
+    emit(document, *_product_view(document))
 
 
 def _count(workspace: Workspace, name: str) -> dict[str, int]:
@@ -168,9 +162,11 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
     if spec:
         parts.append(f"\nSpecification {document['spec_version']}\n{yaml.safe_dump(spec, sort_keys=False).rstrip()}")
     else:
-        parts.append("\nNo specification; an anomalous part fails. Set one: refdiff product set P --spec FILE.yaml")
+        parts.append(
+            "\nNo specification: every anomaly fails the part. Set one: refdiff product set P --spec FILE.yaml"
+        )
     if document["calibration"] is None:
-        parts.append("\nNot calibrated; the first inspection does it, or refdiff calibrate --product P")
+        parts.append("\nNot calibrated yet; the first inspection does it, or refdiff calibrate --product P")
     else:
         stale = " (stale: the next inspection measures it again)" if document["calibration"]["stale"] else ""
         parts += [f"\nCalibration{stale}", output.facts(_calibration_rows(document["calibration"])[1:])]
@@ -179,32 +175,32 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
 
 def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
-    format: Annotated[Layout | None, typer.Option(help="Layout; default: what the folder looks like.")] = None,
-    split: Annotated[Split | None, typer.Option(help="Split of deeppcb.")] = None,
-    goldens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Goldens enrolled; default: all.")] = None,
+    format: Annotated[Layout | None, typer.Option(help="Layout of the data set; default: detected.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Split to use, for the layout deeppcb.")] = None,
+    goldens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of golden samples to enrol; default: all.")
+    ] = None,
     references: References = None,
     alpha: AlphaRate = None,
-    judge: Annotated[bool, typer.Option("--judge", help="Let the language model read each pair too.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write results.json here.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Have the language model read each pair too.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this file (JSON).")] = None,
     detections: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write one text file of boxes per test image.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     learned: Annotated[
         str | None,
-        typer.Option("--learned", metavar="P", help="Measure before and after adding what was learned for product P."),
+        typer.Option("--learned", metavar="P", help="Measure with and without the adopted references of product P."),
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Measure how well defects are found on a labelled data set. Needs no set-up and touches no stored data."""
+    """Measure how well defects are found on a labelled data set. Needs no set-up, changes no stored data."""
+    chosen = settings(alpha=alpha).tools  # a wrong setting is reported before anything loads
     if out is not None:
         _check_file(out)
     from refdiff.agent.evaluation.results import print_results
     from refdiff.agent.evaluation.run import evaluate as measure
-    from refdiff.agent.settings import AgentSettings
 
-    for kind in (MemorySettings, ModelSettings, AgentSettings):  # a wrong setting is told before anything is loaded
-        load(kind)
     with output.stages(clean(directory.name or str(directory))) as moved:
         results = measure(
             directory,
@@ -212,7 +208,7 @@ def evaluate(
             split=split.value if split else None,
             goldens=goldens,
             references=references,
-            alpha=alpha if alpha is not None else load(ToolsSettings).alpha,
+            alpha=chosen.alpha,
             judge=judge,
             detections=detections,
             seed=seed,
@@ -226,29 +222,16 @@ def evaluate(
         except OSError as e:
             raise storage_error(out, e) from e
         output.say(f"results written to {clean(str(out.absolute()))}")
-    if answer.as_json:
-        answer.give(results.model_dump(mode="json"))
+    if current().as_json:
+        emit(results.model_dump(mode="json"))
 
 
 def _check_file(path: Path) -> None:
-    """Hours of evaluation must not end at a mistyped path. Raises InputError."""
+    """Check the path before hours of evaluation. Raises InputError."""
     name = clean(str(path))
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError(f"--out {name}: its folder cannot be made ({e.strerror})") from e
+        raise InputError(f"--out {name}: its folder cannot be created ({e.strerror})") from e
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise InputError(f"--out {name}: cannot be written; name a file in a folder that can")
-
-
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder made for it, afresh each time.")] = Path(
-        "demo-output"
-    ),
-    _json: Json = False,
-) -> None:
-    """Enrol real solar cells, inspect six parts and write the reports. Touches none of your own data."""
-    from refdiff.server.cli.demo import run_demo
-
-    document, shown = run_demo(out)
-    answer.give(document, *shown)
+        raise InputError(f"--out {name}: cannot be written; choose a file in a writable folder")

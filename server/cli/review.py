@@ -1,4 +1,4 @@
-"""`refdiff review` and `refdiff rates`: what people decide, what is learned from it, and how often they disagree."""
+"""`refdiff review` and `refdiff rates`: decisions of people, and how often they disagree with the system."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
-from refdiff.server.cli.options import Json, MaybeProduct, clean, open_stores, open_workspace
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.cli.invocation import open_stores, open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.output import emit
 
 _LISTED = 200
 
@@ -31,30 +31,41 @@ def register(app: typer.Typer) -> None:
 
 
 def review(
-    inspection_id: Annotated[str | None, typer.Argument(metavar="INSPECTION")] = None,
-    accept: Annotated[bool, typer.Option("--accept", help="The filed verdict holds.")] = False,
-    override: Annotated[bool, typer.Option("--override", help="The filed verdict does not hold.")] = False,
+    inspection_id: Annotated[
+        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="The filed verdict is right.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="The filed verdict is wrong.")] = False,
     good: Annotated[
-        bool | None, typer.Option("--good/--bad", help="What the part is; says it for a REVIEW and for a blind check.")
+        bool | None,
+        typer.Option("--good/--bad", help="What the part really is; needed for a REVIEW and for a blind check."),
     ] = None,
     as_reference: Annotated[
-        bool, typer.Option("--as-reference", help="The photo of this good part may become a golden sample.")
+        bool, typer.Option("--as-reference", help="Let the photo of this good part become a golden sample.")
     ] = False,
     blind: Annotated[
-        bool, typer.Option("--blind", help="The random sample that is judged without the verdict, for `refdiff rates`.")
+        bool,
+        typer.Option(
+            "--blind",
+            help="List or answer blind checks: a random sample judged without the verdict, for `refdiff rates`.",
+        ),
     ] = False,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept with the report.")] = None,
-    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides (default: you).")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Reason; kept with the report.")
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; default: you.")] = None,
     _json: Json = False,
 ) -> None:
-    """List the inspections that wait for a person, or decide one. The filed report is never rewritten.
+    """List the inspections that are waiting for a person, or decide one. The filed report never changes.
 
-    What people decide is learned from: a good part may become a reference, a confirmed defect is remembered.
+    Decisions are used later: a good part may become a reference, a confirmed defect is remembered.
     """
     judged: Judgement | None = None if good is None else "good" if good else "bad"
     if blind:
         if accept or override:
-            raise typer.BadParameter("judge the part, not the verdict: --good or --bad.", param_hint="--blind")
+            raise typer.BadParameter(
+                "a blind check judges the part, not the verdict: give --good or --bad.", param_hint="--blind"
+            )
         _blind(inspection_id, judged, as_reference, reason, by)
         return
     decision = _decision(inspection_id, accept, override, reason)
@@ -65,8 +76,8 @@ def review(
         with open_stores() as stores:
             waiting = stores.inspections.open_reviews()
         hint = "decide one: refdiff review INSPECTION --accept|--override --good|--bad --reason TEXT"
-        shown = (inspection_table(waiting, {}), hint) if waiting else ("no inspection waits for a review",)
-        answer.give({"open_reviews": [inspection_row(r) for r in waiting]}, *shown)
+        shown = (inspection_table(waiting, {}), hint) if waiting else ("no inspection is waiting for review",)
+        emit({"open_reviews": [inspection_row(r) for r in waiting]}, *shown)
         return
     inspection_id = clean(inspection_id)
     with open_stores() as stores:
@@ -75,45 +86,43 @@ def review(
                 stores, inspection_id, f"decide it: refdiff review {inspection_id} --accept|--override --reason TEXT"
             )
             return
-        verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is told before the model loads
+        verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is reported before the model loads
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    who = clean(by or settings().server.user)
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
-        learned = workspace.stores.adoptions.get(inspection_id)
+        adoption = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
-        output.note("nothing is learned from it, since it does not say what the part is: add --good or --bad next time")
+        output.note("nothing can be learned from this decision without --good or --bad; add one next time")
     lines = [f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}"]
-    answer.give(asdict(made) | {"learned": _plain(learned)}, *lines, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(adoption)}, *lines, *_adoption_lines(as_reference, adoption))
 
 
 def _blind(
     inspection_id: str | None, judged: Judgement | None, as_reference: bool, note: str | None, by: str | None
 ) -> None:
-    """List what waits for a blind check (with its photo, without its verdict), or answer it."""
+    """List open blind checks (with the photo, without the verdict), or answer one."""
     if inspection_id is None and (judged is not None or as_reference or note is not None):
         raise typer.BadParameter("say which one; `refdiff review --blind` lists them.", param_hint="INSPECTION")
     with open_stores() as stores:
         if inspection_id is None:
             waiting = stores.blind_checks.waiting(limit=_LISTED)
-            shown = _waiting_table(stores, waiting) if waiting else "no part waits for a blind check"
-            hint = "look at the photo, not at the report; then: refdiff review INSPECTION --blind --good|--bad"
-            answer.give({"blind_checks": [_blind_row(stores, w) for w in waiting]}, shown, *([hint] if waiting else []))
+            shown = _waiting_table(stores, waiting) if waiting else "no part is waiting for a blind check"
+            hint = "look at the photo, not at the report, then: refdiff review INSPECTION --blind --good|--bad"
+            emit({"blind_checks": [_blind_row(stores, w) for w in waiting]}, shown, *([hint] if waiting else []))
             return
         inspection_id = clean(inspection_id)
         if judged is None:
             raise typer.BadParameter("say what the part is.", param_hint="--good/--bad")
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
 
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
+    who = clean(by or settings().server.user)
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
         made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
-        learned = workspace.stores.adoptions.get(inspection_id)
+        adoption = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
-    answer.give(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))
+    emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))
 
 
 def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
@@ -130,25 +139,25 @@ def _blind_row(stores: Stores, waiting: Waiting) -> dict[str, Any]:
     return asdict(waiting) | {"photo": str(stores.images.path(waiting.sha256))}
 
 
-def _plain(learned: Adoption | None) -> dict[str, Any] | None:
-    return None if learned is None else asdict(learned)
+def _plain(adoption: Adoption | None) -> dict[str, Any] | None:
+    return None if adoption is None else asdict(adoption)
 
 
-def _learned_lines(asked: bool, learned: Adoption | None) -> list[str]:
-    if learned is not None:
+def _adoption_lines(asked: bool, adoption: Adoption | None) -> list[str]:
+    if adoption is not None:
         return [
-            f"as reference: {output.printable(learned.outcome)}"
-            + (f" as {learned.golden_id}" if learned.golden_id else "")
+            f"as reference: {output.printable(adoption.outcome)}"
+            + (f" as {adoption.golden_id}" if adoption.golden_id else "")
         ]
     waits = (
-        "as reference: not yet, the golden bank is in use; a server that has it goes on by itself between inspections, "
-        "else `refdiff goldens adopt` does"
+        "as reference: not yet, the golden bank is in use; a running server adopts the photo between inspections, "
+        "otherwise run `refdiff goldens adopt`"
     )
     return [waits] if asked else []
 
 
 def _decision(inspection_id: str | None, accept: bool, override: bool, reason: str | None) -> Decision | None:
-    """Raises BadParameter (usage) for options that do not fit together, InputError for an empty reason."""
+    """Raises BadParameter (usage) for options that exclude each other, InputError for an empty reason."""
     if accept and override:
         raise typer.BadParameter("not together with --override.", param_hint="--accept")
     if not accept and not override:
@@ -158,22 +167,22 @@ def _decision(inspection_id: str | None, accept: bool, override: bool, reason: s
     if inspection_id is None:
         raise typer.BadParameter("say which one; `refdiff review` lists them.", param_hint="INSPECTION")
     if reason is None:
-        raise typer.BadParameter("say why the verdict holds or not.", param_hint="--reason")
+        raise typer.BadParameter("say why the verdict is right or wrong.", param_hint="--reason")
     if not reason.strip():
-        raise InputError("--reason is empty: say why, it is kept with the report")
+        raise InputError("--reason is empty; it is kept with the report, so give one")
     return "accept" if accept else "override"
 
 
 def rates(
     product: MaybeProduct = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Inspections from then on (ISO 8601).")
+        str | None, typer.Option("--since", metavar="TIME", help="Only inspections from this time on (ISO 8601).")
     ] = None,
     _json: Json = False,
 ) -> None:
-    """How often system and people disagree: false rejects, escapes and kappa, from the random blind checks alone.
+    """Show how often people and system disagree: false rejects, escapes and kappa, from blind checks only.
 
-    Decisions of `refdiff review` give no rate, because people look at what was failed and know the verdict.
+    Review decisions are a biased sample (people know the verdict), so they do not count towards the rates.
     """
     from refdiff.agent.people.rates import PeriodRates, Rate
     from refdiff.agent.people.rates import rates as measure
@@ -196,8 +205,8 @@ def rates(
         )
     decided = ", ".join(f"{n} {name}" for name, n in found.dispositions.items())
     lines = [
-        f"{found.n_inspections} inspections, {found.n_drawn} drawn for a blind check, {found.n_waiting} of them wait",
-        f"dispositions (no rate, people knew the verdict): {decided}",
+        f"{found.n_inspections} inspections, {found.n_drawn} drawn for a blind check, {found.n_waiting} of them waiting",
+        f"dispositions (not counted in the rates: people knew the verdict): {decided}",
         "in brackets: events/parts and the 95 % interval",
     ]
-    answer.give(found.model_dump(mode="json"), shown, *lines, *(f"note: {n}" for n in found.notes))
+    emit(found.model_dump(mode="json"), shown, *lines, *(f"note: {n}" for n in found.notes))

@@ -1,20 +1,21 @@
-"""`refdiff train`: recipes that make weights, from public research data and a customer's own images."""
+"""`refdiff train`: recipes that train weights on public research data and a customer's own images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from refdiff.model.errors import InputError
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
+from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import load
+from refdiff.server.cli.output import emit
+from refdiff.server.extras import require_extra
 
-train = typer.Typer(help="Train the networks; resumable, on a CPU.", no_args_is_help=True)
+train = typer.Typer(help="Train the networks on a CPU; every run can be interrupted and resumed.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 @train.command(
-    epilog="Examples: refdiff train difference --data my-parts --out runs/mine · the same command goes on after a stop"
+    epilog="Examples: refdiff train difference --data my-parts --out runs/mine · run the same command again to resume"
 )
 def difference(
     data: Annotated[
@@ -32,27 +33,28 @@ def difference(
     research: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, deeppcb (and elpv).")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where pool, checkpoints and weights go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for pool, checkpoints and weights.")] = Path(
         "runs/difference"
     ),
     pairs: Annotated[
-        int, typer.Option(min=64, help="Training pairs; 1.2 MB of disk each with the packaged encoder.")
+        int, typer.Option(min=64, help="Number of training pairs; each takes 1.2 MB of disk with the packaged encoder.")
     ] = 8000,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that make pairs.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that make pairs.")] = 2,
     leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Do not train on sources of this name (prefix).")
+        list[str] | None, typer.Option(metavar="NAME", help="Leave out sources whose name begins like this.")
     ] = None,
     encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A transformers backbone instead of the packaged encoder.")
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Train the difference network: how a real defect differs from a normal change.
+    """Train the difference network to tell a real defect from a normal change.
 
-    Rendered parts and synthetic defects are always part of it; give --data, --research or both for photos.
+    Rendered parts and synthetic defects are always included; add photos with --data, --research or both.
     """
+    require_extra("train")
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
     from refdiff.model.training.sources import customer_sources, research_sources
 
@@ -60,13 +62,9 @@ def difference(
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_difference(recipe, sources, out, progress=told)
+        weights = train_difference(recipe, sources, out, progress=_with_note(moved))
     card = weights.with_name("MODEL_CARD.md")
-    answer.give(
+    emit(
         {"weights": shown_path(weights), "card": shown_path(card)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
@@ -82,70 +80,73 @@ def record(
     research: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, aliens (and elpv).")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where conversations and pictures go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for conversations and pictures.")] = Path(
         "runs/recordings"
     ),
-    per_product: Annotated[int, typer.Option(min=2, help="Inspections of each product; two seconds each.")] = 24,
+    per_product: Annotated[
+        int, typer.Option(min=2, help="Inspections per product; each takes about two seconds.")
+    ] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same photos and phrasings.")] = 0,
-    test: Annotated[bool, typer.Option("--test", help="Use the phrasings that are kept for the test.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Use the phrasings reserved for the test.")] = False,
     _json: Json = False,
 ) -> None:
-    """Record inspections to train the language model on: real tools, findings from the truth, many phrasings.
+    """Record inspections as training data for the language model: real tools, true findings, many phrasings.
 
-    A stopped recording goes on with the products that are missing.
+    An interrupted recording resumes with the missing products.
     """
     from refdiff.agent.recording.record import RecordingPlan
     from refdiff.agent.recording.record import record as make
     from refdiff.model.training.sources import customer_sources, research_sources
 
     if data is None and research is None:
-        raise InputError("nothing to record: give --data, --research or both")
+        raise InputError("nothing to record; give --data, --research or both")
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
     sources += customer_sources(data) if data else []
     with output.progress("recording") as moved:
         n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test),
                  lambda what, done, total: moved(done, total, what))  # fmt: skip
-    answer.give({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
+    emit({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
 
 
 @train.command(
     epilog="Example: refdiff train language --recordings runs/recordings --research research-data --out runs/language · "
-    "the same command goes on after a stop"
+    "run the same command again to resume"
 )
 def language(
-    recordings: Annotated[Path, typer.Option(metavar="DIR", help="Folder of `refdiff train record`.")],
+    recordings: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `refdiff train record`.")],
     research: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Public research sets to draw judged pairs from.")
+        Path | None, typer.Option(metavar="DIR", help="Public research sets to draw labelled pairs from.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your products, as `refdiff train difference`.")
+        Path | None, typer.Option(metavar="DIR", help="Your products, laid out as for `refdiff train difference`.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where pairs, checkpoints and weights go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for pairs, checkpoints and weights.")] = Path(
         "runs/language"
     ),
-    pairs: Annotated[int, typer.Option(min=32, help="Judged pairs to draw; 60 kB of disk each.")] = 4800,
+    pairs: Annotated[int, typer.Option(min=32, help="Number of labelled pairs; each takes 60 kB of disk.")] = 4800,
     pair_epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 1.0,
     talk_epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the conversations.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same order.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that make pairs.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that make pairs.")] = 2,
     leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Do not train on sources of this name (prefix).")
+        list[str] | None, typer.Option(metavar="NAME", help="Leave out sources whose name begins like this.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Go on from these language weights instead of from the base.")
+        Path | None, typer.Option(metavar="FILE", help="Start from these language weights instead of the base.")
     ] = None,
     projector_epochs: Annotated[
-        float, typer.Option(min=0, help="Passes over the pairs with the projector alone, first; 0 with --start.")
+        float, typer.Option(min=0, help="First passes over the pairs that train the projector only; 0 with --start.")
     ] = 0.25,
     image_only: Annotated[
         bool, typer.Option("--image-only", help="Without difference tokens, for comparison.", hidden=True)
     ] = False,
     _json: Json = False,
 ) -> None:
-    """Train the language model to read pairs and to drive the tools: projector, then LoRA.
+    """Train the language model to read pairs and drive the tools: projector first, then LoRA.
 
-    About 300 tokens a second on two cores; a million tokens is an hour.
+    Two cores process about 300 tokens per second: an hour per million tokens.
     """
+    require_extra("train")
     from refdiff.model.training.language.student import LanguageRecipe, train_language
     from refdiff.model.training.sources import customer_sources, research_sources
 
@@ -155,12 +156,10 @@ def language(
                             projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_language(recipe, sources, recordings, out, settings=load(ModelSettings), progress=told)
-    answer.give(
+        weights = train_language(
+            recipe, sources, recordings, out, settings=settings().model, progress=_with_note(moved)
+        )
+    emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
         "refdiff model build",
@@ -170,15 +169,15 @@ def language(
 @train.command(epilog="Example: refdiff train boards --research sets --out runs/boards")
 def boards(
     research: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds deeppcb/PCBData.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the weights go.")] = Path("runs/boards"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for the weights.")] = Path("runs/boards"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the crops.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same order.")] = 0,
     leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP", help="Board groups not trained on, e.g. group44000.")
+        list[str] | None, typer.Option(metavar="GROUP", help="Leave out this board group, for example group44000.")
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Train the network that finds defects of bare boards (DeepPCB's six types)."""
+    """Train the network that finds defects on bare circuit boards (the six types of DeepPCB)."""
     from refdiff.model.training.boards import BoardRecipe, train_boards
     from refdiff.model.training.sources import deeppcb_groups
 
@@ -188,12 +187,13 @@ def boards(
         raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
     recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
     with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
-        weights = train_boards(recipe, groups, out, progress=told)
-    answer.give(
+        weights = train_boards(recipe, groups, out, progress=_with_note(moved))
+    emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_BOARD_WEIGHTS={shown_path(weights)}",
     )
+
+
+def _with_note(moved: output.Move) -> Callable[[str, int, int, str], None]:
+    """Progress of a training run: (what, done, total, note)."""
+    return lambda what, done, total, note: moved(done, total, f"{what} {note}".strip())

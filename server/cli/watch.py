@@ -1,10 +1,9 @@
-"""`refdiff watch`: inspect what a line camera drops into a folder."""
+"""`refdiff watch`: inspect the photos that a line camera writes to a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError
 from refdiff.model.files import make_folder
-from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import output
-from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, open_workspace, shown_path
-from refdiff.server.cli.output import answer
-from refdiff.server.settings import ConfigurationError, ServerSettings, load
+from refdiff.server.cli.invocation import open_workspace, settings
+from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
+from refdiff.server.cli.output import emit
+from refdiff.server.settings import ConfigurationError
+from refdiff.server.signals import stopping
 
 if TYPE_CHECKING:
-    from refdiff.server.watch.watcher import FolderWatcher, WatchState
+    from refdiff.server.watch.watcher import WatchState
     from refdiff.tools.workspace import Workspace
 
-_SHOWN_EVERY_S = 30.0  # where no terminal shows the line of progress
+_SHOWN_EVERY_S = 30.0  # without a terminal
 _DRAIN_S = 10.0
 
 
@@ -51,54 +50,61 @@ def watch(
         str,
         typer.Option(
             metavar="REGEX",
-            help="What the file name without its suffix says: a group named part, perhaps one named product.",
+            help="Regular expression for the file name without suffix, with a group `part` and optionally `product`.",
         ),
     ] = "(?P<part>.+)",
     judge: Annotated[
         JudgeMode,
-        typer.Option(help="Language model: drives each inspection, reads only what is not PASS, or is not asked."),
+        typer.Option(
+            help="What the language model does: drive every inspection, read only what is not PASS, or nothing."
+        ),
     ] = JudgeMode.on_anomaly,
     scale_mm_per_px: ScaleMm = None,
-    lines: Annotated[Path | None, typer.Option(metavar="FILE", help="Append one JSON line a photo, in order.")] = None,
+    lines: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append one JSON line per photo, in order.")
+    ] = None,
     webhook: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="POST each result, signed with REFDIFF_WEBHOOK_SECRET, until it is taken (or refused for good: HTTP 400, "
-            "410, 413, 422).",
+            help="POST each result, signed with REFDIFF_WEBHOOK_SECRET; repeated until accepted (HTTP 400, 410, 413 and "
+            "422 are final).",
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=64, help="Inspections at a time; default: one a core.")
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Parallel inspections; default: one per core.")
     ] = None,
     delete: Annotated[
         bool,
-        typer.Option("--delete", help="Delete inspected photos (reports keep them) instead of moving to DIR/done."),
+        typer.Option(
+            "--delete", help="Delete inspected photos (reports keep a copy) instead of moving them to DIR/done."
+        ),
     ] = False,
-    once: Annotated[bool, typer.Option("--once", help="End when the folder is empty.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop when the folder is empty.")] = False,
     _json: Json = False,
 ) -> None:
     """Inspect each photo that appears in a folder, in order, exactly once.
 
-    A photo stays in DIR until its report is filed; then it goes to DIR/done, and what cannot be inspected goes to
-    DIR/quarantine with the reason beside it. Killed and started again it goes on where it was. A file is taken when
-    it has not changed for half a second; write it under a name that ends in .tmp and rename it to be sure.
+    A photo stays in DIR until its report is filed, then moves to DIR/done.
+    What cannot be inspected moves to DIR/quarantine, next to a file with the reason.
+    A file is picked up once it has not changed for 0.5 s; to be safe, write it as *.tmp and rename it.
+    It is safe to kill at any time: the next run resumes where this one stopped.
 
-    Ctrl-C or SIGTERM ends it after the photos in work. Exit code 0, also with FAIL among the verdicts.
+    Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts.
     """
-    ours, count = load(ServerSettings), workers or _cores()
-    secret = ours.webhook_secret.get_secret_value() if ours.webhook_secret else ""
+    chosen, count = settings(), workers or _cores()
+    given = chosen.server.webhook_secret
+    secret = given.get_secret_value() if given else ""
     if webhook and not secret:
         raise ConfigurationError(
-            "--webhook needs REFDIFF_WEBHOOK_SECRET: both sides sign with it (openssl rand -base64 32)"
+            "--webhook needs REFDIFF_WEBHOOK_SECRET, the secret that signs messages (openssl rand -base64 32)"
         )
-    # each worker has a core; threads of the network within one would only wait for each other
-    threads = load(ModelSettings).threads or max(1, _cores() // count)
+    # each worker has its own core; more torch threads would only wait for each other
+    threads = chosen.model.threads or max(1, _cores() // count)
     import cv2
 
     cv2.setNumThreads(1)
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
     from refdiff.memory.journals.watch import WatchJournal
     from refdiff.memory.locks import hold_lock
     from refdiff.server.watch.folder import NamePattern, WatchedFolder
@@ -106,29 +112,28 @@ def watch(
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
 
-    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, ours.user)
+    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete)
-    settings = load(AgentSettings)
     with ExitStack() as stack:
-        busy = BankBusyError(f"{folder.root} is watched by another process; end that one first")
-        stack.enter_context(hold_lock(_place(folder.root).with_suffix(".lock"), busy))
+        busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
+        stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
-        inspector = stack.enter_context(Inspector(workspace, settings))
+        inspector = stack.enter_context(Inspector(workspace, chosen.agent))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)
-        show = stack.enter_context(_shown())
+        show = stack.enter_context(_progress())
         line = FolderWatcher(
             folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show
         )
-        with _stoppable(line) as interrupted:
-            output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C ends it")
+        with stopping(line.stop) as interrupted:
+            output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C stops")
             state = line.run(once=once)
         if sender:
             sender.drain(_DRAIN_S)
         document = _summary(folder.root, state, journal)
-    answer.give(document, _line_of(state))
+    emit(document, _line_of(state))
     if interrupted():
         raise KeyboardInterrupt
 
@@ -137,18 +142,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _place(root: Path) -> Path:
-    """Where the journal of a folder lies, in the home: the camera's share may not be writable for databases."""
+def _journal_base(root: Path) -> Path:
+    """Where the journal of a folder lies: in the home, since the camera's share may not suit a database."""
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    return make_folder(load(MemorySettings).home / "lines") / name
+    return make_folder(settings().memory.home / "lines") / name
 
 
 def _journal_path(root: Path) -> Path:
-    return _place(root).with_suffix(".sqlite")
+    return _journal_base(root).with_suffix(".sqlite")
 
 
 def _warm_up(workspace: Workspace, product: str | None) -> None:
-    """Calibrate before the first photo comes, so that no photo waits for it; a product without goldens is told at once."""
+    """Calibrate before the first photo arrives; reports a product without goldens at once."""
     from refdiff.server.cli.options import unknown_product
     from refdiff.tools.inspection.calibration import current_calibration
 
@@ -161,36 +166,17 @@ def _warm_up(workspace: Workspace, product: str | None) -> None:
 
 
 @contextmanager
-def _stoppable(line: FolderWatcher) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the line in order; a second one at once. Yields: was it Ctrl-C?"""
-    got: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        if got:
-            raise KeyboardInterrupt
-        got.append(number)
-        line.stop()
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: got[:1] == [signal.SIGINT]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[WatchState], None]]:
-    """A line of progress on a terminal, else one every half minute."""
+def _progress() -> Iterator[Callable[[WatchState], None]]:
+    """Show progress: one line on a terminal, otherwise a new line every half minute."""
     if output.err.is_terminal:
         with output.err.status("waiting for photos") as status:
             yield lambda state: status.update(_line_of(state))
         return
-    told = [time.monotonic()]
+    shown_at = [time.monotonic()]
 
     def tell(state: WatchState) -> None:
-        if time.monotonic() - told[0] >= _SHOWN_EVERY_S:
-            told[0] = time.monotonic()
+        if time.monotonic() - shown_at[0] >= _SHOWN_EVERY_S:
+            shown_at[0] = time.monotonic()
             output.say(_line_of(state))
 
     yield tell
@@ -198,7 +184,7 @@ def _shown() -> Iterator[Callable[[WatchState], None]]:
 
 def _line_of(state: WatchState) -> str:
     counts = ", ".join(f"{state.verdicts[v]} {v}" for v in ("PASS", "FAIL", "REVIEW"))
-    rate = "" if state.per_second is None else f", {state.per_second:.2f} a second"
+    rate = "" if state.per_second is None else f", {state.per_second:.2f} per second"
     return f"{state.filed} filed ({counts}), {state.quarantined} in quarantine, {state.waiting} waiting{rate}"
 
 

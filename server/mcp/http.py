@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP: who may call."""
+"""MCP over streamable HTTP, with access control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATH = "/mcp"
 
 
 class BearerToken:
-    """Refuses requests without the token (401), comparing in constant time."""
+    """Refuses requests without the token (401); compares in constant time."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._wanted = app, f"Bearer {token}".encode()
@@ -35,9 +35,9 @@ class BearerToken:
 
 
 def build_app(server: MCPServer[Any], host: str, token: str | None, max_bytes: int) -> Starlette:
-    """The ASGI app with the endpoint /mcp. max_bytes: of a request; photos in base64 take a third more than the file.
+    """The ASGI app with the endpoint /mcp. max_bytes: limit of a request; base64 makes a photo a third larger.
 
-    On the loopback interface only loopback names are answered, so that no web page can reach it by a name of its own.
+    On loopback, only loopback host names are allowed, which prevents DNS rebinding by web pages.
     """
     own = f"[{host}]" if ":" in host else host  # any address of the loopback network
     local = [f"{h}:*" for h in dict.fromkeys(("127.0.0.1", "localhost", "[::1]", own))]

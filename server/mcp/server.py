@@ -1,6 +1,6 @@
-"""The MCP server: tools over the desk. Photos come and go as base64; no path of a caller is ever opened.
+"""The MCP server: tools over the inspection service. Photos travel as base64; no path of a caller is ever opened.
 
-Deciding about a REVIEW is left out on purpose: that is a person's, in the review page, Slack, Teams or the command line.
+There is no tool to decide a REVIEW, on purpose: people do, in the review page, Slack, Teams or on the command line.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 INSTRUCTIONS = """Visual inspection of manufactured parts against their nearest golden (good) samples.
-inspect_part does it all and files a report: verdict PASS, FAIL or REVIEW, findings with places and sizes, pictures.
-ask_about_inspection answers questions about a filed report. To look for yourself, step by step and without filing:
+inspect_part runs everything and files a report: verdict PASS, FAIL or REVIEW, findings with places and sizes, pictures.
+ask_about_inspection answers questions about a filed report. To inspect step by step, without filing:
 find_part, then retrieve_reference, align, score_difference, zoom, measure, each with the bench that find_part returned.
-A REVIEW is decided by a person, not here. Boxes are x0, y0, x1, y1 in pixels of the photo."""
+Only a person decides a REVIEW. Boxes are x0, y0, x1, y1 in pixels of the photo."""
 
-PICTURE_PX = 1024  # long side of pictures that are sent
+PICTURE_PX = 1024  # long side of pictures in answers
 WAIT_S = 120.0
 
 PartId = Annotated[str, Field(description="part id, with or without #", min_length=1, max_length=130)]
@@ -68,7 +68,7 @@ _ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent
 
 
 async def _off_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a thread; the product's errors become what the calling model reads."""
+    """Run in a thread; our errors become tool errors, which the calling model reads."""
     try:
         return await to_thread.run_sync(functools.partial(work, *args, **kwargs))
     except RefDiffError as e:
@@ -76,7 +76,7 @@ async def _off_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 def _answer(model: BaseModel, text: str | None = None, *pictures: bytes) -> Any:
-    """Typed data, the same as text, then pictures."""
+    """A tool result: typed data, the same as text, then pictures."""
     content: list[ContentBlock] = [TextContent(type="text", text=text or model.model_dump_json(exclude_none=True))]
     content += [_image(p) for p in pictures]
     return CallToolResult(content=content, structured_content=model.model_dump(mode="json"))
@@ -93,7 +93,7 @@ def _report_picture(service: InspectionService, inspection_id: str, which: Repor
 
 
 def build_server(service: InspectionService, by: str = "mcp") -> MCPServer[Any]:
-    """by: who asks, as reports name it."""
+    """by: the requester, as named in reports."""
     server: MCPServer[Any] = MCPServer(
         "refdiff", title="RefDiff Inspector", instructions=INSTRUCTIONS, version=version("refdiff"), log_level="WARNING"
     )
@@ -113,8 +113,10 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         product: Product = None,
         photo_base64: Photo = None,
         scale_mm_per_px: Scale = None,
-        request: Annotated[str, Field(description="the wish in words, kept with the report", max_length=2000)] = "",
-        wait_s: Annotated[float, Field(description="longest wait; the inspection goes on", ge=0, le=600)] = WAIT_S,
+        request: Annotated[str, Field(description="the request in words, kept with the report", max_length=2000)] = "",
+        wait_s: Annotated[
+            float, Field(description="longest wait in s; the inspection continues after it", ge=0, le=600)
+        ] = WAIT_S,
     ) -> Annotated[CallToolResult, InspectionAnswer]:
         """Inspect a part against its nearest golden samples and file the report.
 
@@ -148,7 +150,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         inspection_id: InspectionId,
         pictures: Annotated[list[ReportPicture], Field(description="which pictures to send too", max_length=5)] = [],  # noqa: B006
     ) -> Annotated[CallToolResult, InspectionAnswer]:
-        """Verdict and findings of an inspection, or how far it is."""
+        """Verdict and findings of an inspection, or its progress."""
         inspection = await _off_loop(service.inspection, inspection_id)
         shown = (
             [await _off_loop(_report_picture, service, inspection_id, p) for p in pictures] if inspection.report else []
@@ -182,7 +184,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
     async def ask_about_inspection(
         inspection_id: InspectionId, question: Annotated[str, Field(min_length=1, max_length=2000)]
     ) -> Annotated[CallToolResult, Said]:
-        """A question about a filed report, answered with what the report says, in English, German, Spanish or Chinese."""
+        """Answer a question about a filed report with what the report says, in English, German, Spanish or Chinese."""
         said = await _off_loop(service.ask, inspection_id, question)
         return _answer(Said(answer=said), said)
 
@@ -193,7 +195,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         product: Product = None,
         scale_mm_per_px: Scale = None,
     ) -> Annotated[CallToolResult, CaptureAnswer]:
-        """Keep a photo as the part's newest, without inspecting it."""
+        """Store a photo as the newest of a part, without inspecting it."""
 
         def keep() -> CaptureAnswer:
             photo = from_base64(photo_base64, max_bytes)
@@ -208,12 +210,12 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
 def _add_products(server: MCPServer[Any], service: InspectionService) -> None:
     @server.tool(title="List products", annotations=_READS)
     async def list_products() -> Annotated[CallToolResult, Products]:
-        """Kinds of part that are known."""
+        """The known products (kinds of part)."""
         return _answer(Products(products=await _off_loop(service.products)))
 
     @server.tool(title="Show a product", annotations=_READS)
     async def get_product(name: Annotated[str, Field(max_length=128)]) -> Annotated[CallToolResult, ProductAnswer]:
-        """A product's golden samples, acceptance rules, and the false-reject rate that its calibration attains."""
+        """Golden samples, acceptance rules and attained false-reject rate of a product."""
         found = await _off_loop(service.product, name)
         return _answer(ProductAnswer.model_validate({k: found[k] for k in ProductAnswer.model_fields}))
 
@@ -231,7 +233,7 @@ def _add_steps(server: MCPServer[Any], benches: ToolSessions) -> None:
 
     @server.tool(title="1. Find the photo of a part", annotations=_READS)
     async def find_part(part_id: PartId, product: Product = None) -> Annotated[CallToolResult, StepAnswer]:
-        """Begin to look at a part step by step: its newest photo, and the bench for the next tools. Files nothing."""
+        """Start a step-by-step look at a part: returns its newest photo, and the bench for the next tools. Files nothing."""
         bench, result, evidence = await _off_loop(benches.open, part_id, product)
         return await shown(bench, result, evidence, ("query",))
 
@@ -239,14 +241,14 @@ def _add_steps(server: MCPServer[Any], benches: ToolSessions) -> None:
     async def retrieve_reference(
         bench: Bench, k: Annotated[int, Field(ge=1, le=8)] = 4
     ) -> Annotated[CallToolResult, StepAnswer]:
-        """The golden samples that look most like the photo, with the first one's picture."""
+        """The golden samples most similar to the photo, with the picture of the first one."""
         return await step(bench, "retrieve_reference", ("golden_1",), k=k)
 
     @server.tool(title="3. Register a golden to the photo", annotations=_READS)
     async def align(
         bench: Bench, golden_id: Annotated[str, Field(max_length=14)]
     ) -> Annotated[CallToolResult, StepAnswer]:
-        """Shift, turn and scale between golden and photo, with the residual in px."""
+        """Shift, rotation and scale between golden sample and photo, with the residual in px."""
         return await step(bench, "align", (), golden_id=golden_id)
 
     @server.tool(title="4. Score the difference", annotations=_READS)

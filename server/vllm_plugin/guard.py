@@ -56,7 +56,7 @@ class Guard:
             await _refuse(send, 400, str(e))
             return
         except ConnectionError:
-            return  # nobody is there any more
+            return  # the client has disconnected
         headers = [(k, v) for k, v in scope["headers"] if k.lower() not in (b"content-length", b"transfer-encoding")]
         headers.append((b"content-length", str(len(body)).encode()))
         await self._app({**scope, "headers": headers}, _again(body, receive), send)
@@ -66,13 +66,13 @@ class Guard:
             return True
         given = next((v for k, v in headers if k.lower() == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
-        # digests: neither content nor length of the key shows in the time it takes
+        # digests: the comparison time reveals neither content nor length of the key
         same = hmac.compare_digest(hashlib.sha256(key).digest(), hashlib.sha256(self._key.encode()).digest())
         return scheme.lower() == b"bearer" and same
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The whole body, None if it is too large. Raises ConnectionError when the client has gone."""
+    """The whole body, None if it is too large. Raises ConnectionError if the client disconnected."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -88,7 +88,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Receives the checked body, then whatever the client does next (it may leave)."""
+    """A `receive` that yields the checked body, then the client's further events (disconnect)."""
     sent = False
 
     async def next_message() -> Message:
@@ -102,7 +102,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:
-    """An error as OpenAI's API words it."""
+    """An error in the format of OpenAI's API."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
     body = json.dumps({"error": error}).encode()
     headers = [

@@ -1,4 +1,4 @@
-"""The RefDiff model as vLLM runs it: our encoder, difference network and projector before vLLM's own Llama."""
+"""The RefDiff model in vLLM: our encoder, difference network and projector in front of vLLM's Llama."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RefDiffForConditionalGeneration(nn.Module, SupportsMultiModal):  # type: i
         self.config = config
         text = config.text_config
         self.configure_mm_token_handling(text.vocab_size, [config.image_token_id, config.difference_token_id])
-        # the seeing half stays in float32 whatever the language half is in, as in every other engine
+        # the visual half stays in float32, whatever the dtype of the language half, as in every engine
         with self._mark_tower_model(vllm_config, "image"), set_default_torch_dtype(torch.float32):
             self.encoder, self.difference, self.projector = seeing_parts(config)
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,7 +99,7 @@ class RefDiffForConditionalGeneration(nn.Module, SupportsMultiModal):  # type: i
         return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Logits in which no placeholder can be the answer; None on ranks that hold none."""
+        """Logits with placeholder tokens masked out; None on ranks without logits."""
         logits: Tensor | None = self.language_model.compute_logits(hidden_states)
         if logits is not None:
             forbid_placeholders(logits, self.config)

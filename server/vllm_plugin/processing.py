@@ -1,4 +1,4 @@
-"""What vLLM does with the pictures of a request: pairs, their hashes, their places in the prompt.
+"""Multi-modal processing in vLLM: image pairs, their hashes and their placeholders in the prompt.
 
 vLLM processes, hashes, caches and encodes every picture by itself, so each item must be whole: the second picture of a pair
 (the query) also carries the first (the reference). Its hash covers both; hashed alone, a query would be answered with the
@@ -34,14 +34,14 @@ from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKEN,
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels (S, S, 3) uint8 RGB, squeezed to a square. reference: of the pair whose second picture this is, else None."""
+    """pixels: (S, S, 3) uint8 RGB, squeezed to a square. reference: set if this is the second image of a pair."""
 
     pixels: NDArray[np.uint8]
     reference: NDArray[np.uint8] | None
 
 
 class PictureItems(ImageProcessorItems):  # type: ignore[misc]
-    """One item a picture, as vLLM wants it; each with all that its encoding depends on."""
+    """One item per image, as vLLM requires; each holds everything that its encoding depends on."""
 
     data: list[Picture]
 
@@ -49,24 +49,24 @@ class PictureItems(ImageProcessorItems):  # type: ignore[misc]
         return self.data[index]
 
     def get_item_for_hash(self, index: int) -> object:
-        """Both pictures of the pair for its second one, so that a query never meets the wrong reference in a cache."""
+        """Hash inputs: both images for the second of a pair, so a cached query never gets the wrong reference."""
         picture = self.data[index]
         return [picture.reference, picture.pixels]
 
 
 class PairParser(MultiModalDataParser):  # type: ignore[misc]
-    """Pictures of a request, in order, to items: reference, query, reference, query, ..."""
+    """Turns the images of a request into items, in order: reference, query, reference, query, ..."""
 
     def __init__(self, side: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._side = side
 
     def _parse_image_data(self, data: Any) -> PictureItems | None:
-        """Raises ValueError (400 to the client) for anything but pairs of pictures."""
+        """Raises ValueError (400 to the client) for anything but pairs of images."""
         if data is None:
             return None
         if isinstance(data, list) and data and all(isinstance(d, Picture) for d in data):
-            return PictureItems(data)  # vLLM parses again what it did not find in its cache
+            return PictureItems(data)  # vLLM parses cache misses again
         given = data if isinstance(data, list) else [data]
         if len(given) % 2 or len(given) > 2 * MAX_PAIRS:
             raise ValueError(
@@ -97,7 +97,7 @@ class RefDiffInfo(BaseProcessingInfo):  # type: ignore[misc]
 
 
 class RefDiffDummyInputs(BaseDummyInputsBuilder[RefDiffInfo]):  # type: ignore[misc]
-    """The largest request, for which vLLM sizes its memory."""
+    """The largest request, by which vLLM sizes its memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return IMAGE_TOKEN * mm_counts.get("image", 0)
@@ -110,7 +110,7 @@ class RefDiffDummyInputs(BaseDummyInputsBuilder[RefDiffInfo]):  # type: ignore[m
 
 class RefDiffProcessor(BaseMultiModalProcessor[RefDiffInfo]):  # type: ignore[misc]
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
-        """By content alone: an id that a client made up may stand for another picture than last time."""
+        """Hash by content only: a client may reuse its own id for another image."""
         return super()._get_mm_hashes(replace(inputs, mm_uuid_items=None))
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:

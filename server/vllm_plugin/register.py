@@ -1,13 +1,13 @@
-"""vLLM's entry point (`vllm.general_plugins`): runs once in every process of it, and names the model without loading it."""
+"""vLLM's entry point (`vllm.general_plugins`): runs once per process and registers the model without loading it."""
 
 from __future__ import annotations
 
 ARCHITECTURE = "RefDiffForConditionalGeneration"
-VLLM = "0.32.0"  # the hooks of processing.py are not public: another version may call them otherwise
+VLLM = "0.32.0"  # the hooks of processing.py are not public: another version may call them differently
 
 
 def register() -> None:
-    """Tell vLLM and transformers of the RefDiff model. Raises RuntimeError under another version of vLLM."""
+    """Register the RefDiff model with vLLM and transformers. Raises RuntimeError for another version of vLLM."""
     import vllm
     from vllm import ModelRegistry
 

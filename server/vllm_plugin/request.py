@@ -1,4 +1,4 @@
-"""What may reach vLLM: a chat request with harmless texts, pairs of pictures as data URLs, and schemas of bounded size.
+"""Request checks before vLLM: texts without control tokens, image pairs as data URLs, schemas of bounded size.
 
 Everything else is refused with a message that says what to send instead. Knows nothing about HTTP.
 """
@@ -19,7 +19,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.language.messages import safe_messages, strip_all_control_tokens, strip_control_tokens
 from refdiff.server.vllm_plugin.grammar import tight_json
 
-MAX_TEXT = 200_000  # characters of all texts of a request: several times what the model reads
+MAX_TEXT = 200_000  # characters in all texts of a request: several times the model's context
 MAX_CHOICES = 4
 MAX_PICTURE_PIXELS = 16_000_000
 MAX_TOOLS = 64
@@ -30,7 +30,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REPEATED = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
-# OpenAI's own, and of vLLM's what only changes how the answer is sampled or reported
+# OpenAI's fields, and those of vLLM that only affect sampling or reporting
 _PASSED = frozenset(
     ("messages", "model", "max_tokens", "max_completion_tokens", "n", "seed", "stop", "stream", "stream_options",
      "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias",
@@ -41,7 +41,7 @@ _UNUSED = frozenset(("user", "metadata", "store", "service_tier", "reasoning_eff
 
 
 def checked(body: bytes) -> bytes:
-    """The request as vLLM gets it. Raises InputError."""
+    """The checked request for vLLM. Raises InputError."""
     try:
         return _checked(body)
     except RecursionError as e:
@@ -80,7 +80,7 @@ def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def check_picture(url: Any) -> None:
-    """Raises InputError unless it is a data URL of a picture that may be decoded; only its head is read here."""
+    """Raises InputError unless it is a data URL of a decodable image; only the image header is read here."""
     start = _DATA_URL.match(url) if isinstance(url, str) else None
     if start is None:
         raise InputError("a picture is sent as {'url': 'data:image/png;base64,...'}, not fetched from an address")
@@ -93,7 +93,7 @@ def check_picture(url: Any) -> None:
             width, height = image.size
     except Image.DecompressionBombError as e:
         raise InputError(f"a picture is larger than {MAX_PICTURE_PIXELS:,} pixels; send a smaller one") from e
-    except (OSError, ValueError, SyntaxError) as e:  # what Pillow raises for damaged heads
+    except (OSError, ValueError, SyntaxError) as e:  # what Pillow raises for damaged headers
         raise InputError(f"a picture cannot be read; send one of {', '.join(_FORMATS)}") from e
     if width * height > MAX_PICTURE_PIXELS:
         raise InputError(
@@ -102,7 +102,7 @@ def check_picture(url: Any) -> None:
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Known keys alone: an id beside a picture, say, would stand for it in caches."""
+    """Allow known keys only: an id next to an image, for example, would replace it in caches."""
     kept = {k: message[k] for k in ("role", "content", "tool_calls", "tool_call_id") if message.get(k) is not None}
     calls = kept.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
@@ -116,7 +116,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_arguments(arguments: Any) -> None:
-    """vLLM reads those that are a text as JSON; what is none it refuses itself."""
+    """vLLM parses text arguments as JSON and refuses invalid JSON itself."""
     if isinstance(arguments, str):
         try:
             strip_all_control_tokens(json.loads(arguments))
@@ -156,7 +156,7 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def _answer_format(request: dict[str, Any]) -> None:
-    """A JSON schema becomes the grammar of the texts that the model was taught."""
+    """Replace a JSON schema by a grammar in the format of the training data."""
     wanted = request.pop("response_format", None)
     if wanted is None:
         return
@@ -175,7 +175,7 @@ def _answer_format(request: dict[str, Any]) -> None:
 
 
 def check_schema(schema: Any) -> None:
-    """Raises InputError for schemas that are none, or whose grammar would be too large to build."""
+    """Raises InputError for invalid schemas, and for those whose grammar would be too large."""
     if not isinstance(schema, dict):
         raise InputError("a JSON schema is an object")
     if len(json.dumps(schema)) > _SCHEMA_CHARS:

@@ -1,7 +1,6 @@
-"""The watched folder: which files are complete, whose photo a file is, and where it goes afterwards.
+"""The watched folder: which files are complete, which part a file shows, and where it goes afterwards.
 
-The folder is listed again and again instead of listening to the kernel: cameras write to network shares, and those
-tell nobody what other machines did.
+The folder is polled: cameras write to network shares, where the kernel does not report changes by other machines.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
 
 DONE, QUARANTINE = "done", "quarantine"
-SETTLE_S = 0.5  # a file that did not change for so long is complete
-PATIENCE_S = 5.0  # a photo that does not read is given so long to become complete
+SETTLE_S = 0.5  # a file that did not change for this long is complete
+PATIENCE_S = 5.0  # how long an unreadable photo may still become complete
 DEFAULT_PATTERN = r"(?P<part>.+)"
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "~")
 
 
 @dataclass(frozen=True)
 class NamePattern:
-    """Which part (and product) a file shows, from its name without the suffix."""
+    """Reads part (and product) from a file name without suffix."""
 
     expression: re.Pattern[str]
     product: str | None
 
     @classmethod
     def parse(cls, pattern: str, product: str | None) -> NamePattern:
-        """Raises InputError: no regular expression, no group `part`, no way to know the product."""
+        """Raises InputError: invalid regular expression, no group `part`, or no source for the product."""
         try:
             expression = re.compile(pattern)
         except re.error as e:
-            raise InputError(f"--pattern {pattern!r}: not a regular expression ({e})") from e
+            raise InputError(f"--pattern {pattern!r}: invalid regular expression ({e})") from e
         if "part" not in expression.groupindex:
-            raise InputError(f"--pattern {pattern!r}: it needs a group named part, like (?P<part>\\d+)")
+            raise InputError(f"--pattern {pattern!r}: needs a group named part, like (?P<part>\\d+)")
         if product is None and "product" not in expression.groupindex:
-            raise InputError("which product are the parts? Give --product, or --pattern a group named product")
+            raise InputError("the product is unknown; give --product, or a group named product in --pattern")
         return cls(expression, None if product is None else check_product_name(product))
 
     def read(self, name: str) -> tuple[str, str]:
-        """Part id and product of a file. Raises InputError where the name says none."""
+        """(part id, product) of a file. Raises InputError if the name does not match."""
         stem = os.fsencode(Path(name).stem).decode("utf-8", "replace")
         match = self.expression.fullmatch(stem)
         if match is None or not match["part"]:
@@ -56,13 +55,13 @@ class NamePattern:
         named = match.groupdict().get("product")
         product = named or self.product
         if product is None:
-            raise InputError(f"the name holds no product (pattern {self.expression.pattern})")
+            raise InputError(f"the name contains no product (pattern {self.expression.pattern})")
         return normalise_part_id(match["part"]), check_product_name(product)
 
 
 class WatchedFolder:
-    """Files lie in `root` until their report is filed; then they go to `root/done` (or away), refused ones to
-    `root/quarantine` with a text file that holds the reason.
+    """Files stay in `root` until their report is filed, then move to `root/done` (or are deleted). Refused files move to
+    `root/quarantine`, next to a text file with the reason.
     """
 
     def __init__(
@@ -72,22 +71,24 @@ class WatchedFolder:
         root = root.expanduser()
         self._keep, self._settle_s, self._now = keep, settle_s, now
         self._first_seen: dict[FileIdentity, float] = {}
-        self.unsettled = 0  # files of the last listing that are still being written
+        self.unsettled = 0  # files in the last listing that are still being written
         if not root.is_dir():
-            raise InputError(f"{root.absolute()}: no such folder; name the one that the camera writes to")
-        self.root = root.resolve()  # one name a folder: journal and lock are found by it
+            raise InputError(f"{root.absolute()}: no such folder; give the folder that the camera writes to")
+        self.root = root.resolve()  # one name per folder: journal and lock are found by it
         for name in (DONE, QUARANTINE) if keep else (QUARANTINE,):
             try:
                 (self.root / name).mkdir(exist_ok=True)
             except OSError as e:
                 raise storage_error(self.root / name, e) from e
         if not os.access(self.root, os.W_OK | os.X_OK):
-            raise InputError(f"{self.root}: inspected photos cannot be moved out of it; make the folder writable")
+            raise InputError(
+                f"{self.root}: not writable, so inspected photos cannot be moved; make the folder writable"
+            )
 
-    def complete(self, but: Collection[FileIdentity] = ()) -> list[FileIdentity]:
-        """Files that are complete, in the order in which they became so. but: left out. Raises StorageError.
+    def complete(self, exclude: Collection[FileIdentity] = ()) -> list[FileIdentity]:
+        """Complete files, in the order in which they were completed, without `exclude`. Raises StorageError.
 
-        Hidden files, names of unfinished downloads, links and folders are nobody's photo.
+        Hidden files, unfinished downloads, links and folders are ignored.
         """
         seen: dict[FileIdentity, float] = {}
         ready: list[FileIdentity] = []
@@ -105,9 +106,9 @@ class WatchedFolder:
                         continue
                     identity = FileIdentity.of(entry.name, about)
                     first = seen[identity] = self._first_seen.get(identity, now)
-                    # the file's own time helps where it is plausible; the clocks of a share may differ
+                    # the file's own time counts if plausible; clocks of a share may differ
                     rested = now - first >= self._settle_s or self._settle_s < clock - about.st_mtime < 7 * 86400
-                    if rested and identity not in but:
+                    if rested and identity not in exclude:
                         ready.append(identity)
                     unsettled += not rested
         except OSError as e:
@@ -116,11 +117,11 @@ class WatchedFolder:
         return sorted(ready, key=lambda i: (i.mtime_ns, _natural(i.name)))
 
     def may_still_grow(self, identity: FileIdentity) -> bool:
-        """Is a photo that does not read too young to be called broken?"""
+        """Whether an unreadable photo is too young to be refused."""
         return self._now() - self._first_seen.get(identity, self._now()) < PATIENCE_S
 
     def is_there(self, identity: FileIdentity) -> bool:
-        """Does the folder hold this very file, unchanged?"""
+        """Whether the folder still holds this file, unchanged."""
         try:
             about = os.stat(self.path(identity), follow_symlinks=False)
         except OSError:
@@ -131,8 +132,8 @@ class WatchedFolder:
         return self.root / identity.name
 
     def finish(self, identity: FileIdentity) -> None:
-        """Move an inspected file out of the way; nothing if that was done already. Raises StorageError."""
-        if not self.is_there(identity):  # moved before a kill, or overwritten: that is another photo
+        """Move or delete an inspected file; does nothing if that already happened. Raises StorageError."""
+        if not self.is_there(identity):  # moved before a crash, or overwritten by another photo
             return
         try:
             if self._keep:
@@ -143,7 +144,7 @@ class WatchedFolder:
             raise storage_error(self.path(identity), e) from e
 
     def quarantine(self, identity: FileIdentity, reason: str) -> None:
-        """Put a refused file aside, with the reason beside it; nothing if that was done already. Raises StorageError."""
+        """Move a refused file to quarantine, with the reason; does nothing if that already happened. Raises StorageError."""
         if not self.is_there(identity):
             return
         target = _free(self.root / QUARANTINE / identity.name)
@@ -156,12 +157,12 @@ class WatchedFolder:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key: photo-9 before photo-10."""
+    """Sort key that puts photo-9 before photo-10."""
     return [(0, int(t), "") if t.isdigit() and t.isascii() else (1, 0, t) for t in re.split(r"([0-9]+)", name)]
 
 
 def _free(path: Path) -> Path:
-    """`path`, or with a number in its name where another file has it. Only this process writes to the folder."""
+    """`path`, with a number added if the name is taken. Only this process writes to the folder."""
     if not os.path.lexists(path):
         return path
     for number in range(2, 1_000_000):

@@ -1,4 +1,4 @@
-"""The file of JSON lines: one line an event, in order, each exactly once although the process may be killed at any time."""
+"""The JSON lines file: one line per event, in order, exactly once even if the process is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAIL_BYTES = 1 << 20
 
 
 class JsonLinesFile(AbstractContextManager["JsonLinesFile"]):
-    """Append-only. A half line that a kill left at the end is cut off when the file is opened."""
+    """Append-only. Opening the file removes a half line that a crash left at the end."""
 
     def __init__(self, path: Path) -> None:
         """Raises StorageError."""
@@ -23,12 +23,12 @@ class JsonLinesFile(AbstractContextManager["JsonLinesFile"]):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b")  # noqa: SIM115  closed by close()
-            self._written = self._mend()
+            self._written = self._remove_torn_line()
         except OSError as e:
             raise storage_error(self.path, e) from e
 
-    def _mend(self) -> set[str]:
-        """Cut a torn last line off; the inspection ids of the last lines."""
+    def _remove_torn_line(self) -> set[str]:
+        """Remove a torn last line; returns the inspection ids of the last lines."""
         size = self._file.seek(0, os.SEEK_END)
         start = self._file.seek(max(0, size - _TAIL_BYTES))
         tail = self._file.read()
@@ -39,12 +39,12 @@ class JsonLinesFile(AbstractContextManager["JsonLinesFile"]):
         for line in tail[:whole].splitlines():
             try:
                 ids.add(str(json.loads(line)["inspection_id"]))
-            except (ValueError, KeyError, TypeError):  # the first one may be cut by the window; others are not ours
+            except (ValueError, KeyError, TypeError):  # the first line may be cut off by the window; others are foreign
                 continue
         return ids
 
     def write(self, events: Iterable[dict[str, Any]]) -> None:
-        """Append events that are not there yet, durably on return. Raises StorageError."""
+        """Append the events that are new; they are on disk on return. Raises StorageError."""
         new = [e for e in events if e["inspection_id"] not in self._written]
         try:
             self._file.write(b"".join(json.dumps(e, ensure_ascii=False).encode() + b"\n" for e in new))

@@ -1,7 +1,7 @@
-"""Line mode: photos that a camera drops into a folder are inspected in order, each exactly once.
+"""Folder watch: photos that a camera writes to a folder are inspected in order, each exactly once.
 
-One thread claims photos, writes lines and moves files, in the order of the photos; workers inspect. No more photos are
-claimed than workers can begin: the folder itself is the queue, so that memory does not grow with a backlog.
+One thread claims photos, writes lines and moves files, in the order of the photos; workers inspect. Only as many photos
+are claimed as workers are free: the folder itself is the queue, so memory does not grow with a backlog.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from refdiff.tools.golden_samples.captures import record_capture
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-MAX_STARTS = 5  # a photo that ends the process so often is put aside
-_RETRIES_S = (0.5, 2.0, 8.0)  # waits before a photo is tried again when the disk or a service fails
+MAX_STARTS = 5  # a photo that crashes the process this often is refused
+_RETRIES_S = (0.5, 2.0, 8.0)  # waits before retries when the disk or a service fails, in s
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How the photos of a line are inspected. workers: inspections at a time. requested_by: as reports name it."""
+    """How photos are inspected. workers: parallel inspections. requested_by: the requester named in reports."""
 
     pattern: NamePattern
     scale_mm_per_px: float | None = None
@@ -47,9 +47,9 @@ class WatchOptions:
 
 @dataclass
 class WatchState:
-    """What is going on, for a person: counts since the start, and photos that wait in the folder or are in work now.
+    """Progress for people: counts since the start, and photos waiting or in progress now.
 
-    ended: when the last hundred photos did, in s of the monotonic clock.
+    ended: end times of the last hundred photos, in s of the monotonic clock.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -65,14 +65,14 @@ class WatchState:
 
     @property
     def per_second(self) -> float | None:
-        """Photos that ended per second, of late; None before the second one."""
+        """Recent rate of finished photos per second; None before the second one."""
         spent = self.ended[-1] - self.ended[0] if self.ended else 0.0
         return (len(self.ended) - 1) / spent if spent > 0 else None
 
 
 @dataclass(frozen=True)
 class _Withdrawn:
-    """The file went away or changed before it was read. young: it may be complete later."""
+    """The file vanished or changed before it was read. young: it may be complete later."""
 
     young: bool
 
@@ -90,25 +90,25 @@ class FolderWatcher:
         note: Callable[[str], None] = log.warning,
         show: Callable[[WatchState], None] = lambda _: None,
     ) -> None:
-        """note: told what a person should know. show: told the state whenever it changes."""
+        """note: called with what a person should know. show: called with the state whenever it changes."""
         self._folder, self._journal, self._inspector, self._options = folder, journal, inspector, options
         self._lines, self._webhook, self._note, self._show = lines, webhook, note, show
         self._stop = threading.Event()
         self._working: dict[Future[_Withdrawn | None], WatchedPhoto] = {}
         self._later: dict[FileIdentity, float] = {}
-        self._mine: set[FileIdentity] = set()  # claimed, and files not moved yet
-        self._again: list[WatchedPhoto] = []  # claimed by a process that was killed
+        self._mine: set[FileIdentity] = set()  # claimed files, and those not moved yet
+        self._again: list[WatchedPhoto] = []  # claimed by a process that crashed
         self._pool: ThreadPoolExecutor
         self.state = WatchState()
 
     def stop(self) -> None:
-        """End after the photos that are being inspected."""
+        """Stop after the photos in progress."""
         self._stop.set()
 
     def run(self, *, once: bool = False) -> WatchState:
-        """Inspect until stopped, or (once) until the folder holds no photo that is not refused.
+        """Inspect until stopped, or (once) until the folder holds only refused photos.
 
-        Raises UnavailableError when the disk or a service stays away: nothing is lost, the next run goes on.
+        Raises UnavailableError when an outage of the disk or a service persists: nothing is lost, the next run resumes.
         """
         left = self._journal.unfinished()
         self._again = [p for p in left if p.state == "claimed"]
@@ -123,7 +123,7 @@ class FolderWatcher:
                         began = time.monotonic()
                         ready = self._ready()
                         listed = time.monotonic()
-                        every = max(POLL_S, 10 * (listed - began))  # a huge folder is not listed all the time
+                        every = max(POLL_S, 10 * (listed - began))  # a huge folder is listed less often
                     if not self._stop.is_set():
                         self._begin(ready)
                     self._tell(len(ready) + len(self._again))
@@ -131,10 +131,10 @@ class FolderWatcher:
                         return self.state
                     self._collect()
             except BaseException:
-                self._stop.set()  # waits of the workers end; the pool waits for them
+                self._stop.set()  # ends the workers' waits; the pool waits for the workers
                 raise
 
-    # -- the one thread that keeps the order
+    # -- the thread that keeps the order
 
     def _ready(self) -> list[FileIdentity]:
         now = time.monotonic()
@@ -146,7 +146,7 @@ class FolderWatcher:
         return not (self._again or self._later or self._ready() or self._folder.unsettled)
 
     def _begin(self, ready: list[FileIdentity]) -> None:
-        """Claim and begin photos while workers are free; two photos of one part never at a time."""
+        """Claim and start photos while workers are free; never two photos of one part at a time."""
         while len(self._working) < self._options.workers:
             busy = {(p.part_id, p.product) for p in self._working.values()}
             if self._again:
@@ -156,7 +156,7 @@ class FolderWatcher:
                 self._again.pop(0)
                 starts = self._journal.start_again(photo.seq)
                 if starts > MAX_STARTS:
-                    self._refuse(photo, f"its inspection was cut off {starts - 1} times; look into REFDIFF_HOME/logs")
+                    self._refuse(photo, f"its inspection was interrupted {starts - 1} times; see REFDIFF_HOME/logs")
                     continue
             elif ready:
                 identity = ready[0]
@@ -180,7 +180,7 @@ class FolderWatcher:
             self._working[self._pool.submit(self._work, photo, starts > 1)] = photo
 
     def _collect(self) -> None:
-        """Wait for workers (or a while), then do what follows from what they did."""
+        """Wait for workers (or a while), then process their results."""
         if not self._working:
             self._stop.wait(POLL_S / 2)
             return
@@ -201,7 +201,7 @@ class FolderWatcher:
         self._follow_up()
 
     def _follow_up(self) -> None:
-        """Write lines and move files of ended photos, up to the first that is not ended: order is kept."""
+        """Write lines and move files of finished photos, up to the first unfinished one, to keep the order."""
         ended = []
         for photo in self._journal.unfinished():
             if photo.event is None:
@@ -217,7 +217,7 @@ class FolderWatcher:
             if photo.state == "refused":
                 self._folder.quarantine(photo.identity, str(photo.event["reason"]))
                 self.state.quarantined += 1
-                self._note(f"{photo.event['file']} is in quarantine: {photo.event['reason']}")
+                self._note(f"{photo.event['file']} was moved to quarantine: {photo.event['reason']}")
             else:
                 self._folder.finish(photo.identity)
                 self.state.verdicts[photo.event["verdict"]] += 1
@@ -234,14 +234,14 @@ class FolderWatcher:
     # -- workers
 
     def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
-        """Inspect a photo and end it in the journal, or say that it is to be withdrawn. Raises UnavailableError."""
+        """Inspect a photo and end it in the journal, or return that it must be withdrawn. Raises UnavailableError."""
         for wait_s in (*_RETRIES_S, None):
             try:
                 return self._inspect(photo, again)
             except UnavailableError as e:
                 if wait_s is None or self._stop.is_set():
                     raise
-                self._note(f"{photo.identity.name}: {e}; tried again in {wait_s:g} s")
+                self._note(f"{photo.identity.name}: {e}; retrying in {wait_s:g} s")
                 self._stop.wait(wait_s)
                 again = True
         raise AssertionError("the last try returns or raises")

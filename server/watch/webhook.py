@@ -1,7 +1,7 @@
-"""Messages to another system, one HTTP POST an event, in order; kept in the journal until the receiver has them.
+"""Webhook messages: one HTTP POST per event, in order, kept in the journal until the receiver accepts them.
 
-Signed as the Standard Webhooks specification says (standardwebhooks.com): HMAC-SHA256 over "id.timestamp.body". The id is
-that of the inspection, so that a receiver can drop what it got twice: a kill after the answer sends a message again.
+Signed according to the Standard Webhooks specification (standardwebhooks.com): HMAC-SHA256 over "id.timestamp.body". The id
+is the inspection id, by which a receiver can drop duplicates: a crash after the response repeats a message.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 _IDLE_S = 5.0
-# "gone", and what is wrong with this very message; all else passes when a receiver is deployed anew or its key is set right
+# "gone", and errors of this message itself; anything else may pass once the receiver is fixed or has the right key
 _FINAL = (400, 410, 413, 422)
 
 
 def signing_key(secret: str) -> bytes:
-    """The key of a secret: `whsec_` and base64 as the specification writes it, else the text itself. Raises InputError."""
+    """The signing key of a secret: base64 after `whsec_`, otherwise the text itself. Raises InputError."""
     if secret.startswith("whsec_"):
         try:
             key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
         except binascii.Error as e:
-            raise InputError("REFDIFF_WEBHOOK_SECRET: what follows whsec_ is not base64") from e
+            raise InputError("REFDIFF_WEBHOOK_SECRET: the text after whsec_ is not base64") from e
     else:
         key = secret.encode()
     if len(key) < 16:
-        raise InputError("REFDIFF_WEBHOOK_SECRET is too short to sign with; make one: openssl rand -base64 32")
+        raise InputError("REFDIFF_WEBHOOK_SECRET is too short; create one: openssl rand -base64 32")
     return key
 
 
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """The header `webhook-signature`."""
+    """The value of the header `webhook-signature`."""
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
 def check_url(url: str) -> str:
-    """Raises InputError for what is no http(s) address."""
+    """Returns the URL. Raises InputError unless it is a valid http(s) URL."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         httpx2.URL(url)
-    except (ValueError, httpx2.InvalidURL):  # brackets that are not closed, a port above 65535
+    except (ValueError, httpx2.InvalidURL):  # unclosed brackets, a port above 65535
         good = False
     if not good:
-        raise InputError(f"--webhook {url!r}: write an address like https://host/path")
+        raise InputError(f"--webhook {url!r}: give a URL like https://host/path")
     return url
 
 
 class Webhook:
-    """Sends from a thread of its own, so that a slow receiver never holds the line up. Use as a context manager."""
+    """Sends in its own thread, so a slow receiver never delays inspections. Use as a context manager."""
 
     def __init__(self, journal: WatchJournal, url: str, secret: str, note: Callable[[str], None]) -> None:
-        """note: told what a person should know (the receiver is down, refused a message)."""
+        """note: called with what a person should know (receiver down, message refused)."""
         self._journal, self._url, self._key, self._note = journal, check_url(url), signing_key(secret), note
         self._shown = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}"
         self._wake, self._stopping = threading.Event(), threading.Event()
@@ -88,11 +88,11 @@ class Webhook:
         self._client.close()
 
     def wake(self) -> None:
-        """A message is due."""
+        """Signal that a message is due."""
         self._wake.set()
 
     def drain(self, seconds: float) -> None:
-        """Wait until all is sent, so long at most."""
+        """Wait until everything is sent, at most so many seconds."""
         deadline = time.monotonic() + seconds
         self.wake()
         while self._thread.is_alive() and time.monotonic() < deadline and self._journal.next_message() is not None:
@@ -109,12 +109,12 @@ class Webhook:
                     self._stopping.wait(min(early, _IDLE_S))
                 else:
                     self._send(message)
-            except StorageError as e:  # the line itself meets it too, and stops if it stays
+            except StorageError as e:  # the watcher meets it too, and stops if it persists
                 self._note(f"webhook: {e}")
                 self._stopping.wait(_IDLE_S)
-            except Exception as e:  # whatever it is, the messages after it are still sent
+            except Exception as e:  # later messages must still be sent
                 log.exception("webhook")
-                self._note(f"webhook: internal error ({type(e).__name__}: {e}); tried again")
+                self._note(f"webhook: internal error ({type(e).__name__}: {e}); retrying")
                 self._stopping.wait(_IDLE_S)
 
     def _send(self, message: Message) -> None:
@@ -135,11 +135,11 @@ class Webhook:
         if 200 <= status < 300:
             self._journal.message_done(message.seq, "sent")
             if self._down:
-                self._note(f"webhook {self._shown} answers again")
+                self._note(f"webhook {self._shown} is available again")
             self._down = False
         elif status in _FINAL:
             self._journal.message_done(message.seq, "refused", f"HTTP {status}")
-            self._note(f"webhook {self._shown} refused {message_id} (HTTP {status}); it is not sent again")
+            self._note(f"webhook {self._shown} refused {message_id} (HTTP {status}); the message is not repeated")
         else:
             self._failed(message, f"HTTP {status}")
 
@@ -147,5 +147,5 @@ class Webhook:
         wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(message.tries, 16))
         self._journal.message_failed(message.seq, error, wait_s)
         if not self._down:
-            self._note(f"webhook {self._shown} does not take messages ({error}); they are kept and sent later")
+            self._note(f"webhook {self._shown} is unavailable ({error}); messages are kept and sent later")
         self._down = True

@@ -1,4 +1,4 @@
-"""Who may do what: API keys with a role, and the open door for people on the same machine."""
+"""Authentication: API keys with roles, and access without a key for people on the same machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API k
 
 @dataclass(frozen=True)
 class Caller:
-    """name: written into reports and dispositions. key_id: None for somebody on this machine, without a key."""
+    """The author of a request. name: appears in reports and dispositions. key_id: None for local access without a key."""
 
     name: str
     role: Role
@@ -38,17 +38,17 @@ class Caller:
 
 
 class Access:
-    """Open without a key only where nobody else can come in: bound to loopback, called as localhost, by no proxy.
+    """Who may connect. Without a key only if nobody else can: bound to loopback, called as localhost, without a proxy.
 
-    A proxy on this machine may hide itself: it calls as localhost, and need not say for whom. So whatever tells that one
-    stands in front closes the door: `hosts`, and what the caller knows (require_key).
+    A proxy on this machine can make every external request look local, without naming the client. So any sign of a proxy
+    makes a key mandatory: `hosts`, forwarding headers, or `require_key`.
     """
 
     def __init__(
         self, keys: KeyStore, *, loopback: bool, user: str, require_key: bool = False, hosts: tuple[str, ...] = ()
     ) -> None:
-        """loopback: the server listens on a loopback address. user: who somebody without a key is. hosts: further names
-        under which the server may be called; with any, everybody needs a key."""
+        """loopback: the server listens on a loopback address. user: name of a caller without a key. hosts: other names of
+        the server; with any of them, every caller needs a key."""
         self.keys, self.user = keys, user
         self.open = loopback and not require_key and not hosts
         self._loopback = loopback
@@ -60,16 +60,18 @@ class Access:
         if key is None:
             if self.open and is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
                 return Caller(self.user, "admin", None)
-            raise _unauthenticated("an API key is needed: Authorization: Bearer KEY (made with `refdiff keys add`)")
+            raise _unauthenticated(
+                "an API key is required: Authorization: Bearer KEY (create one with `refdiff keys add`)"
+            )
         found = self.keys.check(key)
-        if found is None:  # a known key is never held up: behind a proxy all people have one address
+        if found is None:  # only unknown keys are limited: behind a proxy all callers share one address
             if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
                 raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
-            raise _unauthenticated("this API key is not known or was revoked")
+            raise _unauthenticated("this API key is unknown or revoked")
         return Caller(found.name, found.role, found.key_id)
 
     def host_allowed(self, headers: Headers) -> bool:
-        """On loopback, other names than localhost are how a web page elsewhere would reach in (DNS rebinding)."""
+        """Whether the Host header is allowed; on loopback other names than localhost would permit DNS rebinding."""
         return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
 
 
@@ -78,7 +80,7 @@ def _unauthenticated(message: str) -> Refused:
 
 
 def host_name(headers: Headers) -> str:
-    """The host of the request without its port, lower case; "" if there is none or several."""
+    """The host of the request without its port, in lower case; "" without exactly one."""
     given = headers.getlist("host")
     if len(given) != 1:
         return ""
@@ -118,10 +120,10 @@ def _needs(role: Role) -> Callable[..., Caller]:
         _bearer_shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
         _header_shown: Annotated[str | None, Security(_header)],
     ) -> Caller:
-        # who it is was found out before the body was read (front.py); the parameters show in the OpenAPI document
+        # the caller was identified before the body was read (middleware.py); the parameters document it in OpenAPI
         caller = cast(Caller, request.state.caller)
         if not caller.may(role):
-            raise Refused(403, f"the key of {caller.name!r} is a {caller.role}'s; this needs the role {role}")
+            raise Refused(403, f"the key of {caller.name!r} has the role {caller.role}; this needs {role}")
         return caller
 
     return check

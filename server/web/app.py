@@ -1,21 +1,21 @@
-"""The FastAPI application over one desk."""
+"""The FastAPI application over one inspection service."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from refdiff.agent.service import InspectionService
 from refdiff.server.settings import ServerSettings
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
-from refdiff.server.web.middleware import RequestAdmission
+from refdiff.server.web.middleware import DOCS_PATH, RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
-    events,
     goldens,
     health,
     inspections,
@@ -28,7 +28,6 @@ from refdiff.server.web.routes import (
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
 ROUTERS = (
     inspections.router,
-    events.router,
     captures.router,
     line_cameras.router,
     goldens.router,
@@ -40,13 +39,14 @@ ROUTERS = (
 
 
 def create_app(service: InspectionService, access: Access, settings: ServerSettings) -> FastAPI:
-    """service: the caller closes it. access: who may come in."""
-    app = FastAPI(
+    """The application. service: stays open; the caller closes it. access: who may connect."""
+    app = FastAPIOffline(  # /docs loads its scripts from this server, not from a CDN
+        docs_url=DOCS_PATH,
+        redoc_url=None,
         title="RefDiff Inspector",
         description=ABOUT,
         version=version("refdiff"),
-        docs_url=None,  # those load scripts from elsewhere; ours is in service.py
-        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None, "docExpansion": "none"},
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.service, app.state.access, app.state.metrics = service, access, Metrics(service)

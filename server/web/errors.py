@@ -1,4 +1,4 @@
-"""Errors as the API tells them: one JSON shape, that of the command line's `--json` and of OpenAI's clients.
+"""Errors of the API, in one JSON shape: that of the command line's `--json` and of OpenAI's clients.
 
 {"error": {"type", "message", "code", "request_id", ...}}
 """
@@ -25,7 +25,7 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 
-# the first that fits
+# the first match counts
 STATUSES: tuple[tuple[type[RefDiffError], int], ...] = (
     (UnknownRecordError, 404),
     (UnknownPartError, 404),
@@ -35,7 +35,7 @@ STATUSES: tuple[tuple[type[RefDiffError], int], ...] = (
     (BusyError, 429),
     (UnavailableError, 503),
 )
-_RETRY_S = 10  # what is unavailable is seldom back at once
+_RETRY_S = 10  # an outage seldom ends at once
 _NAMES = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found",
           405: "method_not_allowed", 409: "conflict",
           413: "too_large", 415: "unsupported_media_type", 422: "invalid_request", 429: "too_many_requests"}  # fmt: skip
@@ -51,26 +51,26 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is not a success."""
+    """Body of every error response."""
 
     error: ErrorDetail
 
 
 class Refused(HTTPException):
-    """Raised by routes for what no store knows about: keys, roles, conversations."""
+    """Raised by routes for problems that no store knows about: keys, roles, formats."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
 
 
 def responses(*statuses: int, answers: str = "") -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: these statuses have an `ErrorBody`, besides those that every route may have.
+    """For the OpenAPI document: statuses with an `ErrorBody`, in addition to those that every route has.
 
-    answers: media types of a success that is not JSON, with blanks between them.
+    answers: media types of a success that is not JSON, separated by blanks.
     """
-    words = {404: "Not known", 409: "Decided already", 413: "Too large", 422: "Invalid", 429: "Come again later",
-             503: "Unavailable", 401: "Who are you?", 403: "Not with this key", 400: "Not understood", 415: "Unknown body",
-             405: "Not here"}  # fmt: skip
+    words = {404: "Unknown", 409: "Already decided", 413: "Too large", 422: "Invalid", 429: "Try again later",
+             503: "Unavailable", 401: "API key missing", 403: "Role not sufficient", 400: "Malformed", 415: "Body type",
+             405: "Method not allowed"}  # fmt: skip
     wanted = dict.fromkeys((*statuses, 400, 401, 403, 422, 429, 503))
     found: dict[int | str, dict[str, Any]] = {s: {"model": ErrorBody, "description": words[s]} for s in wanted}
     if answers:
@@ -86,7 +86,7 @@ def body(request: Request, type: str, message: str, code: str | None = None, **m
 def register(app: FastAPI) -> None:
     app.add_exception_handler(RefDiffError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, told)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 async def _known(request: Request, error: Exception) -> JSONResponse:
@@ -110,7 +110,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body(request, "InvalidRequest", "; ".join(problems)[:2000], "invalid_request"), 422)
 
 
-async def told(request: Request, error: Exception) -> JSONResponse:
+async def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     name = _NAMES.get(error.status_code, "error")
     kind = "".join(word.capitalize() for word in name.split("_"))

@@ -15,6 +15,8 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Metrics:
+    """Request counters of this server, and the state of its inspection service."""
+
     def __init__(self, service: InspectionService) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -34,7 +36,7 @@ class Metrics:
 
 
 class _ServiceCollector(Collector):
-    """Asked at every scrape."""
+    """Reads the state of the service at every scrape."""
 
     def __init__(self, service: InspectionService) -> None:
         self._service = service

@@ -1,6 +1,6 @@
-"""What every request passes before any route: id, host, origin, rate, key; and after: headers, log line, metrics.
+"""Request admission: checks id, host, origin, rate and key before any route; then headers, log line and metrics.
 
-A pure ASGI middleware, so that streams stay streams and a body is not read before its sender is known.
+Pure ASGI, because streams must stay streams and a body must not be read before its sender is known.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ from refdiff.server.web.metrics import Metrics
 
 log = logging.getLogger("refdiff.http")
 
-_GUARDED = ("/v1/", "/metrics")  # need a caller who is known
+_GUARDED = ("/v1/", "/metrics")  # paths that need an identified caller
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-WITH_PICTURES = {"/v1/chat/completions"}  # JSON bodies that carry pictures
-SMALL = 1_000_000  # bytes of any other body
+WITH_PICTURES = {"/v1/chat/completions"}  # paths whose JSON bodies carry images
+SMALL = 1_000_000  # limit of any other body, in bytes
+DOCS_PATH = "/docs"
+# Swagger UI starts with an inline script; the page holds no caller's data
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -44,7 +50,7 @@ HEADERS = {
 
 class RequestAdmission:
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, rate_per_minute: int, max_bytes: int) -> None:
-        """max_bytes: of a body with pictures. rate_per_minute: of one key, or of one address without a key; 0: no limit."""
+        """max_bytes: limit of a body with images. rate_per_minute: per key, or per address without a key; 0: no limit."""
         self._app, self._access, self._metrics = app, access, metrics
         self._max_bytes = max_bytes
         self._rate = RateLimitItemPerMinute(rate_per_minute) if rate_per_minute else None
@@ -65,6 +71,8 @@ class RequestAdmission:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request.state.request_id
+                if request.url.path == DOCS_PATH:
+                    headers["Content-Security-Policy"] = _DOCS_POLICY
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -72,20 +80,20 @@ class RequestAdmission:
         try:
             self._admit(request)
         except errors.Refused as refusal:
-            answer = await errors.told(request, refusal)
+            answer = await errors.http_error(request, refusal)
             await answer(scope, receive, sending)
         else:
             try:
                 await self._app(scope, self._limited(request, receive), sending)
-            except Exception:  # a bug: told without details, which the log has
+            except Exception:  # a bug: the response has no details, the log has
                 log.exception("internal error", extra={"request_id": request.state.request_id})
                 if status:
                     raise
-                text = "internal error; the server's log has the details under this request_id"
+                text = "internal error; see the server's log under this request_id"
                 failed = JSONResponse(errors.body(request, "InternalError", text, "internal_error"), 500)
                 await failed(scope, receive, sending)
         finally:
-            self._note(request, scope, status, time.perf_counter() - started)
+            self._log(request, scope, status, time.perf_counter() - started)
 
     def _admit(self, request: Request) -> None:
         """Raises Refused."""
@@ -94,10 +102,10 @@ class RequestAdmission:
         if path == "/healthz":
             return
         if not self._access.host_allowed(headers):
-            raise errors.Refused(403, f"this server is not called {headers.get('host', '')[:80]!r}: use localhost, or name "
-                                 "the host in REFDIFF_ALLOWED_HOSTS")  # fmt: skip
-        if key is None and request.method not in _SAFE and _from_elsewhere(headers):
-            raise errors.Refused(403, "a web page of another site may not do this")
+            raise errors.Refused(403, f"unknown host {headers.get('host', '')[:80]!r}: use localhost, or add the "
+                                 "host to REFDIFF_ALLOWED_HOSTS")  # fmt: skip
+        if key is None and request.method not in _SAFE and _is_cross_site(headers):
+            raise errors.Refused(403, "requests from web pages of other sites are not allowed")
         client = request.client.host if request.client else ""
         guarded = path.startswith(_GUARDED)
         caller = self._access.identify(headers, client, key) if guarded else None
@@ -113,13 +121,13 @@ class RequestAdmission:
                 raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", wait)
 
     def _limit(self, request: Request) -> int:
-        """Bytes that the body may have: much where pictures come in."""
+        """Size limit of the body, in bytes; higher where images are expected."""
         kind = request.headers.get("content-type", "").lower()
         pictures = kind.startswith("multipart/") or request.url.path in WITH_PICTURES
         return self._max_bytes if pictures else SMALL
 
     def _limited(self, request: Request, receive: Receive) -> Receive:
-        """A body without a stated length is counted as it comes."""
+        """`receive` with the size limit enforced, also for a body without a stated length."""
         limit, seen = self._limit(request), 0
 
         async def receiving() -> Message:
@@ -132,8 +140,8 @@ class RequestAdmission:
 
         return receiving
 
-    def _note(self, request: Request, scope: Mapping[str, Any], status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "")  # the template: ids are not labels
+    def _log(self, request: Request, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")  # the route template: ids must not become labels
         self._metrics.request(request.method, route or "unknown", status, seconds)
         caller: Caller | None = getattr(request.state, "caller", None)
         fields = {
@@ -149,13 +157,11 @@ class RequestAdmission:
 
 
 def _too_large(limit: int) -> errors.Refused:
-    return errors.Refused(
-        413, f"the body has more than {limit:,} bytes (REFDIFF_HTTP_MAX_BYTES limits those with pictures)"
-    )
+    return errors.Refused(413, f"the body exceeds {limit:,} bytes (REFDIFF_HTTP_MAX_BYTES sets the limit for images)")
 
 
-def _from_elsewhere(headers: Headers) -> bool:
-    """Did a browser send this for a page of another site? Programs send neither header."""
+def _is_cross_site(headers: Headers) -> bool:
+    """Whether a browser sent this for a page of another site; programs send neither header."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
     origin = headers.get("origin")

@@ -1,4 +1,4 @@
-"""One turn of a conversation: what its messages ask for, and the answer in words. Knows nothing of the wire."""
+"""One turn of a conversation: what its messages ask for, and the reply in words. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from refdiff.model.errors import ImageError, InputError, UnknownRecordError
 from refdiff.server.base64_images import from_data_url
 from refdiff.server.web.access import Caller
 
-_SENT_AGAIN = timedelta(minutes=30)  # clients wait for ten minutes and send twice more; later it is another request
-_LOOKED_UP = 20  # inspection ids in a conversation
+_SENT_AGAIN = timedelta(minutes=30)  # clients time out after ten minutes and retry twice; later it is a new request
+_LOOKED_UP = 20  # longest search for inspection ids in a conversation
 
 
 class TextPart(BaseModel):
@@ -27,7 +27,7 @@ class TextPart(BaseModel):
 
 
 class ImageUrl(BaseModel):
-    url: str = Field(description="data:image/...;base64,...; nothing is fetched")
+    url: str = Field(description="data:image/...;base64,...; URLs are not fetched")
 
 
 class ImagePart(BaseModel):
@@ -64,7 +64,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """What OpenAI's clients send; fields that mean nothing here (temperature and the like) are ignored."""
+    """A chat completion request; fields without a meaning here (temperature, ...) are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -73,52 +73,52 @@ class ChatBody(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    metadata: dict[str, str] | None = Field(default=None, description="product, part_id, scale_mm_per_px, where given")
+    metadata: dict[str, str] | None = Field(default=None, description="optional: product, part_id, scale_mm_per_px")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """report: what it is about, if it is about one."""
+class Reply:
+    """A reply. report: the report that it is about, if any."""
 
     text: str
     report: DefectReport | None = None
 
 
 @dataclass(frozen=True)
-class Sent:
-    """How a body came: its bytes, and whether the client says that it sends them again."""
+class SentBody:
+    """The body as received, and whether the client marks it as a retry."""
 
     raw: bytes
     again: bool
 
 
 class Turn:
-    """What the last user message of a conversation asks for, in the light of those before it."""
+    """What the last user message asks for, given the messages before it."""
 
-    def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, sent: Sent) -> None:
+    def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, sent: SentBody) -> None:
         self._service, self._caller, self._sent = service, caller, sent
         self._given = body.metadata or {}
         digest = hashlib.sha256(f"{caller.key_id} {caller.name} ".encode() + sent.raw)
         self._origin = f"chat:{digest.hexdigest()}"
         if body.messages[-1].role != "user":
-            raise InputError("the last message is not the user's; there is nothing to answer")
+            raise InputError("the last message is not from the user; there is nothing to answer")
         self._about, since = self._report_so_far(body.messages)
         asked = [m for m in body.messages[since:] if m.role == "user"]
         self._text = asked[-1].text
         self._texts = [m.text for m in reversed(asked)]  # newest first
         if any(len(m.images) > 1 for m in asked):
             raise InputError(
-                "a message has several images; send the photo of one part (the golden sample is found here)"
+                "a message has several images; send one photo of the part (the golden sample is retrieved here)"
             )
         self._image = next((m.images[0] for m in reversed(asked) if m.images), None)
 
-    def begin(self) -> str | Answer:
-        """The id of an inspection that is accepted now, or an answer. Raises ImageError, BusyError, UnavailableError.
+    def begin(self) -> str | Reply:
+        """The id of an accepted inspection, or a reply. Raises ImageError, BusyError, UnavailableError.
 
-        What a person can mend by saying more (unknown part, product missing) is an answer in words.
+        A problem that the user can solve in the conversation (unknown part, missing product) is a reply.
         """
         if (known := self._service.begun_by(self._origin)) is not None:
-            # sent again after a lost connection, which a kill of this server may have cut, it is not begun again
+            # a retry after a lost connection (or a crash of this server) must not start another inspection
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
             if self._sent.again and (known.open or fresh):
                 return known.inspection_id
@@ -128,12 +128,12 @@ class Turn:
         except ImageError:
             raise
         except InputError as e:
-            return Answer(str(e))
+            return Reply(str(e))
 
-    def _begin(self) -> str | Answer:
+    def _begin(self) -> str | Reply:
         intent = understand(self._text, photo=self._image is not None, about=self._about)
         if intent.about is not None:
-            return Answer(self._service.ask(intent.about, self._text), self._about)
+            return Reply(self._service.ask(intent.about, self._text), self._about)
         if not self._text.strip() and self._image is None:
             raise InputError("the message is empty")
         part = self._given.get("part_id") or intent.part_id
@@ -141,7 +141,7 @@ class Turn:
             parts = (understand(t, about=self._about).part_id for t in self._texts[1:])
             part = next((p for p in parts if p), None)
         if part is None:
-            return Answer(self._service.chat(self._text) if self._image is None else _NAME_THE_PART)
+            return Reply(self._service.chat(self._text) if self._image is None else _NAME_THE_PART)
         limit = self._service.workspace.model_settings.max_bytes
         photo = from_data_url(self._image, limit) if self._image else None
         request = next((t for t in self._texts if understand(t).part_id), self._text)
@@ -152,8 +152,8 @@ class Turn:
         return job.inspection_id
 
     def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:
-        """The report that the last message names, else the newest that an answer named; and from which message on nothing
-        is answered yet."""
+        """The report that the last message names, otherwise the newest one that an answer named, and the index of the first
+        message that is not answered yet."""
         last, seen = len(messages) - 1, set[str]()
         for i in (last, *(i for i in reversed(range(last)) if messages[i].role == "assistant")):
             for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
@@ -169,7 +169,7 @@ class Turn:
         return None, 0
 
     def _product(self, part: str, photo: bool) -> str | None:
-        """As metadata names it, else as the conversation does."""
+        """The product named in the metadata, otherwise in the conversation."""
         return self._given.get("product") or self._service.product_named(part, self._texts, photo=photo)
 
     def _scale(self) -> float | None:
@@ -186,11 +186,11 @@ class Turn:
 _NAME_THE_PART = 'Which part is it? Name it, for example: "this is part #4412".'
 
 
-def finished(service: InspectionService, inspection_id: str, base_url: str) -> Answer:
-    """What became of an inspection, in words."""
+def finished(service: InspectionService, inspection_id: str, base_url: str) -> Reply:
+    """The outcome of an inspection, in words."""
     found = service.inspection(inspection_id)
     if found.report is not None:
         link = f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
-        return Answer(report_text(found.report, link), found.report)
-    why = (found.error or {}).get("message", "it goes on")
-    return Answer(f"Part {found.part_id} could not be inspected: {why}")
+        return Reply(report_text(found.report, link), found.report)
+    why = (found.error or {}).get("message", "it is still running")
+    return Reply(f"Part {found.part_id} could not be inspected: {why}")

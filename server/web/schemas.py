@@ -1,4 +1,4 @@
-"""What the API takes and gives where a store's own record is not it."""
+"""Request and response models of the API, where a store's record is not used directly."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class _Strict(BaseModel):
 
 
 class InspectionRequestBody(_Strict):
-    """What is to be inspected. As multipart/form-data the photo goes into the field `image`."""
+    """An inspection request. In multipart/form-data the photo is the field `image`."""
 
-    text: str = Field(default="", max_length=20_000, description="The request in your own words; may name the part")
+    text: str = Field(default="", max_length=20_000, description="The request in plain words; may name the part")
     part_id: str | None = Field(default=None, max_length=200)
     product: str | None = Field(default=None, max_length=64)
-    capture_id: str | None = Field(default=None, max_length=64, description="A photo sent before; default the newest")
+    capture_id: str | None = Field(default=None, max_length=64, description="A photo sent earlier; default: the newest")
     scale_mm_per_px: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Of the photo sent along"
+        default=None, gt=0, allow_inf_nan=False, description="Scale of the attached photo"
     )
 
 
 class InspectionView(BaseModel):
-    """An inspection as it stands. report: once state is done; its artefacts are addresses on this server."""
+    """The state of an inspection. report: present once state is done; its artefacts are URLs of this server."""
 
     inspection_id: str
     state: JobState
@@ -80,16 +80,16 @@ class QueueView(BaseModel):
 
 
 class DispositionBody(_Strict):
-    decision: Literal["accept", "override"] = Field(description="accept: the verdict holds; override: it does not")
+    decision: Literal["accept", "override"] = Field(description="accept: the verdict is right; override: it is wrong")
     reason: str = Field(min_length=1, max_length=2000)
     judged: Judgement | None = Field(
-        default=None, description="What the part is; for a REVIEW, else the decision says it"
+        default=None, description="What the part really is; needed for a REVIEW, otherwise it follows from the decision"
     )
-    as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
+    as_reference: bool = Field(default=False, description="Let the photo of this good part become a golden sample")
 
 
 class DecidedView(BaseModel):
-    """A disposition, and what became of the person's consent (null without one, or while it waits)."""
+    """A disposition. learned: outcome of the adoption as reference; null without consent, or while it waits."""
 
     inspection_id: str
     decision: Literal["accept", "override"]
@@ -142,7 +142,7 @@ def inspection_view(found: Inspection, learned: Adoption | None = None) -> Inspe
     links = {"self": base, "events": f"{base}/events"}
     report = found.report
     if report is not None:
-        kept = report.artefacts.model_dump(exclude_none=True)  # older reports have fewer
+        kept = report.artefacts.model_dump(exclude_none=True)  # older reports have fewer files
         urls = {name: f"{base}/artefacts/{name}" for name in ARTEFACTS if name in kept}
         report = report.model_copy(update={"artefacts": Artefacts(**urls)})
         links |= urls | {name: f"{base}/pictures/{name}" for name in ("query", "reference")}

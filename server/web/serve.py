@@ -1,47 +1,50 @@
-"""Running the server: the desk, then uvicorn, until a signal."""
+"""Run the HTTP server: the inspection service, its bots and uvicorn, until a signal."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import bots
-from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.settings import ServerSettings, load
+from refdiff.server.settings import ChatSettings, ServerSettings, Settings
+from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
-from refdiff.server.web.graceful import GracefulServer
 from refdiff.server.web.json_logs import log_json
 
-_STOP_S = 10  # how long open requests may take after a stop is asked for
+_STOP_S = 10  # how long open requests may take after a stop signal
 _CONNECTIONS = 512
 
 
 def serve(
     listener: socket.socket,
     host: str,
-    open_service: Callable[[], InspectionService],
-    settings: ServerSettings,
+    settings: Settings,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM, or until Ctrl-C, which is raised again at the end.
+    """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end.
 
-    host: that listener is bound to. ready: called with the address once requests are taken. Raises UnavailableError where
-    another server has the home, InputError where the host lets others in without a key.
+    host: the address that the listener is bound to. ready: called with the URL once requests are accepted. Raises
+    UnavailableError if another server owns the home, InputError if other machines could connect without a key.
     """
-    with open_service() as service, KeyStore(service.stores.settings.home) as keys, contextlib.ExitStack() as running:
+    with contextlib.ExitStack() as running:
+        service = running.enter_context(
+            InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
+        )
+        keys = running.enter_context(KeyStore(service.stores.settings.home))
         check_open_to(host, keys)
-        chat = load(ChatSettings)
-        access = access_to(keys, host, settings, chat)
-        log_json(settings.log_level)
-        app = create_app(service, access, settings)
-        running.enter_context(bots(app, service, chat))
+        access = access_to(keys, host, settings.server, settings.chat)
+        log_json(settings.server.log_level)
+        app = create_app(service, access, settings.server)
+        running.enter_context(bots(app, service, settings.chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
@@ -53,8 +56,39 @@ def serve(
 
 
 def access_to(keys: KeyStore, host: str, settings: ServerSettings, chat: ChatSettings) -> Access:
-    """Who may come in at a host, as the settings say."""
+    """The access rules that follow from host and settings."""
     return Access(
         keys, loopback=is_loopback(host), user=settings.user, hosts=tuple(settings.allowed_hosts),
         require_key=settings.require_key or chat.called_from_outside,
     )  # fmt: skip
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn with graceful shutdown: the service is closed before a signal is raised again.
+
+    ready: called once requests are accepted. ending: called before open requests are awaited; must be quick.
+    interrupted: whether Ctrl-C stopped it.
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready, self._ending = ready, ending
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but no signal is raised again here: the caller closes the service first."""
+        with handled_by(self.handle_exit):
+            yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted |= sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)

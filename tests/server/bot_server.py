@@ -15,8 +15,7 @@ import uvicorn
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import TeamsCloud, bots
-from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.settings import ServerSettings
+from refdiff.server.settings import ChatSettings, ServerSettings
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 

@@ -16,7 +16,7 @@ import pytest
 
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
-from refdiff.server.cli import inspections, main
+from refdiff.server.cli import inspections, invocation, main
 
 REFDIFF = Path(sys.executable).parent / "refdiff"
 PHOTO = encode_png(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
@@ -64,6 +64,26 @@ def test_help_is_fast_because_it_loads_no_network() -> None:
     code = "import sys; from refdiff.server.cli import main; main.run(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", ["inspect", "calibrate", "watch", "serve", "mcp"])
+def test_help_of_a_command_needs_neither_torch_nor_settings(command: str) -> None:
+    code = "import sys; from refdiff.server.cli.main import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
+    env = os.environ | {"REFDIFF_ALPHA": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_settings_are_loaded_once_with_the_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_ALPHA", "0.2")
+    with invocation.begin(as_json=False):
+        first = invocation.settings()
+        assert invocation.settings() is first
+        assert invocation.settings(references=None, alpha=None) is first
+        assert (first.tools.alpha, invocation.settings(alpha=0.3, references=2).tools.alpha) == (0.2, 0.3)
+        assert invocation.settings(threads=3).tools.references == 2
 
 
 @pytest.mark.parametrize(

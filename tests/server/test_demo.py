@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.server.cli import demo, demo_page, main
+from refdiff.server.cli import demo, main
+from refdiff.server.settings import load_settings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +68,7 @@ def test_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="did not make"):
-        demo.run_demo(tmp_path)
+        demo.run_demo(tmp_path, load_settings())
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -90,6 +91,6 @@ def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_wrong_verdicts_are_called_wrong(verdict: str, defective: bool, words: str) -> None:
     from types import SimpleNamespace
 
-    cell = demo_page.Cell(Path("x.png"), "mono", float(defective))
-    item = demo_page.InspectedCell("1", cell, SimpleNamespace(verdict=verdict), "", 0.0)  # type: ignore[arg-type]
-    assert demo_page.agreement(item) == words
+    cell = demo.Cell(Path("x.png"), "mono", float(defective))
+    item = demo.InspectedCell("1", cell, SimpleNamespace(verdict=verdict), "", 0.0)  # type: ignore[arg-type]
+    assert demo.agreement(item) == words

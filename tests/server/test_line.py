@@ -116,14 +116,14 @@ def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pyte
     ("arguments", "code", "words"),
     [
         (["nowhere", "--product", "board"], 65, "no such folder"),
-        (["camera", "--pattern", "("], 65, "not a regular expression"),
+        (["camera", "--pattern", "("], 65, "invalid regular expression"),
         (["camera", "--pattern", r"\d+", "--product", "board"], 65, "a group named part"),
-        (["camera"], 65, "which product"),
+        (["camera"], 65, "the product is unknown"),
         (["camera", "--product", "screw"], 65, "no product 'screw'"),
         (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
-        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "write an address like"),
-        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "write an address like"),
-        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "write an address like"),
+        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "give a URL like"),
+        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "give a URL like"),
+        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "give a URL like"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_watched(
@@ -330,8 +330,8 @@ def test_a_full_disk_stops_the_line_and_loses_nothing(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(line_module, "record_capture", full)
-    assert watch(camera) == 0  # tried again until it had room
-    assert "tried again" in capsys.readouterr().err
+    assert watch(camera) == 0  # retried until it had room
+    assert "retrying" in capsys.readouterr().err
     drop(camera, "board_1.png", good_photo(71))
     fails[0] = 99
     assert watch(camera) == 69
@@ -381,7 +381,7 @@ def test_messages_are_signed_retried_and_in_order(
     assert watch(camera, "--webhook", receiver, "--json") == 0
     output = capsys.readouterr()
     assert json.loads(output.out)["webhook"] == {"pending": 0, "sent": 2, "refused": 1}
-    assert "does not take messages (HTTP 500)" in output.err
+    assert "is unavailable (HTTP 500)" in output.err
     assert "refused" in output.err
     ids = [t["inspection_id"] for t in told(camera.parent)]
     got = [(status, headers["webhook-id"]) for status, headers, _ in Receiver.got]
@@ -402,7 +402,7 @@ def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str
         journal.end(photo.seq, "filed", {"inspection_id": "insp-1"}, send=True)
         with Webhook(journal, "http://127.0.0.1:9/", SECRET, notes.append) as closed_port:
             closed_port.drain(0.2)
-        assert "does not take messages (ConnectError)" in notes[0]
+        assert "is unavailable (ConnectError)" in notes[0]
         assert journal.count_messages() == {"pending": 1}
     with WatchJournal(tmp_path / "j.sqlite") as journal:  # another process, later
         with Webhook(journal, receiver, SECRET, notes.append) as webhook:
@@ -430,7 +430,7 @@ def test_the_sender_survives_what_nobody_foresaw(
         with Webhook(journal, receiver, SECRET, notes.append) as webhook:
             webhook.drain(10)
         assert journal.count_messages() == {"sent": 1}
-    assert notes == ["webhook: internal error (RuntimeError: odd); tried again"]
+    assert notes == ["webhook: internal error (RuntimeError: odd); retrying"]
 
 
 # ---- the language model ----

@@ -254,7 +254,7 @@ def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection
     ("tool", "arguments", "words"),
     [
         ("inspect_part", {"part_id": "404"}, "no capture of part 404"),
-        ("inspect_part", {"part_id": "1", "product": "board", "photo_base64": "%%%"}, "not base64"),
+        ("inspect_part", {"part_id": "1", "product": "board", "photo_base64": "%%%"}, "not valid base64"),
         ("inspect_part", {"part_id": "1", "product": "board", "photo_base64": encoded(b"text")}, "not an image"),
         ("inspect_part", {"part_id": "1", "photo_base64": encoded(good_photo(1))}, "say which product"),
         ("inspect_part", {"part_id": ""}, "at least 1 character"),

@@ -92,11 +92,11 @@ def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("script", "mode", "why"),
     [
-        ("#!/bin/sh\nexec sleep 60\n", 0o755, "does not answer within 0.3 s"),
-        ("#!/bin/sh\necho hello\n", 0o755, "is no Python"),
-        ("#!/bin/sh\n", 0o755, "is no Python"),
-        ("#!/bin/sh\necho '[]'\n", 0o755, "is no Python"),
-        ("#!/bin/sh\n", 0o644, "may not be read or started"),
+        ("#!/bin/sh\nexec sleep 60\n", 0o755, "did not answer within 0.3 s"),
+        ("#!/bin/sh\necho hello\n", 0o755, "is not a Python interpreter"),
+        ("#!/bin/sh\n", 0o755, "is not a Python interpreter"),
+        ("#!/bin/sh\necho '[]'\n", 0o755, "is not a Python interpreter"),
+        ("#!/bin/sh\n", 0o644, "cannot be read or started"),
     ],
 )
 def test_an_interpreter_that_is_none_is_told(
@@ -114,7 +114,7 @@ def test_an_interpreter_in_a_closed_folder_is_told(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", closed)  # as a folder without x does it, for everybody but root
-    with pytest.raises(UnavailableError, match="may not be read or started"):
+    with pytest.raises(UnavailableError, match="cannot be read or started"):
         find_vllm(tmp_path / "python")
 
 

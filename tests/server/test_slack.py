@@ -24,14 +24,13 @@ from websockets.sync.server import serve as websocket_server
 
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError
 from refdiff.server.chat import bot as host_module
-from refdiff.server.chat.bot import ChatRequest
+from refdiff.server.chat.bot import ChatRequest, may_decide
 from refdiff.server.chat.bots import bots
-from refdiff.server.chat.settings import ChatSettings, may_decide
 from refdiff.server.chat.slack import app as slack_app
-from refdiff.server.cli.options import open_stores
-from refdiff.server.settings import ConfigurationError
+from refdiff.server.settings import ChatSettings, ConfigurationError
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
@@ -168,7 +167,7 @@ def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(
     slack.event(bot, mention("inspect part #7", "1.1", files=[stolen]))
     [post] = wait(lambda: slack.posts()["1.1"])
     other.close()
-    assert "not a file of Slack" in post["text"]
+    assert "not stored in Slack" in post["text"]
     assert other.downloads == []
 
 
@@ -453,7 +452,7 @@ def test_a_stopping_server_waits_for_no_inspection_and_loses_no_message(ready: P
     with server_process(slack, REFDIFF_LLM="off"):
         wait(lambda: all(any(p.get("blocks") for p in slack.posts()[t]) for t in ("1.1", "2.1")))
         wait(lambda: slack.posts()["3.1"])
-    with open_stores() as stores:
+    with Stores.open() as stores:
         assert sorted(r.part_id for r in stores.inspections.list()) == ["5", "6"]
 
 

@@ -20,10 +20,9 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bots import bots
-from refdiff.server.chat.settings import ChatSettings
 from refdiff.server.chat.teams import app as teams_app
 from refdiff.server.chat.teams import cards
-from refdiff.server.settings import ConfigurationError
+from refdiff.server.settings import ChatSettings, ConfigurationError
 
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
@@ -152,7 +151,7 @@ def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes)
     [
         ("inspect part #404", None, "No capture of part 404"),
         ("hello", None, "Name the part"),
-        ("inspect part #7, product board", "elsewhere", "not a file of Teams"),
+        ("inspect part #7, product board", "elsewhere", "not stored in Teams"),
     ],
 )
 def test_what_cannot_be_inspected_is_answered_helpfully(

@@ -1,7 +1,7 @@
-"""The Bolt app: events become messages of the chat host, buttons and dialogs become decisions.
+"""The Bolt app: events become messages to the chat bot, buttons and dialogs become decisions.
 
-A message is kept on the disk before Slack is told that it came; work happens afterwards, so that every acknowledgement
-is quick. Bolt checks the signature of each HTTP request, and answers 401 to a bad one.
+A message is stored before Slack gets its acknowledgement; the work follows afterwards, which keeps acknowledgements
+quick. Bolt checks the signature of every HTTP request and answers 401 to a bad one.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ log = logging.getLogger(__name__)
 INSPECT_MESSAGE, INSPECT_PART = "refdiff_inspect_message", "refdiff_inspect_part"
 _MENTION = re.compile(r"<@[A-Z0-9]+(?:\|[^>]*)?>")
 _LINK = re.compile(r"<(?:[^|>]*\|)?([^>]*)>")
-_SUBTYPES = (None, "file_share", "thread_broadcast")  # of messages that people write
+_SUBTYPES = (None, "file_share", "thread_broadcast")  # subtypes of messages that people write
 
 
-def build_app(platform: SlackPlatform, host: ChatBot, signing_secret: str | None) -> App:
-    """signing_secret: None where only Socket Mode is used."""
-    # who we are is known: asking Slack again (auth.test) would make every acknowledgement wait for Slack
+def build_app(platform: SlackPlatform, bot: ChatBot, signing_secret: str | None) -> App:
+    """signing_secret: None if only Socket Mode is used."""
+    # our identity is known; a call of auth.test would delay every acknowledgement
     ourselves = AuthorizeResult(enterprise_id=None, team_id=None, bot_token=platform.client.token)
     app = App(client=platform.client, signing_secret=signing_secret or "", name="refdiff", authorize=lambda: ourselves)
-    app.middleware(lambda body, next: _keep(host, body) or next())
-    _add_shortcuts(app, host)
-    _add_buttons(app, platform, host)
+    app.middleware(lambda body, next: _keep(bot, body) or next())
+    _add_shortcuts(app, bot)
+    _add_buttons(app, platform, bot)
     return app
 
 
-def _keep(host: ChatBot, body: dict[str, Any]) -> BoltResponse | None:
-    """Keep an event that is a message to the bot; the answer to Slack, None for what is none."""
+def _keep(bot: ChatBot, body: dict[str, Any]) -> BoltResponse | None:
+    """Store an event that is a message to the bot; returns the answer to Slack, None for anything but events."""
     event = body.get("event") or {}
     if body.get("type") != "event_callback":
         return None
     request = message_of(event, str(body.get("team_id") or ""))
-    if request is not None and (_is_for_us(event) or host.knows_thread(request.thread)):
-        host.receive(request)
+    if request is not None and (_is_for_us(event) or bot.knows_thread(request.thread)):
+        bot.receive(request)
     return BoltResponse(status=200, body="")
 
 
@@ -55,9 +55,9 @@ def _is_for_us(event: dict[str, Any]) -> bool:
 
 
 def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
-    """A message event as a request; None for those of bots, edits and the like.
+    """A message event as a request; None for messages of bots, edits and the like.
 
-    Its key is the message itself: Slack tells of one message up to twice (app_mention, message), each with retries.
+    The key identifies the message: Slack sends up to two events per message (app_mention, message), each with retries.
     """
     if event.get("type") not in ("app_mention", "message") or event.get("subtype") not in _SUBTYPES:
         return None
@@ -77,13 +77,13 @@ def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
 
 
 def plain(text: str) -> str:
-    """Slack's markup as the text that was typed, without mentions."""
+    """The typed text, without Slack's markup and mentions."""
     text = _LINK.sub(r"\1", _MENTION.sub(" ", text))
     return " ".join(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").split())
 
 
 def _photos(files: Any) -> list[dict[str, Any]]:
-    """Files that may be photos; those of shared channels say nothing about themselves."""
+    """Files that may be photos; files of shared channels come without a type."""
     kept = ("id", "name", "url_private", "url_private_download")
     listed = files if isinstance(files, list) else []
     return [
@@ -93,7 +93,7 @@ def _photos(files: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _add_shortcuts(app: App, host: ChatBot) -> None:
+def _add_shortcuts(app: App, bot: ChatBot) -> None:
     @app.shortcut(INSPECT_MESSAGE)
     def inspect_message(ack: Any, shortcut: dict[str, Any]) -> None:
         message, channel = shortcut["message"], str(shortcut["channel"]["id"])
@@ -107,7 +107,7 @@ def _add_shortcuts(app: App, host: ChatBot) -> None:
             place={"channel": channel, "thread_ts": thread_ts, "ts": str(message["ts"])},
             photos=_photos(message.get("files")),
         )
-        host.receive(request)
+        bot.receive(request)
         ack()
 
     @app.shortcut(INSPECT_PART)
@@ -119,24 +119,24 @@ def _add_shortcuts(app: App, host: ChatBot) -> None:
     def inspect_wanted(ack: Any, body: dict[str, Any]) -> None:
         part = body["view"]["state"]["values"]["part"]["part"]["value"].strip().lstrip("#")
         user, team = str(body["user"]["id"]), str(body["team"]["id"])
-        # the part is in the key: after an error somebody may correct it in the same dialog, which is another wish
-        host.receive(ChatRequest(
+        # the part is in the key: a corrected part in the same dialog is another request
+        bot.receive(ChatRequest(
             key=f"{team}:{body['view']['id']}:{part}", thread="", user=user, user_name="", text=f"inspect part #{part}",
             place={"team": team, "channel": user, "opening": f"You asked for an inspection of part #{part}."},
         ))  # fmt: skip
         ack()
 
 
-def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
+def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
     def tell(client: Any, channel: str, user: str, thread: str | None, text: str) -> None:
-        """To that person alone."""
+        """Tell one person only."""
         client.chat_postEphemeral(channel=channel, user=user, thread_ts=thread, text=blocks.escape(text))
 
     def refresh(channel: str, ts: str, inspection_id: str) -> None:
         try:
-            platform.update(channel, ts, host.told(inspection_id))
-        except (SlackClientError, OSError) as e:  # the decision is kept, and the page shows it
-            log.warning("the message about %s cannot be updated: %s", inspection_id, e)
+            platform.update(channel, ts, bot.told(inspection_id))
+        except (SlackClientError, OSError) as e:  # the decision is stored, and the review page shows it
+            log.warning("cannot update the message about %s: %s", inspection_id, e)
 
     @app.action(blocks.ACCEPT)
     def accept(ack: Any, body: dict[str, Any], client: Any) -> None:
@@ -144,7 +144,7 @@ def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
         channel, ts, thread, inspection_id = _where(body)
         user = str(body["user"]["id"])
         try:
-            host.decide(inspection_id, "accept", user, str(body["user"].get("name") or ""), "accepted in Slack")
+            bot.decide(inspection_id, "accept", user, str(body["user"].get("name") or ""), "accepted in Slack")
         except RefDiffError as e:
             tell(client, channel, user, thread, str(e))
         refresh(channel, ts, inspection_id)
@@ -154,9 +154,9 @@ def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
         ack()
         channel, ts, thread, inspection_id = _where(body)
         user = str(body["user"]["id"])
-        if not host.may_decide(user):
+        if not bot.may_decide(user):
             try:
-                host.decide(inspection_id, "override", user, "", "")  # says why not
+                bot.decide(inspection_id, "override", user, "", "")  # raises the reason
             except RefDiffError as e:
                 tell(client, channel, user, thread, str(e))
             return
@@ -168,7 +168,7 @@ def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
         reason = str(body["view"]["state"]["values"]["reason"]["reason"]["value"] or "")
         user = body["user"]
         try:
-            host.decide(about["inspection_id"], "override", str(user["id"]), str(user.get("name") or ""), reason)
+            bot.decide(about["inspection_id"], "override", str(user["id"]), str(user.get("name") or ""), reason)
         except RefDiffError as e:
             ack(response_action="errors", errors={"reason": str(e)[:2000]})
             return
@@ -183,16 +183,16 @@ def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
 
     @app.action(blocks.PAGE)
     def page(ack: Any) -> None:
-        ack()  # the browser follows the address
+        ack()  # the browser opens the URL
 
 
 def _where(body: dict[str, Any]) -> tuple[str, str, str | None, str]:
-    """Channel, message, thread and inspection of a button."""
+    """(channel, message, thread, inspection) of a button."""
     container = body["container"]
     thread = container.get("thread_ts") or (body.get("message") or {}).get("thread_ts")
     return str(container["channel_id"]), str(container["message_ts"]), thread, str(body["actions"][0]["value"])
 
 
 def dispatch(app: App, body: bytes, headers: dict[str, str]) -> BoltResponse:
-    """Answer an HTTP request of Slack's. Blocks for as long as an acknowledgement takes."""
+    """Answer an HTTP request from Slack. Blocks until the acknowledgement."""
     return app.dispatch(BoltRequest(body=body.decode("utf-8", "replace"), headers=dict(headers)))

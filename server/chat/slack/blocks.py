@@ -1,4 +1,4 @@
-"""What RefDiff shows in Slack, as Block Kit (JSON data). Text of people and models is escaped: no links, no pings."""
+"""Block Kit messages and dialogs (JSON data). Text of people and models is escaped: no links, no mentions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from refdiff.server.chat.summary import Told
 
 ACCEPT, OVERRIDE, ZOOM, PAGE = "refdiff_accept", "refdiff_override", "refdiff_zoom", "refdiff_page"
 OVERRIDE_VIEW, INSPECT_VIEW = "refdiff_override_view", "refdiff_inspect_view"
-_MAX_SECTION = 2900  # of the 3,000 characters that Slack takes
+_MAX_SECTION = 2900  # Slack allows 3,000 characters
 _MARKS = {"PASS": ":white_check_mark:", "FAIL": ":x:", "REVIEW": ":warning:"}
 
 Block = dict[str, Any]
@@ -20,13 +20,13 @@ def escape(text: str) -> str:
 
 
 def answer(told: Told) -> list[Block]:
-    """A filed report: verdict, findings, folded reasoning, buttons while nobody has decided."""
+    """A filed report: verdict, findings, folded reasoning, and buttons until it is decided."""
     found = "\n".join(f"• {escape(line)}" for line in told.findings) or "No findings."
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": told.title[:150]}},
         _section(f"{_MARKS.get(told.verdict, '')} {escape(told.reason)}."),
         _section(f"*Findings*\n{found}"),
-        # long text is folded behind "see more" unless it is told to expand
+        # without `expand`, long text is folded behind "see more"
         _section(f"*Reasoning*\n{escape(told.reasoning)}") | {"expand": False},
         {"type": "context", "elements": [_mrkdwn(f"{told.inspection_id} · {escape(told.judge)}")]},
     ]
@@ -46,7 +46,7 @@ def answer(told: Told) -> list[Block]:
 
 
 def override_view(inspection_id: str, channel: str, message_ts: str) -> Block:
-    """The dialog that asks why."""
+    """The dialog that asks for the reason of an override."""
     return {
         "type": "modal",
         "callback_id": OVERRIDE_VIEW,
@@ -55,9 +55,9 @@ def override_view(inspection_id: str, channel: str, message_ts: str) -> Block:
         "submit": {"type": "plain_text", "text": "Override"},
         "close": {"type": "plain_text", "text": "Cancel"},
         "blocks": [
-            {"type": "context", "elements": [_mrkdwn(f"{inspection_id}: the report stays as it is; your decision is kept "
+            {"type": "context", "elements": [_mrkdwn(f"{inspection_id}: the report does not change; your decision is kept "
                                                      "with it and cannot be changed.")]},
-            _input("reason", "Why does the verdict not hold?", multiline=True, max_length=1000),
+            _input("reason", "Why is the verdict wrong?", multiline=True, max_length=1000),
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Slack's Web API as the chat host uses it."""
+"""Slack's Web API, as the chat bot uses it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class SlackPlatform:
     def __init__(self, service: InspectionService, client: WebClient) -> None:
         self._service, self.client = service, client
         self._names: OrderedDict[str, str] = OrderedDict()
-        self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status had to be a message
-        self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is posted
+        self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status is posted as a message
+        self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is already posted
         self._mutex = threading.Lock()
 
     def name_of(self, user: str) -> str:
@@ -51,7 +51,7 @@ class SlackPlatform:
         try:
             found = self.client.users_info(user=user)["user"]
             name = str(found.get("real_name") or found.get("name") or "")
-        except (SlackClientError, KeyError, OSError):  # no scope, or a guest of another workspace
+        except (SlackClientError, KeyError, OSError):  # missing scope, or a guest of another workspace
             name = ""
         with self._mutex:
             self._names[user] = name
@@ -60,7 +60,7 @@ class SlackPlatform:
         return name
 
     def opened(self, request: ChatRequest) -> ChatRequest:
-        """Its thread begins with a message to the person, because a dialog is in no conversation."""
+        """Open a thread with a message to the person, because a dialog belongs to no conversation."""
         place = request.place
         posted = self.client.chat_postMessage(channel=place["channel"], text=blocks.escape(place["opening"]))
         channel, ts = str(posted["channel"]), str(posted["ts"])
@@ -72,7 +72,7 @@ class SlackPlatform:
             return None
         file = request.photos[0]
         url = file.get("url_private_download") or file.get("url_private")
-        if not url and file.get("id"):  # files of a shared channel come without their address
+        if not url and file.get("id"):  # files of a shared channel come without a URL
             found = self.client.files_info(file=file["id"])["file"]
             url = found.get("url_private_download") or found.get("url_private")
         name = str(file.get("name") or "photo")
@@ -82,7 +82,7 @@ class SlackPlatform:
         channel, thread = request.place["channel"], request.place["thread_ts"]
         try:
             self.client.assistant_threads_setStatus(channel_id=channel, thread_ts=thread, status=f"{text[:140]}…")
-        except SlackApiError:  # not every place has a status: then one message, once
+        except SlackApiError:  # no status here: post one message instead, once
             if not self._first(self._announced, request.key):
                 return
             self.say(request, f"{text[:1].upper()}{text[1:]}…")
@@ -95,7 +95,7 @@ class SlackPlatform:
 
     def show(self, request: ChatRequest, told: Told) -> None:
         channel, thread = request.place["channel"], request.place["thread_ts"]
-        if request.key not in self._pictured:  # the message below may be refused again and again
+        if request.key not in self._pictured:  # the message below may fail and be repeated
             picture = overlay(self._service, told.inspection_id)
             self.client.files_upload_v2(
                 channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
@@ -108,13 +108,13 @@ class SlackPlatform:
         )  # fmt: skip
 
     def update(self, channel: str, ts: str, told: Told) -> None:
-        """Show a report anew where it is shown already, after somebody decided."""
+        """Update a posted report after a decision."""
         self.client.chat_update(
             channel=channel, ts=ts, text=blocks.escape(f"{told.title}. {told.reason}"), blocks=blocks.answer(told)
         )
 
     def zoom(self, channel: str, thread: str, inspection_id: str) -> None:
-        """The findings enlarged, as pictures in the thread."""
+        """Post the enlarged findings as pictures in the thread."""
         made = crops(self._service, inspection_id)
         if not made:
             self.client.chat_postMessage(channel=channel, thread_ts=thread, text="There is no finding to enlarge.")
@@ -126,7 +126,7 @@ class SlackPlatform:
         self.client.files_upload_v2(channel=channel, thread_ts=thread, file_uploads=uploads)
 
     def _first(self, seen: OrderedDict[str, None], key: str) -> bool:
-        """Note a request; was it not noted before?"""
+        """Remember a request; returns whether it is new."""
         with self._mutex:
             if key in seen:
                 return False
@@ -136,11 +136,11 @@ class SlackPlatform:
             return True
 
     def _download(self, url: str, name: str) -> bytes:
-        """A file of Slack's. The token goes to Slack alone, whatever address an event names."""
+        """Download a file from Slack. The token is sent to Slack only, whatever URL an event names."""
         parts, api = urlsplit(url), urlsplit(self.client.base_url)
         at_slack = parts.scheme == "https" and (parts.hostname or "").endswith(".slack.com")
         if not at_slack and (parts.scheme, parts.netloc) != (api.scheme, api.netloc):
-            raise InputError(f"the photo {name} is not a file of Slack; attach the picture itself")
+            raise InputError(f"the photo {name} is not stored in Slack; attach the image itself")
         headers = {"Authorization": f"Bearer {self.client.token}"}
         return download(url, name, "Slack", headers, self._service.workspace.model_settings.max_bytes)
 

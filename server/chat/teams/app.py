@@ -1,7 +1,7 @@
-"""The Teams app on the HTTP server: activities become messages of the chat host, card actions become decisions.
+"""The Teams app on the HTTP server: activities become messages to the chat bot, card actions become decisions.
 
-The SDK checks the token of every request (401 without a good one). A message is kept on the disk before Teams is told
-that it came; work happens afterwards.
+The SDK checks the token of every request (401 without a valid one). A message is stored before Teams gets its
+acknowledgement; the work follows afterwards.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FILE = "application/vnd.microsoft.teams.file.download.info"
 
 
 class _Routes:
-    """The SDK's endpoint on our own app. (Its FastAPI adapter takes the app's lifespan over and fails on bad JSON.)"""
+    """The SDK's endpoint on our app. (Its own FastAPI adapter replaces the app's lifespan and fails on bad JSON.)"""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -61,13 +61,13 @@ class _Routes:
         self._app.add_api_route(path, route, methods=[method], include_in_schema=False)
 
     def serve_static(self, path: str, directory: str) -> None:
-        """Nothing is served from folders."""
+        """Unused: nothing is served from folders."""
 
     async def start(self, port: int) -> None:
-        """The server is ours and runs already."""
+        """Nothing to do: our server is already running."""
 
     async def stop(self) -> None:
-        """It stops by itself."""
+        """Nothing to do: our server stops by itself."""
 
 
 def make_app(
@@ -78,28 +78,28 @@ def make_app(
     cloud: CloudEnvironment | None = None,
     token: TokenProvider | None = None,
 ) -> App:
-    """The SDK's app with its endpoint on ours. cloud, token: of another environment than the public cloud."""
+    """The SDK's app with its endpoint on our server. cloud, token: for any other than the public cloud."""
     return App(
         client_id=client_id, client_secret=client_secret, tenant_id=tenant_id, cloud=cloud, token=token,
         http_server_adapter=_Routes(app), messaging_endpoint=PATH, telemetry={"agent365": False},
-        dangerously_allow_unauthenticated_requests=False,  # whatever the environment says
+        dangerously_allow_unauthenticated_requests=False,  # regardless of the environment
     )  # fmt: skip
 
 
-def listen(app: App, platform: TeamsPlatform, host: ChatBot, tenant_id: str | None) -> None:
-    """Have messages and card actions handled. tenant_id: only people of it are; None: of any."""
+def listen(app: App, platform: TeamsPlatform, bot: ChatBot, tenant_id: str | None) -> None:
+    """Handle messages and card actions. tenant_id: only people of this tenant; None: of any."""
 
     @app.on_message
     async def on_message(context: ActivityContext[MessageActivity]) -> None:
         request = message_of(context.activity)
         if request is not None and _is_of(context.activity, tenant_id):
-            await run_in_threadpool(host.receive, request)
+            await run_in_threadpool(bot.receive, request)
 
     @app.on_card_action
     async def on_card_action(context: ActivityContext[AdaptiveCardInvokeActivity]) -> Any:
         if not _is_of(context.activity, tenant_id):
             return AdaptiveCardActionMessageResponse(value="RefDiff belongs to another organisation.")
-        return await run_in_threadpool(_act, context.activity, platform, host)
+        return await run_in_threadpool(_act, context.activity, platform, bot)
 
 
 def _is_of(activity: Any, tenant_id: str | None) -> bool:
@@ -110,38 +110,38 @@ def _is_of(activity: Any, tenant_id: str | None) -> bool:
     return bool(found == tenant_id)
 
 
-def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, host: ChatBot) -> Any:
-    """A button. The card changes for whoever pressed it by the answer, for everybody else by an update."""
+def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, bot: ChatBot) -> Any:
+    """Handle a button. The answer changes the card for the person who pressed it, an update for everyone else."""
     action = activity.value.action
     inspection_id, place = str(action.data.get("inspection_id", "")), _place(activity)
     user, name = _user(activity), str(activity.from_.name or "")
     try:
         if action.verb == cards.ZOOM:
-            host.later(lambda: platform.zoom(place, inspection_id))
-            return AdaptiveCardActionMessageResponse(value="The findings follow, enlarged.")
+            bot.run_later(lambda: platform.zoom(place, inspection_id))
+            return AdaptiveCardActionMessageResponse(value="The enlarged findings follow.")
         if action.verb == cards.ACCEPT:
-            host.decide(inspection_id, "accept", user, name, "accepted in Teams")
+            bot.decide(inspection_id, "accept", user, name, "accepted in Teams")
         elif action.verb == cards.OVERRIDE:
-            host.decide(inspection_id, "override", user, name, str(action.data.get("reason") or ""))
+            bot.decide(inspection_id, "override", user, name, str(action.data.get("reason") or ""))
         else:
-            return AdaptiveCardActionMessageResponse(value="This button is of another version of RefDiff.")
+            return AdaptiveCardActionMessageResponse(value="This button belongs to another version of RefDiff.")
     except RefDiffError as e:
         return AdaptiveCardActionMessageResponse(value=str(e))
-    told = host.told(inspection_id)
+    told = bot.told(inspection_id)
     if activity.reply_to_id:
         message_id = activity.reply_to_id
-        host.later(lambda: platform.update(place, message_id, told))
+        bot.run_later(lambda: platform.update(place, message_id, told))
     return AdaptiveCardActionCardResponse(value=AdaptiveCard.model_validate(platform.card(told)))
 
 
 def message_of(activity: MessageActivity) -> ChatRequest | None:
-    """A message as a request. Its key is the message itself, which Teams sends again when it gets no answer in time."""
+    """A message as a request. The key identifies the message, which Teams repeats if it gets no answer in time."""
     if not activity.id or not activity.conversation or not activity.from_:
         return None
     conversation = str(activity.conversation.id)
     return ChatRequest(
         key=f"{conversation}:{activity.id}",
-        thread=conversation,  # of a channel it names the thread, of a chat there is one
+        thread=conversation,  # names the thread of a channel; a chat has only one
         user=_user(activity),
         user_name=str(activity.from_.name or ""),
         text=plain(str(activity.text or "")),
@@ -151,7 +151,7 @@ def message_of(activity: MessageActivity) -> ChatRequest | None:
 
 
 def plain(text: str) -> str:
-    """What was typed, without mentions and markup."""
+    """The typed text, without mentions and markup."""
     return " ".join(html.unescape(_TAG.sub(" ", _MENTION.sub(" ", text))).split())
 
 

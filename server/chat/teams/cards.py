@@ -1,4 +1,4 @@
-"""What RefDiff shows in Teams, as Adaptive Cards (JSON data, version 1.5)."""
+"""Adaptive Cards (JSON data, version 1.5)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from refdiff.model.images import RgbImage
 from refdiff.server.chat.summary import Told
 
 ACCEPT, OVERRIDE, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_zoom"
-MAX_PICTURE_BYTES = (
-    24_000  # in the card itself: a message may have 100 KB in all, and nobody must reach this server for it
-)
+# embedded in the card, because Teams cannot reach this server; a message may have 100 KB in all
+MAX_PICTURE_BYTES = 24_000
 _COLOURS = {"PASS": "Good", "FAIL": "Attention", "REVIEW": "Warning"}
 _MARKDOWN = re.compile(r"([\\*_\[\]()~`#>|])")
 
@@ -23,12 +22,12 @@ Card = dict[str, Any]
 
 
 def escape(text: str) -> str:
-    """Text of people and models as text: Teams reads Markdown in cards, links included."""
+    """Escape text of people and models: Teams renders Markdown in cards, including links."""
     return _MARKDOWN.sub(r"\\\1", text)
 
 
 def answer(told: Told, picture: str | None) -> Card:
-    """A filed report: verdict, photo with findings, findings, folded reasoning, buttons while nobody has decided.
+    """A filed report: verdict, photo with findings, findings, folded reasoning, and buttons until it is decided.
 
     picture: a data URL.
     """
@@ -69,7 +68,7 @@ def words(text: str) -> Card:
 
 
 def data_url(image: RgbImage, max_bytes: int = MAX_PICTURE_BYTES) -> str:
-    """(H, W, 3) uint8 as a JPEG in a data URL, as large as `max_bytes` of it allow."""
+    """The image, (H, W, 3) uint8, as a JPEG data URL, as large as `max_bytes` allows."""
     side = 720
     while True:
         scale = min(1.0, side / max(image.shape[:2]))
@@ -92,10 +91,10 @@ def _override(data: dict[str, str]) -> Card:
     why = {
         "type": "Input.Text",
         "id": "reason",
-        "label": "Why does the verdict not hold?",
+        "label": "Why is the verdict wrong?",
         "isMultiline": True,
         "isRequired": True,
-        "errorMessage": "A reason is needed; it is kept with the report.",
+        "errorMessage": "A reason is required; it is kept with the report.",
         "maxLength": 1000,
     }
     send = {"type": "Action.Execute", "title": "Override", "verb": OVERRIDE, "data": data, "style": "destructive"}

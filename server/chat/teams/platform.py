@@ -1,4 +1,4 @@
-"""Teams as the chat host uses it: everything goes out through one event loop in a thread of its own."""
+"""Teams, as the chat bot uses it: all calls go through one event loop in a separate thread."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 _TIMEOUT_S = 30.0
 _KEPT = 1000
-_FILES = (".sharepoint.com", ".sharepoint.us", ".1drv.com")  # where Teams keeps files that people attach
+_FILES = (".sharepoint.com", ".sharepoint.us", ".1drv.com")  # where Teams stores attached files
 
 
 class TeamsPlatform:
-    """Use as a context manager. `app` is set by whoever makes it, before the first message."""
+    """Use as a context manager."""
 
     name = "teams"
 
@@ -38,7 +38,7 @@ class TeamsPlatform:
         self._service, self._app = service, app
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teams", daemon=True)
-        self._status: OrderedDict[str, str] = OrderedDict()  # request key -> id of the message that tells what happens
+        self._status: OrderedDict[str, str] = OrderedDict()  # request key -> id of the status message
         self._mutex = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -51,14 +51,14 @@ class TeamsPlatform:
         self._thread.join(_TIMEOUT_S)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run in the loop, and wait for it. From other threads only."""
+        """Run in the event loop and wait; call it from other threads only."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT_S * 2)
 
     def name_of(self, user: str) -> str:
-        return ""  # every message brings its sender's name
+        return ""  # every message carries its sender's name
 
     def opened(self, request: ChatRequest) -> ChatRequest:
-        return request  # every message is in a conversation
+        return request  # every message belongs to a conversation
 
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:
@@ -66,10 +66,10 @@ class TeamsPlatform:
         name, url = str(request.photos[0].get("name") or "photo"), str(request.photos[0]["url"])
         parts, service = urlsplit(url), urlsplit(str(request.place["service_url"]))
         headers = {}
-        if (parts.scheme, parts.netloc) == (service.scheme, service.netloc):  # pictures pasted into the chat
+        if (parts.scheme, parts.netloc) == (service.scheme, service.netloc):  # images pasted into the chat
             headers = {"Authorization": f"Bearer {self.run(self._token())}"}
         elif parts.scheme != "https" or not (parts.hostname or "").endswith(_FILES):
-            raise InputError(f"the photo {name} is not a file of Teams; attach the picture itself")
+            raise InputError(f"the photo {name} is not stored in Teams; attach the image itself")
         return Upload(name, download(url, name, "Teams", headers, self._service.workspace.model_settings.max_bytes))
 
     def working(self, request: ChatRequest, text: str) -> None:
@@ -91,13 +91,13 @@ class TeamsPlatform:
         return cards.answer(told, picture)
 
     def update(self, place: dict[str, Any], message_id: str, told: Told) -> None:
-        """Show a report anew where it is shown already, after somebody decided."""
+        """Update a posted report after a decision."""
         activity = _with_card(self.card(told))
         activity.id = message_id
         self._post(place, activity)
 
     def zoom(self, place: dict[str, Any], inspection_id: str) -> None:
-        """The findings enlarged, a card each."""
+        """Post the enlarged findings, one card each."""
         made = crops(self._service, inspection_id)
         for title, data in made:
             self._post(place, _with_card(cards.pictured(title, cards.data_url(decode_image(data)))))
@@ -107,7 +107,7 @@ class TeamsPlatform:
     # -- inside
 
     def _replace_status(self, request: ChatRequest, activity: MessageActivityInput) -> None:
-        """The answer takes the place of the line that told what happens; where that fails it is a message of its own."""
+        """Replace the status message with the answer; if that fails, post a new message."""
         with self._mutex:
             known = self._status.pop(request.key, None)
         if known:
@@ -115,7 +115,7 @@ class TeamsPlatform:
             try:
                 self._send(request, activity)
                 return
-            except Exception:  # somebody deleted it, say
+            except Exception:  # deleted, for example
                 activity.id = None
         self._send(request, activity)
 
@@ -129,7 +129,7 @@ class TeamsPlatform:
     def _try_typing(self, request: ChatRequest) -> None:
         try:
             self._send(request, TypingActivityInput())
-        except Exception:  # not every conversation shows it
+        except Exception:  # not every conversation supports it
             return
 
     def _keep(self, key: str, message_id: str) -> None:

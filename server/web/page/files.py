@@ -1,4 +1,4 @@
-"""Serving the review page: files of the package, without a build step and without anything from elsewhere."""
+"""Serve the review page from files of the package: no build step, no external resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 STATIC = Path(__file__).resolve().parent / "static"
 
-# scripts and styles from here alone; no inline ones; text can never be parsed as HTML (no trusted types are allowed)
+# only scripts and styles of this server, none inline; text is never parsed as HTML (no trusted types)
 POLICY = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' blob:", "connect-src 'self'",
     "form-action 'none'", "base-uri 'none'", "frame-ancestors 'none'",
@@ -26,14 +26,14 @@ class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers.update(_HEADERS)
-        kind = _TYPES.get(Path(path).suffix)  # the table of the operating system may say anything
+        kind = _TYPES.get(Path(path).suffix)  # the type table of the operating system is not reliable
         if kind is not None and response.status_code == 200:
             response.headers["Content-Type"] = f"{kind}; charset=utf-8"
         return response
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at `/`. It needs no key: what it shows comes from the API, which does."""
+    """Serve the page at `/`, without a key: its data come from the API, which requires one."""
 
     @app.get("/", include_in_schema=False)
     def index() -> FileResponse:

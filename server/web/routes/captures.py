@@ -8,9 +8,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Query, UploadFile
 
 from refdiff.memory.records.captures import Capture
-from refdiff.server.web import uploads
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
+from refdiff.server.web.photos import read_upload
 
 router = APIRouter(prefix="/v1/captures", tags=["captures"])
 
@@ -24,8 +24,8 @@ async def add_capture(
     product: Annotated[str | None, Form(max_length=64)] = None,
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
 ) -> Capture:
-    """Keep the photo of a part as its newest; `product` may be left out for a part that was photographed before."""
-    photo = await uploads.read(image, service)
+    """Store a photo as the newest of its part; `product` is optional for a part that was photographed before."""
+    photo = await read_upload(image, service)
     return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px)
 
 

@@ -1,4 +1,4 @@
-"""Golden samples: enrol, look at, flag, retire."""
+"""Golden samples: enrol, view, flag, retire."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
-from refdiff.server.web import uploads
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
 from refdiff.server.web.schemas import EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
 
 router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
@@ -25,11 +24,13 @@ async def enroll_goldens(
     images: list[UploadFile],
     product: Annotated[str, Form(max_length=64)],
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
-    part_group: Annotated[str | None, Form(max_length=128, description="All these photos show one part")] = None,
+    part_group: Annotated[
+        str | None, Form(max_length=128, description="Label of the one part that all these photos show")
+    ] = None,
     station: Annotated[str | None, Form(max_length=128)] = None,
 ) -> EnrolledView:
-    """Photos of good parts into the bank. Idempotent; what cannot be a golden sample is listed with the reason."""
-    photos = [await uploads.read(image, service) for image in images]
+    """Add photos of good parts to the golden bank. Idempotent; refused photos are listed with the reason."""
+    photos = [await read_upload(image, service) for image in images]
     work = partial(
         service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
         station=station,
@@ -56,13 +57,13 @@ def get_golden(service: TheService, _caller: Viewer, golden_id: str) -> Golden:
     return service.golden(golden_id)
 
 
-@router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=IMAGE_TYPES))
 def golden_image(service: TheService, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
     golden = service.golden(golden_id)
-    return picture(service.shown(golden.sha256, golden.product, max_px))
+    return image_response(service.shown(golden.sha256, golden.product, max_px))
 
 
 @router.patch("/{golden_id}", responses=responses(404))
 def change_golden(service: TheService, caller: Admin, golden_id: str, change: GoldenChange) -> Golden:
-    """Flag, retire or reactivate; a product's calibration is redone at its next inspection."""
+    """Flag, retire or reactivate; the next inspection of the product calibrates again."""
     return service.set_golden_status(golden_id, change.status, caller.name, change.note)

@@ -1,8 +1,11 @@
-"""Inspections: ask for one, follow it, read it, decide about it, ask about it."""
+"""Inspections: request, follow, read, decide, and ask questions about them."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -10,17 +13,17 @@ from typing import Annotated, Any, Literal
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from refdiff.agent.service import Upload
+from refdiff.agent.service import InspectionService, Progress, Upload
 from refdiff.memory.records.inspections import Verdict
-from refdiff.server.web import uploads
+from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
-from refdiff.server.web.routes.events import wait
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
 from refdiff.server.web.schemas import (
     AnswerView,
     DecidedView,
@@ -37,9 +40,10 @@ from refdiff.server.web.schemas import (
 )
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
+EVENT_STREAM = "text/event-stream"
 MAX_WAIT_S = 600
-MAX_FIELD = 100_000  # bytes of a field of a form
-# the page of a report comes from here but runs nothing and reaches nothing
+MAX_FIELD = 100_000  # size limit of a form field, in bytes
+# a report page may run no script and load nothing
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
 _ARTEFACT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".html": "text/html", ".md": "text/markdown",
                    ".json": "application/json"}  # fmt: skip
@@ -47,7 +51,7 @@ Asked = tuple[InspectionRequestBody, Upload | None]
 
 
 async def _asked(request: Request, service: TheService) -> Asked:
-    """The request as JSON or as a form. Raises RequestValidationError, Refused."""
+    """The request, from JSON or a form. Raises RequestValidationError, Refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     photo = None
     if kind == "application/json":
@@ -60,7 +64,7 @@ async def _asked(request: Request, service: TheService) -> Asked:
             given = dict(form)
             image = given.pop("image", None)
             if isinstance(image, UploadFile):
-                photo = await uploads.read(image, service)
+                photo = await read_upload(image, service)
             elif image:
                 raise Refused(422, "image: send a file")
             given = {name: value for name, value in given.items() if value != ""}
@@ -77,8 +81,8 @@ _FORM = {**_SCHEMA, "properties": {"image": {"type": "string", "format": "binary
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA},
                                                        "multipart/form-data": {"schema": _FORM}}}}  # fmt: skip
 _CREATED: dict[int | str, dict[str, Any]] = {
-    200: {"model": InspectionView, "description": "Filed, or failed, within wait_s"},
-    202: {"model": InspectionView, "description": "Accepted: it will be filed, also across a restart"},
+    200: {"model": InspectionView, "description": "Filed or failed within wait_s"},
+    202: {"model": InspectionView, "description": "Accepted; it will be filed, even after a restart"},
 }
 
 
@@ -87,14 +91,16 @@ async def create_inspection(
     service: TheService,
     caller: InspectorRole,
     asked: Annotated[Asked, Depends(_asked)],
-    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Answer when it is filed, or after so long")] = 0,
+    wait_s: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the report before answering")
+    ] = 0,
     idempotency_key: Annotated[
-        str | None, Header(max_length=200, description="The same key again is the same inspection")
+        str | None, Header(max_length=200, description="A repeated key returns the same inspection")
     ] = None,
 ) -> JSONResponse:
-    """Inspect a part against its nearest golden samples: a part photographed before, or with the photo sent along.
+    """Inspect a part against its nearest golden samples, with its newest photo or the attached one.
 
-    The answer is 202 as soon as the inspection is on the disk; follow it at `links.events`, or give `wait_s`.
+    The response is 202 once the request is safely stored; follow the inspection at `links.events`, or give `wait_s`.
     """
     wish, photo = asked
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
@@ -104,7 +110,7 @@ async def create_inspection(
     )  # fmt: skip
     job = await run_sync(work)
     if wait_s:
-        await wait(service, job.inspection_id, wait_s)
+        await _wait(service, job.inspection_id, wait_s)
     found = await run_sync(service.inspection, job.inspection_id)
     view = inspection_view(found)
     status = 202 if found.state in ("queued", "running") else 200
@@ -118,9 +124,11 @@ def list_inspections(
     product: Annotated[str | None, Query(max_length=64)] = None,
     verdict: Verdict | None = None,
     part_id: Annotated[str | None, Query(max_length=200)] = None,
-    since: Annotated[str | None, Query(max_length=40, description="ISO 8601, from then on")] = None,
-    until: Annotated[str | None, Query(max_length=40, description="ISO 8601, before")] = None,
-    open_review: Annotated[bool | None, Query(description="Only those that wait for a person, or only others")] = None,
+    since: Annotated[str | None, Query(max_length=40, description="ISO 8601; from this time on")] = None,
+    until: Annotated[str | None, Query(max_length=40, description="ISO 8601; before this time")] = None,
+    open_review: Annotated[
+        bool | None, Query(description="Only those waiting for a person, or only the others")
+    ] = None,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> InspectionList:
@@ -134,7 +142,7 @@ def list_inspections(
 
 @router.get("/queue", responses=responses())
 def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueView:
-    """What runs and waits, in order; with `failed`, what could not be inspected instead."""
+    """The inspections that are running or waiting, in order; with `failed`, the failed ones instead."""
     status = service.status()
     items = [job_view(j) for j in service.unfinished(failed)]
     return QueueView(running=status.running, limit=status.queue_limit, seconds_each=status.seconds_each, items=items)
@@ -142,8 +150,23 @@ def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueVi
 
 @router.get("/{inspection_id}", responses=responses(404))
 def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> InspectionView:
-    """How it stands, with the whole report once it is filed."""
+    """State of an inspection, with the whole report once it is filed."""
     return inspection_view(service.inspection(inspection_id), service.learned(inspection_id))
+
+
+@router.get("/{inspection_id}/events", response_class=StreamingResponse, responses=responses(404, answers=EVENT_STREAM))
+async def follow(service: TheService, _caller: Viewer, inspection_id: str) -> StreamingResponse:
+    """Server-sent events, one per step, from the beginning; the last one has the state done or failed.
+
+    Event names: queued, started, calibrating, llm, tool, verify, fallback, filed, retry, done, failed.
+    """
+    await run_sync(service.inspection, inspection_id)  # an unknown id must be a 404, not a broken stream
+
+    async def stream() -> AsyncIterator[bytes]:
+        async for progress in progress_of(service, inspection_id):
+            yield _event(progress)
+
+    return event_stream(stream())
 
 
 @router.get(
@@ -152,29 +175,51 @@ def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> 
     responses=responses(404, answers="image/png image/jpeg text/html text/markdown application/json"),
 )
 def get_artefact(service: TheService, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
-    """One of overlay, heatmap, side_by_side, query and registered reference (JPEG), anomaly, html, markdown, report."""
+    """A file of the report: overlay, heatmap, side_by_side, query or registered reference (JPEG), anomaly, html, markdown
+    or report."""
     path = service.artefact(inspection_id, name)
     kind = _ARTEFACT_TYPES[path.suffix]
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}
     return FileResponse(path, media_type=kind, headers=headers)
 
 
-@router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get("/{inspection_id}/pictures/{which}", response_class=Response, responses=responses(404, answers=IMAGE_TYPES))
 def get_picture(
     service: TheService, _caller: Viewer, inspection_id: str, which: Literal["query", "reference"], max_px: MaxPx = 2048
 ) -> Response:
-    """The photo, or its nearest golden sample (not registered), as they were taken."""
-    return picture(service.picture(inspection_id, which, max_px))
+    """The original photo, or its nearest golden sample (not registered)."""
+    return image_response(service.picture(inspection_id, which, max_px))
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))
 def dispose(service: TheService, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
-    """A person's decision. The first stands (409, `error.earlier` says whose); the report is never rewritten."""
+    """A person's decision. The first one stands (409; `error.earlier` holds it); the report never changes."""
     made = service.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
     return DecidedView(**asdict(made), learned=service.learned(inspection_id))
 
 
 @router.post("/{inspection_id}/questions", responses=responses(404))
 def ask(service: TheService, _caller: Viewer, inspection_id: str, body: QuestionBody) -> AnswerView:
-    """A question about a filed report, answered with what the report says, in English, German, Spanish or Chinese."""
+    """Answer a question about a filed report with what the report says, in English, German, Spanish or Chinese."""
     return AnswerView(answer=service.ask(inspection_id, body.question), inspection_id=inspection_id)
+
+
+async def _wait(service: InspectionService, inspection_id: str, timeout_s: float) -> None:
+    """Wait until the inspection is filed or failed, at most `timeout_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            async for _ in progress_of(service, inspection_id):
+                pass
+
+
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events as a response that proxies do not buffer."""
+    return StreamingResponse(
+        events, media_type=EVENT_STREAM, headers={"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
+    )
+
+
+def _event(progress: Progress | None) -> bytes:
+    if progress is None:
+        return KEEPALIVE_COMMENT
+    return format_sse_event(event=progress.kind, id=str(progress.number), data_str=json.dumps(asdict(progress)))

@@ -1,4 +1,4 @@
-"""Line cameras that send over HTTP instead of writing into a folder: one photo a request, in order, each inspected once."""
+"""Line cameras that send photos over HTTP instead of writing to a folder: one per request, in order, exactly once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Path, UploadFile
 
 from refdiff.agent.request import Judge
-from refdiff.server.web import uploads
 from refdiff.server.web.access import InspectorRole, TheService
 from refdiff.server.web.errors import responses
+from refdiff.server.web.photos import read_upload
 from refdiff.server.web.schemas import InspectionView, inspection_view
 
 router = APIRouter(prefix="/v1/lines", tags=["lines"])
@@ -26,20 +26,20 @@ async def add_line_photo(
     line: Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line or camera")],
     image: UploadFile,
     product: Annotated[
-        str | None, Form(max_length=64, description="May be left out while one product alone has golden samples")
+        str | None, Form(max_length=64, description="Optional while only one product has golden samples")
     ] = None,
-    part_id: Annotated[str | None, Form(max_length=200, description="Where the file's name does not tell it")] = None,
-    judge: Annotated[Judge, Form(description="What the language model does: see `refdiff watch`")] = "on-anomaly",
+    part_id: Annotated[str | None, Form(max_length=200, description="Default: the file name without suffix")] = None,
+    judge: Annotated[Judge, Form(description="Role of the language model, as in `refdiff watch`")] = "on-anomaly",
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
 ) -> InspectionView:
-    """Take a photo on; on 202 it is on the disk and will be inspected in the order of arrival, also across a restart.
+    """Accept a photo. On 202 it is safely stored and will be inspected in order of arrival, even after a restart.
 
-    The part id is the file's name without its suffix unless `part_id` is given. The same name with the same content again
-    is the same inspection, so a camera may repeat what was not answered. 429 with `Retry-After` when too many wait.
+    The part id is the file name without suffix, unless `part_id` is given. The same name with the same content is the
+    same inspection, so a camera may repeat unanswered requests. 429 with `Retry-After` when the queue is full.
     """
-    photo = await uploads.read(image, service)
+    photo = await read_upload(image, service)
     product = product or await run_sync(service.only_product)
-    # a pattern of the caller's is not taken: a stranger's regular expression can run for hours
+    # no pattern from the caller: a foreign regular expression can run for hours
     name = part_id or PurePath(photo.path.name).stem
     origin = f"line:{line}:{photo.path.name}:{hashlib.sha256(photo.data).hexdigest()}"
     work = partial(

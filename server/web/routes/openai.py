@@ -1,6 +1,6 @@
-"""The OpenAI-compatible facade: any OpenAI client or chat front end asks for inspections and about their reports.
+"""The OpenAI-compatible facade: OpenAI clients and chat front ends request inspections and ask about reports.
 
-The model is `refdiff-inspector`. The conversation itself says which report it is about: its id stands in our answers.
+The model is `refdiff-inspector`. The conversation is its own memory: the replies contain the inspection id.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from refdiff.agent.service import InspectionService, Progress
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.openai_turn import Answer, ChatBody, Sent, Turn, finished
-from refdiff.server.web.routes.events import event_stream
+from refdiff.server.web.openai_turn import ChatBody, Reply, SentBody, Turn, finished
+from refdiff.server.web.routes.inspections import event_stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 MODEL = "refdiff-inspector"
-_BORN = 1764547200
+_CREATED = 1764547200
 _SHOWN = ("calibrating", "llm", "tool", "verify", "fallback", "retry")
-_MODEL = {"id": MODEL, "object": "model", "created": _BORN, "owned_by": "refdiff"}
-_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # tokens are not what is spent here
+_MODEL = {"id": MODEL, "object": "model", "created": _CREATED, "owned_by": "refdiff"}
+_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # inspections do not count tokens
 
 
 @router.get("/models", responses=responses())
 def list_models(_caller: Viewer) -> dict[str, Any]:
-    """The one model that there is."""
+    """The one available model."""
     return {"object": "list", "data": [_MODEL]}
 
 
@@ -51,16 +51,16 @@ async def complete(
     body: ChatBody,
     retry: Annotated[int, Header(alias="X-Stainless-Retry-Count", ge=0, le=100)] = 0,
 ) -> Response:
-    """Inspect a part or answer about a report, in the words of a conversation.
+    """Inspect a part, or answer a question about a report, in a conversation.
 
-    "inspect part #4412 against the nearest good sample", with or without a photo (an image part with a data: URL; then
-    name the product too, in the text or as metadata.product). Further questions are answered from the report's evidence.
-    With stream the progress comes first, as deltas that begin with ">".
+    For example "inspect part #4412 against the nearest good sample", with or without a photo (an image part with a data:
+    URL; then name the product too, in the text or as metadata.product). Follow-up questions are answered from the
+    report's evidence. With `stream`, progress comes first, as deltas that begin with ">".
     """
     _check_model(body.model)
-    sent = Sent(await request.body(), retry > 0)
+    sent = SentBody(await request.body(), retry > 0)
     base_url = str(request.base_url).rstrip("/")
-    # off the event loop, which others wait for: a body may be large, and its texts are searched and looked up
+    # in a thread: searching a large body would block the event loop
     begun = await run_sync(lambda: Turn(service, caller, body, sent).begin())
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -74,7 +74,7 @@ async def complete(
     return JSONResponse(_head("chat.completion") | {"choices": [choice], "usage": _USAGE} | _more(begun))
 
 
-async def _stream(service: InspectionService, begun: str | Answer, base_url: str, usage: bool) -> AsyncIterator[bytes]:
+async def _stream(service: InspectionService, begun: str | Reply, base_url: str, usage: bool) -> AsyncIterator[bytes]:
     head = _head("chat.completion.chunk")
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
@@ -83,15 +83,15 @@ async def _stream(service: InspectionService, begun: str | Answer, base_url: str
 
     yield chunk({"role": "assistant", "content": ""})
     if isinstance(begun, str):
-        told = False
+        any_progress = False
         async for progress in progress_of(service, begun):
             if progress is None:
                 yield KEEPALIVE_COMMENT
             elif line := _line(progress):
-                told = True
+                any_progress = True
                 yield chunk({"content": f"> {line}\n"})
         begun = await run_sync(finished, service, begun, base_url)
-        if told:
+        if any_progress:
             yield chunk({"content": "\n"})
     yield chunk({"content": begun.text})
     yield chunk({}, "stop", **_more(begun))
@@ -101,12 +101,12 @@ async def _stream(service: InspectionService, begun: str | Answer, base_url: str
 
 
 def _line(progress: Progress) -> str | None:
-    """What of the progress is worth reading, on one line."""
+    """Progress worth showing, on one line; otherwise None."""
     if progress.kind == "queued" and not progress.message.startswith("0 "):
         return progress.message
     if progress.kind == "calibrating" and progress.done > 1:
         return None
-    if progress.message.startswith("submit_report:"):  # what it says next is the report itself
+    if progress.message.startswith("submit_report:"):  # the report itself follows
         return "writing the report"
     return " ".join(progress.message.split()) if progress.kind in _SHOWN else None
 
@@ -119,14 +119,14 @@ def _head(kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": MODEL}
 
 
-def _more(answer: Answer) -> dict[str, Any]:
-    """Beyond OpenAI's fields, for programs that know us: the report itself."""
-    if answer.report is None:
+def _more(reply: Reply) -> dict[str, Any]:
+    """Our extension of OpenAI's format: the report itself."""
+    if reply.report is None:
         return {}
-    report = answer.report.model_dump(mode="json", exclude={"artefacts"})
+    report = reply.report.model_dump(mode="json", exclude={"artefacts"})
     return {"refdiff": {"inspection_id": report["inspection_id"], "verdict": report["verdict"], "report": report}}
 
 
 def _check_model(model: str) -> None:
     if model != MODEL:
-        raise Refused(404, f"no model {model[:100]!r}; there is {MODEL}")
+        raise Refused(404, f"no model {model[:100]!r}; use {MODEL}")

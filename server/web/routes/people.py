@@ -1,4 +1,4 @@
-"""People and what is learned from them: who asks, blind checks, rates, and the audit trail."""
+"""People: the caller's identity, blind checks, rates, and the audit trail."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from refdiff.agent.people.rates import Rates
 from refdiff.memory.records.blind_checks import BlindCheck, Waiting
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.pictures import PICTURE, MaxPx, picture
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response
 
 router = APIRouter(prefix="/v1", tags=["people"])
 Product = Annotated[str | None, Query(max_length=64)]
-Since = Annotated[str | None, Query(max_length=40, description="ISO 8601, from then on")]
+Since = Annotated[str | None, Query(max_length=40, description="ISO 8601; from this time on")]
 JSON_LINES = "application/jsonl"
 
 
 class Me(BaseModel):
-    """needs_key: a key was sent; without one this is somebody on the server's own machine."""
+    """The caller. needs_key: a key was sent; false for local access without a key."""
 
     name: str
     role: Literal["viewer", "inspector", "admin"]
@@ -30,7 +30,7 @@ class Me(BaseModel):
 
 
 class BlindQueue(BaseModel):
-    """share: of all inspections that is drawn just now."""
+    """Open blind checks. share: current share of inspections that are drawn."""
 
     items: list[Waiting]
     share: float
@@ -46,14 +46,14 @@ class BlindAnswer(BaseModel):
 
 
 class AuditHead(BaseModel):
-    """head: hash of the chain up to the newest record; kept elsewhere, it proves what was there."""
+    """head: hash of the chain up to the newest record; a copy kept elsewhere proves its content."""
 
     records: int
     head: str
 
 
 class AuditCheck(BaseModel):
-    """problem: the first record that does not hold, null if all do."""
+    """problem: the first record that was tampered with; null if none was."""
 
     records: int
     head: str
@@ -69,26 +69,28 @@ def who_am_i(caller: Viewer) -> Me:
 def list_blind_checks(
     service: TheService, _caller: Viewer, product: Product = None, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> BlindQueue:
-    """The random sample that waits to be judged without the verdict, the longest waiting first."""
+    """The random sample waiting to be judged without the verdict, oldest first."""
     items = service.stores.blind_checks.waiting(product, limit)
     return BlindQueue(items=items, share=service.blind_share, limit=limit)
 
 
-@router.get("/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=PICTURE))
+@router.get(
+    "/blind-checks/{inspection_id}/photo", response_class=Response, responses=responses(404, answers=IMAGE_TYPES)
+)
 def blind_photo(service: TheService, _caller: Viewer, inspection_id: str, max_px: MaxPx = 2048) -> Response:
-    """The photo as it was taken, nothing drawn on it."""
-    return picture(service.picture(inspection_id, "query", max_px))
+    """The original photo, without findings."""
+    return image_response(service.picture(inspection_id, "query", max_px))
 
 
 @router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
 def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
-    """What a person sees. The first answer stands; whoever decided about the verdict is not blind to it (422)."""
+    """A person's blind judgement. The first answer stands; someone who decided about the verdict is not blind (422)."""
     return service.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
 
 
 @router.get("/rates", responses=responses(404))
 def get_rates(service: TheService, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
-    """False rejects, escapes and kappa between people and system, from blind checks alone, with 95 % intervals."""
+    """False rejects, escapes and kappa between people and system, from blind checks only, with 95 % intervals."""
     return service.rates(product or None, since or None)
 
 
@@ -100,7 +102,7 @@ def audit_head(service: TheService, _caller: Viewer) -> AuditHead:
 
 @router.get("/audit/check", responses=responses())
 def check_audit(service: TheService, _caller: InspectorRole) -> AuditCheck:
-    """Follow the whole chain; names the first record that was changed, removed or added."""
+    """Verify the whole chain; names the first record that was changed, removed or added."""
     found = service.stores.audit.verify_store()
     problem = None if found.problem is None else str(found.problem)
     return AuditCheck(records=found.records, head=found.head, problem=problem)
@@ -113,7 +115,7 @@ def export_audit(
     inspection_id: Annotated[str | None, Query(max_length=64)] = None,
     since: Since = None,
 ) -> StreamingResponse:
-    """The audit trail as JSON lines, as `refdiff audit export` writes it: of one inspection, since a time, or all."""
+    """The audit trail as JSON lines, as `refdiff audit export` writes it; optionally of one inspection or since a time."""
     lines: Iterator[bytes] = service.stores.audit.export(inspection_id or None, since or None, by=caller.name)
     headers = {"Content-Disposition": 'attachment; filename="audit.jsonl"'}
     return StreamingResponse(lines, media_type=JSON_LINES, headers=headers)

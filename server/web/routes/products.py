@@ -1,4 +1,4 @@
-"""Kinds of part: what is acceptable, and how good samples score."""
+"""Products: acceptance rules and calibration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def list_products(service: TheService, _caller: Viewer) -> list[str]:
 
 @router.get("/{name}", responses=responses(404))
 def get_product(service: TheService, _caller: Viewer, name: str) -> dict[str, Any]:
-    """Specification, number of golden samples by status, and calibration (null before the first inspection)."""
+    """Specification, golden samples by status, and calibration (null before the first inspection)."""
     return service.product(name)
 
 
@@ -34,5 +34,5 @@ def set_spec(service: TheService, _caller: Admin, name: str, spec: ProductSpec) 
 def calibrate(
     service: TheService, _caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
 ) -> dict[str, Any]:
-    """Measure how good samples score against each other. Takes about 0.15 s a golden sample on two cores."""
+    """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
     return service.calibrate(name, alpha)

@@ -12,8 +12,7 @@ from starlette.datastructures import Headers
 
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import InputError, UnknownRecordError
-from refdiff.server.chat.settings import ChatSettings
-from refdiff.server.settings import ServerSettings
+from refdiff.server.settings import ChatSettings, ServerSettings
 from refdiff.server.sockets import is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app

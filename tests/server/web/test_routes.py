@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,9 +183,6 @@ def test_service_pages(server: Running) -> None:
     told = server.client.get("/v1/version").json()
     assert told["model"] is None
     assert "REFDIFF_LLM" in told["no_model"]
-    docs = server.client.get("/docs")
-    assert "/v1/inspections/{inspection_id}/events" in docs.text
-    assert "https://" not in docs.text  # works where there is no network
     figures = server.client.get("/metrics").text
     assert 'refdiff_http_requests_total{method="GET",route="/healthz",status="200"}' in figures
     assert "refdiff_inspections_open 0.0" in figures
@@ -195,6 +194,22 @@ def test_service_pages(server: Running) -> None:
     assert answer.headers["x-request-id"] == "my-request-1"
     assert server.client.get("/healthz", headers={"X-Request-ID": "a\tb c"}).headers["x-request-id"] != "a\tb c"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_api_documentation_needs_no_network(server: Running) -> None:
+    docs = server.client.get("/docs")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', docs.text)
+    assert {Path(url).suffix for url in loaded} == {".js", ".css", ".png"}
+    for url in [*loaded, "/openapi.json"]:
+        assert url.startswith("/"), "from this server"
+        assert server.client.get(url).status_code == 200
+    assert "http://" not in docs.text
+    assert "https://" not in docs.text
+    policy = docs.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert "unsafe" not in server.client.get("/").headers["content-security-policy"]
+    assert "/v1/inspections/{inspection_id}/events" in server.client.get("/openapi.json").text
 
 
 def test_a_bug_is_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

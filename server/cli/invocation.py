@@ -1,0 +1,75 @@
+"""One run of the command: its settings, loaded once, what it opens with them, and whether it answers in JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from refdiff.memory.stores import Stores
+from refdiff.server.settings import Settings, load_settings
+
+if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
+    from refdiff.tools.workspace import Workspace
+
+
+@dataclass
+class Invocation:
+    as_json: bool = False
+    emitted: bool = False  # the one document on stdout is written
+    options: dict[str, Any] = field(default_factory=dict)  # settings given on the command line
+    settings: Settings | None = None
+
+
+_current: ContextVar[Invocation] = ContextVar("invocation")
+
+
+@contextlib.contextmanager
+def begin(as_json: bool) -> Iterator[Invocation]:
+    """Make a new invocation the current one."""
+    token = _current.set(Invocation(as_json))
+    try:
+        yield _current.get()
+    finally:
+        _current.reset(token)
+
+
+def current() -> Invocation:
+    return _current.get()
+
+
+def settings(**options: Any) -> Settings:
+    """The settings of this run, loaded at the first call; `--help` needs none.
+
+    options: values given on the command line, by field name; they win over the environment, and None means "not given".
+    Raises ConfigurationError.
+    """
+    invocation, given = current(), {name: value for name, value in options.items() if value is not None}
+    if invocation.settings is None or given:
+        invocation.options |= given
+        invocation.settings = load_settings(**invocation.options)
+        _set_up_logging(invocation.settings.server.log_level)
+    return invocation.settings
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if level != "DEBUG":
+        warnings.simplefilter("ignore")  # of libraries, for their developers
+
+
+def open_stores() -> Stores:
+    return Stores.open(settings().memory)
+
+
+def open_workspace(**options: Any) -> Workspace:
+    """options: as of `settings` (references, alpha, threads)."""
+    chosen = settings(**options)
+    from refdiff.tools.workspace import Workspace
+
+    return Workspace.open(memory=chosen.memory, model=chosen.model, tools=chosen.tools)

@@ -1,0 +1,27 @@
+"""Photos in requests, up to the size limit, and images in responses."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Response
+from starlette.datastructures import UploadFile
+
+from refdiff.agent.service import InspectionService, Upload
+from refdiff.model.images import media_type
+from refdiff.server.base64_images import check_size
+
+MaxPx = Annotated[int, Query(ge=32, le=8192, description="Longest side, in px")]
+IMAGE_TYPES = "image/png image/jpeg"
+
+
+async def read_upload(file: UploadFile, service: InspectionService) -> Upload:
+    """The uploaded photo. Raises ImageError above REFDIFF_MAX_BYTES."""
+    limit = service.workspace.model_settings.max_bytes
+    data = await file.read(limit + 1)
+    check_size(len(data), limit)
+    return Upload(file.filename or "upload", data)
+
+
+def image_response(data: bytes) -> Response:
+    return Response(data, media_type=media_type(data), headers={"Cache-Control": "private, max-age=3600"})
