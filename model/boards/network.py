@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refdiff.model.difference.network import BOARD_TYPES
+from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.weights_file import WEIGHTS, read_weights

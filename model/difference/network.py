@@ -16,15 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched
 
-BOARD_TYPES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # in the order of DeepPCB's ids 1..6
-DIFFERENCE_TYPES = (
-    "scratch", "crack", "dent", "stain", "contamination", "hole", "chip", "discoloration", "deformation",
-    "missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level",
-    "print_defect", "broken_yarn", "uneven_dye", "solder_bridge", "solder_void", "texture_change",
-    *BOARD_TYPES,
-)  # fmt: skip
 _FRACTIONS = (0.0005, 0.005, 0.03)  # parts of the strongest cells that the image score looks at
 _STATISTICS = 3  # mean, spread and maximum of each distance, per stride
 _LOW = 0.02  # distances are typically 0.02 .. 0.5: their logarithm is what varies evenly

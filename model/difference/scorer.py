@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refdiff.model.difference.matching import Matched, ReferenceMaps, composite_reference, match
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork, pixel_input
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
@@ -146,7 +146,6 @@ def shared_difference(path: Path = PACKAGED) -> DifferenceScorer:
 
 
 __all__ = [
-    "DIFFERENCE_TYPES",
     "DifferenceScorer",
     "NetworkDifference",
     "NetworkInput",

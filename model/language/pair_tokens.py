@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.encoder import CHANNELS
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, match
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.language.configuration import DIFFERENCE_GRID, DIFFERENCE_TOKENS, IMAGE_GRID, MAX_REGIONS
 
 _WAVES = 4

@@ -18,14 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.model.defect_types import RenderedType
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32
 from refdiff.model.synthesis.materials import PART_KINDS, PartKind, clouds, raster_plan
 from refdiff.model.synthesis.parts.part import build_part
 from refdiff.model.synthesis.render_defects import (
-    DEFECT_TYPES,
     DefectSpec,
-    DefectType,
     RasterTruth,
     applicable_types,
     apply_defects,
@@ -33,11 +32,9 @@ from refdiff.model.synthesis.render_defects import (
 )
 
 __all__ = [
-    "DEFECT_TYPES",
     "PART_KINDS",
     "DefectSpec",
     "DefectTruth",
-    "DefectType",
     "Light",
     "PartKind",
     "Pose",
@@ -86,7 +83,7 @@ class DefectTruth:
     length and width by construction, the rest those of the smallest rotated box round the change. area_px =
     mask.sum(); centre (x, y) image px."""
 
-    type: DefectType
+    type: RenderedType
     mask: NDArray[np.bool_]
     box: tuple[int, int, int, int]
     path: NDArray[np.float64]

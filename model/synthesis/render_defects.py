@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.model.defect_types import RENDERED_TYPES, STRUCTURAL_TYPES, RenderedType
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32
 from refdiff.model.synthesis.components import paint_components
@@ -36,30 +36,8 @@ from refdiff.model.synthesis.materials import (
 from refdiff.model.synthesis.parts.circuit import random_component
 from refdiff.model.synthesis.parts.drawing import Part
 
-DefectType = Literal[
-    "scratch",
-    "crack",
-    "dent",
-    "stain",
-    "blob",
-    "hole",
-    "edge_nibble",
-    "missing_component",
-    "added_component",
-    "wrong_component",
-    "displaced_component",
-    "wrong_fill_level",
-    "broken_yarn",
-    "uneven_dye",
-    "solder_bridge",
-    "solder_void",
-    "print_smear",
-    "missing_print",
-]
-DEFECT_TYPES: tuple[DefectType, ...] = get_args(DefectType)
-
-_EVERYWHERE: tuple[DefectType, ...] = ("scratch", "stain", "blob", "hole")
-_APPLICABLE: dict[PartKind, tuple[DefectType, ...]] = {
+_EVERYWHERE: tuple[RenderedType, ...] = ("scratch", "stain", "blob", "hole")
+_APPLICABLE: dict[PartKind, tuple[RenderedType, ...]] = {
     "circuit": (
         *_EVERYWHERE,
         "crack",
@@ -95,9 +73,6 @@ _APPLICABLE: dict[PartKind, tuple[DefectType, ...]] = {
         "wrong_fill_level",
     ),
 }
-_STRUCTURAL = frozenset(
-    ("missing_component", "added_component", "wrong_component", "displaced_component", "wrong_fill_level")
-)
 _VISIBLE = 1.0 / 255
 
 
@@ -109,7 +84,7 @@ class DefectSpec:
     print take the nearest of their places. `contrast` 1 obvious .. 0 just visible. `angle_deg`: direction,
     counter-clockwise, default random. Same spec, same defect."""
 
-    type: DefectType
+    type: RenderedType
     size_px: float | None = None
     size_mm: float | None = None
     where: tuple[float, float] | None = None
@@ -124,14 +99,14 @@ class RasterTruth:
     """A defect in raster px. mask (h, w) bool; path (N, 2): the line whose length is the defect's length; width
     across it; centre (x, y)."""
 
-    type: DefectType
+    type: RenderedType
     mask: NDArray[np.bool_]
     path: NDArray[np.float64]
     width: float
     centre: tuple[float, float]
 
 
-def applicable_types(kind: PartKind) -> tuple[DefectType, ...]:
+def applicable_types(kind: PartKind) -> tuple[RenderedType, ...]:
     """The defect types that can happen to a kind of part. InputError for an unknown kind."""
     if kind not in _APPLICABLE:
         raise InputError(f"Unknown part kind {kind!r}: use one of {', '.join(_APPLICABLE)}.")
@@ -143,7 +118,7 @@ def random_defect(
     kind: PartKind,
     size: tuple[int, int] = (320, 320),
     *,
-    types: Sequence[DefectType] | None = None,
+    types: Sequence[RenderedType] | None = None,
 ) -> DefectSpec:
     """An applicable defect of random type (from `types` if given), contrast and size: spots from 2.5 px up (< 0.01 %
     of a 320 px image) to a tenth of the image's short side, lines up to a third."""
@@ -667,7 +642,7 @@ def apply_defects(
     uint8, 255 where the camera sees the part. Returns (material, lit (h, w, 3) 0..1, cover of the good part (h, w),
     truths in the order of `specs`). InputError for a type that does not apply.
     """
-    keep_base = any(s.type in _STRUCTURAL for s in specs)
+    keep_base = any(RENDERED_TYPES[s.type] in STRUCTURAL_TYPES for s in specs)
     mat = part.base.copy() if keep_base else part.base
     paint_components(mat, part.components)
     lit = shade(mat, azimuth_deg)
@@ -676,7 +651,7 @@ def apply_defects(
     components = part.components
     truths: dict[int, RasterTruth] = {}
     # structure first: repainting components would wipe what lies on them
-    order = sorted(range(len(specs)), key=lambda i: specs[i].type not in _STRUCTURAL)
+    order = sorted(range(len(specs)), key=lambda i: RENDERED_TYPES[specs[i].type] not in STRUCTURAL_TYPES)
     for i in order:
         spec = specs[i]
         if spec.type not in applicable_types(part.kind):
@@ -696,7 +671,7 @@ def apply_defects(
         width: float | None = None
         cover_before = mat.cover.copy()
         mat.dirty.clear()
-        if spec.type in _STRUCTURAL:
+        if RENDERED_TYPES[spec.type] in STRUCTURAL_TYPES:
             changed = _rearranged(job, components)
             _repaint(part, mat, components, changed)
             components = changed
@@ -708,14 +683,3 @@ def apply_defects(
         centre = path[len(path) // 2] if len(path) > 2 else path.mean(0)
         truths[i] = RasterTruth(spec.type, mask, path, float(width or 0.0), (float(centre[0]), float(centre[1])))
     return mat, lit, good_cover, [truths[i] for i in range(len(specs))]
-
-
-__all__ = [
-    "DEFECT_TYPES",
-    "DefectSpec",
-    "DefectType",
-    "RasterTruth",
-    "applicable_types",
-    "apply_defects",
-    "random_defect",
-]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from refdiff.model.defect_types import COMPONENT_TYPES, DifferenceType
 from refdiff.model.images import F32, U8
 from refdiff.model.synthesis.brush import (
     Job,
@@ -491,8 +492,8 @@ def print_defect(job: Job) -> Patch | None:
 
 
 Brush = Callable[[Job], Patch | None]
-# type: brush, how often on parts, how often on textures
-KINDS: dict[str, tuple[Brush, float, float]] = {
+# brush, how often it is drawn on parts, how often on textures
+KINDS: dict[DifferenceType, tuple[Brush, float, float]] = {
     "scratch": (scratch, 1.5, 1.0),
     "crack": (crack, 1.2, 1.0),
     "dent": (dent, 0.8, 0.5),
@@ -511,6 +512,5 @@ KINDS: dict[str, tuple[Brush, float, float]] = {
     "texture_change": (texture_change, 0.8, 1.0),
     "print_defect": (print_defect, 0.8, 0.5),
 }
-STRUCTURAL = frozenset(("missing_component", "added_component", "wrong_component", "misplaced_component"))
 # may change pixels off the part: they move its outline, or lie where it is not
-UNBOUND = STRUCTURAL | {"chip", "deformation"}
+UNBOUND = COMPONENT_TYPES | {"chip", "deformation"}

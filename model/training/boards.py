@@ -28,7 +28,7 @@ from refdiff.model.boards.network import (
     topology_of,
     view_of,
 )
-from refdiff.model.difference.network import BOARD_TYPES
+from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
 from refdiff.model.training.pairs import Photo, Source

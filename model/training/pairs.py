@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.defect_types import DIFFERENCE_TYPES, RENDERED_TYPES, STRUCTURAL_TYPES
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.synthesis.photo_pairs import add_defect, break_off, foreground_of, jitter, nuisance, sway
 from refdiff.model.synthesis.render import (
@@ -35,16 +35,6 @@ Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> c
 
 PAIR_PX = 256
 NO_TYPE = 255
-STRUCTURAL = frozenset(
-    ("missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level")
-)
-_RENDERED_TYPES = {
-    "blob": "contamination",
-    "edge_nibble": "chip",
-    "displaced_component": "misplaced_component",
-    "print_smear": "print_defect",
-    "missing_print": "print_defect",
-}
 _UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 
@@ -117,8 +107,9 @@ class _Draft:
 
 
 def type_index(name: str) -> int:
-    name = _RENDERED_TYPES.get(name, name)
-    return DIFFERENCE_TYPES.index(name) if name in DIFFERENCE_TYPES else NO_TYPE
+    """Place of a type in DIFFERENCE_TYPES, also of the renderer's words; NO_TYPE for any other word."""
+    known = RENDERED_TYPES.get(name, name)
+    return DIFFERENCE_TYPES.index(known) if known in DIFFERENCE_TYPES else NO_TYPE
 
 
 @lru_cache(maxsize=512)
@@ -164,7 +155,7 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     other = light if rng.random() < 0.6 else random_light(rng, strength=strength)
     defects = []
     if rng.random() < 0.62:
-        structural = [t for t in applicable_types(kind) if _RENDERED_TYPES.get(t, t) in STRUCTURAL]
+        structural = [t for t in applicable_types(kind) if RENDERED_TYPES[t] in STRUCTURAL_TYPES]
         for _ in range(1 + int(rng.random() < 0.2)):
             only = structural if structural and rng.random() < 0.45 else None
             defects.append(random_defect(rng, kind, (base, base), types=only))
@@ -174,7 +165,7 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     types = np.full((base, base), NO_TYPE, np.uint8)
     for truth in scene.defects:
         types[truth.mask] = type_index(truth.type)
-    wrong = any(_RENDERED_TYPES.get(t.type, t.type) in STRUCTURAL and t.mask.any() for t in scene.defects)
+    wrong = any(RENDERED_TYPES[t.type] in STRUCTURAL_TYPES and t.mask.any() for t in scene.defects)
     draft = _Draft(scene.image, [], scene.defect_mask, types, wrong)
     if rng.random() < 0.15:  # what the renderer cannot break, the brush can
         _break(draft, rng, None, scene.foreground)
@@ -330,7 +321,7 @@ def _finish(
     types = np.where(mask, types, NO_TYPE).astype(np.uint8) if mask is not None else types
     structural = draft.structural
     if structural and mask is not None:
-        wrong = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL]
+        wrong = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL_TYPES]
         structural = bool(np.isin(types, wrong).any())
     return Pair(query, tuple(references), label, mask, types, structural, source, draft.real)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from refdiff.model.boards.deeppcb import read_split
+from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import InputError
 from refdiff.model.training.pairs import Photo, Source
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_TILE_TYPES = {
+_TILE_TYPES: Mapping[str, DefectType] = {
     "blowhole": "hole",
     "break": "chip",
     "crack": "crack",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.matching import STRIDES, Matched
 from refdiff.model.difference.network import (
-    DIFFERENCE_TYPES,
     DifferenceConfig,
     DifferenceNetwork,
     pixel_input,

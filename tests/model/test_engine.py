@@ -11,11 +11,11 @@ import torch
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent import prompts
+from refdiff.model.defect_types import READING_TYPES
 from refdiff.model.errors import LLMError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.language import engine as engine_module
 from refdiff.model.language.engine import Engine, _Cache
-from refdiff.model.language.reading import READING_TYPES
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.registry import TOOLS
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import encode_png

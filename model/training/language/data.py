@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES, NO_DEFECT, UNKNOWN
 from refdiff.model.difference.encoder import load_efficientnet_lite0
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork
+from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
@@ -29,7 +30,6 @@ from refdiff.model.files import remove_leftovers
 from refdiff.model.images import Box, RgbImage, decode_image
 from refdiff.model.language.pair_tokens import PairFeatures, pair_features
 from refdiff.model.language.processor import pair_pixels
-from refdiff.model.language.reading import NO_DEFECT, UNKNOWN_TYPE
 from refdiff.model.training.pairs import NO_TYPE, Pair, Photo, Source, read_photo
 from refdiff.model.training.pool import ByThumbnail, PoolPlan, make_pair
 from refdiff.model.weights_file import need_space, save_tensors
@@ -43,7 +43,7 @@ _MARGIN, _SMALLEST = 0.25, 48
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """reference, query (H, W, 3) uint8 on one grid, and the truth: type NO_DEFECT if good, UNKNOWN_TYPE if not known."""
+    """reference, query (H, W, 3) uint8 on one grid, and the truth: type NO_DEFECT if good, UNKNOWN if not known."""
 
     reference: RgbImage
     query: RgbImage
@@ -86,7 +86,7 @@ def _main_type(pair: Pair) -> str:
     if not pair.label:
         return NO_DEFECT
     known = pair.types[pair.types != NO_TYPE]
-    return DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN_TYPE
+    return DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN
 
 
 def _defect_box(pair: Pair, rng: np.random.Generator) -> tuple[Box, str]:
@@ -99,7 +99,7 @@ def _defect_box(pair: Pair, rng: np.random.Generator) -> tuple[Box, str]:
     x, y, w, h = (int(v) for v in stats[i, :4])
     known = pair.types[(labels == i) & pair.mask]
     known = known[known != NO_TYPE]
-    return (x, y, x + w, y + h), DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN_TYPE
+    return (x, y, x + w, y + h), DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN
 
 
 def _loudest_box(reference: RgbImage, query: RgbImage, rng: np.random.Generator) -> Box:

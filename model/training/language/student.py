@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from refdiff.model.defect_types import NO_DEFECT, READING_TYPES
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
@@ -33,7 +34,7 @@ from refdiff.model.language.configuration import NEW_TOKENS, PAIR_TOKENS
 from refdiff.model.language.network import JUDGED, RefDiffForConditionalGeneration
 from refdiff.model.language.pair_tokens import PairFeatures
 from refdiff.model.language.processor import Processor
-from refdiff.model.language.reading import NO_DEFECT, READ, READING_TYPES, reading_text
+from refdiff.model.language.reading import READ, reading_text
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language.data import (
     Recordings,
