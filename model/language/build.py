@@ -52,7 +52,6 @@ class Trained:
     lora: dict[str, tuple[Tensor, Tensor]]
     rows: Tensor
     scale: float
-    image_only: bool
     difference_sha256: str
 
 
@@ -65,8 +64,10 @@ def read_trained(path: Path) -> tuple[Trained, dict[str, Any], str]:
         if name.startswith("lora.") and name.endswith(".A")
     }
     projector = {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
+    if card.get("image_only"):
+        raise StorageError(f"{path}: trained without difference tokens, which is no longer supported; retrain")
     try:
-        trained = Trained(projector, lora, tensors["rows"], float(card["lora_scale"]), bool(card["image_only"]),
+        trained = Trained(projector, lora, tensors["rows"], float(card["lora_scale"]),
                           str(card["difference_sha256"]))  # fmt: skip
     except (KeyError, TypeError, ValueError) as e:
         raise StorageError(f"{path}: its card does not describe what is in it ({e}); retrain") from e
@@ -89,7 +90,7 @@ def assemble(
     vocabulary = base.config["vocab_size"]
     config = RefDiffConfig(
         text_config=text, image_token_id=vocabulary, difference_token_id=vocabulary + 1,
-        difference_config=about[1]["config"], image_only=bool(trained and trained.image_only),
+        difference_config=about[1]["config"],
         bos_token_id=text["bos_token_id"], eos_token_id=text["eos_token_id"], pad_token_id=text["pad_token_id"],
     )  # fmt: skip
     model = RefDiffForConditionalGeneration(config)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
+from refdiff.model.errors import InputError
+
 IMAGE_TOKEN, DIFFERENCE_TOKEN = "<image>", "<difference>"
 CALL_TOKEN, CALL_END_TOKEN = "<tool_call>", "</tool_call>"
 NEW_TOKENS = (
@@ -25,8 +27,7 @@ MAX_CONTEXT = 6144  # tokens of a conversation
 
 class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """text_config: of the Llama that reads. pair_px: side of the square that both pictures are brought to. image_token_id,
-    difference_token_id: placeholders. difference_config: keyword arguments of DifferenceConfig. image_only: go without
-    difference tokens (comparisons; the query's picture gets their number of image tokens)."""
+    difference_token_id: placeholders. difference_config: `config` of the difference network's card."""
 
     model_type = "refdiff"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": LlamaConfig}
@@ -36,7 +37,6 @@ class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     image_token_id: int
     difference_token_id: int
     difference_config: dict[str, Any]
-    image_only: bool
 
     def __init__(
         self,
@@ -45,7 +45,6 @@ class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         image_token_id: int = 49152,
         difference_token_id: int = 49153,
         difference_config: dict[str, Any] | None = None,
-        image_only: bool = False,
         **kwargs: Any,
     ) -> None:
         self.text_config = LlamaConfig(**text_config) if isinstance(text_config, dict) else text_config or LlamaConfig()
@@ -56,7 +55,10 @@ class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
             "width": 64,
             "channels": {"4": 24, "8": 40, "16": 112, "32": 320},
         }
-        self.image_only = image_only
+        if kwargs.pop("image_only", False):  # folders built earlier say false
+            raise InputError(
+                "a model without difference tokens is no longer supported; run: refdiff model build --again"
+            )
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 

@@ -20,7 +20,7 @@ from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.encoder import CHANNELS
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, match
 from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput, pixel_input
-from refdiff.model.language.configuration import DIFFERENCE_GRID, DIFFERENCE_TOKENS, IMAGE_GRID, MAX_REGIONS
+from refdiff.model.language.configuration import DIFFERENCE_GRID, IMAGE_GRID, MAX_REGIONS
 
 _WAVES = 4
 _PLACE_DIM = 2 + 4 * _WAVES
@@ -62,14 +62,12 @@ def region_dim(width: int) -> int:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """images (B, 2, 16, IMAGE_DIM): reference, query. whole (B, 1, G), grid (B, 36, D), regions (B, 16, R): the difference.
-    detail (B, 53, IMAGE_DIM): the query alone with as many tokens, for comparisons."""
+    """What is shown of B pairs: one row of numbers per token."""
 
-    images: Tensor
-    whole: Tensor
-    grid: Tensor
-    regions: Tensor
-    detail: Tensor
+    images: Tensor  # (B, 2, 16, IMAGE_DIM): reference, query
+    whole: Tensor  # (B, 1, global_dim): the difference as a whole
+    grid: Tensor  # (B, 36, grid_dim): the difference in each cell of a 6 x 6 grid
+    regions: Tensor  # (B, 16, region_dim): the difference at the strongest places, strongest first
 
     @staticmethod
     def cat(items: list[PairFeatures]) -> PairFeatures:
@@ -101,7 +99,6 @@ def pair_features(encoder: nn.Module, difference: DifferenceNetwork, pairs: Tens
         _whole(out, matched)[:, None],
         _grid(out, matched),
         _regions(out, matched, difference, pairs),
-        _detail({s: _by_pair(m, n)[:, 1] for s, m in maps.items()}),
     )
 
 
@@ -120,11 +117,6 @@ def _by_pair(x: Tensor, n: int) -> Tensor:
 def _picture_cells(maps: Mapping[int, Tensor], side: int) -> Tensor:
     """(N, side**2, IMAGE_DIM)"""
     return torch.cat([F.adaptive_avg_pool2d(maps[s], side) for s in (16, 32)], 1).flatten(2).transpose(1, 2)
-
-
-def _detail(query: Mapping[int, Tensor]) -> Tensor:
-    cells = [_picture_cells(query, side) for side in (1, DIFFERENCE_GRID, IMAGE_GRID)]
-    return torch.cat(cells, 1)[:, :DIFFERENCE_TOKENS]
 
 
 def _distances(matched: Matched, pooled: int, how: str) -> Tensor:

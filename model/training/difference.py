@@ -50,8 +50,8 @@ _CHECKPOINT_S = 60.0
 @dataclass(frozen=True)
 class DifferenceRecipe:
     """pairs: size of the pool; epochs: passes over it. left_out: sources (by name prefix) that are in the pool but not
-    trained on. pixels, global_head, hard, real_defects: parts to go without, for comparisons. encoder: folder of
-    a transformers backbone, None the packaged one. The rest is as usual."""
+    trained on. real_defects: use photos of real defects too. encoder: folder of a transformers backbone, None the packaged
+    one. The rest is as usual."""
 
     pairs: int = 15000
     epochs: float = 4
@@ -62,9 +62,6 @@ class DifferenceRecipe:
     seed: int = 0
     workers: int = 2
     left_out: tuple[str, ...] = ()
-    pixels: bool = True
-    global_head: bool = True
-    hard: bool = False
     real_defects: bool = True
     encoder: str | None = None
 
@@ -188,12 +185,13 @@ def train_difference(
     pool = pool or out / "pool"
     # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder, encoder.digest, encoder.channels)
+    plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
     names = source_names(sources)
     described = pool / "pool.json"
     wanted = plan.described()
     started_already = described.exists() and any(pool.glob("*.safetensors"))
-    if started_already and json.loads(described.read_text()) != wanted:
+    found = json.loads(described.read_text()) if started_already else wanted
+    if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
         raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
     shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
@@ -202,9 +200,7 @@ def train_difference(
     scales = channel_scales(train)
     channels = {s: len(scale) for s, scale in scales.items()}
     torch.manual_seed(recipe.seed)
-    net = DifferenceNetwork(
-        DifferenceConfig(channels, width=recipe.width, pixels=recipe.pixels, global_head=recipe.global_head)
-    )
+    net = DifferenceNetwork(DifferenceConfig(channels, width=recipe.width))
     for s, scale in scales.items():
         net.get_buffer(f"scale_{s}").copy_(scale)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -45,12 +45,11 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it, the
+    """What a pool holds. encoder: as `ModelSettings` has it, the
     digest of its weights, and stride -> channels of its maps."""
 
     seed: int
     sources: tuple[Source, ...]
-    hard: bool = False
     encoder: str | None = None
     encoder_digest: str = WEIGHTS_SHA256
     channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)
@@ -58,7 +57,7 @@ class PoolPlan:
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
         sources = source_names(self.sources)
-        return {"seed": self.seed, "sources": sources, "hard": self.hard, "encoder": self.encoder_digest}
+        return {"seed": self.seed, "sources": sources, "encoder": self.encoder_digest}
 
     def bytes_per_pair(self) -> int:
         """What `_encoded` stores: maps and distances in half precision, two pictures, what is covered, mask and types."""
@@ -132,14 +131,14 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
     rows: dict[str, list[Tensor]] = {}
     for i in range(size):
         pair = make_pair(plan, np.random.default_rng([plan.seed, index, i]), nearest)
-        for name, value in _encoded(pair, encoder, plan.hard).items():
+        for name, value in _encoded(pair, encoder).items():
             rows.setdefault(name, []).append(value)
         rows.setdefault("source", []).append(torch.tensor(names.index(pair.source), dtype=torch.uint8))
     save_tensors({k: torch.stack(v) for k, v in rows.items()}, folder / f"{index:05d}.safetensors")
     return index
 
 
-def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
+def _encoded(pair: Pair, encoder: object) -> dict[str, Tensor]:
     from refdiff.model.difference.encoder import Encoder
 
     assert isinstance(encoder, Encoder)
@@ -150,7 +149,7 @@ def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
         grid = f.maps[8].shape[-2:]
         cells = cv2.resize(r.covered.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA) > 0.5
         references.append(ReferenceMaps(f.maps, torch.from_numpy(cells), r.registered))
-    matched = match(features[0].maps, references, hard=hard)
+    matched = match(features[0].maps, references)
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     best = composite_reference(pictures[0].float(), pictures[1:].float()).to(torch.uint8)
     covered = np.logical_and.reduce([r.covered for r in pair.references])

@@ -137,9 +137,6 @@ def language(
     projector_epochs: Annotated[
         float, typer.Option(min=0, help="Passes over the pairs with the projector alone, first; 0 with --start.")
     ] = 0.25,
-    image_only: Annotated[
-        bool, typer.Option("--image-only", help="Without difference tokens, for comparison.", hidden=True)
-    ] = False,
     _json: Json = False,
 ) -> None:
     """Train the language model to read pairs and to drive the tools: projector, then LoRA.
@@ -151,8 +148,7 @@ def language(
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
-                            left_out=tuple(leave_out or ()), image_only=image_only,
-                            projector_epochs=0.0 if start else projector_epochs,
+                            left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
     with output.progress("training") as moved:
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,8 @@ def _save(path: Path, seen: PairFeatures, truth: list[dict[str, Any]]) -> None:
 
 def _load(path: Path) -> tuple[PairFeatures, list[dict[str, Any]]]:
     with safe_open(path, "pt") as file:
-        return PairFeatures(**{k: file.get_tensor(k) for k in file.keys()}), json.loads(file.metadata()["truth"])  # noqa: SIM118
+        seen = PairFeatures(**{f.name: file.get_tensor(f.name) for f in fields(PairFeatures)})
+        return seen, json.loads(file.metadata()["truth"])
 
 
 def build_pairs(

@@ -60,7 +60,7 @@ _END = "<|im_end|>"
 class LanguageRecipe:
     """pairs: judged pairs to draw. align_epochs: passes over the pairs without the language base, see `_align`.
     projector_epochs: of stage 1, over the pairs. pair_epochs, talk_epochs: of stage 2, over pairs and conversations. tokens:
-    of a batch. image_only: no difference tokens (comparisons). left_out: sources (name prefix) that neither pairs nor
+    of a batch. left_out: sources (name prefix) that neither pairs nor
     conversations may be of. start: language weights to go on from, of the same rank."""
 
     pairs: int = 4800
@@ -74,7 +74,6 @@ class LanguageRecipe:
     rank: int = 16
     seed: int = 0
     workers: int = 2
-    image_only: bool = False
     left_out: tuple[str, ...] = ()
     start: str | None = None
 
@@ -369,10 +368,6 @@ def train_language(
     processor = Processor(out / "tokenizer")
     data = _data(recipe, sources, recordings, out, processor, tools, weights, tell)
     model = assemble(base, None, weights)
-    if recipe.image_only:
-        model.projector = type(model.projector)(
-            model.difference.config.width, model.config.text_config.hidden_size, True
-        )
     torch.manual_seed(recipe.seed)
     trained_on = sorted({r for e in (*data.readings, *data.talks) for r in e.rows})
     model.projector.fit_scales(rows_of(data.seen, trained_on))
@@ -410,7 +405,7 @@ def _align(student: Student, processor: Processor, recipe: LanguageRecipe, data:
     A cosine softmax over the (frozen) embeddings of "true" and "false" and of the types' names. The base then finds the
     answer in a token that means almost what it is to say; through thirty layers it learned that slowly and badly.
     """
-    if recipe.image_only or not recipe.align_epochs:
+    if not recipe.align_epochs:
         return
     table = student.llama.embed_tokens.weight.float()
 
@@ -553,7 +548,7 @@ def _finish(
 ) -> Path:
     path = out / "language.safetensors"
     about = {
-        "lora_scale": student.scale, "image_only": recipe.image_only, "difference_sha256": difference_sha,
+        "lora_scale": student.scale, "difference_sha256": difference_sha,
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "start"}, **started_from,
         "seconds": round(state.seconds), "tokens": state.tokens, "curves": state.curves,
         "sources": data.sources, "pair_tokens": PAIR_TOKENS,
