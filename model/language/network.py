@@ -18,8 +18,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from refdiff.model.difference.encoder import EfficientNetLite0
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork
 from refdiff.model.errors import InputError
-from refdiff.model.language.configuration import IMAGE_GRID, NEW_TOKENS, PAIR_TOKENS, RefDiffConfig
+from refdiff.model.language.configuration import IMAGE_GRID, PAIR_TOKENS, RefDiffConfig
 from refdiff.model.language.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
+from refdiff.model.language.tokens import NEW_TOKENS
 
 JUDGED = 2 * IMAGE_GRID**2  # which of a pair's tokens the global one is
 _DROPOUT = 0.1  # in training

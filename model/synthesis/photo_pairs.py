@@ -2,8 +2,8 @@
 
 `add_defect` paints one defect and says which pixels it changed; `nuisance` and `jitter` change what two photos of the
 same good part may differ in. Any image size, uint8 RGB in and out, the input is never written to; the same generator
-state gives the same result. A grey image (R = G = B) stays grey. The brushes are in synthesis_kinds.py
-and synthesis_pieces.py.
+state gives the same result. A grey image (R = G = B) stays grey. The brushes are in surface_defects.py and
+component_defects.py.
 
 `python -m refdiff.model.synthesis.photo_pairs --sheet FILE` draws an example sheet on rendered parts.
 """

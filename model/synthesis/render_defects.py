@@ -2,7 +2,7 @@
 
 A defect changes the part's material or its component list; its mask is where the *lit* surface then differs by more
 than one grey level from the surface without it (lamp, table and shading included), so it is known and not guessed.
-Knows nothing about pose or camera: everything here is in raster px of the part ; render.py maps it. The brushes are in
+Knows nothing about pose or camera: everything here is in raster px of the part; render.py maps it. The brushes are in
 defect_brushes/, one file per family.
 """
 

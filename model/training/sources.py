@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -196,8 +196,3 @@ def _folder(data: Path, name: str, expected: str) -> Path:
     if not (data / name).is_dir():
         raise InputError(f"{data}: no folder {name} (with {expected})")
     return data / name
-
-
-def by_name(sources: list[Source], left_out: list[str]) -> Iterator[Source]:
-    """Those whose name does not begin with any of `left_out`."""
-    return (s for s in sources if not any(s.name.startswith(prefix) for prefix in left_out))

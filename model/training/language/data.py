@@ -27,7 +27,7 @@ from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
-from refdiff.model.images import Box, RgbImage, decode_image
+from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, decode_image, widen
 from refdiff.model.language.pair_tokens import PairFeatures, pair_features
 from refdiff.model.language.processor import pair_pixels
 from refdiff.model.training.pairs import NO_TYPE, Pair, Photo, Source, read_photo
@@ -38,7 +38,7 @@ PAIR_SIDE = 320
 SHARD = 32
 _ZOOMED = 0.5  # part of the drawn pairs that are zooms
 _BOARDS = 0.4  # part of all pairs that are zooms of bare boards, where there are some
-_MARGIN, _SMALLEST = 0.25, 48
+_MARGIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,9 @@ def _loudest_box(reference: RgbImage, query: RgbImage, rng: np.random.Generator)
 
 
 def _zoomed(reference: RgbImage, query: RgbImage, box: Box, defect: bool, kind: str, source: str) -> LabelledPair:
-    h, w = query.shape[:2]
     margin = round(_MARGIN * max(box[2] - box[0], box[3] - box[1]))
-    (x0, x1), (y0, y1) = (_grown(box[i] - margin, box[i + 2] + margin, end) for i, end in ((0, w), (1, h)))
+    x0, y0, x1, y1 = widen(box, margin, MIN_CROP_PX, query.shape[:2])
     return LabelledPair(reference[y0:y1, x0:x1], query[y0:y1, x0:x1], defect, kind, source)
-
-
-def _grown(lo: int, hi: int, end: int) -> tuple[int, int]:
-    lo, hi = max(0, lo), min(end, hi)
-    lack = _SMALLEST - (hi - lo)
-    if lack > 0:
-        lo = min(max(0, lo - lack // 2), max(0, end - _SMALLEST))
-        hi = min(end, lo + _SMALLEST)
-    return lo, hi
 
 
 def board_zoom(source: Source, rng: np.random.Generator) -> LabelledPair:

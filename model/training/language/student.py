@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refdiff.model.language.configuration import NEW_TOKENS
 from refdiff.model.language.network import RefDiffForConditionalGeneration
 from refdiff.model.language.pair_tokens import PairFeatures
+from refdiff.model.language.tokens import NEW_TOKENS
 from refdiff.model.training.language.data import rows_of
 from refdiff.model.training.language.examples import Example
 
