@@ -127,7 +127,7 @@ def measure_window(
 ) -> tuple[float, float] | None:
     """The intensity window (lo, hi) that a deep image suggests, or None for an 8-bit image.
 
-    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides so that brighter and darker
+    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides, so brighter and darker
     parts of the same product still fit. Raises ImageError: as decode_image, and where the image is flat.
     """
     image = _load(_open(data, name, settings or ModelSettings()), name)
@@ -161,7 +161,7 @@ def grey_thumbnail(image: RgbImage, side: int) -> F32:
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """(H, W) or (H, W, 3) uint8 to PNG bytes."""
-    # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise no compression gets rid of
+    # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise does not compress anyway
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".png", pixels)[1].tobytes())
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called again and again while work goes on, from the thread that does it."""
+    """Called again and again during the work, from the thread that does it."""
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """what: the stage, e.g. "training". done of total: its steps; total 0 where nobody knows. note: e.g. the loss."""

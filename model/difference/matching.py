@@ -26,24 +26,22 @@ N_DISTANCES = 3
 
 @dataclass(frozen=True)
 class ReferenceMaps:
-    """Encoder maps of one reference for one query.
+    """Encoder maps of one reference for one query."""
 
-    maps: stride -> (C, h, w); on the query's grid if `registered`, else in the reference's own frame (any size).
-    valid: (h8, w8) bool, stride-8 cells that the registered reference really covers; ignored if not registered.
-    """
-
+    # stride -> (C, h, w); on the query's grid if registered, else in the reference's own frame (any size)
     maps: dict[int, Tensor]
-    valid: Tensor
+    valid: Tensor  # (h8, w8) bool: stride-8 cells that a registered reference covers; ignored if not registered
     registered: bool = True
 
 
 @dataclass(frozen=True)
 class Matched:
-    """query, reference: stride -> (B, C, h, w), the query's features and their soft match. distances: stride ->
-    (B, 3, h, w) in 0..2: nearest in the window (best reference), the same averaged over references, nearest anywhere."""
+    """B queries matched with their references."""
 
-    query: dict[int, Tensor]
-    reference: dict[int, Tensor]
+    query: dict[int, Tensor]  # stride -> (B, C, h, w) features
+    reference: dict[int, Tensor]  # stride -> (B, C, h, w), what the references have in the query's place
+    # stride -> (B, 3, h, w) in 0..2: nearest in the window (best reference), the same averaged over references, and
+    # nearest anywhere
     distances: dict[int, Tensor]
 
     @staticmethod
@@ -74,13 +72,12 @@ def _resized(valid: Tensor, h: int, w: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What the N query cells may match in one reference of M cells. similarity: (N, M), of which those in `at` (N, n) count
-    with `near` (N, n) (-inf: not usable), or all of them in the rows where `anywhere` (N,) is True."""
+    """What the N query cells may match in one reference of M cells."""
 
-    similarity: Tensor
-    at: Tensor
-    near: Tensor
-    anywhere: Tensor
+    similarity: Tensor  # (N, M)
+    at: Tensor  # (N, n): the cells of the window
+    near: Tensor  # (N, n): their similarity, -inf where not usable
+    anywhere: Tensor  # (N,) bool: rows in which all M cells count instead
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(N,) similarity of the best candidate and (N,) its cell."""
@@ -104,7 +101,7 @@ class _Candidates:
 
 
 def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
-    # what is smaller than exp(-60) would be denormal numbers in a moment, which are dead slow; -inf becomes a plain 0
+    # what is smaller than exp(-60) would be denormal numbers in a moment, which are very slow; -inf becomes a plain 0
     scaled = (similarity - top[:, None]) / TEMPERATURE
     return torch.exp(scaled).masked_fill_(scaled < -60, 0.0)
 

@@ -47,16 +47,13 @@ class DifferenceConfig:
 
 @dataclass(frozen=True)
 class DifferenceOutput:
-    """map_logits: (B, 1, H/4, W/4). type_logits: (B, T, H/4, W/4). global_logits, image_logits: (B,).
+    """What the network says of B pairs."""
 
-    fused: (B, width, H/16, W/16), what a language model may look at.
-    """
-
-    map_logits: Tensor
-    type_logits: Tensor
-    global_logits: Tensor
-    image_logits: Tensor
-    fused: Tensor
+    map_logits: Tensor  # (B, 1, H/4, W/4), > 0: more likely defect than not
+    type_logits: Tensor  # (B, T, H/4, W/4) of DIFFERENCE_TYPES
+    global_logits: Tensor  # (B,): a component or level is wrong
+    image_logits: Tensor  # (B,): the part is defective
+    fused: Tensor  # (B, width, H/16, W/16): what a language model may look at
 
 
 def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -82,7 +79,7 @@ class DifferenceNetwork(nn.Module):
         self.config = config
         width = config.width
         widths = {4: width // 2, 8: width, 16: width, 32: width}
-        # standard deviation of every encoder channel over training images, so that no channel rules by its units
+        # standard deviation of every encoder channel over training images, so no channel dominates by its units
         for s in STRIDES:
             self.register_buffer(f"scale_{s}", torch.ones(config.channels[s]))
         self.squeeze = nn.ModuleDict({str(s): _conv(3 * config.channels[s], widths[s], 1) for s in STRIDES})

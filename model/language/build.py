@@ -41,14 +41,13 @@ _SPECIAL = (IMAGE_TOKEN, DIFFERENCE_TOKEN)  # not shown when text is decoded; th
 
 @dataclass(frozen=True)
 class Trained:
-    """What training adds to the base. lora: linear layer -> (A (r, in), B (out, r)); scale: alpha / r. rows: (4, H) of
-    NEW_TOKENS. difference_sha256: of the difference network it was trained with."""
+    """What training adds to the base."""
 
-    projector: dict[str, Tensor]
-    lora: dict[str, tuple[Tensor, Tensor]]
-    rows: Tensor
-    scale: float
-    difference_sha256: str
+    projector: dict[str, Tensor]  # its state dict
+    lora: dict[str, tuple[Tensor, Tensor]]  # linear layer -> (A (r, in), B (out, r))
+    rows: Tensor  # (4, H) of NEW_TOKENS
+    scale: float  # alpha / r
+    difference_sha256: str  # of the difference network it was trained with
 
 
 def read_trained(path: Path) -> tuple[Trained, dict[str, Any], str]:

@@ -18,17 +18,16 @@ MAX_CONTEXT = 6144  # tokens of a conversation
 
 
 class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """text_config: of the Llama that reads. pair_px: side of the square that both pictures are brought to. image_token_id,
-    difference_token_id: placeholders. difference_config: `config` of the difference network's card."""
+    """What a model folder's config.json says."""
 
     model_type = "refdiff"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": LlamaConfig}
 
-    text_config: LlamaConfig
-    pair_px: int
-    image_token_id: int
-    difference_token_id: int
-    difference_config: dict[str, Any]
+    text_config: LlamaConfig  # of the Llama that reads
+    pair_px: int  # side of the square that both pictures are brought to
+    image_token_id: int  # placeholder of an image token
+    difference_token_id: int  # placeholder of a difference token
+    difference_config: dict[str, Any]  # `config` of the difference network's card
 
     def __init__(
         self,

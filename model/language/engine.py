@@ -38,14 +38,14 @@ _TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 
 @dataclass
 class Usage:
-    """Of one answer. prompt: tokens; reused: of them, from the cache; generated: tokens; forced: of them, by the grammar;
-    seconds; chosen: probability of every token that was the model's own choice, in order."""
+    """What one answer took. Counts are tokens."""
 
     prompt: int = 0
-    reused: int = 0
+    reused: int = 0  # of the prompt, from the cache
     generated: int = 0
-    forced: int = 0
+    forced: int = 0  # of the generated, by the grammar
     seconds: float = 0.0
+    # probability of every token that was the model's own choice, in order
     chosen: list[float] = field(default_factory=list)
 
 

@@ -52,7 +52,7 @@ def _safe(message: Message, picture: str, pairs: list[tuple[Any, Any]]) -> Messa
 
 
 def _blocks(content: Any, picture: str) -> list[Message]:
-    """Blocks of a message; neighbouring texts are one, so that no token is spelt across two of them."""
+    """Blocks of a message; neighbouring texts are one, so no token is spelt across two of them."""
     if not isinstance(content, list):
         raise InputError(f"the content of a message is a text or a list of blocks, not a {type(content).__name__}")
     blocks: list[Message] = []

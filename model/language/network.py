@@ -1,7 +1,7 @@
 """The RefDiff language model: encoder + difference -> projector -> Llama, a LLaVA that is shown a difference.
 
 Liu et al., "Visual Instruction Tuning", 2023, with difference tokens besides image tokens. Text-only turns work as in any
-Llama. The seeing half stays in float32 whatever the language half is in, so that every engine sees the same numbers.
+Llama. The seeing half stays in float32 whatever the language half is in, so every engine sees the same numbers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the language model is told of a pair of pictures, as plain numbers: from two pictures to the projector's input.
+"""A pair of pictures as the language model sees it: plain numbers, the projector's input.
 
-Reference first, then query, both on one pixel grid (registered by whoever posts them) and squeezed to one square. Tokens of
+Reference first, then query, both on one pixel grid (registered by the caller) and squeezed to one square. Tokens of
 a pair, in order: 16 of the reference, 16 of the query, then the difference: 1 global, 36 of a grid, 16 of the strongest
 places (region tokens, strongest first). The encoder and the difference network are frozen, so these numbers can be computed
 once per pair and stored. Knows nothing about language.

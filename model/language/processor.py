@@ -27,10 +27,10 @@ CHAT_TEMPLATE = WEIGHTS / "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: of the whole text, placeholders expanded. pictures: (reference, query) of every pair, in order."""
+    """A conversation as the network reads it."""
 
-    ids: list[int]
-    pictures: list[tuple[str, str]]
+    ids: list[int]  # of the whole text, placeholders expanded
+    pictures: list[tuple[str, str]]  # (reference, query) of every pair, in order
 
 
 class Processor:

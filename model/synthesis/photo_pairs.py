@@ -36,14 +36,12 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class SyntheticDefect:
-    """image (H, W, 3) uint8; mask (H, W) bool: changed by 4 grey levels or more, small gaps closed; type: one of
-    SYNTHETIC_TYPES; structural: a piece is missing, added, swapped or moved. Farther than 4 px from the mask the image
-    is the input."""
+    """A painted defect. Farther than 4 px from the mask the image is the input."""
 
-    image: RgbImage
-    mask: NDArray[np.bool_]
+    image: RgbImage  # (H, W, 3) uint8
+    mask: NDArray[np.bool_]  # (H, W) bool: changed by 4 grey levels or more, small gaps closed
     type: DifferenceType
-    structural: bool
+    structural: bool  # a piece is missing, added, swapped or moved
 
 
 def is_grey(image: RgbImage) -> bool:

@@ -48,30 +48,29 @@ _DUAL = {
     "pin-hole": "copper",
 }
 _EXCHANGED = torch.tensor([0, *(1 + BOARD_TYPES.index(_DUAL[t]) for t in BOARD_TYPES)])
-_EXTRA = 2  # proposals made up for every true box, so that none is learned from its lucky proposals alone
+_EXTRA = 2  # proposals made up for every true box, so none is learned from its lucky proposals alone
 
 
 @dataclass(frozen=True)
 class BoardRecipe:
-    """left_out: board groups (by name suffix) not trained on."""
+    """How long and how fast the board network trains."""
 
-    epochs: int = 6
+    epochs: int = 6  # passes over the crops
     batch: int = 128
     lr: float = 2e-3
     weight_decay: float = 1e-2
     seed: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # board groups (by name suffix) not trained on
 
 
 @dataclass(frozen=True)
 class _Crops:
-    """pairs (N, 2, 104, 104) uint8; topology (N, 2, 6) as they are and with copper and board exchanged; kind (N,) 0 = none;
-    box (N, 4) px of the crop relative to its centre."""
+    """N crops to train on."""
 
-    pairs: Tensor
-    topology: Tensor
-    kind: Tensor
-    box: Tensor
+    pairs: Tensor  # (N, 2, 104, 104) uint8
+    topology: Tensor  # (N, 2, 6): as they are, and with copper and board exchanged
+    kind: Tensor  # (N,), 0 = no defect
+    box: Tensor  # (N, 4) px of the crop relative to its centre
 
 
 def train_boards(recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress = silent) -> Path:

@@ -1,6 +1,6 @@
 """The recipe of the difference network: pool of pairs -> trained weights, validation curves, model card.
 
-Resumable: pool shards and checkpoints survive a kill, and the same command goes on where it stopped. What is kept is the
+Resumable: pool shards and checkpoints survive a crash, and the same command continues where it stopped. What is kept is the
 exponential moving average of the weights.
 """
 
@@ -48,21 +48,19 @@ _CHECKPOINT_S = 60.0
 
 @dataclass(frozen=True)
 class DifferenceRecipe:
-    """pairs: size of the pool; epochs: passes over it. left_out: sources (by name prefix) that are in the pool but not
-    trained on. real_defects: use photos of real defects too. encoder: folder of a transformers backbone, None the packaged
-    one. The rest is as usual."""
+    """How the difference network is trained."""
 
-    pairs: int = 15000
-    epochs: float = 4
+    pairs: int = 15000  # size of the pool
+    epochs: float = 4  # passes over the pool
     batch: int = 16
     lr: float = 2e-3
     weight_decay: float = 1e-2
-    width: int = 64
+    width: int = 64  # channels of the fused maps
     seed: int = 0
-    workers: int = 2
-    left_out: tuple[str, ...] = ()
-    real_defects: bool = True
-    encoder: str | None = None
+    workers: int = 2  # processes that make pairs
+    left_out: tuple[str, ...] = ()  # sources (by name prefix) that are in the pool but not trained on
+    real_defects: bool = True  # use photos of real defects too
+    encoder: str | None = None  # folder of a transformers backbone, None = the packaged one
 
 
 @dataclass
@@ -261,7 +259,7 @@ def _with(net: DifferenceNetwork, average: dict[str, Tensor]) -> DifferenceNetwo
 
 
 def _identity(recipe: DifferenceRecipe) -> str:
-    """What must not change when a run goes on; more processes or a machine of another size may."""
+    """What must not change when a run resumes; more processes or a machine of another size may."""
     return json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"}, sort_keys=True)
 
 

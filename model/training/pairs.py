@@ -40,57 +40,51 @@ _UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 @dataclass(frozen=True)
 class Photo:
-    """A training photo. mask: file (non-zero = defect) of the query's truth, None if good or unknown. boxes: x0, y0, x1,
-    y1, type. partner: its own reference, where the data set gives one. `type` of everything in the mask."""
+    """A training photo."""
 
     path: Path
     defective: bool = False
-    mask: Path | None = None
-    mask_inverted: bool = False
-    type: str | None = None
-    partner: Path | None = None
-    boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    mask: Path | None = None  # file of the query's truth (non-zero = defect), None if good or unknown
+    mask_inverted: bool = False  # zero = defect
+    type: str | None = None  # of everything in the mask
+    partner: Path | None = None  # its own reference, where the data set gives one
+    boxes: tuple[tuple[int, int, int, int, str], ...] = ()  # x0, y0, x1, y1, type
 
 
 @dataclass(frozen=True)
 class Source:
-    """Photos of one product. textured: parts do not register, any place may match any other. licence: for the model card.
-
-    pixels_count: differences of single pixels are real (binarised boards), so that no nuisance is added.
-    """
+    """Photos of one product."""
 
     name: str
     good: tuple[Photo, ...]
     bad: tuple[Photo, ...]
-    licence: str
-    textured: bool = False
-    pixels_count: bool = False
-    weight: float = 1.0
+    licence: str  # for the model card
+    textured: bool = False  # parts do not register: any place may match any other
+    pixels_count: bool = False  # single pixels matter (binarised boards): no nuisance is added
+    weight: float = 1.0  # how often it is drawn
 
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """image (H, W, 3) uint8 on the query's grid if registered; covered (H, W) bool."""
+    """A reference as registration would leave it."""
 
-    image: RgbImage
-    covered: NDArray[np.bool_]
+    image: RgbImage  # (H, W, 3) uint8, on the query's grid if registered
+    covered: NDArray[np.bool_]  # (H, W) bool: what it reaches of the query
     registered: bool
 
 
 @dataclass(frozen=True)
 class Pair:
-    """query (256, 256, 3) uint8. mask (256, 256) bool, None if only the label is known. types (256, 256) uint8 index into
-    DIFFERENCE_TYPES, 255 = none. structural: a component or level is wrong, None if not known. source: where from. real: the
-    query shows a real defect."""
+    """A query with its references, and the truth about them."""
 
-    query: RgbImage
+    query: RgbImage  # (256, 256, 3) uint8
     references: tuple[ReferencePicture, ...]
-    label: bool
-    mask: NDArray[np.bool_] | None
-    types: NDArray[np.uint8]
-    structural: bool | None
-    source: str
-    real: bool = False
+    label: bool  # the query is defective
+    mask: NDArray[np.bool_] | None  # (256, 256) bool, None if only the label is known
+    types: NDArray[np.uint8]  # (256, 256) uint8 index of DIFFERENCE_TYPES, 255 = none
+    structural: bool | None  # a component or level is wrong, None if not known
+    source: str  # name of where it is from
+    real: bool = False  # the query shows a real defect
 
 
 @dataclass

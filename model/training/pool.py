@@ -2,7 +2,7 @@
 
 The encoder is frozen and matching has no parameters, so all that the network sees of a pair can be stored: training then
 costs the network alone, and comparisons of networks see the same pairs. A pool is shards of 64 pairs, each made from its own
-seed by any worker in any order; an interrupted run goes on with the shards that are missing.
+seed by any worker in any order; an interrupted run continues with the missing shards.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. encoder: as `ModelSettings` has it, the
-    digest of its weights, and stride -> channels of its maps."""
+    """What a pool holds."""
 
     seed: int
     sources: tuple[Source, ...]
-    encoder: str | None = None
-    encoder_digest: str = WEIGHTS_SHA256
-    channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)
+    encoder: str | None = None  # as in ModelSettings
+    encoder_digest: str = WEIGHTS_SHA256  # of its weights
+    channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)  # stride -> channels of its maps
 
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
@@ -67,19 +66,18 @@ class PoolPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """Network inputs and targets of B pairs. mask (B, 64, 64) 0/1, types (B, 64, 64) (255 none), label (B,), known (B,)
-    1 where the mask is the truth, structural (B,) 1/0, -1 unknown, source (B,)."""
+    """Network inputs and targets of B pairs."""
 
     matched: Matched
-    query: Tensor
-    reference: Tensor
-    covered: Tensor
-    mask: Tensor
-    types: Tensor
-    label: Tensor
-    known: Tensor
-    structural: Tensor
-    source: Tensor
+    query: Tensor  # (B, 3, 256, 256) uint8
+    reference: Tensor  # (B, 3, 256, 256) uint8
+    covered: Tensor  # (B, 256, 256) bool
+    mask: Tensor  # (B, 64, 64) 0/1
+    types: Tensor  # (B, 64, 64), 255 = none
+    label: Tensor  # (B,)
+    known: Tensor  # (B,) 1 where the mask is the truth
+    structural: Tensor  # (B,) 1/0, -1 = unknown
+    source: Tensor  # (B,) index of source_names
 
 
 class ByThumbnail:

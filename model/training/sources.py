@@ -36,14 +36,11 @@ _TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")  # the data set spells it both 
 
 @dataclass(frozen=True)
 class Listed:
-    """One image of a public set. kind: "good" or the data set's name of the defect. group: one physical thing.
-
-    mask: file and whether dark = defect.
-    """
+    """One image of a public set."""
 
     path: Path
-    kind: str
-    group: str
+    kind: str  # "good" or the data set's name of the defect
+    group: str  # one physical thing
     mask: Path | None = None
     mask_inverted: bool = False
 

@@ -1,6 +1,6 @@
 """What the language model is trained on: recorded conversations, and judged pairs drawn as the difference network's are.
 
-Pairs are encoded once (the seeing half is frozen) and kept as shards; an interrupted run goes on with what is missing.
+Pairs are encoded once (the seeing half is frozen) and kept as shards; an interrupted run continues with what is missing.
 Zooms are cut as the agent's zoom does: a box and a quarter of its longer side round it, 48 px at least.
 """
 
@@ -43,12 +43,12 @@ _MARGIN = 0.25
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """reference, query (H, W, 3) uint8 on one grid, and the truth: type NO_DEFECT if good, UNKNOWN if not known."""
+    """Reference and query on one grid, and the truth."""
 
-    reference: RgbImage
-    query: RgbImage
+    reference: RgbImage  # (H, W, 3) uint8
+    query: RgbImage  # (H, W, 3) uint8
     defect: bool
-    type: str
+    type: str  # NO_DEFECT if good, UNKNOWN if not known
     source: str
 
 
@@ -226,11 +226,11 @@ def _joined(parts: list[tuple[PairFeatures, list[dict[str, Any]]]]) -> tuple[Pai
 
 @dataclass(frozen=True)
 class Recordings:
-    """lines of the JSONL, and features of their pairs: (reference, query) -> row."""
+    """Recorded conversations."""
 
-    lines: list[dict[str, Any]]
-    seen: PairFeatures | None
-    rows: dict[tuple[str, str], int]
+    lines: list[dict[str, Any]]  # of the JSONL files
+    seen: PairFeatures | None  # features of their pairs, None without pairs
+    rows: dict[tuple[str, str], int]  # (reference, query) -> row of `seen`
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

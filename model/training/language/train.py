@@ -2,7 +2,7 @@
 
 Stage 1 trains the projector (and the rows of the new tokens) on judged pairs with the language base frozen; stage 2 adds
 LoRA to every linear layer of the base and mixes judged pairs with recorded conversations. Only assistant messages carry a
-loss. Resumable: encoded pairs and checkpoints survive a kill, and the same command goes on where it stopped.
+loss. Resumable: encoded pairs and checkpoints survive a crash, and the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def train_language(
 ) -> Path:
     """Train and write `out/language.safetensors`, `language.json`, `LANGUAGE_CARD.md`, `language_curves.png`.
 
-    recordings: folder of `agent.record`, whose `tools.json` holds the tools' schemas. Raises InputError, StorageError,
-    UnavailableError (the language base).
+    recordings: folder of `refdiff train record`, whose `tools.json` holds the tools' schemas.
+    Raises InputError, StorageError, UnavailableError (the language base).
     """
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
