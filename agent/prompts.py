@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from refdiff.model.language.tokens import strip_template_tokens
 
 SYSTEM = """You inspect parts against golden samples. Call tools in this order: find_part, retrieve_reference, align, \
 score_difference, then zoom and measure each region worth it, then submit_report. Tools give evidence ids (e1, e2, ...). \
@@ -59,18 +59,13 @@ CAUSES = {
     "texture_change": ("Tool wear.", "Process parameters drifted."),
 }
 
-# Texts that chat templates give a meaning; a user's request must not smuggle them in
-_SPECIAL = re.compile(r"<\|[^|>]{1,40}\|>|<[|/]?[a-z][\w|. -]{0,40}>|<</?SYS>>|\[/?INST\]", re.IGNORECASE)
 MAX_REQUEST_CHARS = 2000
 
 
 def sanitise(text: str) -> str:
     """A user's text without control characters and chat-template tokens, at most 2,000 characters."""
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text[: 2 * MAX_REQUEST_CHARS])
-    previous = None
-    while previous != printable:  # removing one token must not assemble another
-        previous, printable = printable, _SPECIAL.sub(" ", printable)
-    return printable[:MAX_REQUEST_CHARS].strip()
+    return strip_template_tokens(printable)[:MAX_REQUEST_CHARS].strip()
 
 
 def request_message(text: str, part_id: str) -> str:

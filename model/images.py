@@ -19,6 +19,7 @@ from refdiff.model.errors import ImageError
 from refdiff.model.settings import ModelSettings
 
 MIN_SIDE_PX = 16
+MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare it with
 # What cameras and people send. Not all that PIL knows: for EPS, say, it would run Ghostscript on the file.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 # PIL modes whose samples exceed 8 bits
@@ -126,7 +127,7 @@ def measure_window(
 ) -> tuple[float, float] | None:
     """The intensity window (lo, hi) that a deep image suggests, or None for an 8-bit image.
 
-    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides so that brighter and darker
+    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides, so brighter and darker
     parts of the same product still fit. Raises ImageError: as decode_image, and where the image is flat.
     """
     image = _load(_open(data, name, settings or ModelSettings()), name)
@@ -160,7 +161,7 @@ def grey_thumbnail(image: RgbImage, side: int) -> F32:
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """(H, W) or (H, W, 3) uint8 to PNG bytes."""
-    # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise no compression gets rid of
+    # OpenCV's run-length strategy takes a tenth of PIL's time on photos, whose noise does not compress anyway
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
@@ -181,3 +182,18 @@ def media_type(picture: bytes) -> str:
 def data_url(picture: bytes) -> str:
     """`data:image/png;base64,...` of an encoded picture. Raises ValueError as `media_type` does."""
     return f"data:{media_type(picture)};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def widen(box: Box, margin_px: int, smallest_px: int, size: tuple[int, int]) -> Box:
+    """`box` plus a margin on every side, at least `smallest_px` a side, moved rather than cut at the image's border."""
+
+    def axis(lo: int, hi: int, end: int) -> tuple[int, int]:
+        lo, hi = max(0, lo - margin_px), min(end, hi + margin_px)
+        lack = smallest_px - (hi - lo)
+        if lack > 0:
+            lo = min(max(0, lo - lack // 2), max(0, end - smallest_px))
+            hi = min(end, lo + smallest_px)
+        return lo, hi
+
+    (x0, x1), (y0, y1) = axis(box[0], box[2], size[1]), axis(box[1], box[3], size[0])
+    return x0, y0, x1, y1

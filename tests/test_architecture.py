@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis weights_file files images defect_types settings errors",
+    "model": "training boards language difference synthesis weights_file files images defect_types progress settings errors",
     "memory": "audit_export stores audit_store journals records schema database audit_chain image_store golden_bank "
     "locks settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers queue "

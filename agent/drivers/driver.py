@@ -14,8 +14,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMess
 from langchain_core.tools import BaseTool
 
 from refdiff.agent.report.schema import LlmReading
-from refdiff.model.defect_types import UNKNOWN
-from refdiff.model.language.reading import NO_DEFECT, READING_TYPES
+from refdiff.model.defect_types import NO_DEFECT, READING_TYPES, UNKNOWN
 
 if TYPE_CHECKING:
     pass

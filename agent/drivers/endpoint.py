@@ -23,8 +23,9 @@ from pydantic import SecretStr, ValidationError
 from refdiff.agent.drivers.driver import reading_of
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
+from refdiff.model.defect_types import READING_TYPES
 from refdiff.model.errors import LLMError
-from refdiff.model.language.reading import READING_SCHEMA, READING_TYPES
+from refdiff.model.language.reading import READING_SCHEMA
 
 OWN_MODEL = "refdiff"  # the name that our own model is served under
 

@@ -20,7 +20,7 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from refdiff.agent.report.schema import Verdict
 from refdiff.model.boards.deeppcb import LabelledBox
-from refdiff.model.difference.network import BOARD_TYPES
+from refdiff.model.defect_types import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high
 

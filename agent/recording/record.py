@@ -35,7 +35,7 @@ from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
+from refdiff.model.defect_types import DEFECT_TYPES, NO_DEFECT, RENDERED_TYPES, UNKNOWN
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.files import write_atomic
 from refdiff.model.images import decode_image, encode_png
@@ -51,10 +51,7 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 _TOUCHED = 0.15  # part of a region's box, or of the defect, that must be shared to be the defect
-_RENAMED = {
-    "displaced_component": "misplaced_component", "missing_print": "print_defect", "print_smear": "print_defect",
-    "blob": "contamination", "edge_nibble": "chip", "impurity": "contamination",
-}  # fmt: skip
+_RENAMED = {**RENDERED_TYPES, "impurity": "contamination"}
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,7 +116,7 @@ class Teacher:
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         self.pairs.append((reference, query))
-        kind = self.truth.type if self.truth.defective else "none"
+        kind = self.truth.type if self.truth.defective else NO_DEFECT
         return LlmReading(defect=self.truth.defective, type=kind, confidence=1.0)
 
     def answer(self, prompt: str, text: str) -> str:
@@ -246,7 +243,7 @@ def _record_product(
 def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defective: bool) -> tuple[Truth, bytes]:
     """A photo and its truth: real defects where there are some, else (and in a third of the cases) synthetic ones."""
     if not defective:
-        return Truth(False, "none", None), rng.choice(good).path.read_bytes()
+        return Truth(False, NO_DEFECT, None), rng.choice(good).path.read_bytes()
     if source.bad and rng.random() < 0.7:
         photo = rng.choice(source.bad)
         kind = _RENAMED.get(photo.type or "", photo.type or "")
@@ -258,8 +255,7 @@ def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defecti
     for _ in range(20):
         made = add_defect(image, numbers, donor=None, foreground=foreground_of(image))
         if made is not None and made.mask.any():
-            kind = _RENAMED.get(made.type, made.type)
-            return Truth(True, kind if kind in DEFECT_TYPES else UNKNOWN, made.mask), encode_png(made.image)
+            return Truth(True, made.type, made.mask), encode_png(made.image)
     raise InputError(f"{source.name}: no defect could be drawn on a photo")
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refdiff.model.difference.network import BOARD_TYPES
+from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.weights_file import WEIGHTS, read_weights
@@ -43,11 +43,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class BoardDefect:
-    """box: x0, y0, x1, y1 px of the photo, exclusive end. confidence 0..1 that there is a defect."""
+    """A defect that was found on a board."""
 
-    box: tuple[int, int, int, int]
-    confidence: float
-    type: str
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 px of the photo, exclusive end
+    confidence: float  # 0..1 that there is a defect
+    type: str  # one of BOARD_TYPES
 
 
 class BoardNetwork(nn.Module):
@@ -81,7 +81,7 @@ class BoardNetwork(nn.Module):
 
 
 def contrast_pair(query: RgbImage, reference: RgbImage) -> NDArray[np.uint8]:
-    """(2, H, W) uint8: photo and reference, grey, stretched alike so that the reference's darkest is 0, its brightest 255.
+    """(2, H, W) uint8: photo and reference, grey, stretched alike so the reference's darkest is 0, its brightest 255.
 
     The reference is brought onto the photo where it lies a few pixels off.
     """
@@ -149,7 +149,7 @@ def view_of(box: Sequence[float]) -> tuple[float, float, float]:
 
 
 def crop(pair: NDArray[np.uint8], view: tuple[float, float, float], side: int = CROP_PX) -> NDArray[np.uint8]:
-    """(2, side, side) uint8 round a view's centre; beyond the picture its border goes on."""
+    """(2, side, side) uint8 round a view's centre; beyond the picture its border is repeated."""
     x, y, scale = view
     matrix = np.array([[scale, 0, x - scale * (side - 1) / 2], [0, scale, y - scale * (side - 1) / 2]])
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

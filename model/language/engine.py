@@ -38,15 +38,14 @@ _TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 
 @dataclass
 class Usage:
-    """Of one answer. prompt: tokens; reused: of them, from the cache; generated: tokens; forced: of them, by the grammar;
-    passes: of the network; seconds; chosen: probability of every token that was the model's own choice, in order."""
+    """What one answer took. Counts are tokens."""
 
     prompt: int = 0
-    reused: int = 0
+    reused: int = 0  # of the prompt, from the cache
     generated: int = 0
-    forced: int = 0
-    passes: int = 0
+    forced: int = 0  # of the generated, by the grammar
     seconds: float = 0.0
+    # probability of every token that was the model's own choice, in order
     chosen: list[float] = field(default_factory=list)
 
 
@@ -262,7 +261,6 @@ class Engine:
         return self._forward(self.network.get_input_embeddings()(torch.tensor([ids])), cache)
 
     def _forward(self, x: Tensor, cache: _Cache) -> Tensor:
-        self.last.passes += 1
         out = self.network(inputs_embeds=x, past_key_values=cache.values, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[0, -1].float()
         return logits

@@ -10,39 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from refdiff.model.errors import InputError
-from refdiff.model.language.configuration import MAX_PAIRS, NEW_TOKENS
+from refdiff.model.language.configuration import MAX_PAIRS
+from refdiff.model.language.tokens import strip_all_control_tokens, strip_control_tokens
 
-CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *NEW_TOKENS)
-MAX_DEPTH = 64  # of lists and objects in tool calls; those that the tools have are four deep
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]
-
-
-def strip_control_tokens(text: str) -> str:
-    """The text with the tokens that have a meaning taken out; taking one out must not assemble another."""
-    before = None
-    while before != text:
-        before = text
-        for token in CONTROL_TOKENS:
-            text = text.replace(token, " ")
-    return text
-
-
-def strip_all_control_tokens(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """JSON data whose texts hold no token with a meaning: a model may have spelt one in its arguments.
-
-    Raises InputError for data nested deeper than `depth`.
-    """
-    if isinstance(value, str):
-        return strip_control_tokens(value)
-    if not isinstance(value, list | dict):
-        return value
-    if depth <= 0:
-        raise InputError(f"a message is nested more than {MAX_DEPTH} deep; send plainer arguments of tool calls")
-    if isinstance(value, list):
-        return [strip_all_control_tokens(v, depth - 1) for v in value]
-    return {strip_control_tokens(k): strip_all_control_tokens(v, depth - 1) for k, v in value.items()}
 
 
 def safe_messages(messages: Sequence[Message], picture: str = "image") -> tuple[list[Message], list[tuple[Any, Any]]]:
@@ -79,7 +52,7 @@ def _safe(message: Message, picture: str, pairs: list[tuple[Any, Any]]) -> Messa
 
 
 def _blocks(content: Any, picture: str) -> list[Message]:
-    """Blocks of a message; neighbouring texts are one, so that no token is spelt across two of them."""
+    """Blocks of a message; neighbouring texts are one, so no token is spelt across two of them."""
     if not isinstance(content, list):
         raise InputError(f"the content of a message is a text or a list of blocks, not a {type(content).__name__}")
     blocks: list[Message] = []

@@ -1,7 +1,7 @@
 """The RefDiff language model: encoder + difference -> projector -> Llama, a LLaVA that is shown a difference.
 
 Liu et al., "Visual Instruction Tuning", 2023, with difference tokens besides image tokens. Text-only turns work as in any
-Llama. The seeing half stays in float32 whatever the language half is in, so that every engine sees the same numbers.
+Llama. The seeing half stays in float32 whatever the language half is in, so every engine sees the same numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from refdiff.model.difference.encoder import EfficientNetLite0
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork
 from refdiff.model.errors import InputError
-from refdiff.model.language.configuration import IMAGE_GRID, NEW_TOKENS, PAIR_TOKENS, RefDiffConfig
+from refdiff.model.language.configuration import IMAGE_GRID, PAIR_TOKENS, RefDiffConfig
 from refdiff.model.language.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
+from refdiff.model.language.tokens import NEW_TOKENS
 
 JUDGED = 2 * IMAGE_GRID**2  # which of a pair's tokens the global one is
 _DROPOUT = 0.1  # in training
@@ -40,39 +41,30 @@ class _Mlp(nn.Module):
 
 
 class PairProjector(nn.Module):
-    """PairFeatures of B pairs -> (B, 85, H) in the space of word embeddings. image_only: no difference (comparisons).
+    """PairFeatures of B pairs -> (B, 85, H) in the space of word embeddings.
 
     Every token is projected by itself, but for the global one (`JUDGED`), which also gathers what the strongest places say:
     whether there is a defect, and which, can be read off this one token.
     """
 
-    def __init__(self, width: int, hidden: int, image_only: bool = False) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.image_only = image_only
         self.images = _Mlp(IMAGE_DIM, hidden)
-        if image_only:
-            self.detail = _Mlp(IMAGE_DIM, hidden)
-        else:
-            self.whole = _Mlp(global_dim(width), hidden)
-            self.grid = _Mlp(grid_dim(width), hidden)
-            self.regions = _Mlp(region_dim(width), hidden)
-            self.judged = _Mlp(region_dim(width), hidden)
-            self.attend = nn.Linear(hidden, 1)
+        self.whole = _Mlp(global_dim(width), hidden)
+        self.grid = _Mlp(grid_dim(width), hidden)
+        self.regions = _Mlp(region_dim(width), hidden)
+        self.judged = _Mlp(region_dim(width), hidden)
+        self.attend = nn.Linear(hidden, 1)
         # which token it is, and how long a visual token should be
         self.slots = nn.Parameter(torch.zeros(PAIR_TOKENS, hidden))
         self.gain = nn.Parameter(torch.tensor(0.1))
 
     def forward(self, seen: PairFeatures) -> Tensor:
         images = self.images(seen.images).flatten(1, 2)  # (B, 32, H)
-        if self.image_only:
-            difference = self.detail(seen.detail)
-        else:
-            judged = self.judged(seen.regions)  # (B, 16, H)
-            gathered = (torch.softmax(self.attend(judged), 1) * judged).sum(1, keepdim=True)
-            difference = torch.cat(
-                [self.whole(seen.whole) + gathered, self.grid(seen.grid), self.regions(seen.regions)], 1
-            )
-        return self._placed(torch.cat([images, difference], 1))
+        judged = self.judged(seen.regions)  # (B, 16, H)
+        gathered = (torch.softmax(self.attend(judged), 1) * judged).sum(1, keepdim=True)
+        whole = self.whole(seen.whole) + gathered
+        return self._placed(torch.cat([images, whole, self.grid(seen.grid), self.regions(seen.regions)], 1))
 
     def of_reference(self, cells: Tensor) -> Tensor:
         """(N, 16, IMAGE_DIM) of references alone -> (N, 16, H): the first tokens of every pair that they are in."""
@@ -87,19 +79,16 @@ class PairProjector(nn.Module):
         """Take mean and spread of the inputs from training pairs."""
         inputs = {f.name: f.name for f in fields(PairFeatures)} | {"judged": "regions"}
         for name, of in inputs.items():
-            part = getattr(self, name, None)
-            if isinstance(part, _Mlp):
-                values = getattr(seen, of).float().flatten(0, -2)
-                part.get_buffer("mean").copy_(values.mean(0))
-                part.get_buffer("std").copy_(values.std(0).clamp_min(1e-3))
+            part = self.get_submodule(name)
+            values = getattr(seen, of).float().flatten(0, -2)
+            part.get_buffer("mean").copy_(values.mean(0))
+            part.get_buffer("std").copy_(values.std(0).clamp_min(1e-3))
 
 
 def seeing_parts(config: RefDiffConfig) -> tuple[EfficientNetLite0, DifferenceNetwork, PairProjector]:
     """Encoder, difference network and projector as the configuration says, without weights."""
-    about = dict(config.difference_config)
-    channels = {int(s): int(c) for s, c in about.pop("channels").items()}
-    difference = DifferenceNetwork(DifferenceConfig(channels, **about))
-    projector = PairProjector(difference.config.width, config.text_config.hidden_size, config.image_only)
+    difference = DifferenceNetwork(DifferenceConfig.from_card(config.difference_config))
+    projector = PairProjector(difference.config.width, config.text_config.hidden_size)
     return EfficientNetLite0(), difference, projector
 
 

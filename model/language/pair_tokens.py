@@ -1,6 +1,6 @@
-"""What the language model is told of a pair of pictures, as plain numbers: from two pictures to the projector's input.
+"""A pair of pictures as the language model sees it: plain numbers, the projector's input.
 
-Reference first, then query, both on one pixel grid (registered by whoever posts them) and squeezed to one square. Tokens of
+Reference first, then query, both on one pixel grid (registered by the caller) and squeezed to one square. Tokens of
 a pair, in order: 16 of the reference, 16 of the query, then the difference: 1 global, 36 of a grid, 16 of the strongest
 places (region tokens, strongest first). The encoder and the difference network are frozen, so these numbers can be computed
 once per pair and stored. Knows nothing about language.
@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.encoder import CHANNELS
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, match
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork, DifferenceOutput, pixel_input
-from refdiff.model.language.configuration import DIFFERENCE_GRID, DIFFERENCE_TOKENS, IMAGE_GRID, MAX_REGIONS
+from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.language.configuration import DIFFERENCE_GRID, IMAGE_GRID, MAX_REGIONS
 
 _WAVES = 4
 _PLACE_DIM = 2 + 4 * _WAVES
@@ -61,14 +62,12 @@ def region_dim(width: int) -> int:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """images (B, 2, 16, IMAGE_DIM): reference, query. whole (B, 1, G), grid (B, 36, D), regions (B, 16, R): the difference.
-    detail (B, 53, IMAGE_DIM): the query alone with as many tokens, for comparisons."""
+    """What is shown of B pairs: one row of numbers per token."""
 
-    images: Tensor
-    whole: Tensor
-    grid: Tensor
-    regions: Tensor
-    detail: Tensor
+    images: Tensor  # (B, 2, 16, IMAGE_DIM): reference, query
+    whole: Tensor  # (B, 1, global_dim): the difference as a whole
+    grid: Tensor  # (B, 36, grid_dim): the difference in each cell of a 6 x 6 grid
+    regions: Tensor  # (B, 16, region_dim): the difference at the strongest places, strongest first
 
     @staticmethod
     def cat(items: list[PairFeatures]) -> PairFeatures:
@@ -100,7 +99,6 @@ def pair_features(encoder: nn.Module, difference: DifferenceNetwork, pairs: Tens
         _whole(out, matched)[:, None],
         _grid(out, matched),
         _regions(out, matched, difference, pairs),
-        _detail({s: _by_pair(m, n)[:, 1] for s, m in maps.items()}),
     )
 
 
@@ -119,11 +117,6 @@ def _by_pair(x: Tensor, n: int) -> Tensor:
 def _picture_cells(maps: Mapping[int, Tensor], side: int) -> Tensor:
     """(N, side**2, IMAGE_DIM)"""
     return torch.cat([F.adaptive_avg_pool2d(maps[s], side) for s in (16, 32)], 1).flatten(2).transpose(1, 2)
-
-
-def _detail(query: Mapping[int, Tensor]) -> Tensor:
-    cells = [_picture_cells(query, side) for side in (1, DIFFERENCE_GRID, IMAGE_GRID)]
-    return torch.cat(cells, 1)[:, :DIFFERENCE_TOKENS]
 
 
 def _distances(matched: Matched, pooled: int, how: str) -> Tensor:

@@ -1,6 +1,6 @@
 """From a conversation to the network's inputs: the chat template, placeholders for pictures, pictures as one square.
 
-What a conversation may hold is said in conversation.py.
+What a conversation may hold is in messages.py.
 """
 
 from __future__ import annotations
@@ -17,14 +17,9 @@ from torch import Tensor
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
-from refdiff.model.language.configuration import (
-    DIFFERENCE_TOKEN,
-    DIFFERENCE_TOKENS,
-    IMAGE_TOKEN,
-    IMAGE_TOKENS,
-    NEW_TOKENS,
-)
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS
 from refdiff.model.language.messages import safe_messages
+from refdiff.model.language.tokens import CALL_TOKEN, DIFFERENCE_TOKEN, IMAGE_TOKEN
 from refdiff.model.weights_file import WEIGHTS
 
 CHAT_TEMPLATE = WEIGHTS / "chat_template.jinja"
@@ -32,10 +27,10 @@ CHAT_TEMPLATE = WEIGHTS / "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: of the whole text, placeholders expanded. pictures: (reference, query) of every pair, in order."""
+    """A conversation as the network reads it."""
 
-    ids: list[int]
-    pictures: list[tuple[str, str]]
+    ids: list[int]  # of the whole text, placeholders expanded
+    pictures: list[tuple[str, str]]  # (reference, query) of every pair, in order
 
 
 class Processor:
@@ -49,9 +44,7 @@ class Processor:
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as e:
             raise StorageError(f"{folder}: no tokenizer can be read; run: refdiff model build") from e
-        self.image_id, self.difference_id, self.call_id, self.call_end_id = (
-            int(i) for i in self.tokenizer.convert_tokens_to_ids(list(NEW_TOKENS))
-        )
+        self.call_id = int(self.tokenizer.convert_tokens_to_ids(CALL_TOKEN))
         self.end_id = int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
     def render(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from refdiff.model.difference.network import DIFFERENCE_TYPES
-
-NO_DEFECT, UNKNOWN_TYPE = "none", "unknown_anomaly"
-READING_TYPES = (NO_DEFECT, *DIFFERENCE_TYPES, UNKNOWN_TYPE)
+from refdiff.model.defect_types import NO_DEFECT, READING_TYPES
 
 READ = """The first picture is a good reference sample, the second the inspected part. Is there a defect on the part? \
 Answer as JSON: defect (true or false), type (one of the allowed words), confidence (whole number, 0 to 100)."""

@@ -34,17 +34,16 @@ class Patch:
 
 @dataclass
 class Job:
-    """One defect being made. image (H, W, 3) uint8 (read only); foreground (H, W) bool or None for "everywhere";
-    donor (h, w, 3) uint8; contrast 0..1; size: wanted extent in px; on_part: must lie on the foreground."""
+    """One defect being made."""
 
-    image: U8
+    image: U8  # (H, W, 3), read only
     rng: np.random.Generator
-    foreground: Bool | None
-    donor: U8
-    contrast: float
-    size: float
-    on_part: bool
-    grey: bool
+    foreground: Bool | None  # (H, W), None = everywhere
+    donor: U8  # (h, w, 3), an image to cut from
+    contrast: float  # 0 just visible .. 1 obvious
+    size: float  # wanted extent, px
+    on_part: bool  # it must lie on the foreground
+    grey: bool  # the image has no colours, so nor has the defect
 
     @property
     def h(self) -> int:

@@ -16,14 +16,13 @@ from refdiff.model.synthesis.brush import Job, Patch, filled, lump
 
 @dataclass(frozen=True)
 class Piece:
-    """Something that stands out: window (h, w, 3) uint8 at (x0, y0) of its image and its alpha (h, w); free: with its own
-    outline."""
+    """Something that stands out of an image."""
 
-    x0: int
+    x0: int  # place of its window in the image, px
     y0: int
-    window: U8
-    alpha: F32
-    free: bool
+    window: U8  # (h, w, 3)
+    alpha: F32  # (h, w) 0..1
+    free: bool  # with an outline of its own; else a mere cut-out
 
 
 def find_piece(job: Job, source: U8, size: float, rank: float = 1.0, tries: int = 10) -> Piece | None:
@@ -128,6 +127,7 @@ def turned(piece: Piece, angle_deg: float, scale: float, flip: bool = False) -> 
 
 
 def missing_component(job: Job) -> Patch | None:
+    """A piece is gone: filled from its surroundings, covered by another place, or its print is left."""
     piece = find_piece(job, job.image, job.size, 0.3 + 0.7 * job.contrast)
     if piece is None:
         return None
@@ -188,6 +188,7 @@ def _put(job: Job, base: U8 | F32, x0: int, y0: int, pixels: F32, alpha: F32, cx
 
 
 def added_component(job: Job) -> Patch | None:
+    """A piece of the image or the donor where none belongs."""
     rng = job.rng
     source = job.donor if job.chance(0.4) else job.image
     best: list[tuple[float, Patch]] = []
@@ -213,6 +214,7 @@ def added_component(job: Job) -> Patch | None:
 
 
 def wrong_component(job: Job) -> Patch | None:
+    """A piece replaced by another, turned, recoloured or scaled."""
     rng = job.rng
     piece = find_piece(job, job.image, job.size, 0.3 + 0.7 * job.contrast)
     if piece is None:
@@ -245,6 +247,7 @@ def wrong_component(job: Job) -> Patch | None:
 
 
 def misplaced_component(job: Job) -> Patch | None:
+    """A piece shifted, and at times turned, from its place."""
     rng = job.rng
     piece = find_piece(job, job.image, job.size, 0.5 + 0.5 * job.contrast)
     if piece is None:

@@ -32,16 +32,14 @@ FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_PLA
 
 @dataclass
 class Material:
-    """What the surface is made of. albedo (h, w, 3) RGB 0..1, height (h, w) raster px, gloss (h, w) 0..1, cover (h,
-    w) 0..1 (1 = part, 0 = one sees the table), grain (h, w) factor about 1; all float32. `x0, y0` is the raster
-    position of element [0, 0] (a window of a larger material)."""
+    """What a surface is made of: planes of float32, (h, w) or (h, w, 3)."""
 
-    albedo: F32
-    height: F32
-    gloss: F32
-    cover: F32
-    grain: F32
-    x0: int = 0
+    albedo: F32  # (h, w, 3) RGB 0..1
+    height: F32  # (h, w) raster px
+    gloss: F32  # (h, w) 0..1
+    cover: F32  # (h, w) 0..1, 1 = part, 0 = the table shows
+    grain: F32  # (h, w) factor about 1
+    x0: int = 0  # raster position of element [0, 0]: a window may be of a larger material
     y0: int = 0
     dirty: list[tuple[int, int, int, int]] = field(default_factory=list)  # raster boxes painted; shared with windows
 
@@ -64,7 +62,7 @@ class Material:
 
 
 def raster_plan(kind: PartKind) -> tuple[float, float]:
-    """(supersampling, canvas as a multiple of the image): cloth goes on beyond the frame so that a turned camera sees
+    """(supersampling, canvas as a multiple of the image): cloth continues beyond the frame, so a turned camera sees
     cloth, everything else lies on a table inside the frame."""
     return (1.15, 1.4) if kind == "weave" else (1.6, 1.0)
 
@@ -273,16 +271,15 @@ PART_KINDS: tuple[PartKind, ...] = ("circuit", "label", "weave", "moulded", "bot
 
 @dataclass(frozen=True)
 class Component:
-    """Something mounted at a design position: centre and size in raster px, angle in degrees (screen clockwise).
-    `look` picks colour, print and pin count."""
+    """Something mounted at a design position. Raster px."""
 
     kind: str
-    x: float
+    x: float  # centre
     y: float
-    w: float
+    w: float  # size
     h: float
-    angle: float = 0.0
-    look: int = 0
+    angle: float = 0.0  # degrees, clockwise on the screen
+    look: int = 0  # picks colour, print and pin count
     colour: Colour = (0.5, 0.5, 0.5)
 
     @property

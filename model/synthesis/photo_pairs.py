@@ -2,8 +2,8 @@
 
 `add_defect` paints one defect and says which pixels it changed; `nuisance` and `jitter` change what two photos of the
 same good part may differ in. Any image size, uint8 RGB in and out, the input is never written to; the same generator
-state gives the same result. A grey image (R = G = B) stays grey. The brushes are in synthesis_kinds.py
-and synthesis_pieces.py.
+state gives the same result. A grey image (R = G = B) stays grey. The brushes are in surface_defects.py and
+component_defects.py.
 
 `python -m refdiff.model.synthesis.photo_pairs --sheet FILE` draws an example sheet on rendered parts.
 """
@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from refdiff.model.defect_types import COMPONENT_TYPES, DifferenceType
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.synthesis.brush import Job, Patch, filled, fractal
 from refdiff.model.synthesis.materials import PART_KINDS
 from refdiff.model.synthesis.render import render
-from refdiff.model.synthesis.surface_defects import KINDS, STRUCTURAL, UNBOUND
+from refdiff.model.synthesis.surface_defects import KINDS, UNBOUND
 
-SYNTHETIC_TYPES: tuple[str, ...] = tuple(KINDS)
+SYNTHETIC_TYPES: tuple[DifferenceType, ...] = tuple(KINDS)
 
 _VISIBLE_LEVELS = 4.0
 _MIN_AREA_PX = 6
@@ -35,14 +36,12 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class SyntheticDefect:
-    """image (H, W, 3) uint8; mask (H, W) bool: changed by 4 grey levels or more, small gaps closed; type: one of
-    SYNTHETIC_TYPES; structural: a piece is missing, added, swapped or moved. Farther than 4 px from the mask the image
-    is the input."""
+    """A painted defect. Farther than 4 px from the mask the image is the input."""
 
-    image: RgbImage
-    mask: NDArray[np.bool_]
-    type: str
-    structural: bool
+    image: RgbImage  # (H, W, 3) uint8
+    mask: NDArray[np.bool_]  # (H, W) bool: changed by 4 grey levels or more, small gaps closed
+    type: DifferenceType
+    structural: bool  # a piece is missing, added, swapped or moved
 
 
 def is_grey(image: RgbImage) -> bool:
@@ -54,7 +53,7 @@ def add_defect(
     image: RgbImage,
     rng: np.random.Generator,
     *,
-    kind: str | None = None,
+    kind: DifferenceType | None = None,
     foreground: NDArray[np.bool_] | None = None,
     donor: RgbImage | None = None,
     contrast: float | None = None,
@@ -76,7 +75,7 @@ def add_defect(
     name = kind
     if name is None:
         weights = np.array([texture if on_texture else parts for _, parts, texture in KINDS.values()])
-        name = str(rng.choice(list(KINDS), p=weights / weights.sum()))
+        name = SYNTHETIC_TYPES[int(rng.choice(len(weights), p=weights / weights.sum()))]
     extent = float(np.exp(rng.uniform(np.log(0.01), np.log(0.4)))) if size is None else size
     grey = is_grey(image)
     other = image if donor is None else donor
@@ -100,7 +99,7 @@ def add_defect(
     return None
 
 
-def _compose(job: Job, patch: Patch, name: str) -> SyntheticDefect | None:
+def _compose(job: Job, patch: Patch, name: DifferenceType) -> SyntheticDefect | None:
     """The image with the patch in it, where it is visible; None where that is under 6 px."""
     h, w = patch.pixels.shape[:2]
     here = (slice(patch.y0, patch.y0 + h), slice(patch.x0, patch.x0 + w))
@@ -119,7 +118,7 @@ def _compose(job: Job, patch: Patch, name: str) -> SyntheticDefect | None:
     image[here] = np.clip(np.rint(old + change * fade[..., None]), 0, 255).astype(np.uint8)
     full = np.zeros(image.shape[:2], bool)
     full[here] = mask > 0
-    return SyntheticDefect(image, full, name, name in STRUCTURAL)
+    return SyntheticDefect(image, full, name, name in COMPONENT_TYPES)
 
 
 def break_off(image: RgbImage, rng: np.random.Generator, foreground: NDArray[np.bool_]) -> SyntheticDefect | None:
@@ -340,7 +339,7 @@ def sheet(seed: int = 0, crop: int = 112) -> NDArray[np.uint8]:
     rows = []
     for name in SYNTHETIC_TYPES:
         title = np.full((18, crop, 3), 255, np.uint8)
-        text = name.removesuffix("_component") if name in STRUCTURAL else name.replace("_", " ")
+        text = name.removesuffix("_component") if name in COMPONENT_TYPES else name.replace("_", " ")
         cv2.putText(title, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         strip = [np.rot90(title)]
         for i, good in enumerate(bases):

@@ -18,14 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.model.defect_types import RenderedType
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32
+from refdiff.model.synthesis.defect_brushes.job import DefectSpec
 from refdiff.model.synthesis.materials import PART_KINDS, PartKind, clouds, raster_plan
 from refdiff.model.synthesis.parts.part import build_part
 from refdiff.model.synthesis.render_defects import (
-    DEFECT_TYPES,
-    DefectSpec,
-    DefectType,
     RasterTruth,
     applicable_types,
     apply_defects,
@@ -33,11 +32,9 @@ from refdiff.model.synthesis.render_defects import (
 )
 
 __all__ = [
-    "DEFECT_TYPES",
     "PART_KINDS",
     "DefectSpec",
     "DefectTruth",
-    "DefectType",
     "Light",
     "PartKind",
     "Pose",
@@ -53,62 +50,58 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pose:
-    """angle_deg: counter-clockwise on the screen, about the image centre; scale: image px per canonical px; shift_px:
-    image px right and down; perspective: (x, y) relative change of scale from the centre to the right and the lower
-    edge, |v| < 0.5."""
+    """How the part lies before the camera."""
 
-    angle_deg: float = 0.0
-    scale: float = 1.0
-    shift_px: tuple[float, float] = (0.0, 0.0)
+    angle_deg: float = 0.0  # counter-clockwise on the screen, about the image centre
+    scale: float = 1.0  # image px per canonical px
+    shift_px: tuple[float, float] = (0.0, 0.0)  # image px right and down
+    # (x, y) relative change of scale from the centre to the right and lower edge, |v| < 0.5
     perspective: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Light:
-    """gain and gamma: out = (gain * in) ** gamma on 0..1; azimuth_deg: where the lamp stands (counter-clockwise from
-    the right of the image); gradient: 0..1 fall-off away from the lamp; temperature: -1 cold .. 1 warm; blur_sigma:
-    defocus, px; jpeg_quality: 1..100, None = no JPEG."""
+    """Lamp and camera. out = (gain * in) ** gamma on 0..1."""
 
     gain: float = 1.0
     gamma: float = 1.0
-    azimuth_deg: float = 125.0
-    gradient: float = 0.0
-    temperature: float = 0.0
-    blur_sigma: float = 0.0
-    jpeg_quality: int | None = None
+    azimuth_deg: float = 125.0  # where the lamp stands, counter-clockwise from the right of the image
+    gradient: float = 0.0  # 0..1 fall-off away from the lamp
+    temperature: float = 0.0  # -1 cold .. 1 warm
+    blur_sigma: float = 0.0  # defocus, px
+    jpeg_quality: int | None = None  # 1..100, None = no JPEG
 
 
 @dataclass(frozen=True)
 class DefectTruth:
-    """One defect in the final image. mask (H, W) bool: every pixel that it touches (before defocus, noise and JPEG);
-    box x0, y0, x1, y1 px, exclusive end (0, 0, 0, 0 if out of the frame); path (N, 2) image px: the line whose length
-    is length_px; width_px across it; lengths in mm are those on the part. Lines (scratch, crack, broken_yarn) have
-    length and width by construction, the rest those of the smallest rotated box round the change. area_px =
-    mask.sum(); centre (x, y) image px."""
+    """One defect in the final image.
 
-    type: DefectType
-    mask: NDArray[np.bool_]
-    box: tuple[int, int, int, int]
-    path: NDArray[np.float64]
+    Lines (scratch, crack, broken_yarn) have their length and width by construction, the others those of the smallest
+    rotated box round the change. Lengths in mm are those on the part.
+    """
+
+    type: RenderedType
+    mask: NDArray[np.bool_]  # (H, W) bool: every pixel that it touches (before defocus, noise and JPEG)
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end; 0, 0, 0, 0 if out of the frame
+    path: NDArray[np.float64]  # (N, 2) image px: the line whose length is length_px
     length_px: float
-    width_px: float
+    width_px: float  # across the path
     length_mm: float
     width_mm: float
-    area_px: int
-    centre: tuple[float, float]
+    area_px: int  # of the mask
+    centre: tuple[float, float]  # (x, y) image px
 
 
 @dataclass(frozen=True)
 class Scene:
-    """image (H, W, 3) uint8 RGB; defect_mask and foreground (H, W) bool, foreground = the part as it is; transform
-    (3, 3) float64: canonical px -> image px; mm_per_px: of the image, at its centre."""
+    """A rendered photo and the truth about it."""
 
-    image: NDArray[np.uint8]
-    defect_mask: NDArray[np.bool_]
-    foreground: NDArray[np.bool_]
+    image: NDArray[np.uint8]  # (H, W, 3) uint8 RGB
+    defect_mask: NDArray[np.bool_]  # (H, W) bool, of all defects
+    foreground: NDArray[np.bool_]  # (H, W) bool: the part as it is
     defects: tuple[DefectTruth, ...]
-    transform: NDArray[np.float64]
-    mm_per_px: float
+    transform: NDArray[np.float64]  # (3, 3) float64: canonical px -> image px
+    mm_per_px: float  # of the image, at its centre
     kind: PartKind
     design_seed: int
     instance_seed: int

@@ -1,6 +1,6 @@
-"""The kinds of synthetic defect that change a surface: one brush per kind, and the table of them all.
+"""Painted defects of a surface: one brush per type, and the table of them all.
 
-See synthesis_brush.py for what a brush is and for the units; pieces that go missing are in synthesis_pieces.py.
+What a brush is and its units are in brush.py; pieces that go missing are in component_defects.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from refdiff.model.defect_types import COMPONENT_TYPES, DifferenceType
 from refdiff.model.images import F32, U8
 from refdiff.model.synthesis.brush import (
     Job,
@@ -38,6 +39,7 @@ from refdiff.model.synthesis.component_defects import (
 
 
 def scratch(job: Job) -> Patch | None:
+    """A fine line that tapers at its ends, at times several in parallel, with a lit or shaded edge."""
     rng = job.rng
     path = walk(rng, job.spot(), job.size, rng.uniform(0, 1.2), rng.choice([0.0, 0.08, 0.25]))
     width = job.unit * float(rng.uniform(0.5, 1.3) if job.chance(0.7) else rng.uniform(1.3, 3.0))
@@ -65,6 +67,7 @@ def scratch(job: Job) -> Patch | None:
 
 
 def crack(job: Job) -> Patch | None:
+    """A jagged dark line with branches, at times with a lifted lip that catches the light."""
     rng = job.rng
     trunk = walk(rng, job.spot(), job.size, 0.5, rng.uniform(0.35, 0.8))
     width = job.unit * float(rng.uniform(0.5, 1.6))
@@ -85,6 +88,7 @@ def crack(job: Job) -> Patch | None:
 
 
 def dent(job: Job) -> Patch | None:
+    """A shallow bowl: its slopes are shaded by one lamp, and what lies on it is bent."""
     rng, (x, y) = job.rng, job.spot()
     size = max(job.size, 5.0)
     bowl = lump(rng, size * 0.8, soft=float(rng.uniform(0.5, 1.0)), rough=0.15, slim=0.3)
@@ -111,6 +115,7 @@ def dent(job: Job) -> Patch | None:
 
 
 def stain(job: Job) -> Patch | None:
+    """A blot of another tone with a soft or a dried, darker rim."""
     rng, (x, y) = job.rng, job.spot()
     alpha = lump(rng, job.size, soft=float(rng.uniform(0.15, 1.0)), rough=float(rng.uniform(0.2, 0.9)), slim=0.3)
     window, x0, y0, alpha = placed(job, alpha, x, y)
@@ -125,6 +130,7 @@ def stain(job: Job) -> Patch | None:
 
 
 def contamination(job: Job) -> Patch | None:
+    """Foreign matter: a particle, a fibre or a sprinkling of dust."""
     rng = job.rng
     x, y = job.spot()
     style = rng.choice(["particle", "fibre", "dust"], p=[0.5, 0.25, 0.25])
@@ -203,6 +209,7 @@ def _dust(job: Job, x: int, y: int) -> Patch:
 
 
 def hole(job: Job) -> Patch | None:
+    """A dark pit, at times with a rim that faces the light."""
     rng, (x, y) = job.rng, job.spot()
     alpha = lump(rng, job.size * 0.85, soft=float(rng.uniform(0.05, 0.3)), rough=float(rng.choice([0.0, 0.1, 0.3])))
     wide = np.asarray(cv2.GaussianBlur(np.pad(alpha, 2), (0, 0), max(0.8, 0.05 * job.size)), np.float32)
@@ -223,6 +230,7 @@ def hole(job: Job) -> Patch | None:
 
 
 def chip(job: Job) -> Patch | None:
+    """A piece broken off: at the part's rim the background takes its place, elsewhere two facets of a break show."""
     rng = job.rng
     x, y = job.spot()
     at_edge = False
@@ -267,6 +275,7 @@ def chip(job: Job) -> Patch | None:
 
 
 def discoloration(job: Job) -> Patch | None:
+    """An area whose level, hue or saturation is off, soft or with straight edges."""
     rng, (x, y) = job.rng, job.spot()
     if job.chance(0.3) and job.size > 10:  # a sharp-edged area: a strip, a covered place
         n = int(job.size)
@@ -297,6 +306,7 @@ def discoloration(job: Job) -> Patch | None:
 
 
 def deformation(job: Job) -> Patch | None:
+    """A place that is swirled, pinched, pushed or wavy: pixels move, none are new."""
     rng = job.rng
     size = max(job.size, 6.0)
     x, y = job.busy_spot(size)
@@ -340,6 +350,7 @@ def _along(window: U8, x: float, y: float, angle: float) -> tuple[F32, F32]:
 
 
 def broken_yarn(job: Job) -> Patch | None:
+    """A yarn that slid, is pulled aside, missing or doubled, along the grain of the cloth."""
     rng, (x, y) = job.rng, job.spot()
     size = max(job.size, 6.0)
     probe, _, _ = job.window(x, y, 40 * job.unit, 40 * job.unit)
@@ -380,6 +391,7 @@ def broken_yarn(job: Job) -> Patch | None:
 
 
 def uneven_dye(job: Job) -> Patch | None:
+    """A bar or a cloud of weaker or stronger dye."""
     rng, (x, y) = job.rng, job.spot()
     window, x0, y0 = job.window(x, y, job.size * 1.2 + 4, job.size * 1.2 + 4)
     h, w = window.shape[:2]
@@ -403,6 +415,7 @@ def uneven_dye(job: Job) -> Patch | None:
 
 
 def texture_change(job: Job) -> Patch | None:
+    """An area with another texture: of a donor, blurred, shuffled, turned or noisy."""
     rng, (x, y) = job.rng, job.spot()
     shape = lump(
         rng, max(4.0, job.size), soft=float(rng.uniform(0.1, 0.4)), rough=float(rng.uniform(0.1, 0.7)), slim=0.4
@@ -448,6 +461,7 @@ def texture_change(job: Job) -> Patch | None:
 
 
 def print_defect(job: Job) -> Patch | None:
+    """Print that is smeared, doubled, cut by a strip, faded or blotted; a mark where there is no print."""
     rng = job.rng
     size = max(job.size, 5.0)
     x, y = job.busy_spot(size)
@@ -491,8 +505,8 @@ def print_defect(job: Job) -> Patch | None:
 
 
 Brush = Callable[[Job], Patch | None]
-# type: brush, how often on parts, how often on textures
-KINDS: dict[str, tuple[Brush, float, float]] = {
+# brush, how often it is drawn on parts, how often on textures
+KINDS: dict[DifferenceType, tuple[Brush, float, float]] = {
     "scratch": (scratch, 1.5, 1.0),
     "crack": (crack, 1.2, 1.0),
     "dent": (dent, 0.8, 0.5),
@@ -511,6 +525,5 @@ KINDS: dict[str, tuple[Brush, float, float]] = {
     "texture_change": (texture_change, 0.8, 1.0),
     "print_defect": (print_defect, 0.8, 0.5),
 }
-STRUCTURAL = frozenset(("missing_component", "added_component", "wrong_component", "misplaced_component"))
 # may change pixels off the part: they move its outline, or lie where it is not
-UNBOUND = STRUCTURAL | {"chip", "deformation"}
+UNBOUND = COMPONENT_TYPES | {"chip", "deformation"}

@@ -1,7 +1,7 @@
 """Random surfaces without a layout: grained, veined, cellular, speckled, fibrous, latticed. For training on textures.
 
 A *material* is a random process whose parameters are drawn once; every sample of it is another piece of the same surface,
-so that two samples are a pair without a defect that no registration can bring together.
+so two samples are a pair without a defect that no registration can bring together.
 
 `python -m refdiff.model.synthesis.textures --sheet FILE` draws an example sheet, one material a column.
 """

@@ -28,13 +28,12 @@ from refdiff.model.boards.network import (
     topology_of,
     view_of,
 )
-from refdiff.model.difference.network import BOARD_TYPES
+from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
+from refdiff.model.progress import Progress, silent
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.weights_file import write_weights
-
-Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
 _SHIFT_PX = 12  # training crops move by as much
 _STORED_PX = CROP_PX + 2 * _SHIFT_PX
@@ -49,40 +48,36 @@ _DUAL = {
     "pin-hole": "copper",
 }
 _EXCHANGED = torch.tensor([0, *(1 + BOARD_TYPES.index(_DUAL[t]) for t in BOARD_TYPES)])
-_EXTRA = 2  # proposals made up for every true box, so that none is learned from its lucky proposals alone
+_EXTRA = 2  # proposals made up for every true box, so none is learned from its lucky proposals alone
 
 
 @dataclass(frozen=True)
 class BoardRecipe:
-    """left_out: board groups (by name suffix) not trained on."""
+    """How long and how fast the board network trains."""
 
-    epochs: int = 6
+    epochs: int = 6  # passes over the crops
     batch: int = 128
     lr: float = 2e-3
     weight_decay: float = 1e-2
     seed: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # board groups (by name suffix) not trained on
 
 
 @dataclass(frozen=True)
 class _Crops:
-    """pairs (N, 2, 104, 104) uint8; topology (N, 2, 6) as they are and with copper and board exchanged; kind (N,) 0 = none;
-    box (N, 4) px of the crop relative to its centre."""
+    """N crops to train on."""
 
-    pairs: Tensor
-    topology: Tensor
-    kind: Tensor
-    box: Tensor
+    pairs: Tensor  # (N, 2, 104, 104) uint8
+    topology: Tensor  # (N, 2, 6): as they are, and with copper and board exchanged
+    kind: Tensor  # (N,), 0 = no defect
+    box: Tensor  # (N, 4) px of the crop relative to its centre
 
 
-def train_boards(
-    recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress | None = None
-) -> Path:
+def train_boards(recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *, progress: Progress = silent) -> Path:
     """Train on board groups (name -> pairs) and write `out/boards.safetensors` and `boards.json`.
 
     Raises InputError: nothing is left to train on, too few places to learn from, a template of another size.
     """
-    tell = progress or (lambda *_: None)
     started = time.monotonic()
     used = {n: s for n, s in groups.items() if n not in recipe.left_out}
     photos = [p for s in used.values() for p in s.bad]
@@ -91,7 +86,7 @@ def train_boards(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    crops = _collect(photos, rng, lambda d: tell("crops", d, len(photos), ""))
+    crops = _collect(photos, rng, lambda d: progress("crops", d, len(photos)))
     net = BoardNetwork()
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     per_epoch = len(crops.kind) // recipe.batch
@@ -118,7 +113,7 @@ def train_boards(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
-            tell("training", step, total, f"loss {float(loss.detach()):.3f}")
+            progress("training", step, total, f"loss {float(loss.detach()):.3f}")
     path = out / "boards.safetensors"
     about = {
         "recipe": asdict(recipe),

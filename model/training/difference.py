@@ -1,6 +1,6 @@
 """The recipe of the difference network: pool of pairs -> trained weights, validation curves, model card.
 
-Resumable: pool shards and checkpoints survive a kill, and the same command goes on where it stopped. What is kept is the
+Resumable: pool shards and checkpoints survive a crash, and the same command continues where it stopped. What is kept is the
 exponential moving average of the weights.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from refdiff.model.difference.matching import STRIDES
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
 from refdiff.model.training.pool import (
@@ -40,8 +41,6 @@ from refdiff.model.training.pool import (
 )
 from refdiff.model.weights_file import need_space, save_tensors, write_weights
 
-Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
-
 _EMA = 0.998
 _VALIDATION = 0.06  # part of the shards
 _CHECKPOINT_S = 60.0
@@ -49,24 +48,19 @@ _CHECKPOINT_S = 60.0
 
 @dataclass(frozen=True)
 class DifferenceRecipe:
-    """pairs: size of the pool; epochs: passes over it. left_out: sources (by name prefix) that are in the pool but not
-    trained on. pixels, global_head, hard, real_defects: parts to go without, for comparisons. encoder: folder of
-    a transformers backbone, None the packaged one. The rest is as usual."""
+    """How the difference network is trained."""
 
-    pairs: int = 15000
-    epochs: float = 4
+    pairs: int = 15000  # size of the pool
+    epochs: float = 4  # passes over the pool
     batch: int = 16
     lr: float = 2e-3
     weight_decay: float = 1e-2
-    width: int = 64
+    width: int = 64  # channels of the fused maps
     seed: int = 0
-    workers: int = 2
-    left_out: tuple[str, ...] = ()
-    pixels: bool = True
-    global_head: bool = True
-    hard: bool = False
-    real_defects: bool = True
-    encoder: str | None = None
+    workers: int = 2  # processes that make pairs
+    left_out: tuple[str, ...] = ()  # sources (by name prefix) that are in the pool but not trained on
+    real_defects: bool = True  # use photos of real defects too
+    encoder: str | None = None  # folder of a transformers backbone, None = the packaged one
 
 
 @dataclass
@@ -175,36 +169,34 @@ def train_difference(
     out: Path,
     *,
     pool: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Train and write `out/difference.safetensors`, `difference.json`, `MODEL_CARD.md`, `curves.png`.
 
     pool: folder of an existing or shared pool, default `out/pool`. Raises InputError (a pool of other sources),
     StorageError (the disk is full).
     """
-    tell = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     pool = pool or out / "pool"
     # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.hard, recipe.encoder, encoder.digest, encoder.channels)
+    plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
     names = source_names(sources)
     described = pool / "pool.json"
     wanted = plan.described()
     started_already = described.exists() and any(pool.glob("*.safetensors"))
-    if started_already and json.loads(described.read_text()) != wanted:
+    found = json.loads(described.read_text()) if started_already else wanted
+    if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
         raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
-    shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: tell("pairs", d, t, ""))
+    shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: progress("pairs", d, t))
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
     val, train = shards[:n_val], shards[n_val:] or shards
     scales = channel_scales(train)
     channels = {s: len(scale) for s, scale in scales.items()}
     torch.manual_seed(recipe.seed)
-    net = DifferenceNetwork(
-        DifferenceConfig(channels, width=recipe.width, pixels=recipe.pixels, global_head=recipe.global_head)
-    )
+    net = DifferenceNetwork(DifferenceConfig(channels, width=recipe.width))
     for s, scale in scales.items():
         net.get_buffer(f"scale_{s}").copy_(scale)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -236,7 +228,7 @@ def train_difference(
             state.step += 1
             _follow(average, net, min(_EMA, state.step / (state.step + 10)))
             state.seconds = time.monotonic() - started
-            tell("training", state.step, total, f"loss {float(loss.detach()):.3f}")
+            progress("training", state.step, total, f"loss {float(loss.detach()):.3f}")
             if time.monotonic() - saved > _CHECKPOINT_S:
                 _checkpoint(out, net, average, optimizer, state, recipe)
                 saved = time.monotonic()
@@ -245,7 +237,9 @@ def train_difference(
         state.curves.append({"step": state.step} | validate(_with(net, average), val, names, keep))
         _checkpoint(out, net, average, optimizer, state, recipe)
         curve = state.curves[-1]
-        tell("training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}")
+        progress(
+            "training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}"
+        )
     return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
 
 
@@ -265,7 +259,7 @@ def _with(net: DifferenceNetwork, average: dict[str, Tensor]) -> DifferenceNetwo
 
 
 def _identity(recipe: DifferenceRecipe) -> str:
-    """What must not change when a run goes on; more processes or a machine of another size may."""
+    """What must not change when a run resumes; more processes or a machine of another size may."""
     return json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"}, sort_keys=True)
 
 

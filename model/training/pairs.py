@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.defect_types import DIFFERENCE_TYPES, RENDERED_TYPES, STRUCTURAL_TYPES
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.synthesis.photo_pairs import add_defect, break_off, foreground_of, jitter, nuisance, sway
 from refdiff.model.synthesis.render import (
@@ -35,72 +35,56 @@ Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> c
 
 PAIR_PX = 256
 NO_TYPE = 255
-STRUCTURAL = frozenset(
-    ("missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level")
-)
-_RENDERED_TYPES = {
-    "blob": "contamination",
-    "edge_nibble": "chip",
-    "displaced_component": "misplaced_component",
-    "print_smear": "print_defect",
-    "missing_print": "print_defect",
-}
 _UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A training photo. mask: file (non-zero = defect) of the query's truth, None if good or unknown. boxes: x0, y0, x1,
-    y1, type. partner: its own reference, where the data set gives one. `type` of everything in the mask."""
+    """A training photo."""
 
     path: Path
     defective: bool = False
-    mask: Path | None = None
-    mask_inverted: bool = False
-    type: str | None = None
-    partner: Path | None = None
-    boxes: tuple[tuple[int, int, int, int, str], ...] = ()
+    mask: Path | None = None  # file of the query's truth (non-zero = defect), None if good or unknown
+    mask_inverted: bool = False  # zero = defect
+    type: str | None = None  # of everything in the mask
+    partner: Path | None = None  # its own reference, where the data set gives one
+    boxes: tuple[tuple[int, int, int, int, str], ...] = ()  # x0, y0, x1, y1, type
 
 
 @dataclass(frozen=True)
 class Source:
-    """Photos of one product. textured: parts do not register, any place may match any other. licence: for the model card.
-
-    pixels_count: differences of single pixels are real (binarised boards), so that no nuisance is added.
-    """
+    """Photos of one product."""
 
     name: str
     good: tuple[Photo, ...]
     bad: tuple[Photo, ...]
-    licence: str
-    textured: bool = False
-    pixels_count: bool = False
-    weight: float = 1.0
+    licence: str  # for the model card
+    textured: bool = False  # parts do not register: any place may match any other
+    pixels_count: bool = False  # single pixels matter (binarised boards): no nuisance is added
+    weight: float = 1.0  # how often it is drawn
 
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """image (H, W, 3) uint8 on the query's grid if registered; covered (H, W) bool."""
+    """A reference as registration would leave it."""
 
-    image: RgbImage
-    covered: NDArray[np.bool_]
+    image: RgbImage  # (H, W, 3) uint8, on the query's grid if registered
+    covered: NDArray[np.bool_]  # (H, W) bool: what it reaches of the query
     registered: bool
 
 
 @dataclass(frozen=True)
 class Pair:
-    """query (256, 256, 3) uint8. mask (256, 256) bool, None if only the label is known. types (256, 256) uint8 index into
-    DIFFERENCE_TYPES, 255 = none. structural: a component or level is wrong, None if not known. source: where from. real: the
-    query shows a real defect."""
+    """A query with its references, and the truth about them."""
 
-    query: RgbImage
+    query: RgbImage  # (256, 256, 3) uint8
     references: tuple[ReferencePicture, ...]
-    label: bool
-    mask: NDArray[np.bool_] | None
-    types: NDArray[np.uint8]
-    structural: bool | None
-    source: str
-    real: bool = False
+    label: bool  # the query is defective
+    mask: NDArray[np.bool_] | None  # (256, 256) bool, None if only the label is known
+    types: NDArray[np.uint8]  # (256, 256) uint8 index of DIFFERENCE_TYPES, 255 = none
+    structural: bool | None  # a component or level is wrong, None if not known
+    source: str  # name of where it is from
+    real: bool = False  # the query shows a real defect
 
 
 @dataclass
@@ -117,8 +101,9 @@ class _Draft:
 
 
 def type_index(name: str) -> int:
-    name = _RENDERED_TYPES.get(name, name)
-    return DIFFERENCE_TYPES.index(name) if name in DIFFERENCE_TYPES else NO_TYPE
+    """Place of a type in DIFFERENCE_TYPES, also of the renderer's words; NO_TYPE for any other word."""
+    known = RENDERED_TYPES.get(name, name)
+    return DIFFERENCE_TYPES.index(known) if known in DIFFERENCE_TYPES else NO_TYPE
 
 
 @lru_cache(maxsize=512)
@@ -164,7 +149,7 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     other = light if rng.random() < 0.6 else random_light(rng, strength=strength)
     defects = []
     if rng.random() < 0.62:
-        structural = [t for t in applicable_types(kind) if _RENDERED_TYPES.get(t, t) in STRUCTURAL]
+        structural = [t for t in applicable_types(kind) if RENDERED_TYPES[t] in STRUCTURAL_TYPES]
         for _ in range(1 + int(rng.random() < 0.2)):
             only = structural if structural and rng.random() < 0.45 else None
             defects.append(random_defect(rng, kind, (base, base), types=only))
@@ -174,7 +159,7 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     types = np.full((base, base), NO_TYPE, np.uint8)
     for truth in scene.defects:
         types[truth.mask] = type_index(truth.type)
-    wrong = any(_RENDERED_TYPES.get(t.type, t.type) in STRUCTURAL and t.mask.any() for t in scene.defects)
+    wrong = any(RENDERED_TYPES[t.type] in STRUCTURAL_TYPES and t.mask.any() for t in scene.defects)
     draft = _Draft(scene.image, [], scene.defect_mask, types, wrong)
     if rng.random() < 0.15:  # what the renderer cannot break, the brush can
         _break(draft, rng, None, scene.foreground)
@@ -330,7 +315,7 @@ def _finish(
     types = np.where(mask, types, NO_TYPE).astype(np.uint8) if mask is not None else types
     structural = draft.structural
     if structural and mask is not None:
-        wrong = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL]
+        wrong = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL_TYPES]
         structural = bool(np.isin(types, wrong).any())
     return Pair(query, tuple(references), label, mask, types, structural, source, draft.real)
 

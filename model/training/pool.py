@@ -2,7 +2,7 @@
 
 The encoder is frozen and matching has no parameters, so all that the network sees of a pair can be stored: training then
 costs the network alone, and comparisons of networks see the same pairs. A pool is shards of 64 pairs, each made from its own
-seed by any worker in any order; an interrupted run goes on with the shards that are missing.
+seed by any worker in any order; an interrupted run continues with the missing shards.
 """
 
 from __future__ import annotations
@@ -45,20 +45,18 @@ _THUMB = 24
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool holds. hard: hard instead of soft matching (comparisons only). encoder: as `ModelSettings` has it, the
-    digest of its weights, and stride -> channels of its maps."""
+    """What a pool holds."""
 
     seed: int
     sources: tuple[Source, ...]
-    hard: bool = False
-    encoder: str | None = None
-    encoder_digest: str = WEIGHTS_SHA256
-    channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)
+    encoder: str | None = None  # as in ModelSettings
+    encoder_digest: str = WEIGHTS_SHA256  # of its weights
+    channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)  # stride -> channels of its maps
 
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
         sources = source_names(self.sources)
-        return {"seed": self.seed, "sources": sources, "hard": self.hard, "encoder": self.encoder_digest}
+        return {"seed": self.seed, "sources": sources, "encoder": self.encoder_digest}
 
     def bytes_per_pair(self) -> int:
         """What `_encoded` stores: maps and distances in half precision, two pictures, what is covered, mask and types."""
@@ -68,19 +66,18 @@ class PoolPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """Network inputs and targets of B pairs. mask (B, 64, 64) 0/1, types (B, 64, 64) (255 none), label (B,), known (B,)
-    1 where the mask is the truth, structural (B,) 1/0, -1 unknown, source (B,)."""
+    """Network inputs and targets of B pairs."""
 
     matched: Matched
-    query: Tensor
-    reference: Tensor
-    covered: Tensor
-    mask: Tensor
-    types: Tensor
-    label: Tensor
-    known: Tensor
-    structural: Tensor
-    source: Tensor
+    query: Tensor  # (B, 3, 256, 256) uint8
+    reference: Tensor  # (B, 3, 256, 256) uint8
+    covered: Tensor  # (B, 256, 256) bool
+    mask: Tensor  # (B, 64, 64) 0/1
+    types: Tensor  # (B, 64, 64), 255 = none
+    label: Tensor  # (B,)
+    known: Tensor  # (B,) 1 where the mask is the truth
+    structural: Tensor  # (B,) 1/0, -1 = unknown
+    source: Tensor  # (B,) index of source_names
 
 
 class ByThumbnail:
@@ -132,14 +129,14 @@ def _make_shard(plan: PoolPlan, index: int, folder: Path, size: int) -> int:
     rows: dict[str, list[Tensor]] = {}
     for i in range(size):
         pair = make_pair(plan, np.random.default_rng([plan.seed, index, i]), nearest)
-        for name, value in _encoded(pair, encoder, plan.hard).items():
+        for name, value in _encoded(pair, encoder).items():
             rows.setdefault(name, []).append(value)
         rows.setdefault("source", []).append(torch.tensor(names.index(pair.source), dtype=torch.uint8))
     save_tensors({k: torch.stack(v) for k, v in rows.items()}, folder / f"{index:05d}.safetensors")
     return index
 
 
-def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
+def _encoded(pair: Pair, encoder: object) -> dict[str, Tensor]:
     from refdiff.model.difference.encoder import Encoder
 
     assert isinstance(encoder, Encoder)
@@ -150,7 +147,7 @@ def _encoded(pair: Pair, encoder: object, hard: bool) -> dict[str, Tensor]:
         grid = f.maps[8].shape[-2:]
         cells = cv2.resize(r.covered.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA) > 0.5
         references.append(ReferenceMaps(f.maps, torch.from_numpy(cells), r.registered))
-    matched = match(features[0].maps, references, hard=hard)
+    matched = match(features[0].maps, references)
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     best = composite_reference(pictures[0].float(), pictures[1:].float()).to(torch.uint8)
     covered = np.logical_and.reduce([r.covered for r in pair.references])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from refdiff.model.boards.deeppcb import read_split
+from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import InputError
 from refdiff.model.training.pairs import Photo, Source
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_TILE_TYPES = {
+_TILE_TYPES: Mapping[str, DefectType] = {
     "blowhole": "hole",
     "break": "chip",
     "crack": "crack",
@@ -35,14 +36,11 @@ _TRUTH_FOLDERS = ("GroundTruth", "GroundThruth")  # the data set spells it both 
 
 @dataclass(frozen=True)
 class Listed:
-    """One image of a public set. kind: "good" or the data set's name of the defect. group: one physical thing.
-
-    mask: file and whether dark = defect.
-    """
+    """One image of a public set."""
 
     path: Path
-    kind: str
-    group: str
+    kind: str  # "good" or the data set's name of the defect
+    group: str  # one physical thing
     mask: Path | None = None
     mask_inverted: bool = False
 
@@ -195,8 +193,3 @@ def _folder(data: Path, name: str, expected: str) -> Path:
     if not (data / name).is_dir():
         raise InputError(f"{data}: no folder {name} (with {expected})")
     return data / name
-
-
-def by_name(sources: list[Source], left_out: list[str]) -> Iterator[Source]:
-    """Those whose name does not begin with any of `left_out`."""
-    return (s for s in sources if not any(s.name.startswith(prefix) for prefix in left_out))

@@ -42,8 +42,8 @@ def build(
     """
     from refdiff.model.language.build import build_model
 
-    with output.progress("building the model") as moved:
-        folder = build_model(settings().model, lambda what, done, total: moved(done, total, what), again=again)
+    with output.work("building the model") as report:
+        folder = build_model(settings().model, report, again=again)
     emit({"folder": shown_path(folder)}, f"model in {shown_path(folder)}")
 
 
@@ -101,8 +101,8 @@ def serve_model(
         output.note(
             f"listening on {host} without a key: anyone who reaches the port can use it; set REFDIFF_LLM_API_KEY"
         )
-    with output.progress("building the model") as moved:
-        folder = build_model(settings().model, lambda what, done, total: moved(done, total, what))
+    with output.work("building the model") as report:
+        folder = build_model(settings().model, report)
     secret = key.get_secret_value() if key else None
     with ExitStack() as running:
         running.enter_context(interrupting())

@@ -22,6 +22,7 @@ from refdiff.server.cli.invocation import current
 if TYPE_CHECKING:
     from refdiff.agent.inspector import AgentEvent
     from refdiff.agent.report.schema import DefectReport, Finding
+    from refdiff.model.progress import Progress as WorkProgress
 
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}
 _PIPED_WIDTH = 140  # columns where no terminal says how wide it is
@@ -119,6 +120,13 @@ def progress(title: str) -> Iterator[Move]:
             bar.update(task, completed=done, total=total, description=description)
 
         yield move
+
+
+@contextlib.contextmanager
+def work(title: str) -> Iterator[WorkProgress]:
+    """A progress bar for work that names its stages; yields what the work reports to."""
+    with progress(title) as moved:
+        yield lambda what, done, total, note="": moved(done, total, f"{what} {note}".strip())
 
 
 @contextlib.contextmanager

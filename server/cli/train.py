@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +60,8 @@ def difference(
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
-    with output.progress("training") as moved:
-        weights = train_difference(recipe, sources, out, progress=_with_note(moved))
+    with output.work("training") as report:
+        weights = train_difference(recipe, sources, out, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
         {"weights": shown_path(weights), "card": shown_path(card)},
@@ -137,9 +136,6 @@ def language(
     projector_epochs: Annotated[
         float, typer.Option(min=0, help="First passes over the pairs that train the projector only; 0 with --start.")
     ] = 0.25,
-    image_only: Annotated[
-        bool, typer.Option("--image-only", help="Without difference tokens, for comparison.", hidden=True)
-    ] = False,
     _json: Json = False,
 ) -> None:
     """Train the language model to read pairs and drive the tools: projector first, then LoRA.
@@ -147,18 +143,16 @@ def language(
     Two cores process about 300 tokens per second: an hour per million tokens.
     """
     require_extra("train")
-    from refdiff.model.training.language.student import LanguageRecipe, train_language
+    from refdiff.model.training.language.recipe import LanguageRecipe
+    from refdiff.model.training.language.train import train_language
     from refdiff.model.training.sources import customer_sources, research_sources
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
-                            left_out=tuple(leave_out or ()), image_only=image_only,
-                            projector_epochs=0.0 if start else projector_epochs,
+                            left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
-    with output.progress("training") as moved:
-        weights = train_language(
-            recipe, sources, recordings, out, settings=settings().model, progress=_with_note(moved)
-        )
+    with output.work("training") as report:
+        weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=report)
     emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
@@ -186,14 +180,9 @@ def boards(
     if unknown:
         raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
     recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
-    with output.progress("training") as moved:
-        weights = train_boards(recipe, groups, out, progress=_with_note(moved))
+    with output.work("training") as report:
+        weights = train_boards(recipe, groups, out, progress=report)
     emit(
         {"weights": shown_path(weights)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_BOARD_WEIGHTS={shown_path(weights)}",
     )
-
-
-def _with_note(moved: output.Move) -> Callable[[str, int, int, str], None]:
-    """Progress of a training run: (what, done, total, note)."""
-    return lambda what, done, total, note: moved(done, total, f"{what} {note}".strip())

@@ -16,9 +16,10 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from refdiff.model.difference.encoder import EfficientNetLite0
 from refdiff.model.difference.network import DifferenceNetwork
-from refdiff.model.language.configuration import IMAGE_TOKEN, IMAGE_TOKENS, RefDiffConfig
+from refdiff.model.language.configuration import IMAGE_TOKENS, RefDiffConfig
 from refdiff.model.language.network import PairProjector, forbid_placeholders, seeing_parts
 from refdiff.model.language.pair_tokens import pair_features, reference_cells
+from refdiff.model.language.tokens import IMAGE_TOKEN
 from refdiff.server.vllm_plugin.processing import RefDiffDummyInputs, RefDiffInfo, RefDiffProcessor
 
 

@@ -29,7 +29,8 @@ from vllm.multimodal.processing import (
 )
 
 from refdiff.model.difference.encoder import resize_to
-from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKEN, IMAGE_TOKENS, MAX_PAIRS, RefDiffConfig
+from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_PAIRS, RefDiffConfig
+from refdiff.model.language.tokens import IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image
 
 from refdiff.model.errors import InputError
-from refdiff.model.language.messages import safe_messages, strip_all_control_tokens, strip_control_tokens
+from refdiff.model.language.messages import safe_messages
+from refdiff.model.language.tokens import strip_all_control_tokens, strip_control_tokens
 from refdiff.server.vllm_plugin.grammar import tight_json
 
 MAX_TEXT = 200_000  # characters in all texts of a request: several times the model's context

@@ -20,7 +20,7 @@ from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
-from refdiff.model.language.reading import READING_TYPES
+from refdiff.model.defect_types import READING_TYPES
 from refdiff.tools.workspace import Workspace
 
 from .test_agent_run import ASK, Body, _services, good, serve, template

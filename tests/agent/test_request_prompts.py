@@ -8,6 +8,7 @@ import pytest
 
 from refdiff.agent.language.intent import part_id_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
+from refdiff.model.language.tokens import CONTROL_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_no_request_takes_long_to_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     "token",
-    ["<image>", "<IMAGE>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "</s>", "[INST]",
+    [*CONTROL_TOKENS, "<IMAGE>", "</s>", "[INST]",
      "[/INST]", "<<SYS>>", "<start_of_turn>", "<im<image>age>", "<|im_<|im_start|>start|>", "\u202e", "\x1b", "\u200b"],
 )  # fmt: skip
 def test_template_tokens_and_control_characters_do_not_reach_a_model(token: str) -> None:

@@ -19,6 +19,7 @@ import typer
 from bench_data import MANIFEST
 from PIL import Image
 
+from refdiff.model.defect_types import RENDERED_TYPES, STRUCTURAL_TYPES, RenderedType
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.synthesis.render import (
     PartKind,
@@ -29,9 +30,6 @@ from refdiff.model.synthesis.render import (
     random_pose,
     render,
 )
-from refdiff.model.synthesis.render_defects import DefectType
-
-_STRUCTURAL = ("missing_component", "wrong_component", "displaced_component", "added_component", "wrong_fill_level")
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def draw(product: RenderedProduct, out: Path, *, seed: int, good: int, bad: int,
         shutil.rmtree(target)
     rng = np.random.default_rng([seed, *product.name.encode()])
     designs = rng.integers(2**31, size=product.designs)
-    types: list[DefectType] | None = None
+    types: list[RenderedType] | None = None
     if product.structural:
-        types = [t for t in applicable_types(product.kind) if t in _STRUCTURAL]
+        types = [t for t in applicable_types(product.kind) if RENDERED_TYPES[t] in STRUCTURAL_TYPES]
     for i in range(good + bad):
         defective = i >= good
         defects = [random_defect(rng, product.kind, (size, size), types=types)] if defective else []

@@ -33,11 +33,11 @@ from refdiff.agent.recording import templates
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.defect_types import UNKNOWN
 from refdiff.model.errors import InputError, LLMError, RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.language.build import build_model
 from refdiff.model.language.engine import Engine
-from refdiff.model.language.reading import UNKNOWN_TYPE
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language.data import board_zoom, read_lines, read_tools
 from refdiff.model.training.pairs import Photo, Source
@@ -237,7 +237,7 @@ def summary(found: dict[str, Rows]) -> Iterator[str]:
         if rows:
             yield f"{name}: defect or not {_share(rows, 'right')}"
         for product, mine in sorted(by_product.items()):
-            typed = [r for r in mine if r["defect"] and r["type"] != UNKNOWN_TYPE]
+            typed = [r for r in mine if r["defect"] and r["type"] != UNKNOWN]
             false = [r for r in mine if not r["defect"]]
             yield (
                 f"  {product}: defect or not {_share(mine, 'right')}, type of defects {_share(typed, 'right_type')}, "

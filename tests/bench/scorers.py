@@ -134,14 +134,12 @@ class _ToolSession:
         free = _ms(started)
         rows[OURS] = _Row(own.numpy(), 8, image_score(own, reached), free)
         started = time.perf_counter()
-        looked = {False: network_input(seen.picture, features.maps, seen.references)}
+        looked = network_input(seen.picture, features.maps, seen.references)
         shared = _ms(started)
-        if any(m.hard for m in self._models.values()):
-            looked[True] = network_input(seen.picture, features.maps, seen.references, hard=True)
         keep = np.kron(reached.numpy(), np.ones((2, 2), bool))
         for name, model in self._models.items():
             started = time.perf_counter()
-            learned = model.look(looked[model.hard])
+            learned = model.look(looked)
             fused = fuse(own.numpy(), learned.logits.numpy()) * keep
             score = image_score(torch.from_numpy(fused), torch.from_numpy(keep), TOP)
             rows[name] = _Row(fused, 4, score, _ms(started) + shared + free)

@@ -22,8 +22,7 @@ from refdiff.model.language.network import RefDiffForConditionalGeneration
 from refdiff.model.language.processor import Processor, pair_pixels
 from refdiff.model.language.reading import READ, READING_SCHEMA
 from refdiff.model.synthesis.materials import PART_KINDS
-from refdiff.model.synthesis.render import render
-from refdiff.model.synthesis.render_defects import DefectSpec, applicable_types
+from refdiff.model.synthesis.render import DefectSpec, applicable_types, render
 from refdiff.server.vllm_plugin.grammar import tight_json
 
 Pair = tuple[RgbImage, RgbImage]

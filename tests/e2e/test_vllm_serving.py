@@ -27,8 +27,8 @@ from refdiff.agent.inspector import Inspector
 from refdiff.agent.language import questions
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
+from refdiff.model.defect_types import READING_TYPES
 from refdiff.model.images import data_url
-from refdiff.model.language.reading import READING_TYPES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 Body = dict[str, Any]

@@ -186,7 +186,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 def test_the_recipe_learns_and_its_weights_load(groups: dict[str, Source], tmp_path: Path) -> None:
     losses: list[float] = []
 
-    def told(what: str, done: int, total: int, note: str) -> None:
+    def told(what: str, done: int, total: int, note: str = "") -> None:
         if what == "training":
             losses.append(float(note.removeprefix("loss ")))
 

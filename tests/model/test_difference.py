@@ -48,7 +48,7 @@ def test_order_of_references_does_not_matter() -> None:
     views = [view(noise(i), registered=i != 2) for i in range(1, 4)]
     maps = [anomaly_map(noise(0), order) for order in permutations(views)]
     assert all(torch.equal(m, maps[0]) for m in maps)
-    assert maps[0].min() >= 0
+    assert maps[0].mean() > 0.2, "unrelated cells differ"
 
 
 def test_the_best_of_several_references_counts() -> None:

@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.matching import STRIDES, Matched
 from refdiff.model.difference.network import (
-    DIFFERENCE_TYPES,
     DifferenceConfig,
     DifferenceNetwork,
     pixel_input,
 )
 from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, SeenReference, load_difference
 from refdiff.model.errors import StorageError
+from refdiff.model.weights_file import write_weights
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
 
@@ -61,12 +62,27 @@ def test_a_batch_is_its_items(net: DifferenceNetwork) -> None:
         assert torch.allclose(alone.image_logits[0], whole.image_logits[i], atol=1e-4)
 
 
-def test_pixels_are_not_optional_unless_configured(net: DifferenceNetwork) -> None:
-    matched, _ = _batch(1, 64, 64)
-    with pytest.raises(ValueError, match="registered pixels"):
-        net(matched)
-    blind = DifferenceNetwork(DifferenceConfig(CHANNELS, width=16, pixels=False)).eval()
-    assert blind(matched).map_logits.shape == (1, 1, 16, 16)
+CARD = {"width": 16, "channels": {str(s): c for s, c in CHANNELS.items()}}
+
+
+@pytest.mark.parametrize("earlier", [{}, {"pixels": True, "global_head": True}])
+def test_card_gives_the_sizes_also_where_it_is_of_an_earlier_version(earlier: dict[str, bool]) -> None:
+    assert DifferenceConfig.from_card(CARD | earlier) == DifferenceConfig(CHANNELS, 16)
+
+
+@pytest.mark.parametrize("part", ["pixels", "global_head"])
+def test_card_of_a_network_without_a_part_is_refused(part: str) -> None:
+    with pytest.raises(StorageError, match=f"without {part} is no longer supported"):
+        DifferenceConfig.from_card(CARD | {part: False})
+
+
+def test_weights_trained_on_hard_matches_are_refused(net: DifferenceNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "difference.safetensors"
+    write_weights(path, "difference", net.state_dict(), {"config": CARD, "encoder": "e", "recipe": {"hard": False}})
+    assert load_difference(path).encoder == "e"
+    write_weights(path, "difference", net.state_dict(), {"config": CARD, "encoder": "e", "recipe": {"hard": True}})
+    with pytest.raises(StorageError, match="hard matches"):
+        load_difference(path)
 
 
 def test_pixel_input_forgives_a_pixel_and_hides_what_is_not_covered() -> None:

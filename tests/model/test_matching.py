@@ -24,15 +24,14 @@ def _reference(maps: dict[int, Tensor], registered: bool = True, covered: int | 
     return ReferenceMaps(maps, valid, registered)
 
 
-@pytest.mark.parametrize("hard", [True, False])
-def test_a_query_matches_itself(hard: bool) -> None:
+def test_a_query_matches_itself() -> None:
     maps = _maps(0)
-    found = match(maps, [_reference(maps)], hard=hard)
+    found = match(maps, [_reference(maps)])
     for s in STRIDES:
         assert found.query[s].shape == found.reference[s].shape == (1, CHANNELS[s], H // s, W // s)
         assert found.distances[s].shape == (1, 3, H // s, W // s)
         assert float(found.distances[s].max()) < 1e-5
-        assert float((found.reference[s] - found.query[s]).abs().mean()) < (1e-5 if hard else 0.05)
+        assert float((found.reference[s] - found.query[s]).abs().mean()) < 0.05
 
 
 def test_a_moved_reference_is_found_within_the_window_and_not_beyond() -> None:
@@ -55,7 +54,9 @@ def test_references_have_no_order_and_each_helps() -> None:
     for s in STRIDES:
         assert torch.allclose(one.reference[s], other.reference[s], atol=1e-5)
         assert torch.allclose(one.distances[s], other.distances[s], atol=1e-5)
-        assert (one.distances[s][:, 0] <= alone.distances[s][:, 0] + 1e-5).all() or s == 4
+    for s in (8, 16, 32):  # stride 4 follows the match of stride 8, which may be another one then
+        assert (one.distances[s][:, 0] <= alone.distances[s][:, 0] + 1e-5).all()
+        assert (one.distances[s][:, 0] < alone.distances[s][:, 0] - 1e-3).float().mean() > 0.2
 
 
 def test_cells_that_the_reference_does_not_reach_are_compared_with_all_of_it() -> None:

@@ -7,7 +7,14 @@ import torch
 
 from refdiff.model.difference.encoder import EfficientNetLite0
 from refdiff.model.difference.network import DifferenceNetwork
-from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_REGIONS, PAIR_TOKENS
+from refdiff.model.errors import InputError
+from refdiff.model.language.configuration import (
+    DIFFERENCE_TOKENS,
+    IMAGE_TOKENS,
+    MAX_REGIONS,
+    PAIR_TOKENS,
+    RefDiffConfig,
+)
 from refdiff.model.language.network import PairProjector
 from refdiff.model.language.pair_tokens import IMAGE_DIM, PairFeatures, global_dim, grid_dim, pair_features, region_dim
 from refdiff.model.language.processor import pair_pixels
@@ -44,7 +51,6 @@ def test_shapes(seen: PairFeatures) -> None:
     assert seen.whole.shape == (2, 1, global_dim(64))
     assert seen.grid.shape == (2, 36, grid_dim(64))
     assert seen.regions.shape == (2, MAX_REGIONS, region_dim(64))
-    assert seen.detail.shape == (2, DIFFERENCE_TOKENS, IMAGE_DIM)
     assert all(v.isfinite().all() for v in seen.as_dict().values())
 
 
@@ -68,20 +74,24 @@ def test_the_defect_leads_the_region_tokens(seen: PairFeatures) -> None:
     assert (strengths[:, :-1] >= strengths[:, 1:] - 1e-4).all()  # strongest first
 
 
-@pytest.mark.parametrize("image_only", [False, True])
-def test_projector_makes_one_token_each(seen: PairFeatures, image_only: bool) -> None:
+def test_projector_makes_one_token_each(seen: PairFeatures) -> None:
     torch.manual_seed(0)
-    projector = PairProjector(64, 48, image_only)
+    projector = PairProjector(64, 48)
     projector.fit_scales(seen)
     tokens = projector(seen)
     assert tokens.shape == (2, PAIR_TOKENS, 48)
     assert torch.allclose(tokens.square().mean(-1).sqrt(), projector.gain.expand(2, PAIR_TOKENS), atol=1e-3)
 
 
-def test_without_difference_only_the_pictures_matter(seen: PairFeatures) -> None:
+@pytest.mark.parametrize("part", ["whole", "grid", "regions"])
+def test_each_part_of_the_difference_matters(seen: PairFeatures, part: str) -> None:
     torch.manual_seed(0)
-    projector = PairProjector(64, 48, image_only=True).eval()
-    other = PairFeatures(
-        **(seen.as_dict() | {"regions": seen.regions + 1, "grid": seen.grid - 1, "whole": seen.whole * 2})
-    )
-    assert torch.equal(projector(seen), projector(other))
+    projector = PairProjector(64, 48).eval()
+    other = PairFeatures(**(seen.as_dict() | {part: getattr(seen, part) + 1}))
+    assert not torch.allclose(projector(seen), projector(other))
+
+
+def test_configuration_without_difference_tokens_is_refused() -> None:
+    assert RefDiffConfig(image_only=False).to_dict().get("image_only") is None  # folders built earlier say so
+    with pytest.raises(InputError, match="no longer supported"):
+        RefDiffConfig(image_only=True)

@@ -11,8 +11,9 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent import prompts
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.language.configuration import MAX_PAIRS, NEW_TOKENS, PAIR_TOKENS
+from refdiff.model.language.configuration import MAX_PAIRS, PAIR_TOKENS
 from refdiff.model.language.processor import Processor
+from refdiff.model.language.tokens import CALL_END_TOKEN, DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
 from refdiff.tools.registry import TOOLS
 
 SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
@@ -57,6 +58,10 @@ def test_the_system_prompt_is_short(processor: Processor) -> None:
     assert len(ids) <= 350
 
 
+def _id(processor: Processor, token: str) -> int:
+    return int(processor.tokenizer.convert_tokens_to_ids(token))
+
+
 def test_template_only_appends(processor: Processor) -> None:
     messages = _run()
     assert len(messages) >= 12
@@ -75,12 +80,19 @@ def test_an_answer_is_what_the_template_would_write(processor: Processor) -> Non
     whole = processor.render(messages[:3], SCHEMAS, add_generation_prompt=False).ids
     said = processor.tokenizer('\n{"name": "find_part", "arguments": {"part_id": "4412"}}\n', add_special_tokens=False)
     end = processor.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    assert whole == [*prompt, processor.call_id, *said["input_ids"], processor.call_end_id, processor.end_id, *end]
+    assert whole == [
+        *prompt,
+        processor.call_id,
+        *said["input_ids"],
+        _id(processor, CALL_END_TOKEN),
+        processor.end_id,
+        *end,
+    ]
 
 
 def test_pictures_take_their_tokens(processor: Processor) -> None:
     prompt = processor.render([_pair("look", ("ref", "photo"))])
-    placeholders = [i for i in prompt.ids if i in (processor.image_id, processor.difference_id)]
+    placeholders = [i for i in prompt.ids if i in (_id(processor, IMAGE_TOKEN), _id(processor, DIFFERENCE_TOKEN))]
     assert len(placeholders) == PAIR_TOKENS
     assert placeholders == sorted(placeholders)  # both pictures, then their difference
     assert prompt.pictures == [("ref", "photo")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refdiff.model.defect_types import RenderedType
 from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import (
     PART_KINDS,
     DefectSpec,
-    DefectType,
     Light,
     PartKind,
     Pose,
@@ -57,7 +57,7 @@ def test_seeds_mean_product_sample_and_photo(kind: PartKind) -> None:
 
 @pytest.mark.parametrize(("kind", "defect"), EVERY_TYPE_ON_EVERY_KIND)
 @pytest.mark.parametrize("contrast", [1.0, 0.0])
-def test_truth_is_where_the_pixels_change(kind: PartKind, defect: DefectType, contrast: float) -> None:
+def test_truth_is_where_the_pixels_change(kind: PartKind, defect: RenderedType, contrast: float) -> None:
     pose = Pose(angle_deg=17, scale=0.95, perspective=(0.02, -0.01))
     for seed in range(2):
         good, bad = pair(kind, [DefectSpec(defect, contrast=contrast, seed=seed)], pose=pose)

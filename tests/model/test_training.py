@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import encode_png
@@ -163,7 +163,7 @@ def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, li
 
     steps: list[int] = []
 
-    def stop(what: str, done: int, total: int, note: str) -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if what == "training":
             steps.append(done)
             if "val" in note:  # the first pass is done and kept
@@ -174,7 +174,11 @@ def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, li
     stopped_at = steps[-1]
     steps.clear()
     path = train_difference(
-        recipe, sources, tmp_path, pool=folder, progress=lambda w, d, t, n: steps.append(d) if w == "training" else None
+        recipe,
+        sources,
+        tmp_path,
+        pool=folder,
+        progress=lambda w, d, t, n="": steps.append(d) if w == "training" else None,
     )
     assert steps[0] == stopped_at + 1
     about = json.loads(path.with_suffix(".json").read_text())

@@ -18,9 +18,11 @@ from refdiff.model.language.base_weights import LanguageBase
 from refdiff.model.language.processor import Processor
 from refdiff.model.language.reading import reading_text
 from refdiff.model.synthesis.render import render
-from refdiff.model.training.language import student
+from refdiff.model.training.language import train as training
 from refdiff.model.training.language.data import board_zoom
-from refdiff.model.training.language.student import LanguageRecipe, encode_reading, encode_talk, train_language
+from refdiff.model.training.language.examples import Example, encode_reading, encode_talk, split_by_photo
+from refdiff.model.training.language.recipe import LanguageRecipe
+from refdiff.model.training.language.train import train_language
 from refdiff.model.training.pairs import Photo, Source
 
 RECIPE = LanguageRecipe(pairs=32, projector_epochs=0.2, pair_epochs=0.2, talk_epochs=1, rank=2, workers=1, tokens=512)
@@ -81,8 +83,8 @@ def _lines() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run(base: LanguageBase, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(student, "fetch_wheel", lambda cache: cache)
-    monkeypatch.setattr(student, "read_base", lambda wheel: base)
+    monkeypatch.setattr(training, "fetch_wheel", lambda cache: cache)
+    monkeypatch.setattr(training, "read_base", lambda wheel: base)
 
     def train(recipe: LanguageRecipe = RECIPE, **kwargs: Any) -> Path:
         return train_language(recipe, [], recordings, tmp_path / "run", **kwargs)
@@ -122,19 +124,19 @@ def test_trains_goes_on_and_builds(run: Any, base: LanguageBase, tmp_path: Path)
     class Killed(Exception):
         pass
 
-    def stop(what: str, done: int, total: int, note: str) -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if what == "training":
             steps.append(done)
             if done == 2 and len(steps) == 2:
                 raise Killed
 
-    student._CHECKPOINT_S, before = -1.0, student._CHECKPOINT_S  # a checkpoint after every step
+    training._CHECKPOINT_S, before = -1.0, training._CHECKPOINT_S  # a checkpoint after every step
     try:
         with pytest.raises(Killed):
             run(progress=stop)
         weights = run(progress=stop)
     finally:
-        student._CHECKPOINT_S = before
+        training._CHECKPOINT_S = before
     assert steps[:2] == [1, 2]
     assert steps[2] == 2  # step 2 was not saved yet when it was killed
     assert steps[2:] == list(range(2, steps[-1] + 1))
@@ -185,8 +187,8 @@ def test_more_recordings_are_another_run(run: Any, recordings: Path, tmp_path: P
 
 
 def test_photos_are_on_one_side() -> None:
-    examples = [student.Example((1,), (1.0,), (), "question", f"photo {i % 30}") for i in range(120)]
-    held, kept = ({e.key for e in student._split(examples, held=h)} for h in (True, False))
+    examples = [Example((1,), (1.0,), (), "question", f"photo {i % 30}") for i in range(120)]
+    held, kept = ({e.key for e in split_by_photo(examples, held=h)} for h in (True, False))
     assert held
     assert not held & kept
     assert held | kept == {e.key for e in examples}

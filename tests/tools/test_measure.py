@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from refdiff.model.defect_types import RenderedType
 from refdiff.model.difference import patch_distance
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.errors import InputError
-from refdiff.model.synthesis.render import DefectSpec, DefectTruth, DefectType, Light, PartKind, Pose, Scene, render
+from refdiff.model.synthesis.render import DefectSpec, DefectTruth, Light, PartKind, Pose, Scene, render
 from refdiff.tools.vision.measurement import Measurement, _explained, measure
 from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.vision.registration import Alignment, align
@@ -27,7 +28,7 @@ MOVED = Pose(shift_px=(0.8, -0.6))
 LINES = ("scratch", "crack")
 
 # kind, type, size px, pose, light, seed
-Case = tuple[PartKind, DefectType, float | None, Pose, Light, int]
+Case = tuple[PartKind, RenderedType, float | None, Pose, Light, int]
 OBVIOUS: list[Case] = [
     ("circuit", "scratch", 45, MOVED, Light(), 0),
     ("circuit", "scratch", 60, TURNED, DIM, 1),

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
+from refdiff.model.images import MIN_CROP_PX
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
-from refdiff.tools.vision.crops import MIN_CROP_PX, zoom
+from refdiff.tools.vision.crops import zoom
 from refdiff.tools.vision.registration import Alignment
 
 Box = tuple[int, int, int, int]

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 
 from refdiff.model.errors import InputError
-from refdiff.model.images import Box, RgbImage
+from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, widen
 from refdiff.tools.vision.registration import Alignment, warp_reference
 
-MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare it with
 _COVERED = 0.9  # part of the crop that the reference must reach to stand beside it
 _OUTSIDE = 128  # grey shown where the reference ends: a smeared border would look like a defect
 
@@ -41,21 +40,6 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box:
             f"give x0, y0, x1, y1 with 0 <= x0 < x1 <= {w} and 0 <= y0 < y1 <= {h}"
         )
     return inside
-
-
-def widen(box: Box, margin_px: int, smallest_px: int, size: tuple[int, int]) -> Box:
-    """`box` plus a margin on every side, at least `smallest_px` a side, moved rather than cut at the image's border."""
-
-    def axis(lo: int, hi: int, end: int) -> tuple[int, int]:
-        lo, hi = max(0, lo - margin_px), min(end, hi + margin_px)
-        lack = smallest_px - (hi - lo)
-        if lack > 0:
-            lo = min(max(0, lo - lack // 2), max(0, end - smallest_px))
-            hi = min(end, lo + smallest_px)
-        return lo, hi
-
-    (x0, x1), (y0, y1) = axis(box[0], box[2], size[1]), axis(box[1], box[3], size[0])
-    return x0, y0, x1, y1
 
 
 def warp_window(reference: RgbImage, alignment: Alignment, box: Box) -> tuple[RgbImage, np.ndarray]:

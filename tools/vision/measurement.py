@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.errors import InputError
-from refdiff.model.images import Box, Mask, RgbImage
-from refdiff.tools.vision.crops import clip_box, warp_window, widen
+from refdiff.model.images import Box, Mask, RgbImage, widen
+from refdiff.tools.vision.crops import clip_box, warp_window
 from refdiff.tools.vision.regions import place_name
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.vision.shape import filled, is_line, length_and_width

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from refdiff.model.defect_types import UNKNOWN
-from refdiff.model.difference.network import DIFFERENCE_TYPES
+from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 
 if TYPE_CHECKING:
     pass

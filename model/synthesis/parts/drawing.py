@@ -21,19 +21,18 @@ from refdiff.model.synthesis.materials import (
 
 @dataclass
 class Part:
-    """A good part before the camera. `base` is painted without components; `components` are in painting order,
-    `spots` are empty design positions; the rest are places where a type of defect can sit (raster px)."""
+    """A good part before the camera, and the places where a defect of some type can sit. Raster px."""
 
     kind: PartKind
-    u: float
-    base: Material
-    background: Colour
-    components: list[Component] = field(default_factory=list)
-    spots: list[Component] = field(default_factory=list)
-    pin_pairs: list[tuple[Point, Point]] = field(default_factory=list)
-    pads: list[tuple[Point, float]] = field(default_factory=list)
-    prints: list[tuple[float, float, float, float]] = field(default_factory=list)
-    paper: Colour = (1.0, 1.0, 1.0)
+    u: float  # length of one px of a 320 px image
+    base: Material  # painted without components
+    background: Colour  # of the table
+    components: list[Component] = field(default_factory=list)  # in painting order
+    spots: list[Component] = field(default_factory=list)  # empty design positions
+    pin_pairs: list[tuple[Point, Point]] = field(default_factory=list)  # neighbouring pins
+    pads: list[tuple[Point, float]] = field(default_factory=list)  # centre and radius
+    prints: list[tuple[float, float, float, float]] = field(default_factory=list)  # boxes x0, y0, x1, y1
+    paper: Colour = (1.0, 1.0, 1.0)  # colour without ink
     yarns: tuple[F32, F32] | None = None  # centres of warp yarns (x) and weft yarns (y), undisplaced
     displacement: tuple[F32, F32] | None = None  # (h, w) dx, dy of the cloth
 

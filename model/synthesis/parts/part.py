@@ -1,7 +1,7 @@
 """Good parts, drawn: circuit, label, weave, moulded shape, bottle.
 
 A part is a *material* (albedo, height, gloss, cover) on a supersampled raster plus a list of components that are
-painted on it one by one, so that a missing or a wrong component is a change of the list and not a patch of paint. The
+painted on it one by one, so a missing or a wrong component is a change of the list and not a patch of paint. The
 design seed fixes the product, the instance seed the natural variation between good samples of it. Knows nothing about
 defects, pose, camera or light colour (render_defects.py, render.py).
 

@@ -1,1 +1,1 @@
-"""Training of the language model: recipe, examples, data, the loop."""
+"""Training of the language model: `train_language` (train.py) runs a `LanguageRecipe` on pairs and recordings."""

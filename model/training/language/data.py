@@ -1,6 +1,6 @@
 """What the language model is trained on: recorded conversations, and judged pairs drawn as the difference network's are.
 
-Pairs are encoded once (the seeing half is frozen) and kept as shards; an interrupted run goes on with what is missing.
+Pairs are encoded once (the seeing half is frozen) and kept as shards; an interrupted run continues with what is missing.
 Zooms are cut as the agent's zoom does: a box and a quarter of its longer side round it, 48 px at least.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES, NO_DEFECT, UNKNOWN
 from refdiff.model.difference.encoder import load_efficientnet_lite0
-from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork
+from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
-from refdiff.model.images import Box, RgbImage, decode_image
+from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, decode_image, widen
 from refdiff.model.language.pair_tokens import PairFeatures, pair_features
 from refdiff.model.language.processor import pair_pixels
-from refdiff.model.language.reading import NO_DEFECT, UNKNOWN_TYPE
 from refdiff.model.training.pairs import NO_TYPE, Pair, Photo, Source, read_photo
 from refdiff.model.training.pool import ByThumbnail, PoolPlan, make_pair
 from refdiff.model.weights_file import need_space, save_tensors
@@ -38,17 +38,17 @@ PAIR_SIDE = 320
 SHARD = 32
 _ZOOMED = 0.5  # part of the drawn pairs that are zooms
 _BOARDS = 0.4  # part of all pairs that are zooms of bare boards, where there are some
-_MARGIN, _SMALLEST = 0.25, 48
+_MARGIN = 0.25
 
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """reference, query (H, W, 3) uint8 on one grid, and the truth: type NO_DEFECT if good, UNKNOWN_TYPE if not known."""
+    """Reference and query on one grid, and the truth."""
 
-    reference: RgbImage
-    query: RgbImage
+    reference: RgbImage  # (H, W, 3) uint8
+    query: RgbImage  # (H, W, 3) uint8
     defect: bool
-    type: str
+    type: str  # NO_DEFECT if good, UNKNOWN if not known
     source: str
 
 
@@ -86,7 +86,7 @@ def _main_type(pair: Pair) -> str:
     if not pair.label:
         return NO_DEFECT
     known = pair.types[pair.types != NO_TYPE]
-    return DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN_TYPE
+    return DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN
 
 
 def _defect_box(pair: Pair, rng: np.random.Generator) -> tuple[Box, str]:
@@ -99,7 +99,7 @@ def _defect_box(pair: Pair, rng: np.random.Generator) -> tuple[Box, str]:
     x, y, w, h = (int(v) for v in stats[i, :4])
     known = pair.types[(labels == i) & pair.mask]
     known = known[known != NO_TYPE]
-    return (x, y, x + w, y + h), DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN_TYPE
+    return (x, y, x + w, y + h), DIFFERENCE_TYPES[int(np.bincount(known).argmax())] if known.size else UNKNOWN
 
 
 def _loudest_box(reference: RgbImage, query: RgbImage, rng: np.random.Generator) -> Box:
@@ -115,19 +115,9 @@ def _loudest_box(reference: RgbImage, query: RgbImage, rng: np.random.Generator)
 
 
 def _zoomed(reference: RgbImage, query: RgbImage, box: Box, defect: bool, kind: str, source: str) -> LabelledPair:
-    h, w = query.shape[:2]
     margin = round(_MARGIN * max(box[2] - box[0], box[3] - box[1]))
-    (x0, x1), (y0, y1) = (_grown(box[i] - margin, box[i + 2] + margin, end) for i, end in ((0, w), (1, h)))
+    x0, y0, x1, y1 = widen(box, margin, MIN_CROP_PX, query.shape[:2])
     return LabelledPair(reference[y0:y1, x0:x1], query[y0:y1, x0:x1], defect, kind, source)
-
-
-def _grown(lo: int, hi: int, end: int) -> tuple[int, int]:
-    lo, hi = max(0, lo), min(end, hi)
-    lack = _SMALLEST - (hi - lo)
-    if lack > 0:
-        lo = min(max(0, lo - lack // 2), max(0, end - _SMALLEST))
-        hi = min(end, lo + _SMALLEST)
-    return lo, hi
 
 
 def board_zoom(source: Source, rng: np.random.Generator) -> LabelledPair:
@@ -180,7 +170,8 @@ def _save(path: Path, seen: PairFeatures, truth: list[dict[str, Any]]) -> None:
 
 def _load(path: Path) -> tuple[PairFeatures, list[dict[str, Any]]]:
     with safe_open(path, "pt") as file:
-        return PairFeatures(**{k: file.get_tensor(k) for k in file.keys()}), json.loads(file.metadata()["truth"])  # noqa: SIM118
+        seen = PairFeatures(**{f.name: file.get_tensor(f.name) for f in fields(PairFeatures)})
+        return seen, json.loads(file.metadata()["truth"])
 
 
 def build_pairs(
@@ -235,11 +226,11 @@ def _joined(parts: list[tuple[PairFeatures, list[dict[str, Any]]]]) -> tuple[Pai
 
 @dataclass(frozen=True)
 class Recordings:
-    """lines of the JSONL, and features of their pairs: (reference, query) -> row."""
+    """Recorded conversations."""
 
-    lines: list[dict[str, Any]]
-    seen: PairFeatures | None
-    rows: dict[tuple[str, str], int]
+    lines: list[dict[str, Any]]  # of the JSONL files
+    seen: PairFeatures | None  # features of their pairs, None without pairs
+    rows: dict[tuple[str, str], int]  # (reference, query) -> row of `seen`
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

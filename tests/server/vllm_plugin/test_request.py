@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from refdiff.model.errors import InputError
-from refdiff.model.language.configuration import NEW_TOKENS
 from refdiff.model.language.reading import READING_SCHEMA
+from refdiff.model.language.tokens import NEW_TOKENS
 from refdiff.server.vllm_plugin import guard as guard_module
 from refdiff.server.vllm_plugin.guard import SERVED, Guard
 from refdiff.server.vllm_plugin.request import MAX_PICTURE_PIXELS, MAX_TEXT, check_schema, checked
