@@ -25,16 +25,17 @@ N_DISTANCES = 3
 
 
 @dataclass(frozen=True)
-class ReferenceMaps:
-    """Encoder maps of one reference for one query.
+class ReferenceView:
+    """One reference as seen from one query: what both halves of the difference compare the query with."""
 
-    maps: stride -> (C, h, w); on the query's grid if `registered`, else in the reference's own frame (any size).
-    valid: (h8, w8) bool, stride-8 cells that the registered reference really covers; ignored if not registered.
-    """
-
-    maps: dict[int, Tensor]
-    valid: Tensor
+    maps: dict[
+        int, Tensor
+    ]  # stride -> (C, h, w); on the query's grid if `registered`, else in its own frame (any size)
+    valid: Tensor  # (h8, w8) bool, stride-8 cells that the registered reference covers; ignored if not registered
     registered: bool = True
+    picture: Tensor | None = None  # (3, H, W) uint8 on the query's working grid; None if not registered
+    covered: Tensor | None = None  # (H, W) bool, pixels of `picture` that the reference covers
+    own_maps: dict[int, Tensor] | None = None  # maps in its own frame, for cells that the registered ones do not cover
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
     return torch.exp(scaled).masked_fill_(scaled < -60, 0.0)
 
 
-def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: int) -> _Candidates:
+def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: int) -> _Candidates:
     cells = F.normalize(reference.maps[stride].flatten(1), dim=0)
     similarity = unit.T @ cells  # (N, M)
     if not reference.registered:
@@ -124,7 +125,7 @@ def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: 
     return _Candidates(similarity, at, near, ~usable.any(1))
 
 
-def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _match(q: Tensor, references: Sequence[ReferenceView], stride: int, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
     """One stride of one image: matched (C, h, w), distances (3, h, w), best (h*w,) index into all reference cells."""
     _c, h, w = q.shape
     unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
@@ -146,7 +147,7 @@ def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int, hard: bo
 
 
 def _match_guided(
-    q: Tensor, references: Sequence[ReferenceMaps], coarse_best: Tensor, coarse_size: tuple[int, int], hard: bool
+    q: Tensor, references: Sequence[ReferenceView], coarse_best: Tensor, coarse_size: tuple[int, int], hard: bool
 ) -> tuple[Tensor, Tensor]:
     """Stride 4, among the 4 x 4 fine cells round the place that the stride-8 match points at."""
     c, h, w = q.shape
@@ -181,7 +182,7 @@ def _match_guided(
 
 
 @torch.inference_mode()
-def match(query: dict[int, Tensor], references: Sequence[ReferenceMaps], *, hard: bool = False) -> Matched:
+def match(query: dict[int, Tensor], references: Sequence[ReferenceView], *, hard: bool = False) -> Matched:
     """Match one query (stride -> (C, h, w), sides multiples of 32 px) with one or several references. B = 1.
 
     hard: take the best cell instead of the soft average (for comparison). Raises ValueError without a reference.

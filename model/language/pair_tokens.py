@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refdiff.model.difference.encoder import CHANNELS
-from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, match
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, match
 from refdiff.model.difference.network import DIFFERENCE_TYPES, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.language.configuration import DIFFERENCE_GRID, DIFFERENCE_TOKENS, IMAGE_GRID, MAX_REGIONS
 
@@ -88,7 +88,7 @@ def pair_features(encoder: nn.Module, difference: DifferenceNetwork, pairs: Tens
     found = [
         match(
             {s: m[2 * i + 1].contiguous() for s, m in maps.items()},
-            [ReferenceMaps({s: m[2 * i].contiguous() for s, m in maps.items()}, everywhere)],
+            [ReferenceView({s: m[2 * i].contiguous() for s, m in maps.items()}, everywhere)],
         )
         for i in range(n)
     ]
