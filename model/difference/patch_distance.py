@@ -20,8 +20,8 @@ from refdiff.model.difference.matching import ReferenceView, window_cells
 VERSION = "fused-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 STRIDES = (8, 16, 32)
-_WINDOW = 0.1  # half width of the matching window, as a part of the long side
-_TOP = 0.01  # the image score is the mean of this part of the cells
+_WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
+_SCORED_PART = 0.01  # the image score is the mean of this part of the cells
 
 
 def descriptors(maps: Mapping[int, Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     anywhere = closeness.amax(1).float()
     if not reference.registered:
         return -anywhere.view(h, w)
-    at, usable = window_cells(h, w, max(1, round(_WINDOW * max(h, w))))
+    at, usable = window_cells(h, w, max(1, round(_WINDOW_PART * max(h, w))))
     if not reference.valid.all():
         usable = usable & reference.valid.flatten()[at]
     nearby = closeness.gather(1, at).masked_fill_(~usable, -2.0).amax(1).float()
@@ -109,7 +109,7 @@ def reached_cells(references: Sequence[ReferenceView], grid: tuple[int, int]) ->
     return reached
 
 
-def image_score(cells: Tensor, keep: Tensor | None = None, part: float = _TOP) -> float:
+def image_score(cells: Tensor, keep: Tensor | None = None, part: float = _SCORED_PART) -> float:
     """Mean of the largest `part` of the cells (h, w), those where `keep` is False left out."""
     values = cells.flatten() if keep is None else cells[keep]
     if values.numel() == 0:

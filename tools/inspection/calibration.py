@@ -29,9 +29,9 @@ Progress = Callable[[int, int], None]  # done, total
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
-NOTHING_FOUND = 0.05  # above this p-value a score alone raises no suspicion
+UNSUSPICIOUS_P = 0.05  # above this p-value a score alone raises no suspicion
 _PIXEL_QUANTILE = 0.95
-_TRIES = 3  # of a measurement during which the golden samples change
+_MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
 def software_fingerprint(workspace: Workspace) -> str:
@@ -88,7 +88,7 @@ def calibrate(
     UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
     """
     k = references or workspace.settings.references
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
@@ -193,7 +193,7 @@ def unlike_goldens(calibration: Calibration | None, p: float | None, similarity:
     median.
     """
     known = calibration.similarities if calibration else None
-    if not known or p is None or p <= NOTHING_FOUND:
+    if not known or p is None or p <= UNSUSPICIOUS_P:
         return ""
     least = float(known[0])
     if similarity >= least - (float(np.median(known)) - least):

@@ -13,7 +13,7 @@ from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.images import Box, RgbImage
 from refdiff.tools.inspection.calibration import (
-    NOTHING_FOUND,
+    UNSUSPICIOUS_P,
     Progress,
     current_calibration,
     p_value,
@@ -131,7 +131,7 @@ def inspect_photo(
     if unlike := unlike_goldens(calibration, p, hits[0].similarity):
         problems.append(unlike)
     threshold = calibration.pixel_threshold if calibration else _UNCALIBRATED_THRESHOLD
-    found = regions_of(comparison, threshold, at_least_one=p is None or p <= NOTHING_FOUND)
+    found = regions_of(comparison, threshold, at_least_one=p is None or p <= UNSUSPICIOUS_P)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo does not register")

@@ -13,8 +13,8 @@ from refdiff.model.images import Box, RgbImage
 from refdiff.tools.vision.registration import Alignment, warp_reference
 
 MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare it with
-_COVERED = 0.9  # part of the crop that the reference must reach to stand beside it
-_OUTSIDE = 128  # grey shown where the reference ends: a smeared border would look like a defect
+_MIN_COVERED_PART = 0.9  # part of the crop that the reference must reach to stand beside it
+_OUTSIDE_GREY = 128  # grey shown where the reference ends: a smeared border would look like a defect
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def zoom(
     covered = False
     if reference is not None and alignment.ok:
         other, reached = warp_window(reference, alignment, used)
-        other[~reached] = _OUTSIDE
-        covered = bool(reached.mean() >= _COVERED)
+        other[~reached] = _OUTSIDE_GREY
+        covered = bool(reached.mean() >= _MIN_COVERED_PART)
         if not reached.any():
             other = None
     elif reference is not None:
