@@ -11,26 +11,9 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.tools.context import ToolContext
 
 
-@dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below
-class AgentContext(ToolContext):
-    """The tools' workbench plus the agent's own settings, who drives (None: the script) and listener."""
-
-    def __init__(
-        self,
-        bench: ToolContext,
-        settings: AgentSettings,
-        driver: Driver | None,
-        emit: Callable[[AgentEvent], None],
-    ) -> None:
-        super().__init__(
-            bench.workspace,
-            bench.part_id,
-            bench.product,
-            bench.features,
-            bench.inspect,
-            bench.compare,
-            bench.capture_id,
-        )
-        self.settings = settings
-        self.driver = driver
-        self.emit = emit
+@dataclass(frozen=True)
+class AgentContext:
+    tools: ToolContext  # the inspection in the making, shared with the tools
+    settings: AgentSettings
+    driver: Driver | None  # who calls the tools; None: the script
+    emit: Callable[[AgentEvent], None]  # tells whoever shows the progress

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from refdiff.agent.context import AgentContext
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
-from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.files import make_folder, write_atomic
 from refdiff.model.images import encode_png
-from refdiff.tools.inspection.inspection import registered_reference
 
 ARTEFACTS = {
     "overlay": "overlay.png",
@@ -34,20 +31,23 @@ def inspection_folder(home: Path, inspection_id: str) -> Path:
     return home / "inspections" / inspection_id
 
 
-def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any]) -> DefectReport:
-    """Write the artefacts and file the report (fields: all but `artefacts`). Filed already: the filed one is returned."""
-    inspections = context.workspace.stores.inspections
-    inspection_id = str(fields["inspection_id"])
+def artefacts_of(home: Path, inspection_id: str) -> Artefacts:
+    """Where the files of an inspection are written."""
+    folder = inspection_folder(home, inspection_id)
+    return Artefacts(**{name: str(folder / file) for name, file in ARTEFACTS.items()})
+
+
+def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
+    """Write the artefacts and file the report. Filed already: the filed one is returned."""
+    inspections = context.tools.workspace.stores.inspections
     try:
-        return DefectReport.model_validate(inspections.get(inspection_id).report)
+        return DefectReport.model_validate(inspections.get(report.inspection_id).report)
     except UnknownRecordError:
         pass
-    folder = make_folder(inspection_folder(context.workspace.stores.settings.home, inspection_id))
-    paths = {k: folder / v for k, v in ARTEFACTS.items()}
-    report = DefectReport.model_validate(fields | {"artefacts": Artefacts(**{k: str(p) for k, p in paths.items()})})
-    query = context.query(capture)
-    canonical = context.inspect(capture)
-    anomaly_map, reference = canonical.comparison.difference.anomaly_map, registered_reference(context, capture)
+    make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
+    paths = {name: Path(path) for name, path in report.artefacts.model_dump().items()}
+    query, canonical = context.tools.query, context.tools.canonical
+    anomaly_map, reference = canonical.comparison.difference.anomaly_map, canonical.comparison.nearest.picture
     drawn = {
         "overlay": pictures.overlay(query, report.findings, anomaly_map, canonical.threshold),
         "heatmap": pictures.heatmap(query, anomaly_map, canonical.threshold),
@@ -75,7 +75,7 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
     write_atomic(paths["markdown"], render_markdown(report).encode())
     write_atomic(paths["report"], report.model_dump_json(indent=2).encode())
     filed = inspections.file(
-        inspection_id,
+        report.inspection_id,
         report.part_id,
         report.product,
         report.verdict.value,
@@ -83,4 +83,4 @@ def file_report(context: AgentContext, capture: Capture, fields: dict[str, Any])
         report.model_dump(mode="json"),
         blind_share=context.settings.blind_share,
     )
-    return report if filed else DefectReport.model_validate(inspections.get(inspection_id).report)
+    return report if filed else DefectReport.model_validate(inspections.get(report.inspection_id).report)

@@ -30,14 +30,15 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
+from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
 from refdiff.model.images import RgbImage, data_url, decode_image
 from refdiff.model.language.build import is_built, model_folder, unfit
 from refdiff.model.language.reading import READ
-from refdiff.tools.find_part import find_part
+from refdiff.tools.context import ToolContext
 from refdiff.tools.golden_samples.adopt import adopt, adopt_all
-from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.workspace import Workspace
 
 # checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
@@ -103,7 +104,7 @@ class Inspector(AbstractContextManager["Inspector"]):
             "fallback_reason": self.no_model or _SCRIPTED.get(request.judge, ""),
             "draft": None,
         }
-        return self._drive(request, state)
+        return self._drive(request, state, capture)
 
     def pending(self) -> list[str]:
         """Ids of inspections that a killed process left unfinished (not those waiting for a person)."""
@@ -222,14 +223,16 @@ class Inspector(AbstractContextManager["Inspector"]):
             return request
         return replace(request, text=canonical_request(request.text, request.part_id))
 
-    def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
-        """state: the first state of a new run, None to go on from the checkpoint."""
+    def _drive(
+        self, request: InspectionRequest, state: dict[str, Any] | None, capture: Capture | None = None
+    ) -> DefectReport:
+        """state: the first state of a new run, None to go on from the checkpoint. capture: the photo, if it is known."""
         config = _config(request.inspection_id)
         if state is not None and self._graph.get_state(config).values:
             state = None
         try:
             # durable before the next node starts: a kill loses one node's work at most
-            self._graph.invoke(state, config, context=self._context(request), durability="sync")
+            self._graph.invoke(state, config, context=self._context(request, capture), durability="sync")
         except sqlite3.Error as e:
             raise StorageError(f"checkpoints under {self._home} cannot be written: {e}") from e
         except InputError:  # going on later would end the same way
@@ -241,12 +244,12 @@ class Inspector(AbstractContextManager["Inspector"]):
             self._saver.delete_thread(request.inspection_id)
         return report
 
-    def _context(self, request: InspectionRequest) -> AgentContext:
+    def _context(self, request: InspectionRequest, capture: Capture | None) -> AgentContext:
         def progress(done: int, total: int) -> None:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
-        bench = open_workbench(self.workspace, request.part_id, request.product, progress, request.capture_id)
-        return AgentContext(bench, self.settings, self._driver, self._emit)
+        tools = ToolContext(self.workspace, request.part_id, request.product, request.capture_id, progress, capture)
+        return AgentContext(tools, self.settings, self._driver, self._emit)
 
     def _filed(self, inspection_id: str) -> DefectReport:
         return DefectReport.model_validate(self.workspace.stores.inspections.get(inspection_id).report)

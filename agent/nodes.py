@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -17,11 +18,11 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.driver import failures
 from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.events import AgentEvent
-from refdiff.agent.filing import file_report
-from refdiff.agent.report.schema import ToolCall, Verdict
+from refdiff.agent.filing import artefacts_of, file_report
+from refdiff.agent.report.schema import DefectReport, Judge, Software, ToolCall, Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.state import InspectionState
-from refdiff.agent.verdict.assemble import assemble
+from refdiff.agent.verdict.assemble import assemble, claims_of, complete_evidence, conclude_without_reading
 from refdiff.agent.verdict.verify import verify
 from refdiff.model.errors import (
     ImageError,
@@ -32,9 +33,10 @@ from refdiff.model.errors import (
     UnknownProductError,
 )
 from refdiff.model.language.reading import READ
-from refdiff.tools.context import current_capture
-from refdiff.tools.inspection.inspection import registered_reference
+from refdiff.tools.evidence import Evidence, ScoreEvidence, ZoomEvidence, evidence_of
+from refdiff.tools.inspection.calibration import software_fingerprint, weights_in_use
 from refdiff.tools.registry import TOOLS
+from refdiff.tools.submit_report import Draft
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
 MAX_FAILURES = 2  # of the very same call in a row before the script takes over
@@ -87,7 +89,7 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
     elif state["via"] != "fallback":
         update |= _fall_back(context, "no model is configured any more")
     if message is None and "messages" not in update:
-        message = ScriptedDriver(k=context.workspace.settings.references).next_call(messages)
+        message = ScriptedDriver(k=context.tools.workspace.settings.references).next_call(messages)
         if not message.tool_calls:
             error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
             raise RefDiffError(f"the inspection cannot go on: {error}")
@@ -164,18 +166,19 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         call: Mapping[str, Any] = arguments.get(message.tool_call_id) or {"name": message.name, "args": {}}
         ok = message.status != "error"
         artifact = message.artifact or {}
-        evidence_id = None
+        evidence_id, said = None, str(message.text)
         if ok and "evidence" in artifact:
             evidence_id = f"e{len(state['evidence']) + len(evidence) + 1}"
-            record = artifact["evidence"] | {"id": evidence_id}
-            evidence.append(record)
+            (record,) = evidence_of([artifact["evidence"] | {"id": evidence_id}])
+            evidence.append(record.model_dump())
+            said = record.summary
             content = json.dumps({"evidence": evidence_id} | json.loads(message.text), ensure_ascii=False)
             changed.append(message.model_copy(update={"content": content, "artifact": None}))
-            pair = [record["images"].get(role) for role in ("reference", "query")]
+            pair = [record.images.get(role) for role in ("reference", "query")]
             if (
                 state["via"] != "fallback"
                 and runtime.context.settings.llm_images
-                and record["kind"] in ("score", "zoom")
+                and isinstance(record, ScoreEvidence | ZoomEvidence)
                 and all(pair)
                 and len(shown) < MAX_PAIRS
             ):
@@ -188,29 +191,16 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         elif ok and "draft" in artifact:
             update["draft"] = artifact["draft"]
             changed.append(message.model_copy(update={"artifact": None}))
-        step = _traced(
-            len(state["trace"]) + len(trace) + 1,
-            call,
-            evidence_id,
-            ok,
-            (artifact.get("evidence") or {}).get("summary") or message.text,
-        )
+        step = _traced(len(state["trace"]) + len(trace) + 1, call, evidence_id, ok, said)
         trace.append(step.model_dump())
         runtime.context.emit(AgentEvent("tool", f"{step.tool}: {step.message}"))
-    return update | {
-        "messages": [*changed, *pictures],
-        "evidence": evidence,
-        "trace": trace,
-        "shown": shown,
-    }
+    return update | {"messages": [*changed, *pictures], "evidence": evidence, "trace": trace, "shown": shown}
 
 
 def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
-    draft = state["draft"]
-    assert draft is not None
-    checked = verify(draft, state["evidence"], shown=state.get("shown") or [])
-    claims = [{k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()} for c in checked.claims]
+    draft = Draft.model_validate(state["draft"])
+    checked = verify(draft, evidence_of(state["evidence"]), shown=state.get("shown") or [])
     rounds = state.get("verify_rounds", 0)
     if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] != "fallback":
         problems = "\n".join(f"- {p}" for p in checked.unsupported)
@@ -221,7 +211,7 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
             "verify_rounds": rounds + 1,
         }
     return {
-        "claims": claims,
+        "claims": [c.model_dump() for c in checked.claims],
         "reasoning": checked.reasoning,
         "unsupported": checked.unsupported,
         "verify_rounds": rounds + 1,
@@ -230,14 +220,14 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
 
 def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
-    context = runtime.context
-    if context.driver is None or not context.settings.llm_images or not _is_read(state, context):
+    context, evidence = runtime.context, evidence_of(state["evidence"])
+    context.tools.capture_in(evidence)
+    if context.driver is None or not context.settings.llm_images or not _is_read(state, context, evidence):
         return {"reading": None}
-    capture = current_capture(context, state["evidence"])
-    reference = context.keep_image(registered_reference(context, capture))
+    pair = context.tools.shown_reference, context.tools.shown_query
     started = time.perf_counter()
     try:
-        reading = context.driver.read_pair(READ, reference, context.shown_query(capture))
+        reading = context.driver.read_pair(READ, *pair)
     except LLMError as e:
         context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
         spent = {"llm": (time.perf_counter() - started) * 1000}
@@ -245,50 +235,54 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
 
 
-def _is_read(state: InspectionState, context: AgentContext) -> bool:
+def _is_read(state: InspectionState, context: AgentContext, evidence: Sequence[Evidence]) -> bool:
     """Does the model read the pair? Whoever asked for it on anomalies alone spares it the parts that would pass."""
     if state["request"].get("judge", "always") != "on-anomaly":
         return state["via"] != "fallback"
-    capture = current_capture(context, state["evidence"])
-    without = assemble(context, capture, dict(state), context.inspect(capture), llm_drove=False)
-    return without["verdict"] is not Verdict.PASS
+    return conclude_without_reading(context.tools, evidence, claims_of(state)).verdict is not Verdict.PASS
 
 
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
-    context = runtime.context
-    capture = current_capture(context, state["evidence"])
-    canonical = context.inspect(capture)
+    context, evidence, request = runtime.context, evidence_of(state["evidence"]), state["request"]
+    context.tools.capture_in(evidence)
+    workspace = context.tools.workspace
     drove = state["via"] != "fallback" and context.driver is not None
     driver = context.driver if drove or state.get("reading") else None
-    request = state["request"]
-    report = assemble(context, capture, dict(state), canonical, llm_drove=drove) | {
-        "inspection_id": request["inspection_id"],
-        "requested_by": request["requested_by"],
-        "created_at": request["created_at"],
-        "request": prompts.sanitise(request["text"]),
-        "judge": {
-            "model": driver.model if driver else None,
-            "via": driver.via if driver else "fallback",
-            "url": driver.url if driver else None,
-            "reason": state.get("fallback_reason") or None,
+    report = DefectReport(
+        **assemble(context, complete_evidence(context.tools, evidence), state, by_llm=drove),
+        inspection_id=request["inspection_id"],
+        requested_by=request["requested_by"],
+        created_at=request["created_at"],
+        request=prompts.sanitise(request["text"]),
+        judge=Judge(
+            model=driver.model if driver else None,
+            via=driver.via if driver else "fallback",
+            url=driver.url if driver else None,
+            reason=state.get("fallback_reason") or None,
+        ),
+        tool_trace=[ToolCall.model_validate(step) for step in state["trace"]],
+        timings_ms={
+            k: round(v, 1) for k, v in (state["timings_ms"] | context.tools.canonical.comparison.timings_ms).items()
         },
-        "tool_trace": state["trace"],
-        "timings_ms": {k: round(v, 1) for k, v in (state["timings_ms"] | canonical.comparison.timings_ms).items()},
-    }
-    if driver:
-        report["software"]["weights"] |= driver.weights
-    return {"report": json.loads(json.dumps(report, default=_plain))}
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json")
+        artefacts=artefacts_of(workspace.stores.settings.home, request["inspection_id"]),
+        software=Software(
+            version=version("refdiff"),
+            weights_sha256=software_fingerprint(workspace),
+            weights=weights_in_use(workspace) | (driver.weights if driver else {}),
+        ),
+    )
+    return {"report": report.model_dump(mode="json")}
 
 
 def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Draw, write and file exactly once, before any person is asked."""
-    report = file_report(runtime.context, current_capture(runtime.context, state["evidence"]), state["report"])
-    runtime.context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
+    context = runtime.context
+    context.tools.capture_in(evidence_of(state["evidence"]))
+    # where the home lies now: a run may be resumed elsewhere
+    artefacts = artefacts_of(context.tools.workspace.stores.settings.home, state["request"]["inspection_id"])
+    report = file_report(context, DefectReport.model_validate(state["report"] | {"artefacts": artefacts}))
+    context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
     return {"report": report.model_dump(mode="json")}
 
 

@@ -1,4 +1,8 @@
-"""What a run checkpoints: ids, numbers and words, never pixels."""
+"""What a run checkpoints: ids, numbers and words, never pixels.
+
+Values are plain dicts, lists and strings, so that a checkpoint names no class of ours and outlives a change of the code; the
+nodes turn them into the types named here.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +19,20 @@ def add_timings(left: dict[str, float], right: dict[str, float]) -> dict[str, fl
 
 
 class InspectionState(TypedDict, total=False):
-    """request: InspectionRequest as a dict. evidence: EvidenceRecord dicts. trace: ToolCall dicts. draft: Draft dict.
-
-    shown: ids of the evidence whose pictures were posted to the model. unsupported: claims that verification refused.
-    via: who drives ("endpoint", "embedded" or "fallback"), with the reason.
-    """
-
-    messages: Annotated[list[AnyMessage], add_messages]
-    request: dict[str, Any]
-    evidence: Annotated[list[dict[str, Any]], add]
-    trace: Annotated[list[dict[str, Any]], add]
+    messages: Annotated[list[AnyMessage], add_messages]  # the conversation with whoever drives
+    request: dict[str, Any]  # InspectionRequest
+    evidence: Annotated[list[dict[str, Any]], add]  # Evidence, in the order of filing
+    trace: Annotated[list[dict[str, Any]], add]  # ToolCall
     timings_ms: Annotated[dict[str, float], add_timings]
-    steps: int
-    shown: list[str]
-    via: str
-    fallback_reason: str
-    draft: dict[str, Any] | None
+    steps: int  # how often the driver was asked
+    shown: list[str]  # ids of the evidence whose pictures were posted to the model
+    via: str  # who drives: "endpoint", "embedded" or "fallback"
+    fallback_reason: str  # why the script took over, "" if it did not
+    draft: dict[str, Any] | None  # Draft, once submitted; None again if it was sent back
     verify_rounds: int
-    unsupported: list[str]
-    claims: list[dict[str, Any]]
-    reasoning: str
-    reading: dict[str, Any] | None
-    report: dict[str, Any]
-    disposition: dict[str, Any]
+    unsupported: list[str]  # claims that verification refused
+    claims: list[dict[str, Any]]  # CheckedClaim
+    reasoning: str  # of the draft, checked
+    reading: dict[str, Any] | None  # LlmReading
+    report: dict[str, Any]  # DefectReport
+    disposition: dict[str, Any]  # a person's, after REVIEW

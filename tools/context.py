@@ -1,32 +1,45 @@
-"""What the agent's tools share during one inspection: the services, the part in question, and look-ups in the evidence."""
+"""What the agent's tools share during one inspection: the request, the photo and each stage of its inspection."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
+from refdiff.memory.golden_bank.bank import Golden, GoldenHit
 from refdiff.memory.records.captures import Capture
+from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ToolOrderError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
-from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.evidence import (
+    CaptureEvidence,
+    Evidence,
+    MeasureEvidence,
+    MeasureNumbers,
+    RegionArguments,
+    RegionEvidence,
+    ScoreArguments,
+    ScoreEvidence,
+    ScoreNumbers,
+)
+from refdiff.tools.inspection.calibration import Progress
+from refdiff.tools.inspection.captures import find_part
+from refdiff.tools.inspection.comparison import Clock, Comparison, compare_with, similarity_to
+from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo
+from refdiff.tools.inspection.retrieval import retrieve_reference
+from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
-
-if TYPE_CHECKING:
-    from refdiff.model.difference.encoder import Features
-    from refdiff.tools.inspection.comparison import Comparison
-    from refdiff.tools.inspection.inspection import PhotoInspection
 
 Result = tuple[str, dict[str, Any]]  # what the LLM reads (JSON), what the state keeps (artifact)
 
 
 class ToolContext:
-    """Context of a run (never checkpointed); `inspection.open_workbench` makes one.
+    """One inspection in the making. Each stage is computed once, by the first who asks, and found here by all others.
 
-    part_id: the part the request is about; tools refuse any other. features: of a photo, encoded once a
-    run. inspect: the canonical inspection of a photo,
-    computed once a run. compare: the photo against goldens of one's choice, by their ids. capture_id: the photo that was
-    asked about, None for the newest.
+    It is never checkpointed: a resumed run computes again what it still needs. Ask for the photo (`find_capture`,
+    `capture_in`) before any stage.
     """
 
     # not a dataclass: the tools' argument schemas would try to validate its fields
@@ -35,64 +48,175 @@ class ToolContext:
         self,
         workspace: Workspace,
         part_id: str,
-        product: str | None,
-        features: Callable[[Capture], Features],
-        inspect: Callable[[Capture], PhotoInspection],
-        compare: Callable[[Capture, list[str]], Comparison],
+        product: str | None = None,
         capture_id: str | None = None,
+        progress: Progress | None = None,
+        capture: Capture | None = None,
     ) -> None:
+        """part_id: tools refuse any other. product, capture_id: of the request. capture: the photo, if it is known.
+        progress: of a calibration that is redone."""
         self.workspace = workspace
         self.part_id = part_id
         self.product = product
-        self.features = features
-        self.inspect = inspect
-        self.compare = compare
         self.capture_id = capture_id
+        self._progress = progress
+        self._capture = capture
+        self._hits: dict[int, list[GoldenHit]] = {}
+        self._clock = Clock()
 
-    def query(self, capture: Capture) -> RgbImage:
+    # ---- the photo ----
+
+    def find_capture(self) -> Capture:
+        """The photo of the part: the one asked for, else the newest. Raises UnknownPartError, InputError."""
+        if self._capture is None:
+            self._capture = find_part(self.workspace.stores, self.part_id, self.product, self.capture_id)
+        return self._capture
+
+    def capture_in(self, evidence: Sequence[Evidence]) -> Capture:
+        """The photo that the first find_part found: a part photographed again meanwhile does not change a run.
+
+        Raises ToolOrderError if find_part was not called.
+        """
+        found = next((e for e in evidence if isinstance(e, CaptureEvidence)), None)
+        if found is None:
+            raise ToolOrderError("no photo yet: call find_part first")
+        if self._capture is None or self._capture.capture_id != found.arguments.capture_id:
+            self._capture = self.workspace.stores.captures.get(found.arguments.capture_id)
+        return self._capture
+
+    @property
+    def query(self) -> RgbImage:
+        """(H, W, 3) uint8 RGB."""
+        capture = self.find_capture()
         return self.workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
 
-    def shown_query(self, capture: Capture) -> str:
+    @cached_property
+    def shown_query(self) -> str:
         """sha256 of the photo in a form that anyone can show: itself, or 8-bit through the product's intensity window."""
+        capture = self.find_capture()
         known = self.workspace.stores.products.get(capture.product)
-        return self.keep_image(self.query(capture)) if known and known.intensity_window else capture.sha256
+        return self.keep_image(self.query) if known and known.intensity_window else capture.sha256
+
+    # ---- the stages ----
+
+    @cached_property
+    def features(self) -> Features:
+        with self._clock.stage("encode"):
+            return self.workspace.encoder.embed(self.query)
+
+    def nearest(self, k: int) -> list[GoldenHit]:
+        """The k nearest goldens, the photo itself among them if it is one. Raises UnknownProductError."""
+        if k not in self._hits:
+            features = self.features
+            with self._clock.stage("retrieve"):
+                self._hits[k] = retrieve_reference(self.workspace, features, self.find_capture().product, k)
+        return self._hits[k]
+
+    def align(self, golden: Golden) -> Alignment:
+        return self.workspace.alignment(self.query, self.find_capture().sha256, golden)
+
+    @cached_property
+    def canonical(self) -> PhotoInspection:
+        """The inspection that the verdict rests on: against the nearest goldens, as many as the settings say."""
+        return inspect_photo(
+            self.workspace,
+            self.find_capture(),
+            features=self.features,
+            nearest=self._hits.get(self.workspace.settings.references),
+            clock=self._clock,
+            progress=self._progress,
+        )
+
+    def compare(self, golden_ids: Sequence[str]) -> Comparison:
+        """The photo against goldens of one's choice. Raises UnknownRecordError."""
+        capture = self.find_capture()
+        goldens = [self.workspace.bank.get(i) for i in golden_ids]
+        for golden in goldens:
+            if golden.product != capture.product:
+                raise UnknownRecordError(
+                    f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
+                )
+        hits = [similarity_to(self.workspace, self.features, g) for g in goldens]
+        return compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
+
+    @cached_property
+    def shown_reference(self) -> str:
+        """sha256 of the nearest golden on the photo's pixels."""
+        return self.keep_image(self.canonical.comparison.nearest.picture)
 
     def keep_image(self, image: RgbImage) -> str:
         """Store a picture that a tool made; returns its sha256."""
         return self.workspace.stores.images.put(encode_png(image))
 
+    # ---- evidence that a tool gives, or that is added where no tool was asked for it ----
 
-def latest(evidence: list[dict[str, Any]], kind: str, missing: str) -> EvidenceRecord:
-    """The newest evidence of a kind. Raises ToolOrderError saying what to call first."""
-    for record in reversed(evidence):
-        if record["kind"] == kind:
-            return EvidenceRecord.model_validate(record)
-    raise ToolOrderError(missing)
+    def score_evidence(self, comparison: Comparison) -> ScoreEvidence:
+        """Score, regions with boxes, the registered pair; a p-value of the canonical comparison alone."""
+        canonical, difference = self.canonical, comparison.difference
+        is_canonical = comparison is canonical.comparison
+        regions = (
+            [r.region for r in canonical.regions]
+            if is_canonical
+            else find_regions(difference.anomaly_map, canonical.threshold, difference.types)
+        )
+        p = canonical.p_value if is_canonical else None
+        return ScoreEvidence(
+            arguments=ScoreArguments(golden_ids=[h.golden.golden_id for h in comparison.hits]),
+            numbers=ScoreNumbers(
+                score=round(difference.score, 4),
+                p_value=None if p is None else round(p, 4),
+                calibration_parts=canonical.calibration.n if canonical.calibration else 0,
+                regions=[
+                    RegionEvidence(
+                        x0=r.box[0], y0=r.box[1], x1=r.box[2], y1=r.box[3],
+                        place=r.place, area_px=r.area_px, peak=round(r.peak, 4), type=r.type,
+                    )
+                    for r in regions
+                ],
+                canonical=is_canonical,
+            ),
+            images={
+                "query": self.shown_query,
+                "reference": self.shown_reference if is_canonical else self.keep_image(comparison.nearest.picture),
+            },
+            summary=f"score {difference.score:.3f} against {len(comparison.hits)} golden(s), "
+            f"{len(regions)} region(s) above the threshold",
+        )  # fmt: skip
 
 
-def current_capture(bench: ToolContext, evidence: list[dict[str, Any]]) -> Capture:
-    """The photo that the first find_part found: a part photographed again meanwhile does not change a run.
+@runtime_checkable  # the tools' argument schemas check it
+class HasTools(Protocol):
+    """The context of a run, as the tools see it."""
 
-    Raises ToolOrderError if find_part was not called.
-    """
-    found = next((r for r in evidence if r["kind"] == "capture"), None)
-    if found is None:
-        raise ToolOrderError("no photo yet: call find_part first")
-    return bench.workspace.stores.captures.get(str(found["arguments"]["capture_id"]))
+    @property
+    def tools(self) -> ToolContext: ...
 
 
-def region_box(evidence: list[dict[str, Any]], region: str) -> tuple[EvidenceRecord, tuple[int, int, int, int]]:
-    """The newest scored region of that id and its box. Raises ToolOrderError, UnknownRecordError."""
-    scored = latest(evidence, "score", "no regions yet: call score_difference first")
-    corners = [scored.numbers.get(f"{region}_{c}") for c in ("x0", "y0", "x1", "y1")]
-    if any(v is None for v in corners):
-        known = ", ".join(f"r{i + 1}" for i in range(int(scored.numbers.get("regions") or 0))) or "none"
-        raise UnknownRecordError(f"no region {region!r} in {scored.id}; its regions are: {known}")
-    x0, y0, x1, y1 = (int(v) for v in corners if v is not None)
-    return scored, (x0, y0, x1, y1)
+def measure_evidence(result: RegionResult, score_id: str) -> MeasureEvidence:
+    """The size of a region of a score's evidence."""
+    m, region = result.measurement, result.region.id
+
+    def rounded(value: float) -> float:
+        return float(f"{value:.4g}")
+
+    def if_known(value: float | None) -> float | None:
+        return None if value is None else rounded(value)
+
+    x0, y0, x1, y1 = m.box
+    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "no scale"
+    return MeasureEvidence(
+        arguments=RegionArguments(region=region, score=score_id),
+        numbers=MeasureNumbers(
+            length_px=rounded(m.length_px), width_px=rounded(m.width_px), uncertainty_px=rounded(m.uncertainty_px),
+            length_mm=if_known(m.length_mm), width_mm=if_known(m.width_mm), area_mm2=if_known(m.area_mm2),
+            uncertainty_mm=if_known(m.uncertainty_mm), x0=x0, y0=y0, x1=x1, y1=y1,
+            area_px=m.area_px, place=m.place, method=m.method,
+        ),
+        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}",
+    )  # fmt: skip
 
 
-def answer(record: EvidenceRecord, **for_the_model: Any) -> Result:
+def answer(record: Evidence, **for_the_model: Any) -> Result:
     """A tool's result: short JSON for the LLM and the evidence record for the state."""
     content = {k: v for k, v in for_the_model.items() if v is not None}
     return json.dumps(content, ensure_ascii=False), {"evidence": record.model_dump()}

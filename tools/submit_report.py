@@ -9,8 +9,8 @@ from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.model.defect_types import DefectType
-from refdiff.model.errors import ToolOrderError
-from refdiff.tools.context import ToolContext, current_capture, latest
+from refdiff.tools.context import HasTools
+from refdiff.tools.evidence import ScoreEvidence, evidence_of, latest
 
 
 class Claim(BaseModel):
@@ -38,24 +38,17 @@ class Draft(BaseModel):
     reasoning: str = Field(max_length=1200)
 
 
-def submit_report(evidence: list[dict[str, Any]], findings: list[Claim], reasoning: str) -> Draft:
-    """Check that a report can be filed at all and return the draft. Raises ToolOrderError without a score."""
-    latest(evidence, "score", "nothing was compared yet: call score_difference first")
-    return Draft(findings=findings, reasoning=reasoning)
-
-
 @tool("submit_report", response_format="content_and_artifact")
 def submit_report_tool(
     findings: Annotated[
         list[Claim], Field(description="one per region that is a defect; empty if none", max_length=16)
     ],
     reasoning: Annotated[str, Field(description="overall reasoning, same rule for words", max_length=1200)],
-    runtime: ToolRuntime[ToolContext, Any],
+    runtime: ToolRuntime[HasTools, Any],
 ) -> tuple[str, dict[str, Any]]:
     """File the report. Every finding cites evidence ids. The verdict is not yours to give."""
-    evidence = runtime.state["evidence"]
-    current_capture(runtime.context, evidence)
-    draft = submit_report(evidence, findings, reasoning)
-    if any(not c.evidence for c in draft.findings):
-        raise ToolOrderError("every finding needs evidence ids")
+    evidence = evidence_of(runtime.state["evidence"])
+    runtime.context.tools.capture_in(evidence)
+    latest(evidence, ScoreEvidence, "nothing was compared yet: call score_difference first")
+    draft = Draft(findings=findings, reasoning=reasoning)
     return '{"received": true}', {"draft": draft.model_dump()}

@@ -1,6 +1,6 @@
 """`refdiff evaluate`: enrol, calibrate and inspect a data set in a home of its own; touches no user data.
 
-Takes exactly the inspection path (`tools.pipeline.compare`), without the LLM unless `judge` is set.
+Takes exactly the inspection path (`tools.inspection.comparison.compare`), without the LLM unless `judge` is set.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import warp_reference
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"
@@ -264,7 +263,7 @@ def _calibrate(run: _Run) -> Calibration | None:
         pixel_threshold=float(np.quantile([d.peak for d in results], 0.95)),
         n=len(results),
         references=1,
-        extra={"peaks": sorted(d.peak for d in results)},
+        peaks=sorted(d.peak for d in results),
     )
 
 
@@ -304,7 +303,8 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         window = run.workspace.stores.products.get(PRODUCT)
         shown = decode_image(_read(sample.path), name=sample.name, window=window.intensity_window if window else None)
         query = run.workspace.stores.images.put(encode_png(shown))
-        reading = run.reader(run.workspace, query, _registered(run.workspace, comparison))
+        reference = run.workspace.stores.images.put(encode_png(comparison.nearest.picture))
+        reading = run.reader(run.workspace, query, reference)
     unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
     facts = PolicyInput(
         p=p,
@@ -325,14 +325,6 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         kind=sample.kind,
     )
     return row, comparison
-
-
-def _registered(workspace: Workspace, comparison: Comparison) -> str:
-    """sha256 of the nearest golden on the photo's pixel grid, as the agent shows it."""
-    size = (int(comparison.difference.anomaly_map.shape[0]), int(comparison.difference.anomaly_map.shape[1]))
-    golden = workspace.golden_image(comparison.hits[0].golden)
-    warped = warp_reference(golden, comparison.alignments[0].matrix, size)[0]
-    return workspace.stores.images.put(encode_png(warped))
 
 
 def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:

@@ -42,10 +42,10 @@ from refdiff.model.images import decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
 from refdiff.model.training.pairs import Photo, Source
+from refdiff.tools.context import ToolContext
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibrate
-from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -296,11 +296,10 @@ def _inspect(
     settings = workspace.model_settings
     capture = record_capture(workspace.stores, part, product, photo, settings=settings, scale_mm_per_px=scale)
     teacher = Teacher(truth, rng, kind, k)
-    bench = open_workbench(workspace, capture.part_id, product)
-    canonical = bench.inspect(capture)
-    teacher.boxes = {r.region.id: r.region.box for r in canonical.regions}
+    tools = ToolContext(workspace, capture.part_id, product, capture=capture)
+    teacher.boxes = {r.region.id: r.region.box for r in tools.canonical.regions}
     request = InspectionRequest(text, capture.part_id, product, requested_by="recorder")
-    context = AgentContext(bench, AgentSettings(llm_base_url=None), teacher, lambda _: None)
+    context = AgentContext(tools, AgentSettings(llm_base_url=None), teacher, lambda _: None)
     state = {
         "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [], "timings_ms": {},
         "via": "embedded", "fallback_reason": "", "draft": None,

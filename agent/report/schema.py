@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.evidence import Evidence
 
 SCHEMA_VERSION = "1.0"
 
@@ -183,7 +183,7 @@ class DefectReport(_Model):
     llm_reading: LlmReading | None = None
     reasoning: str
     unsupported_claims_dropped: list[str]
-    evidence: list[EvidenceRecord] = []
+    evidence: list[Evidence] = []
     judge: Judge
     tool_trace: list[ToolCall]
     timings_ms: dict[str, float]

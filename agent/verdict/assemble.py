@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.agent.context import AgentContext
@@ -21,6 +21,7 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
+from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.decide import (
     Decision,
     PolicyInput,
@@ -30,69 +31,118 @@ from refdiff.agent.verdict.decide import (
     rate_finding,
     score_threshold,
 )
-from refdiff.agent.verdict.verify import format_number
+from refdiff.agent.verdict.verify import CheckedClaim, claimed_region, format_number
 from refdiff.memory.golden_bank.bank import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
-from refdiff.tools.context import ToolContext
-from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.inspection.calibration import requested_alpha, software_fingerprint, weights_in_use
+from refdiff.tools.context import ToolContext, measure_evidence
+from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence
+from refdiff.tools.inspection.calibration import requested_alpha
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
+from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.inspection.zones import product_spec
-from refdiff.tools.measure import measure_record
-from refdiff.tools.score_difference import score_record
 from refdiff.tools.vision.regions import MAX_REGIONS
 
 
-def _same_box(claim: dict[str, Any], region: RegionResult) -> bool:
-    return tuple(claim["box"]) == region.region.box
+def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[Evidence]:
+    """The evidence with the canonical score and the measurement of each of its regions, where no tool call recorded them."""
+    complete = list(evidence)
+
+    def add(record: Evidence) -> None:
+        complete.append(record.model_copy(update={"id": f"e{len(complete) + 1}"}))
+
+    canonical = tools.canonical
+    if _score_id(complete, canonical) is None:
+        add(tools.score_evidence(canonical.comparison))
+    score_id = _score_id(complete, canonical)
+    assert score_id is not None
+    for result in canonical.regions:
+        if _measure_id(complete, score_id, result) is None:
+            add(measure_evidence(result, score_id))
+    return complete
 
 
-def _canonical_score(evidence: list[dict[str, Any]], canonical: PhotoInspection) -> str | None:
-    """Id of the evidence of this very comparison; a bank that changed while a run was cut off makes it another one."""
+def _canonical_scores(evidence: Sequence[Evidence], canonical: PhotoInspection) -> list[ScoreEvidence]:
+    """Scores of this comparison; a bank that changed while a run was cut off makes it another one."""
     goldens = [h.golden.golden_id for h in canonical.comparison.hits]
-    for record in evidence:
-        numbers = record["numbers"]
-        if record["kind"] == "score" and numbers.get("canonical") and record["arguments"].get("golden_ids") == goldens:
-            same = numbers.get("score") == round(canonical.comparison.difference.score, 4)
-            if same and numbers.get("regions") == len(canonical.regions):
-                return str(record["id"])
-    return None
+    return [
+        e
+        for e in evidence
+        if isinstance(e, ScoreEvidence)
+        and e.numbers.canonical
+        and e.arguments.golden_ids == goldens
+        and len(e.numbers.regions) == len(canonical.regions)
+    ]
 
 
-def _measured(evidence: list[dict[str, Any]], added: list[EvidenceRecord], result: RegionResult, score_id: str) -> str:
-    """Id of the canonical measurement of a region, recorded now if no tool call did."""
-    for record in evidence:
-        arguments = record["arguments"]
-        if record["kind"] == "measure" and (arguments.get("score"), arguments.get("region")) == (
-            score_id,
-            result.region.id,
-        ):
-            return str(record["id"])
-    made = measure_record(result.measurement, result.region.id, score_id)
-    added.append(made.model_copy(update={"id": f"e{len(evidence) + len(added) + 1}"}))
-    return added[-1].id
+def _score_id(evidence: Sequence[Evidence], canonical: PhotoInspection) -> str | None:
+    score = round(canonical.comparison.difference.score, 4)
+    return next((e.id for e in _canonical_scores(evidence, canonical) if e.numbers.score == score), None)
 
 
-def _kind(claim: dict[str, Any] | None, result: RegionResult) -> str:
-    """The model's word for a finding; where it has none, the difference network's."""
-    return str(claim["type"]) if claim and claim["type"] != UNKNOWN else result.region.type
+def _measure_id(evidence: Sequence[Evidence], score_id: str, result: RegionResult) -> str | None:
+    wanted = (score_id, result.region.id)
+    found = (e for e in evidence if isinstance(e, MeasureEvidence))
+    return next((e.id for e in found if (e.arguments.score, e.arguments.region) == wanted), None)
 
 
-def _finding(
-    number: int, result: RegionResult, rated: Rated, claim: dict[str, Any] | None, evidence: list[str], threshold: float
-) -> Finding:
+@dataclass(frozen=True)
+class ClaimedRegion:
+    """A region of the canonical comparison, what was claimed of it, and what the specification says of it."""
+
+    result: RegionResult
+    claim: CheckedClaim | None
+    type: str  # the model's word for it; where it has none, the difference network's
+    measured: Rated  # as a defect of unknown type
+    rated: Rated  # as a defect of that type
+
+
+def claimed_regions(
+    spec: ProductSpec, canonical: PhotoInspection, evidence: Sequence[Evidence], claims: Sequence[CheckedClaim]
+) -> list[ClaimedRegion]:
+    """All regions, strongest first, each with the first claim about it."""
+    by_id = {e.id: e for e in evidence}
+    scores = {e.id for e in _canonical_scores(evidence, canonical)}
+    about: dict[str, CheckedClaim] = {}
+    for claim in claims:
+        found = claimed_region(claim.region, claim.evidence, by_id)
+        if found is not None and found[0].id in scores:
+            about.setdefault(claim.region, claim)
+    regions = []
+    for result in canonical.regions:
+        said = about.get(result.region.id)
+        kind = said.type if said and said.type != UNKNOWN else result.region.type
+        regions.append(ClaimedRegion(result, said, kind, _rate(spec, result, UNKNOWN), _rate(spec, result, kind)))
+    return regions
+
+
+def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
     m = result.measurement
+    return rate_finding(
+        spec,
+        type=kind,
+        length_mm=m.length_mm,
+        width_mm=m.width_mm,
+        length_px=m.length_px,
+        area_px=m.area_px,
+        zones=result.zones,
+    )
+
+
+def _finding(number: int, region: ClaimedRegion, by_llm: bool, evidence: list[str], threshold: float) -> Finding:
+    """by_llm: the claim, if there is one, is a model's."""
+    result, rated, m = region.result, region.rated, region.result.measurement
+    claim = region.claim if by_llm else None
+    kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
     x0, y0, x1, y1 = m.box
-    kind = _kind(claim, result)
     size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
     plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
     measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
-    cause = claim["probable_cause"] if claim else ""
+    said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
         type=kind,
-        description=(claim and claim["description"]) or plain,
+        description=(claim and claim.description) or plain,
         location=Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place),
         area_px=m.area_px,
         length_mm=m.length_mm,
@@ -104,22 +154,20 @@ def _finding(
         confidence=result.confidence,
         evidence=evidence,
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
-        reasoning=" ".join(
-            t for t in ((claim and claim["reasoning"]) or "", measured, f"Specification: {rated.why}.") if t
-        ),
+        reasoning=" ".join(t for t in (said, measured, f"Specification: {rated.why}.") if t),
         within_limits=rated.within,
         zone=", ".join(result.zones) or None,
         reported_by="llm" if claim else "system",
     )
 
 
-def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
+def _seen_before(context: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
     """The findings with what people confirmed lately on other parts of the product.
 
     One unknown anomaly is not another: those count only where they lie in the same place.
     """
-    days = bench.settings.history_days
-    confirmed = bench.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
+    days = context.settings.history_days
+    confirmed = context.tools.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
     seen = []
     for finding in findings:
         place = finding.location.region if finding.type == UNKNOWN else None
@@ -134,58 +182,83 @@ def _reference(hit: GoldenHit) -> Reference:
     return Reference(golden_id=hit.golden.golden_id, similarity=round(hit.similarity, 6), sha256=hit.golden.sha256)
 
 
+def conclude(
+    canonical: PhotoInspection, regions: Sequence[ClaimedRegion], alpha: float, reading: LlmReading | None
+) -> Decision:
+    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
+
+    def findings(by_type: bool) -> list[RatedFinding]:
+        return [
+            RatedFinding(r.rated if by_type else r.measured, r.result.peak_p, f"f{i} ({r.type.replace('_', ' ')})")
+            for i, r in enumerate(regions, start=1)
+        ]
+
+    facts = PolicyInput(
+        p=canonical.p_value,
+        n=canonical.calibration.n if canonical.calibration else 0,
+        alpha=alpha,
+        findings=findings(by_type=False),
+        reading=reading,
+        problems=canonical.problems,
+    )
+    decision, claimed = decide(facts), decide(replace(facts, findings=findings(by_type=True)))
+    if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
+        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
+        return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
+    accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
+    if accepted and len(regions) >= MAX_REGIONS:
+        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
+        return replace(decision, verdict=Verdict.REVIEW, reason=reason)
+    return decision
+
+
+def conclude_without_reading(
+    tools: ToolContext, evidence: Sequence[Evidence], claims: Sequence[CheckedClaim]
+) -> Decision:
+    """The verdict as it would be if no model read the pair."""
+    canonical = tools.canonical
+    spec = product_spec(tools.workspace, tools.find_capture().product)
+    alpha = requested_alpha(tools.workspace, canonical.calibration)
+    return conclude(canonical, claimed_regions(spec, canonical, evidence, claims), alpha, None)
+
+
+def claims_of(state: InspectionState) -> list[CheckedClaim]:
+    return [CheckedClaim.model_validate(c) for c in state.get("claims") or []]
+
+
 def assemble(
-    bench: AgentContext, capture: Capture, state: dict[str, Any], canonical: PhotoInspection, llm_drove: bool
+    context: AgentContext, evidence: Sequence[Evidence], state: InspectionState, *, by_llm: bool
 ) -> dict[str, Any]:
-    """The report's fields except artefacts, judge, trace and timings. state: evidence, claims, reading, unsupported."""
-    evidence: list[dict[str, Any]] = state["evidence"]
-    added: list[EvidenceRecord] = []
-    score_id = _canonical_score(evidence, canonical)
-    if score_id is None:
-        record = score_record(bench, capture, canonical.comparison, canonical)
-        added.append(record.model_copy(update={"id": f"e{len(evidence) + 1}"}))
-        score_id = added[-1].id
+    """The report's fields but those of the run itself (ids, judge, trace, timings, artefacts).
+
+    evidence: complete. state: claims, unsupported, reasoning, reading. by_llm: a model drove.
+    """
+    workspace, capture, canonical = context.tools.workspace, context.tools.find_capture(), context.tools.canonical
+    calibration, comparison = canonical.calibration, canonical.comparison
+    alpha = requested_alpha(workspace, calibration)
+    claims = claims_of(state)
+    reading = LlmReading.model_validate(state["reading"]) if state.get("reading") else None
+    regions = claimed_regions(product_spec(workspace, capture.product), canonical, evidence, claims)
+    decision = conclude(canonical, regions, alpha, reading)
+    score_id = _score_id(evidence, canonical)
+    assert score_id is not None
     dropped = list(state.get("unsupported") or [])
-    claims = list(state.get("claims") or [])
-    spec = product_spec(bench.workspace, capture.product)
     findings: list[Finding] = []
-    judged: list[RatedFinding] = []
-    as_claimed: list[RatedFinding] = []
-    for number, result in enumerate(canonical.regions, start=1):
-        claim = next((c for c in claims if _same_box(c, result)), None)
-        if claim:
-            claims.remove(claim)
-        measured_id = _measured(evidence, added, result, score_id)
-        cited = list(dict.fromkeys([*(claim["evidence"] if claim else []), score_id, measured_id]))
-        m = result.measurement
-        measured, rated = (
-            rate_finding(
-                spec,
-                type=kind,
-                length_mm=m.length_mm,
-                width_mm=m.width_mm,
-                length_px=m.length_px,
-                area_px=m.area_px,
-                zones=result.zones,
-            )
-            for kind in (UNKNOWN, _kind(claim, result))
-        )
-        if claim and claim["severity"] not in (Severity.UNRATED, rated.severity):
-            dropped.append(
-                f"severity {claim['severity']} of {result.region.id}: the specification says {rated.severity}"
-            )
-        finding = _finding(number, result, rated, claim if llm_drove else None, cited, canonical.threshold)
-        findings.append(finding)
-        label = f"{finding.id} ({finding.type.replace('_', ' ')})"
-        judged.append(RatedFinding(measured, result.peak_p, label))
-        as_claimed.append(RatedFinding(rated, result.peak_p, label))
-    for claim in claims:
-        dropped.append(f"finding at {claim['region']}: not a region of the comparison with the nearest goldens")
-    decision = _decide(bench, canonical, judged, as_claimed, state.get("reading"))
-    calibration = canonical.calibration
-    alpha = requested_alpha(bench.workspace, calibration)
-    alignment = canonical.comparison.alignments[0]
-    hits = canonical.comparison.hits
+    for number, region in enumerate(regions, start=1):
+        claim, rated = region.claim, region.rated
+        measure_id = _measure_id(evidence, score_id, region.result)
+        assert measure_id is not None
+        cited = list(dict.fromkeys([*(claim.evidence if claim else []), score_id, measure_id]))
+        if claim and claim.severity not in (Severity.UNRATED, rated.severity):
+            dropped.append(f"severity {claim.severity} of {claim.region}: the specification says {rated.severity}")
+        findings.append(_finding(number, region, by_llm, cited, canonical.threshold))
+    matched = [r.claim for r in regions]
+    dropped += [
+        f"finding at {c.region}: not a region of the comparison with the nearest goldens"
+        for c in claims
+        if c not in matched
+    ]
+    alignment = comparison.nearest.alignment
     return {
         "part_id": capture.part_id,
         "product": capture.product,
@@ -193,13 +266,13 @@ def assemble(
         "verdict": decision.verdict,
         "verdict_basis": decision.basis,
         "verdict_reason": decision.reason,
-        "image_score": canonical.comparison.difference.score,
+        "image_score": comparison.difference.score,
         "p_value": canonical.p_value,
         "threshold": score_threshold(calibration.scores, alpha) if calibration else None,
         "alpha": Alpha(requested=alpha, attained=decision.attained),
         "n_calibration": calibration.n if calibration else 0,
-        "reference": _reference(hits[0]),
-        "references": [_reference(h) for h in hits],
+        "reference": _reference(comparison.hits[0]),
+        "references": [_reference(h) for h in comparison.hits],
         "alignment": AlignmentSummary(
             method=alignment.method,
             ok=alignment.ok,
@@ -207,47 +280,15 @@ def assemble(
             overlap=alignment.overlap if alignment.ok else None,
         ),
         "scale": Scale(mm_per_px=canonical.scale.mm_per_px, source=canonical.scale.source),
-        "findings": _seen_before(bench, capture, findings),
-        "llm_reading": state.get("reading"),
-        "reasoning": _reasoning(state, canonical, decision),
+        "findings": _seen_before(context, capture, findings),
+        "llm_reading": reading,
+        "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
-        "evidence": [*(EvidenceRecord.model_validate(r) for r in evidence), *added],
-        "software": {
-            "version": version("refdiff"),
-            "weights_sha256": software_fingerprint(bench.workspace),
-            "weights": weights_in_use(bench.workspace),
-        },
+        "evidence": evidence,
     }
 
 
-def _decide(
-    bench: ToolContext,
-    canonical: PhotoInspection,
-    judged: list[RatedFinding],
-    as_claimed: list[RatedFinding],
-    reading: dict[str, Any] | None,
-) -> Decision:
-    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
-    facts = PolicyInput(
-        p=canonical.p_value,
-        n=canonical.calibration.n if canonical.calibration else 0,
-        alpha=requested_alpha(bench.workspace, canonical.calibration),
-        findings=judged,
-        reading=LlmReading.model_validate(reading) if reading else None,
-        problems=canonical.problems,
-    )
-    decision, claimed = decide(facts), decide(replace(facts, findings=as_claimed))
-    if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
-        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
-        return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
-    accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
-    if accepted and len(judged) >= MAX_REGIONS:
-        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
-        return replace(decision, verdict=Verdict.REVIEW, reason=reason)
-    return decision
-
-
-def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Decision) -> str:
+def _reasoning(canonical: PhotoInspection, decision: Decision, said: str) -> str:
     nearest = canonical.comparison.hits[0]
     facts = [
         f"Compared with {len(canonical.comparison.hits)} golden sample(s), the nearest {nearest.golden.golden_id} "
@@ -257,5 +298,4 @@ def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Deci
     ]
     if canonical.scale.mm_per_px is None:
         facts.append("Scale unknown: sizes are in pixels.")
-    said = str(state.get("reasoning") or "")
-    return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") != "fallback" else [])])
+    return " ".join([*facts, *([f"Model: {said}"] if said else [])])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from pydantic import BaseModel
 
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
-from refdiff.tools.evidence import EvidenceRecord
+from refdiff.model.images import Box
+from refdiff.tools.evidence import Evidence, MeasureEvidence, RegionEvidence, ScoreEvidence, ZoomEvidence
+from refdiff.tools.submit_report import Draft
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _SLOT_NAME = re.compile(r"(?:(e\d+)\.)?([A-Za-z_][A-Za-z0-9_]*)")
@@ -113,12 +116,10 @@ def _word_problem(word: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class CheckedClaim:
+class CheckedClaim(BaseModel):
     """A supported claim; texts are rendered (slots filled) or "" where the prose was refused."""
 
     region: str
-    box: tuple[int, int, int, int]
     type: str
     severity: str
     evidence: list[str]
@@ -168,7 +169,6 @@ def format_number(name: str, value: float | int | str | bool) -> str:
     return digits
 
 
-_REGION_KEY = re.compile(r"(r\d+)_(.+)")
 _UNIT = re.compile(r"_(?:mm2?|px|deg)$")
 
 
@@ -183,7 +183,7 @@ def _named(key: str, value: float | int | str | bool, before: str) -> str:
 
 def render(
     text: str,
-    evidence: dict[str, EvidenceRecord],
+    evidence: Mapping[str, Evidence],
     cited: Collection[str],
     local: dict[str, str],
     about: tuple[str, str] | None = None,
@@ -213,96 +213,103 @@ def render(
             failures.append(f"slot {match.group(0)} uses evidence that is not cited")
             return ""
         record = evidence[record_id]
-        value = record.numbers.get(key)
+        slots = record.slots
+        value = slots.get(key)
         if value is None and key.endswith("_mm"):  # no scale: the same size in px, which code writes with its unit
             key = f"{key.removesuffix('_mm')}_px"
-            value = record.numbers.get(key)
+            value = slots.get(key)
         if value is None:
             failures.append(f"{record_id} measured no {record_key}")
             return ""
-        of_region = _REGION_KEY.fullmatch(key)
-        if about and not _is_about(record, of_region.group(1) if of_region else None, about):
+        region = record.region_of(key)
+        if about and not _is_about(record, region, about):
             failures.append(f"slot {match.group(0)} is of another region")
             return ""
-        return _named(of_region.group(2) if of_region else key, value, text[: match.start()])
+        return _named(key.removeprefix(f"{region}_") if region else key, value, text[: match.start()])
 
     rendered = _SLOT.sub(fill, text)
     return (rendered.strip(), None) if not failures else ("", failures[0])
 
 
-def _is_about(record: EvidenceRecord, region: str | None, about: tuple[str, str]) -> bool:
+def _is_about(record: Evidence, region: str | None, about: tuple[str, str]) -> bool:
     """May a finding about (score evidence, region) use this record (its numbers of `region`, if they are of one)?"""
     score, wanted = about
-    if record.kind in ("zoom", "measure"):
-        return (record.arguments.get("score"), record.arguments.get("region")) == about
-    if record.kind == "score":
+    if isinstance(record, ZoomEvidence | MeasureEvidence):
+        return (record.arguments.score, record.arguments.region) == about
+    if isinstance(record, ScoreEvidence):
         return record.id == score and region in (None, wanted)
     return True
 
 
-def _region_box(
-    region: str, cited: Sequence[str], evidence: dict[str, EvidenceRecord]
-) -> tuple[str, tuple[int, int, int, int], str] | None:
-    """Score evidence, box and place of a region: of the cited score, or the one that cited zooms and measures refer to."""
-    scores = [i for i in cited if evidence[i].kind == "score"]
+def claimed_region(
+    region: str, cited: Sequence[str], evidence: Mapping[str, Evidence]
+) -> tuple[ScoreEvidence, RegionEvidence] | None:
+    """What a claim about a region is about: in the cited score, or the one that cited zooms and measures refer to."""
+    records = [evidence[i] for i in cited]
+    scores = [r.id for r in records if isinstance(r, ScoreEvidence)]
     scores += [
-        str(evidence[i].arguments.get("score"))
-        for i in cited
-        if evidence[i].kind in ("zoom", "measure") and evidence[i].arguments.get("region") == region
+        r.arguments.score
+        for r in records
+        if isinstance(r, ZoomEvidence | MeasureEvidence) and r.arguments.region == region
     ]
     for score in scores:
-        numbers = evidence[score].numbers if score in evidence else {}
-        corners = [numbers.get(f"{region}_{c}") for c in ("x0", "y0", "x1", "y1")]
-        if all(isinstance(c, int) for c in corners):
-            x0, y0, x1, y1 = (int(c) for c in corners if c is not None)
-            return score, (x0, y0, x1, y1), str(numbers.get(f"{region}_place"))
+        scored = evidence.get(score)
+        if isinstance(scored, ScoreEvidence) and (found := scored.region(region)):
+            return scored, found
     return None
 
 
-def verify(draft: dict[str, Any], records: Sequence[dict[str, Any]], *, shown: Collection[str]) -> Verified:
-    """Check a draft (Draft dict) against the evidence of the run.
+def verify(draft: Draft, records: Sequence[Evidence], *, shown: Collection[str]) -> Verified:
+    """Check a draft against the evidence of the run.
 
     shown: ids of the evidence whose pictures the model was shown; without a zoom among them, no type of defect can be its
     own observation.
     """
-    evidence = {r["id"]: EvidenceRecord.model_validate(r) for r in records}
+    evidence = {r.id: r for r in records}
     claims: list[CheckedClaim] = []
+    claimed: list[tuple[str, Box]] = []
     unsupported: list[str] = []
-    for number, claim in enumerate(draft["findings"], start=1):
-        label = f"finding {number} ({claim['type']} at {claim['region']})"
-        unknown = [i for i in claim["evidence"] if i not in evidence]
+    for number, claim in enumerate(draft.findings, start=1):
+        label = f"finding {number} ({claim.type} at {claim.region})"
+        unknown = [i for i in claim.evidence if i not in evidence]
         if unknown:
             unsupported.append(f"{label}: evidence {', '.join(unknown)} does not exist")
             continue
-        found = _region_box(claim["region"], claim["evidence"], evidence)
+        found = claimed_region(claim.region, claim.evidence, evidence)
         if found is None:
-            unsupported.append(f"{label}: the cited evidence shows no region {claim['region']}")
+            unsupported.append(f"{label}: the cited evidence shows no region {claim.region}")
             continue
-        score, box, place = found
-        about = (score, claim["region"])
-        if any(c.region == claim["region"] and c.box == box for c in claims):
+        scored, region = found
+        about = (scored.id, claim.region)
+        if (claim.region, region.box) in claimed:
             unsupported.append(f"{label}: the region is claimed twice")
             continue
-        elsewhere = [i for i in claim["evidence"] if not _is_about(evidence[i], None, about)]
+        claimed.append((claim.region, region.box))
+        elsewhere = [i for i in claim.evidence if not _is_about(evidence[i], None, about)]
         if elsewhere:
             unsupported.append(f"{label}: evidence {', '.join(elsewhere)} is of another region")
-        cited = [i for i in dict.fromkeys(claim["evidence"]) if i not in elsewhere]
+        cited = [i for i in dict.fromkeys(claim.evidence) if i not in elsewhere]
         # the measured place is the one that is filed
-        place = next((str(evidence[i].numbers["place"]) for i in cited if evidence[i].kind == "measure"), place)
-        kind = claim["type"]
-        looked = any(evidence[i].kind == "zoom" and i in shown for i in cited)
-        if kind not in DEFECT_TYPES or (kind != UNKNOWN and not looked):
+        measured = (e.numbers.place for i in cited if isinstance(e := evidence[i], MeasureEvidence))
+        place = next(measured, region.place)
+        looked = any(isinstance(evidence[i], ZoomEvidence) and i in shown for i in cited)
+        kind: str = claim.type
+        if kind != UNKNOWN and not looked:
             unsupported.append(f"{label}: the type was not seen in any cited zoom")
             kind = UNKNOWN
         local = {"type": kind.replace("_", " "), "place": place}
         texts = {}
-        for name in ("description", "reasoning", "probable_cause"):
-            text, problem = render(claim.get(name) or "", evidence, cited, local, about)
-            texts[name] = text
+        prose = {
+            "description": claim.description,
+            "reasoning": claim.reasoning,
+            "probable_cause": claim.probable_cause or "",
+        }
+        for name, written in prose.items():
+            texts[name], problem = render(written, evidence, cited, local, about)
             if problem:
-                unsupported.append(f"{label}: {name} {problem}: {claim[name]!r}")
-        claims.append(CheckedClaim(claim["region"], box, kind, claim["severity"], cited, **texts))
-    reasoning, problem = render(draft["reasoning"], evidence, list(evidence), {})
+                unsupported.append(f"{label}: {name} {problem}: {written!r}")
+        claims.append(CheckedClaim(region=claim.region, type=kind, severity=claim.severity, evidence=cited, **texts))
+    reasoning, problem = render(draft.reasoning, evidence, list(evidence), {})
     if problem:
-        unsupported.append(f"overall reasoning {problem}: {draft['reasoning']!r}")
+        unsupported.append(f"overall reasoning {problem}: {draft.reasoning!r}")
     return Verified(claims, reasoning, unsupported)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass, field
-from typing import Any
 
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
@@ -15,21 +14,19 @@ from refdiff.model.errors import RefDiffError
 
 @dataclass(frozen=True)
 class Calibration:
-    """`key`: what the calibration depends on, hashed by its maker; another key means a stale calibration.
-
-    `scores`: one image score per group of goldens; `n`: the number of groups; `references`: K, compared per
-    query; `seconds`: how long it took.
-    """
+    """What the good samples of a product score against each other. A part is what one or several goldens show."""
 
     product: str
-    key: str
-    scores: list[float]
-    pixel_threshold: float
-    n: int
-    references: int
+    key: str  # hash of what it depends on, made by whoever calibrates; another key means it is stale
+    scores: list[float]  # image score of each part, sorted
+    pixel_threshold: float  # of the anomaly map, above which a place is a region
+    n: int  # number of parts
+    references: int  # K goldens that each was compared with
     created_at: str = field(default_factory=utc_now)
-    seconds: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # how long it took
+    peaks: list[float] = field(default_factory=list)  # highest value of each part's anomaly map, sorted
+    similarities: list[float] = field(default_factory=list)  # of each part to its nearest golden, sorted
+    alpha: float | None = None  # false-reject rate that was asked for; None: the default
 
 
 class CalibrationStore:
@@ -41,7 +38,8 @@ class CalibrationStore:
         c = calibration
         product, created_at = check_product_name(c.product), to_utc(c.created_at)
         try:
-            scores, extra = json.dumps(c.scores, allow_nan=False), json.dumps(c.extra, allow_nan=False)
+            scores = json.dumps(c.scores, allow_nan=False)
+            extra = json.dumps({"peaks": c.peaks, "similarities": c.similarities, "alpha": c.alpha}, allow_nan=False)
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
         with self._db.transaction() as conn:
@@ -66,6 +64,7 @@ class CalibrationStore:
 
 
 def _calibration(row: sqlite3.Row) -> Calibration:
+    extra = json.loads(row["extra"])
     return Calibration(
         product=row["product"],
         key=row["key"],
@@ -75,5 +74,7 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         references=row["reference_count"],
         created_at=row["created_at"],
         seconds=row["seconds"],
-        extra=json.loads(row["extra"]),
+        peaks=extra.get("peaks", []),
+        similarities=extra.get("similarities", []),
+        alpha=extra.get("alpha"),
     )

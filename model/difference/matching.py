@@ -25,13 +25,16 @@ N_DISTANCES = 3
 
 
 @dataclass(frozen=True)
-class ReferenceMaps:
-    """Encoder maps of one reference for one query."""
+class ReferenceView:
+    """One reference as seen from one query: what both halves of the difference compare the query with."""
 
     # stride -> (C, h, w); on the query's grid if registered, else in the reference's own frame (any size)
     maps: dict[int, Tensor]
     valid: Tensor  # (h8, w8) bool: stride-8 cells that a registered reference covers; ignored if not registered
     registered: bool = True
+    picture: Tensor | None = None  # (3, H, W) uint8 on the query's working grid; None if not registered
+    covered: Tensor | None = None  # (H, W) bool, pixels of `picture` that the reference covers
+    own_maps: dict[int, Tensor] | None = None  # maps in its own frame, for cells that the registered ones do not cover
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
     return torch.exp(scaled).masked_fill_(scaled < -60, 0.0)
 
 
-def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: int) -> _Candidates:
+def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: int) -> _Candidates:
     cells = F.normalize(reference.maps[stride].flatten(1), dim=0)
     similarity = unit.T @ cells  # (N, M)
     if not reference.registered:
@@ -121,7 +124,7 @@ def _candidates(unit: Tensor, reference: ReferenceMaps, stride: int, h: int, w: 
     return _Candidates(similarity, at, near, ~usable.any(1))
 
 
-def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+def _match(q: Tensor, references: Sequence[ReferenceView], stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """One stride of one image: matched (C, h, w), distances (3, h, w), best (h*w,) index into all reference cells."""
     _c, h, w = q.shape
     unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
@@ -140,7 +143,7 @@ def _match(q: Tensor, references: Sequence[ReferenceMaps], stride: int) -> tuple
 
 
 def _match_guided(
-    q: Tensor, references: Sequence[ReferenceMaps], coarse_best: Tensor, coarse_size: tuple[int, int]
+    q: Tensor, references: Sequence[ReferenceView], coarse_best: Tensor, coarse_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Stride 4, among the 4 x 4 fine cells round the place that the stride-8 match points at."""
     c, h, w = q.shape
@@ -171,7 +174,7 @@ def _match_guided(
 
 
 @torch.inference_mode()
-def match(query: dict[int, Tensor], references: Sequence[ReferenceMaps]) -> Matched:
+def match(query: dict[int, Tensor], references: Sequence[ReferenceView]) -> Matched:
     """Match one query (stride -> (C, h, w), sides multiples of 32 px) with one or several references. B = 1.
 
     Raises ValueError without a reference.

@@ -8,45 +8,31 @@ Knows nothing about goldens or calibration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refdiff.model.difference.encoder import Features
-from refdiff.model.difference.matching import window_cells
+from refdiff.model.difference.matching import ReferenceView, window_cells
 
 VERSION = "fused-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 STRIDES = (8, 16, 32)
-_WINDOW = 0.1  # half width of the matching window, as a part of the long side
-_TOP = 0.01  # the image score is the mean of this part of the cells
+_WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
+_SCORED_PART = 0.01  # the image score is the mean of this part of the cells
 
 
-@dataclass(frozen=True)
-class ReferenceView:
-    """One reference as seen from the query.
+def descriptors(maps: Mapping[int, Tensor]) -> Tensor:
+    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320; each lies in one piece in memory.
 
-    descriptors: (C, h, w) unit norm, on the query's grid if `registered`, else in its own frame.
-    valid: (h, w) bool, cells that the registered reference covers; all True if not registered.
-    original: (C, h', w') unit norm, the reference in its own frame, for cells that the registered one does not cover.
+    maps: encoder maps, stride -> (C, h, w).
     """
-
-    descriptors: Tensor
-    valid: Tensor
-    registered: bool
-    original: Tensor | None = None
-
-
-def descriptors(features: Features) -> Tensor:
-    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320; each lies in one piece in memory."""
-    h, w = features.maps[GRID_STRIDE].shape[-2:]
+    h, w = maps[GRID_STRIDE].shape[-2:]
     parts = []
     for stride in STRIDES:
-        x = features.maps[stride][None].contiguous(memory_format=torch.channels_last)
+        x = maps[stride][None].contiguous(memory_format=torch.channels_last)
         if x.shape[-2:] != (h, w):
             x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
         parts.append(x[0].permute(1, 2, 0))
@@ -76,13 +62,14 @@ def _closeness(query: Tensor, reference: Tensor) -> Tensor:
 
 
 def distance(query: Tensor, reference: ReferenceView) -> Tensor:
-    """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference."""
+    """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference. query: its `descriptors`."""
     _c, h, w = query.shape
-    closeness = _closeness(query, reference.descriptors)
+    cells = descriptors(reference.maps)
+    closeness = _closeness(query, cells)
     anywhere = closeness.amax(1).float()
     if not reference.registered:
         return -anywhere.view(h, w)
-    at, usable = window_cells(h, w, max(1, round(_WINDOW * max(h, w))))
+    at, usable = window_cells(h, w, max(1, round(_WINDOW_PART * max(h, w))))
     if not reference.valid.all():
         usable = usable & reference.valid.flatten()[at]
     nearby = closeness.gather(1, at).masked_fill_(~usable, -2.0).amax(1).float()
@@ -92,9 +79,9 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     unsure = _grown(~reference.valid).flatten()
     if unsure.any():
         rows = anywhere[unsure]
-        if reference.original is not None:
-            own = _closeness(query.flatten(1)[:, unsure], reference.original)
-            rows = torch.maximum(rows, own.amax(1).float())
+        if reference.own_maps is not None:
+            own = cells if reference.own_maps is reference.maps else descriptors(reference.own_maps)
+            rows = torch.maximum(rows, _closeness(query.flatten(1)[:, unsure], own).amax(1).float())
         matched[unsure] = torch.maximum(matched[unsure], rows)
     return -matched.view(h, w)
 
@@ -104,9 +91,13 @@ def _grown(cells: Tensor, by: int = 2) -> Tensor:
     return F.max_pool2d(cells[None, None].float(), 2 * by + 1, stride=1, padding=by)[0, 0] > 0
 
 
-def anomaly_map(query: Tensor, references: Sequence[ReferenceView]) -> Tensor:
-    """(h, w) float32 >= 0: distance to the nearest counterpart in any reference; independent of their order."""
-    return torch.stack([distance(query, r) for r in references]).amin(0).clamp_min(0)
+def anomaly_map(query: Mapping[int, Tensor], references: Sequence[ReferenceView]) -> Tensor:
+    """(h, w) float32 >= 0: distance to the nearest counterpart in any reference; independent of their order.
+
+    query: encoder maps, stride -> (C, h, w).
+    """
+    cells = descriptors(query)
+    return torch.stack([distance(cells, r) for r in references]).amin(0).clamp_min(0)
 
 
 def reached_cells(references: Sequence[ReferenceView], grid: tuple[int, int]) -> Tensor:
@@ -118,7 +109,7 @@ def reached_cells(references: Sequence[ReferenceView], grid: tuple[int, int]) ->
     return reached
 
 
-def image_score(cells: Tensor, keep: Tensor | None = None, part: float = _TOP) -> float:
+def image_score(cells: Tensor, keep: Tensor | None = None, part: float = _SCORED_PART) -> float:
     """Mean of the largest `part` of the cells (h, w), those where `keep` is False left out."""
     values = cells.flatten() if keep is None else cells[keep]
     if values.numel() == 0:

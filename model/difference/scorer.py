@@ -11,40 +11,31 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from refdiff.model.difference.matching import Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.matching import Matched, ReferenceView, composite_reference, match
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
-
-
-@dataclass(frozen=True)
-class SeenReference:
-    """One reference as the network sees it. maps: encoder maps (on the query's grid if registered). valid: (h8, w8) bool.
-    picture: (3, H, W) uint8 on the query's working grid and covered: (H, W) bool, both None if not registered."""
-
-    maps: dict[int, Tensor]
-    valid: Tensor
-    picture: Tensor | None = None
-    covered: Tensor | None = None
-
-    @property
-    def registered(self) -> bool:
-        return self.picture is not None
+MAP_STRIDE = 4  # of the anomaly map, working px
+SCORED_PART = 0.005  # the image score is the mean of this part of the cells, the highest
+_MIN_WEIGHT = 0.02  # keeps part of the distance where the network sees nothing
 
 
 @dataclass(frozen=True)
 class NetworkDifference:
-    """logits: (h4, w4) float32, > 0 = more likely defect than not. types: (T, h4, w4) probabilities of DIFFERENCE_TYPES."""
+    """What the network makes of every place."""
 
-    logits: Tensor
-    types: Tensor
+    logits: Tensor  # (h4, w4) float32, > 0 = more likely defect than not
+    types: Tensor  # (T, h4, w4) probabilities of DIFFERENCE_TYPES
 
 
 @dataclass(frozen=True)
@@ -56,9 +47,9 @@ class NetworkInput:
 
 
 @torch.inference_mode()
-def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]) -> NetworkInput:
+def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]) -> NetworkInput:
     """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s)."""
-    matched = match(maps, [ReferenceMaps(r.maps, r.valid, r.registered) for r in references])
+    matched = match(maps, references)
     pictures = [r.picture for r in references if r.picture is not None]
     reaches = [r.covered for r in references if r.covered is not None]
     if len(pictures) == 1:
@@ -84,16 +75,24 @@ class DifferenceScorer:
         """What the network makes of a query and its references."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self._net(seen.matched, seen.pixels)
-        return NetworkDifference(
-            out.map_logits[0, 0].float(),
-            F.softmax(out.type_logits[0].float(), 0),
-        )
+        return NetworkDifference(out.map_logits[0, 0].float(), F.softmax(out.type_logits[0].float(), 0))
 
     def compare(
-        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[SeenReference]
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
     ) -> NetworkDifference:
         """`network_input`, then `look`."""
         return self.look(network_input(picture, maps, references))
+
+
+def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h4, w4) float32 >= 0: the distance to the nearest patch (h8, w8), weighted by what the network makes of the place.
+
+    The distance alone takes every natural variation for a defect, the network alone overlooks what it was not trained on;
+    their product (of powers) was better than either on products that neither had seen.
+    """
+    fine = cv2.resize(patches, logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    weight = np.sqrt(np.logaddexp(0, logits) + _MIN_WEIGHT)
+    return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
@@ -132,13 +131,3 @@ def load_difference(path: Path = PACKAGED) -> DifferenceScorer:
 def shared_difference(path: Path = PACKAGED) -> DifferenceScorer:
     """The same, loaded once a process."""
     return load_difference(path)
-
-
-__all__ = [
-    "DifferenceScorer",
-    "NetworkDifference",
-    "NetworkInput",
-    "SeenReference",
-    "load_difference",
-    "network_input",
-]

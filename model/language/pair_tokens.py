@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.encoder import CHANNELS
-from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, match
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, match
 from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.language.configuration import DIFFERENCE_GRID, IMAGE_GRID, MAX_REGIONS
 
@@ -87,7 +87,7 @@ def pair_features(encoder: nn.Module, difference: DifferenceNetwork, pairs: Tens
     found = [
         match(
             {s: m[2 * i + 1].contiguous() for s, m in maps.items()},
-            [ReferenceMaps({s: m[2 * i].contiguous() for s, m in maps.items()}, everywhere)],
+            [ReferenceView({s: m[2 * i].contiguous() for s, m in maps.items()}, everywhere)],
         )
         for i in range(n)
     ]

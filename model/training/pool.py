@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from refdiff.model.difference.encoder import CHANNELS, WEIGHTS_SHA256
-from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
 from refdiff.model.files import remove_leftovers
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.training.pairs import (
@@ -146,7 +146,7 @@ def _encoded(pair: Pair, encoder: object) -> dict[str, Tensor]:
     for f, r in zip(features[1:], pair.references, strict=True):
         grid = f.maps[8].shape[-2:]
         cells = cv2.resize(r.covered.astype(np.float32), (grid[1], grid[0]), interpolation=cv2.INTER_AREA) > 0.5
-        references.append(ReferenceMaps(f.maps, torch.from_numpy(cells), r.registered))
+        references.append(ReferenceView(f.maps, torch.from_numpy(cells), r.registered))
     matched = match(features[0].maps, references)
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     best = composite_reference(pictures[0].float(), pictures[1:].float()).to(torch.uint8)

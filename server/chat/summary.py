@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.markdown import finding_line
@@ -11,6 +10,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.images import decode_image
+from refdiff.tools.evidence import ScoreEvidence
 
 MAX_FINDINGS = 8  # shown; the page has them all
 MAX_CROPS = 4
@@ -79,8 +79,8 @@ def crops(service: InspectionService, inspection_id: str) -> list[tuple[str, byt
     return made
 
 
-def _compared(report: DefectReport) -> dict[str, Any] | None:
+def _compared(report: DefectReport) -> dict[str, str] | None:
     """The pictures of the comparison that the verdict rests on."""
-    scores = [e for e in report.evidence if e.kind == "score" and {"query", "reference"} <= set(e.images)]
-    canonical = [e for e in scores if e.numbers.get("canonical")]
+    scores = [e for e in report.evidence if isinstance(e, ScoreEvidence) and {"query", "reference"} <= set(e.images)]
+    canonical = [e for e in scores if e.numbers.canonical]
     return (canonical or scores)[0].images if scores else None

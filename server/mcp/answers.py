@@ -11,7 +11,7 @@ from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.service import Inspection
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.records.inspections import InspectionRecord
-from refdiff.tools.evidence import EvidenceRecord
+from refdiff.tools.evidence import Evidence
 
 
 class FoundPlace(BaseModel):
@@ -152,4 +152,4 @@ class StepAnswer(BaseModel):
 
     bench: str
     result: dict[str, Any]
-    evidence: EvidenceRecord
+    evidence: Evidence

@@ -13,12 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from refdiff.agent.service import InspectionService
-from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.context import ToolContext
-from refdiff.tools.evidence import EvidenceRecord
-from refdiff.tools.find_part import find_part
-from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.evidence import Evidence, evidence_of
+from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.registry import TOOLS
 
 MAX_BENCHES = 32  # open at a time; the one that was not used for longest goes
@@ -28,9 +26,9 @@ _TOOLS = {t.name: t for t in TOOLS if t.name != "submit_report"}
 
 @dataclass
 class _ToolSession:
-    bench: ToolContext
-    capture: Capture
-    evidence: list[dict[str, Any]] = field(default_factory=list)
+    tools: ToolContext
+    product: str
+    evidence: list[Evidence] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -42,46 +40,46 @@ class ToolSessions:
         self._open: OrderedDict[str, _ToolSession] = OrderedDict()
         self._mutex = threading.Lock()
 
-    def open(self, part_id: str, product: str | None) -> tuple[str, dict[str, Any], EvidenceRecord]:
+    def open(self, part_id: str, product: str | None) -> tuple[str, dict[str, Any], Evidence]:
         """Begin with the newest photo of a part: bench id, and what find_part says. Raises UnknownPartError, InputError."""
         capture = find_part(self._service.stores, part_id, product)
         workspace = self._service.workspace
-        bench = open_workbench(workspace, capture.part_id, capture.product, capture_id=capture.capture_id)
+        tools = ToolContext(workspace, capture.part_id, capture.product, capture=capture)
         bench_id = f"b-{uuid.uuid4().hex[:12]}"
         with self._mutex:
-            self._open[bench_id] = _ToolSession(bench, capture)
+            self._open[bench_id] = _ToolSession(tools, capture.product)
             while len(self._open) > MAX_BENCHES:
                 self._open.popitem(last=False)
         return (bench_id, *self.run(bench_id, "find_part", part_id=capture.part_id))
 
-    def run(self, bench_id: str, tool: str, **arguments: Any) -> tuple[dict[str, Any], EvidenceRecord]:
+    def run(self, bench_id: str, tool: str, **arguments: Any) -> tuple[dict[str, Any], Evidence]:
         """One tool on an open bench: what the agent would read, and the evidence. Raises RefDiffError."""
-        bench = self._get(bench_id)
+        session = self._get(bench_id)
         known = _TOOLS[tool]
         try:
             known.tool_call_schema.model_validate(arguments)  # type: ignore[union-attr]
         except ValidationError as e:
             what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in e.errors())
             raise InputError(f"{tool}: {what}") from e
-        with bench.lock:
-            if len(bench.evidence) >= _MAX_STEPS:
+        with session.lock:
+            if len(session.evidence) >= _MAX_STEPS:
                 raise InputError(f"bench {bench_id} has {_MAX_STEPS} steps; open another one")
-            runtime = SimpleNamespace(context=bench.bench, state={"evidence": bench.evidence})
+            runtime = SimpleNamespace(context=session, state={"evidence": session.evidence})
             text, artifact = self._service.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
-            record = EvidenceRecord.model_validate(artifact["evidence"] | {"id": f"e{len(bench.evidence) + 1}"})
-            bench.evidence.append(record.model_dump())
+            (record,) = evidence_of([artifact["evidence"] | {"id": f"e{len(session.evidence) + 1}"}])
+            session.evidence.append(record)
         return json.loads(text), record
 
     def picture(self, bench_id: str, sha256: str, max_px: int) -> bytes:
         """A picture of the evidence as a PNG or JPEG that anyone can show."""
-        return self._service.shown(sha256, self._get(bench_id).capture.product, max_px)
+        return self._service.shown(sha256, self._get(bench_id).product, max_px)
 
     def _get(self, bench_id: str) -> _ToolSession:
         with self._mutex:
-            bench = self._open.get(bench_id)
-            if bench is None:
+            session = self._open.get(bench_id)
+            if session is None:
                 raise UnknownRecordError(
                     f"no bench {bench_id[:40]!r} (the last {MAX_BENCHES} stay open); call find_part"
                 )
             self._open.move_to_end(bench_id)
-            return bench
+            return session

@@ -69,8 +69,8 @@ def report(**changes: Any) -> DefectReport:
             {
                 "id": "e1",
                 "kind": "score",
-                "arguments": {"k": 1},
-                "numbers": {"score": 0.2143},
+                "arguments": {"golden_ids": ["g-1"]},
+                "numbers": {"score": 0.2143, "p_value": None, "calibration_parts": 0, "regions": 0, "canonical": True},
                 "images": {"map": SHA},
                 "summary": "One region.",
             }
@@ -173,8 +173,9 @@ def test_nothing_written_by_a_person_or_model_becomes_markup(field: str) -> None
 def test_nasty_text_inside_findings_and_evidence_is_only_text() -> None:
     bad = finding(1, type=NASTY, description=NASTY, reasoning=NASTY, evidence=[NASTY],
                   probable_cause={"text": NASTY, "basis": NASTY}, zone=NASTY)  # fmt: skip
-    record = {"id": NASTY, "kind": "zoom", "arguments": {NASTY: NASTY}, "numbers": {NASTY: NASTY},
-              "images": {NASTY: NASTY}, "summary": NASTY}  # fmt: skip
+    crop = {"x0": 0, "y0": 0, "x1": 1, "y1": 1, "reference_covers": True}
+    record = {"id": NASTY, "kind": "zoom", "arguments": {"region": NASTY, "score": NASTY, NASTY: NASTY},
+              "numbers": crop | {NASTY: NASTY}, "images": {NASTY: NASTY}, "summary": NASTY}  # fmt: skip
     made = report(findings=[bad], evidence=[record], unsupported_claims_dropped=[NASTY])
     page = Page(render_html(made, page_pictures("f1")))
     assert not page.all("script")

@@ -20,12 +20,14 @@ from scorers import peer_cells, peer_map
 
 from refdiff.memory.golden_bank.bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.encoder import resize_to
+from refdiff.model.difference.patch_distance import anomaly_map
 from refdiff.model.difference.scorer import network_input
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.tools.inspection.comparison import compare
-from refdiff.tools.score_difference import patch_distance, score_difference, see
+from refdiff.tools.inspection.difference import RegisteredGolden, as_tensor, reference_view, score_difference
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -90,17 +92,18 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 begun = time.perf_counter()
                 features = workspace.encoder.embed(photo)
                 at = lap("encoder pass", begun)
-                seen = see(workspace, photo, features, [(golden, still)])
+                registered = RegisteredGolden(workspace, golden, still, photo.shape[:2])
+                views = [reference_view(features, registered)]
                 at = lap("golden from the cache", at)
-                patch_distance(seen)
+                anomaly_map(features.maps, views)
                 at = lap("patch distance", at)
-                looked = network_input(seen.picture, features.maps, seen.references)
+                looked = network_input(as_tensor(resize_to(photo, features.work_size)), features.maps, views)
                 at = lap("soft matching, pixels", at)
                 workspace.difference.look(looked)
                 lap("network", at)
                 at = time.perf_counter()
                 features = workspace.encoder.embed(photo)
-                score_difference(workspace, photo, features, [(golden, still)])
+                score_difference(workspace, photo, features, [registered])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])
                 lap("patch-kNN without its encoder pass", at)

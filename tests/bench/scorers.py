@@ -35,14 +35,14 @@ from refdiff.agent.evaluation.layouts import load_mask, read_mvtec
 from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image_auroc, paired_auroc_difference
 from refdiff.memory.golden_bank.bank import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import Features
-from refdiff.model.difference.patch_distance import image_score, reached_cells
-from refdiff.model.difference.scorer import DifferenceScorer, load_difference, network_input
+from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
+from refdiff.model.difference.scorer import SCORED_PART, DifferenceScorer, fuse, load_difference, network_input
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.inspection.difference import RegisteredGolden, as_tensor, reference_view
 from refdiff.tools.inspection.retrieval import retrieve_reference
-from refdiff.tools.score_difference import TOP, fuse, patch_distance, see
 from refdiff.tools.workspace import Workspace
 
 PEER, BANK, OURS = "patch-kNN, nearest", "patch-kNN, full bank", "training-free"
@@ -112,14 +112,16 @@ class _ToolSession:
     def rows(self, path: Path, image: RgbImage, features: Features, without: Sequence[str] = ()) -> dict[str, _Row]:
         """without: golden ids left out."""
         workspace, options = self._services, self._options
-        hits = retrieve_reference(workspace, features, "p", options.references, without, ())
+        hits = retrieve_reference(workspace, features, "p", options.references, without)
         if options.random_golden:
             others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
             hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
         pairs = [(h.golden, workspace.alignment(image, str(path), h.golden)) for h in hits]
         if options.no_alignment:
             pairs = [(g, replace(a, ok=False)) for g, a in pairs]
-        seen = see(workspace, image, features, pairs)
+        size = (image.shape[0], image.shape[1])
+        views = [reference_view(features, RegisteredGolden(workspace, g, a, size)) for g, a in pairs]
+        picture = as_tensor(resize_to(image, features.work_size))
         rows: dict[str, _Row] = {}
         query = peer_cells(features)
         started = time.perf_counter()
@@ -128,23 +130,23 @@ class _ToolSession:
         cells = peer_map(query, [c for i, c in self.peers.items() if i not in without])
         rows[BANK] = _Row(cells.numpy(), 8, image_score(cells))
         started = time.perf_counter()
-        own = torch.from_numpy(patch_distance(seen))
-        reached = reached_cells(seen.patches, tuple(own.shape))  # type: ignore[arg-type]
+        own = anomaly_map(features.maps, views)
+        reached = reached_cells(views, tuple(own.shape))  # type: ignore[arg-type]
         own = own * reached
         free = _ms(started)
         rows[OURS] = _Row(own.numpy(), 8, image_score(own, reached), free)
         started = time.perf_counter()
-        looked = network_input(seen.picture, features.maps, seen.references)
+        looked = network_input(picture, features.maps, views)
         shared = _ms(started)
         keep = np.kron(reached.numpy(), np.ones((2, 2), bool))
         for name, model in self._models.items():
             started = time.perf_counter()
             learned = model.look(looked)
             fused = fuse(own.numpy(), learned.logits.numpy()) * keep
-            score = image_score(torch.from_numpy(fused), torch.from_numpy(keep), TOP)
+            score = image_score(torch.from_numpy(fused), torch.from_numpy(keep), SCORED_PART)
             rows[name] = _Row(fused, 4, score, _ms(started) + shared + free)
             alone = F.softplus(learned.logits)
-            rows[f"{name}, network alone"] = _Row(alone.numpy(), 4, image_score(alone, part=TOP))
+            rows[f"{name}, network alone"] = _Row(alone.numpy(), 4, image_score(alone, part=SCORED_PART))
         return rows
 
 

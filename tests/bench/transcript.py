@@ -27,9 +27,10 @@ from refdiff.model.images import decode_image
 from refdiff.model.language.build import build_model
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import random_defect, render
+from refdiff.tools.context import ToolContext
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.inspection import open_workbench
+from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.workspace import Workspace
 
 
@@ -51,9 +52,10 @@ def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
             record_capture(workspace.stores, "4412", "control-board", photo, settings=settings, scale_mm_per_px=0.1)
             request = InspectionRequest(text, "4412", "control-board", requested_by="docs")
             driver = EmbeddedDriver(build_model(settings), lambda sha: decode_image(workspace.stores.images.get(sha)))
-            context = AgentContext(open_workbench(workspace, "4412"), AgentSettings(), driver, lambda _: None)
+            tools = ToolContext(workspace, "4412")
+            context = AgentContext(tools, AgentSettings(), driver, lambda _: None)
             driver.answer("Warm up.", "Hello")  # loading is not part of the inspection
-            context.inspect(workspace.stores.captures.latest("4412"))  # nor is calibrating
+            current_calibration(workspace, "control-board")  # nor is calibrating
             state: dict[str, Any] = {
                 "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [],
                 "timings_ms": {}, "via": driver.via, "fallback_reason": "", "draft": None,

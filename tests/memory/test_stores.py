@@ -268,7 +268,7 @@ def test_captures_are_checked(stores: Stores, field: str, value: object) -> None
 def test_calibrations(stores: Stores) -> None:
     store = stores.calibrations
     assert store.latest("gear") is None
-    one = Calibration("gear", "k1", [0.5, 1.25], 0.75, 2, 3, to_utc("2026-01-01"), 4.5, {"alpha": 0.01})
+    one = Calibration("gear", "k1", [0.5, 1.25], 0.75, 2, 3, to_utc("2026-01-01"), 4.5, [0.1], [0.9], 0.01)
     two = replace(one, key="k2", scores=[9.0])
     store.save(one)
     store.save(two)

@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refdiff.model.difference.encoder import Encoder
-from refdiff.model.difference.patch_distance import (
-    ReferenceView,
-    _closeness,
-    anomaly_map,
-    descriptors,
-    distance,
-    image_score,
-    reached_cells,
-)
+from refdiff.model.difference.matching import ReferenceView
+from refdiff.model.difference.patch_distance import _closeness, anomaly_map, descriptors, image_score, reached_cells
+from refdiff.model.difference.patch_distance import distance as patch_distance
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 
@@ -31,11 +25,21 @@ def noise(seed: int, h: int = H, w: int = W) -> Tensor:
     return F.normalize(torch.randn(64, h, w, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
+def maps(cells: Tensor) -> dict[int, Tensor]:
+    """Encoder maps whose descriptors are these cells, with two channels of zeros."""
+    return {8: cells, 16: torch.zeros(1, 2, 2), 32: torch.zeros(1, 1, 1)}
+
+
 def view(
-    cells: Tensor, *, registered: bool = True, valid: Tensor | None = None, original: bool = False
+    cells: Tensor, *, registered: bool = True, valid: Tensor | None = None, own: Tensor | None = None
 ) -> ReferenceView:
     everywhere = torch.ones(cells.shape[-2:], dtype=torch.bool)
-    return ReferenceView(cells, everywhere if valid is None else valid, registered, cells if original else None)
+    own_maps = None if own is None else maps(own)
+    return ReferenceView(maps(cells), everywhere if valid is None else valid, registered, own_maps=own_maps)
+
+
+def distance(query: Tensor, reference: ReferenceView) -> Tensor:
+    return patch_distance(descriptors(maps(query)), reference)
 
 
 def test_equal_images_do_not_differ() -> None:
@@ -46,9 +50,9 @@ def test_equal_images_do_not_differ() -> None:
 
 def test_order_of_references_does_not_matter() -> None:
     views = [view(noise(i), registered=i != 2) for i in range(1, 4)]
-    maps = [anomaly_map(noise(0), order) for order in permutations(views)]
-    assert all(torch.equal(m, maps[0]) for m in maps)
-    assert maps[0].mean() > 0.2, "unrelated cells differ"
+    found = [anomaly_map(maps(noise(0)), order) for order in permutations(views)]
+    assert all(torch.equal(m, found[0]) for m in found)
+    assert found[0].mean() > 0.2, "unrelated cells differ"
 
 
 def test_the_best_of_several_references_counts() -> None:
@@ -57,10 +61,10 @@ def test_the_best_of_several_references_counts() -> None:
     half[:, :, : W // 2] = query[:, :, : W // 2]
     rest = other.clone()
     rest[:, :, W // 2 :] = query[:, :, W // 2 :]
-    one = anomaly_map(query, [view(half)])
+    one = anomaly_map(maps(query), [view(half)])
     assert one[:, : W // 2].max() < 1e-5
     assert one[:, W // 2 :].min() > 0.1
-    assert anomaly_map(query, [view(half), view(rest)]).max() < 1e-5
+    assert anomaly_map(maps(query), [view(half), view(rest)]).max() < 1e-5
 
 
 def test_window_forgives_small_shifts_and_no_large_ones() -> None:
@@ -99,7 +103,7 @@ def test_where_the_reference_does_not_reach_its_own_frame_answers() -> None:
     warped = query.clone()
     warped[:, :, : W // 2] = noise(8)[:, :, : W // 2]  # made-up pixels
     without = distance(query, view(warped, valid=covered))
-    own = distance(query, ReferenceView(warped, covered, True, query))
+    own = distance(query, view(warped, valid=covered, own=query))
     assert own.max() < 1e-5
     assert without[:, : W // 2 - RADIUS - 2].min() > 0.1
     assert without[:, W // 2 + 3 :].max() < 1e-5
@@ -128,7 +132,7 @@ def test_image_score_is_the_mean_of_the_largest_hundredth() -> None:
 
 def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
     features = Encoder(ModelSettings(working_px=128)).embed(render("weave", 1, 1, size=(96, 128)).image)
-    cells = descriptors(features)
+    cells = descriptors(features.maps)
     assert cells.shape == (472, 12, 16)
     assert torch.allclose(cells.norm(dim=0), torch.ones(12, 16), atol=1e-5)
 

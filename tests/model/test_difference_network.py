@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES
-from refdiff.model.difference.matching import STRIDES, Matched
+from refdiff.model.difference.matching import STRIDES, Matched, ReferenceView
 from refdiff.model.difference.network import (
     DifferenceConfig,
     DifferenceNetwork,
     pixel_input,
 )
-from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, SeenReference, load_difference
+from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, load_difference, network_input
 from refdiff.model.errors import StorageError
 from refdiff.model.weights_file import write_weights
 
@@ -155,6 +155,13 @@ def test_weights_are_checked(tmp_path: Path) -> None:
         load_difference(path)
 
 
-def test_a_reference_without_picture_is_unregistered() -> None:
+def test_what_no_reference_covers_is_told_to_the_network() -> None:
     maps = {s: torch.zeros(c, 64 // s, 64 // s) for s, c in CHANNELS.items()}
-    assert not SeenReference(maps, torch.ones(8, 8, dtype=torch.bool)).registered
+    valid = torch.ones(8, 8, dtype=torch.bool)
+    picture = torch.full((3, 64, 64), 7, dtype=torch.uint8)
+    covered = torch.zeros(64, 64, dtype=torch.bool)
+    covered[:, :32] = True
+    views = [ReferenceView(maps, valid, True, picture, covered), ReferenceView(maps, valid, registered=False)]
+    half, none = (network_input(picture, maps, v).pixels[0, -1] for v in (views, views[1:]))
+    assert (half > 0).float().mean() == 0.5
+    assert not none.any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refdiff.model.difference.matching import RADIUS, STRIDES, Matched, ReferenceMaps, composite_reference, match
+from refdiff.model.difference.matching import RADIUS, STRIDES, Matched, ReferenceView, composite_reference, match
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
 H, W = 128, 96
@@ -17,11 +17,11 @@ def _maps(seed: int) -> dict[int, Tensor]:
     return {s: torch.randn(c, H // s, W // s, generator=g) for s, c in CHANNELS.items()}
 
 
-def _reference(maps: dict[int, Tensor], registered: bool = True, covered: int | None = None) -> ReferenceMaps:
+def _reference(maps: dict[int, Tensor], registered: bool = True, covered: int | None = None) -> ReferenceView:
     valid = torch.ones(H // 8, W // 8, dtype=torch.bool)
     if covered is not None:
         valid[:, covered:] = False
-    return ReferenceMaps(maps, valid, registered)
+    return ReferenceView(maps, valid, registered)
 
 
 def test_a_query_matches_itself() -> None:
@@ -72,7 +72,7 @@ def test_a_reference_of_another_size_needs_no_registration() -> None:
     query = _maps(6)
     g = torch.Generator().manual_seed(7)
     other = {s: torch.randn(c, 64 // s, 160 // s, generator=g) for s, c in CHANNELS.items()}
-    found = match(query, [ReferenceMaps(other, torch.ones(8, 20, dtype=torch.bool), False), _reference(query)])
+    found = match(query, [ReferenceView(other, torch.ones(8, 20, dtype=torch.bool), False), _reference(query)])
     assert float(found.distances[8][0, 2].max()) < 1e-5
 
 

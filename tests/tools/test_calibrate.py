@@ -52,8 +52,8 @@ def add(workspace: Workspace, folder: Path, instances: range, group: str | None 
     return enroll(workspace, "board", paths, part_group=group).added
 
 
-def made(scores: list[float], **extra: Any) -> Calibration:
-    return Calibration("board", "key", sorted(scores), 0.5, len(scores), 1, extra={"peaks": sorted(scores)} | extra)
+def made(scores: list[float], alpha: float | None = None) -> Calibration:
+    return Calibration("board", "key", sorted(scores), 0.5, len(scores), 1, peaks=sorted(scores), alpha=alpha)
 
 
 # ---- what is measured ----
@@ -271,7 +271,7 @@ def test_alpha_is_remembered_and_an_explicit_one_wins(workspace: Workspace, tmp_
 
 
 def test_a_photo_unlike_every_golden_is_a_problem_only_where_its_score_is_not() -> None:
-    known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, extra={"peaks": [], "similarities": [0.8, 0.9, 0.95]})
+    known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, similarities=[0.8, 0.9, 0.95])
     assert "resembles no golden" in unlike_goldens(known, 0.5, 0.65)
     assert unlike_goldens(known, 0.5, 0.75) == ""
     assert unlike_goldens(known, 0.05, 0.65) == ""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from refdiff.model.defect_types import RenderedType
 from refdiff.model.difference import patch_distance
 from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import DefectSpec, DefectTruth, Light, PartKind, Pose, Scene, render
 from refdiff.tools.vision.measurement import Measurement, _explained, measure
@@ -338,9 +339,9 @@ def test_with_the_real_encoder_and_registration(case: Case) -> None:
     query = render(kind, seed % 5, seed + 100, defects=[spec], light=light, noise_seed=1)
     reference = render(kind, seed % 5, seed + 101)
     encoder = Encoder()
-    cells = [patch_distance.descriptors(encoder.embed(s.image)) for s in (query, reference)]
-    view = patch_distance.ReferenceView(cells[1], cells[1].new_ones(cells[1].shape[-2:]).bool(), True)
-    coarse = patch_distance.anomaly_map(cells[0], [view]).numpy()
+    maps, others = (encoder.embed(s.image).maps for s in (query, reference))
+    view = ReferenceView(others, others[8].new_ones(others[8].shape[-2:]).bool())
+    coarse = patch_distance.anomaly_map(maps, [view]).numpy()
     heat = np.maximum(cv2.resize(coarse, (320, 320), interpolation=cv2.INTER_CUBIC), 0).astype(np.float32)
     truth = query.defects[0]
     regions = find_regions(heat, 0.6 * float(heat[truth.mask].max()))

@@ -29,9 +29,9 @@ Progress = Callable[[int, int], None]  # done, total
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
-NOTHING_FOUND = 0.05  # above this p-value a score alone raises no suspicion
+UNSUSPICIOUS_P = 0.05  # above this p-value a score alone raises no suspicion
 _PIXEL_QUANTILE = 0.95
-_TRIES = 3  # of a measurement during which the golden samples change
+_MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
 def software_fingerprint(workspace: Workspace) -> str:
@@ -84,7 +84,7 @@ def calibrate(
     UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
     """
     k = references or workspace.settings.references
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
@@ -137,24 +137,22 @@ def _measure(
         n=len(scores),
         references=k,
         seconds=time.perf_counter() - started,
-        extra={
-            "peaks": sorted(peaks),
-            "similarities": sorted(similarities),
-            "alpha": alpha or _alpha_before(workspace, product),
-        },
+        peaks=sorted(peaks),
+        similarities=sorted(similarities),
+        alpha=alpha or _alpha_before(workspace, product),
     )
 
 
 def _alpha_before(workspace: Workspace, product: str) -> float | None:
     known = workspace.stores.calibrations.latest(product)
-    return known.extra.get("alpha") if known else None
+    return known.alpha if known else None
 
 
 def requested_alpha(workspace: Workspace, calibration: Calibration | None) -> float:
     """The false-reject rate to ask for: set explicitly for this run > said when calibrating the product > the default."""
     if "alpha" in workspace.settings.model_fields_set or calibration is None:
         return workspace.settings.alpha
-    return calibration.extra.get("alpha") or workspace.settings.alpha
+    return calibration.alpha or workspace.settings.alpha
 
 
 def current_calibration(
@@ -178,6 +176,11 @@ def p_value(calibration: Calibration, score: float) -> float:
     return (1 + sum(s >= score for s in calibration.scores)) / (calibration.n + 1)
 
 
+def peak_p_value(calibration: Calibration, peak: float) -> float:
+    """The same of the strongest place of a region, against the strongest places of the good samples."""
+    return (1 + sum(s >= peak for s in calibration.peaks)) / (calibration.n + 1)
+
+
 def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float) -> str:
     """What is wrong with a photo of unsuspicious score that resembles its nearest golden far less than good parts do.
 
@@ -185,8 +188,8 @@ def unlike_goldens(calibration: Calibration | None, p: float | None, similarity:
     part, another product) hardly anything does. Far: below the least similar good part by more than that one is below the
     median.
     """
-    known = calibration.extra.get("similarities") if calibration else None
-    if not known or p is None or p <= NOTHING_FOUND:
+    known = calibration.similarities if calibration else None
+    if not known or p is None or p <= UNSUSPICIOUS_P:
         return ""
     least = float(known[0])
     if similarity >= least - (float(np.median(known)) - least):
@@ -199,14 +202,14 @@ def unlike_goldens(calibration: Calibration | None, p: float | None, similarity:
 
 def region_confidence(calibration: Calibration, peak: float) -> float:
     """Part of the good samples whose strongest place is weaker than this peak, 0..1 (never quite 1)."""
-    peaks = calibration.extra["peaks"]
-    return sum(p < peak for p in peaks) / (len(peaks) + 1)
+    return sum(p < peak for p in calibration.peaks) / (len(calibration.peaks) + 1)
 
 
 def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
     """For people and --json: what was measured and what can be promised."""
     attained = max(alpha, 1 / (calibration.n + 1))
-    return {k: v for k, v in asdict(calibration).items() if k not in ("scores", "extra")} | {
+    hidden = ("scores", "peaks", "similarities", "alpha")
+    return {k: v for k, v in asdict(calibration).items() if k not in hidden} | {
         "alpha": {"requested": alpha, "attained": attained},
         "score_range": [min(calibration.scores), max(calibration.scores)],
         "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,

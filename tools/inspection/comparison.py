@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,34 +16,37 @@ from refdiff.memory.golden_bank.bank import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
+from refdiff.tools.inspection.difference import Difference, RegisteredGolden, score_difference
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.inspection.zones import place_zones
-from refdiff.tools.score_difference import Difference, score_difference
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One photo against its references, nearest first. timings_ms: where the time went."""
+    """One photo against its references, nearest first."""
 
     hits: list[GoldenHit]
     alignments: list[Alignment]
+    nearest: RegisteredGolden
     difference: Difference
-    ignore: NDArray[np.bool_] | None
+    ignore: NDArray[np.bool_] | None  # (H, W), query px in ignore zones
     zones_placed: bool
-    timings_ms: dict[str, float] = field(default_factory=dict)
+    timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
-class _Clock:
+class Clock:
+    """Adds up how long each stage takes, in ms."""
+
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
-        self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1000
-        self._last = now
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1000
 
 
 def compare(
@@ -52,36 +57,50 @@ def compare(
     query_key: str | None = None,
     references: int | None = None,
     exclude_ids: Iterable[str] = (),
-    exclude_groups: Iterable[str] = (),
     goldens: Sequence[Golden] | None = None,
     features: Features | None = None,
 ) -> Comparison:
     """Compare a photo (H, W, 3) uint8 RGB with its nearest goldens.
 
-    references: K, default from the settings. exclude_*: goldens left out (calibration). goldens: compare with these
+    references: K, default from the settings. exclude_ids: goldens left out (calibration). goldens: compare with these
     instead of retrieving. features: of the photo, if known. Raises UnknownProductError when there is no golden.
     """
-    clock = _Clock()
+    clock = Clock()
     query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
-    if features is None:
-        features = workspace.encoder.embed(query)
-    clock.lap("encode")
-    k = references or workspace.settings.references
-    if goldens is None:
-        hits = retrieve_reference(workspace, features, product, k, exclude_ids, exclude_groups)
-    else:
-        if not goldens:
-            raise InputError("no golden given to compare with")
-        hits = [similarity_to(workspace, features, g) for g in goldens]
-    clock.lap("retrieve")
-    masks, placed = place_zones(workspace, query, query_key, product, "ignore")
-    ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-    alignments = [workspace.alignment(query, query_key, h.golden) for h in hits]
-    clock.lap("align")
-    pairs = [(h.golden, a) for h, a in zip(hits, alignments, strict=True)]
-    result = score_difference(workspace, query, features, pairs, ignore)
-    clock.lap("score")
-    return Comparison(hits, alignments, result, ignore, placed, clock.ms)
+    with clock.stage("encode"):
+        features = features or workspace.encoder.embed(query)
+    with clock.stage("retrieve"):
+        if goldens is None:
+            k = references or workspace.settings.references
+            hits = retrieve_reference(workspace, features, product, k, exclude_ids)
+        else:
+            hits = [similarity_to(workspace, features, g) for g in goldens]
+    return compare_with(workspace, query, query_key, features, product, hits, clock)
+
+
+def compare_with(
+    workspace: Workspace,
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    product: str,
+    hits: list[GoldenHit],
+    clock: Clock,
+) -> Comparison:
+    """Compare a photo with retrieved goldens. query_key: sha256 of the photo. clock: has timed what went before."""
+    if not hits:
+        raise InputError("no golden given to compare with")
+    with clock.stage("align"):
+        masks, placed = place_zones(workspace, query, query_key, product, "ignore")
+        ignore = np.logical_or.reduce(list(masks.values())) if masks else None
+        alignments = [workspace.alignment(query, query_key, h.golden) for h in hits]
+    size = (query.shape[0], query.shape[1])
+    nearest = RegisteredGolden(workspace, hits[0].golden, alignments[0], size)
+    # one after the other: their registered pictures are not needed again
+    others = (RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits[1:], alignments[1:], strict=True))
+    with clock.stage("score"):
+        difference = score_difference(workspace, query, features, chain([nearest], others), ignore)
+    return Comparison(hits, alignments, nearest, difference, ignore, placed, clock.ms)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

@@ -2,62 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.bank import IN_USE, make_golden_id
+from refdiff.memory.golden_bank.bank import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import UnknownRecordError
-from refdiff.model.images import RgbImage
-from refdiff.tools.context import ToolContext
+from refdiff.model.images import Box, RgbImage
 from refdiff.tools.inspection.calibration import (
-    NOTHING_FOUND,
+    UNSUSPICIOUS_P,
     Progress,
     current_calibration,
     p_value,
+    peak_p_value,
     region_confidence,
     unlike_goldens,
 )
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import Clock, Comparison, compare_with
+from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
-from refdiff.tools.score_difference import EVEN_ODDS
 from refdiff.tools.vision.measurement import Measurement, measure
 from refdiff.tools.vision.regions import Region, find_regions
-from refdiff.tools.vision.registration import warp_reference
 from refdiff.tools.workspace import Workspace
 
-_COVERED = 0.7
-_MIN_JUDGED = 0.6  # part of the photo that references must reach
+_MAX_SHARED_AREA = 0.7  # part of a region's box; one that shares more with a stronger region is a part of that
+_MIN_COVERED = 0.6  # part of the photo that references must reach
+_UNCALIBRATED_THRESHOLD = 0.2  # of the anomaly map: there a clear distance is as likely a defect as not
 
 
 @dataclass(frozen=True)
 class RegionResult:
-    """A region of the anomaly map with its size. confidence: 0..1, share of good parts with a weaker strongest place.
-
-    peak_p: conformal p-value of its peak, None without calibration. zones: critical zones that it touches.
-    """
+    """A region of the anomaly map with its size."""
 
     region: Region
     measurement: Measurement
-    confidence: float
-    peak_p: float | None
-    zones: list[str]
+    confidence: float  # 0..1, share of good parts whose strongest place is weaker
+    peak_p: float | None  # conformal p-value of its peak, None without calibration
+    zones: list[str]  # critical zones that it touches
 
 
 @dataclass(frozen=True)
 class PhotoInspection:
+    """What is known of a photo before anybody judges it."""
+
     comparison: Comparison
-    calibration: Calibration | None
-    p_value: float | None
-    threshold: float
+    calibration: Calibration | None  # None: too few good parts
+    p_value: float | None  # conformal p-value of the image score, None without calibration
+    threshold: float  # of the anomaly map: regions lie above it
     scale: ResolvedScale
-    regions: list[RegionResult]
-    problems: list[str] = field(default_factory=list)
+    regions: list[RegionResult]  # strongest first
+    problems: list[str]  # why a person should look, whatever the score
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
@@ -69,18 +67,13 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
     return regions
 
 
-def measure_region(
-    workspace: Workspace,
-    query: RgbImage,
-    comparison: Comparison,
-    region: Region,
-    scale: ResolvedScale,
-) -> Measurement:
+def measure_region(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
     """Size of a region against the nearest golden."""
+    nearest = comparison.nearest
     return measure(
         query,
-        workspace.golden_image(comparison.hits[0].golden),
-        comparison.alignments[0],
+        nearest.workspace.golden_image(nearest.golden),
+        nearest.alignment,
         comparison.difference.anomaly_map,
         region.box,
         mask=region.mask,
@@ -89,11 +82,11 @@ def measure_region(
     )
 
 
-def _covers(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+def _covers(box: Box, other: Box) -> bool:
     """Does `box` hold most of `other`?"""
     w = min(box[2], other[2]) - max(box[0], other[0])
     h = min(box[3], other[3]) - max(box[1], other[1])
-    return w > 0 and h > 0 and w * h >= _COVERED * (other[2] - other[0]) * (other[3] - other[1])
+    return w > 0 and h > 0 and w * h >= _MAX_SHARED_AREA * (other[2] - other[0]) * (other[3] - other[1])
 
 
 def touches(mask: NDArray[np.bool_], region: Region) -> bool:
@@ -104,110 +97,68 @@ def touches(mask: NDArray[np.bool_], region: Region) -> bool:
 def inspect_photo(
     workspace: Workspace,
     capture: Capture,
-    references: int | None = None,
-    progress: Progress | None = None,
+    *,
     features: Features | None = None,
+    nearest: list[GoldenHit] | None = None,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
 ) -> PhotoInspection:
     """Inspect a captured photo the canonical way; deterministic for a given bank.
 
-    Redoes a stale calibration first (`progress`). features: of the photo, if known.
-    Raises UnknownProductError, ImageError, UnavailableError.
+    features, nearest: of the photo, if known; nearest: as many goldens as the settings say. Redoes a stale calibration
+    first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
     """
     query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
-    # a photo that was enrolled itself must not be its own reference, unless it is the only one
-    itself = make_golden_id(capture.product, capture.sha256)
-    alone = workspace.bank.count(capture.product, IN_USE) < 2
-    comparison = compare(
-        workspace,
-        query,
-        capture.product,
-        query_key=capture.sha256,
-        references=references,
-        exclude_ids=() if alone else (itself,),
-        features=features,
-    )
-    calibration = current_calibration(workspace, capture.product, references, progress)
+    clock = clock or Clock()
+    with clock.stage("encode"):
+        features = features or workspace.encoder.embed(query)
+    with clock.stage("retrieve"):
+        hits = _references(workspace, capture, features, nearest)
+    comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
+    calibration = current_calibration(workspace, capture.product, progress=progress)
     problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
-    if comparison.difference.judged < _MIN_JUDGED:
-        seen = f"{comparison.difference.judged:.0%}"
+    difference = comparison.difference
+    if difference.covered < _MIN_COVERED:
         problems.append(
-            f"only {seen} of the photo is covered by its references: photograph the part as the goldens were"
+            f"only {difference.covered:.0%} of the photo is covered by its references: "
+            "photograph the part as the goldens were"
         )
     spec = product_spec(workspace, capture.product)
-    scale = resolve_scale(capture, comparison.hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
+    scale = resolve_scale(capture, hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
     if scale.problem:
         problems.append(scale.problem)
-    p = p_value(calibration, comparison.difference.score) if calibration else None
-    if unlike := unlike_goldens(calibration, p, comparison.hits[0].similarity):
+    p = p_value(calibration, difference.score) if calibration else None
+    if unlike := unlike_goldens(calibration, p, hits[0].similarity):
         problems.append(unlike)
-    threshold = calibration.pixel_threshold if calibration else EVEN_ODDS
-    regions = regions_of(comparison, threshold, at_least_one=p is None or p <= NOTHING_FOUND)
+    threshold = calibration.pixel_threshold if calibration else _UNCALIBRATED_THRESHOLD
+    found = regions_of(comparison, threshold, at_least_one=p is None or p <= UNSUSPICIOUS_P)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo does not register")
-    results: list[RegionResult] = []
-    for region in regions:
-        measurement = measure_region(workspace, query, comparison, region, scale)
-        if any(_covers(r.measurement.box, measurement.box) for r in results):
+    regions: list[RegionResult] = []
+    for region in found:
+        measurement = measure_region(query, comparison, region, scale)
+        if any(_covers(r.measurement.box, measurement.box) for r in regions):
             continue  # measured in native pixels it is a part of a stronger one
-        region = replace(region, id=f"r{len(results) + 1}")
-        peak_p = None
-        if calibration:
-            peak_p = (1 + sum(s >= region.peak for s in calibration.extra["peaks"])) / (calibration.n + 1)
-        results.append(
+        regions.append(
             RegionResult(
-                region,
-                measurement,
-                region_confidence(calibration, region.peak) if calibration else 0.0,
-                peak_p,
-                [name for name, mask in critical.items() if touches(mask, region)],
+                region=replace(region, id=f"r{len(regions) + 1}"),
+                measurement=measurement,
+                confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
+                peak_p=peak_p_value(calibration, region.peak) if calibration else None,
+                zones=[name for name, mask in critical.items() if touches(mask, region)],
             )
         )
-    return PhotoInspection(comparison, calibration, p, threshold, scale, results, problems)
+    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems)
 
 
-def registered_reference(bench: ToolContext, capture: Capture) -> RgbImage:
-    """The nearest golden on the photo's pixel grid, (H, W, 3) uint8 (merely resized where it did not register)."""
-    comparison = bench.inspect(capture).comparison
-    golden = bench.workspace.golden_image(comparison.hits[0].golden)
-    return warp_reference(golden, comparison.alignments[0].matrix, bench.query(capture).shape[:2])[0]
-
-
-def open_workbench(
-    workspace: Workspace,
-    part_id: str,
-    product: str | None = None,
-    progress: Progress | None = None,
-    capture_id: str | None = None,
-) -> ToolContext:
-    """A workbench whose features and canonical inspections are computed once each.
-
-    capture_id: the photo, default the newest.
-    """
-    known: dict[str, PhotoInspection] = {}
-    encoded: dict[str, Features] = {}
-
-    def features(capture: Capture) -> Features:
-        if capture.capture_id not in encoded:
-            query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
-            encoded[capture.capture_id] = workspace.encoder.embed(query)
-        return encoded[capture.capture_id]
-
-    def inspect(capture: Capture) -> PhotoInspection:
-        if capture.capture_id not in known:
-            known[capture.capture_id] = inspect_photo(workspace, capture, progress=progress, features=features(capture))
-        return known[capture.capture_id]
-
-    def compare_with(capture: Capture, golden_ids: list[str]) -> Comparison:
-        goldens = [workspace.bank.get(i) for i in golden_ids]
-        for golden in goldens:
-            if golden.product != capture.product:
-                raise UnknownRecordError(
-                    f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
-                )
-        query = workspace.image(capture.sha256, capture.product)
-        return compare(
-            workspace, query, capture.product, query_key=capture.sha256, goldens=goldens, features=features(capture)
-        )
-
-    return ToolContext(workspace, part_id, product, features, inspect, compare_with, capture_id)
+def _references(
+    workspace: Workspace, capture: Capture, features: Features, known: list[GoldenHit] | None
+) -> list[GoldenHit]:
+    """The goldens to compare a photo with. An enrolled photo must not be its own reference, unless it is alone."""
+    itself = make_golden_id(capture.product, capture.sha256)
+    if known is not None and itself not in (h.golden.golden_id for h in known):
+        return known
+    alone = workspace.bank.count(capture.product, IN_USE) < 2
+    k = workspace.settings.references
+    return retrieve_reference(workspace, features, capture.product, k, () if alone else (itself,))

@@ -16,17 +16,9 @@ def retrieve_reference(
     product: str,
     k: int = 1,
     exclude_ids: Iterable[str] = (),
-    exclude_groups: Iterable[str] = (),
 ) -> list[GoldenHit]:
     """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
-    hits = workspace.bank.nearest(
-        product,
-        features.global_vec,
-        features.patches,
-        k,
-        exclude_ids=exclude_ids,
-        exclude_groups=exclude_groups,
-    )
+    hits = workspace.bank.nearest(product, features.global_vec, features.patches, k, exclude_ids=exclude_ids)
     if not hits:
         known = workspace.bank.products()
         have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"

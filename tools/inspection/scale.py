@@ -9,13 +9,9 @@ from refdiff.memory.golden_bank.bank import Golden
 from refdiff.memory.records.captures import Capture
 from refdiff.tools.vision.registration import Alignment
 
-_SCALE_TOLERANCE = 0.05
-
-
-_CAPTURE_SCALE_UNCERTAINTY = 0.005
-
-
-_GOLDEN_SCALE_UNCERTAINTY = 0.02
+_MAX_RELATIVE_DIFFERENCE = 0.05  # of the photo's scale and the golden's
+_CAPTURE_SCALE_UNCERTAINTY = 0.005  # relative, one standard deviation
+_GOLDEN_SCALE_UNCERTAINTY = 0.02  # the same
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,10 @@ def resolve_scale(capture: Capture, golden: Golden, alignment: Alignment, spec_s
     implied = golden_scale / alignment.scale if golden_scale and alignment.ok else None
     if capture.scale_mm_per_px:
         problem = ""
-        if implied and abs(implied / capture.scale_mm_per_px - 1) > _SCALE_TOLERANCE:
+        if implied and abs(implied / capture.scale_mm_per_px - 1) > _MAX_RELATIVE_DIFFERENCE:
             problem = (
                 f"the photo's scale ({capture.scale_mm_per_px:.4g} mm/px) and the golden's ({implied:.4g} mm/px after "
-                f"registration) differ by more than {_SCALE_TOLERANCE:.0%}: wrong lens, distance or number"
+                f"registration) differ by more than {_MAX_RELATIVE_DIFFERENCE:.0%}: wrong lens, distance or number"
             )
         return ResolvedScale(capture.scale_mm_per_px, "capture", _CAPTURE_SCALE_UNCERTAINTY, problem)
     if implied:

@@ -46,7 +46,7 @@ class _Model(BaseModel):
 
 
 class Zone(_Model):
-    """A region in px of the frame golden."""
+    """A region in px of the zone golden, the one that `ProductSpec.frame` names."""
 
     name: str = Field(min_length=1, max_length=64)
     kind: Literal["ignore", "critical"]
@@ -62,7 +62,7 @@ class Zone(_Model):
         return self
 
     def points(self) -> NDArray[np.float64]:
-        """(n, 2) corner points x, y in px of the frame golden."""
+        """(n, 2) corner points x, y in px of the zone golden."""
         if self.polygon is not None:
             return np.array(self.polygon, np.float64)
         assert self.box is not None
@@ -120,7 +120,7 @@ def load_spec(path: Path) -> ProductSpec:
 
 
 def zone_mask(zone: Zone, matrix: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool of a zone on a photo of `size` (H, W); matrix (3, 3): frame golden px -> photo px."""
+    """(H, W) bool of a zone on a photo of `size` (H, W); matrix (3, 3): zone golden px -> photo px."""
     h, w = size
     points = np.clip(cv2.perspectiveTransform(zone.points()[None], matrix)[0], -_FAR, _FAR)
     # fillPoly draws the outline too, up to half a pixel too far. At twice the size that is nowhere the greater part of a

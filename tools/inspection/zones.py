@@ -33,7 +33,7 @@ def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden
 def place_zones(
     workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
 ) -> tuple[dict[str, NDArray[np.bool_]], bool]:
-    """Zones of one kind on the photo: name -> (H, W) bool, and whether the frame golden could be registered for it."""
+    """Zones of one kind on the photo: name -> (H, W) bool, and whether the zone golden could be registered for it."""
     spec = product_spec(workspace, product)
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:

@@ -12,8 +12,8 @@ from refdiff.model.errors import InputError
 from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, widen
 from refdiff.tools.vision.registration import Alignment, warp_reference
 
-_COVERED = 0.9  # part of the crop that the reference must reach to stand beside it
-_OUTSIDE = 128  # grey shown where the reference ends: a smeared border would look like a defect
+_MIN_COVERED_PART = 0.9  # part of the crop that the reference must reach to stand beside it
+_OUTSIDE_GREY = 128  # grey shown where the reference ends: a smeared border would look like a defect
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def zoom(
     covered = False
     if reference is not None and alignment.ok:
         other, reached = warp_window(reference, alignment, used)
-        other[~reached] = _OUTSIDE
-        covered = bool(reached.mean() >= _COVERED)
+        other[~reached] = _OUTSIDE_GREY
+        covered = bool(reached.mean() >= _MIN_COVERED_PART)
         if not reached.any():
             other = None
     elif reference is not None:

@@ -8,7 +8,7 @@ the region of the map itself. Knows nothing about verdicts or limits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -25,40 +25,39 @@ from refdiff.tools.vision.shape import filled, is_line, length_and_width
 Method = Literal["difference", "contrast", "map"]
 Plane = NDArray[np.float32]
 
-_MOST = 0.75  # part of the region that the pixels found must explain
-_CELL = 8 / 320  # one cell of the anomaly map, as a part of the image's long side
+_MIN_EXPLAINED = 0.75  # part of the region that the pixels found must explain
+_CELL_PART = 8 / 320  # one cell of the anomaly map, as a part of the image's long side
 _WINDOW_PX = 800  # a larger window is measured shrunk: a defect that fills it needs no finer pixels
 _MIN_WINDOW_PX = 64
-_HIGH, _LOW = 5.0, 3.0  # hysteresis: sigmas that start a defect, and that belong to one
-_RELATIVE = 0.18  # part of a defect's own strength that its faint parts must have
-_SIGMAS = (0.7, 2.0)  # px of smoothing; the second finds what is faint but wide
-_PERTURB = (0.5, 1.8)  # factors on the thresholds: how much does the size hang on them?
-_WIDEST_MEDIAN = 255  # px
-_MAX_SHIFT = 6  # px of misregistration forgiven at most
-_MAX_TAIL = 2.5  # how far structure that good samples do not share may raise the thresholds
-_EIGHT = np.ones((3, 3), np.uint8)
+_START_SIGMAS, _BELONG_SIGMAS = 5.0, 3.0  # hysteresis: sigmas that start a defect, and that belong to one
+_MIN_RELATIVE_STRENGTH = 0.18  # part of a defect's own strength that its faint parts must have
+_SMOOTHING_PX = (0.7, 2.0)  # px of smoothing; the second finds what is faint but wide
+_THRESHOLD_FACTORS = (0.5, 1.8)  # factors on the thresholds: how much does the size hang on them?
+_MAX_MEDIAN_PX = 255  # px
+_MAX_SHIFT_PX = 6  # px of misregistration forgiven at most
+_MAX_TAIL_FACTOR = 2.5  # how far structure that good samples do not share may raise the thresholds
+_EIGHT_NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """box: tight, x0, y0, x1, y1 query px, exclusive end; mask: (y1 - y0, x1 - x0) bool; area_px = mask.sum().
+    """The size of a finding. The mm values are None unless the scale is known."""
 
-    length_px: along the line for thin shapes, along the main axis for compact ones; width_px across it. uncertainty_px:
-    about one standard deviation of either. The mm values are None unless the scale is known; uncertainty_mm includes it.
-    """
-
-    box: Box
+    box: Box  # tight, query px
+    mask: Mask  # (y1 - y0, x1 - x0) bool in the box
     place: str
-    area_px: int
-    length_px: float
-    width_px: float
-    uncertainty_px: float
-    length_mm: float | None
-    width_mm: float | None
-    area_mm2: float | None
-    uncertainty_mm: float | None
+    length_px: float  # along the line for thin shapes, along the main axis for compact ones
+    width_px: float  # across it
+    uncertainty_px: float  # about one standard deviation of either
     method: Method
-    mask: Mask
+    length_mm: float | None = None
+    width_mm: float | None = None
+    area_mm2: float | None = None
+    uncertainty_mm: float | None = None  # with the scale's own uncertainty
+
+    @property
+    def area_px(self) -> int:
+        return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,7 @@ def _in_mm(m: Measurement, mm_per_px: float | None, scale_uncertainty: float) ->
         return m
     length, width = m.length_px * mm_per_px, m.width_px * mm_per_px
     u = math.hypot(m.uncertainty_px * mm_per_px, length * scale_uncertainty)
-    return Measurement(
-        m.box, m.place, m.area_px, m.length_px, m.width_px, m.uncertainty_px,
-        length, width, m.area_px * mm_per_px**2, u, m.method, m.mask,
-    )  # fmt: skip
+    return replace(m, length_mm=length, width_mm=width, area_mm2=m.area_px * mm_per_px**2, uncertainty_mm=u)
 
 
 def _region(anomaly_map: NDArray[np.float32], box: Box, inside: Box, mask: Mask | None) -> Mask:
@@ -148,7 +144,7 @@ def _measure_px(
     region: Mask,
 ) -> Measurement:
     size = query.shape[:2]
-    cell = max(1.0, _CELL * max(size))
+    cell = max(1.0, _CELL_PART * max(size))
     pad = round(max(2 * cell, 0.4 * max(inside[2] - inside[0], inside[3] - inside[1])))
     for _ in range(3):
         window = _cut(query, anomaly_map, widen(inside, pad, _MIN_WINDOW_PX, size), inside, region, cell)
@@ -167,12 +163,10 @@ def _measure_px(
     guess = 0.1 * length * window.shrink if method == "contrast" else 0.0
     u = math.hypot(spread * window.shrink / 2, quantum, misfit, unsure, guess)
     full, tight = _native(found[0], window)
-    if _explained(region, inside, full, tight, 2 * cell) < _MOST:
+    if _explained(region, inside, full, tight, 2 * cell) < _MIN_EXPLAINED:
         return _from_map(inside, region, cell, size)  # single pixels stand out on a part of the defect only
-    return Measurement(
-        tight, place_name(tight, size), int(full.sum()), length * window.shrink, width * window.shrink, u,
-        None, None, None, None, method, full,
-    )  # fmt: skip
+    length, width = length * window.shrink, width * window.shrink
+    return Measurement(tight, full, place_name(tight, size), length, width, u, method)
 
 
 def _explained(region: Mask, inside: Box, found: Mask, at: Box, reach: float) -> float:
@@ -252,12 +246,12 @@ def _segment(
             signed = np.stack([_matched(window, other, c, covered) for c in range(3)], -1)
             signed -= _drift(signed, window, covered)
             signed[~covered] = 0
-            for sigma in _SIGMAS:
+            for sigma in _SMOOTHING_PX:
                 found = _found(window, _difference(window, other, signed, misfit, sigma))
                 if found is not None:
                     return found, "difference", misfit * window.shrink, sigma
             return None, "map", 0.0, 0.0
-    for sigma in _SIGMAS:
+    for sigma in _SMOOTHING_PX:
         found = _found(window, _contrast(window, sigma))
         if found is not None:
             return found, "contrast", 0.5, sigma
@@ -339,7 +333,7 @@ def _sigma(values: NDArray) -> float:
 
 def _difference(window: _Window, other: Plane, signed: Plane, misfit: float, sigma: float) -> _Residual:
     """Residual against the reference itself, and against all that it shows within the misregistration."""
-    radius = int(np.clip(round(misfit + 1), 1, _MAX_SHIFT))
+    radius = int(np.clip(round(misfit + 1), 1, _MAX_SHIFT_PX))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     q, r = (np.asarray(cv2.GaussianBlur(p, (0, 0), sigma), np.float32) for p in (other + signed, other))
     above, below = q - cv2.dilate(r, kernel), cv2.erode(r, kernel) - q
@@ -348,7 +342,7 @@ def _difference(window: _Window, other: Plane, signed: Plane, misfit: float, sig
     noise = np.array([_sigma(plain[window.quiet][:, c]) for c in range(3)], np.float32)
     strict, plain = (strict / noise).max(-1), (np.abs(plain) / noise).max(-1)
     # texture and highlights differ between good samples too: the tail of the quiet part is not a defect
-    tail = float(np.clip(np.quantile(strict[window.quiet], 0.99) / _LOW, 1, _MAX_TAIL))
+    tail = float(np.clip(np.quantile(strict[window.quiet], 0.99) / _BELONG_SIGMAS, 1, _MAX_TAIL_FACTOR))
     return _Residual(strict / np.float32(tail), plain, radius + 2)
 
 
@@ -358,10 +352,10 @@ def _wide_median(picture: NDArray[np.uint8], k: int) -> Plane:
     OpenCV counts equal pixels in 16 bits: on a plain area its median fails from somewhere above 301 px on.
     """
     h, w = picture.shape[:2]
-    if k > _WIDEST_MEDIAN:
-        f = _WIDEST_MEDIAN / k
+    if k > _MAX_MEDIAN_PX:
+        f = _MAX_MEDIAN_PX / k
         small = cv2.resize(picture, (max(1, round(w * f)), max(1, round(h * f))), interpolation=cv2.INTER_AREA)
-        median = cv2.medianBlur(small, _WIDEST_MEDIAN)
+        median = cv2.medianBlur(small, _MAX_MEDIAN_PX)
         return np.asarray(cv2.resize(median, (w, h), interpolation=cv2.INTER_LINEAR), np.float32)
     return np.asarray(cv2.medianBlur(picture, k), np.float32)
 
@@ -374,7 +368,7 @@ def _contrast(window: _Window, sigma: float) -> _Residual:
     plain = cv2.GaussianBlur(window.query, (0, 0), sigma) - flat
     noise = np.array([_sigma(plain[window.quiet][:, c]) for c in range(3)], np.float32)
     size = np.asarray((np.abs(plain) / noise).max(-1), np.float32)
-    tail = max(1.0, float(np.quantile(size[window.quiet], 0.99)) / _HIGH)
+    tail = max(1.0, float(np.quantile(size[window.quiet], 0.99)) / _START_SIGMAS)
     return _Residual(size / np.float32(tail), size / np.float32(math.sqrt(tail)), 2)
 
 
@@ -385,17 +379,17 @@ def _found(window: _Window, residual: _Residual) -> list[Mask] | None:
     nominal = _select(window, residual, 1.0)
     if nominal is None:
         return None
-    others = (_select(window, residual, f) for f in _PERTURB)
+    others = (_select(window, residual, f) for f in _THRESHOLD_FACTORS)
     return [nominal, *(m for m in others if m is not None)]
 
 
 def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
     """The supported pixels of the defect at `factor` times the thresholds, near pieces joined."""
-    seeds = (residual.strict > _HIGH * factor) & window.support
+    seeds = (residual.strict > _START_SIGMAS * factor) & window.support
     if not seeds.any():
         return None
     # beside a strong defect, weak differences of light and texture are something else
-    floor = max(_LOW, _RELATIVE * _strength(residual.strict, window, seeds)) * factor
+    floor = max(_BELONG_SIGMAS, _MIN_RELATIVE_STRENGTH * _strength(residual.strict, window, seeds)) * factor
     seeds &= residual.strict > 1.5 * floor
     low = (residual.strict > floor) & window.reachable
     n, labels = cv2.connectedComponents(low.astype(np.uint8))
@@ -405,7 +399,9 @@ def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
     core = strong[labels]
     if not core.any():
         return None
-    plain_floor = max(_LOW, _RELATIVE * _strength(residual.plain, window, core & window.support)) * factor
+    plain_floor = (
+        max(_BELONG_SIGMAS, _MIN_RELATIVE_STRENGTH * _strength(residual.plain, window, core & window.support)) * factor
+    )
     # the strict residual loses the rim of what the reference shows, the plain one has it
     body = ((residual.plain > plain_floor) & window.reachable) | core
     body &= _grow(core.astype(np.uint8), residual.reach) > 0
@@ -444,7 +440,7 @@ def _joined(labels: NDArray, keep: NDArray[np.bool_], weight: NDArray) -> Mask:
     if not is_line(main):
         chosen = np.concatenate([[False], keep])[labels].astype(np.uint8)
         # residue along an edge that runs into the spot is a thread of a pixel or two
-        solid = np.asarray(cv2.morphologyEx(chosen, cv2.MORPH_OPEN, _EIGHT), np.uint8)
+        solid = np.asarray(cv2.morphologyEx(chosen, cv2.MORPH_OPEN, _EIGHT_NEIGHBOURS), np.uint8)
         return filled(chosen & _grow(solid, 1) if (solid & main).any() else chosen)
     pieces = labels > 0
     for _ in range(4):
@@ -482,6 +478,4 @@ def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> 
     length, width = length_and_width(mask, 0.0)
     # a map blurs by its cells and by how far the network sees: true sizes from a point to the region itself
     u = max(2 * cell, 0.5 * length)
-    return Measurement(
-        box, place_name(box, size), int(mask.sum()), length, width, u, None, None, None, None, "map", mask
-    )
+    return Measurement(box, mask, place_name(box, size), length, width, u, "map")

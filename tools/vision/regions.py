@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,19 +11,10 @@ from scipy import ndimage
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 
-if TYPE_CHECKING:
-    pass
-
-
 MAX_REGIONS = 16
-
-
 MIN_TYPE_CONFIDENCE = 0.5
-
-
-MIN_RELATIVE_PEAK = (
-    0.1  # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
-)
+# of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
+MIN_RELATIVE_PEAK = 0.1
 
 
 @dataclass(frozen=True)

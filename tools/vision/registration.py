@@ -26,7 +26,7 @@ _WORK_PX = 256  # long side, in px, at which registration works
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
 _SCALES = (0.71, 0.84, 1.19, 1.41)  # besides 1; ECC bridges the steps
-_KEEP = 4  # places of the search that are refined
+_MAX_PLACES = 4  # places of the search that are refined
 _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no precision that ECC does not
 
 # A score is 3/4 correlation of edges + 1/4 correlation of normalised intensity. Rendered parts of five kinds, registered
@@ -34,17 +34,17 @@ _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no prec
 MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's identity is no honest registration
 _MIN_NCC_FOUND = 0.50  # a registration that was searched for had more chances to fit by luck
 _MIN_SCORE_FOUND = 0.62
-_OVERLAP_PRICE = 0.4  # more is asked of a registration that leaves much of the photo uncovered
+_SCORE_PER_UNCOVERED = 0.4  # more is asked of a registration that leaves much of the photo uncovered
 MIN_OVERLAP = 0.4  # a part at scale 0.7 covers half of the photo, less in perspective
-MAX_RESIDUAL = 0.02  # of the long side
-_FIXED_NCC = 0.60  # identity at least this good is kept if it is in place and no rotation fits better
-_FIXED_RESIDUAL = 1.0  # px at work resolution; measurement noise is about half of that
-_PLACED_NCC = 0.45  # identity at least this good was probably meant: turns must explain clearly more
-_CLEARLY = 0.7  # part of what the first candidate leaves unexplained that a later one may leave
-_CLEAR_LEAD = 0.15  # of score, with which a coarse candidate needs no runner-up
-_BEYOND_DOUBT = 0.93  # a score that is not questioned
-_SURE = 0.80  # a score that ends the search
-_HOPELESS = 0.25  # a score after coarse refinement that is not worth finer work
+MAX_RESIDUAL_PART = 0.02  # of the long side
+_MIN_NCC_FIXED = 0.60  # identity at least this good is kept if it is in place and no rotation fits better
+_MAX_RESIDUAL_FIXED_PX = 1.0  # px at work resolution; measurement noise is about half of that
+_MIN_NCC_PLACED = 0.45  # identity at least this good was probably meant: turns must explain clearly more
+_MAX_ERROR_RATIO = 0.7  # part of what the first candidate leaves unexplained that a later one may leave
+_MAX_SCORE_LAG = 0.15  # of score, with which a coarse candidate needs no runner-up
+_UNQUESTIONED_SCORE = 0.93  # a score that is not questioned
+_ACCEPT_SCORE = 0.80  # a score that ends the search
+_MIN_COARSE_SCORE = 0.25  # a score after coarse refinement that is not worth finer work
 
 _MAX_PERSPECTIVE = 0.75  # relative change of local scale across the image
 _MIN_SCALE, _MAX_SCALE = 0.5, 2.0
@@ -267,7 +267,7 @@ def _rotation_search(q: _View, r: _View, scales: Sequence[float]) -> list[_Candi
         back = np.array([[1, 0, qw / 2 + dx], [0, 1, qh / 2 + dy], [0, 0, 1.0]])
         taken.append(angle)
         found.append(_Candidate("rotation-search", to_q @ back @ turn @ to_origin @ to_r))
-        if len(found) == _KEEP:
+        if len(found) == _MAX_PLACES:
             break
     return found
 
@@ -311,10 +311,9 @@ def _refine(candidate: _Candidate, q: _View, r: _View, level: int, iterations: i
 def _best(candidates: Iterable[_Candidate], q: _View, r: _View) -> _Candidate | None:
     """Coarse to fine: all at a quarter of the resolution, those in the lead also at half of it, as homographies."""
     coarse = [_refine(c, q, r, 4, 15, c.method == "sift") for c in candidates]
-    coarse = sorted((c for c in coarse if c.overlap >= MIN_OVERLAP and c.score >= _HOPELESS), key=lambda c: -c.score)[
-        :3
-    ]
-    coarse = [c for c in coarse if c.score >= coarse[0].score - _CLEAR_LEAD]
+    usable = (c for c in coarse if c.overlap >= MIN_OVERLAP and c.score >= _MIN_COARSE_SCORE)
+    coarse = sorted(usable, key=lambda c: -c.score)[:3]
+    coarse = [c for c in coarse if c.score >= coarse[0].score - _MAX_SCORE_LAG]
     tilted = [_refine(c, q, r, 4, 10, True) for c in coarse]  # in two steps: perspective straight away may run off
     fine = [_refine(c, q, r, 2, 10, True) for c in tilted]
     return max(fine, key=lambda c: c.score, default=None)
@@ -348,8 +347,8 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
     # 1. a fixed camera: the cheapest answer, unless some rotation fits better
     resize = np.diag([q.size[1] / r.size[1], q.size[0] / r.size[0], 1.0])
     identity = _judge(_Candidate("identity", resize), q, r, 1)
-    residual = _residual(identity, q, r) if identity.ncc >= _FIXED_NCC else None
-    in_place = residual is not None and residual <= _FIXED_RESIDUAL
+    residual = _residual(identity, q, r) if identity.ncc >= _MIN_NCC_FIXED else None
+    in_place = residual is not None and residual <= _MAX_RESIDUAL_FIXED_PX
     turned = _rotation_search(q, r, (1.0,))
     upright = bool(turned) and abs(_angle_scale(turned[0].matrix, r.size)[0]) < _SEARCH_DEG
     if in_place and upright:
@@ -357,12 +356,12 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
     # 2. about the same scale, any rotation
     unturned = _best([_Candidate("identity", resize)], q, r)
     best = unturned
-    if best is None or not upright or best.score < _BEYOND_DOUBT:
-        best = _preferred(best, _best(turned, q, r), _CLEARLY if identity.ncc >= _PLACED_NCC else 1.0)
+    if best is None or not upright or best.score < _UNQUESTIONED_SCORE:
+        best = _preferred(best, _best(turned, q, r), _MAX_ERROR_RATIO if identity.ncc >= _MIN_NCC_PLACED else 1.0)
     # 3. other scales; 4. matched features, for strong perspective and parts that leave the frame
-    if (best is None or best.score < _SURE) and not (best is unturned and identity.ncc >= _FIXED_NCC):
+    if (best is None or best.score < _ACCEPT_SCORE) and not (best is unturned and identity.ncc >= _MIN_NCC_FIXED):
         best = _preferred(best, _best(_rotation_search(q, r, _SCALES), q, r))
-        if best is None or best.score < _SURE:
+        if best is None or best.score < _ACCEPT_SCORE:
             best = _preferred(best, _best(_sift(q, r), q, r))
     if best is not None:
         best = _refine(best, q, r, 1, 4, True)
@@ -372,11 +371,11 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
     return identity, _residual(identity, q, r)
 
 
-def _preferred(first: _Candidate | None, later: _Candidate | None, clearly: float = 0.95) -> _Candidate | None:
+def _preferred(first: _Candidate | None, later: _Candidate | None, max_error_ratio: float = 0.95) -> _Candidate | None:
     """The later one only if it explains clearly more: chance and symmetry offer many that are about as good."""
     if first is None or later is None:
         return first or later
-    return later if 1 - later.score < clearly * (1 - first.score) else first
+    return later if 1 - later.score < max_error_ratio * (1 - first.score) else first
 
 
 def align(query: RgbImage, reference: RgbImage) -> Alignment:
@@ -387,25 +386,31 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     matrix = matrix / matrix[2, 2]
     problems = []
     found = best.method != "identity"
-    needed = _MIN_SCORE_FOUND + _OVERLAP_PRICE * (1 - best.overlap)
+    needed = _MIN_SCORE_FOUND + _SCORE_PER_UNCOVERED * (1 - best.overlap)
     if best.ncc < (_MIN_NCC_FOUND if found else MIN_NCC):
         problems.append(f"edges correlate only {best.ncc:.2f}")
     elif found and best.score < needed:
         problems.append(f"edges and intensities correlate only {best.score:.2f} (needs {needed:.2f})")
     if best.overlap < MIN_OVERLAP:
         problems.append(f"only {best.overlap:.0%} of the photo is covered")
-    if residual is not None and residual > MAX_RESIDUAL * max(q.size):
+    if residual is not None and residual > MAX_RESIDUAL_PART * max(q.size):
         problems.append(f"{residual:.1f} px of displacement remain")
     if problems:
         plain = np.diag([query.shape[1] / reference.shape[1], query.shape[0] / reference.shape[0], 1.0])
         reason = "no honest registration: " + ", ".join(problems) + "; compared unregistered"
-        return Alignment("none", False, plain, None, 1.0, best.ncc, 0.0, 1.0, reason)
+        return Alignment(
+            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc,
+            angle_deg=0.0, scale=1.0, reason=reason,
+        )  # fmt: skip
     rotation, scale = _angle_scale(matrix, reference.shape[:2])
     residual_px = None if residual is None else residual / float(q.from_original[0, 0])
     reason = f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}"
     if residual_px is not None:
         reason += f", residual {residual_px:.1f} px"
-    return Alignment(best.method, True, matrix, residual_px, best.overlap, best.ncc, rotation, scale, reason)
+    return Alignment(
+        method=best.method, ok=True, matrix=matrix, residual_px=residual_px, overlap=best.overlap, ncc=best.ncc,
+        angle_deg=rotation, scale=scale, reason=reason,
+    )  # fmt: skip
 
 
 def _angle_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:

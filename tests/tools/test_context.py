@@ -1,0 +1,175 @@
+"""One inspection in the making: each stage computed once, evidence in the form that is filed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.records.captures import CaptureStore
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.errors import ToolOrderError
+from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import DefectSpec, Pose, render
+from refdiff.tools.context import ToolContext
+from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
+from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.inspection import difference
+from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.registry import TOOLS
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Workspace
+
+SIZE = (160, 160)
+NAMED = {t.name: t for t in TOOLS}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """Four goldens, and part 1 with a missing component, turned."""
+    root = tmp_path_factory.mktemp("context")
+    memory = MemorySettings(home=root / "home", qdrant_url=None)
+    model = ModelSettings(cache=root / "cache", working_px=160)
+    with Workspace.open(memory, model, ToolsSettings(references=2)) as opened:
+        (root / "goldens").mkdir()
+        for i in range(4):
+            image = render("circuit", 102, i, size=SIZE, noise_seed=i).image
+            (root / "goldens" / f"{i}.png").write_bytes(encode_png(image))
+        enroll(opened, "board", [root / "goldens"])
+        broken = [DefectSpec("missing_component", seed=1, contrast=1.0)]
+        part = render("circuit", 102, 40, size=SIZE, pose=Pose(angle_deg=30.0), noise_seed=9, defects=broken).image
+        (root / "part.png").write_bytes(encode_png(part))
+        record_capture(opened.stores, "1", "board", root / "part.png")
+        calibrate(opened, "board")
+        yield opened
+
+
+def call(context: ToolContext, evidence: list[Evidence], name: str, **arguments: Any) -> Evidence:
+    """What a tool measured, filed as the agent files it."""
+    state = {"evidence": [e.model_dump() for e in evidence]}
+    runtime = SimpleNamespace(context=SimpleNamespace(tools=context), state=state)
+    _, artifact = NAMED[name].func(**arguments, runtime=runtime)  # type: ignore[attr-defined]
+    evidence += evidence_of([artifact["evidence"] | {"id": f"e{len(evidence) + 1}"}])
+    return evidence[-1]
+
+
+def inspect(context: ToolContext, k: int) -> list[Evidence]:
+    evidence: list[Evidence] = []
+    call(context, evidence, "find_part", part_id="1")
+    golden_id = call(context, evidence, "retrieve_reference", k=k).slots["golden_1"]
+    call(context, evidence, "align", golden_id=golden_id)
+    call(context, evidence, "score_difference", golden_ids=[])
+    for name in ("zoom", "measure"):
+        call(context, evidence, name, region="r1")
+    return evidence
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the costly parts of an inspection run."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for owner, name in ((CaptureStore, "latest"), (CaptureStore, "get"), (GoldenBank, "nearest"), (Encoder, "embed"),
+                        (difference, "warp_reference"), (difference, "reference_view")):  # fmt: skip
+        count(owner, name)
+    return counted
+
+
+def test_each_stage_is_computed_once(workspace: Workspace, calls: Counter[str]) -> None:
+    context = ToolContext(workspace, "1")
+    evidence = inspect(context, k=2)
+    assert evidence[3].images["reference"] == context.shown_reference
+    # two references: each is warped and encoded once, and the photo is encoded once
+    assert calls == {"latest": 1, "nearest": 1, "reference_view": 2, "warp_reference": 2, "embed": 3}
+
+
+def test_other_references_are_evidence_and_change_nothing(workspace: Workspace, calls: Counter[str]) -> None:
+    canonical = inspect(ToolContext(workspace, "1"), k=2)[3]
+    context = ToolContext(workspace, "1")
+    evidence = inspect(context, k=1)
+    assert calls["nearest"] == 3
+    assert evidence[3] == canonical
+    last = [h.golden.golden_id for h in context.nearest(4)][-1]
+    other = call(context, evidence, "score_difference", golden_ids=[last])
+    assert isinstance(other, ScoreEvidence)
+    assert not other.numbers.canonical
+    assert other.numbers.p_value is None
+    assert context.score_evidence(context.canonical.comparison).numbers == canonical.numbers
+
+
+def test_a_resumed_run_goes_on_with_the_photo_it_found(workspace: Workspace, calls: Counter[str]) -> None:
+    evidence = inspect(ToolContext(workspace, "1"), k=2)[:4]
+    found = workspace.stores.captures.latest("1")
+    newer = workspace.stores.captures.add(part_id="1", product="board", sha256=found.sha256, scale_mm_per_px=0.5)
+    calls.clear()
+    resumed = ToolContext(workspace, "1")
+    measured = call(resumed, evidence, "measure", region="r1")
+    assert measured.slots["length_mm"] is None
+    assert (calls["latest"], calls["get"]) == (0, 1)
+    assert ToolContext(workspace, "1").find_capture() == newer
+
+
+@pytest.mark.parametrize(
+    ("done", "name", "arguments", "says"),
+    [
+        (0, "retrieve_reference", {"k": 1}, "call find_part first"),
+        (1, "align", {"golden_id": "g-0123456789ab"}, "call retrieve_reference first"),
+        (2, "score_difference", {"golden_ids": []}, "call align first"),
+        (3, "zoom", {"region": "r1"}, "call score_difference first"),
+        (3, "measure", {"region": "r1"}, "call score_difference first"),
+        (3, "submit_report", {"findings": [], "reasoning": ""}, "call score_difference first"),
+    ],
+)
+def test_a_tool_out_of_order_says_what_is_missing(
+    workspace: Workspace, done: int, name: str, arguments: dict[str, Any], says: str
+) -> None:
+    context = ToolContext(workspace, "1")
+    evidence = inspect(context, k=2)[:done]
+    with pytest.raises(ToolOrderError, match=says):
+        call(context, evidence, name, **arguments)
+
+
+BOX = {"x0": 1, "y0": 2, "x1": 30, "y1": 40}
+REGION = {f"r1_{k}": v for k, v in (BOX | {"place": "centre", "area_px": 9, "peak": 0.5}).items()}
+SCORED = {"score": 0.5, "p_value": None, "calibration_parts": 3, "regions": 1, "canonical": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "numbers"),
+    [
+        ("capture", {"part_id": "1", "capture_id": "c", "product": "p"}, {"width_px": 3, "height_px": 4,
+                                                                         "scale_mm_per_px": None}),
+        ("reference", {"k": 1, "product": "p"}, {"goldens_in_bank": 3, "found": 1, "golden_1": "g", "similarity_1": 0.9}),
+        ("score", {"golden_ids": ["g"]}, SCORED | REGION | {"r1_type": "crack"}),
+        ("score", {"golden_ids": ["g"]}, SCORED | REGION),  # filed before regions had types
+        ("score", {"golden_ids": ["g"]}, SCORED | REGION | {"r1_new": 1, "r9_x0": 1, "other": "x"}),
+        ("zoom", {"region": "r1", "score": "e4"}, BOX | {"reference_covers": True}),
+    ],
+)  # fmt: skip
+def test_evidence_is_written_as_it_was_read(kind: str, arguments: dict[str, Any], numbers: dict[str, Any]) -> None:
+    record = {
+        "id": "e1",
+        "kind": kind,
+        "arguments": arguments,
+        "numbers": numbers,
+        "images": {"query": "a"},
+        "summary": "s",
+    }
+    (evidence,) = evidence_of([record])
+    assert evidence.model_dump(mode="json") == record
+    assert evidence.slots == numbers
