@@ -25,13 +25,13 @@ from refdiff.agent.language.requests import canonical_request
 from refdiff.agent.nodes import opening_messages
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
-from refdiff.agent.request import InspectionRequest
+from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
-from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, UnknownProductError
+from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError
 from refdiff.model.images import RgbImage, data_url, decode_image
 from refdiff.model.language.build import is_built, model_folder, unfit
 from refdiff.model.language.reading import READ
@@ -88,11 +88,7 @@ class Inspector(AbstractContextManager["Inspector"]):
     def _run(self, request: InspectionRequest) -> DefectReport:
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
-        if not self.workspace.bank.count(capture.product, ("active", "flagged")):
-            raise UnknownProductError(
-                f"part {request.part_id} is a {capture.product!r}, which has no golden sample to compare with; "
-                f"add some: refdiff enroll --product {capture.product!r} FOLDER"
-            )
+        check_goldens(self.workspace, capture)
         state = {
             "messages": opening_messages(self._shown(request)),
             "request": asdict(request),

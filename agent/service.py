@@ -24,14 +24,14 @@ from refdiff.agent.people.rates import Rates, rates
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
+from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
-from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
@@ -44,7 +44,6 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
@@ -190,18 +189,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
         Raises ImageError, InputError.
         """
-        product = product or self.product_of(part_id)
-        settings = self.workspace.model_settings
-        return record_capture(self.stores, part_id, product, photo, scale_mm_per_px=scale_mm_per_px, settings=settings)
-
-    def product_of(self, part_id: str) -> str:
-        """The product of a part that was photographed before. Raises InputError where that does not say it."""
-        products = sorted({c.product for c in self.stores.captures.history(part_id)})
-        if len(products) == 1:
-            return products[0]
-        known = ", ".join(p.name for p in self.stores.products.list()) or "none yet"
-        why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
-        raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")
+        return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
 
     def product_named(self, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
         """The product of a part as the first text that names one says; for the photo of a new part, the only product that
@@ -243,32 +231,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         named = part_id or part_id_in(text)
         if not named:
             raise InputError(HOW_TO_ASK)
-        named = normalise_part_id(named)
-        if photo is not None:
-            if capture_id is not None:
-                raise InputError("a photo and capture_id: give one of them")
-            taken = self.capture(named, photo, product, scale_mm_per_px)
-        elif scale_mm_per_px is not None:
-            raise InputError("scale_mm_per_px is the scale of a photo; send the photo too")
-        elif capture_id is not None:
-            taken = self.stores.captures.get(capture_id)
-            if taken.part_id != named or product not in (None, taken.product):
-                raise InputError(f"capture {capture_id} is of part {taken.part_id}, product {taken.product}")
-        else:
-            taken = self.stores.captures.latest(named, product)
-        if not self.workspace.bank.count(taken.product, IN_USE):
-            raise UnknownProductError(
-                f"part {named} is a {taken.product!r}, which has no golden sample to compare with; enrol some first"
-            )
-        request = InspectionRequest(
-            text=text.strip() or f"inspect part #{named} against the nearest good sample",
-            part_id=named,
-            product=taken.product,
-            requested_by=by,
-            inspection_id=new_inspection_id(),
-            capture_id=taken.capture_id,
-            judge=judge,
-        )
+        request = prepare(
+            self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
+            capture_id=capture_id, requested_by=by, judge=judge,
+        )  # fmt: skip
         try:
             job, new = self._jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
         except BusyError as e:

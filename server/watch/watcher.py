@@ -18,14 +18,13 @@ from typing import Any, Literal
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
+from refdiff.agent.request import Judge, new_inspection_id, prepare
 from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
-from refdiff.tools.golden_samples.captures import record_capture
 
 log = logging.getLogger(__name__)
 
@@ -254,13 +253,15 @@ class FolderWatcher:
                 if not self._folder.is_there(photo.identity):
                     return _Withdrawn(young=False)
                 try:
-                    capture = record_capture(
-                        self._inspector.workspace.stores,
+                    request = prepare(
+                        self._inspector.workspace,
                         photo.part_id,
-                        photo.product,
-                        self._folder.path(photo.identity),
+                        product=photo.product,
+                        photo=self._folder.path(photo.identity),
                         scale_mm_per_px=self._options.scale_mm_per_px,
-                        settings=self._inspector.workspace.model_settings,
+                        judge=self._options.judge,
+                        requested_by=self._options.requested_by,
+                        inspection_id=photo.inspection_id,
                     )
                 except ImageError:
                     if not self._folder.is_there(photo.identity) or self._folder.may_still_grow(photo.identity):
@@ -268,17 +269,7 @@ class FolderWatcher:
                     raise
                 if not self._folder.is_there(photo.identity):  # overwritten while it was read: another photo
                     return _Withdrawn(young=False)
-                report = self._inspector.run(
-                    InspectionRequest(
-                        text=f"inspect part #{photo.part_id} against the nearest good sample",
-                        part_id=photo.part_id,
-                        product=photo.product,
-                        capture_id=capture.capture_id,
-                        judge=self._options.judge,
-                        requested_by=self._options.requested_by,
-                        inspection_id=photo.inspection_id,
-                    )
-                )
+                report = self._inspector.run(request)
         except UnavailableError:
             raise
         except InputError as e:
