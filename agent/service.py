@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import part_id_in, product_in
-from refdiff.agent.people.rates import Rates, rates
+from refdiff.agent.people.reviews import dispose, judge_blind
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
@@ -29,7 +29,6 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
@@ -44,6 +43,7 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
@@ -115,8 +115,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now, so that another process that holds it is told at once
-            self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
-            self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
+            self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
+            self._queue = InspectionQueue(self.jobs, self._inspect, self._learn)
             self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
             self._recover()
         except BaseException:
@@ -165,7 +165,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def status(self) -> ServiceStatus:
         return ServiceStatus(
             version=version("refdiff"),
-            waiting=self._jobs.count_open(),
+            waiting=self.jobs.count_open(),
             running=self._queue.current,
             queue_limit=self.settings.queue_limit,
             seconds_each=round(self._queue.seconds_each, 2),
@@ -223,7 +223,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         again gives the same job and inspects nothing twice. judge: what the language model does (InspectionRequest).
         Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError where too many wait.
         """
-        if origin is not None and (known := self._jobs.by_origin(origin)) is not None:
+        if origin is not None and (known := self.jobs.by_origin(origin)) is not None:
             return known
         self._check_room()
         if len(text) > MAX_TEXT:
@@ -236,7 +236,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             capture_id=capture_id, requested_by=by, judge=judge,
         )  # fmt: skip
         try:
-            job, new = self._jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
+            job, new = self.jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
@@ -244,19 +244,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._queue.enqueue(job)
         return job
 
-    def begun_by(self, origin: str) -> Job | None:
-        """The job that a request of that origin began."""
-        return self._jobs.by_origin(origin)
-
-    def forget_origin(self, origin: str) -> None:
-        """Let the next request of that origin be a new one."""
-        self._jobs.forget_origin(origin)
-
     def inspection(self, inspection_id: str) -> Inspection:
         """How an inspection stands, also one of the command line. Raises UnknownRecordError."""
         disposition = self.stores.dispositions.get(inspection_id)
         try:
-            job: Job | None = self._jobs.get(inspection_id)
+            job: Job | None = self.jobs.get(inspection_id)
         except UnknownRecordError:
             job = None
         # one that failed may have been filed since, by `refdiff inspections resume`
@@ -269,14 +261,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         asked = job.request
         return Inspection(
             inspection_id, job.state, asked["part_id"], asked["product"], asked["requested_by"], job.created_at,
-            ahead=self._jobs.ahead_of(job) if job.open else 0, error=job.error,
+            ahead=self.jobs.ahead_of(job) if job.open else 0, error=job.error,
         )  # fmt: skip
 
     def unfinished(self, failed: bool = False) -> list[Job]:
         """Jobs that run or wait, in order; or those that failed."""
         if failed:
-            return [j for j in self._jobs.list(("failed",)) if not self._filed(j.inspection_id)]
-        return self._jobs.list()
+            return [j for j in self.jobs.list(("failed",)) if not self._filed(j.inspection_id)]
+        return self.jobs.list()
 
     def report(self, inspection_id: str) -> DefectReport:
         """A filed report. Raises UnknownRecordError."""
@@ -365,16 +357,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """A person's accept or override of a filed inspection. The first wins.
 
         judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part may become a golden
-        sample; `learned` says what came of it.
-        Raises UnknownRecordError, InputError, DuplicateError (saying who decided and when; `disposition` has it).
+        sample; `stores.adoptions` holds the outcome.
+        Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
         """
         with self._enrolling if as_reference else nullcontext():
-            return self._inspector.dispose(inspection_id, decision, by, reason, judged, as_reference)
-
-    @property
-    def blind_share(self) -> float:
-        """Share of all inspections that is drawn for a blind check."""
-        return self._inspector.settings.blind_share
+            return dispose(self._inspector, inspection_id, decision, by, reason, judged, as_reference)
 
     def judge_blind(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
@@ -384,33 +371,22 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
         """
         with self._enrolling if as_reference else nullcontext():
-            return self._inspector.judge_blind(inspection_id, judged, by, note, as_reference)
-
-    def learned(self, inspection_id: str) -> Adoption | None:
-        """What became of a person's consent that the photo becomes a golden sample; None without one."""
-        return self.stores.adoptions.get(inspection_id)
-
-    def rates(self, product: str | None = None, since: str | None = None) -> Rates:
-        """How often system and people disagree, from blind checks. Raises InputError where `since` is no time."""
-        return rates(self.stores, product, since)
-
-    def disposition(self, inspection_id: str) -> Disposition | None:
-        return self.stores.dispositions.get(inspection_id)
+            return judge_blind(self.workspace, inspection_id, judged, by, note, as_reference)
 
     def ask(self, inspection_id: str, question: str) -> str:
         """A question about a filed report, answered with what is true of it. Raises UnknownRecordError."""
         self.stores.inspections.get(inspection_id)
         _check_question(question)
-        return self._queue.ask(lambda: self._inspector.answer_about(inspection_id, question))
+        return self._queue.run_exclusive(lambda: self._inspector.answer_about(inspection_id, question))
 
     def chat(self, text: str) -> str:
         """An answer to a text that names no part and is about no report."""
         _check_question(text)
-        return self._queue.ask(lambda: self._inspector.answer(text))
+        return self._queue.run_exclusive(lambda: self._inspector.answer(text))
 
-    def between(self, work: Callable[[], T]) -> T:
+    def run_exclusive(self, work: Callable[[], T]) -> T:
         """Run short work that needs the network, between two inspections. Raises what it raises, BusyError."""
-        return self._queue.ask(work)
+        return self._queue.run_exclusive(work)
 
     # -- golden samples and products
 
@@ -435,10 +411,6 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Oldest first."""
         product = None if product is None else check_product_name(product)
         return self.workspace.bank.list(product, None if status is None else (status,))
-
-    def golden(self, golden_id: str) -> Golden:
-        """Raises UnknownRecordError."""
-        return self.workspace.bank.get(golden_id)
 
     def set_golden_status(self, golden_id: str, status: GoldenStatus, by: str, note: str = "") -> Golden:
         """Flag, retire or reactivate a golden. Raises UnknownRecordError."""
@@ -488,13 +460,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         for inspection_id in self._inspector.pending():
             request = self._inspector.request_of(inspection_id)
             if request is not None:
-                self._jobs.adopt(inspection_id, asdict(request))
-        self._jobs.count_deaths()
+                self.jobs.adopt(inspection_id, asdict(request))
+        self.jobs.count_deaths()
         ahead = 0
-        for job in self._jobs.list(limit=-1):
+        for job in self.jobs.list(limit=-1):
             if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
                 message = f"given up: it ended together with the process {job.deaths} times; see the log"
-                self._jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
+                self.jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
             log.info("inspection %s was accepted before the last stop and goes on", job.inspection_id)
             self._queue.enqueue(job, ahead)
@@ -511,7 +483,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         if not self.stores.adoptions.consented() or not self._enrolling.acquire(blocking=False):
             return  # whoever enrols or calibrates may take minutes; inspections do not wait for that
         try:
-            self._inspector.learn()
+            adopt_all(self.workspace)
         finally:
             self._enrolling.release()
 
@@ -524,7 +496,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _check_room(self) -> None:
         """Before a photo is stored for nothing."""
-        waiting = self._jobs.count_open()
+        waiting = self.jobs.count_open()
         if waiting >= self.settings.queue_limit:
             raise BusyError(
                 f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)",

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from refdiff.agent.inspector import AgentEvent
+    from refdiff.agent.events import AgentEvent
     from refdiff.agent.report.schema import DefectReport, Finding
 
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}

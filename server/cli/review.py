@@ -77,11 +77,12 @@ def review(
             return
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is told before the model loads
     from refdiff.agent.inspector import Inspector
+    from refdiff.agent.people.reviews import dispose
     from refdiff.agent.settings import AgentSettings
 
     who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
     with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
-        made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
+        made = dispose(inspector, inspection_id, decision, who, clean(reason or ""), judged, as_reference)
         learned = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing is learned from it, since it does not say what the part is: add --good or --bad next time")
@@ -105,12 +106,11 @@ def _blind(
         inspection_id = clean(inspection_id)
         if judged is None:
             raise typer.BadParameter("say what the part is.", param_hint="--good/--bad")
-    from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
+    from refdiff.agent.people.reviews import judge_blind
 
-    who, settings = clean(by or load(ServerSettings).user), load(AgentSettings)
-    with open_workspace() as workspace, Inspector(workspace, settings) as inspector:
-        made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
+    who = clean(by or load(ServerSettings).user)
+    with open_workspace() as workspace:
+        made = judge_blind(workspace, inspection_id, judged, who, clean(note or ""), as_reference)
         learned = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
     answer.give(asdict(made) | {"learned": _plain(learned)}, line, *_learned_lines(as_reference, learned))

@@ -67,7 +67,7 @@ class ToolSessions:
             if len(bench.evidence) >= _MAX_STEPS:
                 raise InputError(f"bench {bench_id} has {_MAX_STEPS} steps; open another one")
             runtime = SimpleNamespace(context=bench.bench, state={"evidence": bench.evidence})
-            text, artifact = self._service.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
+            text, artifact = self._service.run_exclusive(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
             record = EvidenceRecord.model_validate(artifact["evidence"] | {"id": f"e{len(bench.evidence) + 1}"})
             bench.evidence.append(record.model_dump())
         return json.loads(text), record

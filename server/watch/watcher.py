@@ -7,6 +7,7 @@ claimed than workers can begin: the folder itself is the queue, so that memory d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import Judge, new_inspection_id, prepare
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
@@ -30,7 +32,10 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MAX_STARTS = 5  # a photo that ends the process so often is put aside
-_RETRIES_S = (0.5, 2.0, 8.0)  # waits before a photo is tried again when the disk or a service fails
+BACKOFF = Backoff(
+    first_s=0.5, longest_s=8.0, factor=4.0
+)  # before a photo is tried again when the disk or a service fails
+MAX_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -234,12 +239,13 @@ class FolderWatcher:
 
     def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         """Inspect a photo and end it in the journal, or say that it is to be withdrawn. Raises UnavailableError."""
-        for wait_s in (*_RETRIES_S, None):
+        for tries in itertools.count(1):
             try:
                 return self._inspect(photo, again)
             except UnavailableError as e:
-                if wait_s is None or self._stop.is_set():
+                if tries == MAX_TRIES or self._stop.is_set():
                     raise
+                wait_s = BACKOFF.wait_s(tries)
                 self._note(f"{photo.identity.name}: {e}; tried again in {wait_s:g} s")
                 self._stop.wait(wait_s)
                 again = True

@@ -117,12 +117,12 @@ class Turn:
 
         What a person can mend by saying more (unknown part, product missing) is an answer in words.
         """
-        if (known := self._service.begun_by(self._origin)) is not None:
+        if (known := self._service.jobs.by_origin(self._origin)) is not None:
             # sent again after a lost connection, which a kill of this server may have cut, it is not begun again
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
             if self._sent.again and (known.open or fresh):
                 return known.inspection_id
-            self._service.forget_origin(self._origin)
+            self._service.jobs.forget_origin(self._origin)
         try:
             return self._begin()
         except ImageError:

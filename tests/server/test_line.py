@@ -18,6 +18,7 @@ from refdiff.agent import request as request_module
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import InputError, StorageError
@@ -320,7 +321,7 @@ def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkey
 def test_a_full_disk_stops_the_line_and_loses_nothing(
     camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_RETRIES_S", (0.01, 0.01))
+    monkeypatch.setattr(line_module, "BACKOFF", Backoff(0.01, 0.01))
     drop(camera, "board_0.png", good_photo(70))
     original, fails = request_module.record_capture, [2]
 
@@ -365,7 +366,7 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Receiver.got, Receiver.statuses = [], []
-    monkeypatch.setattr("refdiff.server.watch.webhook.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("refdiff.server.watch.webhook.BACKOFF", Backoff(0.02, 60.0))
     monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
