@@ -1,7 +1,7 @@
-"""The one thread that inspects: accepted jobs in the order in which they came, and short questions between two of them.
+"""Single-threaded job queue: runs inspections in order and short exclusive work in between.
 
-The language model is used by this thread alone. The network is not: enrolling and calibrating on request run beside it,
-which is safe, because its weights are only read and the caches of features are locked.
+Only this thread uses the language model. The difference network is also used by enrolment and calibration, which run beside
+it; that is safe because its weights are only read and the feature caches are locked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from refdiff.agent.events import AgentEvent
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 
@@ -25,31 +26,28 @@ T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
 MAX_CRASHES = 4  # of the process while it ran a job; the job may be the cause
-RETRY_S = (1.0, 5.0, 20.0, 60.0)  # before what is unavailable is tried again, the last one for as long as it takes
-_MAX_QUESTIONS = 16  # each holds a thread of its caller
-_HISTORIES = 512  # inspections whose progress is kept for late listeners
+BACKOFF = Backoff(first_s=1.0, longest_s=60.0, factor=4.0)  # while something that an inspection needs is unavailable
+_EARLY_RETRIES = 4  # of a job that go before newer jobs
+_MAX_EXCLUSIVE = 16  # each holds a thread of its caller
+_HISTORIES = 512  # inspections whose progress is kept for listeners that come late
 _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
 _STOPPING = "the server is stopping; ask again after its start"
-_IDLE_S = 60.0  # between two looks for what other processes left to do
+_IDLE_S = 60.0  # between two runs of the idle work
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What happens to an inspection. number: counts from 1. done/total: of long work, 0 if not counted.
-
-    kind: queued, started, calibrating, llm, tool, verify, fallback, filed, retry, done or failed. The last one of an
-    inspection has the state done or failed.
-    """
+    """A step of an inspection. The last one has the state done or failed."""
 
     inspection_id: str
-    number: int
-    kind: str
+    number: int  # counts from 1
+    kind: str  # queued, started, calibrating, llm, tool, verify, fallback, filed, retry, done or failed
     message: str
     state: JobState
-    done: int = 0
+    done: int = 0  # of long work; 0 if it is not counted
     total: int = 0
 
     @property
@@ -58,60 +56,56 @@ class Progress:
 
 
 class InspectionQueue:
-    """inspect: runs a job and files it; it may be called again for a job that was cut off.
-
-    Progress goes to whoever listens, in the thread in which it happens: listeners must be quick.
-    """
+    """Progress is reported in the thread in which it happens: listeners must be quick."""
 
     def __init__(
-        self, jobs: JobStore, inspect: Callable[[Job], str], between: Callable[[], None] = lambda: None
+        self, jobs: JobStore, inspect: Callable[[Job], str], on_idle: Callable[[], None] = lambda: None
     ) -> None:
-        """inspect: returns what to tell at the end, e.g. the verdict. between: short work at the start, after each
-        inspection and once a minute while there is none."""
-        self._jobs, self._inspect, self._between = jobs, inspect, between
+        """inspect: runs a job, files it and returns what to report at the end, e.g. the verdict; it may be called again for
+        a job that was interrupted. on_idle: short work at the start, after each inspection and once a minute without one.
+        """
+        self._jobs, self._inspect, self._on_idle = jobs, inspect, on_idle
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque()
-        self._later: list[
-            tuple[float, str]
-        ] = []  # a heap of jobs that wait for something, by when they are tried again
-        self._failures: dict[str, int] = {}  # how often in a row those found it unavailable
-        self._questions: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._asked: Future[Any] | None = None  # of the question that is being answered
+        self._later: list[tuple[float, str]] = []  # a heap of jobs to retry, by the time of the retry
+        self._failures: dict[str, int] = {}  # of those, in a row
+        self._exclusive: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._running_exclusive: Future[Any] | None = None
         self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
         self._listeners: dict[str, list[Listener]] = {}
         self._stopping = threading.Event()
         self._current: str | None = None
         self.seconds_each = 5.0  # moving average
         self.finished = {"done": 0, "failed": 0}
-        # a daemon: a process that is told to stop does not wait for an inspection, which goes on after the next start
+        # a daemon: a process that stops does not wait for an inspection, which is resumed after the next start
         self._thread = threading.Thread(target=self._run, name="inspections", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def drain(self) -> None:
-        """Begin nothing new, refuse the questions that wait, and soon the one that is asked. Quick."""
+        """Stop accepting work, and release the callers of exclusive work. Quick."""
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
-            for future, _ in self._questions:
+            for future, _ in self._exclusive:
                 _refuse(future)
-            self._questions.clear()
-            if self._asked is not None:  # whoever asked holds up the end of the process
-                timer = threading.Timer(_STOP_WAIT_S, _refuse, (self._asked,))
+            self._exclusive.clear()
+            if self._running_exclusive is not None:  # its caller delays the end of the process
+                timer = threading.Timer(_STOP_WAIT_S, _refuse, (self._running_exclusive,))
                 timer.daemon = True
                 timer.start()
 
     def stop(self) -> None:
-        """Begin nothing new, and wait a little for what is running; the journal keeps what is left."""
+        """Drain, and wait briefly for what is running; the journal keeps the rest."""
         self.drain()
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
-        if (current := self._current) is not None:  # goes on after the next start, and is no death
+        if (current := self._current) is not None:  # a stop is no crash
             try:
                 self._jobs.requeue(current)
             except UnavailableError:
-                log.exception("inspection %s goes on after the next start", current)
+                log.exception("inspection %s is resumed after the next start", current)
 
     @property
     def current(self) -> str | None:
@@ -129,34 +123,34 @@ class InspectionQueue:
     # -- jobs
 
     def enqueue(self, job: Job, ahead: int | None = None) -> None:
-        """A job that the journal holds. ahead: how many come before it, where the caller knows."""
+        """Add a job that the journal holds. ahead: how many come before it, if known."""
         ahead = self._jobs.ahead_of(job) if ahead is None else ahead
-        self._tell(job.inspection_id, "queued", f"{ahead} inspection(s) before it", "queued")
+        self._report(job.inspection_id, "queued", f"{ahead} inspection(s) before it", "queued")
         with self._changed:
             self._waiting.append(job.inspection_id)
             self._changed.notify_all()
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """Run a short question between two inspections, and wait for its answer. Raises what it raises, or BusyError."""
+    def run_exclusive(self, work: Callable[[], T]) -> T:
+        """Run short work between two inspections, and wait for its result. Raises what it raises, or BusyError."""
         future: Future[T] = Future()
         with self._changed:
             if self._stopping.is_set():
                 raise UnavailableError(_STOPPING)
-            if len(self._questions) >= _MAX_QUESTIONS:
-                raise BusyError(f"{_MAX_QUESTIONS} questions wait already; ask again later", self.seconds_each)
-            self._questions.append((future, question))
+            if len(self._exclusive) >= _MAX_EXCLUSIVE:
+                raise BusyError(f"{_MAX_EXCLUSIVE} questions wait already; ask again later", self.seconds_each)
+            self._exclusive.append((future, work))
             self._changed.notify_all()
         return future.result()
 
     # -- progress
 
     def on_event(self, event: AgentEvent) -> None:
-        """The agent's listener: what it says belongs to the inspection that is running."""
+        """The agent's listener: an event belongs to the inspection that is running."""
         if self._current is not None:
-            self._tell(self._current, event.kind, event.message, "running", event.done, event.total)
+            self._report(self._current, event.kind, event.message, "running", event.done, event.total)
 
     def subscribe(self, inspection_id: str, listener: Listener) -> Callable[[], None]:
-        """Hear what happened to an inspection so far, and what will, up to its last; returns the function that ends it."""
+        """Report past and future progress of an inspection, up to its last; returns the function that unsubscribes."""
         with self._changed:
             for progress in self._histories.get(inspection_id, ()):
                 listener(progress)
@@ -174,7 +168,7 @@ class InspectionQueue:
 
         return unsubscribe
 
-    def _tell(
+    def _report(
         self, inspection_id: str, kind: str, message: str, state: JobState, done: int = 0, total: int = 0
     ) -> None:
         with self._changed:
@@ -182,7 +176,7 @@ class InspectionQueue:
             number = history[-1].number + 1 if history else 1
             progress = Progress(inspection_id, number, kind, message, state, done, total)
             counted = history and total and history[-1].kind == kind and history[-1].total
-            if not counted:  # of counted work the history keeps the beginning
+            if not counted:  # of counted work the history keeps the first step only
                 history.append(progress)
                 del history[1:-_HISTORY]
             while len(self._histories) > _HISTORIES:
@@ -193,71 +187,69 @@ class InspectionQueue:
             for listener in listeners:
                 try:
                     listener(progress)
-                except Exception:  # of somebody who went away; the inspection goes on
+                except Exception:  # the listener disconnected; keep inspecting
                     log.exception("a listener of %s failed", inspection_id)
 
     # -- the thread
 
     def _run(self) -> None:
-        self._pause()
+        self._idle()
         while True:
             with self._changed:
-                if not (self._due() or self._questions or self._stopping.is_set()):
+                if not (self._is_due() or self._exclusive or self._stopping.is_set()):
                     later = self._later[0][0] - time.monotonic() if self._later else _IDLE_S
                     self._changed.wait(min(max(0.0, later), _IDLE_S))
-                    self._due()
+                    self._is_due()
                 if self._stopping.is_set():
                     return
-                question = self._questions.popleft() if self._questions else None
-                self._asked = question[0] if question else None
-                inspection_id = self._waiting.popleft() if self._waiting and not question else None
-            if question:
-                _answer(*question)
+                work = self._exclusive.popleft() if self._exclusive else None
+                self._running_exclusive = work[0] if work else None
+                inspection_id = self._waiting.popleft() if self._waiting and not work else None
+            if work:
+                _run_exclusive(*work)
             elif inspection_id:
                 try:
-                    self._work(inspection_id)
-                except Exception as e:  # the journal itself fails, because the disk is full, say
+                    self._run_job(inspection_id)
+                except Exception as e:  # the journal itself fails, e.g. because the disk is full
                     log.exception("inspection %s waits until the journal can be written", inspection_id)
-                    self._try_later(inspection_id, e)
-            if not question:
-                self._pause()
+                    self._retry_later(inspection_id, e)
+            if not work:
+                self._idle()
 
-    def _due(self) -> bool:
-        """Is there a job to run now?
-
-        One whose time has come goes before those that came later, but not for ever: many that fail slowly would stop them.
-        """
+    def _is_due(self) -> bool:
+        """Is there a job to run now? Due retries jump the queue, but only the first few times: failing jobs cannot starve
+        new ones."""
         while self._later and self._later[0][0] <= time.monotonic():
             inspection_id = heapq.heappop(self._later)[1]
-            early = self._failures.get(inspection_id, 0) < len(RETRY_S)
+            early = self._failures.get(inspection_id, 0) < _EARLY_RETRIES
             (self._waiting.appendleft if early else self._waiting.append)(inspection_id)
         return bool(self._waiting)
 
-    def _try_later(self, inspection_id: str, error: Exception) -> None:
+    def _retry_later(self, inspection_id: str, error: Exception) -> None:
         failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
-        delay = RETRY_S[min(failures, len(RETRY_S)) - 1]
-        self._tell(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
+        delay = BACKOFF.wait_s(failures)
+        self._report(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
 
-    def _pause(self) -> None:
+    def _idle(self) -> None:
         try:
-            self._between()
-        except Exception:  # it is tried again at the next pause
-            log.warning("what is done between inspections failed", exc_info=True)
+            self._on_idle()
+        except Exception:  # it runs again at the next occasion
+            log.warning("the work between two inspections failed", exc_info=True)
 
-    def _work(self, inspection_id: str) -> None:
-        """Run it once. What is unavailable is tried again for as long as it takes, and the others go on meanwhile."""
+    def _run_job(self, inspection_id: str) -> None:
+        """Run it once. While something is unavailable it is retried for as long as it takes, and other jobs run."""
         started = time.monotonic()
         job = self._jobs.begin(inspection_id)
         self._current = inspection_id
         try:
-            self._tell(inspection_id, "started", f"attempt {job.attempts}", "running")
-            said = self._inspect(job)
+            self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
+            outcome = self._inspect(job)
         except UnavailableError as e:
             log.warning("inspection %s: %s; it is tried again", inspection_id, e)
             self._jobs.requeue(inspection_id)
-            return self._try_later(inspection_id, e)
+            return self._retry_later(inspection_id, e)
         except Exception as e:
             return self._fail(inspection_id, e)
         finally:
@@ -266,7 +258,7 @@ class InspectionQueue:
         self._failures.pop(inspection_id, None)
         self.finished["done"] += 1
         self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
-        return self._tell(inspection_id, "done", said, "done")
+        return self._report(inspection_id, "done", outcome, "done")
 
     def _fail(self, inspection_id: str, error: Exception) -> None:
         known = isinstance(error, RefDiffError)
@@ -277,12 +269,12 @@ class InspectionQueue:
         self._jobs.finish(inspection_id, {"type": type(error).__name__, "message": message, "exit_code": code})
         self._failures.pop(inspection_id, None)
         self.finished["failed"] += 1
-        self._tell(inspection_id, "failed", message, "failed")
+        self._report(inspection_id, "failed", message, "failed")
 
 
-def _answer(future: Future[Any], question: Callable[[], Any]) -> None:
+def _run_exclusive(future: Future[Any], work: Callable[[], Any]) -> None:
     try:
-        result = question()
+        result = work()
     except Exception as e:
         with contextlib.suppress(InvalidStateError):  # refused meanwhile
             future.set_exception(e)

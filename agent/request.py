@@ -1,12 +1,25 @@
-"""A request for an inspection, and finding the part id in what a person wrote."""
+"""A request for an inspection, and how a part, perhaps with a new photo of it, becomes one."""
 
 from __future__ import annotations
 
 import getpass
+import shlex
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
+
+from refdiff.memory.golden_bank.golden import IN_USE
+from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.stores import Stores
+from refdiff.model.errors import InputError, UnknownProductError
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.captures import find_part
+from refdiff.tools.workspace import Workspace
+
+Judge = Literal["always", "on-anomaly", "never"]
 
 
 def new_inspection_id() -> str:
@@ -21,23 +34,94 @@ def _user() -> str:
         return "unknown"
 
 
-Judge = Literal["always", "on-anomaly", "never"]
-
-
 @dataclass(frozen=True)
 class InspectionRequest:
-    """part_id without "#". product: only where the part id is used by several products. capture_id: the photo to look at;
-    default the part's newest.
+    """What to inspect, for whom, and how."""
 
-    judge: whether the language model drives and reads ("always"), the script drives and the model reads what would not
-    pass ("on-anomaly"), or no model is asked ("never").
-    """
-
-    text: str
-    part_id: str
-    product: str | None = None
+    text: str  # the request in the caller's words
+    part_id: str  # without "#"
+    product: str | None = None  # only where the part id is used by several products
     requested_by: str = field(default_factory=_user)
     inspection_id: str = field(default_factory=new_inspection_id)
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
-    capture_id: str | None = None
+    capture_id: str | None = None  # the photo to inspect; default: the part's newest
+    # always: the language model drives and reads the pair; on-anomaly: the script drives, and the model reads what would
+    # not pass; never: no model is asked
     judge: Judge = "always"
+
+    @classmethod
+    def of_part(cls, part_id: str) -> Self:
+        """The plain request for a part, without a caller's own words."""
+        part_id = normalise_part_id(part_id)
+        return cls(f"inspect part #{part_id} against the nearest good sample", part_id)
+
+
+def prepare(
+    workspace: Workspace,
+    part_id: str,
+    text: str = "",
+    *,
+    requested_by: str,
+    product: str | None = None,
+    photo: Path | Upload | None = None,
+    scale_mm_per_px: float | None = None,
+    capture_id: str | None = None,
+    judge: Judge = "always",
+    inspection_id: str | None = None,
+) -> InspectionRequest:
+    """A request that can be run: the photo exists, and its product has golden samples.
+
+    photo: a new photo of the part, recorded here; else capture_id, else the part's newest photo. product: may be left out
+    for a part that was photographed before. text: default, the plain request. The rest: see InspectionRequest.
+    Raises UnknownPartError, UnknownProductError, UnknownRecordError, ImageError, InputError.
+    """
+    if photo is None:
+        if scale_mm_per_px is not None:
+            raise InputError("scale_mm_per_px is the scale of a photo; send the photo too")
+        capture = find_part(workspace.stores, part_id, product, capture_id)
+    elif capture_id is not None:
+        raise InputError("a photo and a capture_id were given; give one of them")
+    else:
+        capture = capture_part(workspace, part_id, photo, product, scale_mm_per_px)
+    check_goldens(workspace, capture)
+    plain = InspectionRequest.of_part(part_id)
+    return replace(
+        plain, text=text.strip() or plain.text, product=capture.product, requested_by=requested_by,
+        inspection_id=inspection_id or plain.inspection_id, capture_id=capture.capture_id, judge=judge,
+    )  # fmt: skip
+
+
+def capture_part(
+    workspace: Workspace,
+    part_id: str,
+    photo: Path | Upload,
+    product: str | None = None,
+    scale_mm_per_px: float | None = None,
+) -> Capture:
+    """Record a photo as the part's newest. product: may be left out for a part that was photographed before.
+
+    Raises ImageError, InputError.
+    """
+    return record_capture(
+        workspace.stores, part_id, product or product_of(workspace.stores, part_id), photo,
+        scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings,
+    )  # fmt: skip
+
+
+def product_of(stores: Stores, part_id: str) -> str:
+    """The product of a part that was photographed before. Raises InputError for a new part, or one of several products."""
+    products = sorted({c.product for c in stores.captures.history(part_id)})
+    if len(products) == 1:
+        return products[0]
+    known = ", ".join(p.name for p in stores.products.list()) or "none yet"
+    why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
+    raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")
+
+
+def check_goldens(workspace: Workspace, capture: Capture) -> None:
+    """Raises UnknownProductError if there is no golden sample to compare the photo with."""
+    if not workspace.bank.count(capture.product, IN_USE):
+        raise UnknownProductError(
+            f"product {capture.product!r} (part {capture.part_id}) has no golden samples; "
+            f"add some: refdiff enroll --product {shlex.quote(capture.product)} FOLDER"
+        )

@@ -1,7 +1,7 @@
-"""The desk: everything that a way in can ask of the product, in plain Python and without any transport.
+"""The service of one home folder, without any transport: HTTP, Slack, Teams and MCP are thin layers over it.
 
-HTTP, Slack, Teams and MCP are thin over it. One process owns a home folder's desk: it holds the golden bank, inspects one
-part after the other, and owes every accepted inspection until it is filed, across kills and restarts.
+One process owns it: it holds the golden bank, inspects one part after the other, and guarantees that every accepted
+inspection is filed, also after crashes and restarts. Plain reads go to `service.stores` and `service.workspace`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from typing import Any, Literal, Self, TypeVar
 from refdiff.agent.filing import ARTEFACTS, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import part_id_in, product_in
-from refdiff.agent.people.rates import Rates, rates
+from refdiff.agent.people.reviews import dispose, judge_blind
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
+from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.blind_checks import BlindCheck
-from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
@@ -44,7 +43,7 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
@@ -64,10 +63,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inspection:
-    """One inspection as it stands: report is None until it is filed, disposition until a person has decided.
-
-    ahead: inspections that come before it. error: {"type", "message", "exit_code"} of a failed one.
-    """
+    """The current state of one inspection."""
 
     inspection_id: str
     state: JobState
@@ -75,35 +71,33 @@ class Inspection:
     product: str | None
     requested_by: str
     created_at: str
-    ahead: int = 0
-    error: dict[str, Any] | None = None
-    report: DefectReport | None = None
-    disposition: Disposition | None = None
+    ahead: int = 0  # inspections that come before it
+    error: dict[str, Any] | None = None  # {"type", "message", "exit_code"} of a failed one
+    report: DefectReport | None = None  # once it is filed
+    disposition: Disposition | None = None  # once a person has decided
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """model: who drives, None for the script with the reason in no_model. seconds_each: of an inspection, lately."""
-
     version: str
     waiting: int
-    running: str | None
+    running: str | None  # inspection id
     queue_limit: int
-    seconds_each: float
-    model: str | None
-    no_model: str
+    seconds_each: float  # recent average of an inspection
+    model: str | None  # the chat model that drives; None: the script
+    no_model: str  # why the script drives
     uptime_s: float
     healthy: bool
 
 
 class InspectionService(AbstractContextManager["InspectionService"]):
-    """Use as a context manager. Methods may be called from any thread; those that need the model wait their turn.
+    """Use as a context manager. Methods may be called from any thread; those that need the model wait for their turn.
 
-    All raise StorageError where the disk fails, UnavailableError where a service does.
+    All raise StorageError if the disk fails, and UnavailableError if a service does.
     """
 
     def __init__(self, workspace: Workspace, settings: AgentSettings) -> None:
-        """Use `open`."""
+        """Raises as `open`, which also opens the workspace."""
         self.workspace, self.settings = workspace, settings
         self.stores = workspace.stores
         self._stack = ExitStack()
@@ -115,9 +109,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
                 f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
-            _ = workspace.bank  # now, so that another process that holds it is told at once
-            self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
-            self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
+            _ = workspace.bank  # now: if another process holds it, this fails at once
+            self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
+            self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
             self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
             self._recover()
         except BaseException:
@@ -133,9 +127,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         tools: ToolsSettings | None = None,
         agent: AgentSettings | None = None,
     ) -> Self:
-        """Take over the home folder and go on with what a killed process left.
+        """Open the home folder and resume what a crash interrupted.
 
-        Raises UnavailableError where another desk has the home, BankBusyError where a command has the bank.
+        Raises UnavailableError if another server has the home, BankBusyError if a command has the bank.
         """
         workspace = Workspace.open(memory, model, tools)
         try:
@@ -145,9 +139,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise
 
     def drain(self) -> None:
-        """Begin nothing new and keep nobody waiting: for a server that still has to answer what is open, then close.
+        """Stop accepting work and release waiting callers, before a server answers its open requests and closes.
 
-        What is accepted is kept, as ever; questions raise UnavailableError. Quick.
+        Accepted inspections are kept; questions raise UnavailableError. Quick.
         """
         self._queue.drain()
 
@@ -166,7 +160,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def status(self) -> ServiceStatus:
         return ServiceStatus(
             version=version("refdiff"),
-            waiting=self._jobs.count_open(),
+            waiting=self.jobs.count_open(),
             running=self._queue.current,
             queue_limit=self.settings.queue_limit,
             seconds_each=round(self._queue.seconds_each, 2),
@@ -186,26 +180,15 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def capture(
         self, part_id: str, photo: Upload, product: str | None = None, scale_mm_per_px: float | None = None
     ) -> Capture:
-        """Keep the photo of a part as its newest. product: may be left out for a part that was photographed before.
+        """Record a photo as the part's newest. product: may be left out for a part that was photographed before.
 
         Raises ImageError, InputError.
         """
-        product = product or self.product_of(part_id)
-        settings = self.workspace.model_settings
-        return record_capture(self.stores, part_id, product, photo, scale_mm_per_px=scale_mm_per_px, settings=settings)
-
-    def product_of(self, part_id: str) -> str:
-        """The product of a part that was photographed before. Raises InputError where that does not say it."""
-        products = sorted({c.product for c in self.stores.captures.history(part_id)})
-        if len(products) == 1:
-            return products[0]
-        known = ", ".join(p.name for p in self.stores.products.list()) or "none yet"
-        why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
-        raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")
+        return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
 
     def product_named(self, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
-        """The product of a part as the first text that names one says; for the photo of a new part, the only product that
-        has golden samples. None: the part's captures tell it, or nothing does.
+        """The product named by the first of the texts that names one; for the photo of a new part, the only product with
+        golden samples; else None.
         """
         known = self.products()
         named = next((p for t in texts if (p := product_in(t, known))), None)
@@ -228,14 +211,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         origin: str | None = None,
         judge: Judge = "always",
     ) -> Job:
-        """Accept an inspection; on return it is on the disk and will be filed exactly once, whatever happens.
+        """Accept an inspection; on return it is on the disk and will be filed exactly once.
 
-        text: the request in the person's words; the part may be named there or by part_id. photo: of the part, kept first;
-        else capture_id, else the newest. origin: the caller's own key for this request (an event id, say): the same key
-        again gives the same job and inspects nothing twice. judge: what the language model does (InspectionRequest).
-        Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError where too many wait.
+        text: the request in the caller's words; the part may be named there or by part_id. photo, capture_id: see `prepare`.
+        origin: the caller's key for this request, e.g. an event id; the same key again returns the same job. judge: what
+        the language model does (see InspectionRequest).
+        Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError if too many wait.
         """
-        if origin is not None and (known := self._jobs.by_origin(origin)) is not None:
+        if origin is not None and (known := self.jobs.by_origin(origin)) is not None:
             return known
         self._check_room()
         if len(text) > MAX_TEXT:
@@ -243,34 +226,12 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         named = part_id or part_id_in(text)
         if not named:
             raise InputError(HOW_TO_ASK)
-        named = normalise_part_id(named)
-        if photo is not None:
-            if capture_id is not None:
-                raise InputError("a photo and capture_id: give one of them")
-            taken = self.capture(named, photo, product, scale_mm_per_px)
-        elif scale_mm_per_px is not None:
-            raise InputError("scale_mm_per_px is the scale of a photo; send the photo too")
-        elif capture_id is not None:
-            taken = self.stores.captures.get(capture_id)
-            if taken.part_id != named or product not in (None, taken.product):
-                raise InputError(f"capture {capture_id} is of part {taken.part_id}, product {taken.product}")
-        else:
-            taken = self.stores.captures.latest(named, product)
-        if not self.workspace.bank.count(taken.product, IN_USE):
-            raise UnknownProductError(
-                f"part {named} is a {taken.product!r}, which has no golden sample to compare with; enrol some first"
-            )
-        request = InspectionRequest(
-            text=text.strip() or f"inspect part #{named} against the nearest good sample",
-            part_id=named,
-            product=taken.product,
-            requested_by=by,
-            inspection_id=new_inspection_id(),
-            capture_id=taken.capture_id,
-            judge=judge,
-        )
+        request = prepare(
+            self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
+            capture_id=capture_id, requested_by=by, judge=judge,
+        )  # fmt: skip
         try:
-            job, new = self._jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
+            job, new = self.jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
@@ -278,19 +239,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._queue.enqueue(job)
         return job
 
-    def begun_by(self, origin: str) -> Job | None:
-        """The job that a request of that origin began."""
-        return self._jobs.by_origin(origin)
-
-    def forget_origin(self, origin: str) -> None:
-        """Let the next request of that origin be a new one."""
-        self._jobs.forget_origin(origin)
-
     def inspection(self, inspection_id: str) -> Inspection:
-        """How an inspection stands, also one of the command line. Raises UnknownRecordError."""
+        """The current state of an inspection, also of one from the command line. Raises UnknownRecordError."""
         disposition = self.stores.dispositions.get(inspection_id)
         try:
-            job: Job | None = self._jobs.get(inspection_id)
+            job: Job | None = self.jobs.get(inspection_id)
         except UnknownRecordError:
             job = None
         # one that failed may have been filed since, by `refdiff inspections resume`
@@ -303,27 +256,27 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         asked = job.request
         return Inspection(
             inspection_id, job.state, asked["part_id"], asked["product"], asked["requested_by"], job.created_at,
-            ahead=self._jobs.ahead_of(job) if job.open else 0, error=job.error,
+            ahead=self.jobs.ahead_of(job) if job.open else 0, error=job.error,
         )  # fmt: skip
 
     def unfinished(self, failed: bool = False) -> list[Job]:
-        """Jobs that run or wait, in order; or those that failed."""
+        """Jobs that run or wait, in order; or the failed ones."""
         if failed:
-            return [j for j in self._jobs.list(("failed",)) if not self._filed(j.inspection_id)]
-        return self._jobs.list()
+            return [j for j in self.jobs.list(("failed",)) if not self._filed(j.inspection_id)]
+        return self.jobs.list()
 
     def report(self, inspection_id: str) -> DefectReport:
         """A filed report. Raises UnknownRecordError."""
         return DefectReport.model_validate(self.stores.inspections.get(inspection_id).report)
 
     def wait(self, inspection_id: str, timeout_s: float | None = None) -> Inspection:
-        """The inspection once it is filed or has failed, or as it stands after timeout_s. Raises UnknownRecordError."""
+        """The inspection once it is filed or has failed, at the latest after timeout_s. Raises UnknownRecordError."""
         for _ in self.follow(inspection_id, timeout_s):
             pass
         return self.inspection(inspection_id)
 
     def follow(self, inspection_id: str, timeout_s: float | None = None) -> Iterator[Progress]:
-        """What happens to an inspection, from its beginning until it is filed or has failed, or timeout_s is over."""
+        """The progress of an inspection from its start until it is filed or has failed, or timeout_s is over."""
         heard: queue.SimpleQueue[Progress] = queue.SimpleQueue()
         unsubscribe = self.subscribe(inspection_id, heard.put)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -341,10 +294,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             unsubscribe()
 
     def subscribe(self, inspection_id: str, listener: Callable[[Progress], None]) -> Callable[[], None]:
-        """Have listener called with all that happened so far, at once, and with all that will, from the inspecting thread.
+        """Call the listener with all past progress now, and with future progress from the inspecting thread.
 
-        It must be quick and not call the desk. The last call has `progress.last`. Returns the function that ends it.
-        Raises UnknownRecordError.
+        It must be quick and must not call the service. The last call has `progress.last`. Returns the function that
+        unsubscribes. Raises UnknownRecordError.
         """
         heard_end = False
 
@@ -365,7 +318,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def artefact(self, inspection_id: str, name: str) -> Path:
         """The file of a filed inspection: overlay, heatmap, side_by_side, html, markdown or report.
 
-        Raises UnknownRecordError (also for any other name), StorageError where the file is gone.
+        Raises UnknownRecordError (also for any other name), StorageError if the file is gone.
         """
         self.stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
@@ -376,13 +329,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return path
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
-        """The photo or its nearest golden as it was taken, as a PNG or JPEG that anyone can show."""
+        """The photo or its nearest golden as it was taken, as a PNG or JPEG."""
         report = self.report(inspection_id)
         sha256 = report.query_sha256 if which == "query" else report.reference.sha256
         return self.shown(sha256, report.product, max_px)
 
     def shown(self, sha256: str, product: str, max_px: int = _FULL_PX) -> bytes:
-        """A stored picture as a PNG or JPEG that anyone can show, with the product's intensity window."""
+        """A stored picture as a PNG or JPEG, with the product's intensity window."""
         return pictures.page_image(self.workspace.image(sha256, product), max_px)
 
     # -- people
@@ -396,55 +349,39 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         judged: Judgement | None = None,
         as_reference: bool = False,
     ) -> Disposition:
-        """A person's accept or override of a filed inspection. The first wins.
+        """A person's accept or override of a filed inspection; the first one stands.
 
-        judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part may become a golden
-        sample; `learned` says what came of it.
-        Raises UnknownRecordError, InputError, DuplicateError (saying who decided and when; `disposition` has it).
+        judged: what the part is; required only for REVIEW. as_reference: the photo of this good part may become a golden
+        sample; `stores.adoptions` holds the outcome.
+        Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
         """
         with self._enrolling if as_reference else nullcontext():
-            return self._inspector.dispose(inspection_id, decision, by, reason, judged, as_reference)
-
-    @property
-    def blind_share(self) -> float:
-        """Share of all inspections that is drawn for a blind check."""
-        return self._inspector.settings.blind_share
+            return dispose(self._inspector, inspection_id, decision, by, reason, judged, as_reference)
 
     def judge_blind(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
-        """What a person sees who was not told the verdict. The first answer stands.
+        """The judgement of a person who was not shown the verdict; the first answer stands.
 
         Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
         """
         with self._enrolling if as_reference else nullcontext():
-            return self._inspector.judge_blind(inspection_id, judged, by, note, as_reference)
-
-    def learned(self, inspection_id: str) -> Adoption | None:
-        """What became of a person's consent that the photo becomes a golden sample; None without one."""
-        return self.stores.adoptions.get(inspection_id)
-
-    def rates(self, product: str | None = None, since: str | None = None) -> Rates:
-        """How often system and people disagree, from blind checks. Raises InputError where `since` is no time."""
-        return rates(self.stores, product, since)
-
-    def disposition(self, inspection_id: str) -> Disposition | None:
-        return self.stores.dispositions.get(inspection_id)
+            return judge_blind(self.workspace, inspection_id, judged, by, note, as_reference)
 
     def ask(self, inspection_id: str, question: str) -> str:
-        """A question about a filed report, answered with what is true of it. Raises UnknownRecordError."""
+        """The answer to a question about a filed report. Raises UnknownRecordError, InputError."""
         self.stores.inspections.get(inspection_id)
         _check_question(question)
-        return self._queue.ask(lambda: self._inspector.answer_about(inspection_id, question))
+        return self._queue.run_exclusive(lambda: self._inspector.answer_about(inspection_id, question))
 
     def chat(self, text: str) -> str:
-        """An answer to a text that names no part and is about no report."""
+        """The answer to a text that names no part and is about no report."""
         _check_question(text)
-        return self._queue.ask(lambda: self._inspector.answer(text))
+        return self._queue.run_exclusive(lambda: self._inspector.answer(text))
 
-    def between(self, work: Callable[[], T]) -> T:
-        """Run short work that needs the network, between two inspections. Raises what it raises, BusyError."""
-        return self._queue.ask(work)
+    def run_exclusive(self, work: Callable[[], T]) -> T:
+        """Run short work between two inspections. Raises what it raises, or BusyError."""
+        return self._queue.run_exclusive(work)
 
     # -- golden samples and products
 
@@ -458,7 +395,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         part_group: str | None = None,
         station: str | None = None,
     ) -> EnrollResult:
-        """Photos of good parts into the bank; what cannot be is refused in the result with the reason."""
+        """Enrol photos of good parts; the result lists refused ones with the reason."""
         with self._enrolling:
             return enroll(
                 self.workspace, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
@@ -470,10 +407,6 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         product = None if product is None else check_product_name(product)
         return self.workspace.bank.list(product, None if status is None else (status,))
 
-    def golden(self, golden_id: str) -> Golden:
-        """Raises UnknownRecordError."""
-        return self.workspace.bank.get(golden_id)
-
     def set_golden_status(self, golden_id: str, status: GoldenStatus, by: str, note: str = "") -> Golden:
         """Flag, retire or reactivate a golden. Raises UnknownRecordError."""
         return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}")
@@ -482,7 +415,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return sorted({p.name for p in self.stores.products.list()} | set(self.workspace.bank.products()))
 
     def only_product(self) -> str | None:
-        """The product that has golden samples, where it is one alone."""
+        """The only product with golden samples; None if there are several or none."""
         able = [p for p in self.products() if self.workspace.bank.count(p, IN_USE)]
         return able[0] if len(able) == 1 else None
 
@@ -501,13 +434,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return asdict(found) | {"goldens": counts, "calibration": calibration}
 
     def set_spec(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-        """Set what is acceptable (as `refdiff product set`). Raises SpecError, InputError."""
+        """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
         parsed = parse_spec(spec)
         self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
         return self.product(name)
 
     def calibrate(self, name: str, alpha: float | None = None) -> dict[str, Any]:
-        """Measure how good samples score. Raises UnknownProductError, InputError."""
+        """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
         name = check_product_name(name)
         if not self.workspace.bank.count(name):
             raise UnknownProductError(f"product {name!r} has no golden samples; enrol some first")
@@ -518,34 +451,34 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     # -- inside
 
     def _recover(self) -> None:
-        """Go on with what was accepted before a kill, and with what the command line left unfinished."""
+        """Recover jobs interrupted by a crash, and unfinished inspections of the command line."""
         for inspection_id in self._inspector.pending():
             request = self._inspector.request_of(inspection_id)
             if request is not None:
-                self._jobs.adopt(inspection_id, asdict(request))
-        self._jobs.count_deaths()
+                self.jobs.adopt(inspection_id, asdict(request))
+        self.jobs.count_deaths()
         ahead = 0
-        for job in self._jobs.list(limit=-1):
+        for job in self.jobs.list(limit=-1):
             if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
                 message = f"given up: it ended together with the process {job.deaths} times; see the log"
-                self._jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
+                self.jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
-            log.info("inspection %s was accepted before the last stop and goes on", job.inspection_id)
+            log.info("inspection %s was accepted before the last stop and is resumed", job.inspection_id)
             self._queue.enqueue(job, ahead)
             ahead += 1
 
     def _inspect(self, job: Job) -> str:
-        """Run by the worker, perhaps again after a kill: what is filed already is not inspected again."""
+        """Run by the queue, perhaps again after a crash: a filed inspection is not repeated."""
         if not self._filed(job.inspection_id):
             return self._inspector.run(InspectionRequest(**job.request)).verdict.value
         return self.report(job.inspection_id).verdict.value
 
-    def _learn(self) -> None:
-        """Enrol what people gave consent for while this desk had the bank, at the command line say."""
+    def _adopt(self) -> None:
+        """Enrol photos with consent given elsewhere, e.g. at the command line while this process had the bank."""
         if not self.stores.adoptions.consented() or not self._enrolling.acquire(blocking=False):
-            return  # whoever enrols or calibrates may take minutes; inspections do not wait for that
+            return  # enrolment or calibration may take minutes; inspections do not wait for it
         try:
-            self._inspector.learn()
+            adopt_all(self.workspace)
         finally:
             self._enrolling.release()
 
@@ -557,8 +490,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return True
 
     def _check_room(self) -> None:
-        """Before a photo is stored for nothing."""
-        waiting = self._jobs.count_open()
+        """Raises BusyError before a photo is stored in vain."""
+        waiting = self.jobs.count_open()
         if waiting >= self.settings.queue_limit:
             raise BusyError(
                 f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)",

@@ -25,8 +25,8 @@ ORDER = {
     "golden_samples inspection workspace feature_cache vision settings",
     "memory": "audit_export stores audit_store journals records schema database audit_chain image_store golden_bank "
     "locks settings timestamps",
-    "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers queue "
-    "report events prompts request settings state",
+    "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
+    "queue report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals settings",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]

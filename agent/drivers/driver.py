@@ -1,34 +1,31 @@
-"""The chat models that may drive a run: an endpoint, the embedded RefDiff model, and the scripted policy that never fails.
+"""What drives a run: an endpoint, the embedded RefDiff model, the script that needs no model, or a recording's teacher.
 
-All take the same messages and answer with tool calls. Pictures are kept in messages as `image_ref` blocks (sha256).
-The endpoint has a file of its own.
+All take the same messages and answer with the next tool call. Pictures are `image_ref` blocks (sha256) in messages.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.defect_types import NO_DEFECT, READING_TYPES, UNKNOWN
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
 
 class Driver(Protocol):
-    """Who drives a run. weights: sha256 of what it runs on, as far as that is known here. Failures are LLMErrors."""
+    """Chat model that drives a run; its failures are LLMErrors. The script has `next_call` alone."""
 
     via: Literal["endpoint", "embedded"]
     model: str
     url: str | None
-    weights: dict[str, str]
+    weights: dict[str, str]  # sha256 of its weight files, where known
 
     def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
         """The model's next message. It may hold no (or malformed) tool calls: the graph decides what then."""
@@ -40,12 +37,12 @@ class Driver(Protocol):
         """A short answer in prose to a text without an inspection."""
 
     def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
-        """The one of the options that answers the text, and its probability where the model is ours and tells it."""
+        """The option that answers the text, and its probability if the model is ours and reports it."""
 
 
-# Our own model's confidence is the probability of its yes or no. At even odds it would contradict the score of every fifth
-# good part, and answer every third question that a report says nothing of; what another model says of its confidence is no
-# probability, and is taken at its word.
+# The confidence of our own model is the probability of its yes or no. At even odds it would contradict the score of every
+# fifth good part, and answer every third question about something that a report does not hold. What another model states as
+# its confidence is no probability, and is taken at its word.
 MIN_CONFIDENCE = 0.9
 
 
@@ -68,8 +65,22 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
     )
 
 
+def calls_by_id(messages: Sequence[BaseMessage]) -> dict[str | None, ToolCall]:
+    """All tool calls so far, by their id."""
+    return {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
+
+
+def tool_results(messages: Sequence[BaseMessage]) -> dict[str, list[dict[str, Any]]]:
+    """What each tool answered so far, oldest first; failed calls are left out."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for message in messages:
+        if isinstance(message, ToolMessage) and message.status != "error":
+            results.setdefault(str(message.name), []).append(json.loads(message.text))
+    return results
+
+
 def failures(messages: Sequence[BaseMessage], name: str, arguments: Mapping[str, Any], prefix: str = "") -> int:
     """How often this very call failed so far, of calls whose ids begin with `prefix`."""
-    calls = {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
+    calls = calls_by_id(messages)
     failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
     return sum(c["name"] == name and c["args"] == arguments for c in failed if c and str(c["id"]).startswith(prefix))

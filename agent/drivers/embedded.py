@@ -7,15 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolCall, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent.drivers.allowed_calls import allowed_calls
+from refdiff.agent.drivers.driver import T, reading_of
 from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.errors import LLMError
@@ -24,59 +21,17 @@ from refdiff.model.language.build import built_sha256
 
 if TYPE_CHECKING:
     from refdiff.model.language.engine import Engine
-from refdiff.agent.drivers.driver import T, reading_of
-
-
-class EmbeddedChat(BaseChatModel):
-    """The embedded RefDiff model as LangChain knows chat models. pictures: sha256 -> (H, W, 3) uint8 RGB.
-
-    With tools bound, the answer is one tool call that can succeed now; without, prose.
-    """
-
-    engine: Any
-    pictures: Any
-
-    @property
-    def _llm_type(self) -> str:
-        return "refdiff-embedded"
-
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
-        return self.bind(tools=[convert_to_openai_tool(t, strict=True) for t in tools], **kwargs)
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        plain, tools = plain_messages(messages), kwargs.get("tools")
-        if tools:
-            call = self.engine.call(plain, tools, self.pictures, allowed_calls(messages, tools))
-            for claim in call["arguments"].get("findings", ()):
-                if claim["probable_cause"] not in CAUSES.get(claim["type"], ()):
-                    claim["probable_cause"] = None  # one of another type of defect
-            made: ToolCall = {
-                "name": call["name"],
-                "args": call["arguments"],
-                "id": f"call-{len(messages)}",
-                "type": "tool_call",
-            }
-            message = AIMessage(content="", tool_calls=[made])
-        else:
-            message = AIMessage(content=self.engine.answer(plain))
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 class EmbeddedDriver:
-    """The RefDiff model in this process. It is loaded at the first question; whatever goes wrong becomes an LLMError."""
+    """The RefDiff model in this process, loaded at the first question. Every failure becomes an LLMError."""
 
     via: Literal["endpoint", "embedded"] = "embedded"
     model = "refdiff"
     url: str | None = None
 
     def __init__(self, folder: Path, pictures: Callable[[str], RgbImage], threads: int | None = None) -> None:
-        """folder: of `refdiff model build`. pictures: sha256 -> picture."""
+        """folder: of `refdiff model build`. pictures: sha256 -> (H, W, 3) uint8 RGB."""
         self._folder, self._pictures, self._threads = folder, pictures, threads
         self.weights = {"language": built_sha256(folder)}
 
@@ -85,8 +40,20 @@ class EmbeddedDriver:
         return shared_engine(self._folder, self._threads)
 
     def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
-        """One valid tool call."""
-        return self._safely(lambda: self._chat().bind_tools(list(tools)).invoke(list(messages)))
+        """One valid tool call, which can succeed now."""
+        return self._safely(lambda: self._next_call(messages, tools))
+
+    def _next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
+        described = [convert_to_openai_tool(t, strict=True) for t in tools]
+        call = self.engine.call(plain_messages(messages), described, self._pictures, allowed_calls(messages, described))
+        for claim in call["arguments"].get("findings", ()):
+            if claim["probable_cause"] not in CAUSES.get(claim["type"], ()):
+                claim["probable_cause"] = None  # one of another type of defect
+        call_id = f"call-{len(messages)}"
+        return AIMessage(
+            content="",
+            tool_calls=[{"name": call["name"], "args": call["arguments"], "id": call_id, "type": "tool_call"}],
+        )
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The reading of a pair (sha256 each); the prompt is the model's own, whatever is given here."""
@@ -95,14 +62,10 @@ class EmbeddedDriver:
         )
 
     def answer(self, prompt: str, text: str) -> str:
-        return self._safely(lambda: self._chat().invoke([("system", prompt), ("human", text)]).text[:2000])
+        return self._safely(lambda: self.engine.answer(_asked(prompt, text))[:2000])
 
     def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
-        asked = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
-        return self._safely(lambda: self.engine.choose(asked, options))
-
-    def _chat(self) -> EmbeddedChat:
-        return EmbeddedChat(engine=self.engine, pictures=self._pictures)
+        return self._safely(lambda: self.engine.choose(_asked(prompt, text), options))
 
     @staticmethod
     def _safely(call: Callable[[], T]) -> T:
@@ -110,8 +73,12 @@ class EmbeddedDriver:
             return call()
         except LLMError:
             raise
-        except Exception as e:  # a damaged folder or a strange conversation may fail anywhere; the line goes on
+        except Exception as e:  # a damaged folder or a strange conversation may fail anywhere; the inspection continues
             raise LLMError(f"the embedded model failed ({type(e).__name__})") from e
+
+
+def _asked(prompt: str, text: str) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
 
 
 @lru_cache(maxsize=1)

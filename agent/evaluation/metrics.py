@@ -15,16 +15,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap, rankdata
+from scipy.stats import bootstrap, rankdata
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from refdiff.agent.report.schema import Verdict
+from refdiff.agent.verdict.rates import LEVEL
 from refdiff.model.boards.deeppcb import LabelledBox
 from refdiff.model.defect_types import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high
 
-LEVEL = 0.95
 RESAMPLES = 2000
 AUPRO_FPR = 0.3
 DETECTION_IOU = 0.33
@@ -103,57 +102,6 @@ def paired_auroc_difference(
 
     difference = float(roc_auc_score(truth, a) - roc_auc_score(truth, b))
     return PairedDifference(difference, _bootstrap(truth, statistic, seed, level, resamples))
-
-
-def wilson(successes: int, n: int, level: float = LEVEL) -> Interval | None:
-    """Wilson score interval of a rate; None for n = 0."""
-    if n == 0:
-        return None
-    interval = binomtest(successes, n).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-@dataclass(frozen=True)
-class VerdictRates:
-    """Rates of the verdicts, with the counts they come from; a rate over nothing is None.
-
-    f1 counts everything but PASS as "defective"; it is None without defective images.
-    """
-
-    n_good: int
-    n_bad: int
-    good_failed: int
-    bad_passed: int
-    reviews: int
-    false_reject_rate: float | None
-    escape_rate: float | None
-    review_rate: float | None
-    f1: float | None
-
-
-def verdict_rates(labels: ArrayLike, verdicts: Sequence[Verdict]) -> VerdictRates:
-    """false_reject = good with FAIL / good; escape = bad with PASS / bad; review = REVIEW / all."""
-    truth = np.asarray(labels, dtype=int)
-    if truth.shape != (len(verdicts),):
-        raise ValueError(f"{truth.size} labels but {len(verdicts)} verdicts; give one verdict for every image")
-    passed = np.array([v == Verdict.PASS for v in verdicts], dtype=bool)
-    failed = np.array([v == Verdict.FAIL for v in verdicts], dtype=bool)
-    bad = truth == 1
-    n_bad, n_good = int(bad.sum()), int((~bad).sum())
-    good_failed, bad_passed = int((failed & ~bad).sum()), int((passed & bad).sum())
-    reviews = int((~passed & ~failed).sum())
-    caught, alarms = int((~passed & bad).sum()), int((~passed).sum())
-    return VerdictRates(
-        n_good=n_good,
-        n_bad=n_bad,
-        good_failed=good_failed,
-        bad_passed=bad_passed,
-        reviews=reviews,
-        false_reject_rate=good_failed / n_good if n_good else None,
-        escape_rate=bad_passed / n_bad if n_bad else None,
-        review_rate=reviews / truth.size if truth.size else None,
-        f1=2 * caught / (alarms + n_bad) if n_bad else None,
-    )
 
 
 # ---- pixel level ----

@@ -22,10 +22,9 @@ from refdiff.agent.evaluation.metrics import (
     auroc_interval,
     f1_oracle,
     image_auroc,
-    verdict_rates,
-    wilson,
 )
 from refdiff.agent.report.schema import Alpha, Verdict
+from refdiff.agent.verdict.rates import verdict_rates
 
 
 class _Model(BaseModel):
@@ -134,7 +133,7 @@ def build_results(
     """All metrics of one run. pixels: None where the layout has no masks; seed: of the bootstrap."""
     labels = [result.label for result in per_image]
     scores = [result.score for result in per_image]
-    rates = verdict_rates(labels, [result.verdict for result in per_image])
+    rates = verdict_rates([label == 1 for label in labels], [result.verdict for result in per_image])
     times = [result.ms for result in per_image]
     return EvaluationResults(
         n_good=rates.n_good,
@@ -142,9 +141,9 @@ def build_results(
         image_auroc=image_auroc(labels, scores),
         pixel_auroc=pixels.auroc() if pixels else None,
         aupro=pixels.aupro() if pixels else None,
-        false_reject_rate=rates.false_reject_rate,
-        escape_rate=rates.escape_rate,
-        review_rate=rates.review_rate,
+        false_reject_rate=rates.false_reject.value,
+        escape_rate=rates.escape.value,
+        review_rate=rates.review.value,
         f1=rates.f1,
         f1_oracle=f1_oracle(labels, scores),
         alpha=alpha,
@@ -165,9 +164,9 @@ def build_results(
         created_at=datetime.now(UTC),
         intervals={
             "image_auroc": auroc_interval(labels, scores, seed=seed),
-            "false_reject_rate": wilson(rates.good_failed, rates.n_good),
-            "escape_rate": wilson(rates.bad_passed, rates.n_bad),
-            "review_rate": wilson(rates.reviews, len(labels)),
+            "false_reject_rate": rates.false_reject.interval,
+            "escape_rate": rates.escape.interval,
+            "review_rate": rates.review.interval,
         },
         detection=DetectionResult(**vars(detection)) if detection else None,
         notes=[*data.notes, *notes],

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from sklearn.metrics import cohen_kappa_score
 
-from refdiff.agent.evaluation.metrics import wilson
+from refdiff.agent.verdict.rates import Proportion, verdict_rates
 from refdiff.memory.records.blind_checks import Answered
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
@@ -28,30 +29,27 @@ class _Model(BaseModel):
 
 
 class Rate(_Model):
-    """events of n, with the 95 % interval (Wilson; bootstrap for kappa). value is None where n is 0 or it is undefined.
+    """A rate with its 95 % interval (Wilson; bootstrap for kappa)."""
 
-    interval: None where n is 0; for kappa also where too few parts are bad, or disagreed about, to give one.
-    enough: n is at least 30 and there is an interval.
-    """
-
-    value: float | None
-    interval: tuple[float, float] | None
+    value: float | None = Field(description="None where n is 0 or the rate is undefined.")
+    interval: tuple[float, float] | None = Field(
+        description="None where n is 0; for kappa also where too few parts are bad, or disagreed about, to give one."
+    )
     events: int | None
     n: int
-    enough: bool
+    enough: bool = Field(description=f"n is at least {FEW} and there is an interval.")
 
 
 class PeriodRates(_Model):
-    """false_reject: good parts with FAIL; escape: bad parts with PASS; review: REVIEW of all; kappa: Cohen's, between
-    good/bad of people and PASS/FAIL of the system, REVIEW left out."""
-
     period: str
     n_good: int
     n_bad: int
-    false_reject: Rate
-    escape: Rate
-    review: Rate
-    kappa: Rate
+    false_reject: Rate = Field(description="Good parts with FAIL.")
+    escape: Rate = Field(description="Bad parts with PASS.")
+    review: Rate = Field(description="REVIEW of all parts.")
+    kappa: Rate = Field(
+        description="Cohen's, between good/bad of people and PASS/FAIL of the system; REVIEW is left out."
+    )
 
 
 class Rates(_Model):
@@ -93,35 +91,31 @@ def rates(stores: Stores, product: str | None = None, since: str | None = None, 
 
 
 def _period(name: str, answers: Sequence[Answered], seed: int) -> PeriodRates:
-    good = [a.verdict for a in answers if a.judged == "good"]
-    bad = [a.verdict for a in answers if a.judged == "bad"]
+    found = verdict_rates([a.judged == "bad" for a in answers], [a.verdict for a in answers])
     return PeriodRates(
         period=name,
-        n_good=len(good),
-        n_bad=len(bad),
-        false_reject=_rate(good.count("FAIL"), len(good)),
-        escape=_rate(bad.count("PASS"), len(bad)),
-        review=_rate([a.verdict for a in answers].count("REVIEW"), len(answers)),
+        n_good=found.n_good,
+        n_bad=found.n_bad,
+        false_reject=_rate(found.false_reject),
+        escape=_rate(found.escape),
+        review=_rate(found.review),
         kappa=_kappa(answers, seed),
     )
 
 
-def _rate(events: int, n: int) -> Rate:
-    interval = wilson(events, n)
-    pair = None if interval is None else (interval[0], interval[1])
-    return Rate(value=events / n if n else None, interval=pair, events=events, n=n, enough=n >= FEW)
+def _rate(p: Proportion) -> Rate:
+    return Rate(value=p.value, interval=p.interval, events=p.events, n=p.n, enough=p.n >= FEW)
 
 
 def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     """Cohen, "A coefficient of agreement for nominal scales", 1960; percentile bootstrap over parts."""
     decided = [a for a in answers if a.verdict != "REVIEW"]
+    people, system = [a.judged == "bad" for a in decided], [a.verdict == "FAIL" for a in decided]
     n = len(decided)
-    table = np.zeros(4)  # people good/bad x system PASS/FAIL
-    for a in decided:
-        table[2 * (a.judged == "bad") + (a.verdict == "FAIL")] += 1
-    value = float(_agreement(table))
-    if np.isnan(value):  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
+    if len({*people, *system}) < 2:  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
         return Rate(value=None, interval=None, events=None, n=n, enough=n >= FEW)
+    value = float(cohen_kappa_score(people, system))
+    table = np.bincount(2 * np.array(people) + np.array(system), minlength=4)  # people good/bad x system PASS/FAIL
     drawn = _agreement(np.random.default_rng(seed).multinomial(n, table / n, size=_RESAMPLES).astype(float))
     undefined = np.isnan(drawn)
     low, high = np.quantile(drawn[~undefined], [_TAIL, 1 - _TAIL])

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from refdiff.agent.language.intent import understand
 from refdiff.agent.queue import Progress
 from refdiff.agent.service import Inspection, InspectionService, Upload
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.errors import (
@@ -31,10 +32,8 @@ from refdiff.server.chat.summary import Told, tell
 log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 45.0  # platforms drop a status after a minute or two
-LONGEST_WAIT_S, MAX_TRIES = (
-    3600.0,
-    16,
-)  # retries of an answer that cannot be posted: waits double, about ten hours in all
+# retries of an answer that cannot be posted: waits double, about ten hours in all
+LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16
 _THREADS = 8
 _MAX_TEXT = 4000
 HOW_TO_SEND = (
@@ -125,7 +124,7 @@ class ChatBot:
     def told(self, inspection_id: str) -> Told:
         """The summary of a filed report. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
-        return tell(report, self.service.disposition(inspection_id), self._public_url)
+        return tell(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
 
     def may_decide(self, user: str) -> bool:
         return may_decide(self._deciders, user)
@@ -188,7 +187,7 @@ class ChatBot:
             log.exception("gave up on %s message %s after %d tries", self._platform.name, request.key, tries)
             self._answered(request)
             return
-        wait_s = min(LONGEST_WAIT_S, STATUS_EVERY_S * 2 ** (tries - 1))
+        wait_s = Backoff(STATUS_EVERY_S, LONGEST_WAIT_S).wait_s(tries)
         self._failed[request.key] = (tries, time.monotonic() + wait_s)
         log.exception(
             "%s message %s could not be answered; retrying in %.0f s", self._platform.name, request.key, wait_s

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,16 +187,13 @@ def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
 
 def _inspect_all(workspace: Workspace, agent: AgentSettings, parts: dict[str, Cell], out: Path) -> list[InspectedCell]:
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.language.intent import part_id_in
     from refdiff.agent.request import InspectionRequest
 
-    asked = part_id_in(REQUEST)
     done = []
     with output.watching("inspecting") as show, Inspector(workspace, agent, on_event=show) as inspector:
         for part_id, cell in parts.items():
-            text = REQUEST if part_id == asked else f"inspect part #{part_id}"
             began = time.perf_counter()
-            report = inspector.run(InspectionRequest(text=text, part_id=part_id, requested_by="refdiff demo"))
+            report = inspector.run(replace(InspectionRequest.of_part(part_id), requested_by="refdiff demo"))
             seconds = time.perf_counter() - began
             page = out / "reports" / f"part-{part_id}.html"
             shutil.copyfile(report.artefacts.html, page)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
 from refdiff.server.cli import output
@@ -29,7 +29,6 @@ from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
     from refdiff.agent.report.schema import DefectReport
-    from refdiff.memory.stores import Stores
 
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 
@@ -37,6 +36,19 @@ PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id, with
 Photo = Annotated[Path | None, typer.Option("--image", metavar="IMAGE", help="Capture this photo first.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `inspect` and `ask` have in common; None: not given."""
+
+    image: Path | None
+    product: str | None
+    scale_mm_per_px: float | None
+    references: int | None
+    alpha: float | None
+    html: Path | None
+    out: Path | None
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +71,11 @@ def capture(
     _json: Json = False,
 ) -> None:
     """Record the photo of one part. A part photographed again keeps both photos; the newest is inspected."""
+    from refdiff.tools.golden_samples.captures import record_capture
+
     with open_stores() as stores:
         known = [p.name for p in stores.products.list()]
-        taken = _record(stores, part, product, image, scale_mm_per_px)
+        taken = record_capture(stores, part, product, image, scale_mm_per_px=scale_mm_per_px, settings=settings().model)
     if taken.product not in known:
         have = f" (products so far: {', '.join(known)})" if known else ""
         output.note(f"product {taken.product!r} is new{have}; it needs good samples: refdiff enroll --product ...")
@@ -83,9 +97,19 @@ def inspect(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW.
     """
-    part_id = normalise_part_id(part)
-    text = f"inspect part #{part_id} against the nearest good sample"
-    _inspect(text, part_id, image, product, scale_mm_per_px, references, alpha, html, out)
+    _inspect(
+        "",
+        part,
+        Options(
+            image=image,
+            product=product,
+            scale_mm_per_px=scale_mm_per_px,
+            references=references,
+            alpha=alpha,
+            html=html,
+            out=out,
+        ),
+    )
 
 
 def ask(
@@ -117,16 +141,24 @@ def ask(
     text = clean(text).strip()
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
+    options = Options(
+        image=image,
+        product=product,
+        scale_mm_per_px=scale_mm_per_px,
+        references=references,
+        alpha=alpha,
+        html=html,
+        out=out,
+    )
     if about is not None:
-        given = {"--image": image, "--part": part, "--product": product, "--scale-mm-per-px": scale_mm_per_px,
-                 "--references": references, "--alpha": alpha, "--html": html, "--out": out}  # fmt: skip
-        if extra := [name for name, value in given.items() if value is not None]:
+        given = {"part": part, **vars(options)}
+        if extra := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"the report is filed; leave {', '.join(extra)} out.", param_hint="--about")
         _answer_about(about, text)
         return
     named = part or part_id_in(text)
     if named is not None:
-        _inspect(text, normalise_part_id(named), image, product, scale_mm_per_px, references, alpha, html, out)
+        _inspect(text, named, options)
         return
     if image is not None:
         raise InputError("the photo needs a part: name it in the text (part #4412) or with --part")
@@ -149,56 +181,34 @@ def _answer_about(inspection_id: str, text: str) -> None:
     emit({"answer": reply, "inspection_id": inspection_id, "verdict": None}, output.printable(reply))
 
 
-def _inspect(
-    text: str,
-    part_id: str,
-    image: Path | None,
-    product: str | None,
-    scale: float | None,
-    references: int | None,
-    alpha: float | None,
-    html: Path | None,
-    out: Path | None,
-) -> None:
-    if image is None and scale is not None:
+def _inspect(text: str, part: str, options: Options) -> None:
+    if options.image is None and options.scale_mm_per_px is not None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
-    _check_targets(html, out)  # a mistyped folder must not cost an inspection
-    with open_stores() as stores:
-        if image is not None:
-            taken = _record(stores, part_id, product or _product_of(stores, part_id), image, scale)
-        else:
-            taken = stores.captures.latest(part_id, product)
+    _check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.request import InspectionRequest
+    from refdiff.agent.request import prepare, product_of
 
-    user = settings().server.user
-    request = InspectionRequest(text=text, part_id=part_id, product=taken.product, requested_by=user)
-    with (
-        open_workspace(references=references, alpha=alpha) as workspace,
-        output.watching(f"part {part_id}") as show,
-        Inspector(workspace, settings().agent, on_event=show) as inspector,
-    ):
-        report = inspector.run(request)
-    copies = copy_artefacts(report, html, out)
+    part_id, product = normalise_part_id(part), options.product
+    with open_workspace(references=options.references, alpha=options.alpha) as workspace:
+        if options.image is not None and product is None:
+            try:
+                product = product_of(workspace.stores, part_id)
+            except InputError as e:
+                raise typer.BadParameter(f"{e}.", param_hint="--product") from e
+        request = prepare(
+            workspace, part_id, text, requested_by=settings().server.user, product=product, photo=options.image,
+            scale_mm_per_px=options.scale_mm_per_px,
+        )  # fmt: skip
+        with (
+            output.watching(f"part {part_id}") as show,
+            Inspector(workspace, settings().agent, on_event=show) as inspector,
+        ):
+            report = inspector.run(request)
+    copies = copy_artefacts(report, options.html, options.out)
     lines = [f"copied to     {shown_path(p)}" for p in copies]
     files = output.files_view(report)
     emit(report.model_dump(mode="json"), output.report_view(report), files, *lines)
     raise typer.Exit(VERDICT_CODES[report.verdict])
-
-
-def _record(stores: Stores, part: str, product: str, image: Path, scale: float | None) -> Capture:
-    from refdiff.tools.golden_samples.captures import record_capture
-
-    return record_capture(stores, part, product, image, scale_mm_per_px=scale, settings=settings().model)
-
-
-def _product_of(stores: Stores, part_id: str) -> str:
-    """The product of a part that was captured before. Raises BadParameter where that does not say it."""
-    products = sorted({c.product for c in stores.captures.history(part_id)})
-    if len(products) == 1:
-        return products[0]
-    why = f"part {part_id} is in {', '.join(products)}" if products else f"part {part_id} is new"
-    raise typer.BadParameter(f"needed with --image: {why}.", param_hint="--product")
 
 
 # ---- copies of the artefacts ----

@@ -20,7 +20,7 @@ from rich.text import Text
 from refdiff.server.cli.invocation import current
 
 if TYPE_CHECKING:
-    from refdiff.agent.inspector import AgentEvent
+    from refdiff.agent.events import AgentEvent
     from refdiff.agent.report.schema import DefectReport, Finding
     from refdiff.model.progress import Progress as WorkProgress
 

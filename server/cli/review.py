@@ -88,10 +88,11 @@ def review(
             return
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is reported before the model loads
     from refdiff.agent.inspector import Inspector
+    from refdiff.agent.people.reviews import dispose
 
     who = clean(by or settings().server.user)
     with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
-        made = inspector.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference)
+        made = dispose(inspector, inspection_id, decision, who, clean(reason or ""), judged, as_reference)
         adoption = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing can be learned from this decision without --good or --bad; add one next time")
@@ -115,11 +116,11 @@ def _blind(
         inspection_id = clean(inspection_id)
         if judged is None:
             raise typer.BadParameter("say what the part is.", param_hint="--good/--bad")
-    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.people.reviews import judge_blind
 
     who = clean(by or settings().server.user)
-    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
-        made = inspector.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference)
+    with open_workspace() as workspace:
+        made = judge_blind(workspace, inspection_id, judged, who, clean(note or ""), as_reference)
         adoption = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
     emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))

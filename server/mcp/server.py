@@ -176,7 +176,9 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
 
         def listed() -> Rows:
             found = service.stores.inspections.list(product, verdict, part_id, limit)
-            return Rows(inspections=[Row.of(r, service.disposition(r.inspection_id) is not None) for r in found])
+            return Rows(
+                inspections=[Row.of(r, service.stores.dispositions.get(r.inspection_id) is not None) for r in found]
+            )
 
         return _answer(await _off_loop(listed))
 

@@ -65,7 +65,7 @@ class ToolSessions:
             if len(session.evidence) >= _MAX_STEPS:
                 raise InputError(f"bench {bench_id} has {_MAX_STEPS} steps; open another one")
             runtime = SimpleNamespace(context=session, state={"evidence": session.evidence})
-            text, artifact = self._service.between(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
+            text, artifact = self._service.run_exclusive(lambda: known.func(**arguments, runtime=runtime))  # type: ignore[attr-defined]
             (record,) = evidence_of([artifact["evidence"] | {"id": f"e{len(session.evidence) + 1}"}])
             session.evidence.append(record)
         return json.loads(text), record

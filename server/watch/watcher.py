@@ -7,6 +7,7 @@ are claimed as workers are free: the folder itself is the queue, so memory does 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -18,20 +19,21 @@ from typing import Any, Literal
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import InspectionRequest, Judge, new_inspection_id
+from refdiff.agent.request import Judge, new_inspection_id, prepare
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
-from refdiff.tools.golden_samples.captures import record_capture
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MAX_STARTS = 5  # a photo that crashes the process this often is refused
-_RETRIES_S = (0.5, 2.0, 8.0)  # waits before retries when the disk or a service fails, in s
+BACKOFF = Backoff(first_s=0.5, longest_s=8.0, factor=4.0)  # before retries when the disk or a service fails
+MAX_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -235,12 +237,13 @@ class FolderWatcher:
 
     def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         """Inspect a photo and end it in the journal, or return that it must be withdrawn. Raises UnavailableError."""
-        for wait_s in (*_RETRIES_S, None):
+        for tries in itertools.count(1):
             try:
                 return self._inspect(photo, again)
             except UnavailableError as e:
-                if wait_s is None or self._stop.is_set():
+                if tries == MAX_TRIES or self._stop.is_set():
                     raise
+                wait_s = BACKOFF.wait_s(tries)
                 self._note(f"{photo.identity.name}: {e}; retrying in {wait_s:g} s")
                 self._stop.wait(wait_s)
                 again = True
@@ -254,13 +257,15 @@ class FolderWatcher:
                 if not self._folder.is_there(photo.identity):
                     return _Withdrawn(young=False)
                 try:
-                    capture = record_capture(
-                        self._inspector.workspace.stores,
+                    request = prepare(
+                        self._inspector.workspace,
                         photo.part_id,
-                        photo.product,
-                        self._folder.path(photo.identity),
+                        product=photo.product,
+                        photo=self._folder.path(photo.identity),
                         scale_mm_per_px=self._options.scale_mm_per_px,
-                        settings=self._inspector.workspace.model_settings,
+                        judge=self._options.judge,
+                        requested_by=self._options.requested_by,
+                        inspection_id=photo.inspection_id,
                     )
                 except ImageError:
                     if not self._folder.is_there(photo.identity) or self._folder.may_still_grow(photo.identity):
@@ -268,17 +273,7 @@ class FolderWatcher:
                     raise
                 if not self._folder.is_there(photo.identity):  # overwritten while it was read: another photo
                     return _Withdrawn(young=False)
-                report = self._inspector.run(
-                    InspectionRequest(
-                        text=f"inspect part #{photo.part_id} against the nearest good sample",
-                        part_id=photo.part_id,
-                        product=photo.product,
-                        capture_id=capture.capture_id,
-                        judge=self._options.judge,
-                        requested_by=self._options.requested_by,
-                        inspection_id=photo.inspection_id,
-                    )
-                )
+                report = self._inspector.run(request)
         except UnavailableError:
             raise
         except InputError as e:

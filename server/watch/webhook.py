@@ -20,13 +20,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import Message, WatchJournal
 from refdiff.model.errors import InputError, StorageError
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+BACKOFF = Backoff(first_s=0.5, longest_s=60.0)
 _IDLE_S = 5.0
 # "gone", and errors of this message itself; anything else may pass once the receiver is fixed or has the right key
 _FINAL = (400, 410, 413, 422)
@@ -144,8 +145,7 @@ class Webhook:
             self._failed(message, f"HTTP {status}")
 
     def _failed(self, message: Message, error: str) -> None:
-        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(message.tries, 16))
-        self._journal.message_failed(message.seq, error, wait_s)
+        self._journal.message_failed(message.seq, error, BACKOFF.wait_s(message.tries + 1))
         if not self._down:
             self._note(f"webhook {self._shown} is unavailable ({error}); messages are kept and sent later")
         self._down = True

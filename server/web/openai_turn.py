@@ -117,12 +117,12 @@ class Turn:
 
         A problem that the user can solve in the conversation (unknown part, missing product) is a reply.
         """
-        if (known := self._service.begun_by(self._origin)) is not None:
+        if (known := self._service.jobs.by_origin(self._origin)) is not None:
             # a retry after a lost connection (or a crash of this server) must not start another inspection
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
             if self._sent.again and (known.open or fresh):
                 return known.inspection_id
-            self._service.forget_origin(self._origin)
+            self._service.jobs.forget_origin(self._origin)
         try:
             return self._begin()
         except ImageError:

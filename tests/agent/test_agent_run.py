@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.people.reviews import dispose
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -350,10 +351,10 @@ def test_review_waits_for_a_person_and_the_first_disposition_wins(home: Path, se
     filed = Path(report.artefacts.html).read_bytes()
     with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == []
-        disposition = inspector.dispose(report.inspection_id, "override", "ann", "dust")
+        disposition = dispose(inspector, report.inspection_id, "override", "ann", "dust")
         assert disposition.by == "ann"
         with pytest.raises(DuplicateError, match="ann"):
-            inspector.dispose(report.inspection_id, "accept", "bob", "no")
+            dispose(inspector, report.inspection_id, "accept", "bob", "no")
         assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
     assert Path(report.artefacts.html).read_bytes() == filed
 
@@ -361,6 +362,9 @@ def test_review_waits_for_a_person_and_the_first_disposition_wins(home: Path, se
 def test_one_inspection_runs_in_one_process_at_a_time(home: Path) -> None:
     request = InspectionRequest(ASK, "4412")
     with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
-        with inspector._claim(request.inspection_id), pytest.raises(UnavailableError, match="another process"):
+        with (
+            inspector.checkpoints.claim(request.inspection_id),
+            pytest.raises(UnavailableError, match="another process"),
+        ):
             Inspector(workspace, AgentSettings()).run(request)
         assert inspector.run(request).verdict == "FAIL"

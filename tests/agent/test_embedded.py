@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import HumanMessage, SystemMessage
 
 from refdiff.agent import prompts
 from refdiff.agent.drivers.driver import reading_of
-from refdiff.agent.drivers.embedded import EmbeddedChat, EmbeddedDriver, shared_engine
+from refdiff.agent.drivers.embedded import EmbeddedDriver
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.facts import facts
 from refdiff.agent.language.questions import language_of
@@ -146,12 +146,12 @@ def test_not_built_yet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest
         assert "refdiff model build" in inspector.no_model
 
 
-def test_langchain_knows_it(model_folder: Path) -> None:
-    chat = EmbeddedChat(engine=shared_engine(model_folder), pictures=lambda _: _picture())
+def test_a_call_and_an_answer_come_from_the_model(model_folder: Path) -> None:
+    driver = EmbeddedDriver(model_folder, lambda _: _picture())
     asked = [SystemMessage(prompts.SYSTEM), HumanMessage(prompts.request_message("check part A77", "A77"))]
-    message = chat.bind_tools(TOOLS).invoke(asked)
+    message = driver.next_call(asked, TOOLS)
     assert [(c["name"], c["args"]) for c in message.tool_calls] == [("find_part", {"part_id": "A77"})]
-    assert chat.invoke([HumanMessage("What is the capital of France?")]).text
+    assert driver.answer(prompts.SYSTEM, "What is the capital of France?")
 
 
 def test_odd_pictures_are_refused(model_folder: Path) -> None:
@@ -184,9 +184,10 @@ class _Listening:
         return {"name": "find_part", "arguments": {"part_id": "4412"}}
 
 
-def test_only_what_can_succeed_may_be_called() -> None:
+def test_only_what_can_succeed_may_be_called(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _Listening()
-    EmbeddedChat(engine=engine, pictures=None).bind_tools(list(TOOLS)).invoke([HumanMessage("inspect part #4412")])
+    monkeypatch.setattr(EmbeddedDriver, "engine", engine)
+    EmbeddedDriver(model_folder, lambda _: _picture()).next_call([HumanMessage("inspect part #4412")], TOOLS)
     assert engine.possible == ["find_part"]
     assert len(engine.told) == len(TOOLS)  # of all: the prompt stays the same
 
@@ -212,15 +213,16 @@ def _picture() -> RgbImage:
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("scratch", True), ("missing_component", False)])
-def test_a_cause_of_another_type_of_defect_is_left_out(kind: str, kept: bool) -> None:
+def test_a_cause_of_another_type_of_defect_is_left_out(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
+) -> None:
     cause = CAUSES["scratch"][0]
 
     class Engine:
         def call(self, *_: Any) -> dict[str, Any]:
             return {"name": "submit_report", "arguments": {"findings": [{"type": kind, "probable_cause": cause}]}}
 
-    message = (
-        EmbeddedChat(engine=Engine(), pictures=None).bind_tools(list(TOOLS)).invoke([HumanMessage("inspect 4412")])
-    )
-    assert isinstance(message, AIMessage)
+    monkeypatch.setattr(EmbeddedDriver, "engine", Engine())
+    driver = EmbeddedDriver(model_folder, lambda _: _picture())
+    message = driver.next_call([HumanMessage("inspect part #4412")], TOOLS)
     assert message.tool_calls[0]["args"]["findings"][0]["probable_cause"] == (cause if kept else None)

@@ -111,45 +111,6 @@ def test_paired_bootstrap_sees_a_difference_that_single_intervals_hide() -> None
     assert paired.interval[1] - paired.interval[0] < (single[1] - single[0]) / 2
 
 
-@pytest.mark.parametrize(
-    ("k", "n", "expected"), [(0, 20, (0.0, 0.1611)), (20, 20, (0.8389, 1.0)), (5, 50, (0.0435, 0.2136))]
-)
-def test_wilson(k: int, n: int, expected: tuple[float, float]) -> None:
-    assert metrics.wilson(k, n) == pytest.approx(expected, abs=2e-4)
-
-
-def test_wilson_of_nothing() -> None:
-    assert metrics.wilson(0, 0) is None
-
-
-@pytest.mark.parametrize(
-    ("labels", "verdicts", "false_reject", "escape", "review", "f1"),
-    [
-        ([0, 0, 0, 0, 1, 1], [P, F, R, P, P, F], 0.25, 0.5, 1 / 6, 2 * 1 / (3 + 2)),
-        ([0, 1], [P, R], 0.0, 0.0, 0.5, 1.0),
-        ([0, 0], [P, F], 0.5, None, 0.0, None),
-        ([1, 1], [F, P], None, 0.5, 0.0, 2 / 3),
-        ([], [], None, None, None, None),
-    ],
-)
-def test_verdict_rates(
-    labels: list[int],
-    verdicts: list[Verdict],
-    false_reject: float | None,
-    escape: float | None,
-    review: float | None,
-    f1: float | None,
-) -> None:
-    rates = metrics.verdict_rates(labels, verdicts)
-    for value, expected in (
-        (rates.false_reject_rate, false_reject),
-        (rates.escape_rate, escape),
-        (rates.review_rate, review),
-        (rates.f1, f1),
-    ):
-        assert value == (None if expected is None else pytest.approx(expected))
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5, -1.0])
 def test_pixel_metrics_agree_with_scikit_learn_and_the_definition_at_any_scale(scale: float) -> None:
     images = maps(1, scale)

@@ -435,7 +435,7 @@ def test_a_run_that_ended_just_before_its_checkpoint_was_removed(
     request = InspectionRequest(ASK, _copy_of(workspace, "4440"))
     with Inspector(workspace, _settings(None)) as inspector:
         with monkeypatch.context() as patch:
-            patch.setattr(inspector._saver, "delete_thread", lambda _: None)
+            patch.setattr(inspector.checkpoints.saver, "delete_thread", lambda _: None)
             report = inspector.run(request)
         assert inspector.pending() == []
         assert inspector.resume(request.inspection_id) == report

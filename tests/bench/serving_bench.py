@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving_load import ASK, group_mb, home_with_parts, metrics, own_mb
+from serving_load import group_mb, home_with_parts, metrics, own_mb
 
 from refdiff.agent.drivers.embedded import shared_engine
 from refdiff.agent.inspector import Inspector
@@ -69,7 +69,7 @@ def run(
 
         def inspect(part: str) -> tuple[float, bool]:
             began = time.perf_counter()
-            report = inspector.run(InspectionRequest(ASK.format(part=part), part))
+            report = inspector.run(InspectionRequest.of_part(part))
             return time.perf_counter() - began, report.judge.via != "fallback"
 
         done = list(pool.map(inspect, parts))
@@ -135,7 +135,7 @@ def main() -> None:
         home_with_parts(Path(home), most) as (workspace, parts),
     ):
         with Inspector(workspace, AgentSettings(llm="off")) as inspector:  # calibrates
-            inspector.run(InspectionRequest(ASK.format(part=parts[-1]), parts[-1]))
+            inspector.run(InspectionRequest.of_part(parts[-1]))
         for way in given.way or ways:
             with ways[way](folder) as (settings, start_s, tokens, memory):
                 run(way, workspace, settings, parts[-1:], 1, start_s, tokens, memory)  # warm

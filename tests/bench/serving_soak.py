@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx2
 from serving_bench import free_port
-from serving_load import ASK, REFUSED, group_mb, home_with_parts, pair_urls, post, reading, shown
+from serving_load import REFUSED, group_mb, home_with_parts, pair_urls, post, reading, shown
 from vllm_parity import Pair, rendered_pairs
 
 from refdiff.agent.inspector import Inspector
@@ -117,7 +117,7 @@ class Soak:
                 return
             part = parts[i % len(parts)]
             try:
-                report = inspector.run(InspectionRequest(ASK.format(part=part), part))
+                report = inspector.run(InspectionRequest.of_part(part))
                 there = filed.get(report.inspection_id).report["verdict"] == report.verdict
                 way = "by script" if report.judge.via == "fallback" else "by the model"
                 self.count(f"inspections {way}", None if there else f"{report.inspection_id} was not filed")
@@ -143,7 +143,7 @@ def run(minutes: float, restart: bool = True) -> dict[str, Any]:
         home_with_parts(Path(home), 8) as (workspace, parts),
     ):
         with Inspector(workspace, AgentSettings(llm="off")) as inspector:  # calibrates
-            inspector.run(InspectionRequest(ASK.format(part=parts[0]), parts[0]))
+            inspector.run(InspectionRequest.of_part(parts[0]))
         soak.start()
         try:
             known = [reading(soak.url, pair)[1] for pair in pairs]

@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from serving_load import ASK, REFUSED, home_with_parts, metrics, pair_urls, post, reading, shown
+from serving_load import REFUSED, home_with_parts, metrics, pair_urls, post, reading, shown
 from vllm_parity import Pair, rendered_pairs
 
 from refdiff.agent import prompts
@@ -86,7 +86,7 @@ def test_the_agent_drives_through_it(
         home_with_parts(tmp_path / "home", parts=1, goldens=6) as (workspace, [part]),
         Inspector(workspace, AgentSettings(llm_base_url=url, llm_timeout_s=200)) as inspector,
     ):
-        report = inspector.run(InspectionRequest(ASK.format(part=part), part))
+        report = inspector.run(InspectionRequest.of_part(part))
     assert (report.judge.via, report.judge.model, report.judge.url) == ("endpoint", "refdiff", url)
     assert report.judge.reason is None
     assert (report.tool_trace[0].tool, report.tool_trace[-1].tool) == ("find_part", "submit_report")

@@ -300,6 +300,20 @@ def test_too_few_good_samples_is_2_and_a_person_decides(
     assert call(capsys, "inspections", "resume")[1] == {"inspections": []}
 
 
+def test_a_photo_of_a_new_part_needs_a_product(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = call(capsys, "inspect", "--part", "new", "--image", "good.png")
+    assert code == 64
+    assert "part new is new (products: board): say which product" in document["error"]["message"]
+
+
+def test_a_product_without_golden_samples_names_the_way_out(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = call(capsys, "inspect", "--part", "7", "--image", "good.png", "--product", "bracket")
+    assert (code, document["error"]["type"]) == (65, "UnknownProductError")
+    assert document["error"]["message"] == (
+        "product 'bracket' (part 7) has no golden samples; add some: refdiff enroll --product bracket FOLDER"
+    )
+
+
 def test_ask_without_a_part_is_an_answer(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = call(capsys, "ask", "what can you do?")
     assert (code, document["verdict"]) == (0, None)

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from refdiff.agent import request as request_module
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import InputError, StorageError
@@ -261,7 +263,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (WatchJournal, "claim"), (line_module, "record_capture"), (InspectionStore, "file"), (WatchJournal, "end"),
+        (WatchJournal, "claim"), (request_module, "record_capture"), (InspectionStore, "file"), (WatchJournal, "end"),
         (JsonLinesFile, "write"), (WatchJournal, "done"), (WatchedFolder, "finish"),
     ],
     ids=lambda v: getattr(v, "__name__", v),
@@ -294,7 +296,7 @@ def test_a_photo_that_kills_every_time_is_put_aside(
     drop(camera, "board_0.png", good_photo(70), age_s=60)
     drop(camera, "board_1.png", good_photo(71), age_s=59)
     for _ in range(2):
-        with dying(monkeypatch, line_module, "record_capture", after=False, nth=1), pytest.raises(Killed):
+        with dying(monkeypatch, request_module, "record_capture", after=False, nth=1), pytest.raises(Killed):
             watch(camera, "--workers", "1")
     assert watch(camera, "--workers", "1") == 0
     assert [(t["event"], t["part_id"]) for t in told(camera.parent)] == [("quarantined", "0"), ("filed", "1")]
@@ -319,9 +321,9 @@ def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkey
 def test_a_full_disk_stops_the_line_and_loses_nothing(
     camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "_RETRIES_S", (0.01, 0.01))
+    monkeypatch.setattr(line_module, "BACKOFF", Backoff(0.01, 0.01))
     drop(camera, "board_0.png", good_photo(70))
-    original, fails = line_module.record_capture, [2]
+    original, fails = request_module.record_capture, [2]
 
     def full(*args: Any, **kwargs: Any) -> Any:
         if fails[0]:
@@ -329,7 +331,7 @@ def test_a_full_disk_stops_the_line_and_loses_nothing(
             raise StorageError("the disk is full")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(line_module, "record_capture", full)
+    monkeypatch.setattr(request_module, "record_capture", full)
     assert watch(camera) == 0  # retried until it had room
     assert "retrying" in capsys.readouterr().err
     drop(camera, "board_1.png", good_photo(71))
@@ -364,7 +366,7 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Receiver.got, Receiver.statuses = [], []
-    monkeypatch.setattr("refdiff.server.watch.webhook.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("refdiff.server.watch.webhook.BACKOFF", Backoff(0.02, 60.0))
     monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()

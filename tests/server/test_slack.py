@@ -219,7 +219,7 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     told = wait(lambda: len(slack.of("chat.postEphemeral")) == 2 and slack.of("chat.postEphemeral"))
     assert all(t["user"] == "U3" and "REFDIFF_SLACK_DECIDERS" in t["text"] for t in told)
     assert slack.of("views.open") == []
-    assert service.disposition(inspection_id) is None
+    assert service.stores.dispositions.get(inspection_id) is None
     assert service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
 
     press(slack, url, "refdiff_override", inspection_id, "UQA")
@@ -230,7 +230,7 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     assert "may not decide" in sneaky.json()["errors"]["reason"]
     assert submit(slack, url, opened["view"], "reason", "dust <b>, part is good", "UQA").status_code == 200
     [update] = wait(lambda: slack.of("chat.update")[-1:])
-    decided = service.disposition(inspection_id)
+    decided = service.stores.dispositions.get(inspection_id)
     assert decided is not None
     assert (decided.decision, decided.by, decided.reason) == ("override", "uqa (slack UQA)", "dust <b>, part is good")
     assert not service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).values
@@ -241,7 +241,7 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     press(slack, url, "refdiff_accept", inspection_id, "U2")  # too late
     late = wait(lambda: [t for t in slack.of("chat.postEphemeral") if t["user"] == "U2"])
     assert "the first decision stands" in late[0]["text"]
-    assert service.disposition(inspection_id) == decided
+    assert service.stores.dispositions.get(inspection_id) == decided
 
 
 def test_accept_and_zoom(review: tuple[InspectionService, str, str], slack: FakeSlack) -> None:
@@ -252,7 +252,7 @@ def test_accept_and_zoom(review: tuple[InspectionService, str, str], slack: Fake
     assert len(shown) == min(4, len(service.report(inspection_id).findings))
     press(slack, url, "refdiff_accept", inspection_id, "U2")
     wait(lambda: slack.of("chat.update"))
-    decided = service.disposition(inspection_id)
+    decided = service.stores.dispositions.get(inspection_id)
     assert decided is not None
     assert (decided.decision, decided.reason) == ("accept", "accepted in Slack")
 

@@ -188,9 +188,9 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
 
             assert "REFDIFF_TEAMS_DECIDERS" in press(cards.ACCEPT, data, "aad-1")["value"]
             assert "reason is missing" in press(cards.OVERRIDE, override["data"], "aad-qa")["value"]
-            assert service.disposition(inspection_id) is None
+            assert service.stores.dispositions.get(inspection_id) is None
             changed = press(override["verb"], data, "aad-qa")["value"]
-            decided = service.disposition(inspection_id)
+            decided = service.stores.dispositions.get(inspection_id)
             assert decided is not None
             assert (decided.decision, decided.by, decided.reason) == (
                 "override", "Aad-Qa (teams aad-qa)", "dust, part is good",

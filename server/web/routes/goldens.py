@@ -54,12 +54,12 @@ def list_goldens(
 
 @router.get("/{golden_id}", responses=responses(404))
 def get_golden(service: TheService, _caller: Viewer, golden_id: str) -> Golden:
-    return service.golden(golden_id)
+    return service.workspace.bank.get(golden_id)
 
 
 @router.get("/{golden_id}/image", response_class=Response, responses=responses(404, answers=IMAGE_TYPES))
 def golden_image(service: TheService, _caller: Viewer, golden_id: str, max_px: MaxPx = 1024) -> Response:
-    golden = service.golden(golden_id)
+    golden = service.workspace.bank.get(golden_id)
     return image_response(service.shown(golden.sha256, golden.product, max_px))
 
 

@@ -151,7 +151,7 @@ def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueVi
 @router.get("/{inspection_id}", responses=responses(404))
 def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> InspectionView:
     """State of an inspection, with the whole report once it is filed."""
-    return inspection_view(service.inspection(inspection_id), service.learned(inspection_id))
+    return inspection_view(service.inspection(inspection_id), service.stores.adoptions.get(inspection_id))
 
 
 @router.get("/{inspection_id}/events", response_class=StreamingResponse, responses=responses(404, answers=EVENT_STREAM))
@@ -195,7 +195,7 @@ def get_picture(
 def dispose(service: TheService, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
     """A person's decision. The first one stands (409; `error.earlier` holds it); the report never changes."""
     made = service.dispose(inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference)
-    return DecidedView(**asdict(made), learned=service.learned(inspection_id))
+    return DecidedView(**asdict(made), learned=service.stores.adoptions.get(inspection_id))
 
 
 @router.post("/{inspection_id}/questions", responses=responses(404))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.agent.people.rates import Rates
+from refdiff.agent.people.rates import Rates, rates
 from refdiff.memory.records.blind_checks import BlindCheck, Waiting
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
@@ -71,7 +71,7 @@ def list_blind_checks(
 ) -> BlindQueue:
     """The random sample waiting to be judged without the verdict, oldest first."""
     items = service.stores.blind_checks.waiting(product, limit)
-    return BlindQueue(items=items, share=service.blind_share, limit=limit)
+    return BlindQueue(items=items, share=service.settings.blind_share, limit=limit)
 
 
 @router.get(
@@ -91,7 +91,7 @@ def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id
 @router.get("/rates", responses=responses(404))
 def get_rates(service: TheService, _caller: Viewer, product: Product = None, since: Since = None) -> Rates:
     """False rejects, escapes and kappa between people and system, from blind checks only, with 95 % intervals."""
-    return service.rates(product or None, since or None)
+    return rates(service.stores, product or None, since or None)
 
 
 @router.get("/audit", responses=responses())

@@ -113,7 +113,7 @@ def test_an_inspection_is_judged_by_keyboard_alone(
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".decided")
     assert "accepted by ann" in page.locator(".decided").inner_text()
-    made = server.service.disposition(fail["inspection_id"])
+    made = server.service.stores.dispositions.get(fail["inspection_id"])
     assert made is not None
     assert (made.by, made.judged, made.reason) == ("ann", "bad", "scratched, as reported: a j 1 ?")
     page.keyboard.press("u")
@@ -133,7 +133,7 @@ def test_an_override_with_consent(server: Running, open_page: Callable[..., Any]
     text = page.locator(".decision").inner_text()
     assert "overridden by ann" in text
     assert "golden sample: enrolled" in text or "already there" in text
-    assert server.service.learned(fail["inspection_id"]) is not None
+    assert server.service.stores.adoptions.get(fail["inspection_id"]) is not None
 
 
 def test_who_comes_second_is_told(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ def test_goldens_are_enrolled_flagged_and_retired(
         page.get_by_label("Note", exact=True).fill(f"{status} in a test")
         page.locator("dialog").get_by_role("button", name=action).click()
         page.wait_for_selector(f".golden.{status} >> text={status} in a test")
-        assert server.service.golden(golden.golden_id).status == status
+        assert server.service.workspace.bank.get(golden.golden_id).status == status
     server.service.set_golden_status(golden.golden_id, "retired", "test")
 
 

@@ -1,4 +1,4 @@
-"""The desk: accepted is owed, whatever happens; what people and programs ask of it, without any transport."""
+"""The inspection service: every accepted inspection is filed; what people and programs ask of it, without any transport."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.agent import queue as worker_module
+from refdiff.agent import queue as queue_module
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.queue import InspectionQueue
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -75,8 +76,8 @@ def test_good_and_bad_photos_are_inspected_in_order(service: InspectionService, 
 
 
 def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line records a consent while the desk has the bank: enrolled at the start, when idle, after a job."""
-    monkeypatch.setattr(worker_module, "_IDLE_S", 0.1)
+    """The command line records a consent while the service has the bank: enrolled at the start, when idle, after a job."""
+    monkeypatch.setattr(queue_module, "_IDLE_S", 0.1)
 
     def consent(inspection_id: str) -> None:
         with Stores.open() as stores:
@@ -84,7 +85,7 @@ def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monk
 
     def outcome(service: InspectionService, inspection_id: str) -> str:
         deadline = time.monotonic() + 30
-        while (learned := service.learned(inspection_id)) is None and time.monotonic() < deadline:
+        while (learned := service.stores.adoptions.get(inspection_id)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return learned.outcome if learned else "nothing became of it"
 
@@ -95,7 +96,7 @@ def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monk
         first, second, third = (service.wait(j.inspection_id).inspection_id for j in sent)
         consent(first)
         assert outcome(service, first).startswith("enrolled")
-        monkeypatch.setattr(worker_module, "_IDLE_S", 600.0)
+        monkeypatch.setattr(queue_module, "_IDLE_S", 600.0)
         time.sleep(0.3)  # the short wait has ended
         consent(second)
         service.wait(
@@ -224,7 +225,7 @@ def test_something_unavailable_is_tried_again(
         return run(self, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01,))
+    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.01))
     job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
     assert [p.kind for p in service.follow(job.inspection_id)].count("retry") == 2
     assert service.inspection(job.inspection_id).state == "done"
@@ -244,7 +245,7 @@ def test_an_outage_fails_nothing_however_long_and_others_go_on(
         return run(self, request)
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.agent.queue.RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.02))
     monkeypatch.setattr("refdiff.agent.queue._HISTORY", 8)
     stuck, other = (
         service.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12"
@@ -289,7 +290,7 @@ def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
         end.wait(30)
         return "too late"
 
-    monkeypatch.setattr(worker_module, "_STOP_WAIT_S", 0.2)
+    monkeypatch.setattr(queue_module, "_STOP_WAIT_S", 0.2)
     monkeypatch.setattr(Inspector, "answer", slow)
     with ThreadPoolExecutor(2) as people:
         asked = [people.submit(service.chat, "hello")]
@@ -330,7 +331,7 @@ def test_a_failed_inspection_that_is_filed_later_is_done(
         m.setattr(Inspector, "run", lambda *_: 1 / 0)
         job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
         assert service.wait(job.inspection_id, 60).state == "failed"
-    service.between(lambda: service._inspector.run(InspectionRequest(**job.request)))
+    service.run_exclusive(lambda: service._inspector.run(InspectionRequest(**job.request)))
     found = service.inspection(job.inspection_id)
     assert (found.state, found.error) == ("done", None)
     assert found.report
@@ -351,7 +352,7 @@ def test_a_bug_fails_one_inspection_and_not_the_next(
     assert [j.inspection_id for j in service.unfinished(failed=True)] == [job.inspection_id]
 
 
-def test_one_desk_a_home(service: InspectionService) -> None:
+def test_a_second_service_of_a_home_is_refused(service: InspectionService) -> None:
     with pytest.raises(UnavailableError, match="another refdiff server"):
         InspectionService.open()
 
@@ -376,16 +377,16 @@ import os, signal, sys
 from pathlib import Path
 from refdiff.agent import nodes
 from refdiff.agent.service import InspectionService, Upload
-real = getattr(nodes, sys.argv[1])
+real = nodes.file_report
 def deadly(*a, **k):
-    if sys.argv[2] == "after":
+    if sys.argv[1] == "after":
         real(*a, **k)
     os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[1] == "file_report":
-    nodes.file_report = deadly
+nodes.file_report = deadly
 with InspectionService.open() as service:
     for i in range(4):
-        job = service.submit(by="t", part_id=str(i), product="board", photo=Upload("p", Path(f"photos/0{i}.png").read_bytes()))
+        photo = Upload("p", Path(f"photos/0{i}.png").read_bytes())
+        job = service.submit(by="t", part_id=str(i), product="board", photo=photo)
         print(job.inspection_id, flush=True)
     service.wait(job.inspection_id)
 """
@@ -393,7 +394,7 @@ with InspectionService.open() as service:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_while_filing_every_accepted_inspection_is_filed_once(ready: Path, no_model: None, when: str) -> None:
-    command = [sys.executable, "-c", KILLED, "file_report", when]
+    command = [sys.executable, "-c", KILLED, when]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     accepted = child.stdout.split()
     assert child.returncode == -9, child.stderr[-2000:]

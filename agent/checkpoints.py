@@ -1,0 +1,85 @@
+"""Checkpoints of inspections, so that one that was interrupted can be resumed, and the lock that holds a running one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
+from pydantic import SecretStr
+
+from refdiff.memory.locks import hold_lock
+from refdiff.model.errors import StorageError, UnavailableError
+
+# checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
+# (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
+_SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
+_RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
+
+
+class Checkpoints:
+    """The checkpoints of all inspections, and who runs which."""
+
+    def __init__(self, saver: BaseCheckpointSaver[Any], home: Path) -> None:
+        self.saver, self._home = saver, home
+
+    def threads(self) -> list[str]:
+        """Ids of the inspections that have checkpoints, sorted."""
+        return sorted({str(c.config["configurable"]["thread_id"]) for c in self.saver.list(None)})
+
+    def claim(self, inspection_id: str) -> AbstractContextManager[None]:
+        """Hold an inspection. Raises UnavailableError if another process does."""
+        busy = UnavailableError(f"inspection {inspection_id} is running in another process; wait for it")
+        return hold_lock(self._home / "locks" / f"{inspection_id}.lock", busy, remove=True)
+
+    def is_claimed(self, inspection_id: str) -> bool:
+        """True if another process runs the inspection."""
+        try:
+            with self.claim(inspection_id):
+                return False
+        except UnavailableError:
+            return True
+
+
+@contextmanager
+def open_checkpoints(home: Path, url: SecretStr | None = None) -> Iterator[Checkpoints]:
+    """url: postgresql://...; default: SQLite under the home folder. Raises StorageError, UnavailableError."""
+    with ExitStack() as stack:
+        yield Checkpoints(_open_sqlite(home, stack) if url is None else _open_postgres(url, stack), home)
+
+
+def _open_sqlite(home: Path, stack: ExitStack) -> BaseCheckpointSaver[Any]:
+    try:
+        connection = sqlite3.connect(home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
+        stack.callback(connection.close)
+        saver = SqliteSaver(connection, serde=_SERDE)
+        saver.setup()
+    except sqlite3.Error as e:
+        raise StorageError(f"checkpoints under {home} cannot be opened: {e}") from e
+    return saver
+
+
+def _open_postgres(url: SecretStr, stack: ExitStack) -> BaseCheckpointSaver[Any]:
+    try:
+        from langgraph.checkpoint.postgres import PostgresSaver
+    except ImportError as e:
+        raise UnavailableError("checkpoints in Postgres need: pip install 'refdiff[postgres]'") from e
+    import psycopg
+
+    try:
+        saver = stack.enter_context(PostgresSaver.from_conn_string(url.get_secret_value()))
+        saver.serde = _SERDE
+        saver.setup()
+    except psycopg.Error as e:
+        raise UnavailableError(f"the checkpoint database does not answer: {type(e).__name__}; is it running?") from e
+    return saver
+
+
+def run_config(inspection_id: str) -> Any:
+    """The configuration of a run of the graph: the inspection is its thread."""
+    return {"configurable": {"thread_id": inspection_id}, "recursion_limit": _RECURSION_LIMIT}
