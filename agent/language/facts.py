@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
-from refdiff.agent.report.markdown import BASIS_WORDS, percent, when
+from refdiff.agent.report.markdown import percent, when
 from refdiff.agent.report.schema import DefectReport, Finding, Verdict
 from refdiff.agent.verdict.verify import format_number
 from refdiff.memory.records.dispositions import Disposition
@@ -48,7 +48,7 @@ def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line
             _fact("part", part=report.part_id),
             _fact("product", product=report.product),
             _fact("verdict", verdict=report.verdict.value, reason=report.verdict_reason),
-            _fact("basis", basis=Word(BASIS_WORDS[report.verdict_basis])),
+            _fact(f"basis_{report.verdict_basis.value}"),
             _decision(report, decided),
         ],
         [

@@ -18,7 +18,7 @@ from refdiff.agent.language.questions import NOT_KNOWN, answer, choices, in_orde
 from refdiff.agent.language.statements import FUNCTION_WORDS, LANGUAGES, STATEMENTS, WORDS
 from refdiff.agent.recording import templates
 from refdiff.agent.recording.questions import TEMPLATES, questions_about
-from refdiff.agent.report.schema import DefectReport, Severity
+from refdiff.agent.report.schema import DefectReport, Severity, VerdictBasis
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.defect_types import DEFECT_TYPES
 
@@ -64,13 +64,15 @@ def test_the_templates_of_all_languages_have_the_same_slots(topic: str) -> None:
 def test_every_word_of_a_report_is_in_the_vocabulary() -> None:
     places = {f"{y} {x}" for y in ("upper", "middle", "lower") for x in ("left", "middle", "right")}
     types = {name.replace("_", " ") for name in DEFECT_TYPES}
+    assert {f"basis_{basis}" for basis in VerdictBasis} <= set(STATEMENTS)
     assert types | {*Severity} | {"centre", *places} - {"middle middle"} <= set(WORDS)
 
 
 @pytest.mark.parametrize(
     "fact",
     [
-        "part 4412", "product cell", "verdict FAIL: differs (p 0.01 <= 0.01)", "anomaly score against the calibration",
+        "part 4412", "product cell", "verdict FAIL: differs (p 0.01 <= 0.01)",
+        "decided by the score against the calibration",
         "not reviewed by a person yet", "score 0.812", "threshold 0.131", "p 0.0099",
         "alpha 0.01 requested, 0.0244 attained", "time of total: 1391 ms",
         "reasoning: A line that the golden does not have.",
