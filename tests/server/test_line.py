@@ -20,9 +20,11 @@ from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchJournal
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.inspections import InspectionStore
-from refdiff.model.errors import InputError, StorageError
-from refdiff.server.cli import main
+from refdiff.model.errors import BankBusyError, InputError, StorageError
+from refdiff.server.cli import invocation, main
+from refdiff.server.cli import watch as cli_watch
 from refdiff.server.watch import watcher as line_module
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
@@ -154,9 +156,9 @@ def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from refdiff.server.cli.watch import _alone
-
-    with _alone(camera):
+    with invocation.begin(as_json=False):
+        lock = cli_watch._journal_base(camera).with_suffix(".lock")
+    with hold_lock(lock, BankBusyError("held")):
         assert watch(camera) == 69
     assert "watched by another process" in capsys.readouterr().err
 
@@ -300,7 +302,7 @@ def test_a_photo_that_kills_every_time_is_put_aside(
             watch(camera, "--workers", "1")
     assert watch(camera, "--workers", "1") == 0
     assert [(t["event"], t["part_id"]) for t in told(camera.parent)] == [("quarantined", "0"), ("filed", "1")]
-    assert "cut off 2 times" in told(camera.parent)[0]["reason"]
+    assert "interrupted 2 times" in told(camera.parent)[0]["reason"]
 
 
 def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:

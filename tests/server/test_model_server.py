@@ -134,9 +134,9 @@ def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_gb(meminfo) == 2.5
     assert free_gb(tmp_path / "none") is None
     monkeypatch.setattr(model_server, "free_gb", lambda: 2.5)
-    with pytest.raises(UnavailableError, match=r"2\.5 GB .* takes about 3\.4"):
+    with pytest.raises(UnavailableError, match=r"2\.5 GB .* needs about 3\.4"):
         check_memory(False, {})
-    with pytest.raises(UnavailableError, match=r"takes about 12\.4"):
+    with pytest.raises(UnavailableError, match=r"needs about 12\.4"):
         check_memory(False, {"VLLM_CPU_KVCACHE_SPACE": "10"})
     check_memory(True, {})  # a GPU has memory of its own
 
