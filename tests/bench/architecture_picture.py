@@ -108,9 +108,7 @@ def picture() -> str:
     rooms = list(reversed(rules["MAY_IMPORT"]))
     shapes, places, y = [], {}, float(MARGIN + 26)
     for room in rooms:
-        inside = {p.stem for p in (ROOT / room).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-        order = rules["ORDER"].get(room) or " ".join(sorted(inside - {"__init__"}))
-        drawn, height = _room(room, y, order.split())
+        drawn, height = _room(room, y, rules["ORDER"][room].split())
         shapes += drawn
         places[room] = (y, y + height)
         y += height + 16
