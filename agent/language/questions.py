@@ -15,9 +15,10 @@ from typing import Any
 
 from refdiff.agent.language.topics import COMPARED, FINDING, LIMIT, OF_FINDINGS, asked, elsewhere
 from refdiff.agent.prompts import sanitise
-from refdiff.agent.report.markdown import seen_words, when
 from refdiff.agent.report.schema import SeenBefore
-from refdiff.agent.verdict.verify import format_number
+from refdiff.agent.report.summary import seen_before_text as seen_words
+from refdiff.agent.report.summary import when
+from refdiff.agent.report.summary import with_unit as format_number
 
 NOT_KNOWN = "Not known: the report does not say."
 NOT_CLEAR = "It is not clear what is asked. The report says:"

@@ -21,6 +21,7 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
+from refdiff.agent.report.summary import counted, sentence_case, spaced, with_unit
 from refdiff.agent.verdict.decide import (
     Decision,
     PolicyInput,
@@ -30,7 +31,6 @@ from refdiff.agent.verdict.decide import (
     rate_finding,
     score_threshold,
 )
-from refdiff.agent.verdict.verify import format_number
 from refdiff.memory.golden_bank.bank import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
@@ -85,9 +85,9 @@ def _finding(
     m = result.measurement
     x0, y0, x1, y1 = m.box
     kind = _kind(claim, result)
-    size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
-    plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
-    measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
+    length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
+    plain = f"{sentence_case(spaced(kind))}, {length} long, {m.place}."
+    measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
     cause = claim["probable_cause"] if claim else ""
     return Finding(
         id=f"f{number}",
@@ -105,12 +105,16 @@ def _finding(
         evidence=evidence,
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
         reasoning=" ".join(
-            t for t in ((claim and claim["reasoning"]) or "", measured, f"Specification: {rated.why}.") if t
+            t for t in ((claim and claim["reasoning"]) or "", measured, f"{_label(number, kind)} {rated.why}.") if t
         ),
         within_limits=rated.within,
         zone=", ".join(result.zones) or None,
         reported_by="llm" if claim else "system",
     )
+
+
+def _label(number: int, kind: str) -> str:
+    return f"{sentence_case(spaced(kind))} f{number}"
 
 
 def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
@@ -172,11 +176,11 @@ def assemble(
         )
         if claim and claim["severity"] not in (Severity.UNRATED, rated.severity):
             dropped.append(
-                f"severity {claim['severity']} of {result.region.id}: the specification says {rated.severity}"
+                f"severity {claim['severity']} of {result.region.id}: by the specification it is {rated.severity}"
             )
         finding = _finding(number, result, rated, claim if llm_drove else None, cited, canonical.threshold)
         findings.append(finding)
-        label = f"{finding.id} ({finding.type.replace('_', ' ')})"
+        label = _label(number, finding.type)
         judged.append(RatedFinding(measured, result.peak_p, label))
         as_claimed.append(RatedFinding(rated, result.peak_p, label))
     for claim in claims:
@@ -238,11 +242,13 @@ def _decide(
     )
     decision, claimed = decide(facts), decide(replace(facts, findings=as_claimed))
     if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
-        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
+        reason = (
+            f"{decision.reason}; but with the reported defect types it would be {claimed.verdict}: {claimed.reason}"
+        )
         return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
     accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
     if accepted and len(judged) >= MAX_REGIONS:
-        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
+        reason = f"{decision.reason}; but only the {MAX_REGIONS} strongest regions were measured"
         return replace(decision, verdict=Verdict.REVIEW, reason=reason)
     return decision
 
@@ -250,12 +256,12 @@ def _decide(
 def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Decision) -> str:
     nearest = canonical.comparison.hits[0]
     facts = [
-        f"Compared with {len(canonical.comparison.hits)} golden sample(s), the nearest {nearest.golden.golden_id} "
-        f"(similarity {nearest.similarity:.3f}).",
-        f"Registration: {canonical.comparison.alignments[0].reason}.",
-        f"Verdict {decision.verdict}: {decision.reason}.",
+        f"Compared with {counted(len(canonical.comparison.hits), 'golden sample')}; the nearest is "
+        f"{nearest.golden.golden_id} (similarity {nearest.similarity:.3f}).",
+        f"{canonical.comparison.alignments[0].reason}.",
+        f"{decision.verdict}: {decision.reason}.",
     ]
     if canonical.scale.mm_per_px is None:
-        facts.append("Scale unknown: sizes are in pixels.")
+        facts.append("The scale is unknown, so sizes are in pixels.")
     said = str(state.get("reasoning") or "")
     return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") != "fallback" else [])])

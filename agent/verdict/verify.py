@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from refdiff.agent.report.summary import with_unit
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.tools.evidence import EvidenceRecord
 
@@ -157,24 +158,13 @@ def prose_problem(text: str) -> str | None:
     return None
 
 
-def format_number(name: str, value: float | int | str | bool) -> str:
-    """A value as a report writes it, with the unit that its name ends in."""
-    if isinstance(value, (bool, str)):
-        return str(value).lower() if isinstance(value, bool) else value
-    digits = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}"
-    for suffix, unit in (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°")):
-        if name.endswith(suffix):
-            return f"{digits}{unit}"
-    return digits
-
-
 _REGION_KEY = re.compile(r"(r\d+)_(.+)")
 _UNIT = re.compile(r"_(?:mm2?|px|deg)$")
 
 
 def _named(key: str, value: float | int | str | bool, before: str) -> str:
     """A number with its name, so that prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
-    shown = format_number(key, value)
+    shown = with_unit(key, value)
     name = _UNIT.sub("", key).replace("_", " ")
     if isinstance(value, str) or before.casefold().rstrip(" :=").removesuffix(" is").endswith(name):
         return shown

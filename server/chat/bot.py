@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import understand
 from refdiff.agent.queue import Progress
+from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.dispositions import Disposition
@@ -27,7 +28,6 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.server.chat.settings import may_decide
-from refdiff.server.chat.summary import Told, tell
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Platform(Protocol):
     def say(self, request: ChatRequest, text: str) -> None:
         """Plain words, in the thread."""
 
-    def show(self, request: ChatRequest, told: Told) -> None:
+    def show(self, request: ChatRequest, summary: ReportSummary) -> None:
         """A filed report, in the thread."""
 
 
@@ -122,10 +122,10 @@ class ChatBot:
     def knows_thread(self, thread: str) -> bool:
         return self._store.inspection_of(thread) is not None
 
-    def told(self, inspection_id: str) -> Told:
+    def summary(self, inspection_id: str) -> ReportSummary:
         """A filed report as the platform shows it now. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
-        return tell(report, self.service.disposition(inspection_id), self._public_url)
+        return summarise(report, self.service.disposition(inspection_id), self._public_url)
 
     def may_decide(self, user: str) -> bool:
         return may_decide(self._deciders, user)
@@ -290,7 +290,7 @@ class ChatBot:
                 return
             inspection = self.service.inspection(inspection_id)
             if inspection.report is not None:
-                self._platform.show(request, self.told(inspection_id))
+                self._platform.show(request, self.summary(inspection_id))
             else:
                 reason = (inspection.error or {}).get("message", "it was given up")
                 self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")

@@ -134,7 +134,7 @@ def _add_buttons(app: App, platform: SlackPlatform, host: ChatBot) -> None:
 
     def refresh(channel: str, ts: str, inspection_id: str) -> None:
         try:
-            platform.update(channel, ts, host.told(inspection_id))
+            platform.update(channel, ts, host.summary(inspection_id))
         except (SlackClientError, OSError) as e:  # the decision is kept, and the page shows it
             log.warning("the message about %s cannot be updated: %s", inspection_id, e)
 

@@ -127,11 +127,11 @@ def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, host: Ch
             return AdaptiveCardActionMessageResponse(value="This button is of another version of RefDiff.")
     except RefDiffError as e:
         return AdaptiveCardActionMessageResponse(value=str(e))
-    told = host.told(inspection_id)
+    report = host.summary(inspection_id)
     if activity.reply_to_id:
         message_id = activity.reply_to_id
-        host.later(lambda: platform.update(place, message_id, told))
-    return AdaptiveCardActionCardResponse(value=AdaptiveCard.model_validate(platform.card(told)))
+        host.later(lambda: platform.update(place, message_id, report))
+    return AdaptiveCardActionCardResponse(value=AdaptiveCard.model_validate(platform.card(report)))
 
 
 def message_of(activity: MessageActivity) -> ChatRequest | None:
