@@ -46,8 +46,8 @@ _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
 _RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
 
 _SCRIPTED = {
-    "never": "asked for without the language model",
-    "on-anomaly": "asked for with the language model only where the part would not pass",
+    "never": "requested without a language model",
+    "on-anomaly": "the language model reads only parts that would not pass",
 }
 
 HOW_TO_ASK = (
@@ -90,7 +90,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         request = replace(request, part_id=capture.part_id)
         if not self.workspace.bank.count(capture.product, ("active", "flagged")):
             raise UnknownProductError(
-                f"part {request.part_id} is a {capture.product!r}, which has no golden sample to compare with; "
+                f"product {capture.product!r} (part {request.part_id}) has no golden samples; "
                 f"add some: refdiff enroll --product {capture.product!r} FOLDER"
             )
         state = {
@@ -178,7 +178,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         """A short answer to a request that names no part."""
         if self._driver is None or self._driver.via == "embedded":  # ours is trained to inspect, not to chat
             return HOW_TO_ASK
-        self._emit(AgentEvent("llm", "asking the model"))
+        self._emit(AgentEvent("llm", "asking the language model"))
         try:
             return self._driver.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
         except LLMError as e:
@@ -199,7 +199,7 @@ class Inspector(AbstractContextManager["Inspector"]):
             return plain
         if self._driver is None:
             return questions.unclear(report, asked)
-        self._emit(AgentEvent("llm", "asking the model"))
+        self._emit(AgentEvent("llm", "asking the language model"))
         prompt = questions.prompt_of(report, asked)
         try:
             said, sure = self._driver.choose(prompts.ANSWER, prompt, questions.statements(report, asked))
@@ -265,7 +265,7 @@ class Inspector(AbstractContextManager["Inspector"]):
     def _choose_driver(self) -> tuple[Driver | None, str]:
         """Who drives, or why nobody but the script can."""
         if self.settings.llm == "off":
-            return None, "the language model is switched off (REFDIFF_LLM)"
+            return None, "the language model is switched off by REFDIFF_LLM"
         if self.settings.llm_base_url:
             return EndpointDriver(self.settings, self._image_url), ""
         model = self.workspace.model_settings
@@ -274,11 +274,11 @@ class Inspector(AbstractContextManager["Inspector"]):
                 return None, reason
             folder = model_folder(model)
             if not is_built(folder):
-                return None, "the embedded model is not built yet; run: refdiff model build"
+                return None, "the embedded model is not built yet; build it: refdiff model build"
             return EmbeddedDriver(folder, self._picture, model.threads), ""
         except StorageError as e:  # reported as why the script drives; a line never stops because a model is broken
             self._emit(AgentEvent("fallback", str(e)))
-            return None, "the embedded model cannot be read; run: refdiff model build --again"
+            return None, "the embedded model is unreadable; rebuild it: refdiff model build --again"
 
     def _picture(self, sha256: str) -> RgbImage:
         return decode_image(self.workspace.stores.images.get(sha256), settings=self.workspace.model_settings)
@@ -306,7 +306,7 @@ class Inspector(AbstractContextManager["Inspector"]):
             postgres.setup()
         except psycopg.Error as e:
             raise UnavailableError(
-                f"the checkpoint database does not answer: {type(e).__name__}; is it running?"
+                f"the checkpoint database is unavailable ({type(e).__name__}); is it running?"
             ) from e
         return postgres
 

@@ -55,7 +55,7 @@ def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
 def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:
     """reason is filed; cause, which may hold what a server wrote, is only shown."""
     shown = f" ({str(cause)[:300]})" if cause else ""
-    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted policy takes over"))
+    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted driver takes over"))
     return {"via": "fallback", "fallback_reason": reason}
 
 
@@ -85,12 +85,12 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
             except LLMError as e:
                 update |= _fall_back(context, str(e), e.__cause__)
     elif state["via"] != "fallback":
-        update |= _fall_back(context, "no model is configured any more")
+        update |= _fall_back(context, "no language model is configured any more")
     if message is None and "messages" not in update:
         message = ScriptedDriver(k=context.workspace.settings.references).next_call(messages)
         if not message.tool_calls:
             error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
-            raise RefDiffError(f"the inspection cannot go on: {error}")
+            raise RefDiffError(f"the inspection cannot continue: {error}")
     if message is not None:
         update["messages"] = [message]
     update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
@@ -125,13 +125,13 @@ def _traced(step: int, call: Mapping[str, Any], evidence: str | None, ok: bool, 
     name, arguments = str(call["name"]), dict(call["args"])
     if name == "submit_report":
         arguments = {"findings": len(found)} if isinstance(found := arguments.get("findings"), list) else {}
-        message = message if ok else "the report was refused: its form is wrong or nothing was compared yet"
+        message = message if ok else "the report was rejected: it is malformed, or nothing has been compared yet"
     elif not ok:
         kept = {k: v for k, v in arguments.items() if _ID.fullmatch(k) and _is_plain(v)}
         if name not in _TOOL_NAMES:
             name, kept, message = "unknown", {}, "the model called a tool that does not exist"
         elif kept != arguments:
-            message = "the arguments are not what the tool takes"
+            message = "the arguments do not fit the tool"
         arguments = kept
     short = message if len(message) <= 500 else message[:497] + "..."
     return ToolCall(step=step, tool=name, arguments=arguments, evidence=evidence, ok=ok, message=short)
@@ -214,7 +214,9 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     rounds = state.get("verify_rounds", 0)
     if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] != "fallback":
         problems = "\n".join(f"- {p}" for p in checked.unsupported)
-        runtime.context.emit(AgentEvent("verify", f"{len(checked.unsupported)} unsupported claim(s), asked again"))
+        runtime.context.emit(
+            AgentEvent("verify", f"unsupported claims: {len(checked.unsupported)}; asking the model again")
+        )
         return {
             "messages": [HumanMessage(prompts.UNSUPPORTED.format(problems=problems))],
             "draft": None,
@@ -239,9 +241,9 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     try:
         reading = context.driver.read_pair(READ, reference, context.shown_query(capture))
     except LLMError as e:
-        context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
+        context.emit(AgentEvent("fallback", f"the model did not read the image pair: {e}"))
         spent = {"llm": (time.perf_counter() - started) * 1000}
-        return {"reading": None, "fallback_reason": f"no reading of the pair: {e}", "timings_ms": spent}
+        return {"reading": None, "fallback_reason": f"the model did not read the image pair: {e}", "timings_ms": spent}
     return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
 
 

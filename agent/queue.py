@@ -30,7 +30,7 @@ _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
 _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
-_STOPPING = "the server is stopping; ask again after its start"
+_STOPPING = "the server is stopping; ask again after the restart"
 _IDLE_S = 60.0  # between two looks for what other processes left to do
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class InspectionQueue:
             try:
                 self._jobs.requeue(current)
             except UnavailableError:
-                log.exception("inspection %s goes on after the next start", current)
+                log.exception("inspection %s resumes after the restart", current)
 
     @property
     def current(self) -> str | None:
@@ -131,7 +131,7 @@ class InspectionQueue:
     def enqueue(self, job: Job, ahead: int | None = None) -> None:
         """A job that the journal holds. ahead: how many come before it, where the caller knows."""
         ahead = self._jobs.ahead_of(job) if ahead is None else ahead
-        self._tell(job.inspection_id, "queued", f"{ahead} inspection(s) before it", "queued")
+        self._tell(job.inspection_id, "queued", f"inspections ahead of it: {ahead}", "queued")
         with self._changed:
             self._waiting.append(job.inspection_id)
             self._changed.notify_all()
@@ -143,7 +143,7 @@ class InspectionQueue:
             if self._stopping.is_set():
                 raise UnavailableError(_STOPPING)
             if len(self._questions) >= _MAX_QUESTIONS:
-                raise BusyError(f"{_MAX_QUESTIONS} questions wait already; ask again later", self.seconds_each)
+                raise BusyError(f"{_MAX_QUESTIONS} questions are already waiting; ask again later", self.seconds_each)
             self._questions.append((future, question))
             self._changed.notify_all()
         return future.result()
@@ -217,7 +217,7 @@ class InspectionQueue:
                 try:
                     self._work(inspection_id)
                 except Exception as e:  # the journal itself fails, because the disk is full, say
-                    log.exception("inspection %s waits until the journal can be written", inspection_id)
+                    log.exception("inspection %s waits until the journal is writable", inspection_id)
                     self._try_later(inspection_id, e)
             if not question:
                 self._pause()
@@ -236,7 +236,7 @@ class InspectionQueue:
     def _try_later(self, inspection_id: str, error: Exception) -> None:
         failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
         delay = RETRY_S[min(failures, len(RETRY_S)) - 1]
-        self._tell(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
+        self._tell(inspection_id, "retry", f"{error}; retrying in {delay:g} s", "queued")
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
 
@@ -244,7 +244,7 @@ class InspectionQueue:
         try:
             self._between()
         except Exception:  # it is tried again at the next pause
-            log.warning("what is done between inspections failed", exc_info=True)
+            log.warning("the work between inspections failed", exc_info=True)
 
     def _work(self, inspection_id: str) -> None:
         """Run it once. What is unavailable is tried again for as long as it takes, and the others go on meanwhile."""
@@ -255,7 +255,7 @@ class InspectionQueue:
             self._tell(inspection_id, "started", f"attempt {job.attempts}", "running")
             said = self._inspect(job)
         except UnavailableError as e:
-            log.warning("inspection %s: %s; it is tried again", inspection_id, e)
+            log.warning("inspection %s: %s; retrying", inspection_id, e)
             self._jobs.requeue(inspection_id)
             return self._try_later(inspection_id, e)
         except Exception as e:

@@ -112,7 +112,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         try:
             home = self.stores.settings.home
             busy = UnavailableError(
-                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
+                f"another refdiff server is using {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now, so that another process that holds it is told at once
@@ -246,10 +246,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         named = normalise_part_id(named)
         if photo is not None:
             if capture_id is not None:
-                raise InputError("a photo and capture_id: give one of them")
+                raise InputError("give either a photo or a capture_id, not both")
             taken = self.capture(named, photo, product, scale_mm_per_px)
         elif scale_mm_per_px is not None:
-            raise InputError("scale_mm_per_px is the scale of a photo; send the photo too")
+            raise InputError("scale_mm_per_px needs a photo; send the photo too")
         elif capture_id is not None:
             taken = self.stores.captures.get(capture_id)
             if taken.part_id != named or product not in (None, taken.product):
@@ -258,7 +258,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             taken = self.stores.captures.latest(named, product)
         if not self.workspace.bank.count(taken.product, IN_USE):
             raise UnknownProductError(
-                f"part {named} is a {taken.product!r}, which has no golden sample to compare with; enrol some first"
+                f"product {taken.product!r} (part {named}) has no golden samples; enrol some first"
             )
         request = InspectionRequest(
             text=text.strip() or f"inspect part #{named} against the nearest good sample",
@@ -369,10 +369,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """
         self.stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
-            raise UnknownRecordError(f"no artefact {name!r}; there are {', '.join(ARTEFACTS)}")
+            raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
         path = inspection_folder(self.stores.settings.home, inspection_id) / ARTEFACTS[name]
         if not path.is_file():
-            raise StorageError(f"{path.name} of inspection {inspection_id} is gone; restore it from a backup")
+            raise StorageError(f"{path.name} of inspection {inspection_id} is missing; restore it from a backup")
         return path
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
@@ -527,10 +527,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         ahead = 0
         for job in self._jobs.list(limit=-1):
             if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
-                message = f"given up: it ended together with the process {job.deaths} times; see the log"
+                message = f"given up: the process crashed {job.deaths} times while running it; see the log"
                 self._jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
-            log.info("inspection %s was accepted before the last stop and goes on", job.inspection_id)
+            log.info("resuming inspection %s, which was accepted before the restart", job.inspection_id)
             self._queue.enqueue(job, ahead)
             ahead += 1
 
@@ -561,7 +561,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         waiting = self._jobs.count_open()
         if waiting >= self.settings.queue_limit:
             raise BusyError(
-                f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)",
+                f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)",
                 self._queue.seconds_each,
             )
 

@@ -48,7 +48,7 @@ def find_part_tool(
         arguments={"part_id": wanted, "capture_id": capture.capture_id, "product": capture.product},
         numbers={"width_px": width, "height_px": height, "scale_mm_per_px": capture.scale_mm_per_px},
         images={"query": capture.sha256},
-        summary=f"photo of part {wanted} ({capture.product}), {width} x {height} px, taken in {capture.created_at}",
+        summary=f"photo of part {wanted} ({capture.product}), {width} x {height} px, taken at {capture.created_at}",
     )
     return answer(
         record,

@@ -48,7 +48,7 @@ def measure_record(m: Measurement, region: str, score_id: str) -> EvidenceRecord
     }
     numbers |= dict(zip(("x0", "y0", "x1", "y1"), m.box, strict=True))
     numbers |= {"area_px": m.area_px, "place": m.place, "method": m.method}
-    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "no scale"
+    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "scale unknown"
     return EvidenceRecord(
         kind="measure",
         arguments={"region": region, "score": score_id},

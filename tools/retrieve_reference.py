@@ -34,7 +34,7 @@ def retrieve_reference_tool(
         arguments={"k": k, "product": capture.product},
         numbers=numbers,
         images={f"golden_{i}": h.golden.sha256 for i, h in enumerate(hits, start=1)},
-        summary=f"nearest of {total} goldens: {best.golden.golden_id}, patch similarity {best.similarity:.3f}",
+        summary=f"nearest of {total} golden samples: {best.golden.golden_id}, similarity {best.similarity:.3f}",
     )
     listed = [{"golden_id": h.golden.golden_id, "similarity": round(h.similarity, 3)} for h in hits]
     return answer(record, goldens=listed)

@@ -233,6 +233,6 @@ def score_record(
         arguments={"golden_ids": [h.golden.golden_id for h in comparison.hits]},
         numbers=numbers,
         images={"query": bench.shown_query(capture), "reference": bench.keep_image(warped)},
-        summary=f"score {comparison.difference.score:.3f} against {len(comparison.hits)} golden(s), "
-        f"{len(regions)} region(s) above the threshold",
+        summary=f"image score {comparison.difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
+        f"regions above the threshold: {len(regions)}",
     )

@@ -1,4 +1,4 @@
-"""The chat models that may drive a run: an endpoint, the embedded RefDiff model, and the scripted policy that never fails.
+"""The chat models that may drive a run: an endpoint, the embedded RefDiff model, and the scripted driver that never fails.
 
 All take the same messages and answer with tool calls. Pictures are kept in messages as `image_ref` blocks (sha256).
 The endpoint has a file of its own.
@@ -59,7 +59,7 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
         kind = UNKNOWN if defect else NO_DEFECT
     stated = float(answer["confidence"])
     if not math.isfinite(stated):
-        raise ValueError("a confidence that is no number")
+        raise ValueError("the confidence is not a number")
     confidence = min(100.0, max(0.0, stated)) / 100
     return LlmReading(
         defect=defect,

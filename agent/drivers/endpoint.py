@@ -113,7 +113,7 @@ class EndpointDriver:
                 return AIMessage(content="")
             raise
         if not isinstance(message, AIMessage):
-            raise LLMError(f"{self.url} answered with a {type(message).__name__}, not an assistant message")
+            raise LLMError(f"{self.url} returned a {type(message).__name__} instead of an assistant message")
         # some servers number calls badly or not at all
         calls: list[ToolCall] = [
             {"name": c["name"], "args": c["args"], "id": f"call-{len(messages)}-{i}", "type": "tool_call"}
@@ -137,7 +137,7 @@ class EndpointDriver:
             return reading_of(answer)
         # int(inf) overflows, and brackets nested deeply enough exhaust the parser
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
-            raise LLMError(f"{self.url} gave no usable reading of the pair") from e
+            raise LLMError(f"{self.url} returned no usable reading of the image pair") from e
 
     def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
         """The one of the options that answers the text, of our model also its probability; an LLMError if it answers with
@@ -154,9 +154,9 @@ class EndpointDriver:
         try:
             said = _json_of(message.text)["answer"]
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise LLMError(f"{self.url} gave no usable answer") from e
+            raise LLMError(f"{self.url} returned no usable answer") from e
         if said not in options:
-            raise LLMError(f"{self.url} gave an answer that was not offered")
+            raise LLMError(f"{self.url} returned an answer that was not among the options")
         return str(said), _certainty(message) if self._own else None
 
     def _form(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class EndpointDriver:
         except openai.APIStatusError as e:
             raise LLMError(f"{self.url} answered with HTTP {e.status_code}") from e
         except Exception as e:  # a server that talks nonsense makes the client fail in any way it likes
-            raise LLMError(f"{self.url} gave an answer that cannot be read ({type(e).__name__})") from e
+            raise LLMError(f"{self.url} returned an unreadable answer ({type(e).__name__})") from e
 
     def _posted(self, message: AnyMessage) -> AnyMessage:
         """The message with its pictures as data URLs (or without them, for a model that reads text only)."""

@@ -189,7 +189,7 @@ class PixelMetrics:
         if values.ndim != 2 or truth.shape != values.shape:
             raise ValueError(f"anomaly map is {values.shape}, mask {truth.shape}; both must be (H, W)")
         if not np.isfinite(values).all():
-            raise ValueError("anomaly map holds values that are not finite; the score is broken")
+            raise ValueError("the anomaly map has values that are not finite")
         bins = self._bin(values)
         self._good += np.bincount(bins[~truth], minlength=self._BINS)
         self.images += 1
@@ -282,7 +282,7 @@ def detection_metrics(
     """
     unknown = sorted(set(detections) - set(truth))
     if unknown:
-        raise ValueError(f"detections for {unknown[0]!r}, which has no ground truth; give that of every image")
+        raise ValueError(f"detections for {unknown[0]!r}, which has no ground truth; provide it for every image")
     hits: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for image, boxes in truth.items():
@@ -312,7 +312,7 @@ def write_detections(folder: Path, detections: Mapping[str, Sequence[Detection]]
     folder.mkdir(parents=True, exist_ok=True)
     for image, found in detections.items():
         if Path(image).name != image or image in ("", ".", ".."):
-            raise ValueError(f"image id {image!r} is no plain file name")
+            raise ValueError(f"image id {image!r} is not a plain file name")
         for d in found:
             if d.type not in BOARD_TYPES:
                 raise ValueError(f"{image}: type {d.type!r}; DeepPCB knows {', '.join(BOARD_TYPES)}")
@@ -333,7 +333,7 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.intp], ND
     if not np.isin(truth, (0, 1)).all():
         raise ValueError("labels must be 0 (good) or 1 (defective)")
     if not np.isfinite(values).all():
-        raise ValueError("scores hold values that are not finite; the score is broken")
+        raise ValueError("some scores are not finite")
     return truth, values
 
 

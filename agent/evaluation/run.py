@@ -80,7 +80,7 @@ def learned_photos(product: str) -> list[LearnedPhoto]:
         photos = [LearnedPhoto(g, workspace.stores.images.get(g.sha256)) for g in found]
     if not photos:
         raise InputError(
-            f"product {product!r} has learned no reference yet: "
+            f"product {product!r} has not learned any references yet: "
             "refdiff review INSPECTION --override --as-reference --reason TEXT"
         )
     return photos
@@ -184,7 +184,9 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     rows: list[ImageResult] = []
     notes: list[str] = []
     if run.data.format == "deeppcb" and run.data.split == "trainval":
-        notes.append("the packaged networks were trained on this split: these figures say nothing of unseen boards")
+        notes.append(
+            "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
+        )
     for done, sample in enumerate(run.data.test):
         row, comparison = _inspect(run, sample, calibration)
         rows.append(row)

@@ -145,21 +145,18 @@ def _notes(overall: PeriodRates, answers: Sequence[Answered], drawn: int) -> lis
     notes = []
     for what, rate in (("good", overall.false_reject), ("bad", overall.escape)):
         if rate.n == 0:
-            notes.append(f"no blind answer about a {what} part yet: nothing can be said of that rate")
+            notes.append(f"no blind answers about {what} parts yet, so that rate is unknown")
         elif not rate.enough:
-            notes.append(
-                f"only {rate.n} blind answers about {what} parts: too few, look at the interval ({FEW} and more)"
-            )
+            notes.append(f"only {rate.n} blind answers about {what} parts: too few (of {FEW}); look at the interval")
     if overall.kappa.value is not None and overall.kappa.interval is None:
         notes.append(
-            f"kappa has no interval: of {overall.kappa.n} parts with PASS or FAIL too few are bad, or disagreed about, "
-            "to say how far it may be off"
+            f"kappa has no interval: too few of the {overall.kappa.n} parts with PASS or FAIL are bad or disputed"
         )
     if drawn and len(answers) < 0.8 * drawn:
         notes.append(
-            f"{drawn - len(answers)} of {drawn} drawn parts were not judged yet; if people leave out hard ones, "
-            "these rates are too good"
+            f"{drawn - len(answers)} of {drawn} drawn parts are not judged yet; if people skip the hard ones, "
+            "these rates are too optimistic"
         )
     if len({a.share for a in answers}) > 1:
-        notes.append("the share of blind checks was changed meanwhile: times with a larger share weigh more here")
+        notes.append("the share of blind checks changed during this period; times with a larger share weigh more")
     return notes

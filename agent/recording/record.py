@@ -199,7 +199,9 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
     )
     plan_path, described = out / "plan.json", json.dumps(asdict(plan))
     if plan_path.exists() and plan_path.read_text() != described:
-        raise InputError(f"{out} holds recordings of another plan ({plan_path.read_text()}); choose another --out")
+        raise InputError(
+            f"{out} holds recordings made with another plan ({plan_path.read_text()}); choose another --out"
+        )
     plan_path.write_text(described)
     done = 0
     for source in sources:
@@ -217,7 +219,7 @@ def _record_product(
 ) -> Iterator[dict[str, Any]]:
     if len(source.good) < 4:
         raise InputError(
-            f"{source.name}: {len(source.good)} good photos; four are needed to enrol some and inspect others"
+            f"{source.name}: {len(source.good)} good photos; at least four are needed, to enrol some and inspect the others"
         )
     rng = random.Random(f"{plan.seed}/{source.name}")
     good = rng.sample(source.good, len(source.good))
@@ -240,7 +242,7 @@ def _record_product(
                     yield from _inspect(workspace, product, source.name, photo, truth, rng, images, plan.test)
                 except RefDiffError as e:
                     if progress:
-                        progress(f"left out: {e}", i + 1, plan.per_product)
+                        progress(f"skipped: {e}", i + 1, plan.per_product)
 
 
 def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defective: bool) -> tuple[Truth, bytes]:
@@ -314,7 +316,7 @@ def _inspect(
         if final.get("report"):
             break  # nothing is filed
     if final["report"]["judge"]["via"] == "fallback" or final["report"]["unsupported_claims_dropped"]:
-        raise RefDiffError(f"the teacher's own report was refused: {final['report']['unsupported_claims_dropped']}")
+        raise RefDiffError(f"the teacher's own report was rejected: {final['report']['unsupported_claims_dropped']}")
     common = {"product": source, "template": template, "test": test, "photo": capture.sha256}
     messages = plain_messages(final["messages"])
     refused = prompts.UNSUPPORTED.partition("{")[0]

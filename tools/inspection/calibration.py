@@ -91,7 +91,7 @@ def calibrate(
             workspace.stores.calibrations.save(calibration)
             return calibration
     raise UnavailableError(
-        f"the golden samples of product {product!r} change while they are measured; calibrate when nobody enrols or retires"
+        f"the golden samples of product {product!r} changed during calibration; try again when nobody enrols or retires any"
     )
 
 
@@ -106,8 +106,8 @@ def _measure(
     groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
         raise InputError(
-            f"product {product!r} has good samples of {len(groups)} part(s), calibration needs {MIN_PARTS} or more "
-            f"(and {MIN_PARTS_TO_FAIL} before anything is failed): refdiff enroll --product {product!r} FOLDER"
+            f"product {product!r} has golden samples of {len(groups)} part(s); calibration needs at least {MIN_PARTS}, "
+            f"FAIL verdicts {MIN_PARTS_TO_FAIL}. Add some: refdiff enroll --product {product!r} FOLDER"
         )
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
@@ -192,8 +192,8 @@ def unlike_goldens(calibration: Calibration | None, p: float | None, similarity:
     if similarity >= least - (float(np.median(known)) - least):
         return ""
     return (
-        f"the photo resembles no golden sample (similarity {similarity:.2f}, good parts {least:.2f} or more): another "
-        "product or variant, or too dark?"
+        f"the photo does not resemble any golden sample (similarity {similarity:.2f}; good parts have at least "
+        f"{least:.2f}): wrong product or variant, or too dark?"
     )
 
 

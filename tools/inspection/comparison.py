@@ -71,7 +71,7 @@ def compare(
         hits = retrieve_reference(workspace, features, product, k, exclude_ids, exclude_groups)
     else:
         if not goldens:
-            raise InputError("no golden given to compare with")
+            raise InputError("no golden samples to compare with were given")
         hits = [similarity_to(workspace, features, g) for g in goldens]
     clock.lap("retrieve")
     masks, placed = place_zones(workspace, query, query_key, product, "ignore")

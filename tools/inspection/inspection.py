@@ -127,11 +127,13 @@ def inspect_photo(
         features=features,
     )
     calibration = current_calibration(workspace, capture.product, references, progress)
-    problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
+    problems = (
+        [] if comparison.zones_placed else ["ignore zones could not be placed: the photo could not be registered"]
+    )
     if comparison.difference.judged < _MIN_JUDGED:
-        seen = f"{comparison.difference.judged:.0%}"
+        covered = f"{100 * comparison.difference.judged:.0f} %"
         problems.append(
-            f"only {seen} of the photo is covered by its references: photograph the part as the goldens were"
+            f"the references cover only {covered} of the photo; photograph the part like the golden samples"
         )
     spec = product_spec(workspace, capture.product)
     scale = resolve_scale(capture, comparison.hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
@@ -144,7 +146,7 @@ def inspect_photo(
     regions = regions_of(comparison, threshold, at_least_one=p is None or p <= NOTHING_FOUND)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
-        problems.append("critical zones could not be placed: the photo does not register")
+        problems.append("critical zones could not be placed: the photo could not be registered")
     results: list[RegionResult] = []
     for region in regions:
         measurement = measure_region(workspace, query, comparison, region, scale)

@@ -108,7 +108,7 @@ def load_spec(path: Path) -> ProductSpec:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise SpecError(f"{path}: over {MAX_BYTES:,} bytes is no specification; name the YAML file")
+            raise SpecError(f"{path}: a specification has at most {MAX_BYTES:,} bytes; name the YAML file")
         text = data.decode("utf-8")
     except (OSError, ValueError) as e:  # ValueError: no UTF-8, or a path that no file can have
         raise SpecError(f"{path}: cannot be read as text ({e})") from e

@@ -103,7 +103,7 @@ def measure(
     if anomaly_map.shape != size:
         raise InputError(f"anomaly map of {anomaly_map.shape} does not fit the photo of {size}; score this photo again")
     if mm_per_px is not None and not (math.isfinite(mm_per_px) and mm_per_px > 0):
-        raise InputError(f"scale {mm_per_px} mm/px must be above 0; leave it out if it is not known")
+        raise InputError(f"scale {mm_per_px} mm/px must be above 0; leave it out if it is unknown")
     if not (math.isfinite(scale_uncertainty) and scale_uncertainty >= 0):
         raise InputError(f"scale uncertainty {scale_uncertainty} must be >= 0 (0.01 is one percent)")
     inside = clip_box(box, size)
