@@ -1,4 +1,4 @@
-"""What a run needs but never checkpoints: live objects."""
+"""Run-time dependencies of a run; never checkpointed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.tools.context import ToolContext
 
 
-@dataclass(init=False)  # a marker for LangGraph, which wants one; the fields are set below
+@dataclass(init=False)  # LangGraph requires a dataclass here; the fields are set below
 class AgentContext(ToolContext):
     """The tools' workbench plus the agent's own settings, who drives (None: the script) and listener."""
 

@@ -1,4 +1,4 @@
-"""The agent as the outside sees it: run a request, resume what was cut off, take a person's disposition."""
+"""The agent's public interface: run a request, resume an interrupted one, record a person's disposition."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from refdiff.tools.golden_samples.adopt import adopt, adopt_all
 from refdiff.tools.inspection.inspection import open_workbench
 from refdiff.tools.workspace import Workspace
 
-# checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
+# checkpoints may only hold types that can be read back safely: None allows the built-in ones and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
-_RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
+_RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
 
 _SCRIPTED = {
     "never": "requested without a language model",
@@ -78,11 +78,11 @@ class Inspector(AbstractContextManager["Inspector"]):
         self._stack.close()
 
     def run(self, request: InspectionRequest) -> DefectReport:
-        """Inspect and file. A run of the same inspection id that was cut off goes on where it stopped.
+        """Inspect and file. An interrupted run of the same inspection id resumes where it stopped.
 
         Raises UnknownPartError, UnknownProductError, ImageError, UnavailableError; nothing is filed then.
         """
-        with self._claim(request.inspection_id):  # before the bank, so that a second process hears what is the matter
+        with self._claim(request.inspection_id):  # before the bank, so a second process gets the right error
             return self._run(request)
 
     def _run(self, request: InspectionRequest) -> DefectReport:
@@ -106,7 +106,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return self._drive(request, state)
 
     def pending(self) -> list[str]:
-        """Ids of inspections that a killed process left unfinished (not those waiting for a person)."""
+        """Ids of inspections that a crashed process left unfinished (not those waiting for a person)."""
         threads = {str(c.config["configurable"]["thread_id"]) for c in self._saver.list(None)}
         left = []
         for thread in sorted(threads):
@@ -121,7 +121,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return InspectionRequest(**values["request"]) if values.get("request") else None
 
     def resume(self, inspection_id: str) -> DefectReport:
-        """Finish an inspection that was cut off. Raises UnknownRecordError if there is nothing to go on from."""
+        """Finish an interrupted inspection. Raises UnknownRecordError if there is nothing to resume."""
         request = self.request_of(inspection_id)
         if request is None:
             return self._filed(inspection_id)
@@ -140,7 +140,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         """A person's accept or override of a filed inspection; the first wins. Raises DuplicateError, InputError.
 
         judged: what the part is, where a REVIEW is decided. as_reference: the photo of this good part becomes a golden
-        sample; what came of it is in `stores.adoptions` (nothing yet if the bank cannot be had now: `learn` goes on).
+        sample; the outcome is in `stores.adoptions` (none yet if the bank is unavailable; `learn` retries).
         """
         disposition = self.workspace.stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
         config = _config(inspection_id)
@@ -154,7 +154,7 @@ class Inspector(AbstractContextManager["Inspector"]):
     def judge_blind(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
-        """What a person sees who was not told the verdict; the first answer stands.
+        """Record the judgement of a person who did not see the verdict; the first answer stands.
 
         Raises UnknownRecordError (not drawn for a blind check), DuplicateError, InputError.
         """
@@ -164,7 +164,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return answer
 
     def learn(self) -> list[Adoption]:
-        """Enrol the photos that people gave consent for and that could not be enrolled at the time."""
+        """Enrol the approved photos that could not be enrolled when they were approved."""
         return adopt_all(self.workspace)
 
     def _adopt(self, inspection_id: str) -> None:
@@ -228,20 +228,20 @@ class Inspector(AbstractContextManager["Inspector"]):
         return replace(request, text=canonical_request(request.text, request.part_id))
 
     def _drive(self, request: InspectionRequest, state: dict[str, Any] | None) -> DefectReport:
-        """state: the first state of a new run, None to go on from the checkpoint."""
+        """state: the first state of a new run, None to resume from the checkpoint."""
         config = _config(request.inspection_id)
         if state is not None and self._graph.get_state(config).values:
             state = None
         try:
-            # durable before the next node starts: a kill loses one node's work at most
+            # durable before the next node starts: a crash loses one node's work at most
             self._graph.invoke(state, config, context=self._context(request), durability="sync")
         except sqlite3.Error as e:
             raise StorageError(f"checkpoints under {self._home} cannot be written: {e}") from e
-        except InputError:  # going on later would end the same way
+        except InputError:  # resuming later would end the same way
             self._saver.delete_thread(request.inspection_id)
             raise
         report = self._filed(request.inspection_id)
-        # a killed run may have been reviewed before it was resumed
+        # a crashed run may have been reviewed before it was resumed
         if report.verdict != Verdict.REVIEW or self.workspace.stores.dispositions.get(request.inspection_id):
             self._saver.delete_thread(request.inspection_id)
         return report
@@ -263,7 +263,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return data_url(pictures.page_image(image, self.settings.llm_image_px))
 
     def _choose_driver(self) -> tuple[Driver | None, str]:
-        """Who drives, or why nobody but the script can."""
+        """Choose the chat model, or say why only the scripted driver is available."""
         if self.settings.llm == "off":
             return None, "the language model is switched off by REFDIFF_LLM"
         if self.settings.llm_base_url:
@@ -276,7 +276,7 @@ class Inspector(AbstractContextManager["Inspector"]):
             if not is_built(folder):
                 return None, "the embedded model is not built yet; build it: refdiff model build"
             return EmbeddedDriver(folder, self._picture, model.threads), ""
-        except StorageError as e:  # reported as why the script drives; a line never stops because a model is broken
+        except StorageError as e:  # reported as the reason for the fallback; a broken model must never stop a line
             self._emit(AgentEvent("fallback", str(e)))
             return None, "the embedded model is unreadable; rebuild it: refdiff model build --again"
 
@@ -311,7 +311,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return postgres
 
     def _claim(self, inspection_id: str) -> AbstractContextManager[None]:
-        """Hold an inspection. Raises UnavailableError if another process does."""
+        """Lock an inspection. Raises UnavailableError if another process holds it."""
         busy = UnavailableError(f"inspection {inspection_id} is running in another process; wait for it")
         return hold_lock(self._home / "locks" / f"{inspection_id}.lock", busy, remove=True)
 

@@ -53,14 +53,14 @@ def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
 
 
 def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:
-    """reason is filed; cause, which may hold what a server wrote, is only shown."""
+    """reason is filed; cause, which may hold a server's text, is only shown."""
     shown = f" ({str(cause)[:300]})" if cause else ""
     context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted driver takes over"))
     return {"via": "fallback", "fallback_reason": reason}
 
 
 def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
-    """Ask whoever drives for the next tool call."""
+    """Ask the driver for the next tool call."""
     context, messages, steps = runtime.context, state["messages"], state.get("steps", 0)
     update: dict[str, Any] = {"steps": steps + 1}
     started = time.perf_counter()
@@ -98,7 +98,7 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
 
 
 def _after_success(messages: Sequence[AnyMessage]) -> int:
-    """Where the messages after the last tool that succeeded begin: what failed before it may succeed now."""
+    """Index of the first message after the last successful tool call: what failed before it may succeed now."""
     done = (i for i, m in enumerate(messages) if isinstance(m, ToolMessage) and m.status != "error")
     return max(done, default=-1) + 1
 
@@ -106,7 +106,7 @@ def _after_success(messages: Sequence[AnyMessage]) -> int:
 def _tool_error(error: Exception) -> str:
     """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
 
-    What no other call could mend ends the run as what it is, with its own exit code.
+    Errors that no other call could fix are raised again and end the run with their own exit code.
     """
     if isinstance(error, (ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
         raise error
@@ -116,12 +116,12 @@ def _tool_error(error: Exception) -> str:
 
 
 _TOOL_NAMES = frozenset(t.name for t in TOOLS)
-# what ids and enums look like; anything else in a refused call is prose, and unverified prose is not filed
+# ids and enums; anything else in a refused call is prose, and unverified prose is not filed
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,31}")
 
 
 def _traced(step: int, call: Mapping[str, Any], evidence: str | None, ok: bool, message: str) -> ToolCall:
-    """A line of the trace. It is filed, so that it may hold no claim of the model: ids and numbers pass, prose does not."""
+    """A line of the trace. It is filed, so it must not hold any claim of the model: ids and numbers pass, prose does not."""
     name, arguments = str(call["name"]), dict(call["args"])
     if name == "submit_report":
         arguments = {"findings": len(found)} if isinstance(found := arguments.get("findings"), list) else {}
@@ -248,7 +248,7 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
 
 
 def _is_read(state: InspectionState, context: AgentContext) -> bool:
-    """Does the model read the pair? Whoever asked for it on anomalies alone spares it the parts that would pass."""
+    """Does the model read the pair? With judge "on-anomaly" it skips the parts that would pass."""
     if state["request"].get("judge", "always") != "on-anomaly":
         return state["via"] != "fallback"
     capture = current_capture(context, state["evidence"])
@@ -257,7 +257,7 @@ def _is_read(state: InspectionState, context: AgentContext) -> bool:
 
 
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
-    """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
+    """The verdict and the report, from the canonical comparison; deterministic, so a resumed run agrees."""
     context = runtime.context
     capture = current_capture(context, state["evidence"])
     canonical = context.inspect(capture)
@@ -295,7 +295,7 @@ def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
 
 
 def review_node(state: InspectionState) -> dict[str, Any]:
-    """Wait, days if need be, for a person's disposition; the filed report is never rewritten."""
+    """Wait for a person's disposition, for days if necessary; the filed report is never rewritten."""
     report = state["report"]
     if report["verdict"] != Verdict.REVIEW:
         return {}

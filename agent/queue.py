@@ -1,4 +1,4 @@
-"""The one thread that inspects: accepted jobs in the order in which they came, and short questions between two of them.
+"""Single-threaded job queue: runs inspections in order and answers short questions in between.
 
 The language model is used by this thread alone. The network is not: enrolling and calibrating on request run beside it,
 which is safe, because its weights are only read and the caches of features are locked.
@@ -24,8 +24,13 @@ from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
-MAX_CRASHES = 4  # of the process while it ran a job; the job may be the cause
-RETRY_S = (1.0, 5.0, 20.0, 60.0)  # before what is unavailable is tried again, the last one for as long as it takes
+MAX_CRASHES = 4  # of the process while it ran one job; the job may be the cause
+RETRY_S = (
+    1.0,
+    5.0,
+    20.0,
+    60.0,
+)  # waits before retrying what is unavailable; the last one repeats for as long as it takes
 _MAX_QUESTIONS = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for late listeners
 _HISTORY = 256  # progress of each, which grows while something is unavailable
@@ -60,7 +65,7 @@ class Progress:
 class InspectionQueue:
     """inspect: runs a job and files it; it may be called again for a job that was cut off.
 
-    Progress goes to whoever listens, in the thread in which it happens: listeners must be quick.
+    Listeners are called in the inspecting thread, so they must be quick.
     """
 
     def __init__(
@@ -83,31 +88,31 @@ class InspectionQueue:
         self._current: str | None = None
         self.seconds_each = 5.0  # moving average
         self.finished = {"done": 0, "failed": 0}
-        # a daemon: a process that is told to stop does not wait for an inspection, which goes on after the next start
+        # a daemon: a stopping process does not wait for an inspection, which resumes after the restart
         self._thread = threading.Thread(target=self._run, name="inspections", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def drain(self) -> None:
-        """Begin nothing new, refuse the questions that wait, and soon the one that is asked. Quick."""
+        """Stop starting work, refuse waiting questions, and soon the running one too. Returns quickly."""
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
             for future, _ in self._questions:
                 _refuse(future)
             self._questions.clear()
-            if self._asked is not None:  # whoever asked holds up the end of the process
+            if self._asked is not None:  # its caller delays the shutdown
                 timer = threading.Timer(_STOP_WAIT_S, _refuse, (self._asked,))
                 timer.daemon = True
                 timer.start()
 
     def stop(self) -> None:
-        """Begin nothing new, and wait a little for what is running; the journal keeps what is left."""
+        """Stop starting work and wait briefly for the running inspection; the journal keeps the rest."""
         self.drain()
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
-        if (current := self._current) is not None:  # goes on after the next start, and is no death
+        if (current := self._current) is not None:  # resumes after the restart, and does not count as a crash
             try:
                 self._jobs.requeue(current)
             except UnavailableError:
@@ -193,7 +198,7 @@ class InspectionQueue:
             for listener in listeners:
                 try:
                     listener(progress)
-                except Exception:  # of somebody who went away; the inspection goes on
+                except Exception:  # the listener disconnected; keep inspecting
                     log.exception("a listener of %s failed", inspection_id)
 
     # -- the thread
@@ -216,7 +221,7 @@ class InspectionQueue:
             elif inspection_id:
                 try:
                     self._work(inspection_id)
-                except Exception as e:  # the journal itself fails, because the disk is full, say
+                except Exception as e:  # the journal itself failed, for example because the disk is full
                     log.exception("inspection %s waits until the journal is writable", inspection_id)
                     self._try_later(inspection_id, e)
             if not question:
@@ -225,7 +230,7 @@ class InspectionQueue:
     def _due(self) -> bool:
         """Is there a job to run now?
 
-        One whose time has come goes before those that came later, but not for ever: many that fail slowly would stop them.
+        Due retries jump the queue, but only the first few times, so failing jobs cannot starve new ones.
         """
         while self._later and self._later[0][0] <= time.monotonic():
             inspection_id = heapq.heappop(self._later)[1]
@@ -243,11 +248,11 @@ class InspectionQueue:
     def _pause(self) -> None:
         try:
             self._between()
-        except Exception:  # it is tried again at the next pause
+        except Exception:  # retried at the next pause
             log.warning("the work between inspections failed", exc_info=True)
 
     def _work(self, inspection_id: str) -> None:
-        """Run it once. What is unavailable is tried again for as long as it takes, and the others go on meanwhile."""
+        """Run it once. If something is unavailable it is retried for as long as it takes, while other jobs run."""
         started = time.monotonic()
         job = self._jobs.begin(inspection_id)
         self._current = inspection_id

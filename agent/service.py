@@ -1,7 +1,7 @@
-"""The desk: everything that a way in can ask of the product, in plain Python and without any transport.
+"""The inspection service: everything that a way in can ask of the product, in plain Python and without any transport.
 
-HTTP, Slack, Teams and MCP are thin over it. One process owns a home folder's desk: it holds the golden bank, inspects one
-part after the other, and owes every accepted inspection until it is filed, across kills and restarts.
+HTTP, Slack, Teams and MCP are thin layers over it. One process owns a home folder: it holds the golden bank, inspects one
+part after another, and guarantees that every accepted inspection is filed, across crashes and restarts.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
                 f"another refdiff server is using {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
-            _ = workspace.bank  # now, so that another process that holds it is told at once
+            _ = workspace.bank  # opened now, so a bank held by another process is reported immediately
             self._jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self._jobs, self._inspect, self._learn)
             self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
@@ -133,9 +133,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         tools: ToolsSettings | None = None,
         agent: AgentSettings | None = None,
     ) -> Self:
-        """Take over the home folder and go on with what a killed process left.
+        """Take over the home folder and resume what a crashed process left.
 
-        Raises UnavailableError where another desk has the home, BankBusyError where a command has the bank.
+        Raises UnavailableError where another server owns the home, BankBusyError where a command has the bank.
         """
         workspace = Workspace.open(memory, model, tools)
         try:
@@ -145,9 +145,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise
 
     def drain(self) -> None:
-        """Begin nothing new and keep nobody waiting: for a server that still has to answer what is open, then close.
+        """Stop accepting work and release waiting callers; for a server that still has open requests to answer.
 
-        What is accepted is kept, as ever; questions raise UnavailableError. Quick.
+        Accepted inspections are kept; questions raise UnavailableError. Returns quickly.
         """
         self._queue.drain()
 
@@ -343,7 +343,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def subscribe(self, inspection_id: str, listener: Callable[[Progress], None]) -> Callable[[], None]:
         """Have listener called with all that happened so far, at once, and with all that will, from the inspecting thread.
 
-        It must be quick and not call the desk. The last call has `progress.last`. Returns the function that ends it.
+        It must be quick and not call the service. The last call has `progress.last`. Returns the function that ends it.
         Raises UnknownRecordError.
         """
         heard_end = False
@@ -413,7 +413,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def judge_blind(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
     ) -> BlindCheck:
-        """What a person sees who was not told the verdict. The first answer stands.
+        """Record the judgement of a person who did not see the verdict; the first answer stands.
 
         Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
         """
@@ -421,7 +421,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             return self._inspector.judge_blind(inspection_id, judged, by, note, as_reference)
 
     def learned(self, inspection_id: str) -> Adoption | None:
-        """What became of a person's consent that the photo becomes a golden sample; None without one."""
+        """The outcome of a person's approval of the photo as a golden sample; None without one."""
         return self.stores.adoptions.get(inspection_id)
 
     def rates(self, product: str | None = None, since: str | None = None) -> Rates:
@@ -518,7 +518,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     # -- inside
 
     def _recover(self) -> None:
-        """Go on with what was accepted before a kill, and with what the command line left unfinished."""
+        """Recover jobs interrupted by a crash, and unfinished CLI inspections."""
         for inspection_id in self._inspector.pending():
             request = self._inspector.request_of(inspection_id)
             if request is not None:
@@ -535,15 +535,15 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             ahead += 1
 
     def _inspect(self, job: Job) -> str:
-        """Run by the worker, perhaps again after a kill: what is filed already is not inspected again."""
+        """Run by the queue, possibly again after a crash: a filed inspection is not repeated."""
         if not self._filed(job.inspection_id):
             return self._inspector.run(InspectionRequest(**job.request)).verdict.value
         return self.report(job.inspection_id).verdict.value
 
     def _learn(self) -> None:
-        """Enrol what people gave consent for while this desk had the bank, at the command line say."""
+        """Enrol photos that were approved while this process held the bank, for example on the command line."""
         if not self.stores.adoptions.consented() or not self._enrolling.acquire(blocking=False):
-            return  # whoever enrols or calibrates may take minutes; inspections do not wait for that
+            return  # enrolling or calibrating may take minutes; inspections do not wait for it
         try:
             self._inspector.learn()
         finally:
@@ -557,7 +557,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return True
 
     def _check_room(self) -> None:
-        """Before a photo is stored for nothing."""
+        """Checked before the photo is stored."""
         waiting = self._jobs.count_open()
         if waiting >= self.settings.queue_limit:
             raise BusyError(

@@ -1,4 +1,4 @@
-"""What a run checkpoints: ids, numbers and words, never pixels."""
+"""The checkpointed state of a run: ids, numbers and words, never pixels."""
 
 from __future__ import annotations
 

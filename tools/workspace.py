@@ -85,7 +85,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @property
     def bank(self) -> GoldenBank:
-        """The golden bank, opened now if need be. Raises BankBusyError, UnavailableError, StorageError."""
+        """The golden bank, opened on first use. Raises BankBusyError, UnavailableError, StorageError."""
         with self._bank_lock:
             if self._bank is None:
                 e = self.encoder

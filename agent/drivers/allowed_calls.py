@@ -1,8 +1,8 @@
-"""Which calls can succeed now: what the grammar of a small model's next call allows.
+"""The tool calls that can succeed now: what the grammar of a small model's next call allows.
 
-A model of 135 M parameters copies ids wrongly once in a while, and then repeats the call that failed; it also files before
-it has looked, or looks twice. Here the ids are those that tools have answered with, a tool is offered once what it needs is
-there, and a report once the strongest regions were zoomed and measured.
+A model of 135 M parameters sometimes copies an id wrongly and then repeats the failed call; it also files before it has
+looked, or looks twice. So only ids that tools returned are allowed, a tool is offered once its inputs exist, and
+the report once the strongest regions have been zoomed and measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def allowed_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any
             failed.add(str(message.name))
         elif isinstance(message, ToolMessage):
             if message.name == "score_difference":
-                failed.clear()  # other regions than those that could not be looked at
+                failed.clear()  # these are other regions than the failed ones
             results.setdefault(str(message.name), []).append(json.loads(message.text))
     goldens = [g["golden_id"] for r in results.get("retrieve_reference", []) for g in r["goldens"]]
     scored = results["score_difference"][-1] if "score_difference" in results else {"regions": [], "evidence": None}
@@ -46,7 +46,7 @@ def allowed_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any
         for look in ("zoom", "measure")
     }
     first = set(regions[:MAX_LOOKED_AT])
-    # one that cannot be looked at must not keep the rest from being filed
+    # a region that cannot be examined must not keep the others from being filed
     hasty = any(first & set(left[look]) for look in left) and not failed & set(left)
     evidence = [r["evidence"] for answers in results.values() for r in answers if "evidence" in r]
     possible = []
@@ -71,7 +71,7 @@ def allowed_calls(messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any
         elif name == "submit_report":
             claim = fields["findings"]["items"]["properties"]
             claim["region"], claim["evidence"]["items"] = _one_of(regions), _one_of(evidence)
-            # left to itself it makes up causes of half-remembered words
+            # without a list it invents causes
             claim["probable_cause"] = {
                 "anyOf": [_one_of([c for causes in CAUSES.values() for c in causes]), {"type": "null"}]
             }

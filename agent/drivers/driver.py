@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Driver(Protocol):
-    """Who drives a run. weights: sha256 of what it runs on, as far as that is known here. Failures are LLMErrors."""
+    """Chat model that drives a run. weights: sha256 of its weight files, where known. Failures are LLMErrors."""
 
     via: Literal["endpoint", "embedded"]
     model: str
@@ -45,17 +45,17 @@ class Driver(Protocol):
 
 
 # Our own model's confidence is the probability of its yes or no. At even odds it would contradict the score of every fifth
-# good part, and answer every third question that a report says nothing of; what another model says of its confidence is no
-# probability, and is taken at its word.
+# good part, and answer every third question that the report does not cover. The confidence that another model states is
+# not a probability, and is accepted as stated.
 MIN_CONFIDENCE = 0.9
 
 
 def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReading:
-    """probability: the confidence is one. Raises ValueError, KeyError, TypeError, OverflowError for what is no reading."""
+    """probability: the confidence is one. Raises ValueError, KeyError, TypeError, OverflowError if it is not a reading."""
     defect, kind = answer["defect"], answer["type"]
     if not isinstance(defect, bool) or kind not in READING_TYPES:
         raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
-    if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
+    if defect == (kind == NO_DEFECT):  # it contradicts itself: the yes or no counts, not the type
         kind = UNKNOWN if defect else NO_DEFECT
     stated = float(answer["confidence"])
     if not math.isfinite(stated):
@@ -70,7 +70,7 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
 
 
 def failures(messages: Sequence[BaseMessage], name: str, arguments: Mapping[str, Any], prefix: str = "") -> int:
-    """How often this very call failed so far, of calls whose ids begin with `prefix`."""
+    """How often this exact call has failed so far, among calls whose ids begin with `prefix`."""
     calls = {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
     failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
     return sum(c["name"] == name and c["args"] == arguments for c in failed if c and str(c["id"]).startswith(prefix))

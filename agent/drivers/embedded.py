@@ -69,7 +69,7 @@ class EmbeddedChat(BaseChatModel):
 
 
 class EmbeddedDriver:
-    """The RefDiff model in this process. It is loaded at the first question; whatever goes wrong becomes an LLMError."""
+    """The RefDiff model in this process. It is loaded at the first question; every failure becomes an LLMError."""
 
     via: Literal["endpoint", "embedded"] = "embedded"
     model = "refdiff"
@@ -110,7 +110,7 @@ class EmbeddedDriver:
             return call()
         except LLMError:
             raise
-        except Exception as e:  # a damaged folder or a strange conversation may fail anywhere; the line goes on
+        except Exception as e:  # a damaged folder or an odd conversation may fail anywhere; the line must keep running
             raise LLMError(f"the embedded model failed ({type(e).__name__})") from e
 
 

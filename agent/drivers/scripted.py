@@ -19,7 +19,7 @@ _CALL_ID_PREFIX = "scripted-"
 
 
 class ScriptedDriver(BaseChatModel):
-    """The canonical order of tools, read off the messages so far: takes over from wherever a model gave up."""
+    """The canonical order of tools, derived from the messages so far; takes over wherever a model gave up."""
 
     k: int = 4
     max_regions: int = 6
@@ -38,7 +38,7 @@ class ScriptedDriver(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=self.next_call(messages))])
 
     def next_call(self, messages: Sequence[BaseMessage]) -> AIMessage:
-        """One tool call; without any where nothing more can be done (the last tool error says why)."""
+        """One tool call, or none where nothing more can be done (the last tool error says why)."""
         results: dict[str, list[dict[str, Any]]] = {}
         calls = {c["id"]: c["args"] for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
         for message in messages:
@@ -49,7 +49,7 @@ class ScriptedDriver(BaseChatModel):
                 results.setdefault(str(message.name), []).append(result)
         part_id = next((str(m.additional_kwargs["part_id"]) for m in messages if "part_id" in m.additional_kwargs), "")
         name, arguments = self._next(results, part_id)
-        if failures(messages, name, arguments, _CALL_ID_PREFIX):  # it would fail for ever
+        if failures(messages, name, arguments, _CALL_ID_PREFIX):  # it would keep failing
             return AIMessage(content=f"{name} failed twice")
         call_id = f"{_CALL_ID_PREFIX}{len(messages)}"
         return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])

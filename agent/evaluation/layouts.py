@@ -1,7 +1,7 @@
 """Readers of the three folder layouts of `refdiff evaluate`: `mvtec`, `pairs` and `deeppcb`.
 
-They list files and labels and open no image but masks. Wrong folders get an InputError that says what was expected
-and what was found. Knows nothing about scores, verdicts or banks.
+They list files and labels and open no images except masks. A wrong folder raises an InputError that says what was
+expected and what was found. Knows nothing about scores, verdicts or banks.
 """
 
 from __future__ import annotations

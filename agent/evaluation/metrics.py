@@ -163,7 +163,7 @@ class PixelMetrics:
     """Pixel AUROC and AUPRO over a stream of anomaly maps; memory does not grow with the number of images.
 
     Scores go into bins that are the leading bits of their float32 form: 4,096 bins per power of two at any scale
-    of scores, so that nothing has to be known about their range. 48 MB in all.
+    of scores, so their range need not be known. 48 MB in all.
 
     AUPRO (Bergmann et al. 2021): the mean over true regions (8-connected components of the masks) of the share of
     the region found, against the false-positive rate over all good pixels, integrated to 0.3 and divided by it.
@@ -351,7 +351,7 @@ def _auroc_of_samples(bad: NDArray[np.float64], good: NDArray[np.float64]) -> ND
 def _bootstrap(truth: NDArray[np.intp], statistic: object, seed: int, level: float, resamples: int) -> Interval | None:
     """Bad and good images are two samples for scipy, which resamples each on its own: that is stratified.
 
-    They go in as positions, so that a paired statistic looks up both scores of the same images.
+    They go in as positions, so a paired statistic can look up both scores of the same images.
     """
     bad, good = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
     if min(bad.size, good.size) < 2:  # nothing can be said from a single observation

@@ -1,4 +1,4 @@
-"""`refdiff evaluate`: enrol, calibrate and inspect a data set in a home of its own; touches no user data.
+"""`refdiff evaluate`: enrol, calibrate and inspect a data set in a temporary home; never touches user data.
 
 Takes exactly the inspection path (`tools.pipeline.compare`), without the LLM unless `judge` is set.
 """
@@ -64,14 +64,14 @@ class _Run:
 
 @dataclass(frozen=True)
 class LearnedPhoto:
-    """A reference that was learned from a person, as it lies in the user's own bank."""
+    """A reference learned from a person, as stored in the user's own bank."""
 
     golden: Golden
     data: bytes
 
 
 def learned_photos(product: str) -> list[LearnedPhoto]:
-    """The references in use that people's decisions gave a product of the configured home; nothing there is changed.
+    """The active references that a product of the configured home owes to people's decisions; read-only.
 
     Raises InputError where there are none, BankBusyError where a server holds the bank.
     """
@@ -87,7 +87,7 @@ def learned_photos(product: str) -> list[LearnedPhoto]:
 
 
 def _without(data: DataSet, sha256: set[str]) -> tuple[DataSet, list[str]]:
-    """The data set without test images of these contents, and their names: nothing is tested on what it learned."""
+    """The data set without test images of these contents, and their names: never test on learned photos."""
     if not sha256:
         return data, []
     gone = {s.name for s in data.test if hashlib.sha256(_read(s.path)).hexdigest() in sha256}
@@ -219,7 +219,7 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
 
 
 def _weights(run: _Run) -> dict[str, str]:
-    """sha256 of every file of weights that the results hang on."""
+    """sha256 of every weight file that the results depend on."""
     boards = {"boards": run.workspace.boards.sha256} if run.data.format == "deeppcb" else {}
     return weights_in_use(run.workspace) | boards
 

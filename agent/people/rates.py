@@ -1,7 +1,7 @@
 """How often system and people disagree, from blind checks alone: false rejects, escapes, reviews and kappa.
 
-Blind checks are a random sample of all inspections, so that these are estimates for all parts. Dispositions are counted
-beside them and give no rate: people look at what was failed, and know what the system said.
+Blind checks are a random sample of all inspections, so the rates are estimates for all parts. Dispositions are only
+counted: people look at failed parts more often, and they know what the system said.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import UnknownProductError
 
-FEW = 30  # fewer answers than this say little: a rate of 10 % then has an interval of 3 to 26 %
+FEW = 30  # with fewer answers a rate says little: 10 % then has an interval of 3 to 26 %
 _RESAMPLES = 2000
 _TAIL = 0.025  # of a 95 % interval, on each side
 
@@ -120,12 +120,12 @@ def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     for a in decided:
         table[2 * (a.judged == "bad") + (a.verdict == "FAIL")] += 1
     value = float(_agreement(table))
-    if np.isnan(value):  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
+    if np.isnan(value):  # both always said the same thing: chance agreement is 1, and kappa 0/0
         return Rate(value=None, interval=None, events=None, n=n, enough=n >= FEW)
     drawn = _agreement(np.random.default_rng(seed).multinomial(n, table / n, size=_RESAMPLES).astype(float))
     undefined = np.isnan(drawn)
     low, high = np.quantile(drawn[~undefined], [_TAIL, 1 - _TAIL])
-    # resamples without the few bad (or good) parts have no kappa, and those that all agree tell nothing of the spread
+    # resamples without the few bad (or good) parts have no kappa, and full agreement says nothing about the spread
     if undefined.mean() > _TAIL or low == high:
         return Rate(value=value, interval=None, events=None, n=n, enough=False)
     return Rate(value=value, interval=(float(low), float(high)), events=None, n=n, enough=n >= FEW)

@@ -1,9 +1,9 @@
 """Recordings to train the language model on: the real agent with real tools, driven by a teacher that knows the truth.
 
-Products of training photos and rendered parts are enrolled, calibrated and inspected in a home of their own, with many
-phrasings of the request. Where a script cannot know better, the truth (mask, type) says what a finding is and what is none.
+Products of training photos and rendered parts are enrolled, calibrated and inspected in a temporary home, with many
+phrasings of the request. The ground truth (mask, type) decides which regions are findings, and of which type.
 Every line of the JSONL is a conversation: `inspection` (tool calls), `reading` (a pair, judged), `question` (about a filed
-report). Assistant messages with `"train": false` are mistakes that the next message mends. Pictures are files by sha256.
+report). Assistant messages with `"train": false` are mistakes that the next message corrects. Pictures are files by sha256.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
-_TOUCHED = 0.15  # part of a region's box, or of the defect, that must be shared to be the defect
+_TOUCHED = 0.15  # fraction of a region's box, or of the defect, that must overlap to count as the defect
 _RENAMED = {
     "displaced_component": "misplaced_component", "missing_print": "print_defect", "print_smear": "print_defect",
     "blob": "contamination", "edge_nibble": "chip", "impurity": "contamination",
@@ -61,7 +61,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a photo. mask: (H, W) bool in its px, None if only the label is known."""
+    """The ground truth of a photo. mask: (H, W) bool in its px, None if only the label is known."""
 
     defective: bool
     type: str
@@ -189,7 +189,7 @@ def _results(messages: Sequence[AnyMessage]) -> dict[str, list[dict[str, Any]]]:
 def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: Progress | None = None) -> int:
     """Inspect parts of every source and write `out/<source>.jsonl`; how many conversations are new.
 
-    Goldens are never inspected. A product that was recorded before is left out, so that a stopped recording goes on.
+    Goldens are never inspected. Products recorded before are skipped, so a stopped recording can be continued.
     Raises InputError (a source with fewer than four good photos, a folder of another plan), StorageError.
     """
     images = out / "images"
@@ -209,7 +209,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
         if path.exists():
             continue
         lines = [json.dumps(line, ensure_ascii=False) for line in _record_product(source, images, plan, progress)]
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a crash leaves only complete products
         done += len(lines)
     return done
 

@@ -1,6 +1,6 @@
 """A report in words: the one home of its sentences, labels and numbers with units.
 
-Everything is plain text; whoever shows it escapes it and lays it out. Knows nothing about pictures, pages or chats.
+Everything is plain text; the caller escapes it and lays it out. Knows nothing about pictures, pages or chats.
 """
 
 from __future__ import annotations

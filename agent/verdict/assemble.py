@@ -1,4 +1,4 @@
-"""From evidence and verified claims to the report: findings, verdict, numbers. Code fills everything that is measured."""
+"""From evidence and verified claims to the report: findings, verdict, numbers. Code fills in everything measured."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def _label(number: int, kind: str) -> str:
 
 
 def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
-    """The findings with what people confirmed lately on other parts of the product.
+    """The findings with what people recently confirmed on other parts of the product.
 
-    One unknown anomaly is not another: those count only where they lie in the same place.
+    Unknown anomalies need not be the same defect, so they count only in the same place.
     """
     days = bench.settings.history_days
     confirmed = bench.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
@@ -134,7 +134,7 @@ def _seen_before(bench: AgentContext, capture: Capture, findings: list[Finding])
 
 
 def _reference(hit: GoldenHit) -> Reference:
-    # what is beyond float32 hangs on the machine's load, and a resumed report must agree
+    # beyond float32 precision the value depends on the machine's load, and a resumed report must agree
     return Reference(golden_id=hit.golden.golden_id, similarity=round(hit.similarity, 6), sha256=hit.golden.sha256)
 
 
@@ -231,7 +231,7 @@ def _decide(
     as_claimed: list[RatedFinding],
     reading: dict[str, Any] | None,
 ) -> Decision:
-    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
+    """The verdict from what was measured. Types are only a network's opinion: a limit by type may ask for REVIEW only."""
     facts = PolicyInput(
         p=canonical.p_value,
         n=canonical.calibration.n if canonical.calibration else 0,

@@ -55,12 +55,12 @@ class PolicyInput:
 
 
 def attained_alpha(alpha: float, n: int) -> float:
-    """The smallest false-reject rate that n calibration parts can promise, not below what was asked."""
+    """The smallest false-reject rate that n calibration parts can promise, not below the requested one."""
     return max(alpha, 1 / (n + 1))
 
 
 def score_threshold(scores: list[float], alpha: float) -> float | None:
-    """The score above which a part fails (p <= attained), None without calibration."""
+    """The score above which a part fails (p <= attained); None without calibration."""
     if not scores:
         return None
     k = int(attained_alpha(alpha, len(scores)) * (len(scores) + 1) + 1e-9)
@@ -90,7 +90,7 @@ def rate_finding(
             exceeded = exceeded if limit.reject else over
             continue
         if any(s.value is None for s in sizes):
-            # it may or may not fit, and with it every later limit: a person must judge
+            # whether it fits, and so whether a later limit applies, is unknown: a person must decide
             return Rated(Severity.UNRATED, False, False, "has a limit in mm, but the scale is unknown", True)
         if all(s.value is not None and s.value <= s.maximum for s in sizes):
             why = _why(limit.reject, sizes, exceeded)
@@ -200,7 +200,7 @@ def _good_parts_show(k: int, n: int) -> str:
 
 
 def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decision:
-    """Limits may accept what the score found, or reject what it let pass if the place itself is significant."""
+    """Limits may accept what the score found, or reject what it let pass where the region itself is significant."""
     rejected = [f for f in facts.findings if f.rated.reject]
     sure = [f for f in rejected if decision.verdict is Verdict.FAIL or (f.peak_p is not None and f.peak_p <= attained)]
     if sure:
@@ -213,7 +213,7 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         reason = f"{first.label} {first.rated.why}; but {_good_parts_show(k, facts.n)} a difference as strong"
         return Decision(Verdict.REVIEW, VerdictBasis.LIMIT, reason, attained)
     unsized = [f for f in facts.findings if f.rated.missing_scale]
-    if decision.verdict is Verdict.PASS:  # a limit that cannot be applied matters where the place itself is significant
+    if decision.verdict is Verdict.PASS:  # an inapplicable limit matters only where the region itself is significant
         unsized = [f for f in unsized if f.peak_p is not None and f.peak_p <= attained]
     if unsized:
         reason = f"{decision.reason}; limits in mm cannot be applied because the scale is unknown"

@@ -1,7 +1,7 @@
 """Verification: every claim of the model is checked against the evidence it cites. Pure functions.
 
-Prose may state nothing by itself: digits, number words, places and defect words must come through slots that code fills
-from cited evidence. What is not supported is refused, with the reason.
+Prose states nothing by itself: digits, number words, places and defect words must come through slots that code fills
+from cited evidence. Unsupported claims are refused, with the reason.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ _UNIT = re.compile(r"_(?:mm2?|px|deg)$")
 
 
 def _named(key: str, value: float | int | str | bool, before: str) -> str:
-    """A number with its name, so that prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
+    """A number with its name, so prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
     shown = with_unit(key, value)
     name = _UNIT.sub("", key).replace("_", " ")
     if isinstance(value, str) or before.casefold().rstrip(" :=").removesuffix(" is").endswith(name):

@@ -92,7 +92,7 @@ def enroll(
             if workspace.bank.add(golden, features.global_vec, features.patches):
                 result.added.append(golden)
                 thumbnails.keep(golden, thumbnail)
-            else:  # on a server, somebody else enrolled it just now
+            else:  # with a Qdrant server, another process may have enrolled it meanwhile
                 result.already_there.append(Refusal(path, _present(golden)))
         except StorageError as e:
             raise StorageError(

@@ -1,4 +1,4 @@
-"""Flags goldens that are unlike the others, for a person to look at; never drops one."""
+"""Flags goldens that are unlike the others for a person to check; never drops one."""
 
 from __future__ import annotations
 

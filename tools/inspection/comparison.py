@@ -1,4 +1,4 @@
-"""Retrieve, align, score as one plain function: the path that inspection, calibration and evaluation all take."""
+"""Retrieve, align and score in one function: the path that inspection, calibration and evaluation all take."""
 
 from __future__ import annotations
 

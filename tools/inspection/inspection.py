@@ -61,7 +61,7 @@ class PhotoInspection:
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
-    """Regions above the threshold; if none and one is needed (the score alone speaks), the place of the peak."""
+    """Regions above the threshold; if there is none but one is needed (the score is high), the place of the peak."""
     regions = find_regions(comparison.difference.anomaly_map, threshold, comparison.difference.types)
     if not regions and at_least_one and comparison.difference.peak > 0:
         most = 0.8 * comparison.difference.peak
@@ -151,7 +151,7 @@ def inspect_photo(
     for region in regions:
         measurement = measure_region(workspace, query, comparison, region, scale)
         if any(_covers(r.measurement.box, measurement.box) for r in results):
-            continue  # measured in native pixels it is a part of a stronger one
+            continue  # in native pixels it is part of a stronger region
         region = replace(region, id=f"r{len(results) + 1}")
         peak_p = None
         if calibration:

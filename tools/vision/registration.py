@@ -123,7 +123,7 @@ def _work_grey(image: RgbImage, long_side: int) -> tuple[F32, Matrix]:
 
 
 def _gradient(grey: F32) -> F32:
-    """Gradient magnitude, compressed so that a few strong edges do not rule and light changes matter little."""
+    """Gradient magnitude, compressed so a few strong edges do not dominate and lighting matters little."""
     smooth = cv2.GaussianBlur(grey, (0, 0), 1.2)
     gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     return np.asarray(cv2.GaussianBlur(np.sqrt(cv2.magnitude(gx, gy) + 1.0), (0, 0), 1.0), dtype=np.float32)
@@ -373,7 +373,7 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
 
 
 def _preferred(first: _Candidate | None, later: _Candidate | None, clearly: float = 0.95) -> _Candidate | None:
-    """The later one only if it explains clearly more: chance and symmetry offer many that are about as good."""
+    """The later one only if it explains clearly more: by chance and symmetry many candidates are about as good."""
     if first is None or later is None:
         return first or later
     return later if 1 - later.score < clearly * (1 - first.score) else first
