@@ -113,14 +113,13 @@ def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float 
     return np.concatenate([canvas, _colour_bar(width, threshold)], axis=0)
 
 
-def side_by_side(
-    reference: RgbImage, query: RgbImage, labels: tuple[str, str] = ("Reference (registered)", "Part")
-) -> RgbImage:
-    """Registered reference left, query right, each with its label above.
+def side_by_side(reference: RgbImage, query: RgbImage, label: str = "Part", *, registered: bool = True) -> RgbImage:
+    """Reference left, query right, each with its label above; label: of the query.
 
-    Both (H, W, 3) uint8; a reference of another size (pair compared unregistered) is fitted into the query's
+    Both (H, W, 3) uint8; a reference of another size (compared without registration) is fitted into the query's
     frame without distortion. Returns one uint8 picture.
     """
+    labels = (f"Reference ({'registered' if registered else 'not registered'})", label)
     scale = display_scale(*query.shape[:2])
     right = _resize(query, scale)
     left = _fit(reference, right.shape[0], right.shape[1])

@@ -264,4 +264,4 @@ def _reasoning(state: dict[str, Any], canonical: PhotoInspection, decision: Deci
     if canonical.scale.mm_per_px is None:
         facts.append("The scale is unknown, so sizes are in pixels.")
     said = str(state.get("reasoning") or "")
-    return " ".join([*facts, *([f"Model: {said}"] if said and state.get("via") != "fallback" else [])])
+    return " ".join([*facts, *([f"Language model: {said}"] if said and state.get("via") != "fallback" else [])])

@@ -32,7 +32,7 @@ def crops(service: InspectionService, inspection_id: str) -> list[tuple[str, byt
         at = f.location
         pair = pictures.crops(query, reference, (at.x0, at.y0, at.x1, at.y1))
         title = f"{f.id} {spaced(f.type)}"
-        picture = pictures.side_by_side(pair.reference, pair.query, ("Reference", title))
+        picture = pictures.side_by_side(pair.reference, pair.query, title, registered=report.alignment.ok)
         made.append((title, pictures.page_image(picture)))
     return made
 

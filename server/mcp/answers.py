@@ -50,7 +50,7 @@ class InspectionAnswer(BaseModel):
     verdict_reason: str | None = None
     image_score: float | None = None
     p_value: float | None = Field(
-        default=None, description="share of good parts that look as odd, None if not calibrated"
+        default=None, description="share of good parts that differ at least as much; null if not calibrated"
     )
     threshold: float | None = None
     golden_id: str | None = None
