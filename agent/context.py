@@ -1,4 +1,4 @@
-"""What a run needs but never checkpoints: live objects."""
+"""Run-time dependencies of a run; never checkpointed."""
 
 from __future__ import annotations
 

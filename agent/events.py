@@ -1,4 +1,4 @@
-"""Events of a run, for whoever shows its progress."""
+"""Progress events of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AgentEvent:
-    """Something worth showing while a run works. done/total: progress of long work, 0 if not counted."""
+    """Progress of a run, for display. done/total: progress of long work, 0 if not counted."""
 
     kind: str
     message: str

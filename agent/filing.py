@@ -51,7 +51,7 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     drawn = {
         "overlay": pictures.overlay(query, report.findings, anomaly_map, canonical.threshold),
         "heatmap": pictures.heatmap(query, anomaly_map, canonical.threshold),
-        "side_by_side": pictures.side_by_side(reference, query),
+        "side_by_side": pictures.side_by_side(reference, query, registered=report.alignment.ok),
     }
     crops = {}
     for finding in report.findings:

@@ -31,8 +31,8 @@ from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.workspace import Workspace
 
 _SCRIPTED = {
-    "never": "asked for without the language model",
-    "on-anomaly": "asked for with the language model only where the part would not pass",
+    "never": "requested without a language model",
+    "on-anomaly": "the language model reads only parts that would not pass",
 }
 
 HOW_TO_ASK = (

@@ -55,14 +55,14 @@ def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
 
 
 def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:
-    """reason is filed; cause, which may hold what a server wrote, is only shown."""
+    """reason is filed; cause, which may hold a server's text, is only shown."""
     shown = f" ({str(cause)[:300]})" if cause else ""
-    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted policy takes over"))
+    context.emit(AgentEvent("fallback", f"{reason}{shown}; the scripted driver takes over"))
     return {"via": "fallback", "fallback_reason": reason}
 
 
 def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
-    """Ask whoever drives for the next tool call."""
+    """Ask the driver for the next tool call."""
     context, messages, steps = runtime.context, state["messages"], state.get("steps", 0)
     update: dict[str, Any] = {"steps": steps + 1}
     started = time.perf_counter()
@@ -87,12 +87,12 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
             except LLMError as e:
                 update |= _fall_back(context, str(e), e.__cause__)
     elif state["via"] != "fallback":
-        update |= _fall_back(context, "no model is configured any more")
+        update |= _fall_back(context, "no language model is configured any more")
     if message is None and "messages" not in update:
         message = ScriptedDriver(k=context.tools.workspace.settings.references).next_call(messages)
         if not message.tool_calls:
             error = next((m.text for m in reversed(messages) if isinstance(m, ToolMessage)), "no tool could be called")
-            raise RefDiffError(f"the inspection cannot go on: {error}")
+            raise RefDiffError(f"the inspection cannot continue: {error}")
     if message is not None:
         update["messages"] = [message]
     update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
@@ -100,7 +100,7 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
 
 
 def _after_success(messages: Sequence[AnyMessage]) -> int:
-    """Where the messages after the last tool that succeeded begin: what failed before it may succeed now."""
+    """Index of the first message after the last successful tool call: what failed before it may succeed now."""
     done = (i for i, m in enumerate(messages) if isinstance(m, ToolMessage) and m.status != "error")
     return max(done, default=-1) + 1
 
@@ -108,7 +108,7 @@ def _after_success(messages: Sequence[AnyMessage]) -> int:
 def _tool_error(error: Exception) -> str:
     """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
 
-    What no other call could mend ends the run as what it is, with its own exit code.
+    Errors that no other call could fix are raised again and end the run with their own exit code.
     """
     if isinstance(error, (ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
         raise error
@@ -118,22 +118,22 @@ def _tool_error(error: Exception) -> str:
 
 
 _TOOL_NAMES = frozenset(t.name for t in TOOLS)
-# what ids and enums look like; anything else in a refused call is prose, and unverified prose is not filed
+# ids and enums; anything else in a refused call is prose, and unverified prose is not filed
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,31}")
 
 
 def _traced(step: int, call: Mapping[str, Any], evidence: str | None, ok: bool, message: str) -> ToolCall:
-    """A line of the trace. It is filed, so that it may hold no claim of the model: ids and numbers pass, prose does not."""
+    """A line of the trace. It is filed, so it must not hold any claim of the model: ids and numbers pass, prose does not."""
     name, arguments = str(call["name"]), dict(call["args"])
     if name == "submit_report":
         arguments = {"findings": len(found)} if isinstance(found := arguments.get("findings"), list) else {}
-        message = message if ok else "the report was refused: its form is wrong or nothing was compared yet"
+        message = message if ok else "the report was rejected: it is malformed, or nothing has been compared yet"
     elif not ok:
         kept = {k: v for k, v in arguments.items() if _ID.fullmatch(k) and _is_plain(v)}
         if name not in _TOOL_NAMES:
             name, kept, message = "unknown", {}, "the model called a tool that does not exist"
         elif kept != arguments:
-            message = "the arguments are not what the tool takes"
+            message = "the arguments do not fit the tool"
         arguments = kept
     short = message if len(message) <= 500 else message[:497] + "..."
     return ToolCall(step=step, tool=name, arguments=arguments, evidence=evidence, ok=ok, message=short)
@@ -204,7 +204,9 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     rounds = state.get("verify_rounds", 0)
     if checked.unsupported and rounds < MAX_VERIFY_ROUNDS and state["via"] != "fallback":
         problems = "\n".join(f"- {p}" for p in checked.unsupported)
-        runtime.context.emit(AgentEvent("verify", f"{len(checked.unsupported)} unsupported claim(s), asked again"))
+        runtime.context.emit(
+            AgentEvent("verify", f"unsupported claims: {len(checked.unsupported)}; asking the model again")
+        )
         return {
             "messages": [HumanMessage(prompts.UNSUPPORTED.format(problems=problems))],
             "draft": None,
@@ -229,21 +231,21 @@ def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     try:
         reading = context.driver.read_pair(READ, *pair)
     except LLMError as e:
-        context.emit(AgentEvent("fallback", f"no reading of the pair: {e}"))
+        context.emit(AgentEvent("fallback", f"the model did not read the image pair: {e}"))
         spent = {"llm": (time.perf_counter() - started) * 1000}
-        return {"reading": None, "fallback_reason": f"no reading of the pair: {e}", "timings_ms": spent}
+        return {"reading": None, "fallback_reason": f"the model did not read the image pair: {e}", "timings_ms": spent}
     return {"reading": reading.model_dump(), "timings_ms": {"llm": (time.perf_counter() - started) * 1000}}
 
 
 def _is_read(state: InspectionState, context: AgentContext, evidence: Sequence[Evidence]) -> bool:
-    """Does the model read the pair? Whoever asked for it on anomalies alone spares it the parts that would pass."""
+    """Does the model read the pair? With judge "on-anomaly" it skips the parts that would pass."""
     if state["request"].get("judge", "always") != "on-anomaly":
         return state["via"] != "fallback"
     return conclude_without_reading(context.tools, evidence, claims_of(state)).verdict is not Verdict.PASS
 
 
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
-    """The verdict and the report, from the canonical comparison; deterministic, so that a resumed run agrees."""
+    """The verdict and the report, from the canonical comparison; deterministic, so a resumed run agrees."""
     context, evidence, request = runtime.context, evidence_of(state["evidence"]), state["request"]
     context.tools.capture_in(evidence)
     workspace = context.tools.workspace
@@ -287,7 +289,7 @@ def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
 
 
 def review_node(state: InspectionState) -> dict[str, Any]:
-    """Wait, days if need be, for a person's disposition; the filed report is never rewritten."""
+    """Wait for a person's disposition, for days if necessary; the filed report is never rewritten."""
     report = state["report"]
     if report["verdict"] != Verdict.REVIEW:
         return {}

@@ -32,7 +32,7 @@ _MAX_EXCLUSIVE = 16  # each holds a thread of its caller
 _HISTORIES = 512  # inspections whose progress is kept for listeners that come late
 _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
-_STOPPING = "the server is stopping; ask again after its start"
+_STOPPING = "the server is stopping; ask again after the restart"
 _IDLE_S = 60.0  # between two runs of the idle work
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ class InspectionQueue:
             self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
             outcome = self._inspect(job)
         except UnavailableError as e:
-            log.warning("inspection %s: %s; it is tried again", inspection_id, e)
+            log.warning("inspection %s: %s; retrying", inspection_id, e)
             self._jobs.requeue(inspection_id)
             return self._retry_later(inspection_id, e)
         except Exception as e:

@@ -106,7 +106,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         try:
             home = self.stores.settings.home
             busy = UnavailableError(
-                f"another refdiff server works on {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
+                f"another refdiff server is using {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now: if another process holds it, this fails at once
@@ -322,10 +322,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """
         self.stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
-            raise UnknownRecordError(f"no artefact {name!r}; there are {', '.join(ARTEFACTS)}")
+            raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
         path = inspection_folder(self.stores.settings.home, inspection_id) / ARTEFACTS[name]
         if not path.is_file():
-            raise StorageError(f"{path.name} of inspection {inspection_id} is gone; restore it from a backup")
+            raise StorageError(f"{path.name} of inspection {inspection_id} is missing; restore it from a backup")
         return path
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
@@ -460,7 +460,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         ahead = 0
         for job in self.jobs.list(limit=-1):
             if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
-                message = f"given up: it ended together with the process {job.deaths} times; see the log"
+                message = f"given up: the process crashed {job.deaths} times while running it; see the log"
                 self.jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
                 continue
             log.info("inspection %s was accepted before the last stop and is resumed", job.inspection_id)
@@ -494,7 +494,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         waiting = self.jobs.count_open()
         if waiting >= self.settings.queue_limit:
             raise BusyError(
-                f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)",
+                f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)",
                 self._queue.seconds_each,
             )
 

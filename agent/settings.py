@@ -13,7 +13,7 @@ class AgentSettings(BaseSettings):
 
     llm: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: the endpoint if one is set, else the embedded model; off: the scripted policy alone.",
+        description="auto: the endpoint if one is set, else the embedded model; off: the scripted driver only.",
     )
     llm_base_url: str | None = Field(default=None, description="OpenAI-compatible endpoint, e.g. http://host:8001/v1.")
     llm_model: str = Field(default="refdiff", description="Model name at the endpoint.")

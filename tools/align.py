@@ -47,4 +47,4 @@ def align_tool(
         images={"golden": golden.sha256},
         summary=result.reason,
     )
-    return answer(record, ok=result.ok, residual_px=residual_px, reason=result.reason)
+    return answer(record, ok=result.ok, residual_px=residual_px, reason=result.trained_reason)

@@ -179,8 +179,8 @@ class ToolContext:
                 "query": self.shown_query,
                 "reference": self.shown_reference if is_canonical else self.keep_image(comparison.nearest.picture),
             },
-            summary=f"score {difference.score:.3f} against {len(comparison.hits)} golden(s), "
-            f"{len(regions)} region(s) above the threshold",
+            summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
+            f"regions above the threshold: {len(regions)}",
         )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def measure_evidence(result: RegionResult, score_id: str) -> MeasureEvidence:
         return None if value is None else rounded(value)
 
     x0, y0, x1, y1 = m.box
-    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "no scale"
+    size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "scale unknown"
     return MeasureEvidence(
         arguments=RegionArguments(region=region, score=score_id),
         numbers=MeasureNumbers(

@@ -30,7 +30,7 @@ def find_part_tool(
         arguments=CaptureArguments(part_id=wanted, capture_id=capture.capture_id, product=capture.product),
         numbers=CaptureNumbers(width_px=width, height_px=height, scale_mm_per_px=capture.scale_mm_per_px),
         images={"query": capture.sha256},
-        summary=f"photo of part {wanted} ({capture.product}), {width} x {height} px, taken in {capture.created_at}",
+        summary=f"photo of part {wanted} ({capture.product}), {width} x {height} px, taken at {capture.created_at}",
     )
     scale = "known" if capture.scale_mm_per_px else "not given with the photo"
     return answer(record, product=capture.product, width_px=width, height_px=height, scale=scale)

@@ -31,7 +31,7 @@ def retrieve_reference_tool(
         arguments=ReferenceArguments(k=k, product=product),
         numbers=ReferenceNumbers.model_validate({"goldens_in_bank": total, "found": len(hits)} | found),
         images={f"golden_{i}": h.golden.sha256 for i, h in enumerate(hits, start=1)},
-        summary=f"nearest of {total} goldens: {best.golden.golden_id}, patch similarity {best.similarity:.3f}",
+        summary=f"nearest of {total} golden samples: {best.golden.golden_id}, similarity {best.similarity:.3f}",
     )
     listed = [{"golden_id": h.golden.golden_id, "similarity": round(h.similarity, 3)} for h in hits]
     return answer(record, goldens=listed)

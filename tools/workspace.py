@@ -73,8 +73,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         model = shared_difference(self.model_settings.difference_weights or PACKAGED)
         if model.encoder != self.encoder.digest:
             raise InputError(
-                "the difference weights were trained on another encoder than the one in use; "
-                "train with `refdiff train difference --encoder DIR` and set REFDIFF_DIFFERENCE_WEIGHTS"
+                "the difference weights were trained with a different encoder; train them for this one "
+                "(`refdiff train difference --encoder DIR`) and set REFDIFF_DIFFERENCE_WEIGHTS"
             )
         return model
 
@@ -85,7 +85,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @property
     def bank(self) -> GoldenBank:
-        """The golden bank, opened now if need be. Raises BankBusyError, UnavailableError, StorageError."""
+        """The golden bank, opened on first use. Raises BankBusyError, UnavailableError, StorageError."""
         with self._bank_lock:
             if self._bank is None:
                 e = self.encoder

@@ -1,4 +1,4 @@
-"""Which calls can succeed now: what the grammar of a small model's next call allows.
+"""The tool calls that can succeed now: what the grammar of a small model's next call allows.
 
 A model of 135 M parameters sometimes copies ids wrongly and then repeats the failing call; it also files before it has
 looked, or looks twice. Here the ids are those that tools have answered with, a tool is offered once what it needs exists,
@@ -93,7 +93,7 @@ def _narrowed(tool: dict[str, Any], known: _Known) -> dict[str, Any]:
     elif name == "submit_report":
         claim = fields["findings"]["items"]["properties"]
         claim["region"], claim["evidence"]["items"] = _one_of(known.regions), _one_of(known.evidence)
-        # left to itself it makes up causes of half-remembered words
+        # without a list it invents causes
         causes = _one_of([c for causes in CAUSES.values() for c in causes])
         claim["probable_cause"] = {"anyOf": [causes, {"type": "null"}]}
     return narrowed

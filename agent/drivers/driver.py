@@ -47,15 +47,15 @@ MIN_CONFIDENCE = 0.9
 
 
 def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReading:
-    """probability: the confidence is one. Raises ValueError, KeyError, TypeError, OverflowError for what is no reading."""
+    """probability: the confidence is one. Raises ValueError, KeyError, TypeError, OverflowError if it is not a reading."""
     defect, kind = answer["defect"], answer["type"]
     if not isinstance(defect, bool) or kind not in READING_TYPES:
         raise ValueError(f"unexpected reading {str(answer)[:100]!r}")
-    if defect == (kind == NO_DEFECT):  # contradicts itself: the yes or no was asked for, the type comes second
+    if defect == (kind == NO_DEFECT):  # it contradicts itself: the yes or no counts, not the type
         kind = UNKNOWN if defect else NO_DEFECT
     stated = float(answer["confidence"])
     if not math.isfinite(stated):
-        raise ValueError("a confidence that is no number")
+        raise ValueError("the confidence is not a number")
     confidence = min(100.0, max(0.0, stated)) / 100
     return LlmReading(
         defect=defect,
@@ -80,7 +80,7 @@ def tool_results(messages: Sequence[BaseMessage]) -> dict[str, list[dict[str, An
 
 
 def failures(messages: Sequence[BaseMessage], name: str, arguments: Mapping[str, Any], prefix: str = "") -> int:
-    """How often this very call failed so far, of calls whose ids begin with `prefix`."""
+    """How often this exact call has failed so far, among calls whose ids begin with `prefix`."""
     calls = calls_by_id(messages)
     failed = [calls.get(m.tool_call_id) for m in messages if isinstance(m, ToolMessage) and m.status == "error"]
     return sum(c["name"] == name and c["args"] == arguments for c in failed if c and str(c["id"]).startswith(prefix))

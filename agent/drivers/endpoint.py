@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint as the model that drives: our own under vLLM, or any that calls tools and sees pictures.
+"""An OpenAI-compatible endpoint as the driver: our own model under vLLM, or any model with tool calls and vision.
 
 Pictures are kept in messages as `image_ref` blocks (sha256) and become data URLs only on their way out.
 """
@@ -35,7 +35,7 @@ _MAX_ANSWER_BYTES = 4 * 2**20
 
 
 class _Limited(httpx2.SyncByteStream):
-    """A response body that must end in time and may not be endless; the client's timeouts begin anew with every byte."""
+    """A response body with a deadline and a maximum size; the client's own timeouts restart with every byte."""
 
     def __init__(self, body: httpx2.SyncByteStream, deadline: float) -> None:
         self._body, self._deadline = body, deadline
@@ -77,7 +77,7 @@ def _shown(url: str) -> str:
 class EndpointDriver:
     """An OpenAI-compatible endpoint. Every failure, whatever its kind, becomes an LLMError naming the URL.
 
-    The message holds nothing that the server wrote, for it is filed in reports; what the server wrote is in `__cause__`.
+    The message is filed in reports, so it never holds text of the server; that is in `__cause__`.
     """
 
     via: Literal["endpoint", "embedded"] = "endpoint"
@@ -94,7 +94,7 @@ class EndpointDriver:
         self._chat = ChatOpenAI(
             model=settings.llm_model,
             base_url=settings.llm_base_url,
-            # local servers want no key but the client wants a text
+            # local servers need no key, but the client requires one
             api_key=settings.llm_api_key or SecretStr("none"),
             timeout=httpx2.Timeout(settings.llm_timeout_s, connect=min(10.0, settings.llm_timeout_s)),
             http_client=openai.DefaultHttpxClient(event_hooks=_limits(settings.llm_timeout_s)),
@@ -110,17 +110,17 @@ class EndpointDriver:
         try:
             message = self._call(lambda: bound.invoke([self._posted(m) for m in messages]))
         except LLMError as e:
-            if isinstance(e.__cause__, ValidationError):  # arguments that are no object: as good as no call
+            if isinstance(e.__cause__, ValidationError):  # arguments that are not an object count as no call
                 return AIMessage(content="")
             raise
         if not isinstance(message, AIMessage):
-            raise LLMError(f"{self.url} answered with a {type(message).__name__}, not an assistant message")
-        # some servers number calls badly or not at all
+            raise LLMError(f"{self.url} returned a {type(message).__name__} instead of an assistant message")
+        # some servers number calls wrongly or not at all
         calls: list[ToolCall] = [
             {"name": c["name"], "args": c["args"], "id": f"call-{len(messages)}-{i}", "type": "tool_call"}
             for i, c in enumerate(message.tool_calls[:_MAX_CALLS])
         ]
-        # usage and reasoning fields differ between servers and are of no use in a checkpoint
+        # usage and reasoning fields differ between servers and do not belong in a checkpoint
         return AIMessage(content=message.text[:2000], tool_calls=calls)
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
@@ -138,7 +138,7 @@ class EndpointDriver:
             return reading_of(answer)
         # int(inf) overflows, and brackets nested deeply enough exhaust the parser
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as e:
-            raise LLMError(f"{self.url} gave no usable reading of the pair") from e
+            raise LLMError(f"{self.url} returned no usable reading of the image pair") from e
 
     def choose(self, prompt: str, text: str, options: Sequence[str]) -> tuple[str, float | None]:
         """The one of the options that answers the text, of our model also its probability; an LLMError if it answers with
@@ -155,9 +155,9 @@ class EndpointDriver:
         try:
             said = _json_of(message.text)["answer"]
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise LLMError(f"{self.url} gave no usable answer") from e
+            raise LLMError(f"{self.url} returned no usable answer") from e
         if said not in options:
-            raise LLMError(f"{self.url} gave an answer that was not offered")
+            raise LLMError(f"{self.url} returned an answer that was not among the options")
         return str(said), _certainty(message) if self._own else None
 
     def _form(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +179,8 @@ class EndpointDriver:
             raise LLMError(f"{self.url} cannot be reached; is the model server running?") from e
         except openai.APIStatusError as e:
             raise LLMError(f"{self.url} answered with HTTP {e.status_code}") from e
-        except Exception as e:  # a server that talks nonsense makes the client fail in any way it likes
-            raise LLMError(f"{self.url} gave an answer that cannot be read ({type(e).__name__})") from e
+        except Exception as e:  # malformed responses can make the client raise anything
+            raise LLMError(f"{self.url} returned an unreadable answer ({type(e).__name__})") from e
 
     def _posted(self, message: AnyMessage) -> AnyMessage:
         """The message with its pictures as data URLs (or without them, for a model that reads text only)."""
@@ -205,13 +205,13 @@ def _json_of(text: str) -> Any:
 
 
 def _certainty(message: BaseMessage) -> float | None:
-    """How likely the whole answer was to the model, None if it is not told; what the grammar forces is certain."""
+    """Probability of the whole answer, None if the server does not report it; tokens forced by the grammar count as 1."""
     told = (message.response_metadata.get("logprobs") or {}).get("content")
     return math.exp(min(0.0, sum(float(t["logprob"]) for t in told))) if told else None
 
 
 def _sureness(message: BaseMessage) -> float | None:
-    """How likely the yes or no of a reading was to the model, as the embedded engine tells it; None if it is not told."""
+    """Probability of the yes or no of a reading, as the embedded engine reports it; None if the server does not."""
     told = message.response_metadata.get("logprobs") or {}
     for token in told.get("content") or []:
         if str(token["token"]).strip() in ("true", "false"):

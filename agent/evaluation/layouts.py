@@ -1,7 +1,7 @@
 """Readers of the three folder layouts of `refdiff evaluate`: `mvtec`, `pairs` and `deeppcb`.
 
-They list files and labels and open no image but masks. Wrong folders get an InputError that says what was expected
-and what was found. Knows nothing about scores, verdicts or banks.
+They list files and labels and open no images except masks. A wrong folder raises an InputError that says what was
+expected and what was found. Knows nothing about scores, verdicts or banks.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def read_mvtec(root: Path) -> DataSet:
         raise InputError(f"{root}: no images in test/<good|defect>/; found {_listing(root / 'test')}")
     bare = sum(s.defective and s.mask is None for s in samples)
     if bare and any(s.mask for s in samples):
-        notes.append(f"{bare} defective images have no mask: left out of the pixel metrics")
+        notes.append(f"{bare} defective images have no mask and are left out of the pixel metrics")
     leaks = _same_content(train, [s.path for s in samples])
     if leaks:
         notes.append(f"{len(leaks)} test images are also in train/good (same bytes): {_few(leaks)}")
@@ -272,7 +272,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str
     (height, width), (mask_height, mask_width) = size, mask.shape
     sizes = f"mask {path.name} is {mask_width} x {mask_height} px, its image {width} x {height} px"
     if abs(mask_width * height / (mask_height * width) - 1) > 0.02:
-        raise InputError(f"{sizes}: not the same shape; give the mask of this image")
+        raise InputError(f"{sizes}: different shapes; give the mask of this image")
     resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     return resized.astype(np.bool_), f"{sizes}: resized by nearest neighbour"
 
@@ -287,7 +287,7 @@ def _images(folder: Path, notes: list[str]) -> list[Path]:
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if len(images) < len(files):
         others = [p.name for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
-        notes.append(f"{folder.name}: passed over {len(others)} files that are no images: {_few(others)}")
+        notes.append(f"{folder.name}: skipped {len(others)} files that are not images: {_few(others)}")
     return images
 
 
@@ -303,9 +303,9 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: not there; pairs needs a table {','.join(_PAIR_COLUMNS)}[,split]") from None
+        raise InputError(f"{path}: not found; pairs needs a table {','.join(_PAIR_COLUMNS)}[,split]") from None
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({e}); save it as CSV UTF-8") from e
+        raise InputError(f"{path}: is not UTF-8 text ({e}); save it as CSV UTF-8") from e
     lines = text.splitlines()
     head = lines[0] if lines else ""
     delimiter = ";" if head.count(";") > head.count(",") else ","  # what Excel writes in half of Europe

@@ -111,7 +111,7 @@ class PixelMetrics:
     """Pixel AUROC and AUPRO over a stream of anomaly maps; memory does not grow with the number of images.
 
     Scores go into bins that are the leading bits of their float32 form: 4,096 bins per power of two at any scale
-    of scores, so that nothing has to be known about their range. 48 MB in all.
+    of scores, so their range need not be known. 48 MB in all.
 
     AUPRO (Bergmann et al. 2021): the mean over true regions (8-connected components of the masks) of the share of
     the region found, against the false-positive rate over all good pixels, integrated to 0.3 and divided by it.
@@ -137,7 +137,7 @@ class PixelMetrics:
         if values.ndim != 2 or truth.shape != values.shape:
             raise ValueError(f"anomaly map is {values.shape}, mask {truth.shape}; both must be (H, W)")
         if not np.isfinite(values).all():
-            raise ValueError("anomaly map holds values that are not finite; the score is broken")
+            raise ValueError("the anomaly map has values that are not finite")
         bins = self._bin(values)
         self._good += np.bincount(bins[~truth], minlength=self._BINS)
         self.images += 1
@@ -230,7 +230,7 @@ def detection_metrics(
     """
     unknown = sorted(set(detections) - set(truth))
     if unknown:
-        raise ValueError(f"detections for {unknown[0]!r}, which has no ground truth; give that of every image")
+        raise ValueError(f"detections for {unknown[0]!r}, which has no ground truth; provide it for every image")
     hits: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for image, boxes in truth.items():
@@ -260,7 +260,7 @@ def write_detections(folder: Path, detections: Mapping[str, Sequence[Detection]]
     folder.mkdir(parents=True, exist_ok=True)
     for image, found in detections.items():
         if Path(image).name != image or image in ("", ".", ".."):
-            raise ValueError(f"image id {image!r} is no plain file name")
+            raise ValueError(f"image id {image!r} is not a plain file name")
         for d in found:
             if d.type not in BOARD_TYPES:
                 raise ValueError(f"{image}: type {d.type!r}; DeepPCB knows {', '.join(BOARD_TYPES)}")
@@ -281,7 +281,7 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.intp], ND
     if not np.isin(truth, (0, 1)).all():
         raise ValueError("labels must be 0 (good) or 1 (defective)")
     if not np.isfinite(values).all():
-        raise ValueError("scores hold values that are not finite; the score is broken")
+        raise ValueError("some scores are not finite")
     return truth, values
 
 
@@ -299,7 +299,7 @@ def _auroc_of_samples(bad: NDArray[np.float64], good: NDArray[np.float64]) -> ND
 def _bootstrap(truth: NDArray[np.intp], statistic: object, seed: int, level: float, resamples: int) -> Interval | None:
     """Bad and good images are two samples for scipy, which resamples each on its own: that is stratified.
 
-    They go in as positions, so that a paired statistic looks up both scores of the same images.
+    They go in as positions, so a paired statistic can look up both scores of the same images.
     """
     bad, good = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
     if min(bad.size, good.size) < 2:  # nothing can be said from a single observation

@@ -203,13 +203,13 @@ def print_results(results: EvaluationResults, console: Console | None = None) ->
             name,
             "–" if value is None else f"{value:.3f}",
             f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
-            over if value is not None else "does not apply",
+            over if value is not None else "not applicable",
         )
     console.print(table)
     console.print(
-        f"alpha {results.alpha.requested:g} asked, {results.alpha.attained:g} attained"
-        + (f", {results.n_calibration} calibrating" if results.n_calibration is not None else "")
-        + f"; {results.goldens} goldens, {results.references} compared"
+        f"alpha {results.alpha.requested:g} requested, {results.alpha.attained:g} attained"
+        + (f", calibrated on {results.n_calibration} good parts" if results.n_calibration is not None else "")
+        + f"; {results.goldens} golden samples, {results.references} compared per image"
         + (
             f"; {results.ms_per_image.p50:.0f} ms (p50), {results.ms_per_image.p95:.0f} ms (p95)"
             if results.ms_per_image

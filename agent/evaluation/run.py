@@ -1,4 +1,4 @@
-"""`refdiff evaluate`: enrol, calibrate and inspect a data set in a home of its own; touches no user data.
+"""`refdiff evaluate`: enrol, calibrate and inspect a data set in a temporary home; never touches user data.
 
 Takes exactly the inspection path (`tools.inspection.comparison.compare`), without the LLM unless `judge` is set.
 """
@@ -63,14 +63,14 @@ class _Run:
 
 @dataclass(frozen=True)
 class LearnedPhoto:
-    """A reference that was learned from a person, as it lies in the user's own bank."""
+    """A reference learned from a person, as stored in the user's own bank."""
 
     golden: Golden
     data: bytes
 
 
 def learned_photos(product: str) -> list[LearnedPhoto]:
-    """The references in use that people's decisions gave a product of the configured home; nothing there is changed.
+    """The active references that a product of the configured home owes to people's decisions; read-only.
 
     Raises InputError where there are none, BankBusyError where a server holds the bank.
     """
@@ -79,14 +79,14 @@ def learned_photos(product: str) -> list[LearnedPhoto]:
         photos = [LearnedPhoto(g, workspace.stores.images.get(g.sha256)) for g in found]
     if not photos:
         raise InputError(
-            f"product {product!r} has learned no reference yet: "
+            f"product {product!r} has not learned any references yet: "
             "refdiff review INSPECTION --override --as-reference --reason TEXT"
         )
     return photos
 
 
 def _without(data: DataSet, sha256: set[str]) -> tuple[DataSet, list[str]]:
-    """The data set without test images of these contents, and their names: nothing is tested on what it learned."""
+    """The data set without test images of these contents, and their names: never test on learned photos."""
     if not sha256:
         return data, []
     gone = {s.name for s in data.test if hashlib.sha256(_read(s.path)).hexdigest() in sha256}
@@ -183,7 +183,9 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     rows: list[ImageResult] = []
     notes: list[str] = []
     if run.data.format == "deeppcb" and run.data.split == "trainval":
-        notes.append("the packaged networks were trained on this split: these figures say nothing of unseen boards")
+        notes.append(
+            "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
+        )
     for done, sample in enumerate(run.data.test):
         row, comparison = _inspect(run, sample, calibration)
         rows.append(row)
@@ -216,7 +218,7 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
 
 
 def _weights(run: _Run) -> dict[str, str]:
-    """sha256 of every file of weights that the results hang on."""
+    """sha256 of every weight file that the results depend on."""
     boards = {"boards": run.workspace.boards.sha256} if run.data.format == "deeppcb" else {}
     return weights_in_use(run.workspace) | boards
 

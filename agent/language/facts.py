@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
-from refdiff.agent.report.markdown import percent, when
 from refdiff.agent.report.schema import DefectReport, Finding, Verdict
-from refdiff.agent.verdict.verify import format_number
+from refdiff.agent.report.summary import percent, when, with_unit
 from refdiff.memory.records.dispositions import Disposition
 
 
@@ -109,7 +108,7 @@ def _registration(report: DefectReport) -> Fact:
     alignment = report.alignment
     if not alignment.ok:
         return _fact("unregistered", method=alignment.method)
-    residual = Word("unknown") if alignment.residual_px is None else format_number("_px", alignment.residual_px)
+    residual = Word("unknown") if alignment.residual_px is None else with_unit("_px", alignment.residual_px)
     return _fact("registration", method=alignment.method, residual=residual, overlap=percent(alignment.overlap))
 
 
@@ -140,12 +139,12 @@ def _finding(finding: Finding) -> Line:
         _fact("cause", cause=cause.text) if cause and cause.text else _fact("unknown_cause"),
     ]
     if finding.uncertainty_mm is not None:
-        told.append(_fact("uncertainty", uncertainty=format_number("_mm", finding.uncertainty_mm)))
+        told.append(_fact("uncertainty", uncertainty=with_unit("_mm", finding.uncertainty_mm)))
     if finding.length_mm is not None and finding.length_px is not None and finding.width_px is not None:
-        length, width = format_number("", finding.length_px), format_number("_px", finding.width_px)
+        length, width = with_unit("", finding.length_px), with_unit("_px", finding.width_px)
         told.append(_fact("pixels", length=length, width=width))
     told += [
-        _fact("area", area=format_number("area_px", finding.area_px)),
+        _fact("area", area=with_unit("area_px", finding.area_px)),
         _fact("box", box=f"{place.x0}, {place.y0}, {place.x1}, {place.y1}"),
         *([_fact("zone", zone=finding.zone)] if finding.zone else []),
         *(
@@ -166,8 +165,8 @@ def _finding(finding: Finding) -> Line:
 def _size(mm: float | None, px: float | None) -> str:
     """A length in mm where a scale is known, else in px."""
     if mm is not None:
-        return format_number("_mm", mm)
-    return Word("unknown") if px is None else format_number("_px", px)
+        return with_unit("_mm", mm)
+    return Word("unknown") if px is None else with_unit("_px", px)
 
 
 def compared(fact: Fact, limit: str) -> Fact:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from refdiff.agent.report.markdown import escape, finding_line, number, percent
-from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.records.captures import normalise_part_id
 
 _ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
@@ -97,25 +95,3 @@ def product_in(text: str, products: Iterable[str]) -> str | None:
     named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
     longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
     return longest[0] if len(longest) == 1 else None
-
-
-def report_text(report: DefectReport, link: str | None = None) -> str:
-    """A report in a few lines of Markdown; link: where its page is."""
-    reference = report.reference
-    limit = "" if report.threshold is None else f", limit {number(report.threshold)}"
-    lines = [
-        f"**{report.verdict.value}**: part {escape(report.part_id)} ({escape(report.product)}), "
-        f"{escape(report.verdict_reason)}.",
-        f"Compared with golden sample {reference.golden_id}, similarity {number(reference.similarity, 3)}; "
-        f"score {number(report.image_score)}{limit}.",
-        "",
-    ]
-    for i, finding in enumerate(report.findings, 1):
-        told = f"{escape(finding_line(finding))}, confidence {percent(finding.confidence)}"
-        lines.append(f"{i}. {told}. {escape(finding.description)}")
-    if not report.findings:
-        lines.append("No findings.")
-    if report.verdict.value == "REVIEW":
-        lines += ["", "A person decides: accept or override it with a reason."]
-    where = f" [Report]({link})" if link else ""
-    return "\n".join([*lines, "", f"Inspection {report.inspection_id}.{where}"])

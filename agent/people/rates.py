@@ -1,7 +1,7 @@
 """How often system and people disagree, from blind checks alone: false rejects, escapes, reviews and kappa.
 
-Blind checks are a random sample of all inspections, so that these are estimates for all parts. Dispositions are counted
-beside them and give no rate: people look at what was failed, and know what the system said.
+Blind checks are a random sample of all inspections, so the rates are estimates for all parts. Dispositions are only
+counted: people look at failed parts more often, and they know what the system said.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import UnknownProductError
 
-FEW = 30  # fewer answers than this say little: a rate of 10 % then has an interval of 3 to 26 %
+FEW = 30  # with fewer answers a rate says little: 10 % then has an interval of 3 to 26 %
 _RESAMPLES = 2000
 _TAIL = 0.025  # of a 95 % interval, on each side
 
@@ -119,7 +119,7 @@ def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     drawn = _agreement(np.random.default_rng(seed).multinomial(n, table / n, size=_RESAMPLES).astype(float))
     undefined = np.isnan(drawn)
     low, high = np.quantile(drawn[~undefined], [_TAIL, 1 - _TAIL])
-    # resamples without the few bad (or good) parts have no kappa, and those that all agree tell nothing of the spread
+    # resamples without the few bad (or good) parts have no kappa, and full agreement says nothing about the spread
     if undefined.mean() > _TAIL or low == high:
         return Rate(value=value, interval=None, events=None, n=n, enough=False)
     return Rate(value=value, interval=(float(low), float(high)), events=None, n=n, enough=n >= FEW)
@@ -139,21 +139,18 @@ def _notes(overall: PeriodRates, answers: Sequence[Answered], drawn: int) -> lis
     notes = []
     for what, rate in (("good", overall.false_reject), ("bad", overall.escape)):
         if rate.n == 0:
-            notes.append(f"no blind answer about a {what} part yet: nothing can be said of that rate")
+            notes.append(f"no blind answers about {what} parts yet, so that rate is unknown")
         elif not rate.enough:
-            notes.append(
-                f"only {rate.n} blind answers about {what} parts: too few, look at the interval ({FEW} and more)"
-            )
+            notes.append(f"only {rate.n} blind answers about {what} parts: too few (of {FEW}); look at the interval")
     if overall.kappa.value is not None and overall.kappa.interval is None:
         notes.append(
-            f"kappa has no interval: of {overall.kappa.n} parts with PASS or FAIL too few are bad, or disagreed about, "
-            "to say how far it may be off"
+            f"kappa has no interval: too few of the {overall.kappa.n} parts with PASS or FAIL are bad or disputed"
         )
     if drawn and len(answers) < 0.8 * drawn:
         notes.append(
-            f"{drawn - len(answers)} of {drawn} drawn parts were not judged yet; if people leave out hard ones, "
-            "these rates are too good"
+            f"{drawn - len(answers)} of {drawn} drawn parts are not judged yet; if people skip the hard ones, "
+            "these rates are too optimistic"
         )
     if len({a.share for a in answers}) > 1:
-        notes.append("the share of blind checks was changed meanwhile: times with a larger share weigh more here")
+        notes.append("the share of blind checks changed during this period; times with a larger share weigh more")
     return notes

@@ -1,9 +1,9 @@
 """Recordings to train the language model on: the real agent with real tools, driven by a teacher that knows the truth.
 
-Products of training photos and rendered parts are enrolled, calibrated and inspected in a home of their own, with many
-phrasings of the request. Where a script cannot know better, the truth (mask, type) says what a finding is and what is none.
+Products of training photos and rendered parts are enrolled, calibrated and inspected in a temporary home, with many
+phrasings of the request. The ground truth (mask, type) decides which regions are findings, and of which type.
 Every line of the JSONL is a conversation: `inspection` (tool calls), `reading` (a pair, judged), `question` (about a filed
-report). Assistant messages with `"train": false` are mistakes that the next message mends. Pictures are files by sha256.
+report). Assistant messages with `"train": false` are mistakes that the next message corrects. Pictures are files by sha256.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
-_TOUCHED = 0.15  # part of a region's box, or of the defect, that must be shared to be the defect
+_TOUCHED = 0.15  # fraction of a region's box, or of the defect, that must overlap to count as the defect
 _RENAMED = {**RENDERED_TYPES, "impurity": "contamination"}
 
 Progress = Callable[[str, int, int], None]
@@ -58,7 +58,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a photo. mask: (H, W) bool in its px, None if only the label is known."""
+    """The ground truth of a photo. mask: (H, W) bool in its px, None if only the label is known."""
 
     defective: bool
     type: str
@@ -186,7 +186,7 @@ def _results(messages: Sequence[AnyMessage]) -> dict[str, list[dict[str, Any]]]:
 def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: Progress | None = None) -> int:
     """Inspect parts of every source and write `out/<source>.jsonl`; how many conversations are new.
 
-    Goldens are never inspected. A product that was recorded before is left out, so that a stopped recording goes on.
+    Goldens are never inspected. Products recorded before are skipped, so a stopped recording can be continued.
     Raises InputError (a source with fewer than four good photos, a folder of another plan), StorageError.
     """
     images = out / "images"
@@ -196,7 +196,9 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
     )
     plan_path, described = out / "plan.json", json.dumps(asdict(plan))
     if plan_path.exists() and plan_path.read_text() != described:
-        raise InputError(f"{out} holds recordings of another plan ({plan_path.read_text()}); choose another --out")
+        raise InputError(
+            f"{out} holds recordings made with another plan ({plan_path.read_text()}); choose another --out"
+        )
     plan_path.write_text(described)
     done = 0
     for source in sources:
@@ -204,7 +206,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
         if path.exists():
             continue
         lines = [json.dumps(line, ensure_ascii=False) for line in _record_product(source, images, plan, progress)]
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a kill leaves whole products
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())  # a crash leaves only complete products
         done += len(lines)
     return done
 
@@ -214,7 +216,7 @@ def _record_product(
 ) -> Iterator[dict[str, Any]]:
     if len(source.good) < 4:
         raise InputError(
-            f"{source.name}: {len(source.good)} good photos; four are needed to enrol some and inspect others"
+            f"{source.name}: {len(source.good)} good photos; at least four are needed, to enrol some and inspect the others"
         )
     rng = random.Random(f"{plan.seed}/{source.name}")
     good = rng.sample(source.good, len(source.good))
@@ -237,7 +239,7 @@ def _record_product(
                     yield from _inspect(workspace, product, source.name, photo, truth, rng, images, plan.test)
                 except RefDiffError as e:
                     if progress:
-                        progress(f"left out: {e}", i + 1, plan.per_product)
+                        progress(f"skipped: {e}", i + 1, plan.per_product)
 
 
 def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defective: bool) -> tuple[Truth, bytes]:
@@ -309,7 +311,7 @@ def _inspect(
         if final.get("report"):
             break  # nothing is filed
     if final["report"]["judge"]["via"] == "fallback" or final["report"]["unsupported_claims_dropped"]:
-        raise RefDiffError(f"the teacher's own report was refused: {final['report']['unsupported_claims_dropped']}")
+        raise RefDiffError(f"the teacher's own report was rejected: {final['report']['unsupported_claims_dropped']}")
     common = {"product": source, "template": template, "test": test, "photo": capture.sha256}
     messages = plain_messages(final["messages"])
     refused = prompts.UNSUPPORTED.partition("{")[0]

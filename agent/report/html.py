@@ -1,7 +1,7 @@
 """DefectReport and its pictures -> one self-contained HTML page: no script, no external resource, prints well.
 
-Text is autoescaped and a Content-Security-Policy forbids everything but inline style and data URIs, so that nothing
-that a user or a model wrote can run. Knows nothing about where pictures come from.
+Text is autoescaped, and a Content-Security-Policy forbids everything but inline style and data URIs, so nothing that a
+user or a model wrote can run. Knows nothing about where pictures come from.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from refdiff.agent.report.markdown import FILTERS, when
+from refdiff.agent.report.markdown import FILTERS
 from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.report.summary import when
 from refdiff.model.images import data_url
 
 
 @dataclass(frozen=True)
 class PagePictures:
-    """Encoded images (PNG, JPEG, WebP or GIF bytes) of a page; None where there is no such picture.
-
-    crops: finding id -> (query crop, reference crop or None).
-    """
+    """Encoded images (PNG, JPEG, WebP or GIF bytes) of a page; None where there is no such picture."""
 
     query: bytes
     overlay: bytes
     reference: bytes | None = None
     heatmap: bytes | None = None
     side_by_side: bytes | None = None
-    crops: Mapping[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
+    crops: Mapping[str, tuple[bytes, bytes | None]] = field(default_factory=dict)  # finding id -> query, reference
 
 
 def render_html(report: DefectReport, pictures: PagePictures) -> str:

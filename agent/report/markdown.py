@@ -1,31 +1,40 @@
-"""DefectReport -> Markdown, and the number formats that the HTML page shares with it.
+"""DefectReport -> Markdown, whole or in a few lines, and the template filters that the HTML page shares with it.
 
 Every value that a person or a language model wrote is escaped: it cannot start a heading, a link, a table cell or an
-HTML element. Knows nothing about pictures; the page links them, Markdown names them by path.
+HTML element. Knows nothing about pictures; the page embeds them, Markdown names them by path.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from refdiff.agent.report.schema import DefectReport, Finding, Scale, SeenBefore, VerdictBasis
+from refdiff.agent.report.schema import DefectReport, Verdict
+from refdiff.agent.report.summary import (
+    MISSING,
+    NO_FINDINGS,
+    counted,
+    facts,
+    finding_line,
+    number,
+    percent,
+    scale_text,
+    seen_before_text,
+    sentence_case,
+    size,
+    size_mm,
+    size_px,
+    spaced,
+    when,
+)
 
 # characters with a meaning anywhere in a line, the start of bare links, and what opens a block at a line's start
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _BLOCK_START = re.compile(r"^(\d*)((?<=\d)[.)](?=\s|$)|(?<!\d)[#+\-=])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-BASIS_WORDS = {
-    VerdictBasis.ANOMALY: "anomaly score against the calibration",
-    VerdictBasis.LIMIT: "limit of the product specification",
-    VerdictBasis.LLM_DISAGREEMENT: "language model and score disagree",
-    VerdictBasis.SYSTEM: "state of the system",
-}
 
 
 class Raw(str):
@@ -57,111 +66,44 @@ def code(value: object) -> Raw:
     return Raw(f"{fence}{pad}{text}{pad}{fence}")
 
 
-# ---- formats shared with the page ----
+def short_markdown(report: DefectReport, link: str | None = None) -> str:
+    """A report in a few lines of Markdown, for a chat; link: where its page is."""
+    limit = "" if report.threshold is None else f", threshold {number(report.threshold)}"
+    lines = [
+        f"**{report.verdict.value}**: part {escape(report.part_id)} ({escape(report.product)}). "
+        f"{escape(report.verdict_reason)}.",
+        f"Compared with golden sample {report.reference.golden_id}, similarity {number(report.reference.similarity, 3)}; "
+        f"image score {number(report.image_score)}{limit}.",
+        "",
+    ]
+    for i, finding in enumerate(report.findings, start=1):
+        line = f"{escape(finding_line(finding))}, confidence {percent(finding.confidence)}"
+        lines.append(f"{i}. {line}. {escape(finding.description)}")
+    if not report.findings:
+        lines.append(NO_FINDINGS)
+    if report.verdict is Verdict.REVIEW:
+        lines += ["", "A person decides: accept or override it with a reason."]
+    page = f" [Report]({link})" if link else ""
+    return "\n".join([*lines, "", f"Inspection {report.inspection_id}.{page}"])
 
 
-def when(moment: datetime) -> str:
-    """`2026-03-01 14:05:09 UTC`; a time without a zone is taken as UTC."""
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def number(value: float | int | str | bool | None, digits: int = 4) -> str:
-    """A number with at most `digits` significant digits, without an exponent where that reads well; `–` for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) or (value == int(value) if abs(value) < 1e9 else False):
-        return f"{value:,.0f}"
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def size_mm(finding: Finding) -> str | None:
-    """`3.2 × 0.4 mm (± 0.1)`, or None where no scale is known."""
-    sides = [f"{v:.2f}" for v in (finding.length_mm, finding.width_mm) if v is not None]
-    if not sides:
-        return None
-    tolerance = f" (± {finding.uncertainty_mm:.2f})" if finding.uncertainty_mm is not None else ""
-    return " × ".join(sides) + " mm" + tolerance
-
-
-def size_px(finding: Finding) -> str:
-    """Measured length × width in px, else the sides of the box; always with the area."""
-    place = finding.location
-    if finding.length_px is not None and finding.width_px is not None:
-        sides = f"{number(finding.length_px, 3)} × {number(finding.width_px, 3)} px"
-    else:
-        sides = f"box {place.x1 - place.x0} × {place.y1 - place.y0} px"
-    return f"{sides}, area {finding.area_px:,} px²"
-
-
-def finding_line(finding: Finding) -> str:
-    """`missing component: 3.20 × 0.40 mm, upper left, major, within limits`: what it is in one line, wherever it is told."""
-    size = size_mm(finding) or size_px(finding)
-    within = ", within limits" if finding.within_limits else ""
-    kind = finding.type.replace("_", " ")
-    return f"{kind}: {size}, {finding.location.region}, {finding.severity.value}{within}"
-
-
-def seen_words(seen: SeenBefore) -> str:
-    """`3 other parts of this product in the last 30 days`."""
-    parts = "1 other part" if seen.parts == 1 else f"{seen.parts} other parts"
-    return f"{parts} of this product in the last {seen.days} days" + (f", {seen.place} as here" if seen.place else "")
-
-
-def scale_words(scale: Scale) -> str:
-    if scale.mm_per_px is None:
-        return "scale unknown, so no sizes in mm"
-    words = {"capture": "given with the photo", "golden": "from the golden, registered"}
-    source = words.get(scale.source or "")
-    return f"{scale.mm_per_px:.4g} mm per px" + (f" ({source})" if source else "")
-
-
-def judge_words(report: DefectReport) -> str:
-    judge = report.judge
-    if judge.via == "fallback":
-        return "no language model" + (f": {judge.reason}" if judge.reason else " (canonical order of tools)")
-    where = "served endpoint" if judge.via == "endpoint" else "embedded model"
-    return f"{judge.model or 'unnamed model'}, {where}" + (f" {judge.url}" if judge.url else "")
-
-
-def alignment_words(report: DefectReport) -> str:
-    alignment = report.alignment
-    if not alignment.ok:
-        return f"no honest registration ({alignment.method}); compared unregistered"
-    parts = [alignment.method]
-    if alignment.residual_px is not None:
-        parts.append(f"residual {alignment.residual_px:.2f} px")
-    if alignment.overlap is not None:
-        parts.append(f"overlap {percent(alignment.overlap)}")
-    return ", ".join(parts)
-
-
-def arguments_words(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in arguments.items()) or "–"
+def _arguments(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in arguments.items()) or MISSING
 
 
 FILTERS: dict[str, Any] = {
+    "arguments": _arguments,
+    "counted": counted,
+    "facts": facts,
     "number": number,
     "percent": percent,
+    "scale": scale_text,
+    "seen_before": seen_before_text,
+    "sentence": sentence_case,
+    "size": size,
     "size_mm": size_mm,
     "size_px": size_px,
-    "seen_before": seen_words,
-    "scale": scale_words,
-    "judge": judge_words,
-    "alignment": alignment_words,
-    "arguments": arguments_words,
-    "basis": lambda basis: BASIS_WORDS[basis],
-    "when": when,
+    "spaced": spaced,
 }
 
 

@@ -1,8 +1,8 @@
 """Pictures of a report, as pure functions: RGB uint8 arrays in, RGB uint8 arrays (or encoded bytes) out.
 
-Small images are enlarged by a whole factor and huge ones reduced, so that numbers and lines stay readable.
-Orange, sky blue and the inferno map can be told apart by colour-blind people, and every line has a dark casing,
-so that it shows on bright and dark parts alike. Knows nothing about stores or pages.
+Small images are enlarged by a whole factor and huge ones reduced, so numbers and lines stay readable. Colour-blind
+people can tell orange, sky blue and the inferno map apart, and every line has a dark casing, so it shows on bright and
+dark parts alike. Knows nothing about stores or pages.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _HEAT_OPACITY = 0.6
 
 @dataclass(frozen=True)
 class CropPair:
-    """The same region of query and registered reference; `region` is what was cut out, in query px."""
+    """The same region of query and registered reference."""
 
     query: RgbImage
     reference: RgbImage
-    region: Box
+    region: Box  # what was cut out, in query px
 
 
 def display_scale(height: int, width: int) -> float:
@@ -89,9 +89,9 @@ def overlay(
 def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float | None) -> RgbImage:
     """The anomaly map over the grey query, with a colour bar below.
 
-    anomaly_map: (H, W) float32 in query px. The scale is fixed at 0 .. 2 thresholds (inferno), so that pictures
-    of one product compare; the white line is the threshold. Without one (no calibration yet) the scale ends at
-    the largest value of this image, and the bar says so.
+    anomaly_map: (H, W) float32 in query px. The scale is fixed at 0 .. 2 thresholds (inferno), so pictures of one
+    product are comparable; the white line is the threshold. Without one (no calibration yet) the scale ends at
+    the maximum of this image, and the bar says so.
     Returns (H * s + bar, W * s, 3) uint8. Raises ValueError for a map of another size or a threshold <= 0.
     """
     _check_map(query, anomaly_map)
@@ -113,14 +113,13 @@ def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float 
     return np.concatenate([canvas, _colour_bar(width, threshold)], axis=0)
 
 
-def side_by_side(
-    reference: RgbImage, query: RgbImage, labels: tuple[str, str] = ("Reference (registered)", "Part")
-) -> RgbImage:
-    """Registered reference left, query right, each with its label above.
+def side_by_side(reference: RgbImage, query: RgbImage, label: str = "Part", *, registered: bool = True) -> RgbImage:
+    """Reference left, query right, each with its label above; label: of the query.
 
-    Both (H, W, 3) uint8; a reference of another size (pair compared unregistered) is fitted into the query's
+    Both (H, W, 3) uint8; a reference of another size (compared without registration) is fitted into the query's
     frame without distortion. Returns one uint8 picture.
     """
+    labels = (f"Reference ({'registered' if registered else 'not registered'})", label)
     scale = display_scale(*query.shape[:2])
     right = _resize(query, scale)
     left = _fit(reference, right.shape[0], right.shape[1])
@@ -179,7 +178,7 @@ def plain_jpeg(image: RgbImage, frame: tuple[int, ...] | None = None, max_side: 
 def anomaly_layer(anomaly_map: NDArray[np.float32], threshold: float, max_side: int = MAX_LONG_SIDE) -> bytes:
     """The anomaly map as a transparent PNG to lay over the query: clear below half the threshold, then inferno.
 
-    The scale is logarithmic up to this image's peak (4 thresholds at least), so that a strong defect keeps its shape and a
+    The scale is logarithmic up to this image's peak (4 thresholds at least), so a strong defect keeps its shape and a
     weak one still shows. anomaly_map: (H, W) float32; threshold > 0 in the same unit.
     """
     low = max(threshold, 1e-9) / 2
@@ -246,7 +245,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: _Rect, line: int, colour: _Rgb, dashed: bool = False) -> None:
-    """Drawn outwards where there is room, so that the line does not cover what it points at."""
+    """Drawn outwards where there is room, so the line does not cover what it points at."""
     width, height = draw.im.size
     x0, y0 = max(box[0] - line, 0), max(box[1] - line, 0)
     x1, y1 = min(box[2] + line - 1, width - 1), min(box[3] + line - 1, height - 1)
@@ -286,7 +285,7 @@ def _place_tag(
     taken: Sequence[_Rect],
     boxes: Sequence[_Rect],
 ) -> _Rect:
-    """Where the number goes: beside its box, where it hides the least of other numbers and other boxes."""
+    """Where the number goes: next to its box, hiding as little as possible of other numbers and boxes."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     tall = min((bottom - top) * 1.7, size[0] - 1)
     wide = min(max(right - left + 0.7 * tall, tall), size[1] - 1)

@@ -56,14 +56,11 @@ class Cause(_Model):
 
 
 class SeenBefore(_Model):
-    """On how many other parts of the product people confirmed a defect of this type in the last `days` days.
-
-    place: set where only those in the same place count, because the type is unknown.
-    """
+    """On how many other parts of the product people confirmed a defect of this type in the last `days` days."""
 
     parts: int
     days: int
-    place: str | None = None
+    place: str | None = None  # set where only the same place counts, because the type is unknown
 
 
 class Finding(_Model):
@@ -112,12 +109,12 @@ class Scale(_Model):
 
 
 class LlmReading(_Model):
-    """What the model sees in the pair. counts: sure enough to ask for a person where it contradicts the score."""
+    """What the model sees in the image pair."""
 
     defect: bool
     type: str
     confidence: float = Field(ge=0, le=1)
-    counts: bool = True
+    counts: bool = True  # confident enough to turn the verdict into REVIEW where it contradicts the score
 
 
 class Judge(_Model):
@@ -151,11 +148,11 @@ class Artefacts(_Model):
 
 
 class Software(_Model):
-    """weights_sha256: one digest of everything that scores hang on. weights: sha256 of each file of weights."""
+    """What computed the report."""
 
     version: str
-    weights_sha256: str
-    weights: dict[str, str] = {}
+    weights_sha256: str  # one digest of everything that scores depend on
+    weights: dict[str, str] = {}  # sha256 of each weight file
 
 
 class DefectReport(_Model):

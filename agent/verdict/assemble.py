@@ -1,4 +1,4 @@
-"""From evidence and verified claims to the report: findings, verdict, numbers. Code fills everything that is measured."""
+"""From evidence and verified claims to the report: findings, verdict, numbers. Code fills in everything measured."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
+from refdiff.agent.report.summary import counted, sentence_case, spaced, with_unit
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.decide import (
     Decision,
@@ -31,7 +32,7 @@ from refdiff.agent.verdict.decide import (
     rate_finding,
     score_threshold,
 )
-from refdiff.agent.verdict.verify import CheckedClaim, claimed_region, format_number
+from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
 from refdiff.memory.golden_bank.bank import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
@@ -135,9 +136,9 @@ def _finding(number: int, region: ClaimedRegion, by_llm: bool, evidence: list[st
     claim = region.claim if by_llm else None
     kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
     x0, y0, x1, y1 = m.box
-    size = format_number("_mm", m.length_mm) if m.length_mm is not None else f"{m.length_px:.0f} px"
-    plain = f"{kind.replace('_', ' ').capitalize()}, {size} long, {m.place}."
-    measured = f"The difference peaks at {result.region.peak:.3f}, threshold {threshold:.3f}."
+    length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
+    plain = f"{sentence_case(spaced(kind))}, {length} long, {m.place}."
+    measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
@@ -154,17 +155,21 @@ def _finding(number: int, region: ClaimedRegion, by_llm: bool, evidence: list[st
         confidence=result.confidence,
         evidence=evidence,
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
-        reasoning=" ".join(t for t in (said, measured, f"Specification: {rated.why}.") if t),
+        reasoning=" ".join(t for t in (said, measured, f"{_label(number, kind)} {rated.why}.") if t),
         within_limits=rated.within,
         zone=", ".join(result.zones) or None,
         reported_by="llm" if claim else "system",
     )
 
 
-def _seen_before(context: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
-    """The findings with what people confirmed lately on other parts of the product.
+def _label(number: int, kind: str) -> str:
+    return f"{sentence_case(spaced(kind))} f{number}"
 
-    One unknown anomaly is not another: those count only where they lie in the same place.
+
+def _seen_before(context: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
+    """The findings with what people recently confirmed on other parts of the product.
+
+    Unknown anomalies need not be the same defect, so they count only in the same place.
     """
     days = context.settings.history_days
     confirmed = context.tools.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
@@ -178,18 +183,18 @@ def _seen_before(context: AgentContext, capture: Capture, findings: list[Finding
 
 
 def _reference(hit: GoldenHit) -> Reference:
-    # what is beyond float32 hangs on the machine's load, and a resumed report must agree
+    # beyond float32 precision the value depends on the machine's load, and a resumed report must agree
     return Reference(golden_id=hit.golden.golden_id, similarity=round(hit.similarity, 6), sha256=hit.golden.sha256)
 
 
 def conclude(
     canonical: PhotoInspection, regions: Sequence[ClaimedRegion], alpha: float, reading: LlmReading | None
 ) -> Decision:
-    """The verdict from what was measured. Types are a network's word: a limit by type may ask for a person, never more."""
+    """The verdict from what was measured. Types are only a network's opinion: a limit by type may ask for REVIEW only."""
 
     def findings(by_type: bool) -> list[RatedFinding]:
         return [
-            RatedFinding(r.rated if by_type else r.measured, r.result.peak_p, f"f{i} ({r.type.replace('_', ' ')})")
+            RatedFinding(r.rated if by_type else r.measured, r.result.peak_p, _label(i, r.type))
             for i, r in enumerate(regions, start=1)
         ]
 
@@ -203,11 +208,13 @@ def conclude(
     )
     decision, claimed = decide(facts), decide(replace(facts, findings=findings(by_type=True)))
     if claimed.verdict is not decision.verdict and decision.verdict is not Verdict.REVIEW:
-        reason = f"{decision.reason}; but with the types that the model sees: {claimed.reason}"
+        reason = (
+            f"{decision.reason}; but with the reported defect types it would be {claimed.verdict}: {claimed.reason}"
+        )
         return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
     accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
     if accepted and len(regions) >= MAX_REGIONS:
-        reason = f"{decision.reason}; but there may be more than the {MAX_REGIONS} strongest differences"
+        reason = f"{decision.reason}; but only the {MAX_REGIONS} strongest regions were measured"
         return replace(decision, verdict=Verdict.REVIEW, reason=reason)
     return decision
 
@@ -250,7 +257,7 @@ def assemble(
         assert measure_id is not None
         cited = list(dict.fromkeys([*(claim.evidence if claim else []), score_id, measure_id]))
         if claim and claim.severity not in (Severity.UNRATED, rated.severity):
-            dropped.append(f"severity {claim.severity} of {claim.region}: the specification says {rated.severity}")
+            dropped.append(f"severity {claim.severity} of {claim.region}: by the specification it is {rated.severity}")
         findings.append(_finding(number, region, by_llm, cited, canonical.threshold))
     matched = [r.claim for r in regions]
     dropped += [
@@ -291,11 +298,11 @@ def assemble(
 def _reasoning(canonical: PhotoInspection, decision: Decision, said: str) -> str:
     nearest = canonical.comparison.hits[0]
     facts = [
-        f"Compared with {len(canonical.comparison.hits)} golden sample(s), the nearest {nearest.golden.golden_id} "
-        f"(similarity {nearest.similarity:.3f}).",
-        f"Registration: {canonical.comparison.alignments[0].reason}.",
-        f"Verdict {decision.verdict}: {decision.reason}.",
+        f"Compared with {counted(len(canonical.comparison.hits), 'golden sample')}; the nearest is "
+        f"{nearest.golden.golden_id} (similarity {nearest.similarity:.3f}).",
+        f"{canonical.comparison.alignments[0].reason}.",
+        f"{decision.verdict}: {decision.reason}.",
     ]
     if canonical.scale.mm_per_px is None:
-        facts.append("Scale unknown: sizes are in pixels.")
-    return " ".join([*facts, *([f"Model: {said}"] if said else [])])
+        facts.append("The scale is unknown, so sizes are in pixels.")
+    return " ".join([*facts, *([f"Language model: {said}"] if said else [])])

@@ -1,11 +1,12 @@
-"""The verdict, a pure function of numbers. No model, no store, no clock."""
+"""The verdict, a pure function of numbers, and its reason in words. No model, no store, no clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from refdiff.agent.report.schema import LlmReading, Severity, Verdict, VerdictBasis
-from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL
+from refdiff.agent.report.summary import apart, counted, listed, spaced
+from refdiff.tools.inspection.calibration import MIN_PARTS, MIN_PARTS_TO_FAIL
 from refdiff.tools.inspection.specification import Limit, ProductSpec
 
 REVIEW_P = 0.05
@@ -13,51 +14,53 @@ REVIEW_P = 0.05
 
 @dataclass(frozen=True)
 class Rated:
-    """What the specification says of a finding. within: accepted by a limit; reject: failed by one or a critical zone."""
+    """What the specification says about a finding."""
 
     severity: Severity
-    within: bool
-    reject: bool
-    why: str
-    missing_scale: bool = False
+    within: bool  # accepted by a limit
+    reject: bool  # over a limit, or in a critical zone
+    why: str  # the rest of a sentence that begins with the finding's name: "is 2.1 mm long; the limit is 1.5 mm"
+    missing_scale: bool = False  # its limit is in mm and the scale is unknown
 
 
 @dataclass(frozen=True)
 class RatedFinding:
-    """A finding as the policy sees it. peak_p: conformal p-value of its strongest place, None if not calibrated."""
+    """A finding as the policy sees it."""
 
     rated: Rated
-    peak_p: float | None
-    label: str
+    peak_p: float | None  # conformal p-value of its strongest place; None without calibration
+    label: str  # begins a sentence: "Scratch f1"
 
 
 @dataclass(frozen=True)
 class Decision:
+    """The verdict and why. `reason` is one sentence without its full stop: first what was found, then the statistics."""
+
     verdict: Verdict
     basis: VerdictBasis
     reason: str
-    attained: float
+    attained: float  # false-reject rate that the calibration can promise
 
 
 @dataclass(frozen=True)
 class PolicyInput:
-    """p: conformal p-value of the image score (None: not calibrated), n: calibration parts, alpha: asked for."""
+    """Everything the verdict depends on."""
 
-    p: float | None
-    n: int
-    alpha: float
+    p: float | None  # conformal p-value of the image score; None without calibration
+    n: int  # good parts in the calibration
+    alpha: float  # requested false-reject rate
     findings: list[RatedFinding] = field(default_factory=list)
     reading: LlmReading | None = None
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what makes the comparison unreliable
 
 
 def attained_alpha(alpha: float, n: int) -> float:
-    """The smallest false-reject rate that n calibration parts can promise, not below what was asked."""
+    """The smallest false-reject rate that n calibration parts can promise, not below the requested one."""
     return max(alpha, 1 / (n + 1))
 
 
 def score_threshold(scores: list[float], alpha: float) -> float | None:
-    """The score above which a part fails (p <= attained), None without calibration."""
+    """The score above which a part fails (p <= attained); None without calibration."""
     if not scores:
         return None
     k = int(attained_alpha(alpha, len(scores)) * (len(scores) + 1) + 1e-9)
@@ -76,53 +79,76 @@ def rate_finding(
 ) -> Rated:
     """Severity and acceptance from the specification: critical zones first, then the first limit that fits."""
     if zones:
-        return Rated(Severity.CRITICAL, False, True, f"in critical zone {', '.join(zones)}")
+        return Rated(Severity.CRITICAL, False, True, f"lies in critical zone {', '.join(zones)}")
+    exceeded: list[_Size] = []
     for limit in spec.limits:
         if limit.type not in ("any", type):
             continue
         sizes = _sizes(limit, length_mm, width_mm, length_px, area_px)
-        if any(value is not None and value > maximum for maximum, value, _ in sizes):
+        over = [s for s in sizes if s.value is not None and s.value > s.maximum]
+        if over:
+            exceeded = exceeded if limit.reject else over
             continue
-        if any(value is None for _, value, _ in sizes):
-            # it may or may not fit, and with it every later limit: a person must judge
-            return Rated(Severity.UNRATED, False, False, f"limit for {limit.type} in mm, scale unknown", True)
-        if all(value <= maximum for maximum, value, _ in sizes if value is not None):
-            why = f"{'beyond' if limit.reject else 'within'} limit for {limit.type}" + "".join(
-                f", {name} {value:.4g} <= {maximum:.4g}" for maximum, value, name in sizes
-            )
+        if any(s.value is None for s in sizes):
+            # whether it fits, and so whether a later limit applies, is unknown: a person must decide
+            return Rated(Severity.UNRATED, False, False, "has a limit in mm, but the scale is unknown", True)
+        if all(s.value is not None and s.value <= s.maximum for s in sizes):
+            why = _why(limit.reject, sizes, exceeded)
             return Rated(Severity(limit.severity), not limit.reject, limit.reject, why)
-    return Rated(Severity.UNRATED, False, False, "no limit applies")
+    return Rated(Severity.UNRATED, False, False, "has no limit in the specification")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A measured size beside the maximum of a limit; value: None where the scale is unknown."""
+
+    value: float | None
+    maximum: float
+    unit: str
+    what: str  # "long", "wide", "in area"
 
 
 def _sizes(
     limit: Limit, length_mm: float | None, width_mm: float | None, length_px: float, area_px: float
-) -> list[tuple[float, float | None, str]]:
+) -> list[_Size]:
     pairs = (
-        (limit.max_length_mm, length_mm, "length mm"),
-        (limit.max_width_mm, width_mm, "width mm"),
-        (limit.max_length_px, length_px, "length px"),
-        (limit.max_area_px, area_px, "area px"),
+        (length_mm, limit.max_length_mm, "mm", "long"),
+        (width_mm, limit.max_width_mm, "mm", "wide"),
+        (length_px, limit.max_length_px, "px", "long"),
+        (area_px, limit.max_area_px, "px²", "in area"),
     )
-    return [(maximum, value, name) for maximum, value, name in pairs if maximum is not None]
+    return [_Size(value, maximum, unit, what) for value, maximum, unit, what in pairs if maximum is not None]
+
+
+def _why(reject: bool, fits: list[_Size], exceeded: list[_Size]) -> str:
+    """exceeded: sizes over the last limit that would have accepted the finding."""
+    sizes = exceeded if reject and exceeded else fits
+    if not sizes:
+        return f"is {'not ' if reject else ''}acceptable at any size"
+    measured = listed([f"{apart(s.value, s.maximum)} {s.unit} {s.what}" for s in sizes if s.value is not None])
+    limits = listed([f"{s.maximum:.6g} {s.unit}" for s in sizes])
+    if reject and not exceeded:
+        return f"is {measured}; up to {limits} is rejected"
+    return f"is {measured}; the {'limit is' if len(sizes) == 1 else 'limits are'} {limits}"
 
 
 def decide(facts: PolicyInput) -> Decision:
-    """p <= attained: FAIL; p <= max(.05, 2 attained): REVIEW; else PASS; then limits, model's reading, problems."""
+    """p <= attained: FAIL; p <= max(.05, 2 attained): REVIEW; else PASS; then limits, the model's reading, problems."""
     attained = attained_alpha(facts.alpha, facts.n)
     if facts.p is None:
-        reason = "not calibrated: at least two good parts are needed before anything can be judged"
+        reason = f"Not calibrated: at least {MIN_PARTS} good parts must be enrolled before a part can be judged"
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
-    decision = _by_limits(facts, _by_score(facts.p, attained), attained)
+    decision = _by_limits(facts, _by_score(facts, facts.p, attained), attained)
     if decision.verdict is Verdict.FAIL and facts.n < MIN_PARTS_TO_FAIL:
         reason = (
-            f"{decision.reason}; only {facts.n} good parts are known, {MIN_PARTS_TO_FAIL} are needed to fail a part"
+            f"{decision.reason}; a FAIL needs at least {MIN_PARTS_TO_FAIL} good parts, and there are only {facts.n}"
         )
         decision = Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if facts.reading is not None and facts.reading.counts and decision.verdict is not Verdict.REVIEW:
         accepted = decision.basis is VerdictBasis.LIMIT and decision.verdict is Verdict.PASS
         if facts.reading.defect != (decision.verdict is Verdict.FAIL) and not accepted:
-            sees = f"a defect ({facts.reading.type})" if facts.reading.defect else "no defect"
-            reason = f"{decision.reason}; but the model, reading the pair, sees {sees}"
+            sees = f"a defect ({spaced(facts.reading.type)})" if facts.reading.defect else "no defect"
+            reason = f"{decision.reason}; but the language model sees {sees} in the pictures"
             decision = Decision(Verdict.REVIEW, VerdictBasis.LLM_DISAGREEMENT, reason, attained)
     if facts.problems:
         reason = f"{decision.reason}; {'; '.join(facts.problems)}"
@@ -131,40 +157,70 @@ def decide(facts: PolicyInput) -> Decision:
     return decision
 
 
-def _by_score(p: float, attained: float) -> Decision:
+def _by_score(facts: PolicyInput, p: float, attained: float) -> Decision:
     review = max(REVIEW_P, 2 * attained)
-    if p <= attained:
-        verdict, compared = Verdict.FAIL, f"p {p:.3g} <= {attained:.3g}"
-    elif p <= review:
-        verdict, compared = Verdict.REVIEW, f"p {p:.3g} is between {attained:.3g} and {review:.3g}"
-    else:
-        verdict, compared = Verdict.PASS, f"p {p:.3g} > {review:.3g}"
-    words = {
-        Verdict.FAIL: "differs from its reference more than good parts do",
-        Verdict.REVIEW: "differs from its reference more than most good parts do",
-        Verdict.PASS: "differs from its reference no more than good parts do",
-    }
-    return Decision(verdict, VerdictBasis.ANOMALY, f"{words[verdict]} ({compared})", attained)
+    verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review else Verdict.PASS
+    return Decision(verdict, VerdictBasis.ANOMALY, _score_reason(facts, verdict, p, attained), attained)
+
+
+def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: float) -> str:
+    """What the image score says, in words that are true of its conformal p-value."""
+    n, regions = facts.n, len(facts.findings)
+    as_high = _as_high(p, n)
+    show = _good_parts_show(as_high, n)
+    stand_out = f"{counted(regions, 'region')} {'stands' if regions == 1 else 'stand'} out"
+    shown = f"(p {apart(p, attained, 2)}, alpha {attained:.2g})"
+    if verdict is Verdict.PASS:
+        shown = f"(p {p:.2g})"
+        if not regions:
+            return f"No difference beyond what {show} {shown}"
+        return f"{stand_out}, but {show} a difference at least as large {shown}"
+    if verdict is Verdict.REVIEW:
+        return f"Borderline: only {show} a difference as large {shown}"
+    if as_high:
+        return f"{stand_out + ', and only' if regions else 'Only'} {show} a difference as large {shown}"
+    # a region needs less than the strongest place of every good part: only these are beyond all of them
+    beyond = sum(f.peak_p is not None and not _as_high(f.peak_p, n) for f in facts.findings)
+    if not beyond:
+        return f"The part as a whole differs from the reference more than any of {n} good parts {shown}"
+    what = counted(regions, "region") if beyond == regions else f"{beyond} of {regions} regions"
+    return (
+        f"{what} {'differs' if beyond == 1 else 'differ'} from the reference more than in any of {n} good parts {shown}"
+    )
+
+
+def _as_high(p: float, n: int) -> int:
+    """k of p = (1 + k) / (n + 1): how many of n good parts have a score as high or higher."""
+    return min(max(round(p * (n + 1)) - 1, 0), n)
+
+
+def _good_parts_show(k: int, n: int) -> str:
+    """`1 of 30 good parts shows`, `all 30 good parts show`."""
+    return f"{'all' if k == n else f'{k} of'} {n} good parts {'shows' if k == 1 else 'show'}"
 
 
 def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decision:
-    """Limits may accept what the score found, or reject what it let pass if the place itself is significant."""
+    """Limits may accept what the score found, or reject what it let pass where the region itself is significant."""
     rejected = [f for f in facts.findings if f.rated.reject]
     sure = [f for f in rejected if decision.verdict is Verdict.FAIL or (f.peak_p is not None and f.peak_p <= attained)]
     if sure:
-        return Decision(Verdict.FAIL, VerdictBasis.LIMIT, f"{sure[0].label}: {sure[0].rated.why}", attained)
+        others = len(sure) - 1
+        more = f"; {counted(others, 'more finding')} {'is' if others == 1 else 'are'} rejected" if others else ""
+        return Decision(Verdict.FAIL, VerdictBasis.LIMIT, f"{sure[0].label} {sure[0].rated.why}{more}", attained)
     if rejected and decision.verdict is Verdict.PASS:
-        reason = f"{rejected[0].label}: {rejected[0].rated.why}, but the place is hardly outside what good parts show"
+        first = rejected[0]
+        k = facts.n if first.peak_p is None else _as_high(first.peak_p, facts.n)
+        reason = f"{first.label} {first.rated.why}; but {_good_parts_show(k, facts.n)} a difference as strong"
         return Decision(Verdict.REVIEW, VerdictBasis.LIMIT, reason, attained)
     unsized = [f for f in facts.findings if f.rated.missing_scale]
-    if decision.verdict is Verdict.PASS:  # a limit that cannot be applied matters where the place itself is significant
+    if decision.verdict is Verdict.PASS:  # an inapplicable limit matters only where the region itself is significant
         unsized = [f for f in unsized if f.peak_p is not None and f.peak_p <= attained]
     if unsized:
-        reason = f"{decision.reason}; limits in mm cannot be applied: scale unknown"
+        reason = f"{decision.reason}; limits in mm cannot be applied because the scale is unknown"
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if decision.verdict is Verdict.PASS or not facts.findings:
         return decision
     if all(f.rated.within for f in facts.findings):
-        reason = "all findings are within limits: " + "; ".join(f"{f.label}: {f.rated.why}" for f in facts.findings)
-        return Decision(Verdict.PASS, VerdictBasis.LIMIT, reason, attained)
+        accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
+        return Decision(Verdict.PASS, VerdictBasis.LIMIT, f"All findings are within limits: {accepted}", attained)
     return decision

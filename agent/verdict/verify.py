@@ -1,7 +1,7 @@
 """Verification: every claim of the model is checked against the evidence it cites. Pure functions.
 
-Prose may state nothing by itself: digits, number words, places and defect words must come through slots that code fills
-from cited evidence. What is not supported is refused, with the reason.
+Prose states nothing by itself: digits, number words, places and defect words must come through slots that code fills
+from cited evidence. Unsupported claims are refused, with the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
+from refdiff.agent.report.summary import with_unit
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.model.images import Box
 from refdiff.tools.evidence import Evidence, MeasureEvidence, RegionEvidence, ScoreEvidence, ZoomEvidence
@@ -158,23 +159,12 @@ def prose_problem(text: str) -> str | None:
     return None
 
 
-def format_number(name: str, value: float | int | str | bool) -> str:
-    """A value as a report writes it, with the unit that its name ends in."""
-    if isinstance(value, (bool, str)):
-        return str(value).lower() if isinstance(value, bool) else value
-    digits = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}"
-    for suffix, unit in (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°")):
-        if name.endswith(suffix):
-            return f"{digits}{unit}"
-    return digits
-
-
 _UNIT = re.compile(r"_(?:mm2?|px|deg)$")
 
 
 def _named(key: str, value: float | int | str | bool, before: str) -> str:
-    """A number with its name, so that prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
-    shown = format_number(key, value)
+    """A number with its name, so prose cannot pass a width off as a length: "length 3.1 mm". Words stand alone."""
+    shown = with_unit(key, value)
     name = _UNIT.sub("", key).replace("_", " ")
     if isinstance(value, str) or before.casefold().rstrip(" :=").removesuffix(" is").endswith(name):
         return shown

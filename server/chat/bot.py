@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import understand
 from refdiff.agent.queue import Progress
+from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
@@ -27,7 +28,6 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownRecordError,
 )
-from refdiff.server.chat.summary import Told, tell
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Platform(Protocol):
     def say(self, request: ChatRequest, text: str) -> None:
         """Post plain text in the thread."""
 
-    def show(self, request: ChatRequest, told: Told) -> None:
+    def show(self, request: ChatRequest, summary: ReportSummary) -> None:
         """Post a filed report in the thread."""
 
 
@@ -121,10 +121,10 @@ class ChatBot:
     def knows_thread(self, thread: str) -> bool:
         return self._store.inspection_of(thread) is not None
 
-    def told(self, inspection_id: str) -> Told:
+    def summary(self, inspection_id: str) -> ReportSummary:
         """The summary of a filed report. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
-        return tell(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
+        return summarise(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
 
     def may_decide(self, user: str) -> bool:
         return may_decide(self._deciders, user)
@@ -293,7 +293,7 @@ class ChatBot:
                 return
             inspection = self.service.inspection(inspection_id)
             if inspection.report is not None:
-                self._platform.show(request, self.told(inspection_id))
+                self._platform.show(request, self.summary(inspection_id))
             else:
                 reason = (inspection.error or {}).get("message", "it was abandoned")
                 self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")

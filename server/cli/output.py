@@ -21,7 +21,7 @@ from refdiff.server.cli.invocation import current
 
 if TYPE_CHECKING:
     from refdiff.agent.events import AgentEvent
-    from refdiff.agent.report.schema import DefectReport, Finding
+    from refdiff.agent.report.schema import DefectReport
     from refdiff.model.progress import Progress as WorkProgress
 
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}
@@ -174,54 +174,26 @@ def verdict_text(verdict: str) -> Text:
 
 
 def report_view(report: DefectReport) -> RenderableType:
-    """A filed report on one screen: verdict, reason, numbers, findings, and where the files are."""
-    from refdiff.agent.report.markdown import scale_words
+    """A filed report on one screen: verdict, reason, facts and findings."""
+    from refdiff.agent.report import summary
 
-    reference, scale = report.reference, report.scale
-    p = "not calibrated" if report.p_value is None else f"{report.p_value:.4f}"
-    judge = report.judge.model or "scripted policy"
     rows: list[tuple[str, object]] = [
         ("Verdict", verdict_text(report.verdict)),
-        ("Why", report.verdict_reason),
+        ("Reason", report.verdict_reason),
         ("Part", f"{report.part_id}, product {report.product}"),
-        (
-            "Score",
-            f"{report.image_score:.4f}" + ("" if report.threshold is None else f", limit {report.threshold:.4f}"),
-        ),
-        ("p-value", f"{p}, FAIL at {report.alpha.attained:.4f} or less (asked for {report.alpha.requested:g})"),
-        ("Nearest good", f"{reference.golden_id}, similarity {reference.similarity:.3f}"),
-        ("Registered", f"{report.alignment.method}" if report.alignment.ok else f"no ({report.alignment.method})"),
-        ("Scale", scale_words(scale)),
-        ("Judge", f"{judge}, {report.judge.via}" + (f": {report.judge.reason}" if report.judge.reason else "")),
+        *((fact.label, fact.text) for fact in summary.facts(report)),
     ]
-    parts: list[RenderableType] = [facts(rows)]
-    if report.findings:
-        found = table("#", "Finding", "Place", "Size", "Severity", "Confidence", right=("Confidence",))
-        for finding in report.findings:
-            found.add_row(
-                finding.id,
-                printable(finding.type) + (" (within limits)" if finding.within_limits else "") + _seen(finding),
-                finding.location.region,
-                _size(finding),
-                str(finding.severity),
-                f"{finding.confidence:.2f}",
-            )
-        parts.append(found)
-    else:
-        parts.append(Text("No findings."))
-    return Group(*parts)
-
-
-def _seen(finding: Finding) -> str:
-    from refdiff.agent.report.markdown import seen_words
-
-    return f", seen on {seen_words(finding.seen_before)}" if finding.seen_before else ""
-
-
-def _size(finding: Any) -> str:
-    from refdiff.agent.report.markdown import size_mm, size_px
-
-    return size_mm(finding) or size_px(finding)
+    if not report.findings:
+        return Group(facts(rows), Text(summary.NO_FINDINGS))
+    found = table("#", "Finding", "Place", "Size", "Severity", "Confidence", right=("Confidence",))
+    for f in report.findings:
+        within = " (within limits)" if f.within_limits else ""
+        seen = f", confirmed on {summary.seen_before_text(f.seen_before)}" if f.seen_before else ""
+        found.add_row(
+            f.id, printable(summary.spaced(f.type)) + within + seen, f.location.region, summary.size(f),
+            str(f.severity), summary.percent(f.confidence),
+        )  # fmt: skip
+    return Group(facts(rows), found)
 
 
 def files_view(report: DefectReport) -> Text:

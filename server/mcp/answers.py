@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from refdiff.agent.report.markdown import finding_line, size_mm, size_px
 from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.agent.report.summary import decision_text, size, summarise
 from refdiff.agent.service import Inspection
-from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.records.inspections import InspectionRecord
 from refdiff.tools.evidence import Evidence
 
@@ -35,7 +34,7 @@ class FoundPlace(BaseModel):
         at = f.location
         return cls(
             id=f.id, type=f.type, description=f.description, box=(at.x0, at.y0, at.x1, at.y1), place=at.region,
-            size=size_mm(f) or size_px(f), length_mm=f.length_mm, width_mm=f.width_mm, severity=str(f.severity),
+            size=size(f), length_mm=f.length_mm, width_mm=f.width_mm, severity=str(f.severity),
             within_limits=f.within_limits, confidence=f.confidence, evidence=f.evidence,
         )  # fmt: skip
 
@@ -51,7 +50,7 @@ class InspectionAnswer(BaseModel):
     verdict_reason: str | None = None
     image_score: float | None = None
     p_value: float | None = Field(
-        default=None, description="share of good parts that look as odd, None if not calibrated"
+        default=None, description="share of good parts that differ at least as much; null if not calibrated"
     )
     threshold: float | None = None
     golden_id: str | None = None
@@ -70,10 +69,10 @@ class InspectionAnswer(BaseModel):
         report, decided = inspection.report, inspection.disposition
         if report is None:
             return answer
-        return answer.model_copy(update=_filed(report) | {"decided": _decision(decided) if decided else None})
+        return answer.model_copy(update=_filed(report) | {"decided": decision_text(decided) if decided else None})
 
 
-def told(inspection: Inspection) -> str:
+def inspection_text(inspection: Inspection) -> str:
     """An inspection for a model that reads text alone."""
     report, decided = inspection.report, inspection.disposition
     if report is None:
@@ -81,13 +80,10 @@ def told(inspection: Inspection) -> str:
         return (
             f"Inspection {inspection.inspection_id} of part {inspection.part_id} is {inspection.state}. {error}".strip()
         )
-    found = "".join(f"\n- {f.id} {finding_line(f)}" for f in report.findings)
-    end = f"\nDecided: {_decision(decided)}" if decided else ""
-    return f"{report.verdict.value}: part {report.part_id} ({report.product}). {report.verdict_reason}.{found}{end}"
-
-
-def _decision(decided: Disposition) -> str:
-    return f"{decided.decision} by {decided.by}: {decided.reason}"
+    summary = summarise(report, decided, most=len(report.findings))
+    found = "".join(f"\n- {line}" for line in summary.findings)
+    end = f"\nDecided: {summary.decided}" if summary.decided else ""
+    return f"{summary.title}. {summary.reason}.{found}{end}"
 
 
 def _filed(report: DefectReport) -> dict[str, Any]:

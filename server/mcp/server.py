@@ -35,7 +35,7 @@ from refdiff.server.mcp.answers import (
     Rows,
     Said,
     StepAnswer,
-    told,
+    inspection_text,
 )
 from refdiff.server.mcp.sessions import ToolSessions
 from refdiff.server.progress import progress_of
@@ -143,7 +143,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         if found.error:
             raise ToolError(found.error)
         pictures = [await _off_loop(_report_picture, service, inspection_id, "overlay")] if found.verdict else []
-        return _answer(found, told(inspection), *pictures)
+        return _answer(found, inspection_text(inspection), *pictures)
 
     @server.tool(title="Show an inspection", annotations=_READS)
     async def get_inspection(
@@ -156,7 +156,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
             [await _off_loop(_report_picture, service, inspection_id, p) for p in pictures] if inspection.report else []
         )
         found = InspectionAnswer.of(inspection)
-        return _answer(found, told(inspection), *shown)
+        return _answer(found, inspection_text(inspection), *shown)
 
     @server.tool(title="Read a whole report", annotations=_READS)
     async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:

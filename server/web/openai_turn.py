@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.agent.language.intent import INSPECTION_ID, report_text, understand
+from refdiff.agent.language.intent import INSPECTION_ID, understand
+from refdiff.agent.report.markdown import short_markdown
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
@@ -191,6 +192,6 @@ def finished(service: InspectionService, inspection_id: str, base_url: str) -> R
     found = service.inspection(inspection_id)
     if found.report is not None:
         link = f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
-        return Reply(report_text(found.report, link), found.report)
+        return Reply(short_markdown(found.report, link), found.report)
     why = (found.error or {}).get("message", "it is still running")
     return Reply(f"Part {found.part_id} could not be inspected: {why}")

@@ -211,7 +211,7 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
     assert mask.sum() == 400
     assert note is not None
     assert "40 x 20 px" in note
-    with pytest.raises(InputError, match="not the same shape"):
+    with pytest.raises(InputError, match="different shapes"):
         load_mask(tmp_path / "m.png", (80, 40))
     (tmp_path / "n.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="cannot be read"):

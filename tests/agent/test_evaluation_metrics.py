@@ -209,7 +209,7 @@ def test_detections_file_for_every_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", [{"a": [Detection(0, 0, 1, 1, 1, "scratch")]}, {"../a": []}, {"": []}, {"..": []}])
 def test_detections_that_deeppcb_could_not_read_are_refused(tmp_path: Path, found: dict[str, list[Detection]]) -> None:
-    with pytest.raises(ValueError, match=r"DeepPCB knows|no plain file name"):
+    with pytest.raises(ValueError, match=r"DeepPCB knows|not a plain file name"):
         metrics.write_detections(tmp_path, found)
 
 
@@ -263,5 +263,5 @@ def test_the_table_shows_value_interval_and_notes() -> None:
     stream = io.StringIO()
     print_results(results(), Console(file=stream, width=120))
     text = stream.getvalue()
-    for expected in ("Escape rate", "0.500", "0.095 to 0.905", "does not apply", "40 goldens", "a note [brackets]"):
+    for expected in ("Escape rate", "0.500", "0.095 to 0.905", "not applicable", "40 goldens", "a note [brackets]"):
         assert expected in text, expected

@@ -23,18 +23,18 @@ from refdiff.memory.records.calibrations import Calibration
 from refdiff.tools.inspection.calibration import p_value
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 
-WITHIN = Rated(Severity.MINOR, True, False, "within limit for any")
-REJECT = Rated(Severity.MAJOR, False, True, "beyond limit for any")
-ZONE = Rated(Severity.CRITICAL, False, True, "in critical zone bore")
-UNRATED = Rated(Severity.UNRATED, False, False, "no limit applies")
-UNSIZED = Rated(Severity.UNRATED, False, False, "limit in mm, scale unknown", True)
+WITHIN = Rated(Severity.MINOR, True, False, "is 0.4 mm long; the limit is 0.5 mm")
+REJECT = Rated(Severity.MAJOR, False, True, "is 2.1 mm long; the limit is 1.5 mm")
+ZONE = Rated(Severity.CRITICAL, False, True, "lies in critical zone bore")
+UNRATED = Rated(Severity.UNRATED, False, False, "has no limit in the specification")
+UNSIZED = Rated(Severity.UNRATED, False, False, "has a limit in mm, but the scale is unknown", True)
 SEES = LlmReading(defect=True, type="scratch", confidence=0.9)
 SEES_NONE = LlmReading(defect=False, type="none", confidence=0.9)
 UNSURE, UNSURE_NONE = (r.model_copy(update={"confidence": 0.7, "counts": False}) for r in (SEES, SEES_NONE))
 
 
 def _findings(*rated: Rated, peak_p: float | None = 0.5) -> list[RatedFinding]:
-    return [RatedFinding(r, peak_p, f"f{i}") for i, r in enumerate(rated, start=1)]
+    return [RatedFinding(r, peak_p, f"Scratch f{i}") for i, r in enumerate(rated, start=1)]
 
 
 def _decide(p: float | None, n: int = 99, alpha: float = 0.01, **facts: Any) -> tuple[str, str, str]:
@@ -120,7 +120,7 @@ def test_limits_reading_and_problems(p: float | None, facts: dict[str, Any], ver
 def test_disagreement_gives_both_reasons_and_every_problem(p: float, reading: LlmReading) -> None:
     reason = _decide(p, reading=reading, problems=["scales differ", "no zone"])[2]
     assert f"p {p:g}" in reason
-    assert "the model, reading the pair, sees" in reason
+    assert "but the language model sees" in reason
     assert "scales differ; no zone" in reason
 
 
@@ -200,6 +200,32 @@ def test_the_specification_rates(
 
 
 @pytest.mark.parametrize(
+    ("limits", "length_mm", "width_mm", "why"),
+    [
+        ([SMALL, REST], 0.4, 0.1, "is 0.4 mm long; the limit is 0.5 mm"),
+        ([SMALL, REST], 2.1, 0.1, "is 2.1 mm long; the limit is 0.5 mm"),
+        ([SMALL, REST], 0.5001, 0.1, "is 0.5001 mm long; the limit is 0.5 mm"),
+        ([SMALL, SCRATCH, REST], 2.1, 0.1, "is 2.1 mm long; the limit is 2 mm"),  # the last that would have accepted it
+        ([SCRATCH, REST], 1.0, 0.2, "is 0.2 mm wide; the limit is 0.1 mm"),
+        ([SCRATCH, REST], 2.1, 0.2, "is 2.1 mm long and 0.2 mm wide; the limits are 2 mm and 0.1 mm"),
+        ([REST], 2.1, 0.2, "is not acceptable at any size"),
+        ([SMALL | {"reject": True}], 0.4, 0.1, "is 0.4 mm long; up to 0.5 mm is rejected"),
+        ([{"type": "any", "severity": "minor"}], 2.1, 0.2, "is acceptable at any size"),
+        ([{"type": "any", "severity": "minor", "max_area_px": 60}], 2.1, 0.2, "is 50 px² in area; the limit is 60 px²"),
+        ([SMALL], None, None, "has a limit in mm, but the scale is unknown"),
+        ([], 2.1, 0.2, "has no limit in the specification"),
+    ],
+)
+def test_rating_names_size_and_limit(
+    limits: list[dict[str, Any]], length_mm: float | None, width_mm: float | None, why: str
+) -> None:
+    rated = rate_finding(
+        _spec(*limits), type="scratch", length_mm=length_mm, width_mm=width_mm, length_px=20, area_px=50, zones=[]
+    )
+    assert rated.why == why
+
+
+@pytest.mark.parametrize(
     ("alpha", "n", "attained"),
     [(0.01, 99, 0.01), (0.01, 98, 1 / 99), (0.05, 19, 0.05), (0.05, 400, 0.05), (0.01, 0, 1)],
 )
@@ -241,4 +267,64 @@ def test_every_reason_is_told_once() -> None:
     for p, reading, problems in itertools.product((0.01, 0.03, 0.9), (None, SEES, SEES_NONE), ([], ["scales differ"])):
         reason = _decide(p, reading=reading, problems=problems)[2]
         assert reason.count("scales differ") == len(problems)
-        assert reason.count("good parts do") == 1
+        assert reason.count(" 99 good parts") == 1
+
+
+TOP, AMONG = 1 / 31, 3 / 31  # of a region: beyond all of 30 good parts, or as strong as on two of them
+
+
+@pytest.mark.parametrize(
+    ("p", "peaks", "facts", "reason"),
+    [
+        # the score is beyond every good part: which regions are, too?
+        (1 / 31, [TOP] * 3, {},
+         "3 regions differ from the reference more than in any of 30 good parts (p 0.032, alpha 0.05)"),
+        (1 / 31, [TOP], {}, "1 region differs from the reference more than in any of 30 good parts (p 0.032, alpha 0.05)"),
+        (1 / 31, [TOP, AMONG], {},
+         "1 of 2 regions differs from the reference more than in any of 30 good parts (p 0.032, alpha 0.05)"),
+        (1 / 31, [AMONG], {},
+         "The part as a whole differs from the reference more than any of 30 good parts (p 0.032, alpha 0.05)"),
+        # some good parts score as high
+        (2 / 31, [AMONG], {"alpha": 0.1},
+         "1 region stands out, and only 1 of 30 good parts shows a difference as large (p 0.065, alpha 0.1)"),
+        (3 / 31, [TOP], {}, "Borderline: only 2 of 30 good parts show a difference as large (p 0.097, alpha 0.05)"),
+        (13 / 31, [], {}, "No difference beyond what 12 of 30 good parts show (p 0.42)"),
+        (1, [], {}, "No difference beyond what all 30 good parts show (p 1)"),
+        (13 / 31, [AMONG], {},
+         "1 region stands out, but 12 of 30 good parts show a difference at least as large (p 0.42)"),
+        # what is missing for a verdict
+        (None, [], {}, "Not calibrated: at least 2 good parts must be enrolled before a part can be judged"),
+        (1 / 13, [1 / 13], {"n": 12},
+         "1 region differs from the reference more than in any of 12 good parts (p 0.077, alpha 0.077); "
+         "a FAIL needs at least 20 good parts, and there are only 12"),
+        (1 / 31, [TOP], {"rated": UNSIZED},
+         "1 region differs from the reference more than in any of 30 good parts (p 0.032, alpha 0.05); "
+         "limits in mm cannot be applied because the scale is unknown"),
+        # limits
+        (1 / 31, [TOP], {"rated": REJECT}, "Scratch f1 is 2.1 mm long; the limit is 1.5 mm"),
+        (1 / 31, [TOP] * 2, {"rated": REJECT},
+         "Scratch f1 is 2.1 mm long; the limit is 1.5 mm; 1 more finding is rejected"),
+        (13 / 31, [AMONG], {"rated": ZONE},
+         "Scratch f1 lies in critical zone bore; but 2 of 30 good parts show a difference as strong"),
+        (1 / 31, [TOP], {"rated": WITHIN}, "All findings are within limits: Scratch f1 is 0.4 mm long; the limit is 0.5 mm"),
+        # the model, and the set-up
+        (13 / 31, [], {"reading": SEES},
+         "No difference beyond what 12 of 30 good parts show (p 0.42); "
+         "but the language model sees a defect (scratch) in the pictures"),
+        (1 / 31, [TOP], {"reading": SEES_NONE, "problems": ["the scales differ"]},
+         "1 region differs from the reference more than in any of 30 good parts (p 0.032, alpha 0.05); "
+         "but the language model sees no defect in the pictures; the scales differ"),
+    ],
+)  # fmt: skip
+def test_reason_says_what_was_found_before_the_statistics(
+    p: float | None, peaks: list[float], facts: dict[str, Any], reason: str
+) -> None:
+    given = {"n": 30, "alpha": 0.05} | facts
+    rated = given.pop("rated", UNRATED)
+    found = [RatedFinding(rated, peak, f"Scratch f{i}") for i, peak in enumerate(peaks, start=1)]
+    assert _decide(p, findings=found, **given)[2] == reason
+
+
+@pytest.mark.parametrize(("p", "shown"), [(20 / 397, "p 0.0504, alpha 0.05"), (1 / 41, "p 0.024, alpha 0.05")])
+def test_p_value_is_never_rounded_across_alpha(p: float, shown: str) -> None:
+    assert shown in _decide(p, n=396, alpha=0.05)[2]

@@ -65,13 +65,13 @@ def test_dispositions_are_no_sample(stores: Stores) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({}, ["no blind answer about a good", "no blind answer about a bad"]),
-        ({("PASS", "good"): 29}, ["only 29 blind answers about good", "no blind answer about a bad"]),
+        ({}, ["no blind answers about good", "no blind answers about bad"]),
+        ({("PASS", "good"): 29}, ["only 29 blind answers about good", "no blind answers about bad"]),
         (
             {("PASS", "good"): 30, ("FAIL", "bad"): 1},
-            ["only 1 blind answers about bad", "kappa has no interval: of 31"],
+            ["only 1 blind answers about bad", "kappa has no interval: too few of the 31"],
         ),
-        ({("PASS", "good"): 30, ("FAIL", "bad"): 30}, ["kappa has no interval: of 60"]),
+        ({("PASS", "good"): 30, ("FAIL", "bad"): 30}, ["kappa has no interval: too few of the 60"]),
         ({("PASS", "good"): 30, ("FAIL", "bad"): 29, ("PASS", "bad"): 1}, []),
     ],
 )
@@ -137,4 +137,4 @@ def test_what_waits_is_told(stores: Stores) -> None:
         stores.inspections.file(f"w{i}", "1", "board", "PASS", "2026-01-01", {}, blind_share=0.999999)
     found = rates(stores)
     assert (found.n_drawn, found.n_waiting) == (90, 30)
-    assert "30 of 90 drawn parts were not judged" in found.notes[0]
+    assert "30 of 90 drawn parts are not judged" in found.notes[0]

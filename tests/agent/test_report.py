@@ -13,8 +13,9 @@ from markdown_it import MarkdownIt
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
-from refdiff.agent.report.markdown import escape, finding_line, number, render_markdown
+from refdiff.agent.report.markdown import escape, render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.agent.report.summary import finding_line, number
 
 SHA = "ab" * 32
 PNG = pictures.page_image(np.zeros((20, 20, 3), np.uint8))
@@ -130,7 +131,8 @@ def test_page_shows_every_fact_of_the_report() -> None:
     for expected in (
         "FAIL", "Part 4412", "above every good sample", "crack", "upper left", "3.25 × 0.40 mm (± 0.11)",
         "40 × 4.6 px", "1,234 px²", "20, 30, 60, 50", "91 %", "0.2143", "0.1312", "0.0244", "g-1", "residual 0.42 px",
-        "0.52 mm per px", "refdiff, served endpoint", "A line that the golden does not have.", "a second crack",
+        "0.52 mm per px", "refdiff", "served endpoint http://127.0.0.1:8001/v1",
+        "A line that the golden does not have.", "a second crack",
         "1,391 ms", SHA, "0.1.0",
         "One region.", "Error:",
     ):  # fmt: skip
@@ -186,14 +188,14 @@ def test_nasty_text_inside_findings_and_evidence_is_only_text() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected", "absent"),
     [
-        ({"verdict": "PASS", "findings": []}, "no findings", "Each finding, close up"),
+        ({"verdict": "PASS", "findings": []}, "no findings", "Findings in detail"),
         ({"verdict": "REVIEW"}, "refdiff review i-1 --accept", "no findings"),
         ({"scale": {"mm_per_px": None, "source": None}, "findings": [finding(length_mm=None, width_mm=None)]},
-         "scale unknown", "0.40 mm"),
-        ({"alignment": {"method": "none", "ok": False, "residual_px": None, "overlap": None}}, "compared unregistered",
-         "residual"),
+         "sizes are in pixels", "0.40 mm"),
+        ({"alignment": {"method": "none", "ok": False, "residual_px": None, "overlap": None}},
+         "compared without registration", "residual"),
         ({"judge": {"model": None, "via": "fallback", "url": None, "reason": "endpoint timed out"}},
-         "no language model: endpoint timed out", "served endpoint"),
+         "endpoint timed out", "served endpoint"),
         ({"findings": [finding(within_limits=True)]}, "within limits", "zone"),
     ],
 )  # fmt: skip

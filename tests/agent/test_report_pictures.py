@@ -115,7 +115,7 @@ def test_heatmap_without_threshold_and_of_wrong_size() -> None:
 @pytest.mark.parametrize("size", [(60, 80), (90, 40), (300, 500)])
 def test_side_by_side_fits_the_reference_without_distortion(size: tuple[int, int]) -> None:
     reference = np.zeros((*size, 3), np.uint8)
-    made = pictures.side_by_side(reference, grey(60, 80), ("Reference", "A very long label " * 20))
+    made = pictures.side_by_side(reference, grey(60, 80), "A very long label " * 20)
     scale = pictures.display_scale(60, 80)
     assert made.shape[1] > 2 * 80 * scale
     body = made[-int(60 * scale) :]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent.verdict.verify import Verified, claimed_region, format_number, prose_problem, verify
+from refdiff.agent.report.summary import with_unit
+from refdiff.agent.verdict.verify import Verified, claimed_region, prose_problem, verify
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.tools.evidence import Evidence, evidence_of
 from refdiff.tools.submit_report import Draft
@@ -65,7 +66,7 @@ def test_no_type_can_be_named_in_prose(kind: str) -> None:
      ("place", "upper left", "upper left"), ("regions", 1234, "1234")],
 )  # fmt: skip
 def test_numbers_carry_their_unit(name: str, value: Any, shown: str) -> None:
-    assert format_number(name, value) == shown
+    assert with_unit(name, value) == shown
 
 
 def _record(i: int, kind: str, arguments: dict[str, Any], **numbers: Any) -> Evidence:

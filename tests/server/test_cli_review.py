@@ -217,4 +217,4 @@ def test_nothing_learned_is_said(ready: Path, capsys: pytest.CaptureFixture[str]
         (ready / "data" / name).write_bytes((ready / "good.png").read_bytes())
     code, error = said(capsys, "evaluate", "data", "--learned", "board")
     assert code == 65
-    assert "has learned no reference yet" in error["error"]["message"]
+    assert "has not learned any references yet" in error["error"]["message"]

@@ -475,7 +475,7 @@ def test_on_anomaly_the_model_reads_only_what_would_not_pass(camera: Path) -> No
         report = workspace.stores.inspections.get(bad["inspection_id"]).report
         assert report["judge"]["model"] == "reader"
         assert report["llm_reading"]["type"] == "stain"
-        assert "only where the part would not pass" in report["judge"]["reason"]
+        assert "only parts that would not pass" in report["judge"]["reason"]
 
 
 def test_stopping_ends_after_the_photos_in_work(camera: Path) -> None:

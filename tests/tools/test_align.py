@@ -110,7 +110,9 @@ def test_refuses_where_nothing_fits(case: str) -> None:
     result = align(query, reference)
     assert not result.ok
     assert result.method == "none"
-    assert "unregistered" in result.reason
+    assert result.reason.startswith("Registration rejected (edge")
+    assert result.reason.endswith("); compared without registration")
+    assert result.trained_reason.startswith("no honest registration: edges")
 
 
 def test_warp_says_what_it_covers() -> None:

@@ -214,7 +214,7 @@ def test_of_a_bank_that_keeps_changing_nothing_is_kept(
         return compare(*args, **kwargs)
 
     monkeypatch.setattr(module, "compare", changing)
-    with pytest.raises(UnavailableError, match="change while they are measured"):
+    with pytest.raises(UnavailableError, match="changed during calibration"):
         calibrate(workspace, first.product)
     assert workspace.stores.calibrations.latest("board") is None
 
@@ -272,7 +272,7 @@ def test_alpha_is_remembered_and_an_explicit_one_wins(workspace: Workspace, tmp_
 
 def test_a_photo_unlike_every_golden_is_a_problem_only_where_its_score_is_not() -> None:
     known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, similarities=[0.8, 0.9, 0.95])
-    assert "resembles no golden" in unlike_goldens(known, 0.5, 0.65)
+    assert "does not resemble any golden" in unlike_goldens(known, 0.5, 0.65)
     assert unlike_goldens(known, 0.5, 0.75) == ""
     assert unlike_goldens(known, 0.05, 0.65) == ""
     assert unlike_goldens(None, None, 0.1) == ""

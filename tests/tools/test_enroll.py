@@ -64,7 +64,7 @@ def test_same_bytes_twice_in_one_call_are_named(workspace: Workspace, tmp_path: 
     result = enroll(workspace, "board", [one, two])
     assert [g.filename for g in result.added] == ["one.png"]
     assert result.already_there[0].path == two
-    assert "already there as g-" in result.already_there[0].reason
+    assert "already enrolled as g-" in result.already_there[0].reason
 
 
 def _tiff16(level: int) -> bytes:
@@ -83,7 +83,7 @@ def _tiff16(level: int) -> bytes:
         (lambda p: p.write_bytes(encode_png(np.zeros((8, 200, 3), np.uint8))), "too small"),
         (lambda p: p.write_bytes(encode_png(np.zeros((1001, 1000, 3), np.uint8))), "over the limit"),
         (lambda p: p.write_bytes(b"\0" * 1_000_001), "over the limit of 1,000,000"),
-        (lambda p: p.mkdir(), "no image in this folder"),
+        (lambda p: p.mkdir(), "no images in this folder"),
         (lambda p: os.mkfifo(p), "not a regular file"),
         (lambda p: None, "no such file or folder"),
     ],
@@ -149,7 +149,7 @@ def test_another_product_among_the_goldens_is_flagged_and_stays(workspace: Works
     save(folder, "wrong.png", photo(0, "bottle"))
     result = enroll(workspace, "board", [folder])
     assert [(g.filename, g.status) for g in result.flagged] == [("wrong.png", "flagged")]
-    assert "odd: similarity" in result.flagged[0].note
+    assert "outlier: similarity" in result.flagged[0].note
     assert result.n_in_bank == 10
     # a person looked at it: the next enrolment leaves it alone
     workspace.bank.set_status(result.flagged[0].golden_id, "active", "looked at")

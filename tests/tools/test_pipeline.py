@@ -146,7 +146,7 @@ def test_given_goldens_are_used_instead(workspace: Workspace) -> None:
     assert [h.golden for h in result.hits] == [wrong]
     assert result.difference.score > 2 * right.difference.score
     assert result.hits[0].similarity < right.hits[0].similarity
-    with pytest.raises(InputError, match="no golden given"):
+    with pytest.raises(InputError, match="no golden samples"):
         compare(workspace, part("a").image, "board", goldens=[])
 
 

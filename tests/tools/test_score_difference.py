@@ -41,6 +41,6 @@ def test_a_black_photo_is_a_problem_and_a_good_one_is_not(tmp_path: Path) -> Non
         found = {}
         for name, image in photos.items():
             capture = workspace.stores.captures.add(name, "board", workspace.stores.images.put(encode_png(image)))
-            found[name] = [p for p in inspect_photo(workspace, capture).problems if "resembles no golden" in p]
+            found[name] = [p for p in inspect_photo(workspace, capture).problems if "does not resemble any golden" in p]
     assert len(found["black"]) == 1
     assert found["good"] == []

@@ -47,7 +47,7 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     if result.added or left:
         golden = left or result.added[0]
         flagged = flag_outliers(workspace, record.product, [left.golden_id]) if left else result.flagged
-        odd = "; flagged for a look, since it is unlike the others" if flagged else ""
+        odd = "; flagged because it is unlike the others" if flagged else ""
         return stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
     refusal = [*result.already_there, *result.refused][0]
     return stores.adoptions.add(inspection_id, None, f"refused: {refusal.reason}")
@@ -67,8 +67,8 @@ def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSourc
     if disposition is not None and disposition.as_reference:
         return disposition.by, "disposition"
     raise InputError(
-        f"inspection {inspection_id}: nobody agreed that its photo becomes a reference; "
-        "`refdiff review INSPECTION --override --as-reference` does"
+        f"inspection {inspection_id}: nobody has approved its photo as a reference; "
+        "approve it with `refdiff review INSPECTION --override --as-reference`"
     )
 
 

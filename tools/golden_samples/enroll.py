@@ -92,11 +92,11 @@ def enroll(
             if workspace.bank.add(golden, features.global_vec, features.patches):
                 result.added.append(golden)
                 thumbnails.keep(golden, thumbnail)
-            else:  # on a server, somebody else enrolled it just now
+            else:  # with a Qdrant server, another process may have enrolled it meanwhile
                 result.already_there.append(Refusal(path, _present(golden)))
         except StorageError as e:
             raise StorageError(
-                f"{e} ({len(result.added)} photos were enrolled before; the same command goes on)"
+                f"{e} ({len(result.added)} photos were enrolled before that; run the same command to continue)"
             ) from e
         except InputError as e:
             result.refused.append(Refusal(path, without_file_name(str(e), path)))
@@ -128,8 +128,8 @@ def _enrolled(workspace: Workspace, product: str, data: bytes) -> Golden | None:
 
 
 def _present(golden: Golden) -> str:
-    retired = f", retired ({golden.note}); `refdiff goldens activate {golden.golden_id}` brings it back"
-    return f"already there as {golden.golden_id}" + (retired if golden.status == "retired" else "")
+    retired = f", retired ({golden.note}); to use it again: refdiff goldens activate {golden.golden_id}"
+    return f"already enrolled as {golden.golden_id}" + (retired if golden.status == "retired" else "")
 
 
 def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -> RgbImage:

@@ -35,7 +35,7 @@ class ThumbnailIndex:
             if thumbnail is not None:
                 self._remember(golden, thumbnail)
                 continue
-            with contextlib.suppress(RefDiffError):  # its photo is lost: it cannot be compared, nor stop the others
+            with contextlib.suppress(RefDiffError):  # its photo is lost: skip it
                 self.keep(golden, grey_thumbnail(workspace.golden_image(golden), THUMBNAIL_PX))
 
     def twin(self, thumbnail: F32) -> Golden | None:
@@ -53,7 +53,7 @@ class ThumbnailIndex:
         small = thumbnail.astype(np.float16)
         self._remember(golden, small)
         path = self._path(golden)
-        with contextlib.suppress(OSError):  # a full or read-only cache slows the next enrolment down, nothing else
+        with contextlib.suppress(OSError):  # a full or read-only cache only slows down the next enrolment
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path, private=False) as temporary, temporary.open("wb") as file:
                 np.save(file, small)

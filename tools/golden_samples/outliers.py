@@ -1,4 +1,4 @@
-"""Flags goldens that are unlike the others, for a person to look at; never drops one."""
+"""Flags goldens that are unlike the others for a person to check; never drops one."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) ->
     for golden, similarity in scored:
         if (middle - similarity) / spread > MAX_ROBUST_Z and golden.status == "active" and not golden.note:
             note = (
-                f"odd: similarity {similarity:.3f} to its nearest other golden, usual here {middle:.3f}; "
-                "another product, or a defect?"
+                f"outlier: similarity {similarity:.3f} to its nearest other golden sample, median here {middle:.3f}; "
+                "wrong product, or a defect?"
             )
             flagged.append(workspace.bank.set_status(golden.golden_id, "flagged", note))
     return flagged

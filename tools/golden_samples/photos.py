@@ -52,7 +52,7 @@ def find_images(paths: Iterable[Path | Upload], refused: list[Refusal]) -> Itera
                 found += 1
                 yield file
             if not found and len(refused) == before:
-                refused.append(Refusal(path, f"no image in this folder (looked for {', '.join(sorted(SUFFIXES))})"))
+                refused.append(Refusal(path, f"no images in this folder (looked for {', '.join(sorted(SUFFIXES))})"))
         elif not os.path.lexists(path):
             refused.append(Refusal(path, "no such file or folder"))
         else:
@@ -71,13 +71,13 @@ def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
         # links to folders are not walked: inside the folder their images come anyway, outside is not what was named
         for name in subfolders:
             if (here / name).is_symlink() and not (here / name).resolve().is_relative_to(root):
-                refused.append(Refusal(here / name, "a link to a folder elsewhere; name that folder itself"))
+                refused.append(Refusal(here / name, "links to a folder outside this one; name that folder directly"))
         for name in sorted(names):
             file = here / name
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
                 continue
             if file.is_symlink() and not file.resolve().is_relative_to(root):
-                refused.append(Refusal(file, "a link to a file elsewhere; name that file itself"))
+                refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))
             else:
                 yield file
 
@@ -94,9 +94,9 @@ def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             about = os.fstat(file.fileno())
             if stat.S_ISDIR(about.st_mode):
-                raise ImageError(f"{name}: a folder, not an image file")
+                raise ImageError(f"{name}: is a folder, not an image file")
             if not stat.S_ISREG(about.st_mode):
-                raise ImageError(f"{name}: not a regular file; copy the photo to a file first")
+                raise ImageError(f"{name}: is not a regular file; copy the photo to a file first")
             if about.st_size > settings.max_bytes:
                 raise ImageError(
                     f"{name}: {about.st_size:,} bytes is over the limit of {settings.max_bytes:,}; "
@@ -106,7 +106,7 @@ def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
     except FileNotFoundError as e:
         raise ImageError(f"{name}: no such file") from e
     except IsADirectoryError as e:
-        raise ImageError(f"{name}: a folder, not an image file") from e
+        raise ImageError(f"{name}: is a folder, not an image file") from e
     except (OSError, ValueError) as e:
         raise ImageError(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
 

@@ -1,7 +1,7 @@
 """Calibration of a product from its good samples alone: what scores do good parts get?
 
 Every golden goes through exactly the inspection path, with all photos of its own part left out. One score per part: a new
-part is photographed once, so one photo stands for each group, and n counts parts, not photos. Of very many parts an
+part is photographed once, so one photo represents each group, and n counts parts, not photos. Of more than 400 parts an
 even sample of 400 is measured.
 """
 
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]  # done, total
 
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
-MAX_PARTS = 400  # more would not change what can be promised (alpha .01 needs 99), only the waiting
+MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
 UNSUSPICIOUS_P = 0.05  # above this p-value a score alone raises no suspicion
 _PIXEL_QUANTILE = 0.95
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
@@ -46,8 +46,8 @@ def weights_in_use(workspace: Workspace) -> dict[str, str]:
 
 
 def calibrates(golden: Golden) -> bool:
-    """Whether a golden's score may calibrate. Parts that people rescued from a verdict are no fair sample of good parts:
-    their scores are high by selection, and counting them would let defects pass."""
+    """Whether a golden's score may calibrate. Parts that people rescued from a verdict are a biased sample of good parts:
+    they were selected *because* they scored high, and counting them would let defects pass."""
     return golden.source != "disposition"
 
 
@@ -80,8 +80,8 @@ def calibrate(
     """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
 
     alpha: false-reject rate that inspections of this product shall ask for from now on; None keeps what was said before.
-    What a calibration depends on may change while it is measured (somebody enrols): then it is measured again, and
-    UnavailableError is raised where that goes on. Scores of one bank are never kept as those of another.
+    If what it depends on changes meanwhile (someone enrols), it is measured again;
+    after three tries UnavailableError is raised. Scores of one bank are never kept as those of another.
     """
     k = references or workspace.settings.references
     for _ in range(_MAX_TRIES):
@@ -91,7 +91,7 @@ def calibrate(
             workspace.stores.calibrations.save(calibration)
             return calibration
     raise UnavailableError(
-        f"the golden samples of product {product!r} change while they are measured; calibrate when nobody enrols or retires"
+        f"the golden samples of product {product!r} changed during calibration; try again when nobody enrols or retires any"
     )
 
 
@@ -106,8 +106,8 @@ def _measure(
     groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
         raise InputError(
-            f"product {product!r} has good samples of {len(groups)} part(s), calibration needs {MIN_PARTS} or more "
-            f"(and {MIN_PARTS_TO_FAIL} before anything is failed): refdiff enroll --product {product!r} FOLDER"
+            f"product {product!r} has golden samples of {len(groups)} part(s); calibration needs at least {MIN_PARTS}, "
+            f"FAIL verdicts {MIN_PARTS_TO_FAIL}. Add some: refdiff enroll --product {product!r} FOLDER"
         )
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
@@ -182,11 +182,10 @@ def peak_p_value(calibration: Calibration, peak: float) -> float:
 
 
 def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float) -> str:
-    """What is wrong with a photo of unsuspicious score that resembles its nearest golden far less than good parts do.
+    """The problem with a photo whose score is unsuspicious but which resembles no golden sample; "" if there is none.
 
-    "" if nothing is. A score says how much differs from the reference, and of a photo without any detail (no light, a dead
-    part, another product) hardly anything does. Far: below the least similar good part by more than that one is below the
-    median.
+    The score says how much differs from the reference; a photo without detail (too dark, wrong product) may hardly differ
+    at all. Limit: as far below the least similar good part as that one is below the median.
     """
     known = calibration.similarities if calibration else None
     if not known or p is None or p <= UNSUSPICIOUS_P:
@@ -195,18 +194,18 @@ def unlike_goldens(calibration: Calibration | None, p: float | None, similarity:
     if similarity >= least - (float(np.median(known)) - least):
         return ""
     return (
-        f"the photo resembles no golden sample (similarity {similarity:.2f}, good parts {least:.2f} or more): another "
-        "product or variant, or too dark?"
+        f"the photo does not resemble any golden sample (similarity {similarity:.2f}; good parts have at least "
+        f"{least:.2f}): wrong product or variant, or too dark?"
     )
 
 
 def region_confidence(calibration: Calibration, peak: float) -> float:
-    """Part of the good samples whose strongest place is weaker than this peak, 0..1 (never quite 1)."""
+    """Fraction of the good parts whose strongest place is weaker than this peak, 0..1 (never quite 1)."""
     return sum(p < peak for p in calibration.peaks) / (len(calibration.peaks) + 1)
 
 
 def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
-    """For people and --json: what was measured and what can be promised."""
+    """For people and --json: what was measured and which false-reject rate it can promise."""
     attained = max(alpha, 1 / (calibration.n + 1))
     hidden = ("scores", "peaks", "similarities", "alpha")
     return {k: v for k, v in asdict(calibration).items() if k not in hidden} | {

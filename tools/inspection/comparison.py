@@ -1,4 +1,4 @@
-"""Retrieve, align, score as one plain function: the path that inspection, calibration and evaluation all take."""
+"""Retrieve, align and score in one function: the path that inspection, calibration and evaluation all take."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def compare_with(
 ) -> Comparison:
     """Compare a photo with retrieved goldens. query_key: sha256 of the photo. clock: has timed what went before."""
     if not hits:
-        raise InputError("no golden given to compare with")
+        raise InputError("no golden samples to compare with were given")
     with clock.stage("align"):
         masks, placed = place_zones(workspace, query, query_key, product, "ignore")
         ignore = np.logical_or.reduce(list(masks.values())) if masks else None

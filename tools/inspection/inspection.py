@@ -59,7 +59,7 @@ class PhotoInspection:
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
-    """Regions above the threshold; if none and one is needed (the score alone speaks), the place of the peak."""
+    """Regions above the threshold; if there is none but one is needed (the score is high), the place of the peak."""
     regions = find_regions(comparison.difference.anomaly_map, threshold, comparison.difference.types)
     if not regions and at_least_one and comparison.difference.peak > 0:
         most = 0.8 * comparison.difference.peak
@@ -116,12 +116,14 @@ def inspect_photo(
         hits = _references(workspace, capture, features, nearest)
     comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
     calibration = current_calibration(workspace, capture.product, progress=progress)
-    problems = [] if comparison.zones_placed else ["ignore zones could not be placed: the photo does not register"]
+    problems = (
+        [] if comparison.zones_placed else ["ignore zones could not be placed: the photo could not be registered"]
+    )
     difference = comparison.difference
     if difference.covered < _MIN_COVERED:
         problems.append(
-            f"only {difference.covered:.0%} of the photo is covered by its references: "
-            "photograph the part as the goldens were"
+            f"the references cover only {100 * difference.covered:.0f} % of the photo; "
+            "photograph the part like the golden samples"
         )
     spec = product_spec(workspace, capture.product)
     scale = resolve_scale(capture, hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
@@ -134,12 +136,12 @@ def inspect_photo(
     found = regions_of(comparison, threshold, at_least_one=p is None or p <= UNSUSPICIOUS_P)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
-        problems.append("critical zones could not be placed: the photo does not register")
+        problems.append("critical zones could not be placed: the photo could not be registered")
     regions: list[RegionResult] = []
     for region in found:
         measurement = measure_region(query, comparison, region, scale)
         if any(_covers(r.measurement.box, measurement.box) for r in regions):
-            continue  # measured in native pixels it is a part of a stronger one
+            continue  # in native pixels it is part of a stronger region
         regions.append(
             RegionResult(
                 region=replace(region, id=f"r{len(regions) + 1}"),

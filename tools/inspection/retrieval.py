@@ -23,7 +23,6 @@ def retrieve_reference(
         known = workspace.bank.products()
         have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
         raise UnknownProductError(
-            f"product {product!r} has no golden sample to compare with ({have}); "
-            f"add some: refdiff enroll --product {product!r} FOLDER"
+            f"product {product!r} has no golden samples ({have}); add some: refdiff enroll --product {product!r} FOLDER"
         )
     return hits

@@ -33,7 +33,8 @@ def resolve_scale(capture: Capture, golden: Golden, alignment: Alignment, spec_s
         if implied and abs(implied / capture.scale_mm_per_px - 1) > _MAX_RELATIVE_DIFFERENCE:
             problem = (
                 f"the photo's scale ({capture.scale_mm_per_px:.4g} mm/px) and the golden's ({implied:.4g} mm/px after "
-                f"registration) differ by more than {_MAX_RELATIVE_DIFFERENCE:.0%}: wrong lens, distance or number"
+                f"registration) differ by more than {100 * _MAX_RELATIVE_DIFFERENCE:.0f} %; "
+                "check lens, distance and the given scale"
             )
         return ResolvedScale(capture.scale_mm_per_px, "capture", _CAPTURE_SCALE_UNCERTAINTY, problem)
     if implied:

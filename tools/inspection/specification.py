@@ -71,7 +71,7 @@ class Zone(_Model):
 
 
 class Limit(_Model):
-    """What size of which defect type is acceptable. Every stated maximum must hold for the limit to fit."""
+    """Acceptable size of a defect type. The limit applies if every stated maximum holds."""
 
     type: DefectType | Literal["any"] = "any"
     max_length_mm: float | None = Field(default=None, gt=0)
@@ -108,7 +108,7 @@ def load_spec(path: Path) -> ProductSpec:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise SpecError(f"{path}: over {MAX_BYTES:,} bytes is no specification; name the YAML file")
+            raise SpecError(f"{path}: a specification has at most {MAX_BYTES:,} bytes; name the YAML file")
         text = data.decode("utf-8")
     except (OSError, ValueError) as e:  # ValueError: no UTF-8, or a path that no file can have
         raise SpecError(f"{path}: cannot be read as text ({e})") from e
@@ -124,7 +124,7 @@ def zone_mask(zone: Zone, matrix: NDArray[np.float64], size: tuple[int, int]) ->
     h, w = size
     points = np.clip(cv2.perspectiveTransform(zone.points()[None], matrix)[0], -_FAR, _FAR)
     # fillPoly draws the outline too, up to half a pixel too far. At twice the size that is nowhere the greater part of a
-    # pixel, so that a box [0, 10) covers the pixels 0..9.
+    # pixel, so a box [0, 10) covers the pixels 0..9.
     fine = np.zeros((2 * h, 2 * w), np.uint8)
     cv2.fillPoly(fine, [np.round((2 * points - 0.5) * 16).astype(np.int32)], 255, shift=4)
     return np.asarray(cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA) > 128)

@@ -26,7 +26,7 @@ def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden
         return golden
     goldens = workspace.bank.list(product)
     if not goldens:
-        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; `refdiff enroll` some first")
+        raise UnknownProductError(f"product {product!r} has no golden to draw zones on; enrol one: refdiff enroll")
     return goldens[0]
 
 

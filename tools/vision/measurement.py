@@ -69,7 +69,7 @@ class _Window:
     query: Plane  # (h, w, 3)
     support: Mask  # where the map says the defect is
     heat: Plane  # the map itself, 0 at the window's floor .. 1 at the defect's peak
-    reachable: Mask  # where the map is raised enough for the defect to go on
+    reachable: Mask  # where the map is high enough for the defect to continue
     quiet: Mask  # where the map says there is none
 
 
@@ -102,7 +102,7 @@ def measure(
     if anomaly_map.shape != size:
         raise InputError(f"anomaly map of {anomaly_map.shape} does not fit the photo of {size}; score this photo again")
     if mm_per_px is not None and not (math.isfinite(mm_per_px) and mm_per_px > 0):
-        raise InputError(f"scale {mm_per_px} mm/px must be above 0; leave it out if it is not known")
+        raise InputError(f"scale {mm_per_px} mm/px must be above 0; leave it out if it is unknown")
     if not (math.isfinite(scale_uncertainty) and scale_uncertainty >= 0):
         raise InputError(f"scale uncertainty {scale_uncertainty} must be >= 0 (0.01 is one percent)")
     inside = clip_box(box, size)
@@ -151,7 +151,7 @@ def _measure_px(
         found, method, misfit, sigma = _segment(window, reference, alignment)
         if found is None or not _touches(found, window, size):
             break
-        pad *= 2  # the defect goes on outside: look further
+        pad *= 2  # the defect continues outside: enlarge the window
     if found is None:
         return _from_map(inside, region, cell, size)
     tried = [length_and_width(m, sigma) for m in found]
@@ -164,7 +164,7 @@ def _measure_px(
     u = math.hypot(spread * window.shrink / 2, quantum, misfit, unsure, guess)
     full, tight = _native(found[0], window)
     if _explained(region, inside, full, tight, 2 * cell) < _MIN_EXPLAINED:
-        return _from_map(inside, region, cell, size)  # single pixels stand out on a part of the defect only
+        return _from_map(inside, region, cell, size)  # only single pixels of the defect stand out
     length, width = length * window.shrink, width * window.shrink
     return Measurement(tight, full, place_name(tight, size), length, width, u, method)
 
@@ -192,7 +192,7 @@ def _cut(
     support[inside[1] - y0 : inside[3] - y0, inside[0] - x0 : inside[2] - x0] = region
     near = _grow(support, round(cell / 2))
     heat = anomaly_map[y0:y1, x0:x1]
-    # a second defect in the window is no noise
+    # a second defect in the window is not noise
     peak = float(heat[support > 0].max())
     quiet = (_grow(support, round(2 * cell)) == 0) & (heat < 0.5 * peak)
     floor = float(np.median(heat[support == 0])) if (support == 0).any() else 0.0
@@ -308,7 +308,7 @@ def _matched(window: _Window, other: Plane, channel: int, covered: Mask) -> Plan
     weights = np.zeros(base.shape[-1])
     for _ in range(3):
         a = columns[keep]
-        # the pull towards "same picture" keeps a window without contrast from inventing a gain
+        # the prior "same picture" keeps a window without contrast from inventing a gain
         weights = np.linalg.solve(a.T @ a + ridge, a.T @ values[keep] + ridge @ np.array([0, 255.0, 0, 0, 0, 0, 0]))
         error = np.abs(values - columns @ weights)
         keep = error <= np.quantile(error, 0.8)
@@ -317,10 +317,10 @@ def _matched(window: _Window, other: Plane, channel: int, covered: Mask) -> Plan
 
 
 def _drift(signed: Plane, window: _Window, covered: Mask) -> Plane:
-    """What shading from another lamp leaves: the slow part of the residual, carried over the defect from around it."""
+    """Residual shading from another lamp: the slow part of the residual, interpolated across the defect."""
     side = max(window.support.shape) // 4 | 1
     weight = (window.quiet & covered).astype(np.float32)
-    limited = np.clip(signed, -25, 25) * weight[..., None]  # no single edge may rule its surroundings
+    limited = np.clip(signed, -25, 25) * weight[..., None]  # no single edge may dominate its surroundings
     total = cv2.blur(cv2.blur(weight, (side, side)), (side, side))[..., None]
     slow = cv2.blur(cv2.blur(limited, (side, side)), (side, side))
     return np.asarray(slow / np.maximum(total, 0.02), np.float32)
@@ -388,7 +388,7 @@ def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
     seeds = (residual.strict > _START_SIGMAS * factor) & window.support
     if not seeds.any():
         return None
-    # beside a strong defect, weak differences of light and texture are something else
+    # next to a strong defect, ignore weak lighting or texture differences
     floor = max(_BELONG_SIGMAS, _MIN_RELATIVE_STRENGTH * _strength(residual.strict, window, seeds)) * factor
     seeds &= residual.strict > 1.5 * floor
     low = (residual.strict > floor) & window.reachable
@@ -421,7 +421,7 @@ def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
 
 
 def _strength(residual: Plane, window: _Window, where: Mask) -> float:
-    """How strong the defect is at its strongest, little moved by single pixels."""
+    """Peak strength of the defect, robust against single pixels."""
     values = np.sort((residual * window.heat)[where])
     return float(values[-max(12, len(values) // 10) :].mean())
 
@@ -435,7 +435,7 @@ def _slim(body: Mask, plain: Plane) -> Mask:
 
 
 def _joined(labels: NDArray, keep: NDArray[np.bool_], weight: NDArray) -> Mask:
-    """The kept pieces: of a line with its fainter pieces near by, of a spot without the threads that hang on it."""
+    """The kept pieces: of a line with its fainter pieces nearby, of a spot without attached threads."""
     main = labels == int(np.argmax(weight)) + 1
     if not is_line(main):
         chosen = np.concatenate([[False], keep])[labels].astype(np.uint8)
@@ -471,7 +471,7 @@ def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
 
 
 def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> Measurement:
-    """No pixel stands out: the region of the map, and the admission that it is only that."""
+    """Fallback: measure the map region itself, with a correspondingly large uncertainty."""
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
     mask = np.ascontiguousarray(region[y : y + h, x : x + w])
     box = (inside[0] + x, inside[1] + y, inside[0] + x + w, inside[1] + y + h)

@@ -2,9 +2,9 @@
 
 Candidates come from identity (the fixed camera), an exhaustive search over rotation, scale and shift, and, when those do not
 convince, from SIFT. They are refined coarse to fine by ECC (Evangelidis & Psarakis, 2008) on gradient images and judged by
-one yardstick, the correlation of edges and of normalised intensity on the part. What displacement remains is measured tile
-by tile with phase correlation, independent of what the optimiser believed. When nothing fits, `ok` is False and the pair is
-compared unregistered.
+one yardstick, the correlation of edges and of normalised intensity on the part. The remaining displacement is measured tile
+by tile with phase correlation, independently of the optimiser. When nothing fits, `ok` is False and the pair is compared
+without registration.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no prec
 
 # A score is 3/4 correlation of edges + 1/4 correlation of normalised intensity. Rendered parts of five kinds, registered
 # right: 5th percentile .84; other designs of the same kind .1 to .65 (bottles, which share their shape, up to .9).
-MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's identity is no honest registration
+MIN_NCC = 0.30  # gradient correlation below which even the fixed camera's identity is rejected
 _MIN_NCC_FOUND = 0.50  # a registration that was searched for had more chances to fit by luck
 _MIN_SCORE_FOUND = 0.62
 _SCORE_PER_UNCOVERED = 0.4  # more is asked of a registration that leaves much of the photo uncovered
@@ -55,22 +55,22 @@ _UNHALF = np.linalg.inv(_HALF)
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the reference lies on the query.
+    """How the reference lies on the query."""
 
-    matrix: (3, 3) float64, reference px -> query px, both at original resolution; the plain resize when not ok.
-    residual_px: median remaining displacement in query px, None where no textured tile could be measured.
-    overlap: part 0..1 of the query that the warped reference covers. ncc: gradient correlation -1..1 in the overlap.
-    """
-
-    method: str
+    method: str  # "identity", "rotation-search" or "sift", with "+ecc" where refined; "none" when not ok
     ok: bool
-    matrix: Matrix
-    residual_px: float | None
-    overlap: float
-    ncc: float
-    angle_deg: float
-    scale: float
-    reason: str
+    matrix: (
+        Matrix  # (3, 3) float64, reference px -> query px, both at original resolution; the plain resize when not ok
+    )
+    residual_px: (
+        float | None
+    )  # median remaining displacement in query px; None where no textured tile could be measured
+    overlap: float  # fraction 0..1 of the query that the warped reference covers
+    ncc: float  # gradient correlation -1..1 in the overlap
+    angle_deg: float  # in-plane rotation -180..180, clockwise as seen
+    scale: float  # query px per reference px at the reference's centre
+    reason: str  # for people: why it was accepted or rejected
+    trained_reason: str = ""  # the same in the words that the language model was trained on; never reword it
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _work_grey(image: RgbImage, long_side: int) -> tuple[F32, Matrix]:
 
 
 def _gradient(grey: F32) -> F32:
-    """Gradient magnitude, compressed so that a few strong edges do not rule and light changes matter little."""
+    """Gradient magnitude, compressed so a few strong edges do not dominate and lighting matters little."""
     smooth = cv2.GaussianBlur(grey, (0, 0), 1.2)
     gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     return np.asarray(cv2.GaussianBlur(np.sqrt(cv2.magnitude(gx, gy) + 1.0), (0, 0), 1.0), dtype=np.float32)
@@ -372,7 +372,7 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
 
 
 def _preferred(first: _Candidate | None, later: _Candidate | None, max_error_ratio: float = 0.95) -> _Candidate | None:
-    """The later one only if it explains clearly more: chance and symmetry offer many that are about as good."""
+    """The later one only if it explains clearly more: by chance and symmetry many candidates are about as good."""
     if first is None or later is None:
         return first or later
     return later if 1 - later.score < max_error_ratio * (1 - first.score) else first
@@ -384,32 +384,39 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     best, residual = _register(q, r)
     matrix = np.linalg.inv(q.from_original) @ best.matrix @ r.from_original
     matrix = matrix / matrix[2, 2]
-    problems = []
+    problems: list[tuple[str, str]] = []  # for people, for the model
     found = best.method != "identity"
+    residual_px = None if residual is None else residual / float(q.from_original[0, 0])
     needed = _MIN_SCORE_FOUND + _SCORE_PER_UNCOVERED * (1 - best.overlap)
     if best.ncc < (_MIN_NCC_FOUND if found else MIN_NCC):
-        problems.append(f"edges correlate only {best.ncc:.2f}")
+        problems.append((f"edge correlation {best.ncc:z.2f}", f"edges correlate only {best.ncc:.2f}"))
     elif found and best.score < needed:
-        problems.append(f"edges and intensities correlate only {best.score:.2f} (needs {needed:.2f})")
+        problems.append(
+            (
+                f"edge and intensity correlation {best.score:.2f}, at least {needed:.2f} needed",
+                f"edges and intensities correlate only {best.score:.2f} (needs {needed:.2f})",
+            )
+        )
     if best.overlap < MIN_OVERLAP:
-        problems.append(f"only {best.overlap:.0%} of the photo is covered")
+        problems.append((f"overlap {100 * best.overlap:.0f} %", f"only {best.overlap:.0%} of the photo is covered"))
     if residual is not None and residual > MAX_RESIDUAL_PART * max(q.size):
-        problems.append(f"{residual:.1f} px of displacement remain")
+        problems.append((f"residual {residual_px:.1f} px", f"{residual:.1f} px of displacement remain"))
     if problems:
         plain = np.diag([query.shape[1] / reference.shape[1], query.shape[0] / reference.shape[0], 1.0])
-        reason = "no honest registration: " + ", ".join(problems) + "; compared unregistered"
+        said, trained = (", ".join(texts) for texts in zip(*problems, strict=True))
         return Alignment(
-            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc,
-            angle_deg=0.0, scale=1.0, reason=reason,
+            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc, angle_deg=0.0, scale=1.0,
+            reason=f"Registration rejected ({said}); compared without registration",
+            trained_reason=f"no honest registration: {trained}; compared unregistered",
         )  # fmt: skip
     rotation, scale = _angle_scale(matrix, reference.shape[:2])
-    residual_px = None if residual is None else residual / float(q.from_original[0, 0])
-    reason = f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}"
-    if residual_px is not None:
-        reason += f", residual {residual_px:.1f} px"
+    left = "" if residual_px is None else f", residual {residual_px:.1f} px"
+    overlap = f"{100 * best.overlap:.0f} %"
     return Alignment(
         method=best.method, ok=True, matrix=matrix, residual_px=residual_px, overlap=best.overlap, ncc=best.ncc,
-        angle_deg=rotation, scale=scale, reason=reason,
+        angle_deg=rotation, scale=scale,
+        reason=f"Registered by {best.method} (edge correlation {best.ncc:z.2f}, overlap {overlap}{left})",
+        trained_reason=f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}{left}",
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def length_and_width(mask: Mask, sigma: float) -> tuple[float, float]:
 
 
 def bridged(mask: Mask) -> Mask:
-    """The mask with its pieces joined by lines of one pixel where they are nearest, so that a path can run through."""
+    """The mask with its pieces joined by one-pixel lines where they are nearest, so a path can run through."""
     joined = mask.astype(np.uint8)
     labels, n = ndimage.label(joined, structure=_EIGHT)
     if n < 2 or n > 32:
@@ -92,6 +92,6 @@ def path_length(mask: Mask, inner: NDArray) -> float:
     while node >= 0:
         path.append((xs[node], ys[node]))
         node = int(back[node])
-    # a staircase of pixels is longer than the line it stands for
+    # a staircase of pixels is longer than the line it represents
     line = cv2.approxPolyDP(np.array(path, np.float32), 1.0, False)
     return float(cv2.arcLength(line, False)) + 1.0

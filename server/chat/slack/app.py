@@ -134,7 +134,7 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
 
     def refresh(channel: str, ts: str, inspection_id: str) -> None:
         try:
-            platform.update(channel, ts, bot.told(inspection_id))
+            platform.update(channel, ts, bot.summary(inspection_id))
         except (SlackClientError, OSError) as e:  # the decision is stored, and the review page shows it
             log.warning("cannot update the message about %s: %s", inspection_id, e)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from refdiff.server.chat.summary import Told
+from refdiff.agent.report.summary import ReportSummary
 
 ACCEPT, OVERRIDE, ZOOM, PAGE = "refdiff_accept", "refdiff_override", "refdiff_zoom", "refdiff_page"
 OVERRIDE_VIEW, INSPECT_VIEW = "refdiff_override_view", "refdiff_inspect_view"
@@ -19,27 +19,27 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def answer(told: Told) -> list[Block]:
+def answer(report: ReportSummary) -> list[Block]:
     """A filed report: verdict, findings, folded reasoning, and buttons until it is decided."""
-    found = "\n".join(f"• {escape(line)}" for line in told.findings) or "No findings."
+    found = "\n".join(f"• {escape(line)}" for line in report.findings) or "No findings."
     blocks = [
-        {"type": "header", "text": {"type": "plain_text", "text": told.title[:150]}},
-        _section(f"{_MARKS.get(told.verdict, '')} {escape(told.reason)}."),
+        {"type": "header", "text": {"type": "plain_text", "text": report.title[:150]}},
+        _section(f"{_MARKS.get(report.verdict, '')} {escape(report.reason)}."),
         _section(f"*Findings*\n{found}"),
         # without `expand`, long text is folded behind "see more"
-        _section(f"*Reasoning*\n{escape(told.reasoning)}") | {"expand": False},
-        {"type": "context", "elements": [_mrkdwn(f"{told.inspection_id} · {escape(told.judge)}")]},
+        _section(f"*Reasoning*\n{escape(report.reasoning)}") | {"expand": False},
+        {"type": "context", "elements": [_mrkdwn(f"{report.inspection_id} · {escape(report.model)}")]},
     ]
-    if told.decided:
-        blocks.append(_section(f"*Decided:* {escape(told.decided)}"))
-    buttons = [] if told.decided else [
-        _button("Accept", ACCEPT, told.inspection_id, "primary"),
-        _button("Override…", OVERRIDE, told.inspection_id, "danger"),
+    if report.decided:
+        blocks.append(_section(f"*Decided:* {escape(report.decided)}"))
+    buttons = [] if report.decided else [
+        _button("Accept", ACCEPT, report.inspection_id, "primary"),
+        _button("Override…", OVERRIDE, report.inspection_id, "danger"),
     ]  # fmt: skip
-    if told.findings:
-        buttons.append(_button("Zoom", ZOOM, told.inspection_id))
-    if told.page:
-        buttons.append(_button("Open the page", PAGE, told.inspection_id) | {"url": told.page})
+    if report.findings:
+        buttons.append(_button("Zoom", ZOOM, report.inspection_id))
+    if report.page:
+        buttons.append(_button("Open the page", PAGE, report.inspection_id) | {"url": report.page})
     if buttons:
         blocks.append({"type": "actions", "elements": buttons})
     return blocks

@@ -15,13 +15,14 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
+from refdiff.agent.report.summary import ReportSummary
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.errors import InputError
 from refdiff.model.images import media_type
 from refdiff.server.chat.bot import ChatRequest
 from refdiff.server.chat.download import download
+from refdiff.server.chat.pictures import crops, overlay
 from refdiff.server.chat.slack import blocks
-from refdiff.server.chat.summary import Told, crops, overlay
 
 _TIMEOUT_S = 30
 _NAMES_KEPT = 1000
@@ -93,24 +94,24 @@ class SlackPlatform:
             unfurl_links=False, unfurl_media=False,
         )  # fmt: skip
 
-    def show(self, request: ChatRequest, told: Told) -> None:
+    def show(self, request: ChatRequest, report: ReportSummary) -> None:
         channel, thread = request.place["channel"], request.place["thread_ts"]
         if request.key not in self._pictured:  # the message below may fail and be repeated
-            picture = overlay(self._service, told.inspection_id)
+            picture = overlay(self._service, report.inspection_id)
             self.client.files_upload_v2(
-                channel=channel, thread_ts=thread, file=picture, filename=f"{told.inspection_id}{_suffix(picture)}",
-                title=told.title, alt_txt=f"Photo of part {told.part_id} with its findings drawn in",
+                channel=channel, thread_ts=thread, file=picture, filename=f"{report.inspection_id}{_suffix(picture)}",
+                title=report.title, alt_txt=f"Photo of part {report.part_id} with its findings drawn in",
             )  # fmt: skip
             self._first(self._pictured, request.key)
         self.client.chat_postMessage(
-            channel=channel, thread_ts=thread, text=blocks.escape(f"{told.title}. {told.reason}"),
-            blocks=blocks.answer(told), unfurl_links=False, unfurl_media=False,
+            channel=channel, thread_ts=thread, text=blocks.escape(f"{report.title}. {report.reason}"),
+            blocks=blocks.answer(report), unfurl_links=False, unfurl_media=False,
         )  # fmt: skip
 
-    def update(self, channel: str, ts: str, told: Told) -> None:
+    def update(self, channel: str, ts: str, report: ReportSummary) -> None:
         """Update a posted report after a decision."""
         self.client.chat_update(
-            channel=channel, ts=ts, text=blocks.escape(f"{told.title}. {told.reason}"), blocks=blocks.answer(told)
+            channel=channel, ts=ts, text=blocks.escape(f"{report.title}. {report.reason}"), blocks=blocks.answer(report)
         )
 
     def zoom(self, channel: str, thread: str, inspection_id: str) -> None:

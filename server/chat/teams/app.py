@@ -127,11 +127,11 @@ def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, bot: Cha
             return AdaptiveCardActionMessageResponse(value="This button belongs to another version of RefDiff.")
     except RefDiffError as e:
         return AdaptiveCardActionMessageResponse(value=str(e))
-    told = bot.told(inspection_id)
+    report = bot.summary(inspection_id)
     if activity.reply_to_id:
         message_id = activity.reply_to_id
-        bot.run_later(lambda: platform.update(place, message_id, told))
-    return AdaptiveCardActionCardResponse(value=AdaptiveCard.model_validate(platform.card(told)))
+        bot.run_later(lambda: platform.update(place, message_id, report))
+    return AdaptiveCardActionCardResponse(value=AdaptiveCard.model_validate(platform.card(report)))
 
 
 def message_of(activity: MessageActivity) -> ChatRequest | None:

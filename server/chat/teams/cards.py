@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from refdiff.agent.report.summary import ReportSummary
 from refdiff.model.images import RgbImage
-from refdiff.server.chat.summary import Told
 
 ACCEPT, OVERRIDE, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_zoom"
 # embedded in the card, because Teams cannot reach this server; a message may have 100 KB in all
@@ -26,34 +26,34 @@ def escape(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
-def answer(told: Told, picture: str | None) -> Card:
+def answer(report: ReportSummary, picture: str | None) -> Card:
     """A filed report: verdict, photo with findings, findings, folded reasoning, and buttons until it is decided.
 
     picture: a data URL.
     """
     body: list[Card] = [
-        _text(told.title, size="Large", weight="Bolder", color=_COLOURS.get(told.verdict, "Default")),
-        _text(f"{told.reason}."),
+        _text(report.title, size="Large", weight="Bolder", color=_COLOURS.get(report.verdict, "Default")),
+        _text(f"{report.reason}."),
     ]
     if picture:
-        alt = f"Photo of part {told.part_id} with its findings drawn in"
+        alt = f"Photo of part {report.part_id} with its findings drawn in"
         body.append({"type": "Image", "url": picture, "altText": alt, "size": "Stretch"})
-    body += [_text(f"• {line}", spacing="Small") for line in told.findings] or [_text("No findings.")]
+    body += [_text(f"• {line}", spacing="Small") for line in report.findings] or [_text("No findings.")]
     folded = {"id": "reasoning", "isVisible": False}
-    body += [_text(told.reasoning, isSubtle=True) | folded]
-    body.append(_text(f"{told.inspection_id} · {told.judge}", size="Small", isSubtle=True))
-    if told.decided:
-        body.append(_text(f"Decided: {told.decided}", weight="Bolder"))
-    data = {"inspection_id": told.inspection_id}
+    body += [_text(report.reasoning, isSubtle=True) | folded]
+    body.append(_text(f"{report.inspection_id} · {report.model}", size="Small", isSubtle=True))
+    if report.decided:
+        body.append(_text(f"Decided: {report.decided}", weight="Bolder"))
+    data = {"inspection_id": report.inspection_id}
     actions: list[Card] = []
-    if not told.decided:
+    if not report.decided:
         actions.append({"type": "Action.Execute", "title": "Accept", "verb": ACCEPT, "data": data, "style": "positive"})
         actions.append({"type": "Action.ShowCard", "title": "Override…", "card": _override(data)})
-    if told.findings:
+    if report.findings:
         actions.append({"type": "Action.Execute", "title": "Zoom", "verb": ZOOM, "data": data})
     actions.append({"type": "Action.ToggleVisibility", "title": "Reasoning", "targetElements": ["reasoning"]})
-    if told.page:
-        actions.append({"type": "Action.OpenUrl", "title": "Open the page", "url": told.page})
+    if report.page:
+        actions.append({"type": "Action.OpenUrl", "title": "Open the page", "url": report.page})
     return _card(body, actions)
 
 

@@ -14,12 +14,13 @@ from microsoft_teams.api.activities.typing import TypingActivityInput
 from microsoft_teams.api.models.attachment import Attachment
 from microsoft_teams.apps import App
 
+from refdiff.agent.report.summary import ReportSummary
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
 from refdiff.server.chat.bot import ChatRequest
 from refdiff.server.chat.download import download
-from refdiff.server.chat.summary import Told, crops, overlay
+from refdiff.server.chat.pictures import crops, overlay
 from refdiff.server.chat.teams import cards
 
 T = TypeVar("T")
@@ -83,16 +84,16 @@ class TeamsPlatform:
     def say(self, request: ChatRequest, text: str) -> None:
         self._replace_status(request, MessageActivityInput(text=cards.escape(text)))
 
-    def show(self, request: ChatRequest, told: Told) -> None:
-        self._replace_status(request, _with_card(self.card(told)))
+    def show(self, request: ChatRequest, report: ReportSummary) -> None:
+        self._replace_status(request, _with_card(self.card(report)))
 
-    def card(self, told: Told) -> cards.Card:
-        picture = cards.data_url(decode_image(overlay(self._service, told.inspection_id)))
-        return cards.answer(told, picture)
+    def card(self, report: ReportSummary) -> cards.Card:
+        picture = cards.data_url(decode_image(overlay(self._service, report.inspection_id)))
+        return cards.answer(report, picture)
 
-    def update(self, place: dict[str, Any], message_id: str, told: Told) -> None:
+    def update(self, place: dict[str, Any], message_id: str, report: ReportSummary) -> None:
         """Update a posted report after a decision."""
-        activity = _with_card(self.card(told))
+        activity = _with_card(self.card(report))
         activity.id = message_id
         self._post(place, activity)
 

@@ -1,0 +1,234 @@
+"""A report in words: the one home of its sentences, labels and numbers with units.
+
+Everything is plain text; the caller escapes it and lays it out. Knows nothing about pictures, pages or chats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from refdiff.agent.report.schema import DefectReport, Finding, Judge, Scale, SeenBefore, VerdictBasis
+from refdiff.memory.records.dispositions import Disposition
+
+MISSING = "–"
+NO_FINDINGS = "No findings."
+
+_UNITS = (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"))
+BASIS_WORDS = {
+    VerdictBasis.ANOMALY: "image score against the calibration",
+    VerdictBasis.LIMIT: "limit of the product specification",
+    VerdictBasis.LLM_DISAGREEMENT: "language model and image score disagree",
+    VerdictBasis.SYSTEM: "calibration or set-up needs attention",
+}
+_SCALE_SOURCES = {"capture": "given with the photo", "golden": "from the golden sample, through the registration"}
+_VIA = {"endpoint": "served endpoint", "embedded": "embedded model"}
+_DECISIONS = {"accept": "accepted", "override": "overridden"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A labelled line of a report."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.value} ({self.detail})" if self.detail else self.value
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """A filed report in the few lines that a message shows."""
+
+    inspection_id: str
+    verdict: str
+    part_id: str
+    product: str
+    reason: str  # one sentence without its full stop
+    findings: list[str]  # one line each
+    reasoning: str
+    model: str  # the language model that drove, or why none did
+    decided: str  # what a person decided; "" while nobody has
+    page: str | None  # address of the review page
+
+    @property
+    def title(self) -> str:
+        return f"{self.verdict}: part {self.part_id} ({self.product})"
+
+
+def summarise(
+    report: DefectReport, decided: Disposition | None = None, public_url: str | None = None, most: int = 8
+) -> ReportSummary:
+    """public_url: address of this server, to link the review page. most: findings shown; the others are counted."""
+    lines = [f"{f.id} {finding_line(f)}" for f in report.findings[:most]]
+    if (more := len(report.findings) - most) > 0:
+        lines.append(f"and {more} more")
+    return ReportSummary(
+        inspection_id=report.inspection_id,
+        verdict=report.verdict.value,
+        part_id=report.part_id,
+        product=report.product,
+        reason=report.verdict_reason,
+        findings=lines,
+        reasoning=report.reasoning,
+        model=_model(report.judge).text,
+        decided=decision_text(decided) if decided else "",
+        page=f"{public_url.rstrip('/')}/#/inspections/{report.inspection_id}" if public_url else None,
+    )
+
+
+def facts(report: DefectReport) -> list[Fact]:
+    """What the verdict rests on, in the order in which it is read."""
+    alpha, reading, n = report.alpha, report.llm_reading, len(report.references)
+    threshold = "" if report.threshold is None else f"threshold {number(report.threshold)}"
+    promised = f"alpha {number(alpha.requested)} requested, {number(alpha.attained)} attained"
+    calibrated = f", {counted(report.n_calibration, 'good part')}" if report.n_calibration else ""
+    compared = f", {n} references compared" if n > 1 else ""
+    found = [
+        Fact("Decided by", BASIS_WORDS[report.verdict_basis]),
+        Fact("Image score", number(report.image_score), threshold),
+        Fact("p-value", "not calibrated" if report.p_value is None else number(report.p_value), promised + calibrated),
+        Fact("Reference", report.reference.golden_id, f"similarity {number(report.reference.similarity, 3)}{compared}"),
+        _registration(report),
+        _scale(report.scale),
+        _model(report.judge),
+    ]
+    if reading:
+        seen = f"defect, {spaced(reading.type)}" if reading.defect else "no defect"
+        unsure = "" if reading.counts else ", too low to count"
+        found.append(Fact("Model's reading", seen, f"confidence {percent(reading.confidence)}{unsure}"))
+    return found
+
+
+def finding_line(finding: Finding) -> str:
+    """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`."""
+    within = ", within limits" if finding.within_limits else ""
+    return f"{spaced(finding.type)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{within}"
+
+
+def scale_text(scale: Scale) -> str:
+    return _scale(scale).text
+
+
+def seen_before_text(seen: SeenBefore) -> str:
+    """`3 other parts of this product in the last 30 days`."""
+    place = f", {seen.place} as here" if seen.place else ""
+    return f"{counted(seen.parts, 'other part')} of this product in the last {counted(seen.days, 'day')}{place}"
+
+
+def decision_text(decided: Disposition) -> str:
+    return f"{_DECISIONS[decided.decision]} by {decided.by}: {decided.reason}"
+
+
+def _registration(report: DefectReport) -> Fact:
+    alignment = report.alignment
+    if not alignment.ok:
+        return Fact("Registration", "rejected", "compared without registration")
+    details = [f"overlap {percent(alignment.overlap)}"] if alignment.overlap is not None else []
+    if alignment.residual_px is not None:
+        details.append(f"residual {number(alignment.residual_px, 2)} px")
+    return Fact("Registration", alignment.method, ", ".join(details))
+
+
+def _scale(scale: Scale) -> Fact:
+    if scale.mm_per_px is None:
+        return Fact("Scale", "unknown", "sizes are in pixels")
+    return Fact("Scale", f"{scale.mm_per_px:.4g} mm per px", _SCALE_SOURCES[scale.source] if scale.source else "")
+
+
+def _model(judge: Judge) -> Fact:
+    if judge.via == "fallback":
+        return Fact("Language model", "none", judge.reason or "the tools ran in their standard order")
+    where = _VIA[judge.via] + (f" {judge.url}" if judge.url else "")
+    return Fact("Language model", judge.model or "unnamed model", f"{where}; {judge.reason}" if judge.reason else where)
+
+
+# ---- words ----
+
+
+def spaced(name: str) -> str:
+    """`missing_component` -> `missing component`."""
+    return name.replace("_", " ")
+
+
+def sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 region`, `3 regions`."""
+    return f"{n} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+# ---- numbers ----
+
+
+def when(moment: datetime) -> str:
+    """`2026-03-01 14:05:09 UTC`; a time without a zone is taken as UTC."""
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def number(value: float | int | str | bool | None, digits: int = 4) -> str:
+    """At most `digits` significant digits, without an exponent where that reads well; `–` for None."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or value.is_integer() or abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def with_unit(name: str, value: float | int | str | bool) -> str:
+    """A value with the unit that its name ends in: `length_mm`, 3.14159 -> `3.14 mm`. Trained models read these."""
+    if isinstance(value, (bool, str)):
+        return str(value).lower() if isinstance(value, bool) else value
+    digits = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}"
+    return digits + next((unit for suffix, unit in _UNITS if name.endswith(suffix)), "")
+
+
+def apart(value: float, bound: float, digits: int = 3) -> str:
+    """`value` with as many significant digits as it takes to see on which side of `bound` it lies."""
+    while digits < 17 and value != bound and (float(f"{value:.{digits}g}") - bound) * (value - bound) <= 0:
+        digits += 1
+    return f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.0f} %"
+
+
+def size(finding: Finding) -> str:
+    """In mm, or in px where no scale is known."""
+    return size_mm(finding) or size_px(finding)
+
+
+def size_mm(finding: Finding) -> str | None:
+    """`3.20 × 0.40 mm (± 0.10)`, or None where no scale is known."""
+    sides = [f"{v:.2f}" for v in (finding.length_mm, finding.width_mm) if v is not None]
+    if not sides:
+        return None
+    tolerance = f" (± {finding.uncertainty_mm:.2f})" if finding.uncertainty_mm is not None else ""
+    return " × ".join(sides) + " mm" + tolerance
+
+
+def size_px(finding: Finding) -> str:
+    """Measured length × width in px, else the sides of the box; always with the area."""
+    place = finding.location
+    if finding.length_px is not None and finding.width_px is not None:
+        sides = f"{number(finding.length_px, 3)} × {number(finding.width_px, 3)} px"
+    else:
+        sides = f"box {place.x1 - place.x0} × {place.y1 - place.y0} px"
+    return f"{sides}, area {finding.area_px:,} px²"
