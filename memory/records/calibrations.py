@@ -30,6 +30,8 @@ class Calibration:
 
 
 class CalibrationStore:
+    """The calibrations of all products."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
@@ -52,9 +54,11 @@ class CalibrationStore:
             )
 
     def latest(self, product: str) -> Calibration | None:
+        """The product's newest calibration, stale or not; None if there is none."""
         return self._one("product = ? ORDER BY seq DESC LIMIT 1", check_product_name(product))
 
     def get(self, product: str, key: str) -> Calibration | None:
+        """The product's calibration of that key; None if there is none."""
         return self._one("product = ? AND key = ?", check_product_name(product), key)
 
     def _one(self, where: str, *values: str) -> Calibration | None:

@@ -45,7 +45,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         broken = [DefectSpec("missing_component", seed=1, contrast=1.0)]
         part = render("circuit", 102, 40, size=SIZE, pose=Pose(angle_deg=30.0), noise_seed=9, defects=broken).image
         (root / "part.png").write_bytes(encode_png(part))
-        record_capture(opened.stores, "1", "board", root / "part.png")
+        record_capture(opened.stores, "1", "board", root / "part.png", settings=opened.model_settings)
         calibrate(opened, "board")
         yield opened
 
