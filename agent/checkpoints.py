@@ -1,4 +1,4 @@
-"""Checkpoints of inspections, so that one that was interrupted can be resumed, and the lock that holds a running one."""
+"""Checkpoints that let an interrupted inspection resume, and the lock that holds a running one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pydantic import SecretStr
 from refdiff.memory.locks import hold_lock
 from refdiff.model.errors import StorageError, UnavailableError
 
-# checkpoints may only hold what we know how to read back: None allows the built-in safe types and nothing else
+# checkpoints may only hold types that can be read back safely: None allows the built-in ones and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
-_RECURSION_LIMIT = 400  # above what max_steps of a model and then the script can take, three nodes a step
+_RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
 
 
 class Checkpoints:
@@ -33,7 +33,7 @@ class Checkpoints:
         return sorted({str(c.config["configurable"]["thread_id"]) for c in self.saver.list(None)})
 
     def claim(self, inspection_id: str) -> AbstractContextManager[None]:
-        """Hold an inspection. Raises UnavailableError if another process does."""
+        """Lock an inspection. Raises UnavailableError if another process holds it."""
         busy = UnavailableError(f"inspection {inspection_id} is running in another process; wait for it")
         return hold_lock(self._home / "locks" / f"{inspection_id}.lock", busy, remove=True)
 
@@ -76,7 +76,7 @@ def _open_postgres(url: SecretStr, stack: ExitStack) -> BaseCheckpointSaver[Any]
         saver.serde = _SERDE
         saver.setup()
     except psycopg.Error as e:
-        raise UnavailableError(f"the checkpoint database does not answer: {type(e).__name__}; is it running?") from e
+        raise UnavailableError(f"the checkpoint database is unavailable ({type(e).__name__}); is it running?") from e
     return saver
 
 

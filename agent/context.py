@@ -16,4 +16,4 @@ class AgentContext:
     tools: ToolContext  # the inspection in the making, shared with the tools
     settings: AgentSettings
     driver: Driver | None  # who calls the tools; None: the script
-    emit: Callable[[AgentEvent], None]  # tells whoever shows the progress
+    emit: Callable[[AgentEvent], None]  # shows progress

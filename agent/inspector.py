@@ -67,7 +67,7 @@ class Inspector(AbstractContextManager["Inspector"]):
 
         Raises UnknownPartError, UnknownProductError, ImageError, UnavailableError; nothing is filed then.
         """
-        with self.checkpoints.claim(request.inspection_id):  # before the bank: a second process is told the reason
+        with self.checkpoints.claim(request.inspection_id):  # before the bank, so a second process gets the right error
             return self._run(request)
 
     def _run(self, request: InspectionRequest) -> DefectReport:
@@ -119,7 +119,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         """A short answer to a request that names no part."""
         if self._driver is None or self._driver.via == "embedded":  # ours is trained to inspect, not to chat
             return HOW_TO_ASK
-        self._emit(AgentEvent("llm", "asking the model"))
+        self._emit(AgentEvent("llm", "asking the language model"))
         try:
             return self._driver.answer(f"{prompts.SYSTEM}\n{HOW_TO_ASK}", prompts.sanitise(text)) or HOW_TO_ASK
         except LLMError as e:
@@ -137,7 +137,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         if not asked:
             raise InputError('the question is empty; try: refdiff ask "how long is finding 1?" --about INSPECTION')
         if self._driver is not None:
-            self._emit(AgentEvent("llm", "asking the model"))
+            self._emit(AgentEvent("llm", "asking the language model"))
             try:
                 return questions.answer(report, asked, decided, self._driver)
             except LLMError as e:

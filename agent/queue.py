@@ -25,7 +25,7 @@ from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
-MAX_CRASHES = 4  # of the process while it ran a job; the job may be the cause
+MAX_CRASHES = 4  # of the process while it ran one job; the job may be the cause
 BACKOFF = Backoff(first_s=1.0, longest_s=60.0, factor=4.0)  # while something that an inspection needs is unavailable
 _EARLY_RETRIES = 4  # of a job that go before newer jobs
 _MAX_EXCLUSIVE = 16  # each holds a thread of its caller
@@ -125,7 +125,7 @@ class InspectionQueue:
     def enqueue(self, job: Job, ahead: int | None = None) -> None:
         """Add a job that the journal holds. ahead: how many come before it, if known."""
         ahead = self._jobs.ahead_of(job) if ahead is None else ahead
-        self._report(job.inspection_id, "queued", f"{ahead} inspection(s) before it", "queued")
+        self._report(job.inspection_id, "queued", f"inspections ahead of it: {ahead}", "queued")
         with self._changed:
             self._waiting.append(job.inspection_id)
             self._changed.notify_all()
@@ -137,7 +137,7 @@ class InspectionQueue:
             if self._stopping.is_set():
                 raise UnavailableError(_STOPPING)
             if len(self._exclusive) >= _MAX_EXCLUSIVE:
-                raise BusyError(f"{_MAX_EXCLUSIVE} questions wait already; ask again later", self.seconds_each)
+                raise BusyError(f"{_MAX_EXCLUSIVE} questions are already waiting; ask again later", self.seconds_each)
             self._exclusive.append((future, work))
             self._changed.notify_all()
         return future.result()
@@ -211,7 +211,7 @@ class InspectionQueue:
                 try:
                     self._run_job(inspection_id)
                 except Exception as e:  # the journal itself fails, e.g. because the disk is full
-                    log.exception("inspection %s waits until the journal can be written", inspection_id)
+                    log.exception("inspection %s waits until the journal is writable", inspection_id)
                     self._retry_later(inspection_id, e)
             if not work:
                 self._idle()
@@ -228,7 +228,7 @@ class InspectionQueue:
     def _retry_later(self, inspection_id: str, error: Exception) -> None:
         failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
         delay = BACKOFF.wait_s(failures)
-        self._report(inspection_id, "retry", f"{error}; again in {delay:g} s", "queued")
+        self._report(inspection_id, "retry", f"{error}; retrying in {delay:g} s", "queued")
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
 

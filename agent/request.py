@@ -77,7 +77,7 @@ def prepare(
     """
     if photo is None:
         if scale_mm_per_px is not None:
-            raise InputError("scale_mm_per_px is the scale of a photo; send the photo too")
+            raise InputError("scale_mm_per_px needs a photo; send the photo too")
         capture = find_part(workspace.stores, part_id, product, capture_id)
     elif capture_id is not None:
         raise InputError("a photo and a capture_id were given; give one of them")

@@ -1,6 +1,6 @@
 """What a run checkpoints: ids, numbers and words, never pixels.
 
-Values are plain dicts, lists and strings, so that a checkpoint names no class of ours and outlives a change of the code; the
+Values are plain dicts, lists and strings, so a checkpoint names none of our classes and survives changes of the code; the
 nodes turn them into the types named here.
 """
 
@@ -19,7 +19,7 @@ def add_timings(left: dict[str, float], right: dict[str, float]) -> dict[str, fl
 
 
 class InspectionState(TypedDict, total=False):
-    messages: Annotated[list[AnyMessage], add_messages]  # the conversation with whoever drives
+    messages: Annotated[list[AnyMessage], add_messages]  # the conversation with the driver
     request: dict[str, Any]  # InspectionRequest
     evidence: Annotated[list[dict[str, Any]], add]  # Evidence, in the order of filing
     trace: Annotated[list[dict[str, Any]], add]  # ToolCall

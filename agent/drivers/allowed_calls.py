@@ -1,4 +1,4 @@
-"""The tool calls that can succeed now: what the grammar of a small model's next call allows.
+"""Which calls can succeed now: what the grammar of a small model's next call allows.
 
 A model of 135 M parameters sometimes copies ids wrongly and then repeats the failing call; it also files before it has
 looked, or looks twice. Here the ids are those that tools have answered with, a tool is offered once what it needs exists,

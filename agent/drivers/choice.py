@@ -29,7 +29,7 @@ def choose_driver(
         return data_url(pictures.page_image(picture(sha256), settings.llm_image_px))
 
     if settings.llm == "off":
-        return None, "the language model is switched off (REFDIFF_LLM)"
+        return None, "the language model is switched off by REFDIFF_LLM"
     if settings.llm_base_url:
         return EndpointDriver(settings, picture_url), ""
     model = workspace.model_settings
@@ -38,8 +38,8 @@ def choose_driver(
             return None, reason
         folder = model_folder(model)
         if not is_built(folder):
-            return None, "the embedded model is not built yet; run: refdiff model build"
+            return None, "the embedded model is not built yet; build it: refdiff model build"
         return EmbeddedDriver(folder, picture, model.threads), ""
-    except StorageError as e:  # reported as why the script drives; a line never stops because a model is broken
+    except StorageError as e:  # reported as the reason for the fallback; a broken model must never stop a line
         emit(AgentEvent("fallback", str(e)))
-        return None, "the embedded model cannot be read; run: refdiff model build --again"
+        return None, "the embedded model is unreadable; rebuild it: refdiff model build --again"

@@ -1,4 +1,4 @@
-"""What a message in a conversation asks for, and a report in a few lines: shared by chat clients, Slack and Teams.
+"""What a message in a conversation asks for: shared by chat clients, Slack and Teams.
 
 A message can only choose between the inspection of a part and a question about a report.
 """

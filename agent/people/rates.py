@@ -112,7 +112,7 @@ def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     decided = [a for a in answers if a.verdict != "REVIEW"]
     people, system = [a.judged == "bad" for a in decided], [a.verdict == "FAIL" for a in decided]
     n = len(decided)
-    if len({*people, *system}) < 2:  # both only ever said one and the same thing: chance agreement is 1, and kappa 0/0
+    if len({*people, *system}) < 2:  # both always said the same thing: chance agreement is 1, and kappa 0/0
         return Rate(value=None, interval=None, events=None, n=n, enough=n >= FEW)
     value = float(cohen_kappa_score(people, system))
     table = np.bincount(2 * np.array(people) + np.array(system), minlength=4)  # people good/bad x system PASS/FAIL

@@ -163,6 +163,7 @@ def _finding(number: int, region: ClaimedRegion, by_llm: bool, evidence: list[st
 
 
 def _label(number: int, kind: str) -> str:
+    """What a sentence about a finding begins with: "Missing component f1"."""
     return f"{sentence_case(spaced(kind))} f{number}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a filed report for a chat, from the service that keeps it."""
+"""Pictures of a filed report for a chat."""
 
 from __future__ import annotations
 

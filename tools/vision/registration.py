@@ -385,18 +385,14 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     matrix = np.linalg.inv(q.from_original) @ best.matrix @ r.from_original
     matrix = matrix / matrix[2, 2]
     problems: list[tuple[str, str]] = []  # for people, for the model
-    found = best.method != "identity"
     residual_px = None if residual is None else residual / float(q.from_original[0, 0])
+    found = best.method != "identity"
     needed = _MIN_SCORE_FOUND + _SCORE_PER_UNCOVERED * (1 - best.overlap)
     if best.ncc < (_MIN_NCC_FOUND if found else MIN_NCC):
         problems.append((f"edge correlation {best.ncc:z.2f}", f"edges correlate only {best.ncc:.2f}"))
     elif found and best.score < needed:
-        problems.append(
-            (
-                f"edge and intensity correlation {best.score:.2f}, at least {needed:.2f} needed",
-                f"edges and intensities correlate only {best.score:.2f} (needs {needed:.2f})",
-            )
-        )
+        said = f"edge and intensity correlation {best.score:.2f}, at least {needed:.2f} needed"
+        problems.append((said, f"edges and intensities correlate only {best.score:.2f} (needs {needed:.2f})"))
     if best.overlap < MIN_OVERLAP:
         problems.append((f"overlap {100 * best.overlap:.0f} %", f"only {best.overlap:.0%} of the photo is covered"))
     if residual is not None and residual > MAX_RESIDUAL_PART * max(q.size):
@@ -405,17 +401,16 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
         plain = np.diag([query.shape[1] / reference.shape[1], query.shape[0] / reference.shape[0], 1.0])
         said, trained = (", ".join(texts) for texts in zip(*problems, strict=True))
         return Alignment(
-            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc, angle_deg=0.0, scale=1.0,
-            reason=f"Registration rejected ({said}); compared without registration",
+            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc,
+            angle_deg=0.0, scale=1.0, reason=f"Registration rejected ({said}); compared without registration",
             trained_reason=f"no honest registration: {trained}; compared unregistered",
         )  # fmt: skip
     rotation, scale = _angle_scale(matrix, reference.shape[:2])
     left = "" if residual_px is None else f", residual {residual_px:.1f} px"
-    overlap = f"{100 * best.overlap:.0f} %"
+    correlation = f"edge correlation {best.ncc:z.2f}, overlap {100 * best.overlap:.0f} %"
     return Alignment(
         method=best.method, ok=True, matrix=matrix, residual_px=residual_px, overlap=best.overlap, ncc=best.ncc,
-        angle_deg=rotation, scale=scale,
-        reason=f"Registered by {best.method} (edge correlation {best.ncc:z.2f}, overlap {overlap}{left})",
+        angle_deg=rotation, scale=scale, reason=f"Registered by {best.method} ({correlation}{left})",
         trained_reason=f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}{left}",
     )  # fmt: skip
 

