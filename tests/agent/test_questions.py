@@ -131,14 +131,9 @@ def test_what_a_report_does_not_hold_is_not_told() -> None:
 
 
 def test_the_size_and_time_of_the_photo_are_told() -> None:
-    taken = {
-        "id": "e2",
-        "kind": "capture",
-        "arguments": {},
-        "numbers": {},
-        "images": {},
-        "summary": "photo of 20 x 10 px",
-    }
+    taken = {"id": "e2", "kind": "capture", "summary": "photo of 20 x 10 px",
+             "arguments": {"part_id": "4412", "capture_id": "c-1", "product": "cell"},
+             "numbers": {"width_px": 20, "height_px": 10, "scale_mm_per_px": None}}  # fmt: skip
     assert "capture: photo of 20 x 10 px" in listed(report(evidence=[taken]))
 
 
