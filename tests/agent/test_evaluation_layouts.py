@@ -73,7 +73,7 @@ def test_mvtec(tmp_path: Path) -> None:
     assert [s.mask.name if s.mask else None for s in data.test] == ["000_mask.png", "001.png", None, None]
     assert len({s.id for s in data.test}) == 4
     assert data.has_masks
-    assert "passed over 1 files" in data.notes[0]
+    assert "skipped 1 files" in data.notes[0]
     assert "1 defective images have no mask" in data.notes[1]
 
 
@@ -168,7 +168,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path / "m", split="test")
     with pytest.raises(InputError, match="no folder PCBData"):
         read_dataset(tmp_path / "m", "deeppcb")
-    with pytest.raises(InputError, match=r"pairs\.csv: not there"):
+    with pytest.raises(InputError, match=r"pairs\.csv: not found"):
         read_dataset(tmp_path / "m", "pairs")
     with pytest.raises(InputError, match=r"no .*nope\.txt; splits found: test"):
         read_dataset(deeppcb(tmp_path / "d"), split="nope")

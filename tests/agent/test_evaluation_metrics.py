@@ -263,5 +263,5 @@ def test_the_table_shows_value_interval_and_notes() -> None:
     stream = io.StringIO()
     print_results(results(), Console(file=stream, width=120))
     text = stream.getvalue()
-    for expected in ("Escape rate", "0.500", "0.095 to 0.905", "not applicable", "40 goldens", "a note [brackets]"):
+    for expected in ("Escape rate", "0.500", "0.095 to 0.905", "not applicable", "40 golden samples", "a note [brackets]"):
         assert expected in text, expected

@@ -134,8 +134,8 @@ def _says(status: int, text: str) -> Callable[[BaseHTTPRequestHandler], None]:
     ("send", "why"),
     [
         (_drip, "in time"),  # every byte comes soon, the answer never
-        (_endless, "cannot be"),
-        (_cut, "cannot be"),
+        (_endless, "unreadable"),
+        (_cut, "unreadable"),
         (_says(500, LIE), "HTTP 500"),
         (_says(401, f"{LIE}; wrong key sk-secret"), "HTTP 401"),
         (_says(200, LIE), "returned an unreadable answer"),

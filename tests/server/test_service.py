@@ -102,10 +102,10 @@ def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monk
         service.wait(
             service.submit(by="ann", part_id="4", product="board", photo=photo(ready, "good.png")).inspection_id
         )
-        assert outcome(service, second).startswith("refused: already there")  # the same photo
+        assert outcome(service, second).startswith("refused: already enrolled")  # the same photo
     consent(third)
     with InspectionService.open() as service:
-        assert outcome(service, third).startswith("refused: already there")
+        assert outcome(service, third).startswith("refused: already enrolled")
 
 
 def test_each_job_looks_at_its_own_photo(service: InspectionService, ready: Path) -> None:

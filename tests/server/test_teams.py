@@ -198,7 +198,7 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
             assert not graph.get_state({"configurable": {"thread_id": inspection_id}}).values
             assert not {"Accept", "Override…"} & set(actions(changed))
             wait(lambda: not {"Accept", "Override…"} & set(actions(teams.cards(THREAD)[0])))  # for everybody
-            assert any("Decided: override by" in t for t in texts(teams.cards(THREAD)[0]))
+            assert any("Decided: overridden by" in t for t in texts(teams.cards(THREAD)[0]))
             assert "the first decision stands" in press(cards.ACCEPT, data, "aad-qa")["value"]
             press(cards.ZOOM, data, "aad-1")
             wait(lambda: len(teams.cards(THREAD)) == 1 + min(4, len(record.report["findings"])))
