@@ -135,7 +135,7 @@ def _says(status: int, text: str) -> Callable[[BaseHTTPRequestHandler], None]:
     [
         (_drip, "in time"),  # every byte comes soon, the answer never
         (_endless, "unreadable"),
-        (_cut, "unreadable"),
+        (_cut, "cannot be"),
         (_says(500, LIE), "HTTP 500"),
         (_says(401, f"{LIE}; wrong key sk-secret"), "HTTP 401"),
         (_says(200, LIE), "returned an unreadable answer"),
