@@ -1,4 +1,4 @@
-"""Dockerfile and compose file agree with the code: no image is built here, so that what can be read is checked."""
+"""Dockerfile and compose file agree with the code (read only; no image is built)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The agent end to end: against a real HTTP endpoint that behaves well or badly, and killed at every node."""
+"""The agent end to end: against a real HTTP endpoint, well-behaved or broken, and killed at every node."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -174,7 +175,7 @@ def _run(home: Path, url: str | None, text: str = ASK) -> DefectReport:
 
 
 def _written(report: DefectReport) -> str:
-    """All that a reader sees of findings and reasoning, in every form."""
+    """Findings and reasoning as a reader sees them, in every form."""
     told = json.dumps([f.model_dump(mode="json") for f in report.findings]) + report.reasoning
     page = re.sub(r"data:[^\"]+", "", Path(report.artefacts.html).read_text())
     return told + page.split("Claims dropped")[0]
@@ -234,12 +235,12 @@ def test_broken_endpoint_falls_back_to_the_scripted_driver(name: str, home: Path
     assert "fine" not in _written(report)
 
 
-def test_closed_endpoint_falls_back_and_reports_that_it_is_unreachable(home: Path, serve: Any) -> None:
-    endpoint = serve(good)
-    endpoint._server.server_close()
-    report = _run(home, endpoint.url)
+def test_closed_endpoint_falls_back_and_reports_that_it_is_unreachable(home: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens: connections are refused
+        report = _run(home, f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
     assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
-    assert "cannot be reached" in str(report.judge.reason) or "in time" in str(report.judge.reason)
+    assert "cannot be reached" in str(report.judge.reason)
 
 
 def test_tool_call_out_of_order_gets_an_error_and_the_run_recovers(home: Path, serve: Any) -> None:

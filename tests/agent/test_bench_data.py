@@ -1,4 +1,4 @@
-"""Laying public data out: no leak, the same every time, masks of one polarity. On small made-up sources."""
+"""Layout of public data sets: no leak between train and test, reproducible, masks of one polarity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of scorers and the stopwatch, on a few small rendered parts."""
+"""The scorers and latency benchmarks on a few small rendered parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict as a table: score, limits, zones, the model's reading, problems; and the rates and promises behind it."""
+"""The verdict as a table: score, limits, zones, the model's reading, problems; and the statistics behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspections driven by the embedded model, with its real weights: filed, checked, and never stopped by it."""
+"""Inspections driven by the embedded model with its real weights, and the fallback when it fails."""
 
 from __future__ import annotations
 

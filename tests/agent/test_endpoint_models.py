@@ -1,4 +1,4 @@
-"""Other models behind an OpenAI-compatible endpoint (Qwen3-VL and the like), by configuration alone; and our own."""
+"""General models (such as Qwen3-VL) and our own behind an OpenAI-compatible endpoint, by configuration only."""
 
 from __future__ import annotations
 

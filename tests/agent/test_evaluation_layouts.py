@@ -1,4 +1,4 @@
-"""The three layouts of `refdiff evaluate`, and the folders that are none of them."""
+"""The three layouts of `refdiff evaluate`, and folders that match none of them."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_evaluate_options_that_do_not_apply_are_refused(mvtec: Path, kwargs: dic
 def test_evaluate_with_judge_reads_every_image_with_the_embedded_model(
     mvtec: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its readings are asked for every image, and found wherever the user's cache is."""
+    """The model is found in the user's cache folder."""
     monkeypatch.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
     asked: list[tuple[str, str]] = []
     read = Inspector.read_pair

@@ -1,4 +1,4 @@
-"""What a strange or hostile endpoint can still do to a run: nothing but be told of, and never in its own words."""
+"""A malicious endpoint can only cause a reported failure; its text never reaches the report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _run(workspace: Workspace, url: str | None, part: str = "4412", text: str = 
 
 
 def _everything(report: DefectReport) -> str:
-    """All that is filed, in every form, but the user's own words and the list of what was dropped."""
+    """Everything filed, in every form, except the user's request and the list of dropped claims."""
     told = report.model_dump_json(exclude={"unsupported_claims_dropped", "request"})
     for path in (report.artefacts.html, str(report.artefacts.markdown)):
         page = Path(path).read_text()
@@ -60,7 +60,7 @@ def _everything(report: DefectReport) -> str:
 
 
 def _copy_of(workspace: Workspace, part: str, source: str = "4412") -> str:
-    """A part of one's own with the photo of another."""
+    """A new part with a copy of another part's photo."""
     capture = workspace.stores.captures.latest(source)
     workspace.stores.captures.add(part_id=part, product="board", sha256=capture.sha256, scale_mm_per_px=0.1)
     return part

@@ -1,4 +1,4 @@
-"""What a person wrote: the part id in it, and what of it a model may read."""
+"""User requests: the part id in them, and the sanitised text a model may read."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_part_id_is_read_from_the_request_text(text: str, part: str | None) -> N
 @pytest.mark.parametrize(
     "text", ["part" + " " * 300_000, "part " * 60_000, "#" * 300_000, "a.-" * 100_000, "<s" * 10**5]
 )
-def test_long_hostile_request_is_read_within_a_second(text: str) -> None:
-    started = time.perf_counter()
+def test_long_hostile_request_takes_less_than_a_second_of_cpu_time(text: str) -> None:
+    started = time.thread_time()  # CPU time: other load on the machine does not count
     part_id_in(text)
     sanitise(text)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rates between system and people: from blind answers alone, with intervals, and a word where there are too few."""
+"""Agreement rates of system and people: from blind answers only, with intervals, and notes when there are too few."""
 
 from __future__ import annotations
 

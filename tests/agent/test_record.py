@@ -1,4 +1,4 @@
-"""Recordings: real tools, findings from the truth, mistakes that are not learned from."""
+"""Recordings for training: real tool results, findings from the ground truth."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_recorded_inspection_starts_with_find_part_and_ends_with_one_report(line
 
 
 def test_recorded_findings_match_the_ground_truth(lines: list[dict[str, Any]]) -> None:
-    """Good parts have none, and what is claimed of a defective one is its type."""
+    """Good parts have no findings; findings of a defective part have its type."""
     readings = [x["reading"] for x in lines if x["kind"] == "reading"]
     inspections = [x for x in lines if x["kind"] == "inspection"]
     assert len(readings) == len(inspections)
@@ -97,7 +97,7 @@ def test_recorded_pictures_are_saved(lines: list[dict[str, Any]], recorded: Path
 
 
 def test_stopped_recording_is_resumed_and_another_plan_is_refused(source: Source, recorded: Path) -> None:
-    """Killed before the product was whole: pictures are there, its file is not."""
+    """Killed before the product was complete: its pictures exist, its file does not."""
     before = (recorded / "board.jsonl").read_text()
     assert record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3)) == 0
     (recorded / "board.jsonl").unlink()

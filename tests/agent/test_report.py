@@ -1,4 +1,4 @@
-"""Rendering of a report: what people see, and that nothing a user or a model wrote can break out of it."""
+"""Rendering of a report: its content, and that text by users and models never becomes markup."""
 
 from __future__ import annotations
 

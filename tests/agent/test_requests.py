@@ -1,4 +1,4 @@
-"""Which words of a request reach the embedded model."""
+"""The part of a request that reaches the embedded model: a wish for references, in the wording of its training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification: prose states nothing by itself, and every slot, type and citation is of the evidence it should be of."""
+"""Verification of claims: prose states no facts, and every slot, type and citation refers to the right evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken inputs by the thousand: an error of ours that names the thing, or a sound result; never anything else.
+"""Fuzzing: every broken input gives a RefDiffError that names it, or a valid result.
 
 All seeded. Through the functions that take what people send, and a few through the command itself.
 """
@@ -157,7 +157,7 @@ def write_input(path: Path, data: bytes) -> Path:
 
 
 def refusal(use: Callable[[Any], Any], value: Any) -> tuple[str | None, Any]:
-    """What our error says, or the result; any other exception goes through and fails the test."""
+    """The message of a RefDiffError, or the result; any other exception fails the test."""
     try:
         return None, use(value)
     except RefDiffError as e:
@@ -214,13 +214,13 @@ def test_refused_image_names_the_reason(data: bytes, says: str) -> None:
 
 
 def test_uniform_16_bit_photo_suggests_no_intensity_window() -> None:
-    """It would be fixed for good, without width, and every later photo of the product be black or white."""
+    """Otherwise the product would get a window without width, and every later photo would be black or white."""
     with pytest.raises(ImageError, match="suggests no intensity window"):
         measure_window(encoded("I;16", "PNG", np.full_like(PIXELS, 9)))
 
 
 def test_enrolment_of_a_folder_of_broken_photos_accounts_for_every_file(only_home_is_written: Path) -> None:
-    """All kinds under wrong extensions and odd names: each file is enrolled, known already or refused with a reason."""
+    """Under wrong extensions and odd names: each file is enrolled, already known, or refused with a reason."""
     folder = only_home_is_written / "good"
     folder.mkdir()
     names = ["-rf", "--product", "$(reboot)", "'; DROP TABLE captures;--", "<script>alert(1)<", "零件", "😀", "\u202egnp",

@@ -78,7 +78,7 @@ def check_bank(wanted: int) -> None:
 
 
 def test_concurrent_enrol_and_inspect_commands_all_succeed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three shells on one home: all end as if alone, one after the other."""
+    """Three processes on one home give the same results as one after the other."""
     assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(4)))[0] == 0
     assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
     crowd = [

@@ -1,4 +1,4 @@
-"""`refdiff serve-model` with the real vLLM and the trained weights: the agent drives through it, nothing sent hurts it."""
+"""`refdiff serve-model` with the real vLLM and the trained weights: the agent uses it, and bad requests do not harm it."""
 
 from __future__ import annotations
 

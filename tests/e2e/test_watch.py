@@ -1,4 +1,4 @@
-"""The line camera killed for good on the way: every photo gets one report, one line, one place, at least one message."""
+"""`refdiff watch` killed in the middle: every photo gets one report, one JSON line, one place, at least one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit chain: whatever is changed, removed, moved or cut off is named at its place; kills and crowds leave it whole."""
+"""The audit chain: any change, removal or truncation is reported at its place; crashes and concurrency keep it intact."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_audit_export_holds_every_record_and_verifies(filled: Stores, tmp_path: 
 
 
 def test_audit_export_may_be_read_from_several_threads(filled: Stores, tmp_path: Path) -> None:
-    """As a server streams it: each line from whichever thread is free."""
+    """A server streams each line from whichever thread is free."""
     lines, read = filled.audit.export(), []
     for _ in range(8):
         thread = threading.Thread(target=lambda: read.append(next(lines)))
@@ -156,7 +156,7 @@ def test_invalid_export_selection_is_refused_before_anything_is_written(filled: 
 
 
 def _resealed(path: Path, lines: list[str]) -> Path:
-    """As somebody leaves a file who knows its format but not the key: the closing line fits again."""
+    """Write the lines with a matching closing line, as a forger could who knows the format but not the key."""
     end = json.loads(lines[-1])
     body = "".join(line + "\n" for line in lines[:-1]).encode()
     end |= {"lines": len(lines) - 1, "sha256": hashlib.sha256(body).hexdigest()}

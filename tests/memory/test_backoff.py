@@ -1,4 +1,4 @@
-"""Waits before something is tried again."""
+"""Waits between retries."""
 
 from __future__ import annotations
 

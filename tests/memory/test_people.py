@@ -1,4 +1,4 @@
-"""What people say: blind checks, judgements, consents, confirmed defects."""
+"""Records of people's decisions: blind checks, judgements, consents, confirmed defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kills, crowds and full disks: what was acknowledged stays, what was not is not there. Real processes."""
+"""Crashes, concurrency and full disks in real processes: acknowledged data stays, unacknowledged data is absent."""
 
 from __future__ import annotations
 

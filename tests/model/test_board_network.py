@@ -1,4 +1,4 @@
-"""Boards: the packaged network names what was drawn, sees nothing where nothing is; its recipe makes weights."""
+"""The board network: the packaged weights find and name drawn defects, and training produces loadable weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded engine with the real weights: valid calls whatever is said, a harmless cache, readings."""
+"""The embedded engine with the real weights: valid calls for any text, a cache without side effects, readings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding: what colours mean, which way is up, what is refused with which reason."""
+"""Image decoding: colour modes, orientation, and refusals with their reason."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_file_name_does_not_decide_the_image_format() -> None:
 
 
 def test_truncated_multi_page_file_is_an_image_error() -> None:
-    """Counting frames reads on in the file; what it meets there must not escape as another error."""
+    """Counting frames reads further in the file; errors found there must be image errors too."""
     for fmt in ("TIFF", "GIF"):
         whole = frames(fmt)
         ends = range(len(whole) // 3, len(whole), max(1, len(whole) // 97))

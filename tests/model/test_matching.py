@@ -1,4 +1,4 @@
-"""Matching: what is there is found, what is missing is not, references have no order."""
+"""Feature matching: existing content is found, missing content is not, and the order of references does not matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the language model is shown of a pair: shapes, order, and that it is the difference that is shown."""
+"""The tokens of an image pair for the language model: shapes, order, and dependence on the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a conversation to tokens: the template only appends, pictures come in pairs, typed placeholders mean nothing."""
+"""From a conversation to tokens: append-only template, picture pairs, control tokens stripped from text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic defects and nuisances: the mask is what the pixels say, and what is asked for is what comes."""
+"""Synthetic defects and nuisances: masks match the changed pixels, and options have their effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of the difference network: pairs tell the truth, pools and training survive a kill, weights load."""
+"""Training of the difference network: ground truth of pairs, resumable pools and training, loadable weights."""
 
 from __future__ import annotations
 

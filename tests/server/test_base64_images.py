@@ -1,4 +1,4 @@
-"""Photos as text: what is taken, and what is refused before it costs memory."""
+"""Photos sent as base64 text: what is accepted, and what is refused before decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`refdiff review`, `rates` and `evaluate --learned` on real inspections: what people say is learned from."""
+"""`refdiff review`, `rates` and `evaluate --learned` on real inspections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inspect(capsys: pytest.CaptureFixture[str], part: str, photo: bytes) -> dict
 def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Good parts under another lamp fail, people say so and agree, then such parts pass; defects still fail."""
+    """Good parts under another lamp fail until people override some with consent; defects still fail."""
     data = ready / "data"
     for name in ("train/good", "test/good", "test/stain"):
         (data / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The demo: real images, disjoint and drawn beforehand; a folder of its own; an index that leads to every report."""
+"""The demo: real images from a fixed disjoint selection, its own folder, an index with a link to every report."""
 
 from __future__ import annotations
 

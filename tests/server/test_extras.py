@@ -1,4 +1,4 @@
-"""What is missing is named, with the command that installs it, before anything else happens."""
+"""A missing optional dependency is named with its install command before anything else happens."""
 
 from __future__ import annotations
 

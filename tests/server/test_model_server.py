@@ -1,4 +1,4 @@
-"""`refdiff serve-model` around vLLM: what is found, checked, waited for and stopped. A stand-in answers in vLLM's place."""
+"""`refdiff serve-model` around vLLM: finding, checking, starting and stopping it, with a stand-in for vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspection service: every accepted inspection is filed; what people and programs ask of it, without any transport."""
+"""The inspection service without any transport: every accepted inspection is filed, also after crashes and outages."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_stopping_service_releases_waiting_callers_and_starts_nothing(
 def test_every_queued_job_is_recovered_at_the_start(
     ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The queue may be longer than a page of it."""
+    """Even when the queue is longer than one page."""
     home = MemorySettings().home
     with JobStore(home):
         pass

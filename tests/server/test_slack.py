@@ -1,4 +1,4 @@
-"""RefDiff in Slack: the whole flow against a fake Slack over real HTTP, with a real desk behind the real HTTP server."""
+"""RefDiff in Slack: the whole flow against a fake Slack over real HTTP, with the real service and HTTP server."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
 def review(
     ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack
 ) -> Iterator[tuple[InspectionService, str, str]]:
-    """Desk, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
+    """Service, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
     monkeypatch.setenv("REFDIFF_LLM", "off")
     with InspectionService.open() as service:
         for golden in service.goldens("board")[:3]:
@@ -373,7 +373,7 @@ def test_answer_refused_by_slack_is_posted_later(
 def test_slow_slack_gets_each_answer_once(
     service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Open messages are looked for all the while: those that are being answered are not answered again."""
+    """The periodic search for open messages must not answer those in progress again."""
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
     service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.slow = {"files.completeUploadExternal": 0.5, "assistant.threads.setStatus": 0.1}

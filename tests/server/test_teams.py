@@ -1,4 +1,4 @@
-"""RefDiff in Teams: the whole flow against a fake of Teams' connector over real HTTP, with real tokens and a real desk."""
+"""RefDiff in Teams: the whole flow against a fake Teams connector over real HTTP, with real tokens and the real service."""
 
 from __future__ import annotations
 

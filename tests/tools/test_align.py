@@ -1,4 +1,4 @@
-"""Registration against the renderer's exact transforms, and its honest refusals."""
+"""Registration against the renderer's exact transforms, and its rejections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: parts are counted once and never vouch for themselves; what changes scores makes it stale."""
+"""Calibration: each part counts once and is never its own reference; anything that changes scores makes it stale."""
 
 from __future__ import annotations
 

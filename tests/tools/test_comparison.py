@@ -1,4 +1,4 @@
-"""Retrieve, align, score on a real embedded bank: rendered parts of two variants, whole and broken, in any turn."""
+"""Retrieval, alignment and scoring on a real embedded bank: rendered parts of two variants at any angle."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 @pytest.fixture
 def zones(workspace: Workspace) -> Iterator[None]:
-    """What a test says about the product is forgotten after it."""
+    """Reset the product's specification after each test."""
     yield
     workspace.stores.products.set_spec("board", {})
 

@@ -1,4 +1,4 @@
-"""One inspection in the making: each stage computed once, evidence in the form that is filed."""
+"""The tool context of one inspection: each stage computed once, evidence in the form that is filed."""
 
 from __future__ import annotations
 

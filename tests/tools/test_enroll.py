@@ -1,4 +1,4 @@
-"""Enrolment: what goes into the bank, what is refused with which reason, what is grouped and flagged."""
+"""Enrolment: accepted and refused photos, part groups and outlier flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured sizes against rendered truth: what the map only points at is measured in native pixels."""
+"""Measured sizes against rendered ground truth, in native pixels."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def test_defect_in_a_small_flat_image_is_measured(shape: tuple[int, int]) -> Non
     assert abs(m.length_px - 4) <= 3 * m.uncertainty_px
 
 
-def test_large_photo_is_measured_in_under_0_6_seconds() -> None:
+def test_large_photo_takes_less_than_600_ms_of_cpu_time() -> None:
     rng = np.random.default_rng(5)
     query = np.clip(rng.normal(125, 3, (2000, 2000, 3)), 0, 255).astype(np.uint8)
     reference = np.clip(rng.normal(125, 3, (2000, 2000, 3)), 0, 255).astype(np.uint8)
@@ -325,11 +325,11 @@ def test_large_photo_is_measured_in_under_0_6_seconds() -> None:
     box = find_regions(heat, 0.35 * float(heat.max()))[0].box
     spent = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()  # CPU time: other load on the machine does not count
         m = measure(query, reference, identity(), heat, box)
-        spent.append(time.perf_counter() - start)
+        spent.append(time.thread_time() - start)
     assert m.length_px == pytest.approx(math.hypot(200, 100) + 4, abs=4)
-    assert min(spent) < 0.6  # about 0.1 s alone; shared machines get room
+    assert min(spent) < 0.6  # about 0.1 s
 
 
 @pytest.mark.parametrize("case", [OBVIOUS[0], OBVIOUS[9], OBVIOUS[18]], ids=str)

@@ -1,4 +1,4 @@
-"""Regions of an anomaly map, and what an inspection says of a photo that resembles nothing known."""
+"""Regions of an anomaly map, and the problem reported for a photo unlike every golden."""
 
 from __future__ import annotations
 

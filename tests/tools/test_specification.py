@@ -1,4 +1,4 @@
-"""Product specifications: what is accepted, what is refused and named, where zones come to lie."""
+"""Product specifications: valid and refused files, and the placement of zones."""
 
 from __future__ import annotations
 

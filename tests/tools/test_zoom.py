@@ -1,4 +1,4 @@
-"""Zoom shows the place that was asked for, of the photo and of the reference as it lies on it, never blown up."""
+"""Zoom shows the requested place of the photo and the registered reference, never enlarged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a request as vLLM's processor makes items of them: no engine, no weights."""
+"""How vLLM's processor turns a request's pictures into items (no engine, no weights)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the guard lets through to vLLM, what it changes and what it refuses; called as an ASGI server calls it."""
+"""Requests that the guard passes to vLLM, changes or refuses; called as an ASGI server calls it."""
 
 from __future__ import annotations
 

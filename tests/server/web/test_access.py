@@ -1,4 +1,4 @@
-"""Who gets in: keys and roles, the open door on this machine alone, other sites' pages, rates."""
+"""Access: keys and roles, keyless loopback, cross-site requests, rate limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOW = {
 
 @pytest.fixture
 def strict(server: Running) -> Iterator[httpx2.Client]:
-    """The same desk behind an address that other machines may reach."""
+    """The same service as on an address that other machines can reach."""
     app = create_app(server.service, Access(server.keys, loopback=False, user="ann"), server.settings)
     running, thread, url = start(app)
     with httpx2.Client(base_url=url) as client:
@@ -158,7 +158,7 @@ def test_require_key_applies_to_loopback_too(server: Running) -> None:
     ],
 )
 def test_loopback_behind_a_proxy_needs_a_key(server: Running, told: dict[str, Any]) -> None:
-    """It calls from this machine as localhost, and says nothing about the person behind it."""
+    """A proxy calls from this machine as localhost and does not identify its user."""
     kept, chat = ({n: v for n, v in told.items() if n in kind.model_fields} for kind in (ServerSettings, ChatSettings))
     access = access_to(server.keys, "127.0.0.1", ServerSettings(**kept), ChatSettings(**chat))
     asked = Headers({"host": "127.0.0.1:8000"})

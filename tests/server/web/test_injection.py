@@ -1,4 +1,4 @@
-"""Prompt injection gains nothing: 50 texts where strangers can put them, against the embedded model that drives.
+"""Prompt injection has no effect: 50 texts in every place open to strangers, against the embedded model.
 
 In requests (chat and API), notes, ids, file names, and written into pictures. Each is compared with the same inspection
 without it: the same verdict, score and findings. The embedded model is told the part's id and nothing else of what people

@@ -1,4 +1,4 @@
-"""The facade with the unmodified `openai` client over real HTTP."""
+"""The OpenAI-compatible API with the unmodified `openai` client over real HTTP."""
 
 from __future__ import annotations
 

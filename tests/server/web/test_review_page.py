@@ -12,7 +12,7 @@ import pytest
 
 from refdiff.memory.audit_export import verify_export
 from refdiff.model.images import encode_png
-from refdiff.model.synthesis.render import render
+from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 
@@ -120,10 +120,12 @@ def test_inspection_can_be_judged_by_keyboard_alone(
     page.wait_for_selector("table.list")
 
 
-def test_override_with_consent_makes_the_photo_a_golden(
-    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
-) -> None:
-    page = open_page(f"#/inspections/{fail['inspection_id']}")
+def test_override_with_consent_makes_the_photo_a_golden(server: Running, open_page: Callable[..., Any]) -> None:
+    stain = DefectSpec("stain", size_px=30, where=(64, 48), contrast=1.0)
+    photo = render("circuit", 1, 500, size=(96, 128), noise_seed=500, defects=[stain]).image  # of this test alone
+    server.photos["dusty.png"] = encode_png(photo)
+    filed = server.inspected("dusty.png", "dusty")
+    page = open_page(f"#/inspections/{filed['inspection_id']}")
     consent = page.get_by_label("The photo may become a golden sample")
     page.get_by_label("Accept").check()
     assert not consent.is_visible()  # a defective part is no reference
@@ -134,8 +136,10 @@ def test_override_with_consent_makes_the_photo_a_golden(
     page.wait_for_selector(".decided")
     text = page.locator(".decision").inner_text()
     assert "overridden by ann" in text
-    assert "golden sample: enrolled" in text or "already there" in text
-    assert server.service.stores.adoptions.get(fail["inspection_id"]) is not None
+    adoption = server.service.stores.adoptions.get(filed["inspection_id"])
+    assert adoption is not None
+    assert f"golden sample: {adoption.outcome} ({adoption.golden_id})" in text
+    assert adoption.outcome.startswith("enrolled")
 
 
 def test_second_decision_on_the_page_shows_the_first(

@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows, and much that it does not, is answered as it says and never with a 5xx."""
+"""Generated requests, valid and invalid, are answered as the OpenAPI document declares and never with a 5xx."""
 
 from __future__ import annotations
 
