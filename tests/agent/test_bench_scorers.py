@@ -53,7 +53,9 @@ def test_all_scorers_score_the_same_images_of_a_seed(bench: Path) -> None:
     assert {len(s) for s in run.goldens.values()} == {3}
     # a bank holds the nearest golden too, so that it never finds a larger distance
     assert all(b <= p + 1e-6 for b, p in zip(run.scores[BANK], run.scores[PEER], strict=True))
-    assert run.pixels["shipped"].auroc() is not None
+    pixel_auroc = run.pixels["shipped"].auroc()
+    assert pixel_auroc is not None
+    assert pixel_auroc > 0.9, pixel_auroc
     again = run_seed(bench / "boards", 0, models, _options())
     for name in names:  # registration repeats to a millionth of a pixel only
         assert again.scores[name] == pytest.approx(run.scores[name], abs=5e-3)

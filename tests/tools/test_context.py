@@ -19,7 +19,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
 from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import difference
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.registry import TOOLS
