@@ -121,18 +121,18 @@ def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("room", ORDER)
-def test_imports_inside_a_room_go_one_way(room: str) -> None:
+def test_imports_inside_a_room_follow_its_order(room: str) -> None:
     order = ORDER[room].split()
     boxes = {path.parts[1].removesuffix(".py") for path in FILES if path.parts[0] == room} - {"__init__"}
     assert sorted(order) == sorted(boxes), "each file and sub-folder has its place in ORDER"
     assert upward_imports(room, order, {m: _imported_modules(p) for m, p in MODULES.items()}) == []
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_files_do_not_import_each_other_in_a_circle() -> None:
     assert circles({m: _imported_modules(p) for m, p in MODULES.items()}) == []
 
 
-def test_the_rules_of_order_can_fail() -> None:
+def test_order_rules_report_upward_and_circular_imports() -> None:
     up = {"refdiff.tools.context": {"refdiff.tools.registry"}, "refdiff.tools.registry": set[str]()}
     assert upward_imports("tools", ["registry", "context"], up) == [
         "refdiff.tools.context imports refdiff.tools.registry"
@@ -142,18 +142,18 @@ def test_the_rules_of_order_can_fail() -> None:
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_is_not_crowded(room: str) -> None:
+def test_room_root_has_at_most_14_files(room: str) -> None:
     """A room's root holds at most about a dozen files; more belong into a sub-folder with one idea."""
     assert len(list((ROOT / room).glob("*.py"))) <= 14
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_file_keeps_the_rules(path: Path) -> None:
+def test_file_keeps_the_code_rules(path: Path) -> None:
     assert broken_rules(path.parts[0], (ROOT / path).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "vllm_plugin" in p.parts], ids=str)
-def test_what_runs_inside_vllm_imports_the_model_alone(path: Path) -> None:
+def test_vllm_plugin_file_imports_only_the_model_room(path: Path) -> None:
     """It loads in an environment that has neither FastAPI's rooms nor LangGraph nor Qdrant."""
     names = [n for n in _imports(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if n.startswith("refdiff.")]
     assert [n for n in names if not n.startswith(("refdiff.model.", "refdiff.server.vllm_plugin."))] == []
@@ -182,7 +182,7 @@ def test_what_runs_inside_vllm_imports_the_model_alone(path: Path) -> None:
         ("server", "subprocess.run(command, shell=flag)"),
     ],
 )
-def test_each_rule_can_fail(room: str, source: str) -> None:
+def test_code_rule_rejects_a_violation(room: str, source: str) -> None:
     assert broken_rules(room, source)
 
 
@@ -195,26 +195,26 @@ def test_each_rule_can_fail(room: str, source: str) -> None:
         ("server", "from refdiff import agent"),
     ],
 )
-def test_the_rules_leave_honest_code_alone(room: str, source: str) -> None:
+def test_code_rules_accept_valid_code(room: str, source: str) -> None:
     assert broken_rules(room, source) == []
 
 
 @pytest.mark.parametrize("init", [p for p in FILES if p.name == "__init__.py"], ids=str)
-def test_init_is_a_docstring_and_nothing_else(init: Path) -> None:
+def test_init_file_holds_only_a_docstring(init: Path) -> None:
     module = ast.parse((ROOT / init).read_text(encoding="utf-8"))
     assert ast.get_docstring(module)
     assert len(module.body) == 1, "it does more than describe"
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_says_what_it_may_import(room: str) -> None:
+def test_room_docstring_names_what_it_may_import(room: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     assert "May import" in text
     named = {other for other in MAY_IMPORT if f"refdiff.{other}" in text}
     assert named in ({*MAY_IMPORT[room]}, set()), "the docstring and the table differ"
 
 
-def test_every_file_lies_in_a_room() -> None:
+def test_every_file_is_in_a_room_and_every_package_listed() -> None:
     """Code is in the five rooms and tests; every package is listed in pyproject, or its files miss the wheel."""
     elsewhere = {"tests", "typings", "build", "dist", *MAY_IMPORT}
     folders = [f for f in ROOT.iterdir() if f.is_dir() and not f.is_symlink() and not f.name.startswith(".")]
@@ -225,17 +225,17 @@ def test_every_file_lies_in_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_type_checkers_see_the_rooms(room: str) -> None:
+def test_typings_link_points_to_the_room(room: str) -> None:
     assert (ROOT / "typings" / "refdiff" / room).resolve() == ROOT / room
 
 
-def test_tests_mirror_the_rooms() -> None:
+def test_test_folders_mirror_the_rooms() -> None:
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
     assert folders <= {*MAY_IMPORT, "bench", "e2e"}
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=str)
-def test_no_file_names_a_machine_or_leaves_work_behind(path: Path) -> None:
+def test_file_holds_no_machine_path_or_todo(path: Path) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.name != Path(__file__).name:
         for word in ("/work/", "/tmp/lab", "../shared", "TODO", "FIXME", "XXX", "breakpoint(", "NotImplementedError"):

@@ -28,7 +28,7 @@ from refdiff.model.training.pairs import NO_TYPE, type_index
 from refdiff.tools.submit_report import Claim
 
 
-def test_order_of_the_difference_types_is_that_of_the_shipped_weights() -> None:
+def test_difference_types_have_the_order_of_the_shipped_weights() -> None:
     assert DIFFERENCE_TYPES == (
         "scratch", "crack", "dent", "stain", "contamination", "hole", "chip", "discoloration", "deformation",
         "missing_component", "added_component", "wrong_component", "misplaced_component", "wrong_fill_level",
@@ -38,7 +38,7 @@ def test_order_of_the_difference_types_is_that_of_the_shipped_weights() -> None:
     assert read_network()[0].type_head.out_channels == len(DIFFERENCE_TYPES) < NO_TYPE
 
 
-def test_reports_and_readings_know_the_difference_types_and_unknown() -> None:
+def test_report_and_reading_types_are_the_difference_types_plus_unknown() -> None:
     assert DEFECT_TYPES == get_args(DefectType) == (*DIFFERENCE_TYPES, UNKNOWN)
     assert ("none", *DEFECT_TYPES) == READING_TYPES
     assert READING_SCHEMA["properties"]["type"]["enum"] == list(READING_TYPES)
@@ -47,12 +47,12 @@ def test_reports_and_readings_know_the_difference_types_and_unknown() -> None:
 
 
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_every_defect_of_a_rendered_part_has_a_type(kind: PartKind) -> None:
+def test_every_rendered_defect_has_a_difference_type(kind: PartKind) -> None:
     assert {*applicable_types(kind)} <= {*RENDERED_TYPES}
     assert all(type_index(t) != NO_TYPE for t in applicable_types(kind))
 
 
-def test_words_of_the_renderer_mean_difference_types() -> None:
+def test_renderer_types_map_to_difference_types() -> None:
     assert tuple(RENDERED_TYPES) == get_args(RenderedType)
     assert {*RENDERED_TYPES.values()} <= {*DIFFERENCE_TYPES}
     assert all(RENDERED_TYPES.get(t, t) == t for t in DIFFERENCE_TYPES)
@@ -63,10 +63,10 @@ def test_painted_defects_are_difference_types() -> None:
     assert {*SYNTHETIC_TYPES} >= COMPONENT_TYPES
 
 
-def test_causes_are_of_difference_types() -> None:
+def test_causes_belong_to_difference_types() -> None:
     assert {*CAUSES} <= {*DIFFERENCE_TYPES}
 
 
 @pytest.mark.parametrize("kind", DIFFERENCE_TYPES)
-def test_prose_may_not_name_a_type(kind: str) -> None:
+def test_prose_that_names_a_difference_type_is_refused(kind: str) -> None:
     assert prose_problem(f"looks like {kind.replace('_', ' ')}")

@@ -1,4 +1,4 @@
-"""Dockerfile and compose file agree with the code: no image is built here, so that what can be read is checked."""
+"""Dockerfile and compose file agree with the code (read only; no image is built)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _stage(name: str) -> str:
     return DOCKERFILE.split(f" AS {name}\n")[1].split("\nFROM ")[0]
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_dockerfile_copies_only_existing_files_that_are_not_ignored() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         for source in line.split()[:-1]:
@@ -42,19 +42,19 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
             assert Path(source).parts[0] in allowed, source
 
 
-def test_every_room_is_in_both_images() -> None:
+def test_both_images_contain_every_room() -> None:
     for stage in ("app", "vllm"):
         assert {"agent", "memory", "model", "server", "tools"} <= set(
             re.findall(r"^COPY (\w+) ", _stage(stage), re.MULTILINE)
         )
 
 
-def test_settings_of_the_services_exist() -> None:
+def test_compose_uses_only_settings_that_exist() -> None:
     named = set(COMPOSE["services"]["app"]["environment"]) | set(re.findall(r"\b(REFDIFF_\w+)=", _stage("app")))
     assert named <= _known_variables(), named - _known_variables()
 
 
-def test_services_call_each_other_where_they_listen() -> None:
+def test_compose_services_call_the_ports_they_listen_on() -> None:
     app = COMPOSE["services"]["app"]
     assert app["environment"]["REFDIFF_LLM_BASE_URL"] == "http://vllm:8001/v1"
     command = json.loads(re.findall(r"^ENTRYPOINT (.+)$", _stage("vllm"), re.MULTILINE)[0])
@@ -63,7 +63,7 @@ def test_services_call_each_other_where_they_listen() -> None:
     assert [s for s, about in COMPOSE["services"].items() if "ports" in about] == ["app"]
 
 
-def test_no_secret_has_a_default_and_no_image_runs_as_root() -> None:
+def test_compose_secrets_have_no_default_and_images_do_not_run_as_root() -> None:
     for about in COMPOSE["services"].values():
         for name, value in about["environment"].items():
             if "KEY" in name:
@@ -72,13 +72,13 @@ def test_no_secret_has_a_default_and_no_image_runs_as_root() -> None:
         assert "USER refdiff" in _stage(stage)
 
 
-def test_both_ways_to_a_vllm_environment_take_the_same_out() -> None:
+def test_dockerfile_and_makefile_uninstall_the_same_packages_from_vllm() -> None:
     removed = re.findall(r"pip uninstall .*?-y ([a-z ]+)", DOCKERFILE + (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert len(removed) == 2
     assert len({r.strip() for r in removed}) == 1
 
 
-def test_the_first_key_is_made_before_the_server_runs() -> None:
+def test_compose_documents_making_the_first_key_before_the_server_runs() -> None:
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
     assert "docker compose run --rm --no-deps --build app keys add" in text  # `exec` needs a server, which needs a key
     assert 'ENTRYPOINT ["refdiff"]' in (ROOT / "Dockerfile").read_text(encoding="utf-8")

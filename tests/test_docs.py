@@ -64,7 +64,7 @@ def test_pages_name_only_settings_that_exist(page: Path) -> None:
     assert named - known - {"REFDIFF_LONG"} == set()  # of the tests alone
 
 
-def test_readme_is_read_in_minutes() -> None:
+def test_readme_has_at_most_130_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
@@ -107,7 +107,7 @@ def _anchor(heading: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_targets(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page

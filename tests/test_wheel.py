@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_exactly_the_files_of_the_rooms(wheel: zipfile.ZipFile) -> None:
     packed = {n for n in wheel.namelist() if ".dist-info/" not in n}
     files = (p for room in ROOMS for p in (ROOT / room).rglob("*") if p.suffix in KINDS and p.is_file())
     assert packed == {f"refdiff/{p.relative_to(ROOT).as_posix()}" for p in files}
@@ -42,14 +42,14 @@ def test_wheel_is_the_tree(wheel: zipfile.ZipFile) -> None:
     assert "refdiff/agent/report/templates/report.html.j2" in packed
 
 
-def test_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
+def test_wheel_installs_the_refdiff_command(wheel: zipfile.ZipFile) -> None:
     [name] = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     points = configparser.ConfigParser()
     points.read_string(wheel.read(name).decode())
     assert dict(points["console_scripts"]) == {"refdiff": "refdiff.server.cli.main:main"}
 
 
-def test_wheel_works_without_the_tree(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_wheel_runs_without_the_source_tree(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = "import refdiff.server.cli.main as c; print(c.__file__); raise SystemExit(c.run(['goldens', '--help']))"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}  # searched before the editable install

@@ -1,4 +1,4 @@
-"""Inspections driven by the embedded model, with its real weights: filed, checked, and never stopped by it."""
+"""Inspections driven by the embedded model with its real weights, and the fallback when it fails."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def reports(workspace: Workspace) -> dict[str, DefectReport]:
 
 
 @pytest.mark.parametrize("part", ["4412", "4413"])
-def test_an_inspection_is_driven_by_the_model(reports: dict[str, DefectReport], model_folder: Path, part: str) -> None:
+def test_embedded_model_drives_inspection_from_find_part_to_submit_report(
+    reports: dict[str, DefectReport], model_folder: Path, part: str
+) -> None:
     report = reports[part]
     assert (report.judge.via, report.judge.model, report.judge.reason) == ("embedded", "refdiff", None)
     assert report.llm_reading is not None
@@ -63,7 +65,7 @@ def test_an_inspection_is_driven_by_the_model(reports: dict[str, DefectReport], 
     assert Path(report.artefacts.html).is_file()
 
 
-def test_every_finding_has_its_evidence(reports: dict[str, DefectReport]) -> None:
+def test_findings_cite_only_evidence_of_the_report(reports: dict[str, DefectReport]) -> None:
     report = reports["4412"]
     assert report.verdict != "PASS"
     assert report.findings
@@ -71,7 +73,9 @@ def test_every_finding_has_its_evidence(reports: dict[str, DefectReport]) -> Non
     assert all(set(f.evidence) <= known for f in report.findings)
 
 
-def test_the_report_is_asked_about(workspace: Workspace, reports: dict[str, DefectReport]) -> None:
+def test_question_about_a_report_is_answered_with_its_verdict(
+    workspace: Workspace, reports: dict[str, DefectReport]
+) -> None:
     with Inspector(workspace, AgentSettings()) as inspector:
         said = inspector.answer_about(reports["4412"].inspection_id, "what is the verdict?")
         assert f"erdict {reports['4412'].verdict}: " in said
@@ -81,7 +85,9 @@ def test_the_report_is_asked_about(workspace: Workspace, reports: dict[str, Defe
             inspector.answer_about(reports["4412"].inspection_id, " <|im_end|> ")
 
 
-def test_whatever_is_asked_the_answer_is_true(workspace: Workspace, reports: dict[str, DefectReport]) -> None:
+def test_answer_to_any_question_holds_only_facts_of_the_report(
+    workspace: Workspace, reports: dict[str, DefectReport]
+) -> None:
     report = reports["4412"]
     true = [fact for line in facts(report) for fact in line]
     with Inspector(workspace, AgentSettings()) as inspector:
@@ -90,7 +96,7 @@ def test_whatever_is_asked_the_answer_is_true(workspace: Workspace, reports: dic
             assert said in [f.sentence() for f in true] or all(f.text(language_of(asked)) in said for f in true)
 
 
-def test_a_damaged_folder_stops_no_line(
+def test_damaged_model_folder_falls_back_to_the_scripted_driver(
     workspace: Workspace, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "models" / model_folder.name
@@ -104,7 +110,7 @@ def test_a_damaged_folder_stops_no_line(
         assert "refdiff model build --again" in inspector.no_model
 
 
-def test_another_difference_network_is_not_driven_by_this_model(
+def test_embedded_model_is_refused_with_another_difference_network(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "difference.safetensors"
@@ -114,12 +120,12 @@ def test_another_difference_network_is_not_driven_by_this_model(
         assert "another difference network" in inspector.no_model
 
 
-def test_without_a_part_it_says_how_to_ask(workspace: Workspace) -> None:
+def test_message_without_a_part_is_answered_with_how_to_ask(workspace: Workspace) -> None:
     with Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.answer("hello") == HOW_TO_ASK
 
 
-def test_switched_off(workspace: Workspace) -> None:
+def test_inspection_with_llm_off_uses_the_scripted_driver_and_names_the_setting(workspace: Workspace) -> None:
     with Inspector(workspace, AgentSettings(llm="off")) as inspector:
         report = inspector.run(InspectionRequest(ASK, "4412"))
         assert report.judge.via == "fallback"
@@ -127,7 +133,9 @@ def test_switched_off(workspace: Workspace) -> None:
         assert str(report.verdict) in inspector.answer_about(report.inspection_id, "what is the verdict?")
 
 
-def test_a_model_that_breaks_stops_no_line(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_that_raises_falls_back_without_leaking_the_error_text(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("boom: /secret/path")
 
@@ -140,13 +148,15 @@ def test_a_model_that_breaks_stops_no_line(workspace: Workspace, monkeypatch: py
     assert "secret" not in report.model_dump_json()
 
 
-def test_not_built_yet(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_folder_names_the_build_command(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workspace, "model_settings", ModelSettings(cache=tmp_path))
     with Inspector(workspace, AgentSettings()) as inspector:
         assert "refdiff model build" in inspector.no_model
 
 
-def test_a_call_and_an_answer_come_from_the_model(model_folder: Path) -> None:
+def test_embedded_chat_returns_one_tool_call_and_a_text_answer(model_folder: Path) -> None:
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
     asked = [SystemMessage(prompts.SYSTEM), HumanMessage(prompts.request_message("check part A77", "A77"))]
     message = driver.next_call(asked, TOOLS)
@@ -154,14 +164,14 @@ def test_a_call_and_an_answer_come_from_the_model(model_folder: Path) -> None:
     assert driver.answer(prompts.SYSTEM, "What is the capital of France?")
 
 
-def test_odd_pictures_are_refused(model_folder: Path) -> None:
+def test_single_picture_in_a_message_is_refused(model_folder: Path) -> None:
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
     blocks: list[str | dict[str, str]] = [{"type": "text", "text": "look"}, {"type": "image_ref", "sha256": "a"}]
     with pytest.raises(LLMError, match="InputError"):
         driver.next_call([SystemMessage("s"), HumanMessage(blocks)], TOOLS)
 
 
-def test_a_pair_is_read(model_folder: Path) -> None:
+def test_reading_of_a_pair_is_consistent_and_counts_from_90_percent(model_folder: Path) -> None:
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
     reading = driver.read_pair("whatever", "a", "b")
     assert json.loads(reading.model_dump_json())["defect"] == (reading.type != "none")
@@ -172,7 +182,9 @@ def test_a_pair_is_read(model_folder: Path) -> None:
     ("confidence", "probability", "counts"),
     [(89.6, True, False), (90, True, True), (100, True, True), (50, True, False), (10, False, True)],
 )
-def test_our_own_models_reading_counts_where_it_is_sure(confidence: float, probability: bool, counts: bool) -> None:
+def test_own_model_reading_counts_only_above_the_confidence_limit(
+    confidence: float, probability: bool, counts: bool
+) -> None:
     assert reading_of({"defect": True, "type": "scratch", "confidence": confidence}, probability).counts is counts
 
 
@@ -184,7 +196,7 @@ class _Listening:
         return {"name": "find_part", "arguments": {"part_id": "4412"}}
 
 
-def test_only_what_can_succeed_may_be_called(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_may_choose_only_find_part_at_the_start(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _Listening()
     monkeypatch.setattr(EmbeddedDriver, "engine", engine)
     EmbeddedDriver(model_folder, lambda _: _picture()).next_call([HumanMessage("inspect part #4412")], TOOLS)
@@ -192,7 +204,7 @@ def test_only_what_can_succeed_may_be_called(model_folder: Path, monkeypatch: py
     assert len(engine.told) == len(TOOLS)  # of all: the prompt stays the same
 
 
-def test_a_photo_is_encoded_once_a_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_is_encoded_once_per_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     with Inspector(workspace, AgentSettings(llm="off")) as inspector:
         inspector.run(InspectionRequest(ASK, "4412"))  # goldens are encoded and calibrated by now
         seen: list[tuple[int, ...]] = []
@@ -213,7 +225,7 @@ def _picture() -> RgbImage:
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("scratch", True), ("missing_component", False)])
-def test_a_cause_of_another_type_of_defect_is_left_out(
+def test_probable_cause_of_another_defect_type_is_removed(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
 ) -> None:
     cause = CAUSES["scratch"][0]

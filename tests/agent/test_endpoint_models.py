@@ -1,4 +1,4 @@
-"""Other models behind an OpenAI-compatible endpoint (Qwen3-VL and the like), by configuration alone; and our own."""
+"""General models (such as Qwen3-VL) and our own behind an OpenAI-compatible endpoint, by configuration only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _texts(body: Body) -> str:
     return json.dumps([m["content"] for m in body["messages"]])
 
 
-def test_a_general_model_drives_by_configuration_alone(workspace: Workspace, serve: Any) -> None:
+def test_general_model_drives_with_settings_only(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
     report = _run(workspace, endpoint.url, "Qwen/Qwen3-VL-8B-Instruct", llm_extra_body=extra, llm_max_tokens=4096,
@@ -80,7 +80,7 @@ def test_a_general_model_drives_by_configuration_alone(workspace: Workspace, ser
     "said",
     ["{reading}", "```json\n{reading}\n```", "<think>is {{it}} a defect?</think>\n\n{reading}", "```\n{reading}```"],
 )
-def test_answers_in_the_manner_of_general_models_are_read(said: str, workspace: Workspace, serve: Any) -> None:
+def test_reading_is_parsed_from_fenced_and_thinking_answers(said: str, workspace: Workspace, serve: Any) -> None:
     reading = json.dumps({"defect": True, "type": "missing_component", "confidence": 80})
 
     def behave(body: Body) -> Any:
@@ -93,7 +93,7 @@ def test_answers_in_the_manner_of_general_models_are_read(said: str, workspace: 
     assert (found.defect, found.type, found.confidence) == (True, "missing_component", 0.8)
 
 
-def test_a_text_only_model_gets_no_pictures_and_is_asked_for_no_reading(workspace: Workspace, serve: Any) -> None:
+def test_text_only_model_gets_no_pictures_and_no_reading_request(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     report = _run(workspace, endpoint.url, "qwen3-text", llm_images=False)
     assert (report.judge.via, report.llm_reading) == ("endpoint", None)
@@ -101,7 +101,9 @@ def test_a_text_only_model_gets_no_pictures_and_is_asked_for_no_reading(workspac
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, workspace: Workspace, serve: Any) -> None:
+def test_own_model_confidence_comes_from_the_logprob_of_its_yes_or_no(
+    told: bool, workspace: Workspace, serve: Any
+) -> None:
     tokens = [{"token": t, "logprob": p, "bytes": None, "top_logprobs": []} for t, p in (('{"', 0.0), (" true", -0.25))]
 
     def behave(body: Body) -> Any:
@@ -130,7 +132,7 @@ def test_our_own_model_is_as_sure_as_its_yes_or_no(told: bool, workspace: Worksp
 @pytest.mark.parametrize(
     ("model", "logprob", "believed"), [("refdiff", -0.05, True), ("refdiff", -0.5, False), ("qwen", -0.5, True)]
 )
-def test_the_choice_of_a_model_answers_and_of_ours_comes_first_where_it_is_sure(
+def test_choice_of_an_endpoint_model_comes_first_unless_our_own_is_unsure(
     model: str, logprob: float, believed: bool, workspace: Workspace, serve: Any
 ) -> None:
     def behave(body: Body) -> Any:

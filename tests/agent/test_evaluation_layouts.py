@@ -1,4 +1,4 @@
-"""The three layouts of `refdiff evaluate`, and the folders that are none of them."""
+"""The three layouts of `refdiff evaluate`, and folders that match none of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def deeppcb(root: Path, split: str = "test", boxes: str = "10 11 20 22 3\n1,2,3,
     return root
 
 
-def test_mvtec(tmp_path: Path) -> None:
+def test_mvtec_layout_is_read_with_labels_and_masks(tmp_path: Path) -> None:
     data = read_dataset(mvtec(tmp_path / "bottle"))
     assert (data.name, data.format) == ("bottle", "mvtec")
     assert [p.name for p in data.train] == ["g0.png", "g1.JPG", "g2.jpeg", "g3.bmp", "g4.tif", "g5.tiff", "g6.webp"]
@@ -77,7 +77,7 @@ def test_mvtec(tmp_path: Path) -> None:
     assert "1 defective images have no mask" in data.notes[1]
 
 
-def test_mvtec_says_when_test_images_were_trained_on(tmp_path: Path) -> None:
+def test_mvtec_layout_notes_test_images_that_are_also_in_train(tmp_path: Path) -> None:
     root = mvtec(tmp_path)
     (root / "test" / "good" / "copy.png").write_bytes((root / "train" / "good" / "g0.png").read_bytes())
     assert any("copy.png" in note and "also in train/good" in note for note in read_dataset(root).notes)
@@ -91,7 +91,7 @@ def test_mvtec_says_when_test_images_were_trained_on(tmp_path: Path) -> None:
         "label,query,reference\nok,q/0.png,r.png\ndefective,q/1.png,r.png\n\n",
     ],
 )
-def test_pairs_as_people_write_them(tmp_path: Path, text: str) -> None:
+def test_pairs_csv_is_read_in_common_variants(tmp_path: Path, text: str) -> None:
     data = read_dataset(pairs(tmp_path, text))
     assert [(s.path.name, s.name, s.label, s.kind) for s in data.test] == [
         ("0.png", "q/0.png", 0, "good"),
@@ -102,7 +102,7 @@ def test_pairs_as_people_write_them(tmp_path: Path, text: str) -> None:
     assert data.train == ()
 
 
-def test_pairs_set_apart_to_calibrate_and_named_defects(tmp_path: Path) -> None:
+def test_pairs_csv_separates_calibration_rows_and_keeps_defect_names(tmp_path: Path) -> None:
     text = (
         "reference,query,label,mask,split\nr.png,q/0.png,0,,calibrate\nr.png,q/1.png,scratch,,test\nr.png,q/2.png,0,,\n"
     )
@@ -112,7 +112,7 @@ def test_pairs_set_apart_to_calibrate_and_named_defects(tmp_path: Path) -> None:
     assert "scratch" in data.notes[0]
 
 
-def test_deeppcb(tmp_path: Path) -> None:
+def test_deeppcb_layout_is_read_with_boxes_and_scale(tmp_path: Path) -> None:
     data = read_dataset(deeppcb(tmp_path))
     first, second = data.test
     assert (data.format, data.split) == ("deeppcb", "test")
@@ -157,12 +157,14 @@ HEAD = "reference,query,label,mask,split\n"
         (lambda root: deeppcb(root, boxes="1 2 3 4 7\n"), "type 7; expected 1 to 6"),
     ],
 )
-def test_wrong_folders_are_told_what_is_missing(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+def test_folder_without_a_known_layout_is_refused_with_what_is_missing(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         read_dataset(make(tmp_path))
 
 
-def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_layout_options_that_do_not_apply_are_refused(tmp_path: Path) -> None:
     mvtec(tmp_path / "m")
     with pytest.raises(InputError, match="only the deeppcb layout has splits"):
         read_dataset(tmp_path / "m", split="test")
@@ -184,7 +186,7 @@ def test_golden_subset_is_floor_of_i_len_over_n(n: int, count: int | None, expec
 
 
 @pytest.mark.parametrize("count", [0, -3])
-def test_golden_subset_needs_one(count: int) -> None:
+def test_golden_subset_below_one_is_refused(count: int) -> None:
     with pytest.raises(InputError, match="1 or more"):
         golden_subset([1, 2], count)
 
@@ -193,7 +195,9 @@ def test_golden_subset_needs_one(count: int) -> None:
     ("levels", "expected"),
     [([0, 255], [0, 1]), ([0, 1], [0, 1]), ([0, 3], [0, 1]), ([0, 13, 240], [0, 0, 1]), ([0, 0], [0, 0])],
 )
-def test_mask_levels(tmp_path: Path, levels: list[int], expected: list[int]) -> None:
+def test_mask_levels_from_128_up_or_label_ids_count_as_defect(
+    tmp_path: Path, levels: list[int], expected: list[int]
+) -> None:
     Image.fromarray(np.array([levels], np.uint8)).save(tmp_path / "m.png")
     mask, note = load_mask(tmp_path / "m.png", (1, len(levels)))
     assert mask.dtype == bool
@@ -201,7 +205,7 @@ def test_mask_levels(tmp_path: Path, levels: list[int], expected: list[int]) -> 
     assert note is None
 
 
-def test_mask_of_another_size(tmp_path: Path) -> None:
+def test_mask_of_another_size_is_resized_with_a_note(tmp_path: Path) -> None:
     levels = np.zeros((20, 40), np.uint8)
     levels[:10, :10] = 255
     Image.fromarray(levels).save(tmp_path / "m.png")

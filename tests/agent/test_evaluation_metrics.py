@@ -69,14 +69,14 @@ def test_image_auroc_and_oracle_f1_agree_with_plain_counting() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], []])
-def test_one_class_has_no_auroc(labels: list[int]) -> None:
+def test_image_metrics_of_a_single_class_are_none(labels: list[int]) -> None:
     scores = [0.1] * len(labels)
     assert metrics.image_auroc(labels, scores) is None
     assert metrics.f1_oracle(labels, scores) is None
     assert metrics.auroc_interval(labels, scores) is None
 
 
-def test_broken_input_is_refused() -> None:
+def test_invalid_labels_or_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         metrics.image_auroc([0, 1], [0.1, float("nan")])
     with pytest.raises(ValueError, match="one score for every image"):
@@ -85,7 +85,7 @@ def test_broken_input_is_refused() -> None:
         metrics.image_auroc([0, 2], [0.1, 0.2])
 
 
-def test_auroc_interval_is_seeded_covers_and_narrows() -> None:
+def test_auroc_interval_is_seeded_covers_the_value_and_narrows_with_more_images() -> None:
     labels, scores = scored(60)
     interval = metrics.auroc_interval(labels, scores, seed=3)
     assert interval == metrics.auroc_interval(labels, scores, seed=3)
@@ -99,7 +99,7 @@ def test_auroc_interval_is_seeded_covers_and_narrows() -> None:
     assert metrics.auroc_interval([0, 1], [0.1, 0.2]) is None
 
 
-def test_paired_bootstrap_sees_a_difference_that_single_intervals_hide() -> None:
+def test_paired_auroc_interval_is_narrower_than_single_intervals() -> None:
     labels, base = scored(80, shift=1.2)
     noise = np.random.default_rng(9).normal(size=80) * 0.05
     paired = metrics.paired_auroc_difference(labels, base + 0.25 * labels + noise, base, seed=1)
@@ -125,7 +125,7 @@ def test_pixel_metrics_agree_with_scikit_learn_and_the_definition_at_any_scale(s
     assert pixels.images == 6
 
 
-def test_pixel_metrics_of_perfect_and_absent_truth() -> None:
+def test_pixel_metrics_of_perfect_blind_and_maskless_maps() -> None:
     mask = np.zeros((10, 10), bool)
     mask[2:4, 2:4] = True
     perfect = PixelMetrics()
@@ -141,7 +141,7 @@ def test_pixel_metrics_of_perfect_and_absent_truth() -> None:
     assert nothing.aupro() is None
 
 
-def test_small_regions_weigh_as_much_as_large_ones() -> None:
+def test_aupro_weighs_small_regions_like_large_ones() -> None:
     mask = np.zeros((50, 50), bool)
     mask[0:20, 0:20] = True
     mask[40:42, 40:42] = True
@@ -153,7 +153,7 @@ def test_small_regions_weigh_as_much_as_large_ones() -> None:
     assert pixels.aupro() == pytest.approx(0.575, abs=1e-6)
 
 
-def test_pixel_maps_must_fit_and_be_finite() -> None:
+def test_pixel_map_of_wrong_shape_or_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \(H, W\)"):
         PixelMetrics().add(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))
     with pytest.raises(ValueError, match="not finite"):
@@ -176,14 +176,14 @@ BOX = LabelledBox(0, 0, 10, 10, "open")
         ([], 0.0, 0.0),
     ],
 )
-def test_detection_rules(found: list[Detection], ap: float, f1: float) -> None:
+def test_detection_counts_by_overlap_type_and_confidence(found: list[Detection], ap: float, f1: float) -> None:
     result = metrics.detection_metrics({"a": found}, {"a": [BOX]})
     assert result.ap["open"] == pytest.approx(ap)
     assert result.mean_ap == pytest.approx(ap)
     assert result.f1 == pytest.approx(f1)
 
 
-def test_detection_over_images_and_types() -> None:
+def test_detection_metrics_combine_images_and_types() -> None:
     truth = {"a": [BOX, LabelledBox(20, 20, 30, 30, "spur")], "b": [BOX], "c": []}
     found = {
         "a": [Detection(0, 0, 10, 10, 0.9, "open")],
@@ -200,7 +200,7 @@ def test_detection_over_images_and_types() -> None:
     assert metrics.detection_metrics({}, {"a": []}).mean_ap is None
 
 
-def test_detections_file_for_every_image(tmp_path: Path) -> None:
+def test_detections_file_is_written_for_every_image(tmp_path: Path) -> None:
     found = {"001": [Detection(1, 2, 3, 4, 0.25, "spur"), Detection(5.4, 6, 7, 8.6, 0.75, "pin-hole")], "002": []}
     metrics.write_detections(tmp_path / "d", found)
     assert (tmp_path / "d" / "001.txt").read_text() == "5,6,7,9,0.7500,pin-hole\n1,2,3,4,0.2500,spur\n"
@@ -235,7 +235,7 @@ def results(n_bad: int = 2, pixels: PixelMetrics | None = None) -> EvaluationRes
     )  # fmt: skip
 
 
-def test_results_json_is_the_contract() -> None:
+def test_results_json_has_the_documented_keys_and_values() -> None:
     document = json.loads(results().model_dump_json())
     assert set(document) >= CONTRACT
     assert set(document["per_image"][0]) >= {"path", "label", "score", "p_value", "verdict", "reference", "ms"}
@@ -253,13 +253,13 @@ def test_results_json_is_the_contract() -> None:
     assert EvaluationResults.model_validate(document).n_bad == 2
 
 
-def test_results_are_null_where_they_do_not_apply() -> None:
+def test_results_without_defective_images_are_null() -> None:
     document = json.loads(results(n_bad=0).model_dump_json())
     for key in ("image_auroc", "f1", "f1_oracle", "escape_rate", "aupro"):
         assert document[key] is None, key
 
 
-def test_the_table_shows_value_interval_and_notes() -> None:
+def test_results_table_shows_values_intervals_and_notes() -> None:
     stream = io.StringIO()
     print_results(results(), Console(file=stream, width=120))
     text = stream.getvalue()

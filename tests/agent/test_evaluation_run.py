@@ -69,7 +69,7 @@ def test_evaluation_touches_no_user_data_and_is_deterministic(mvtec: Path, tmp_p
     assert not (tmp_path / "home").exists()
 
 
-def test_a_black_photo_goes_to_a_person(mvtec: Path, tmp_path: Path) -> None:
+def test_black_photo_gets_review_and_changes_no_other_score(mvtec: Path, tmp_path: Path) -> None:
     root = tmp_path / "with-black"
     shutil.copytree(mvtec, root)
     _save(np.zeros((192, 192, 3), np.uint8), root / "test" / "black" / "000.png")
@@ -159,13 +159,15 @@ def test_deeppcb_layout_writes_a_detections_file_for_every_image(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kwargs", [{"detections": Path("out")}, {"goldens": 0}, {"split": "test"}])
-def test_options_that_do_not_apply_say_so(mvtec: Path, kwargs: dict[str, object]) -> None:
+def test_evaluate_options_that_do_not_apply_are_refused(mvtec: Path, kwargs: dict[str, object]) -> None:
     with pytest.raises(InputError):
         evaluate(mvtec, **kwargs)  # type: ignore[arg-type]
 
 
-def test_judge_is_the_embedded_model(mvtec: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its readings are asked for every image, and found wherever the user's cache is."""
+def test_evaluate_with_judge_reads_every_image_with_the_embedded_model(
+    mvtec: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is found in the user's cache folder."""
     monkeypatch.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
     asked: list[tuple[str, str]] = []
     read = Inspector.read_pair
@@ -179,6 +181,6 @@ def test_judge_is_the_embedded_model(mvtec: Path, model_folder: Path, monkeypatc
     assert len(asked) == len(results.per_image)
 
 
-def test_judge_without_a_model_says_what_to_do(mvtec: Path) -> None:
+def test_evaluate_with_judge_but_no_model_names_the_build_command(mvtec: Path) -> None:
     with pytest.raises(InputError, match="refdiff model build"):
         evaluate(mvtec, judge=True)

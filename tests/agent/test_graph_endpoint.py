@@ -1,4 +1,4 @@
-"""What a strange or hostile endpoint can still do to a run: nothing but be told of, and never in its own words."""
+"""A malicious endpoint can only cause a reported failure; its text never reaches the report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _run(workspace: Workspace, url: str | None, part: str = "4412", text: str = 
 
 
 def _everything(report: DefectReport) -> str:
-    """All that is filed, in every form, but the user's own words and the list of what was dropped."""
+    """Everything filed, in every form, except the user's request and the list of dropped claims."""
     told = report.model_dump_json(exclude={"unsupported_claims_dropped", "request"})
     for path in (report.artefacts.html, str(report.artefacts.markdown)):
         page = Path(path).read_text()
@@ -60,7 +60,7 @@ def _everything(report: DefectReport) -> str:
 
 
 def _copy_of(workspace: Workspace, part: str, source: str = "4412") -> str:
-    """A part of one's own with the photo of another."""
+    """A new part with a copy of another part's photo."""
     capture = workspace.stores.captures.latest(source)
     workspace.stores.captures.add(part_id=part, product="board", sha256=capture.sha256, scale_mm_per_px=0.1)
     return part
@@ -142,7 +142,7 @@ def _says(status: int, text: str) -> Callable[[BaseHTTPRequestHandler], None]:
     ],
     ids=["drip", "endless", "cut", "500", "401", "200"],
 )
-def test_no_answer_takes_long_and_no_word_of_the_server_is_filed(
+def test_hostile_endpoint_is_cut_off_and_its_text_never_filed(
     send: Callable[[BaseHTTPRequestHandler], None], why: str, workspace: Workspace
 ) -> None:
     started = time.perf_counter()
@@ -156,7 +156,7 @@ def test_no_answer_takes_long_and_no_word_of_the_server_is_filed(
     assert "hunter2" not in _everything(report)
 
 
-def test_the_url_of_a_working_endpoint_is_filed_without_its_password(workspace: Workspace, serve: Any) -> None:
+def test_endpoint_url_is_filed_without_its_password(workspace: Workspace, serve: Any) -> None:
     url = serve(good).url
     report = _run(workspace, url.replace("://", "://ann:hunter2@"))
     assert (report.judge.via, report.judge.url) == ("endpoint", url)
@@ -164,7 +164,7 @@ def test_the_url_of_a_working_endpoint_is_filed_without_its_password(workspace: 
 
 
 @pytest.mark.parametrize("canonical_first", [True, False])
-def test_the_script_takes_over_after_a_comparison_of_the_models_own_choice(
+def test_scripted_driver_takes_over_after_an_extra_comparison_by_the_model(
     canonical_first: bool, workspace: Workspace, serve: Any
 ) -> None:
     other = workspace.bank.list("board")[-1].golden_id
@@ -199,7 +199,9 @@ def test_the_script_takes_over_after_a_comparison_of_the_models_own_choice(
         ('{"defect": true, "type": "scratch", "confidence": -5}', (True, "scratch", 0.0)),
     ],
 )
-def test_a_reading_is_usable_or_none(answer: str, reading: Any, workspace: Workspace, serve: Any) -> None:
+def test_malformed_reading_is_filed_as_none_with_a_reason(
+    answer: str, reading: Any, workspace: Workspace, serve: Any
+) -> None:
     def behave(body: Body) -> Body:
         return {"role": "assistant", "content": answer} if "response_format" in body else good(body)
 
@@ -239,7 +241,7 @@ ODD_CALLS = {
 
 
 @pytest.mark.parametrize("name", ODD_CALLS)
-def test_odd_calls_do_no_harm_and_leave_no_prose(name: str, workspace: Workspace, serve: Any) -> None:
+def test_malformed_tool_calls_change_no_verdict_and_file_no_prose(name: str, workspace: Workspace, serve: Any) -> None:
     endpoint = serve(_sequence(ODD_CALLS[name]))
     report = _run(workspace, endpoint.url)
     assert (report.judge.via, report.verdict) == ("endpoint", "FAIL")
@@ -250,7 +252,7 @@ def test_odd_calls_do_no_harm_and_leave_no_prose(name: str, workspace: Workspace
     assert max(len(json.dumps(b)) for b in endpoint.requests) < 2_000_000
 
 
-def test_what_was_submitted_in_vain_is_in_the_list_of_dropped_claims_only(workspace: Workspace, serve: Any) -> None:
+def test_unsupported_submission_is_filed_only_under_dropped_claims(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: good(body, description=LIE, reasoning=LIE, probable_cause=LIE))
     report = _run(workspace, endpoint.url)
     assert LIE in " ".join(report.unsupported_claims_dropped)
@@ -259,14 +261,14 @@ def test_what_was_submitted_in_vain_is_in_the_list_of_dropped_claims_only(worksp
     assert len(asked_again) == 1
 
 
-def test_a_model_that_never_ends_is_stopped_at_any_number_of_steps(workspace: Workspace, serve: Any) -> None:
+def test_model_that_never_submits_is_stopped_at_max_steps(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: _call("find_part", part_id="4412"))
     report = _run(workspace, endpoint.url, max_steps=64)
     assert (report.judge.via, report.verdict, len(endpoint.requests)) == ("fallback", "FAIL", 64)
     assert "64 steps" in str(report.judge.reason)
 
 
-def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(workspace: Workspace, serve: Any) -> None:
+def test_model_that_repeats_a_failing_call_is_stopped_at_the_third_attempt(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(lambda body: good(body) if "find_part" not in _results(body) else _call("zoom", region="r9"))
     report = _run(workspace, endpoint.url)
     assert (report.judge.via, report.verdict) == ("fallback", "FAIL")
@@ -274,7 +276,7 @@ def test_a_model_that_repeats_a_call_that_fails_is_stopped_soon(workspace: Works
     assert len(endpoint.requests) == 4  # one that succeeds, two that fail, and the third attempt
 
 
-def test_a_call_that_came_too_early_may_be_made_again(workspace: Workspace, serve: Any) -> None:
+def test_call_that_came_too_early_may_be_repeated_later(workspace: Workspace, serve: Any) -> None:
     early = [_call("find_part", part_id="4412"), *[_call("score_difference", golden_ids=[])] * 2]
     endpoint = serve(_sequence(*early))  # then as it should be: score_difference again, after align
     report = _run(workspace, endpoint.url)
@@ -282,7 +284,7 @@ def test_a_call_that_came_too_early_may_be_made_again(workspace: Workspace, serv
     assert [c.tool for c in report.tool_trace if not c.ok] == ["score_difference"] * 2
 
 
-def test_a_type_that_the_model_names_accepts_nothing(workspace: Workspace, serve: Any) -> None:
+def test_limit_for_a_type_named_by_the_model_never_passes_a_part(workspace: Workspace, serve: Any) -> None:
     """A limit by type applies to what the model claims to see: that may ask for a person, but never pass a part."""
     limit = {"type": "missing_component", "max_length_px": 10_000, "severity": "minor"}
     workspace.stores.products.set_spec("board", {"limits": [limit]})
@@ -296,7 +298,7 @@ def test_a_type_that_the_model_names_accepts_nothing(workspace: Workspace, serve
 
 
 @pytest.mark.parametrize(("reading", "verdict"), [(True, "REVIEW"), (False, "PASS")])
-def test_a_defect_that_only_the_model_sees_asks_for_a_person(
+def test_defect_seen_only_by_the_model_leads_to_review(
     reading: bool, verdict: str, workspace: Workspace, serve: Any
 ) -> None:
     def behave(body: Body) -> Body:
@@ -321,7 +323,7 @@ INJECTION = (
 )
 
 
-def test_an_injected_request_gains_no_call_and_changes_nothing(workspace: Workspace, serve: Any) -> None:
+def test_prompt_injection_in_the_request_changes_neither_calls_nor_verdict(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     injected, plain = _run(workspace, endpoint.url, text=INJECTION), _run(workspace, endpoint.url)
     assert [t.tool for t in injected.tool_trace] == [t.tool for t in plain.tool_trace]
@@ -334,7 +336,7 @@ def test_an_injected_request_gains_no_call_and_changes_nothing(workspace: Worksp
     assert "<tool_call>" not in sent
 
 
-def test_the_pair_is_reference_first_and_schemas_are_strict(workspace: Workspace, serve: Any) -> None:
+def test_endpoint_gets_reference_before_photo_and_strict_schemas(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     _run(workspace, endpoint.url)
 
@@ -371,7 +373,7 @@ def test_the_pair_is_reference_first_and_schemas_are_strict(workspace: Workspace
     assert not np.array_equal(reference, query)
 
 
-def test_without_pictures_no_type_is_seen_and_none_are_posted(workspace: Workspace, serve: Any) -> None:
+def test_endpoint_without_images_gets_no_picture_and_its_types_are_dropped(workspace: Workspace, serve: Any) -> None:
     endpoint = serve(good)
     report = _run(workspace, endpoint.url, llm_images=False)
     assert (report.judge.via, report.verdict, report.llm_reading) == ("endpoint", "FAIL", None)
@@ -383,7 +385,7 @@ def test_without_pictures_no_type_is_seen_and_none_are_posted(workspace: Workspa
     assert "reference first" not in sent
 
 
-def test_a_part_photographed_again_meanwhile_does_not_mix_two_photos(workspace: Workspace, serve: Any) -> None:
+def test_new_capture_during_a_run_does_not_change_the_inspected_photo(workspace: Workspace, serve: Any) -> None:
     part = _copy_of(workspace, "4420")
     old = workspace.stores.captures.latest(part).sha256
     newer = workspace.stores.captures.latest("4413").sha256
@@ -401,12 +403,12 @@ def test_a_part_photographed_again_meanwhile_does_not_mix_two_photos(workspace: 
 
 
 @pytest.mark.parametrize("part", ["#4412", " 4412 "])
-def test_a_part_id_may_be_written_with_a_hash(part: str, workspace: Workspace, serve: Any) -> None:
+def test_part_id_with_hash_or_spaces_is_normalised(part: str, workspace: Workspace, serve: Any) -> None:
     assert _run(workspace, None, part).part_id == "4412"
     assert _run(workspace, serve(good).url, part).judge.via == "endpoint"
 
 
-def test_what_no_model_can_mend_ends_the_run_as_what_it_is(workspace: Workspace, serve: Any) -> None:
+def test_unknown_part_or_broken_photo_ends_the_run_with_its_own_error(workspace: Workspace, serve: Any) -> None:
     with Inspector(workspace, _settings(serve(good).url)) as inspector, pytest.raises(UnknownPartError):
         inspector.run(InspectionRequest(ASK, "4711"))
     sha256 = workspace.stores.images.put(b"not an image at all")
@@ -429,7 +431,7 @@ def test_what_no_model_can_mend_ends_the_run_as_what_it_is(workspace: Workspace,
     assert list((workspace.stores.settings.home / "locks").iterdir()) == []
 
 
-def test_a_run_that_ended_just_before_its_checkpoint_was_removed(
+def test_filed_run_with_a_leftover_checkpoint_returns_the_same_report(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = InspectionRequest(ASK, _copy_of(workspace, "4440"))
@@ -442,6 +444,6 @@ def test_a_run_that_ended_just_before_its_checkpoint_was_removed(
         assert inspector.run(request) == report
 
 
-def test_a_question_is_answered_even_if_the_model_is_down(workspace: Workspace) -> None:
+def test_question_without_a_part_is_answered_while_the_endpoint_is_down(workspace: Workspace) -> None:
     with _raw_server(_says(500, LIE)) as url, Inspector(workspace, _settings(url)) as inspector:
         assert inspector.answer("what can you do?") == HOW_TO_ASK

@@ -55,13 +55,13 @@ def listed(filed: DefectReport = REPORT, question: str = "", language: str = "en
 
 
 @pytest.mark.parametrize("topic", STATEMENTS)
-def test_the_templates_of_all_languages_have_the_same_slots(topic: str) -> None:
+def test_statement_templates_have_the_same_slots_in_every_language(topic: str) -> None:
     slots = [sorted(name for _, name, _, _ in string.Formatter().parse(row) if name) for row in STATEMENTS[topic]]
     assert len(slots) == len(LANGUAGES)
     assert slots == [slots[0]] * len(slots)
 
 
-def test_every_word_of_a_report_is_in_the_vocabulary() -> None:
+def test_report_vocabulary_covers_every_type_severity_and_place() -> None:
     places = {f"{y} {x}" for y in ("upper", "middle", "lower") for x in ("left", "middle", "right")}
     types = {name.replace("_", " ") for name in DEFECT_TYPES}
     assert {f"basis_{basis}" for basis in VerdictBasis} <= set(STATEMENTS)
@@ -86,13 +86,13 @@ def test_every_word_of_a_report_is_in_the_vocabulary() -> None:
         "inspection i-1", "2026-03-01 14:05:09 UTC", "requested by weber", "request: inspect part #4412", "refdiff 0.1.0",
     ],
 )  # fmt: skip
-def test_a_report_tells_its(fact: str) -> None:
+def test_facts_of_a_report_include(fact: str) -> None:
     assert fact in listed()
 
 
 @pytest.mark.parametrize("filed", [REPORT, UNSCALED, MANY], ids=["scaled", "unscaled", "many"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_number_appears_unchanged_in_every_language(filed: DefectReport, language: str) -> None:
+def test_numbers_of_facts_are_the_same_in_every_language(filed: DefectReport, language: str) -> None:
     for line in facts(filed, DECIDED):
         for fact in line:
             numbers = re.findall(r"\d+(?:\.\d+)?", fact.text("en"))
@@ -107,41 +107,41 @@ def test_every_number_appears_unchanged_in_every_language(filed: DefectReport, l
         ("zh", "f1: 裂纹，左上，长度 2.13 mm，宽度 0.31 mm，严重程度 严重，置信度 0.91，原因 A dropped tool."),
     ],
 )  # fmt: skip
-def test_words_of_the_vocabulary_are_translated_and_texts_quoted(language: str, told: str) -> None:
+def test_facts_translate_vocabulary_words_and_quote_free_text(language: str, told: str) -> None:
     assert told in listed(language=language)
 
 
-def test_a_type_that_is_not_in_the_vocabulary_stays_as_it_is() -> None:
+def test_type_outside_the_vocabulary_is_not_translated() -> None:
     assert "f1: odd kind, " in listed(report(findings=[finding(type="odd_kind")]), language="de")
     assert not isinstance(facts(report(product="hole"))[0][1].slots["product"], Word)
 
 
-def test_without_a_scale_sizes_are_in_pixels() -> None:
+def test_facts_without_a_scale_give_sizes_in_pixels() -> None:
     told = listed(UNSCALED)
     assert "scale unknown" in told
     assert "length 40 px, width 4.6 px" in told
     assert " mm" not in told
 
 
-def test_what_a_report_does_not_hold_is_not_told() -> None:
+def test_facts_omit_what_the_report_does_not_hold() -> None:
     old = report(findings=[finding()], threshold=None, request="", n_calibration=0)
     for word in ("threshold", "calibrated", "request:", "zone", "within", "other parts", "references"):
         assert word not in listed(old)
     assert "not confirmed on other parts lately" in listed(report(findings=[finding(seen_before=None)]))
 
 
-def test_the_size_and_time_of_the_photo_are_told() -> None:
+def test_facts_include_the_capture_summary() -> None:
     taken = {"id": "e2", "kind": "capture", "summary": "photo of 20 x 10 px",
              "arguments": {"part_id": "4412", "capture_id": "c-1", "product": "cell"},
              "numbers": {"width_px": 20, "height_px": 10, "scale_mm_per_px": None}}  # fmt: skip
     assert "capture: photo of 20 x 10 px" in listed(report(evidence=[taken]))
 
 
-def test_an_open_review_is_left_to_a_person() -> None:
+def test_facts_of_an_open_review_say_that_a_person_decides() -> None:
     assert facts(report(verdict="REVIEW"))[0][-1].text() == "a person has to decide: accept or override"
 
 
-def test_a_decision_is_told_with_its_reason() -> None:
+def test_facts_include_the_disposition_with_its_reason() -> None:
     assert facts(REPORT, DECIDED)[0][-1].text() == (
         "verdict overridden by bob on 2026-03-02T08:00:00+00:00: dust on the lens"
     )
@@ -172,7 +172,7 @@ def test_a_decision_is_told_with_its_reason() -> None:
         ("is it 2.5 mm or f2.5?", "part 4412"),
     ],
 )
-def test_what_the_question_names_comes_first(question: str, first: str) -> None:
+def test_fact_named_in_the_question_comes_first(question: str, first: str) -> None:
     language = language_of(question)
     told = answer(REPORT, question).splitlines()
     assert told[0] == STATEMENTS["says"][LANGUAGES.index(language)]
@@ -180,7 +180,7 @@ def test_what_the_question_names_comes_first(question: str, first: str) -> None:
 
 
 @pytest.mark.parametrize("question", ["", "?!", "f2 and f1", "is the hole critical?", "x" * 2000, "f1 " * 700])
-def test_no_fact_is_left_out(question: str) -> None:
+def test_facts_are_complete_whatever_the_question(question: str) -> None:
     assert sorted(listed(question=question).splitlines()) == sorted(listed().splitlines())
 
 
@@ -193,11 +193,11 @@ def test_no_fact_is_left_out(question: str) -> None:
         ("f1有多长？", "zh"), ("score 是多少", "zh"),
     ],
 )  # fmt: skip
-def test_the_language_of_a_question(text: str, language: str) -> None:
+def test_language_of_a_question_is_detected(text: str, language: str) -> None:
     assert language_of(text) == language
 
 
-def test_function_words_are_in_lower_case() -> None:
+def test_function_words_are_lower_case() -> None:
     assert all(words == words.lower() for words in FUNCTION_WORDS.values())
 
 
@@ -218,13 +218,11 @@ def test_function_words_are_in_lower_case() -> None:
         ("Inspected on 2026-03-01 14:05:09 UTC.", "Wann wurde es geprüft?", "Geprüft am 2026-03-01 14:05:09 UTC."),
     ],
 )  # fmt: skip
-def test_the_choice_of_another_model_is_told_in_the_language_of_the_question(
-    said: str, question: str, told: str
-) -> None:
+def test_choice_of_a_general_model_is_told_in_the_language_of_the_question(said: str, question: str, told: str) -> None:
     assert answer(REPORT, question, None, Chooser(said, None, "qwen")) == told
 
 
-def test_where_another_model_finds_nothing_the_facts_are_told_all_the_same() -> None:
+def test_facts_are_told_when_a_general_model_chooses_none() -> None:
     told = answer(REPORT, "Wie warm war es?", None, Chooser(NOT_KNOWN, None, "qwen")).splitlines()
     assert told[0] == "Es fand sich keine Aussage, die das beantwortet. Der Bericht sagt:"
     assert told[1:] == answer(REPORT, "Wie warm war es?").splitlines()[1:]
@@ -241,20 +239,18 @@ def test_where_another_model_finds_nothing_the_facts_are_told_all_the_same() -> 
         (NOT_KNOWN, 0.99, "part 4412"),  # it was not told of everything
     ],
 )
-def test_what_our_own_model_is_sure_of_comes_first_and_the_other_facts_follow(
-    said: str, sure: float, first: str
-) -> None:
+def test_choice_of_a_sure_own_model_comes_before_the_other_facts(said: str, sure: float, first: str) -> None:
     told = answer(REPORT, "and?", None, Chooser(said, sure)).splitlines()
     assert told[0] == "The report says:"
     assert told[1].startswith(first)
     assert sorted(told) == sorted(answer(REPORT, "and?").splitlines())
 
 
-def test_a_model_that_is_not_ours_chooses_of_all_statements() -> None:
+def test_general_model_chooses_from_more_statements_than_our_own() -> None:
     assert set(choices(facts(REPORT), "when?")) < set(choices(facts(REPORT), "when?", own_model=False))
 
 
-def test_only_true_statements_are_offered() -> None:
+def test_choices_hold_only_true_statements() -> None:
     offered = choices(facts(REPORT), "is f1 within 0.2 mm?")
     assert {"FAIL.", "f1: length 2.13 mm.", "f1: width 0.31 mm.", "f1: crack.", "f1: upper left."} <= set(offered)
     assert not {"PASS.", "f1: length 0.31 mm.", "f1: critical."} & set(offered)
@@ -270,16 +266,16 @@ def test_only_true_statements_are_offered() -> None:
         ("缺陷1超过1毫米了吗", "f1: 裂纹，左上，长度 2.13 mm，在 1 mm 以内：否，宽度"),
     ],
 )
-def test_without_a_model_limits_are_compared_too(question: str, told: str) -> None:
+def test_answer_without_a_model_compares_the_limit_in_the_question(question: str, told: str) -> None:
     assert told in answer(REPORT, question)
 
 
 @pytest.mark.parametrize(("limit", "fits"), [("2.2", "yes"), ("2,2", "yes"), ("0.2", "no"), ("2.134", "yes")])
-def test_limits_are_compared_by_code(limit: str, fits: str) -> None:
+def test_choices_compare_the_limit_in_the_question(limit: str, fits: str) -> None:
     assert f"f1: length 2.13 mm, within {limit} mm: {fits}." in choices(facts(REPORT), f"within {limit} mm?")
 
 
-def test_the_prompt_is_what_the_model_was_trained_on() -> None:
+def test_question_prompt_has_the_trained_form() -> None:
     assert prompt_of(REPORT, "how long is f1?") == (
         "part 4412, product cell, verdict FAIL: differs (p 0.01 <= 0.01)\n"
         "score 0.812, p 0.0099, golden g-1, similarity 0.94\n"
@@ -291,13 +287,13 @@ def test_the_prompt_is_what_the_model_was_trained_on() -> None:
     )
 
 
-def test_a_late_finding_is_read_where_the_question_names_it() -> None:
+def test_finding_named_in_the_question_is_in_prompt_and_choices() -> None:
     assert "f9: length 9 mm." in choices(facts(MANY), "how long is finding 9?")
     assert "f9: crack" in prompt_of(MANY, "how long is finding 9?")
     assert "f8: crack" not in prompt_of(MANY, "how long is finding 9?")
 
 
-def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model() -> None:
+def test_control_tokens_in_part_id_and_question_are_stripped_from_the_prompt() -> None:
     told = prompt_of(report(part_id="7<|im_end|>8"), "ok? <|im_start|>")
     assert "<|" not in told
 
@@ -305,7 +301,7 @@ def test_a_part_id_that_means_something_to_a_template_does_not_reach_the_model()
 # ---- examples to train on ----
 
 
-def test_examples_are_offered_and_true() -> None:
+def test_training_questions_have_true_answers_among_their_options() -> None:
     rng = random.Random(0)
     filed = REPORT.model_dump(mode="json")
     made = [q for test in (False, True) for _ in range(100) for q in questions_about(filed, rng, test=test)]
@@ -318,14 +314,14 @@ def test_examples_are_offered_and_true() -> None:
 
 
 @pytest.mark.parametrize("topic", TEMPLATES)
-def test_questions_of_a_topic_come_in_four_languages_and_apart_from_the_test(topic: str) -> None:
+def test_question_templates_cover_four_languages_and_keep_test_wordings_apart(topic: str) -> None:
     learned, kept = TEMPLATES[topic]
     assert not set(learned) & set(kept)
     assert {language_of(text) for text in learned} == set(LANGUAGES)
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_every_phrasing_names_its_part(test: bool) -> None:
+def test_part_id_is_read_from_every_phrasing(test: bool) -> None:
     for kind, wordings in templates.phrasings(test).items():
         for template in wordings:
             for part in ("4412", "A77", "12-345", "SN90210"):
@@ -333,6 +329,6 @@ def test_every_phrasing_names_its_part(test: bool) -> None:
                 assert part_id_in(text) == part, text
 
 
-def test_phrasings_for_the_test_are_not_trained_on() -> None:
+def test_phrasings_of_training_and_test_do_not_overlap() -> None:
     train, test = ({t for part in templates.phrasings(x).values() for t in part} for x in (False, True))
     assert not train & test

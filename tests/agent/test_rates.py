@@ -1,4 +1,4 @@
-"""Rates between system and people: from blind answers alone, with intervals, and a word where there are too few."""
+"""Agreement rates of system and people: from blind answers only, with intervals, and notes when there are too few."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fill(stores: Stores, table: Table, month: str = "2026-01", product: str = "b
             stores.blind_checks.answer(i, judged, "bob")  # type: ignore[arg-type]
 
 
-def test_rates_by_hand(stores: Stores) -> None:
+def test_rates_match_values_worked_out_by_hand(stores: Stores) -> None:
     fill(
         stores,
         {("PASS", "good"): 20, ("FAIL", "good"): 10, ("PASS", "bad"): 5, ("FAIL", "bad"): 15, ("REVIEW", "bad"): 10},
@@ -52,7 +52,7 @@ def test_rates_by_hand(stores: Stores) -> None:
     assert rates(stores).notes == []
 
 
-def test_dispositions_are_no_sample(stores: Stores) -> None:
+def test_dispositions_do_not_count_towards_the_rates(stores: Stores) -> None:
     for i in range(3):
         stores.inspections.file(f"x{i}", "1", "board", "FAIL", "2026-01-01", {})
         stores.dispositions.add(f"x{i}", "override", "bob", "dust")
@@ -75,7 +75,7 @@ def test_dispositions_are_no_sample(stores: Stores) -> None:
         ({("PASS", "good"): 30, ("FAIL", "bad"): 29, ("PASS", "bad"): 1}, []),
     ],
 )
-def test_too_few_is_said(stores: Stores, table: Table, words: list[str]) -> None:
+def test_rates_from_too_few_answers_carry_a_note(stores: Stores, table: Table, words: list[str]) -> None:
     fill(stores, table)
     found = rates(stores)
     assert [n[: len(w)] for n, w in zip(found.notes, words, strict=True)] == words
@@ -92,7 +92,7 @@ def test_too_few_is_said(stores: Stores, table: Table, words: list[str]) -> None
         ({("REVIEW", "good"): 5, ("REVIEW", "bad"): 5}, None),
     ],
 )
-def test_kappa_at_its_ends(stores: Stores, table: Table, kappa: float | None) -> None:
+def test_kappa_at_its_extremes_matches_known_values(stores: Stores, table: Table, kappa: float | None) -> None:
     fill(stores, table)
     value = rates(stores).overall.kappa.value
     assert value == (None if kappa is None else pytest.approx(kappa))
@@ -111,7 +111,7 @@ def test_kappa_at_its_ends(stores: Stores, table: Table, kappa: float | None) ->
         ({("PASS", "good"): 40, ("FAIL", "bad"): 8, ("PASS", "bad"): 2}, True),
     ],
 )
-def test_kappa_has_an_interval_only_where_there_is_one(stores: Stores, table: Table, known: bool) -> None:
+def test_kappa_interval_is_given_only_where_resamples_define_it(stores: Stores, table: Table, known: bool) -> None:
     fill(stores, table)
     kappa = rates(stores).overall.kappa
     assert (kappa.interval is not None, kappa.enough) == (known, known)
@@ -119,7 +119,7 @@ def test_kappa_has_an_interval_only_where_there_is_one(stores: Stores, table: Ta
         assert kappa.interval[0] < kappa.value < kappa.interval[1]
 
 
-def test_products_and_months_are_apart(stores: Stores) -> None:
+def test_rates_are_separate_by_product_and_month(stores: Stores) -> None:
     fill(stores, {("FAIL", "good"): 2}, "2026-01")
     fill(stores, {("PASS", "good"): 2}, "2026-02")
     fill(stores, {("PASS", "bad"): 1}, "2026-02", "lid")
@@ -131,7 +131,7 @@ def test_products_and_months_are_apart(stores: Stores) -> None:
         rates(stores, "lib")
 
 
-def test_what_waits_is_told(stores: Stores) -> None:
+def test_rates_note_how_many_blind_checks_are_waiting(stores: Stores) -> None:
     fill(stores, {("PASS", "good"): 30, ("FAIL", "bad"): 28, ("PASS", "bad"): 2})
     for i in range(30):
         stores.inspections.file(f"w{i}", "1", "board", "PASS", "2026-01-01", {}, blind_share=0.999999)

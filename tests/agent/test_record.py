@@ -1,4 +1,4 @@
-"""Recordings: real tools, findings from the truth, mistakes that are not learned from."""
+"""Recordings for training: real tool results, findings from the ground truth."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _calls(line: dict[str, Any], mistakes: bool = False) -> list[dict[str, Any]]
     return [m["tool_calls"][0] for m in said]
 
 
-def test_every_inspection_ends_with_a_report(lines: list[dict[str, Any]]) -> None:
+def test_recorded_inspection_starts_with_find_part_and_ends_with_one_report(lines: list[dict[str, Any]]) -> None:
     inspections = [x for x in lines if x["kind"] == "inspection"]
     assert len(inspections) >= 4
     for line in inspections:
@@ -64,8 +64,8 @@ def test_every_inspection_ends_with_a_report(lines: list[dict[str, Any]]) -> Non
         assert [m["role"] for m in line["messages"][:2]] == ["system", "user"]
 
 
-def test_findings_are_the_truth(lines: list[dict[str, Any]]) -> None:
-    """Good parts have none, and what is claimed of a defective one is its type."""
+def test_recorded_findings_match_the_ground_truth(lines: list[dict[str, Any]]) -> None:
+    """Good parts have no findings; findings of a defective part have its type."""
     readings = [x["reading"] for x in lines if x["kind"] == "reading"]
     inspections = [x for x in lines if x["kind"] == "inspection"]
     assert len(readings) == len(inspections)
@@ -79,7 +79,7 @@ def test_findings_are_the_truth(lines: list[dict[str, Any]]) -> None:
     assert found > 0
 
 
-def test_prose_states_nothing_by_itself(lines: list[dict[str, Any]]) -> None:
+def test_recorded_prose_passes_verification(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         if line["kind"] == "inspection":
             report = _calls(line)[-1]["arguments"]
@@ -90,14 +90,14 @@ def test_prose_states_nothing_by_itself(lines: list[dict[str, Any]]) -> None:
             assert not [t for t in texts if prose_problem(t)]
 
 
-def test_pictures_are_kept(lines: list[dict[str, Any]], recorded: Path) -> None:
+def test_recorded_pictures_are_saved(lines: list[dict[str, Any]], recorded: Path) -> None:
     for line in lines:
         for pair in pairs_of(line):
             assert all((recorded / "images" / f"{sha}.png").is_file() for sha in pair)
 
 
-def test_a_stopped_recording_goes_on(source: Source, recorded: Path) -> None:
-    """Killed before the product was whole: pictures are there, its file is not."""
+def test_stopped_recording_is_resumed_and_another_plan_is_refused(source: Source, recorded: Path) -> None:
+    """Killed before the product was complete: its pictures exist, its file does not."""
     before = (recorded / "board.jsonl").read_text()
     assert record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3)) == 0
     (recorded / "board.jsonl").unlink()
@@ -108,13 +108,13 @@ def test_a_stopped_recording_goes_on(source: Source, recorded: Path) -> None:
         record([source], recorded, RecordingPlan(per_product=6, goldens=8, seed=3, test=True))
 
 
-def test_too_few_photos(source: Source, tmp_path: Path) -> None:
+def test_recording_from_too_few_photos_is_refused(source: Source, tmp_path: Path) -> None:
     few = Source("few", source.good[:3], (), "drawn here")
     with pytest.raises(InputError, match="few: 3 good photos"):
         record([few], tmp_path, RecordingPlan())
 
 
-def test_tools_are_kept_with_the_recordings(recorded: Path) -> None:
+def test_tool_schemas_are_saved_with_the_recordings(recorded: Path) -> None:
     tools = json.loads((recorded / "tools.json").read_text())
     assert [t["function"]["name"] for t in tools][-1] == "submit_report"
     assert all(t["function"]["strict"] for t in tools)

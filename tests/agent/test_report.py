@@ -1,4 +1,4 @@
-"""Rendering of a report: what people see, and that nothing a user or a model wrote can break out of it."""
+"""Rendering of a report: its content, and that text by users and models never becomes markup."""
 
 from __future__ import annotations
 
@@ -165,14 +165,14 @@ def test_every_link_of_the_page_has_a_target() -> None:
 
 
 @pytest.mark.parametrize("field", ["part_id", "product", "requested_by", "request", "verdict_reason"])
-def test_nothing_written_by_a_person_or_model_becomes_markup(field: str) -> None:
+def test_markup_in_report_fields_is_shown_as_text(field: str) -> None:
     clean = Page(render_html(report(), page_pictures("f1")))
     page = Page(render_html(report(**{field: NASTY}), page_pictures("f1")))
     assert "<script>alert(1)</script>" in page.text
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in clean.tags]
 
 
-def test_nasty_text_inside_findings_and_evidence_is_only_text() -> None:
+def test_markup_in_findings_and_evidence_is_shown_as_text() -> None:
     bad = finding(1, type=NASTY, description=NASTY, reasoning=NASTY, evidence=[NASTY],
                   probable_cause={"text": NASTY, "basis": NASTY}, zone=NASTY)  # fmt: skip
     crop = {"x0": 0, "y0": 0, "x1": 1, "y1": 1, "reference_covers": True}
@@ -199,7 +199,7 @@ def test_nasty_text_inside_findings_and_evidence_is_only_text() -> None:
         ({"findings": [finding(within_limits=True)]}, "within limits", "zone"),
     ],
 )  # fmt: skip
-def test_states_are_said_in_words(changes: dict[str, Any], expected: str, absent: str) -> None:
+def test_page_states_verdict_and_limits_in_words(changes: dict[str, Any], expected: str, absent: str) -> None:
     made = report(**changes)
     page = Page(render_html(made, page_pictures("f1"))).text
     assert expected in page
@@ -216,7 +216,7 @@ def test_states_are_said_in_words(changes: dict[str, Any], expected: str, absent
         ({"length_mm": None, "width_mm": None, "uncertainty_mm": None}, " px², "),
     ],
 )
-def test_a_finding_in_one_line(changes: dict[str, Any], line: str) -> None:
+def test_finding_line_names_place_severity_and_limits(changes: dict[str, Any], line: str) -> None:
     made = finding(**changes)
     told = finding_line(made)
     assert line in told
@@ -231,7 +231,7 @@ def _luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("name", ["ink", "soft", "pass", "fail", "review"])
-def test_text_contrast_is_wcag_aa(name: str) -> None:
+def test_page_text_contrast_meets_wcag_aa(name: str) -> None:
     html = render_html(report(), page_pictures())
     found = dict(re.findall(r"--(\w+):(#[0-9a-f]{3,6})", html))
     ground = _luminance(found["ground"])
@@ -253,7 +253,7 @@ def test_markdown_escape_renders_as_the_text_itself(text: str) -> None:
     assert page.text.strip() == re.sub(r"\s+", " ", text).strip()
 
 
-def test_markdown_of_a_nasty_report_has_the_structure_of_a_clean_one() -> None:
+def test_markdown_structure_is_unchanged_by_markup_in_the_report() -> None:
     def tags(made: DefectReport) -> list[str]:
         html = MarkdownIt("commonmark").enable("table").render(render_markdown(made))
         return [tag for tag, _ in Page(html).tags]
@@ -262,7 +262,7 @@ def test_markdown_of_a_nasty_report_has_the_structure_of_a_clean_one() -> None:
     assert tags(report(findings=[bad], reasoning=NASTY, product=NASTY, inspection_id="`a|b`")) == tags(report())
 
 
-def test_markdown_has_every_section_and_reads_well_as_text() -> None:
+def test_markdown_report_has_every_section_and_no_empty_gaps() -> None:
     text = render_markdown(report())
     for expected in ("# FAIL: part 4412", "## Findings", "3.25 × 0.40 mm (± 0.11)", "## Reasoning", "score = 0.2143",
                      "a second crack", "`/o.png`", "## Tool trace", SHA):  # fmt: skip
@@ -275,5 +275,5 @@ def test_markdown_has_every_section_and_reads_well_as_text() -> None:
     [(None, "–"), (True, "yes"), (3, "3"), (12345, "12,345"), (0.21432, "0.2143"), (12345.6, "12,346"), (2.0, "2"),
      (1e-7, "1e-07"), ("x", "x")],
 )  # fmt: skip
-def test_numbers(value: float | str | None, expected: str) -> None:
+def test_number_is_formatted_for_reading(value: float | str | None, expected: str) -> None:
     assert number(value) == expected

@@ -47,7 +47,7 @@ def test_overlay_marks_the_box_at_any_size(height: int, width: int) -> None:
         assert (inside == GREY).mean() > 0.8  # the frame does not cover what it points at
 
 
-def test_every_tag_stays_inside_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlay_tags_stay_inside_the_picture_and_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     tags: list[tuple[float, ...]] = []
     place = pictures._place_tag
 
@@ -65,7 +65,7 @@ def test_every_tag_stays_inside_and_apart(monkeypatch: pytest.MonkeyPatch) -> No
         assert all(pictures._overlap(tags[i], other) < 0.5 * (x1 - x0) * (y1 - y0) for other in tags[:i])
 
 
-def test_findings_within_limits_differ_in_colour_and_line() -> None:
+def test_overlay_draws_findings_within_limits_in_another_colour_and_line() -> None:
     failed = pictures.overlay(grey(100, 100), [finding((30, 30, 70, 70))])
     allowed = pictures.overlay(grey(100, 100), [finding((30, 30, 70, 70), within_limits=True)])
     assert has(failed, pictures.ORANGE).any()
@@ -79,7 +79,7 @@ def test_findings_within_limits_differ_in_colour_and_line() -> None:
     )
 
 
-def test_overlay_outlines_what_exceeds_the_threshold() -> None:
+def test_overlay_outlines_the_area_above_the_threshold() -> None:
     anomaly = np.zeros((100, 100), np.float32)
     anomaly[40:60, 40:60] = 1
     made = pictures.overlay(grey(100, 100), [], anomaly, 0.5)
@@ -89,7 +89,7 @@ def test_overlay_outlines_what_exceeds_the_threshold() -> None:
     assert (pictures.overlay(grey(100, 100), [], anomaly, 2.0) == GREY).all()
 
 
-def test_heat_scale_is_fixed_by_the_threshold_not_by_the_image() -> None:
+def test_heatmap_scale_is_fixed_by_the_threshold_not_by_the_image() -> None:
     quiet, loud = np.full((80, 80), 0.1, np.float32), np.full((80, 80), 0.1, np.float32)
     loud[:10, :10] = 50
     a, b = pictures.heatmap(grey(80, 80), quiet, 1.0), pictures.heatmap(grey(80, 80), loud, 1.0)
@@ -101,12 +101,12 @@ def test_heat_scale_is_fixed_by_the_threshold_not_by_the_image() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan"), float("inf")])
-def test_heatmap_refuses_a_senseless_threshold(threshold: float) -> None:
+def test_heatmap_threshold_must_be_finite_and_positive(threshold: float) -> None:
     with pytest.raises(ValueError, match="finite number above 0"):
         pictures.heatmap(grey(32, 32), np.zeros((32, 32), np.float32), threshold)
 
 
-def test_heatmap_without_threshold_and_of_wrong_size() -> None:
+def test_heatmap_without_threshold_is_drawn_and_of_wrong_size_refused() -> None:
     assert pictures.heatmap(grey(32, 32), np.zeros((32, 32), np.float32), None).dtype == np.uint8
     with pytest.raises(ValueError, match="resize the map first"):
         pictures.heatmap(grey(32, 32), np.zeros((16, 32), np.float32), 1.0)
@@ -126,7 +126,7 @@ def test_side_by_side_fits_the_reference_without_distortion(size: tuple[int, int
 
 
 @pytest.mark.parametrize("box", [*BOXES, (63, 47, 64, 48)])
-def test_crops_hold_the_box_and_stay_in_the_image(box: tuple[int, int, int, int]) -> None:
+def test_crops_contain_the_box_and_stay_inside_the_image(box: tuple[int, int, int, int]) -> None:
     query = grey(48, 64)
     query[10:30, 20:40] = (200, 0, 0)
     pair = pictures.crops(query, grey(48, 64), box, min_side=16)
@@ -138,7 +138,7 @@ def test_crops_hold_the_box_and_stay_in_the_image(box: tuple[int, int, int, int]
     assert max(pair.query.shape) == 360
 
 
-def test_crops_show_the_same_place_of_both() -> None:
+def test_crops_show_the_same_place_of_photo_and_reference() -> None:
     query, reference = grey(200, 200), grey(200, 200)
     query[100:110, 150:160] = (200, 0, 0)
     pair = pictures.crops(query, reference, (150, 100, 160, 110))
@@ -147,7 +147,7 @@ def test_crops_show_the_same_place_of_both() -> None:
 
 
 @pytest.mark.parametrize(("size", "kind"), [((100, 100), "PNG"), ((2000, 3000), "JPEG")])
-def test_page_image(size: tuple[int, int], kind: str) -> None:
+def test_page_image_is_png_when_small_and_jpeg_when_large(size: tuple[int, int], kind: str) -> None:
     with Image.open(io.BytesIO(pictures.page_image(grey(*size)))) as made:
         assert made.format == kind
         assert max(made.size) <= 1600

@@ -13,11 +13,11 @@ P, F, R = Verdict.PASS, Verdict.FAIL, Verdict.REVIEW
 @pytest.mark.parametrize(
     ("k", "n", "expected"), [(0, 20, (0.0, 0.1611)), (20, 20, (0.8389, 1.0)), (5, 50, (0.0435, 0.2136))]
 )
-def test_wilson(k: int, n: int, expected: tuple[float, float]) -> None:
+def test_wilson_interval_matches_textbook_values(k: int, n: int, expected: tuple[float, float]) -> None:
     assert Proportion(k, n).interval == pytest.approx(expected, abs=2e-4)
 
 
-def test_wilson_of_nothing() -> None:
+def test_wilson_interval_of_no_trials_is_none() -> None:
     assert Proportion(0, 0).interval is None
 
 
@@ -31,7 +31,7 @@ def test_wilson_of_nothing() -> None:
         ([], [], None, None, None, None),
     ],
 )
-def test_verdict_rates(
+def test_verdict_rates_match_values_worked_out_by_hand(
     labels: list[int],
     verdicts: list[Verdict],
     false_reject: float | None,

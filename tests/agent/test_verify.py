@@ -1,4 +1,4 @@
-"""Verification: prose states nothing by itself, and every slot, type and citation is of the evidence it should be of."""
+"""Verification of claims: prose states no facts, and every slot, type and citation refers to the right evidence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from refdiff.tools.submit_report import Draft
         "length {e6.length_mm", "e6.length_mm}", "{{place}}",
     ],
 )  # fmt: skip
-def test_prose_that_states_something_is_refused(text: str) -> None:
+def test_prose_with_numbers_or_claims_is_refused(text: str) -> None:
     assert prose_problem(text)
 
 
@@ -49,12 +49,12 @@ def test_prose_that_states_something_is_refused(text: str) -> None:
         "Handle with care: weighty, freight, height, bright, alone, tone, content, intention, freely.",
     ],
 )  # fmt: skip
-def test_plain_prose_is_accepted(text: str) -> None:
+def test_prose_without_claims_is_accepted(text: str) -> None:
     assert prose_problem(text) is None
 
 
 @pytest.mark.parametrize("kind", [t for t in DEFECT_TYPES if t != UNKNOWN])
-def test_no_type_can_be_named_in_prose(kind: str) -> None:
+def test_prose_that_names_a_defect_type_is_refused(kind: str) -> None:
     assert prose_problem(f"looks like {kind}")
     assert prose_problem(f"looks like {kind.replace('_', ' ').upper()}")
 
@@ -65,7 +65,7 @@ def test_no_type_can_be_named_in_prose(kind: str) -> None:
      ("area_mm2", 0.5, "0.5 mm²"), ("angle_deg", 30.0, "30°"), ("score", 0.12345, "0.123"), ("ok", True, "true"),
      ("place", "upper left", "upper left"), ("regions", 1234, "1234")],
 )  # fmt: skip
-def test_numbers_carry_their_unit(name: str, value: Any, shown: str) -> None:
+def test_slot_value_is_shown_with_its_unit(name: str, value: Any, shown: str) -> None:
     assert with_unit(name, value) == shown
 
 
@@ -116,14 +116,14 @@ def _verify(*changes: dict[str, Any], reasoning: str = "", shown: tuple[str, ...
     return verify(_draft(*changes, reasoning=reasoning), EVIDENCE, shown=shown)
 
 
-def test_without_a_scale_a_length_is_told_in_pixels() -> None:
+def test_length_slot_without_a_scale_is_filled_in_pixels() -> None:
     bare = [*EVIDENCE[:3], _record(4, "measure", R1, place="top"), *EVIDENCE[4:]]
     checked = verify(_draft({"reasoning": "It is {e4.length_mm} long."}), bare, shown=("e3", "e6"))
     assert checked.unsupported == []
     assert checked.claims[0].reasoning == "It is length 31.4 px long."
 
 
-def test_a_supported_claim_is_filled_in_by_code() -> None:
+def test_slots_of_a_supported_claim_are_filled_from_evidence() -> None:
     checked = _verify({"reasoning": "It is {e4.length_mm} against {e4.width_mm}, peak {e2.r1_peak}."}, reasoning="ok")
     assert checked.unsupported == []
     (claim,) = checked.claims
@@ -144,7 +144,7 @@ def test_a_supported_claim_is_filled_in_by_code() -> None:
         ({"region": ""}, "no region"),
     ],
 )
-def test_a_claim_without_evidence_is_dropped_whole(change: dict[str, Any], why: str) -> None:
+def test_claim_without_valid_evidence_is_dropped(change: dict[str, Any], why: str) -> None:
     checked = _verify(change)
     assert checked.claims == []
     assert why in checked.unsupported[0]
@@ -166,20 +166,20 @@ def test_a_claim_without_evidence_is_dropped_whole(change: dict[str, Any], why: 
     ],
 )
 @pytest.mark.parametrize("name", ["description", "reasoning", "probable_cause"])
-def test_a_slot_must_be_of_cited_evidence_about_the_region(name: str, text: str, why: str) -> None:
+def test_text_with_a_slot_outside_the_cited_evidence_is_dropped(name: str, text: str, why: str) -> None:
     checked = _verify({name: text})
     assert getattr(checked.claims[0], name) == ""
     assert why in checked.unsupported[0]
 
 
-def test_evidence_of_another_region_neither_counts_nor_fills_slots() -> None:
+def test_evidence_of_another_region_is_ignored() -> None:
     checked = _verify({"evidence": ["e2", "e3", "e5"], "description": "length {e5.length_mm}"})
     assert checked.claims[0].evidence == ["e2", "e3"]
     assert checked.claims[0].description == ""
     assert "e5 is of another region" in checked.unsupported[0]
 
 
-def test_the_same_region_name_in_another_comparison_is_another_region() -> None:
+def test_region_of_the_same_name_in_another_comparison_is_kept_apart() -> None:
     checked = _verify({"evidence": ["e7", "e4"], "description": "length {e4.length_mm}", "type": UNKNOWN})
     found = claimed_region("r1", checked.claims[0].evidence, {e.id: e for e in EVIDENCE})
     assert found is not None
@@ -197,7 +197,9 @@ def test_the_same_region_name_in_another_comparison_is_another_region() -> None:
         ({"evidence": ["e2", "e6", "e4"]}, ("e6",)),  # saw another region
     ],
 )
-def test_a_type_needs_a_cited_zoom_that_the_model_saw(change: dict[str, Any], shown: tuple[str, ...]) -> None:
+def test_type_without_a_cited_zoom_shown_to_the_model_becomes_unknown(
+    change: dict[str, Any], shown: tuple[str, ...]
+) -> None:
     checked = _verify(change, shown=shown)
     assert checked.claims[0].type == UNKNOWN
     assert checked.claims[0].description == "unknown anomaly at " + (
@@ -206,13 +208,13 @@ def test_a_type_needs_a_cited_zoom_that_the_model_saw(change: dict[str, Any], sh
     assert any("type was not seen" in u for u in checked.unsupported)
 
 
-def test_a_region_is_claimed_once() -> None:
+def test_second_claim_of_a_region_is_dropped() -> None:
     checked = _verify({}, {"type": "dent"})
     assert [c.type for c in checked.claims] == ["scratch"]
     assert "claimed twice" in checked.unsupported[0]
 
 
-def test_the_overall_reasoning_is_checked_too() -> None:
+def test_overall_reasoning_with_unsupported_statements_is_dropped() -> None:
     assert _verify(reasoning="regions: {e2.regions}").reasoning == "regions: 2"
     checked = _verify(reasoning="The part is {e1.width_px} long")
     assert checked.reasoning == "The part is width 320 px long"  # true, if clumsy

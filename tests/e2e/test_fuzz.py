@@ -1,4 +1,4 @@
-"""Broken inputs by the thousand: an error of ours that names the thing, or a sound result; never anything else.
+"""Fuzzing: every broken input gives a RefDiffError that names it, or a valid result.
 
 All seeded. Through the functions that take what people send, and a few through the command itself.
 """
@@ -157,7 +157,7 @@ def write_input(path: Path, data: bytes) -> Path:
 
 
 def refusal(use: Callable[[Any], Any], value: Any) -> tuple[str | None, Any]:
-    """What our error says, or the result; any other exception goes through and fails the test."""
+    """The message of a RefDiffError, or the result; any other exception fails the test."""
     try:
         return None, use(value)
     except RefDiffError as e:
@@ -167,7 +167,7 @@ def refusal(use: Callable[[Any], Any], value: Any) -> tuple[str | None, Any]:
 # ---- images ----
 
 
-def test_a_thousand_mutated_images_decode_or_are_refused() -> None:
+def test_mutated_images_decode_or_raise_image_error() -> None:
     outcome: Counter[str] = Counter()
     for name, data in mutations(1000):
         for read in (
@@ -184,7 +184,7 @@ def test_a_thousand_mutated_images_decode_or_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_cut_off_anywhere(name: str) -> None:
+def test_image_cut_off_anywhere_is_refused(name: str) -> None:
     data = SEEDS[name]
     # a phone's photo is whole without the previews behind it; few formats say nothing of their end
     whole = len(SEEDS["photo.jpg"]) if name == "phone.jpg" else 0.7 * len(data)
@@ -207,20 +207,20 @@ def test_cut_off_anywhere(name: str) -> None:
     ids=["empty", "html", "zeros", "1px", "1xN", "Nx15", "100 Mpx", "10 Gpx", "2^62 px", "gif", "apng", "webp", "pages",
          "16 bit", "float", "eps"],
 )  # fmt: skip
-def test_refusals_name_the_reason(data: bytes, says: str) -> None:
+def test_refused_image_names_the_reason(data: bytes, says: str) -> None:
     with pytest.raises(ImageError, match=says) as caught:
         decode_image(data, name="photo.png")
     assert str(caught.value).startswith("photo.png: ")
 
 
-def test_a_flat_deep_photo_fixes_no_window() -> None:
-    """It would be fixed for good, without width, and every later photo of the product be black or white."""
+def test_uniform_16_bit_photo_suggests_no_intensity_window() -> None:
+    """Otherwise the product would get a window without width, and every later photo would be black or white."""
     with pytest.raises(ImageError, match="suggests no intensity window"):
         measure_window(encoded("I;16", "PNG", np.full_like(PIXELS, 9)))
 
 
-def test_folders_of_broken_photos_are_sorted_out(only_home_is_written: Path) -> None:
-    """All kinds under wrong extensions and odd names: each file is enrolled, known already or refused with a reason."""
+def test_enrolment_of_a_folder_of_broken_photos_accounts_for_every_file(only_home_is_written: Path) -> None:
+    """Under wrong extensions and odd names: each file is enrolled, already known, or refused with a reason."""
     folder = only_home_is_written / "good"
     folder.mkdir()
     names = ["-rf", "--product", "$(reboot)", "'; DROP TABLE captures;--", "<script>alert(1)<", "零件", "😀", "\u202egnp",
@@ -244,7 +244,7 @@ def test_folders_of_broken_photos_are_sorted_out(only_home_is_written: Path) -> 
         assert workspace.bank.count("board") == len(kept)
 
 
-def test_captures_of_broken_photos(only_home_is_written: Path) -> None:
+def test_broken_photos_are_captured_or_refused_with_their_name(only_home_is_written: Path) -> None:
     recorded = 0
     with Stores.open() as stores:
         for i, (_, data) in enumerate(mutations(200, seed=6)):
@@ -287,7 +287,7 @@ def _texts() -> list[str]:
     return [*ODD, *("".join(rng.choices(alphabet, k=rng.randrange(1, 80))) for _ in range(300))]
 
 
-def test_odd_texts_as_ids_and_names(only_home_is_written: Path) -> None:
+def test_odd_texts_as_ids_and_names_raise_only_own_errors(only_home_is_written: Path) -> None:
     with Stores.open() as stores:
         photo = stores.images.put(SEEDS["rgb.png"])
         for text in _texts():
@@ -315,7 +315,7 @@ def test_odd_texts_as_ids_and_names(only_home_is_written: Path) -> None:
     assert list(only_home_is_written.iterdir()) == []
 
 
-def test_odd_texts_in_requests() -> None:
+def test_odd_texts_in_requests_are_sanitised() -> None:
     for text in [t for odd in _texts() for t in (odd, f"inspect part #{odd} please", f"{odd} part {odd}")]:
         found = part_id_in(text)
         assert found is None or (found in text and (len(found) > 128 or normalise_part_id(found) == found))
@@ -327,12 +327,12 @@ def test_odd_texts_in_requests() -> None:
 
 
 @pytest.mark.parametrize("offset", [-1, 10**19, 10**400])
-def test_numbers_that_no_store_holds(offset: int) -> None:
+def test_offset_outside_the_database_range_is_refused(offset: int) -> None:
     with Stores.open() as stores, pytest.raises(InputError):
         stores.inspections.list(offset=offset)
 
 
-def test_odd_texts_in_the_bank() -> None:
+def test_odd_texts_as_golden_ids_raise_only_own_errors() -> None:
     vector, patches = np.ones(4, np.float32), np.ones((2, 3), np.float32)
     with GoldenBank.open(MemorySettings(qdrant_url=None), "f", 4, 3) as bank:
         for text in _texts():
@@ -397,12 +397,12 @@ def test_mutated_specifications_parse_or_are_refused() -> None:
     assert min(outcome.values()) > 10, outcome
 
 
-def test_a_limit_for_a_type_that_does_not_exist_is_told() -> None:
+def test_limit_for_an_unknown_defect_type_is_refused() -> None:
     with pytest.raises(SpecError, match=r"limits\.0\.type"):  # else it would never apply, in silence
         parse_spec({"limits": [{"type": "scratsh", "severity": "minor"}]})
 
 
-def test_mutated_specification_files(tmp_path: Path) -> None:
+def test_mutated_specification_files_load_or_raise_spec_error(tmp_path: Path) -> None:
     rng, path = random.Random(4), tmp_path / "spec.yaml"
     odd = ["a: 2026-13-45", "!!int x", "!!bool x", "!!timestamp x", "!!python/object/apply:os.system [id]", "[" * 20_000,
            "9" * 5000, "? [1]\n: 2", "&a [*a]", "zones: &a [*a]", "a: 1\n---\nb: 2", "\x00", "<<: 3", "a: !!binary '***'",
@@ -487,7 +487,7 @@ COMMANDS: list[tuple[list[str], int]] = [
     [*COMMANDS, *(([*CAPTURE, name], 65) for name in BAD_PHOTOS), *(([*CAPTURE, name], 0) for name in GOOD_PHOTOS)],
     ids=lambda v: " ".join(v).encode("unicode_escape").decode()[:70] if isinstance(v, list) else str(v),
 )
-def test_the_command_ends_as_the_contract_says(
+def test_command_ends_with_its_exit_code_and_json_document(
     board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 ) -> None:
     ended = command(monkeypatch, *arguments, "--json")
@@ -501,7 +501,7 @@ def test_the_command_ends_as_the_contract_says(
         assert len(document["error"]["message"]) > 10
 
 
-def test_markup_in_names_stays_text(
+def test_markup_in_a_part_id_is_shown_as_text(
     board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = "<script>alert('4412')</script>"

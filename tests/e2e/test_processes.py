@@ -77,8 +77,8 @@ def check_bank(wanted: int) -> None:
             assert workspace.bank.nearest("board", *vectors, 1)[0].golden == golden
 
 
-def test_enrol_and_inspect_at_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three shells on one home: all end as if alone, one after the other."""
+def test_concurrent_enrol_and_inspect_commands_all_succeed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three processes on one home give the same results as one after the other."""
     assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(4)))[0] == 0
     assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
     crowd = [
@@ -98,7 +98,7 @@ def test_enrol_and_inspect_at_once(photos: Path, capsys: pytest.CaptureFixture[s
     assert all(Path(p).is_file() for p in report["artefacts"].values())
 
 
-def test_waiting_for_the_bank_has_an_end(
+def test_command_gives_up_when_the_bank_stays_busy(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert here(capsys, "enroll", "--product", "board", "good/00.png")[0] == 0
@@ -111,7 +111,9 @@ def test_waiting_for_the_bank_has_an_end(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_the_disk_fills_up_while_enrolling(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_while_enrolling_keeps_what_was_acknowledged(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, document = finish(start("enroll", "--product", "board", "good", file_limit=200_000))
     message = document["error"]["message"]
     assert (code, document["error"]["type"]) == (69, "StorageError"), message
@@ -126,7 +128,9 @@ def test_the_disk_fills_up_while_enrolling(photos: Path, capsys: pytest.CaptureF
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 @pytest.mark.parametrize("limit", [20_000, 150_000], ids=["at the start", "in the middle"])
-def test_the_disk_fills_up_while_inspecting(photos: Path, capsys: pytest.CaptureFixture[str], limit: int) -> None:
+def test_full_disk_while_inspecting_files_nothing_and_can_be_repeated(
+    photos: Path, capsys: pytest.CaptureFixture[str], limit: int
+) -> None:
     assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(5)))[0] == 0
     assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
     code, document = finish(start("inspect", "--part", "1", file_limit=limit))

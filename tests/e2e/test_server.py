@@ -62,7 +62,7 @@ def server(photos: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Ite
         running.kill()
 
 
-def test_killed_in_mid_inspection_all_are_filed_once(server: Any, photos: list[bytes]) -> None:
+def test_server_killed_in_mid_inspection_files_each_accepted_inspection_once(server: Any, photos: list[bytes]) -> None:
     accepted = []
     with httpx2.Client(base_url=server.url, timeout=60) as http:
         for i, data in enumerate(photos):
@@ -85,7 +85,7 @@ def test_killed_in_mid_inspection_all_are_filed_once(server: Any, photos: list[b
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl(server: Any, photos: list[bytes], tmp_path: Path) -> None:
+def test_curl_uploads_a_photo_and_follows_its_events(server: Any, photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "part.png").write_bytes(photos[0])
     form = [f"image=@{tmp_path / 'part.png'}", "part_id=4412", "product=board"]
     command = ["curl", "-sS", *(f for part in form for f in ("-F", part)), f"{server.url}/v1/inspections?wait_s=60"]
@@ -98,7 +98,7 @@ def test_curl(server: Any, photos: list[bytes], tmp_path: Path) -> None:
     assert stream.stdout.rstrip().rpartition("event: ")[2].startswith("done")
 
 
-def test_its_log_is_json_lines(server: Any) -> None:
+def test_server_log_is_json_lines(server: Any) -> None:
     httpx2.get(f"{server.url}/v1/inspections", headers={"X-Request-ID": "request-77"})
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + 30
@@ -110,7 +110,7 @@ def test_its_log_is_json_lines(server: Any) -> None:
     assert (request["method"], request["path"], request["status"]) == ("GET", "/v1/inspections", 200)
 
 
-def test_beside_a_server_others_are_told_what_is_the_matter(server: Any, photos: list[bytes]) -> None:
+def test_commands_beside_a_running_server_explain_why_they_are_refused(server: Any, photos: list[bytes]) -> None:
     def refused(*arguments: str, code: int = 69) -> str:
         environment = {**server.environment, "REFDIFF_BANK_WAIT_S": "0.2"}
         done = subprocess.run(
@@ -131,7 +131,7 @@ def test_beside_a_server_others_are_told_what_is_the_matter(server: Any, photos:
 
 
 @pytest.mark.long
-def test_eight_clients_and_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_clients_and_a_killed_server_lose_no_inspection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short run of the load script."""
     monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
     monkeypatch.setattr(http_load, "SIZE", (96, 128))

@@ -1,4 +1,4 @@
-"""The audit chain: whatever is changed, removed, moved or cut off is named at its place; kills and crowds leave it whole."""
+"""The audit chain: any change, removal or truncation is reported at its place; crashes and concurrency keep it intact."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def exported(stores: Stores, path: Path, **choice: str) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_record_says_who_what_and_with_which_means(filled: Stores) -> None:
+def test_audit_record_names_person_action_and_tools(filled: Stores) -> None:
     filed, decided = filled.audit.of("i1")
     assert (filed.seq, filed.kind, filed.by) == (2, "filed", "ana")
     assert filed.facts["goldens"] == [{"golden_id": "g-1", "sha256": "b" * 64}]
@@ -61,7 +61,7 @@ def test_a_record_says_who_what_and_with_which_means(filled: Stores) -> None:
     assert (checked.records, checked.head) == (6, filled.audit.head()[1])
 
 
-def test_a_refused_step_leaves_no_record(filled: Stores) -> None:
+def test_refused_step_leaves_no_audit_record(filled: Stores) -> None:
     with pytest.raises(InputError):
         filled.dispositions.add("i1", "override", "late", "too late")
     assert not filled.inspections.file("i1", "p1", "board", "PASS", "2026-01-01", {})
@@ -92,7 +92,7 @@ STORE_TAMPERING: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("statements", "named"), [t[1:] for t in STORE_TAMPERING], ids=[t[0] for t in STORE_TAMPERING])
-def test_tampering_with_the_store_is_named(filled: Stores, statements: str, named: str) -> None:
+def test_tampering_with_the_store_is_reported_at_its_record(filled: Stores, statements: str, named: str) -> None:
     with sqlite3.connect(filled.db.path) as outside:
         outside.executescript(statements)
     problem = filled.audit.verify_store().problem
@@ -100,7 +100,7 @@ def test_tampering_with_the_store_is_named(filled: Stores, statements: str, name
     assert str(problem).startswith(named), str(problem)
 
 
-def test_a_lost_photo_is_found_when_asked_for(filled: Stores) -> None:
+def test_changed_photo_is_reported_when_photos_are_verified(filled: Stores) -> None:
     filled.images.path(filled.images.put(PHOTO)).write_bytes(b"another photo")
     assert filled.audit.verify_store().problem is None
     assert "its photo" in str(filled.audit.verify_store(photos=True).problem)
@@ -109,7 +109,7 @@ def test_a_lost_photo_is_found_when_asked_for(filled: Stores) -> None:
 # -- exports
 
 
-def test_an_export_holds_everything_and_checks(filled: Stores, tmp_path: Path) -> None:
+def test_audit_export_holds_every_record_and_verifies(filled: Stores, tmp_path: Path) -> None:
     lines = exported(filled, tmp_path / "a.jsonl")
     assert len(lines) == 8  # opening, 6 records, closing
     assert json.loads(lines[1])["content"] == filled.inspections.get("i0").report
@@ -118,8 +118,8 @@ def test_an_export_holds_everything_and_checks(filled: Stores, tmp_path: Path) -
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -> None:
-    """As a server streams it: each line from whichever thread is free."""
+def test_audit_export_may_be_read_from_several_threads(filled: Stores, tmp_path: Path) -> None:
+    """A server streams each line from whichever thread is free."""
     lines, read = filled.audit.export(), []
     for _ in range(8):
         thread = threading.Thread(target=lambda: read.append(next(lines)))
@@ -129,7 +129,7 @@ def test_an_export_may_be_read_by_many_threads(filled: Stores, tmp_path: Path) -
     assert verify_export(filled.audit, tmp_path / "a.jsonl").problem is None
 
 
-def test_an_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path: Path) -> None:
+def test_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path: Path) -> None:
     lines = exported(filled, tmp_path / "a.jsonl", inspection_id="i1")
     assert [sorted(json.loads(line))[:2] for line in lines[3:6]] == [["link", "seq"]] * 3
     assert "i0" not in "".join(lines)
@@ -138,7 +138,7 @@ def test_an_export_of_one_inspection_discloses_no_other(filled: Stores, tmp_path
     assert (checked.records, checked.problem, checked.head) == (2, None, filled.audit.head()[1])
 
 
-def test_an_export_since_a_time(filled: Stores, tmp_path: Path) -> None:
+def test_export_since_a_time_holds_later_records_only(filled: Stores, tmp_path: Path) -> None:
     moment = filled.audit.of("i2")[0].at
     assert len(exported(filled, tmp_path / "a.jsonl", since=moment)) == 2 + 3
     assert verify_export(filled.audit, tmp_path / "a.jsonl").problem is None
@@ -150,13 +150,13 @@ def test_an_export_since_a_time(filled: Stores, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "choice", [{"inspection_id": "i9"}, {"inspection_id": "i1", "since": "2026"}, {"since": "soon"}]
 )
-def test_what_cannot_be_exported_is_said_before_a_line_is_written(filled: Stores, choice: dict[str, str]) -> None:
+def test_invalid_export_selection_is_refused_before_anything_is_written(filled: Stores, choice: dict[str, str]) -> None:
     with pytest.raises((InputError, UnknownRecordError)):
         filled.audit.export(**choice)
 
 
 def _resealed(path: Path, lines: list[str]) -> Path:
-    """As somebody leaves a file who knows its format but not the key: the closing line fits again."""
+    """Write the lines with a matching closing line, as a forger could who knows the format but not the key."""
     end = json.loads(lines[-1])
     body = "".join(line + "\n" for line in lines[:-1]).encode()
     end |= {"lines": len(lines) - 1, "sha256": hashlib.sha256(body).hexdigest()}
@@ -171,7 +171,7 @@ def _hide(line: str) -> str:
 
 
 @pytest.mark.parametrize("since", [None, "2000-01-01"])
-def test_a_record_cannot_be_hidden_behind_a_link(filled: Stores, tmp_path: Path, since: str | None) -> None:
+def test_record_replaced_by_its_digest_is_reported(filled: Stores, tmp_path: Path, since: str | None) -> None:
     lines = exported(filled, tmp_path / "a.jsonl", **({"since": since} if since else {}))
     path = _resealed(tmp_path / "b.jsonl", [*lines[:4], _hide(lines[4]), *lines[5:]])
     for against_store in (False, True):
@@ -179,7 +179,7 @@ def test_a_record_cannot_be_hidden_behind_a_link(filled: Stores, tmp_path: Path,
         assert str(problem).startswith("line 5, record 4: it is a digest alone"), str(problem)
 
 
-def test_a_home_knows_the_records_of_a_selected_inspection(filled: Stores, tmp_path: Path) -> None:
+def test_hidden_record_of_a_selected_inspection_is_reported_against_the_store(filled: Stores, tmp_path: Path) -> None:
     lines = exported(filled, tmp_path / "a.jsonl", inspection_id="i1")
     path = _resealed(tmp_path / "b.jsonl", [*lines[:2], _hide(lines[2]), *lines[3:]])
     checked = verify_export(filled.audit, path)
@@ -190,7 +190,7 @@ def test_a_home_knows_the_records_of_a_selected_inspection(filled: Stores, tmp_p
 
 
 @pytest.mark.parametrize("inspection_id", [None, "i1"])
-def test_the_first_record_cannot_be_left_out(filled: Stores, tmp_path: Path, inspection_id: str | None) -> None:
+def test_export_without_its_first_record_is_reported(filled: Stores, tmp_path: Path, inspection_id: str | None) -> None:
     lines = exported(filled, tmp_path / "a.jsonl", **({"inspection_id": inspection_id} if inspection_id else {}))
     first = json.loads(lines[1])
     opening = json.loads(lines[0]) | {"from": first["seq"] + 1, "previous": first["hash"]}
@@ -230,7 +230,7 @@ FILE_TAMPERING: list[tuple[str, Callable[[list[str]], list[str]], str]] = [
 
 
 @pytest.mark.parametrize(("change", "named"), [t[1:] for t in FILE_TAMPERING], ids=[t[0] for t in FILE_TAMPERING])
-def test_tampering_with_a_file_is_named(
+def test_tampering_with_an_export_is_reported_at_its_line(
     filled: Stores, tmp_path: Path, change: Callable[[list[str]], list[str]], named: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -240,7 +240,7 @@ def test_tampering_with_a_file_is_named(
     assert str(problem).startswith(named), str(problem)
 
 
-def test_cutting_the_last_line_in_the_middle_is_named(filled: Stores, tmp_path: Path) -> None:
+def test_export_cut_off_in_its_last_line_is_reported(filled: Stores, tmp_path: Path) -> None:
     exported(filled, tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes()[:-20])
     assert "cut off" in str(verify_export(filled.audit, tmp_path / "a.jsonl").problem)
@@ -259,7 +259,7 @@ def _forge(path: Path) -> None:
     path.write_text("".join([*out, canonical(end) + "\n"]))
 
 
-def test_a_wholly_rewritten_file_is_found_by_the_store_and_by_the_seal(filled: Stores, tmp_path: Path) -> None:
+def test_rewritten_export_is_reported_against_the_store_and_by_the_seal(filled: Stores, tmp_path: Path) -> None:
     sealing = AuditStore(filled.db, filled.images, SecretStr("kept elsewhere"))
     path = tmp_path / "a.jsonl"
     write_export(path, sealing.export())
@@ -280,13 +280,13 @@ def test_a_wholly_rewritten_file_is_found_by_the_store_and_by_the_seal(filled: S
 @pytest.mark.parametrize(
     "data", [b"", b"{}\n", b"\x89PNG\r\n", b'{"refdiff_audit":2,"from":1}\n', b'{"refdiff_audit":1,"from":1}\n']
 )
-def test_a_file_that_is_no_export(stores: Stores, tmp_path: Path, data: bytes) -> None:
+def test_file_that_is_no_audit_export_is_refused(stores: Stores, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(InputError, match="not an audit export"):
         verify_export(stores.audit, tmp_path / "x")
 
 
-def test_a_home_of_before_gets_its_chain(settings: MemorySettings) -> None:
+def test_home_of_an_older_version_gets_an_audit_chain(settings: MemorySettings) -> None:
     settings.home.mkdir()
     with sqlite3.connect(settings.home / "refdiff.sqlite") as old:
         for statement in MIGRATIONS[0]:
@@ -333,7 +333,9 @@ def start(settings: MemorySettings) -> Iterator[Callable[[str], subprocess.Popen
         process.communicate(timeout=30)
 
 
-def test_processes_append_at_once(settings: MemorySettings, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_concurrent_processes_append_to_one_audit_chain(
+    settings: MemorySettings, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
     processes = [start(f"for i in range(40): file(f'{name}{{i}}')") for name in "abc"]
     assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
     with Stores.open(settings) as stores:
@@ -341,7 +343,7 @@ def test_processes_append_at_once(settings: MemorySettings, start: Callable[[str
         assert (checked.problem, checked.records) == (None, 240)
 
 
-def test_kill_9_while_appending_leaves_a_whole_chain(
+def test_kill_9_while_appending_leaves_the_audit_chain_intact(
     settings: MemorySettings, start: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     acknowledged: list[str] = []

@@ -1,4 +1,4 @@
-"""Waits before something is tried again."""
+"""Waits between retries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from refdiff.memory.journals.backoff import Backoff
         (Backoff(2, 2), [2, 2]),
     ],
 )
-def test_waits_grow_up_to_the_limit(backoff: Backoff, waits: list[float]) -> None:
+def test_backoff_waits_grow_up_to_the_limit(backoff: Backoff, waits: list[float]) -> None:
     assert [backoff.wait_s(n) for n in range(1, len(waits) + 1)] == waits
 
 
-def test_a_failure_without_end_waits_for_the_limit() -> None:
+def test_backoff_after_a_million_failures_waits_for_the_limit() -> None:
     assert Backoff(0.5, 60.0).wait_s(1_000_000) == 60

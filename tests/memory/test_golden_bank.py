@@ -20,7 +20,7 @@ def fill(bank: GoldenBank, count: int, product: str = "bracket", first: int = 0)
         assert bank.add(make_golden(i, product), *make_vectors(i))
 
 
-def test_everything_survives_closing(open_bank: OpenBank) -> None:
+def test_golden_with_its_vectors_survives_reopening(open_bank: OpenBank) -> None:
     golden = make_golden(
         1,
         scale_mm_per_px=0.05,
@@ -42,7 +42,7 @@ def test_everything_survives_closing(open_bank: OpenBank) -> None:
     assert stored_vector.dtype == stored_patches.dtype == np.float32
 
 
-def test_a_duplicate_changes_nothing(open_bank: OpenBank) -> None:
+def test_adding_a_golden_twice_keeps_the_first(open_bank: OpenBank) -> None:
     with open_bank() as bank:
         assert bank.add(make_golden(1, enrolled_by="ana"), *make_vectors(1))
         assert not bank.add(make_golden(1, enrolled_by="bob"), *make_vectors(2))
@@ -52,7 +52,7 @@ def test_a_duplicate_changes_nothing(open_bank: OpenBank) -> None:
         assert bank.products() == ["bracket", "gear"]
 
 
-def test_a_status_is_kept_and_filters(open_bank: OpenBank) -> None:
+def test_golden_status_is_stored_and_filters_lists_and_search(open_bank: OpenBank) -> None:
     golden = make_golden(0)
     with open_bank() as bank:
         fill(bank, 3)
@@ -69,7 +69,7 @@ def test_a_status_is_kept_and_filters(open_bank: OpenBank) -> None:
         np.testing.assert_allclose(bank.vectors(golden.golden_id)[1], make_vectors(0)[1], atol=1e-6)
 
 
-def test_nearest_equals_exhaustive_search(open_bank: OpenBank) -> None:
+def test_nearest_goldens_equal_exhaustive_search(open_bank: OpenBank) -> None:
     with open_bank() as bank:
         fill(bank, 25)
         fill(bank, 5, "gear", first=100)
@@ -86,7 +86,7 @@ def test_nearest_equals_exhaustive_search(open_bank: OpenBank) -> None:
         np.testing.assert_allclose([h.global_similarity for h in hits], cosines, atol=1e-5)
 
 
-def test_a_golden_finds_itself_unless_excluded(open_bank: OpenBank) -> None:
+def test_golden_is_its_own_nearest_unless_excluded(open_bank: OpenBank) -> None:
     with open_bank() as bank:
         fill(bank, 3)
         assert bank.add(make_golden(50, part_group="g1"), *make_vectors(0))
@@ -99,7 +99,7 @@ def test_a_golden_finds_itself_unless_excluded(open_bank: OpenBank) -> None:
         assert sorted(h.golden.sha256 for h in left) == [make_golden(1).sha256, make_golden(2).sha256]
 
 
-def test_a_small_product_is_found_among_many(open_bank: OpenBank) -> None:
+def test_nearest_finds_a_small_product_behind_many_others(open_bank: OpenBank) -> None:
     """The first candidates by `global` are all of the other product: the search must go on."""
     query = make_vectors(7)
     with open_bank() as bank:
@@ -110,7 +110,7 @@ def test_a_small_product_is_found_among_many(open_bank: OpenBank) -> None:
         assert bank.nearest("unheard of", *query, k=2) == []
 
 
-def test_the_embedded_shortcut_answers_as_the_filter_does(settings: MemorySettings) -> None:
+def test_embedded_candidate_search_matches_the_server_filter(settings: MemorySettings) -> None:
     """On a server Qdrant filters; embedded, the catalogue does. Same questions, same answers."""
     with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         for i in range(60):
@@ -140,7 +140,7 @@ def test_banks_of_two_encoders_share_a_home_without_warnings(settings: MemorySet
             assert bank.count() == 0
 
 
-def test_mistakes_are_named(open_bank: OpenBank) -> None:
+def test_unknown_golden_ids_and_invalid_arguments_are_refused(open_bank: OpenBank) -> None:
     vector, patches = make_vectors(0)
     with open_bank() as bank:
         fill(bank, 1)
@@ -166,14 +166,14 @@ def test_mistakes_are_named(open_bank: OpenBank) -> None:
         assert bank.count() == 1
 
 
-def test_a_bank_of_another_encoder_is_refused(settings: MemorySettings) -> None:
+def test_bank_with_other_vector_sizes_is_refused(settings: MemorySettings) -> None:
     GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
     with pytest.raises(StorageError, match=r"\(24, 8\).*\(24, 9\)"):
         GoldenBank.open(settings, "f", GLOBAL_DIM, 9)
     GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()  # the refusal let go of the lock
 
 
-def test_a_dead_server_is_named_without_its_password() -> None:
+def test_unreachable_qdrant_server_is_named_without_its_password() -> None:
     settings = MemorySettings(qdrant_url="http://user:secret@127.0.0.1:9", qdrant_api_key=None)
     with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9 does not answer") as caught:
         GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
@@ -181,7 +181,7 @@ def test_a_dead_server_is_named_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("damage", ["meta.json", "storage.sqlite"])
-def test_damage_is_named(settings: MemorySettings, damage: str) -> None:
+def test_damaged_bank_is_reported(settings: MemorySettings, damage: str) -> None:
     with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         fill(bank, 2)
     (path,) = (settings.home / "qdrant").rglob(damage)
@@ -190,13 +190,13 @@ def test_damage_is_named(settings: MemorySettings, damage: str) -> None:
         GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
 
 
-def test_a_bank_killed_at_birth_opens(settings: MemorySettings) -> None:
+def test_bank_with_an_empty_meta_file_opens(settings: MemorySettings) -> None:
     (settings.home / "qdrant").mkdir(parents=True)
     (settings.home / "qdrant" / "meta.json").touch()
     GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
 
 
-def test_max_sim_by_hand() -> None:
+def test_max_sim_matches_values_worked_out_by_hand() -> None:
     query = np.array([[1, 0], [0, 1]], np.float32)
     candidates = [
         np.array([[2, 0]], np.float32),  # cosines 1 and 0

@@ -29,7 +29,7 @@ def test_lock_is_free_after_an_error_in_the_block(tmp_path: Path, remove: bool) 
         assert path.exists() is not remove
 
 
-def test_lock_file_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+def test_lock_file_that_cannot_be_created_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"a\.lock"), hold_lock(tmp_path / "file" / "a.lock", BUSY):
         pass

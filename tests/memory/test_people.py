@@ -1,4 +1,4 @@
-"""What people say: blind checks, judgements, consents, confirmed defects."""
+"""Records of people's decisions: blind checks, judgements, consents, confirmed defects."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def file(stores: Stores, inspection_id: str, verdict: Any = "FAIL", types: tuple
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
-def test_the_sample_is_as_large_as_asked(share: float) -> None:
+def test_blind_sample_has_the_requested_share(share: float) -> None:
     drawn = sum(is_drawn(i, share) for i in IDS)
     assert abs(drawn - share * len(IDS)) < 4 * (share * (1 - share) * len(IDS)) ** 0.5
 
 
-def test_a_sample_is_a_matter_of_the_id_alone() -> None:
+def test_blind_sample_depends_on_the_inspection_id_only() -> None:
     few, many = ({i for i in IDS if is_drawn(i, share)} for share in (0.02, 0.1))
     assert few < many
     assert not any(is_drawn(i, 0) for i in IDS)
     assert all(is_drawn(i, 1) for i in IDS)
 
 
-def test_only_what_is_drawn_waits_and_nothing_tells_the_verdict(stores: Stores) -> None:
+def test_waiting_blind_checks_are_the_drawn_ones_without_verdict(stores: Stores) -> None:
     for i in IDS[:300]:
         file(stores, i, blind_share=0.1)
     drawn = [i for i in IDS[:300] if is_drawn(i, 0.1)]
@@ -53,7 +53,7 @@ def test_only_what_is_drawn_waits_and_nothing_tells_the_verdict(stores: Stores) 
     assert stores.blind_checks.waiting("lid") == []
 
 
-def test_the_first_blind_answer_stands(stores: Stores) -> None:
+def test_second_blind_answer_is_rejected(stores: Stores) -> None:
     file(stores, "i1", blind_share=1.0)
     made = stores.blind_checks.answer("i1", "good", " bob ", "looks fine")
     assert (made.judged_by, made.judged) == ("bob", "good")
@@ -81,7 +81,7 @@ def test_the_first_blind_answer_stands(stores: Stores) -> None:
         ("i3", "good", "bob", False, UnknownRecordError),
     ],
 )
-def test_blind_answers_are_checked(
+def test_invalid_blind_answer_is_refused(
     stores: Stores, inspection: str, judged: Any, by: str, as_reference: bool, error: type[Exception]
 ) -> None:
     file(stores, "i1", blind_share=1.0)
@@ -107,7 +107,7 @@ def test_blind_answers_are_checked(
         ("PASS", "accept", "bad", "refused"),
     ],
 )
-def test_what_a_decision_says_of_the_part(
+def test_disposition_implies_whether_the_part_is_good(
     stores: Stores, verdict: str, decision: Any, said: Any, judged: str | None
 ) -> None:
     file(stores, "i1", verdict)
@@ -121,7 +121,7 @@ def test_what_a_decision_says_of_the_part(
     assert stores.audit.verify_store().problem is None
 
 
-def test_only_good_parts_become_references(stores: Stores) -> None:
+def test_only_parts_judged_good_may_become_references(stores: Stores) -> None:
     for name, verdict in (("f", "FAIL"), ("r", "REVIEW"), ("g", "FAIL")):
         file(stores, name, verdict)
     with pytest.raises(InputError, match="only a part that you judge good"):
@@ -135,7 +135,7 @@ def test_only_good_parts_become_references(stores: Stores) -> None:
     assert stores.adoptions.consented() == []
 
 
-def test_confirmed_defects_are_counted_by_part(stores: Stores) -> None:
+def test_confirmed_defects_are_counted_once_per_part(stores: Stores) -> None:
     file(stores, "i1", types=("scratch", "scratch", "stain"), part="1")
     file(stores, "i2", types=("scratch",), part="2")
     file(stores, "i3", types=("scratch",), part="2")  # the same part again

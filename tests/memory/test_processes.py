@@ -1,4 +1,4 @@
-"""Kills, crowds and full disks: what was acknowledged stays, what was not is not there. Real processes."""
+"""Crashes, concurrency and full disks in real processes: acknowledged data stays, unacknowledged data is absent."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ for i in range(100_000):
         assert len(stores.inspections.list(limit=1000)) - len(acknowledged) in (0, 1)
 
 
-def test_a_second_process_waits_for_the_bank_then_says_who_to_stop(settings: MemorySettings) -> None:
+def test_second_process_waits_for_the_bank_then_reports_it_busy(settings: MemorySettings) -> None:
     with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         bank.add(make_golden(1), *make_vectors(1))
         with pytest.raises(BankBusyError, match=r"(?s)refdiff serve.*QDRANT_URL"):  # same process: no deadlock
@@ -103,7 +103,7 @@ def test_a_second_process_waits_for_the_bank_then_says_who_to_stop(settings: Mem
     assert finish(patient) == "1\n"
 
 
-def test_two_processes_enrol_at_once(settings: MemorySettings) -> None:
+def test_two_concurrent_processes_enrol_all_their_goldens(settings: MemorySettings) -> None:
     """Each opens and closes the bank for every golden, as two shells running `refdiff enroll` would."""
     code = "for i in range({0}, {0} + 12):\n    with open_bank() as bank: add(bank, i)"
     for process in [start(code.format(first), settings.home) for first in (0, 6)]:
@@ -112,7 +112,7 @@ def test_two_processes_enrol_at_once(settings: MemorySettings) -> None:
         assert [int(g.sha256, 16) for g in sorted(bank.list(), key=lambda g: g.sha256)] == list(range(18))
 
 
-def test_processes_meet_in_the_database_from_its_birth_on(settings: MemorySettings) -> None:
+def test_concurrent_processes_create_the_database_and_file_each_inspection_once(settings: MemorySettings) -> None:
     code = """
 stores = Stores.open(settings)
 filed = [stores.inspections.file(str(i), "7", "bracket", "REVIEW", "2026-01-01", {}) for i in range(50)]
@@ -122,7 +122,7 @@ print(filed.count(True))
     assert sum(filed) == 50
 
 
-def test_threads_share_bank_and_stores(settings: MemorySettings) -> None:
+def test_concurrent_threads_share_bank_and_stores(settings: MemorySettings) -> None:
     barrier = threading.Barrier(4)
     with Stores.open(settings) as stores, GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         stores.inspections.file("1", "7", "bracket", "REVIEW", "2026-01-01", {})
@@ -145,7 +145,7 @@ def test_threads_share_bank_and_stores(settings: MemorySettings) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_a_full_disk_is_said_and_spoils_nothing(settings: MemorySettings) -> None:
+def test_full_disk_is_a_storage_error_and_damages_nothing(settings: MemorySettings) -> None:
     """No file may grow past 200 kB: writes then fail in the kernel as they do on a full disk."""
     code = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

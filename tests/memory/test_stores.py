@@ -44,13 +44,15 @@ A, B = "a" * 64, "b" * 64
         ("REFDIFF_BANK_WAIT_S", "bank_wait_s", 2.5),
     ],
 )
-def test_environment(monkeypatch: pytest.MonkeyPatch, name: str, field: str, value: object) -> None:
+def test_settings_are_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, field: str, value: object
+) -> None:
     monkeypatch.setenv(name, str(value))
     assert getattr(MemorySettings(), field) == value
 
 
 @pytest.mark.parametrize("name", ["QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"])
-def test_a_key_is_never_printed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_qdrant_api_key_is_hidden_in_repr(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "hunter2")
     settings = MemorySettings()
     assert settings.qdrant_api_key is not None
@@ -58,7 +60,7 @@ def test_a_key_is_never_printed(monkeypatch: pytest.MonkeyPatch, name: str) -> N
     assert "hunter2" not in repr(settings)
 
 
-def test_an_argument_beats_the_environment_and_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_argument_overrides_the_environment_and_empty_means_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QDRANT_URL", "http://elsewhere:6333")
     assert MemorySettings(qdrant_url="http://here:6333").qdrant_url == "http://here:6333"
     assert MemorySettings(qdrant_url=None).qdrant_url is None
@@ -69,7 +71,7 @@ def test_an_argument_beats_the_environment_and_empty_is_unset(monkeypatch: pytes
 # -- images
 
 
-def test_images_keep_their_bytes(tmp_path: Path) -> None:
+def test_image_store_keeps_the_exact_bytes(tmp_path: Path) -> None:
     images = ImageStore(tmp_path / "images")
     sha256 = images.put(b"photo")
     assert sha256 == images.put(b"photo") == hashlib.sha256(b"photo").hexdigest()
@@ -78,7 +80,7 @@ def test_images_keep_their_bytes(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "images").rglob("*") if p.is_file()] == [sha256]
 
 
-def test_a_damaged_image_is_noticed_and_repaired_by_the_original(tmp_path: Path) -> None:
+def test_damaged_image_is_reported_and_repaired_by_storing_it_again(tmp_path: Path) -> None:
     images = ImageStore(tmp_path)
     sha256 = images.put(b"photo")
     images.path(sha256).write_bytes(b"phoot")
@@ -88,14 +90,14 @@ def test_a_damaged_image_is_noticed_and_repaired_by_the_original(tmp_path: Path)
     assert images.get(sha256) == b"photo"
 
 
-def test_an_absent_image(tmp_path: Path) -> None:
+def test_missing_image_is_an_unknown_record(tmp_path: Path) -> None:
     assert not ImageStore(tmp_path).path(A).exists()
     with pytest.raises(UnknownRecordError, match="aaaa"):
         ImageStore(tmp_path).get(A)
 
 
 @pytest.mark.parametrize("sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64])
-def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
+def test_image_id_that_is_no_sha256_is_refused(tmp_path: Path, sha256: str) -> None:
     for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).get):
         with pytest.raises(InputError, match="64 hex"):
             method(sha256)
@@ -104,24 +106,24 @@ def test_an_image_id_is_never_a_path(tmp_path: Path, sha256: str) -> None:
 # -- database and folders
 
 
-def test_home_is_private(stores: Stores) -> None:
+def test_home_folder_is_private(stores: Stores) -> None:
     assert stat.S_IMODE(stores.settings.home.stat().st_mode) == 0o700
 
 
-def test_a_home_that_cannot_be(tmp_path: Path) -> None:
+def test_home_below_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         Stores.open(MemorySettings(home=tmp_path / "file" / "home"))
 
 
-def test_a_damaged_database(settings: MemorySettings) -> None:
+def test_damaged_database_is_a_storage_error(settings: MemorySettings) -> None:
     settings.home.mkdir()
     (settings.home / "refdiff.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(StorageError, match="damaged"):
         Stores.open(settings)
 
 
-def test_a_database_from_the_future(tmp_path: Path) -> None:
+def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     Database(tmp_path / "db", MIGRATIONS).close()
     with sqlite3.connect(tmp_path / "db") as conn:
         conn.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
@@ -129,7 +131,7 @@ def test_a_database_from_the_future(tmp_path: Path) -> None:
         Database(tmp_path / "db", MIGRATIONS)
 
 
-def test_a_locked_database(tmp_path: Path) -> None:
+def test_locked_database_is_a_storage_error_and_readers_are_not_blocked(tmp_path: Path) -> None:
     with Database(tmp_path / "db", MIGRATIONS) as one, Database(tmp_path / "db", MIGRATIONS, busy_timeout_s=0.1) as two:
         with one.transaction(), pytest.raises(StorageError, match="locked"), two.transaction():
             pass
@@ -138,7 +140,7 @@ def test_a_locked_database(tmp_path: Path) -> None:
             assert reader.execute("SELECT count(*) FROM products").fetchone()[0] == 0
 
 
-def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
     with Database(tmp_path / "db", MIGRATIONS) as db:
         with contextlib.suppress(KeyError), db.transaction() as conn:
             conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
@@ -157,7 +159,7 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
         ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000+00:00"),
     ],
 )
-def test_times_have_one_form(given: str, stored: str) -> None:
+def test_times_are_stored_in_utc_with_microseconds(given: str, stored: str) -> None:
     assert to_utc(given) == stored
 
 
@@ -165,12 +167,12 @@ def test_times_have_one_form(given: str, stored: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "-x", ".x", "a/b", "a\nb", "x" * 65, "größe", None])
-def test_product_names(stores: Stores, name: str) -> None:
+def test_invalid_product_name_is_refused(stores: Stores, name: str) -> None:
     with pytest.raises(InputError, match="product"):
         stores.products.ensure(name)
 
 
-def test_a_product_grows(stores: Stores) -> None:
+def test_product_keeps_window_and_versions_its_specification(stores: Stores) -> None:
     products = stores.products
     assert products.get("M3 screw") is None
     assert products.ensure(" M3 screw ").spec == {}
@@ -186,13 +188,13 @@ def test_a_product_grows(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
-def test_windows(stores: Stores, window: tuple[float, float]) -> None:
+def test_invalid_intensity_window_is_refused(stores: Stores, window: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="window"):
         stores.products.set_window_once("p", window)
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
-def test_specs_are_plain_data(stores: Stores, value: object) -> None:
+def test_specification_that_is_not_plain_data_is_refused(stores: Stores, value: object) -> None:
     with pytest.raises(SpecError, match="'p'"):
         stores.products.set_spec("p", {"x": value})
 
@@ -201,17 +203,17 @@ def test_specs_are_plain_data(stores: Stores, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["4412", "#4412", " #4412 ", "# 4412", "\t4412\n"])
-def test_part_ids_mean_the_same(text: str) -> None:
+def test_part_id_is_normalised(text: str) -> None:
     assert normalise_part_id(text) == "4412"
 
 
 @pytest.mark.parametrize("text", ["", "#", " # ", "a\nb", "a\x00b", "a\u200bb", "x" * 129, None])
-def test_part_ids_that_are_none(text: str) -> None:
+def test_invalid_part_id_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="part id"):
         normalise_part_id(text)
 
 
-def test_the_newest_capture_is_used_and_all_are_kept(stores: Stores) -> None:
+def test_latest_capture_is_the_newest_and_history_keeps_all(stores: Stores) -> None:
     first = stores.captures.add("#4412", "gear", A, 0.05, "one.png")
     assert stores.captures.add("4412", "gear", A, 0.05, "again.png") == first
     second = stores.captures.add("4412", "gear", B, 0.05)
@@ -223,7 +225,7 @@ def test_the_newest_capture_is_used_and_all_are_kept(stores: Stores) -> None:
     assert stores.products.get("gear") is not None
 
 
-def test_parts_of_several_products(stores: Stores) -> None:
+def test_part_id_of_several_products_needs_the_product(stores: Stores) -> None:
     stores.captures.add("1", "gear", A)
     axle = stores.captures.add("1", "axle", B)
     with pytest.raises(InputError, match=r"axle, gear.*--product"):
@@ -233,7 +235,7 @@ def test_parts_of_several_products(stores: Stores) -> None:
         stores.captures.latest("1", "cam")
 
 
-def test_unknown_parts_and_captures(stores: Stores) -> None:
+def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:
     with pytest.raises(UnknownPartError, match="refdiff capture --part 4421"):
         stores.captures.latest("4421")
     stores.captures.add("4412", "gear", A)
@@ -257,7 +259,7 @@ def test_unknown_parts_and_captures(stores: Stores) -> None:
         ("product", "/"),
     ],
 )
-def test_captures_are_checked(stores: Stores, field: str, value: object) -> None:
+def test_capture_with_invalid_fields_is_refused(stores: Stores, field: str, value: object) -> None:
     with pytest.raises(InputError):
         stores.captures.add(**{"part_id": "1", "product": "p", "sha256": A, field: value})
 
@@ -265,7 +267,7 @@ def test_captures_are_checked(stores: Stores, field: str, value: object) -> None
 # -- calibrations
 
 
-def test_calibrations(stores: Stores) -> None:
+def test_calibrations_are_stored_by_key_and_the_latest_is_found(stores: Stores) -> None:
     store = stores.calibrations
     assert store.latest("gear") is None
     one = Calibration("gear", "k1", [0.5, 1.25], 0.75, 2, 3, to_utc("2026-01-01"), 4.5, [0.1], [0.9], 0.01)
@@ -285,7 +287,7 @@ def test_calibrations(stores: Stores) -> None:
 # -- inspections and dispositions
 
 
-def test_an_inspection_is_filed_exactly_once(stores: Stores) -> None:
+def test_second_filing_of_an_inspection_is_ignored(stores: Stores) -> None:
     file = stores.inspections.file
     assert file("i1", "#7", "gear", "PASS", "2026-01-01", {"image_score": 1.5, "text": "größer"})
     assert not file("i1", "8", "axle", "FAIL", "2026-02-02", {})
@@ -324,7 +326,7 @@ def test_inspections_are_listed_newest_first(stores: Stores) -> None:
             stores.inspections.list(**wanted)  # type: ignore[arg-type]
 
 
-def test_the_first_decision_stands(stores: Stores) -> None:
+def test_second_disposition_of_an_inspection_is_rejected(stores: Stores) -> None:
     for name, verdict, day in (
         ("i1", "REVIEW", "2026-01-02"),
         ("i2", "PASS", "2026-01-01"),
@@ -352,7 +354,7 @@ def test_the_first_decision_stands(stores: Stores) -> None:
         (("i1", "accept", "ana", ""), InputError),
     ],
 )
-def test_decisions_are_checked(stores: Stores, arguments: tuple[str, ...], error: type[Exception]) -> None:
+def test_invalid_disposition_is_refused(stores: Stores, arguments: tuple[str, ...], error: type[Exception]) -> None:
     stores.inspections.file("i1", "7", "gear", "REVIEW", "2026-01-01", {})
     with pytest.raises(error):
         stores.dispositions.add(*arguments)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def _convnext(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "channels"), [(_vit, {4: 24, 8: 24, 16: 24, 32: 24}), (_convnext, {4: 8, 8: 12, 16: 16, 32: 24})]
 )
-def test_any_backbone_gives_maps_at_our_strides(make, channels: dict[int, int], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_backbone_gives_feature_maps_at_every_stride(make, channels: dict[int, int], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     encoder = Encoder(ModelSettings(encoder=make(tmp_path / "net"), working_px=128))
     assert encoder.channels == channels
     image = np.random.default_rng(0).integers(0, 256, (100, 128, 3)).astype(np.uint8)
@@ -50,7 +50,7 @@ def test_any_backbone_gives_maps_at_our_strides(make, channels: dict[int, int], 
     assert features.patches.shape == (36, encoder.patch_dim)
 
 
-def test_a_difference_network_is_trained_on_it_and_used_with_it_alone(tmp_path: Path) -> None:
+def test_difference_network_trained_on_a_backbone_works_with_it_only(tmp_path: Path) -> None:
     folder = _convnext(tmp_path / "net")
     recipe = DifferenceRecipe(pairs=128, epochs=0.5, encoder=str(folder), width=16, workers=1)
     weights = train_difference(recipe, (), tmp_path / "run")
@@ -68,7 +68,7 @@ def test_a_difference_network_is_trained_on_it_and_used_with_it_alone(tmp_path: 
         _ = workspace.difference
 
 
-def test_a_folder_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_backbone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="safetensors"):
         Encoder(ModelSettings(encoder=tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -77,7 +77,7 @@ def test_a_folder_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
         Encoder(ModelSettings(encoder=tmp_path))
 
 
-def test_a_cut_off_weights_file_is_refused_and_leaves_no_pool(tmp_path: Path) -> None:
+def test_truncated_backbone_weights_are_refused_before_a_pool_is_built(tmp_path: Path) -> None:
     folder = _convnext(tmp_path / "net")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -87,7 +87,7 @@ def test_a_cut_off_weights_file_is_refused_and_leaves_no_pool(tmp_path: Path) ->
     assert not (tmp_path / "run/pool").exists()
 
 
-def test_an_encoder_of_the_same_shape_is_still_another(tmp_path: Path) -> None:
+def test_backbones_of_the_same_shape_have_different_digests(tmp_path: Path) -> None:
     one, other = (Encoder(ModelSettings(encoder=_convnext(tmp_path / name))) for name in ("a", "b"))
     assert one.channels == other.channels
     assert one.digest != other.digest

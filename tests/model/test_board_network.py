@@ -1,4 +1,4 @@
-"""Boards: the packaged network names what was drawn, sees nothing where nothing is; its recipe makes weights."""
+"""The board network: the packaged weights find and name drawn defects, and training produces loadable weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _with(kind: str) -> tuple[RgbImage, Box]:
 
 
 @pytest.mark.parametrize("kind", ["open", "short", "pin-hole", "copper"])
-def test_the_packaged_network_finds_and_names_a_drawn_defect(kind: str) -> None:
+def test_packaged_board_network_finds_and_names_a_drawn_defect(kind: str) -> None:
     image, box = _with(kind)
     best = load_boards().detect(image, _board())[0]
     assert best.type == kind
@@ -65,7 +65,7 @@ def test_the_packaged_network_finds_and_names_a_drawn_defect(kind: str) -> None:
     assert overlap(best.box, box) > 0.33
 
 
-def test_nothing_is_found_where_nothing_changed_and_one_pixel_of_shift_is_no_defect() -> None:
+def test_unchanged_board_and_one_pixel_shift_have_no_defect() -> None:
     board = _board()
     assert load_boards().detect(board, board) == []
     moved = np.roll(board, (1, 1), axis=(0, 1))
@@ -73,12 +73,12 @@ def test_nothing_is_found_where_nothing_changed_and_one_pixel_of_shift_is_no_def
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (31, 40), (33, 35)])
-def test_tiny_and_blank_pictures_are_looked_at(size: tuple[int, int]) -> None:
+def test_tiny_blank_boards_have_no_defect(size: tuple[int, int]) -> None:
     blank = np.full((*size, 3), 200, np.uint8)
     assert load_boards().detect(blank, blank) == []
 
 
-def test_a_reference_some_pixels_off_is_brought_back() -> None:
+def test_board_reference_shifted_by_some_pixels_is_registered() -> None:
     image, box = _with("copper")
     moved = np.roll(_board(), (4, -3), axis=(0, 1))
     sure = [d for d in load_boards().detect(image, moved) if d.confidence >= 0.5]
@@ -86,7 +86,7 @@ def test_a_reference_some_pixels_off_is_brought_back() -> None:
     assert overlap(sure[0].box, box) > 0.33
 
 
-def test_light_does_not_matter_and_both_pictures_are_stretched_alike() -> None:
+def test_contrast_pair_is_independent_of_light() -> None:
     image, _ = _with("open")
     dim = (image // 3 + 40).astype(np.uint8)
     pair = contrast_pair(dim, (_board() // 3 + 40).astype(np.uint8))
@@ -94,7 +94,7 @@ def test_light_does_not_matter_and_both_pictures_are_stretched_alike() -> None:
     assert np.abs(pair.astype(int) - contrast_pair(image, _board())).max() <= 4
 
 
-def test_a_large_proposal_is_shrunk_into_its_crop() -> None:
+def test_large_board_proposal_is_shrunk_into_its_crop() -> None:
     image, _ = _with("short")
     cv2.rectangle(image, (20, 20), (380, 380), (0, 0, 0), 9)
     pair = contrast_pair(image, _board())
@@ -134,7 +134,7 @@ DUAL = {
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_the_type_is_what_a_mark_does_to_the_conductors_however_it_is_drawn(mark: str) -> None:
+def test_board_defect_type_follows_the_change_of_the_conductors(mark: str) -> None:
     kind, lines = MARKS[mark]
     before = np.full((80, 80), BOARD, np.uint8)
     before[25:55] = before[5:15] = COPPER
@@ -149,7 +149,7 @@ def test_the_type_is_what_a_mark_does_to_the_conductors_however_it_is_drawn(mark
     assert type_of(255 - np.stack([now, before])) == DUAL[kind]  # with copper and board exchanged a cut is a bridge
 
 
-def test_where_nothing_changed_there_is_no_type() -> None:
+def test_board_crop_without_change_has_no_type() -> None:
     assert type_of(np.zeros((2, 80, 80), np.uint8)) is None
 
 
@@ -165,7 +165,7 @@ def test_where_nothing_changed_there_is_no_type() -> None:
         ((145, 145, 160, 160), "open", False),
     ],
 )
-def test_pieces_are_one_defect_but_two_types_side_by_side_are_two(box: Box, kind: str, same: bool) -> None:
+def test_board_boxes_are_merged_by_overlap_and_type(box: Box, kind: str, same: bool) -> None:
     assert one_defect(box, kind, BoardDefect((100, 100, 140, 140), 0.9, "open")) is same
 
 
@@ -183,7 +183,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return {"g": Source("deeppcb_g", (), (*photos,) * 8, "none")}
 
 
-def test_the_recipe_learns_and_its_weights_load(groups: dict[str, Source], tmp_path: Path) -> None:
+def test_board_training_lowers_the_loss_and_its_weights_load(groups: dict[str, Source], tmp_path: Path) -> None:
     losses: list[float] = []
 
     def told(what: str, done: int, total: int, note: str = "") -> None:
@@ -198,7 +198,7 @@ def test_the_recipe_learns_and_its_weights_load(groups: dict[str, Source], tmp_p
         load_difference(path)
 
 
-def test_too_little_to_learn_from_is_said(groups: dict[str, Source], tmp_path: Path) -> None:
+def test_board_training_without_enough_data_is_refused(groups: dict[str, Source], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no board group is left"):
         train_boards(BoardRecipe(left_out=("g",)), groups, tmp_path)
     with pytest.raises(InputError, match="places to learn from, 4096 or more"):
@@ -215,7 +215,7 @@ def test_too_little_to_learn_from_is_said(groups: dict[str, Source], tmp_path: P
         train_boards(BoardRecipe(), {"other": other}, tmp_path)
 
 
-def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+def test_board_training_command_names_the_missing_or_broken_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", "boards", "--research", str(tmp_path)])
     assert isinstance(result.exception, InputError)
     assert "deeppcb" in str(result.exception)

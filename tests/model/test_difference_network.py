@@ -41,7 +41,7 @@ def net() -> DifferenceNetwork:
 
 
 @pytest.mark.parametrize(("h", "w"), [(64, 64), (128, 96), (96, 320)])
-def test_any_size_gives_maps_at_stride_4(net: DifferenceNetwork, h: int, w: int) -> None:
+def test_difference_network_gives_maps_at_stride_4_for_any_size(net: DifferenceNetwork, h: int, w: int) -> None:
     matched, pixels = _batch(2, h, w)
     out = net(matched, pixels)
     assert out.map_logits.shape == (2, 1, h // 4, w // 4)
@@ -50,7 +50,7 @@ def test_any_size_gives_maps_at_stride_4(net: DifferenceNetwork, h: int, w: int)
     assert torch.equal(out.map_logits, net(matched, pixels).map_logits)
 
 
-def test_a_batch_is_its_items(net: DifferenceNetwork) -> None:
+def test_batch_gives_the_outputs_of_its_items(net: DifferenceNetwork) -> None:
     matched, pixels = _batch(3, 64, 64)
     whole = net(matched, pixels)
     for i in range(3):
@@ -66,7 +66,7 @@ CARD = {"width": 16, "channels": {str(s): c for s, c in CHANNELS.items()}}
 
 
 @pytest.mark.parametrize("earlier", [{}, {"pixels": True, "global_head": True}])
-def test_card_gives_the_sizes_also_where_it_is_of_an_earlier_version(earlier: dict[str, bool]) -> None:
+def test_config_is_read_from_current_and_earlier_cards(earlier: dict[str, bool]) -> None:
     assert DifferenceConfig.from_card(CARD | earlier) == DifferenceConfig(CHANNELS, 16)
 
 
@@ -85,7 +85,7 @@ def test_weights_trained_on_hard_matches_are_refused(net: DifferenceNetwork, tmp
         load_difference(path)
 
 
-def test_pixel_input_forgives_a_pixel_and_hides_what_is_not_covered() -> None:
+def test_pixel_input_forgives_one_pixel_shift_and_masks_uncovered_pixels() -> None:
     query = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     query[..., 10:20, 10:20] = 200
     moved = torch.roll(query, 1, dims=3)
@@ -100,7 +100,7 @@ def test_pixel_input_forgives_a_pixel_and_hides_what_is_not_covered() -> None:
     assert float(half[7].mean()) == 0.5
 
 
-def test_it_learns_where_features_differ() -> None:
+def test_difference_network_learns_where_features_differ() -> None:
     """A few steps suffice to light up where the distance is large, on pairs that it has not seen."""
     torch.manual_seed(0)
     net = DifferenceNetwork(DifferenceConfig(CHANNELS, width=16))
@@ -131,7 +131,7 @@ def test_it_learns_where_features_differ() -> None:
     assert float(logits[mask > 0].mean()) > float(logits[mask == 0].mean()) + 2
 
 
-def test_folded_weights_answer_alike(net: DifferenceNetwork) -> None:
+def test_folded_weights_give_the_same_map(net: DifferenceNetwork) -> None:
     trained = copy.deepcopy(net)
     for module in trained.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -145,7 +145,7 @@ def test_folded_weights_answer_alike(net: DifferenceNetwork) -> None:
     assert (before - after).abs().mean() < 0.05 * before.std()
 
 
-def test_weights_are_checked(tmp_path: Path) -> None:
+def test_missing_or_changed_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "difference.safetensors"
     with pytest.raises(StorageError, match="reinstall or retrain"):
         load_difference(path)
@@ -155,7 +155,7 @@ def test_weights_are_checked(tmp_path: Path) -> None:
         load_difference(path)
 
 
-def test_what_no_reference_covers_is_told_to_the_network() -> None:
+def test_network_input_marks_pixels_covered_by_a_reference() -> None:
     maps = {s: torch.zeros(c, 64 // s, 64 // s) for s, c in CHANNELS.items()}
     valid = torch.ones(8, 8, dtype=torch.bool)
     picture = torch.full((3, 64, 64), 7, dtype=torch.uint8)

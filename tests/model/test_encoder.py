@@ -35,7 +35,7 @@ def canonical_image() -> RgbImage:
     return np.stack([x * 255 // 159, y * 255 // 127, (x // 16 + y // 16) % 2 * 200], -1).astype(np.uint8)
 
 
-def test_canonical_values(encoder: Encoder) -> None:
+def test_encoder_features_match_canonical_values(encoder: Encoder) -> None:
     features = encoder.embed(canonical_image())
     assert (features.size, features.work_size) == ((128, 160), (128, 160))
     for stride, wanted in CANONICAL.items():
@@ -54,7 +54,7 @@ def test_canonical_values(encoder: Encoder) -> None:
     assert np.linalg.norm(patches, axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_batch_gives_what_single_images_give(encoder: Encoder) -> None:
+def test_encoder_batch_gives_the_features_of_single_images(encoder: Encoder) -> None:
     images = [render("circuit", 1, i, size=(120, 160), noise_seed=i).image for i in range(3)]
     for image, together in zip(images, encoder.embed_batch(images), strict=True):
         alone = encoder.embed(image)
@@ -65,12 +65,12 @@ def test_a_batch_gives_what_single_images_give(encoder: Encoder) -> None:
     assert encoder.embed_batch([]) == []
 
 
-def test_same_image_same_features(encoder: Encoder) -> None:
+def test_encoder_is_deterministic(encoder: Encoder) -> None:
     first, again = encoder.embed(canonical_image()), encoder.embed(canonical_image())
     assert all((first.maps[s] == again.maps[s]).all() for s in CHANNELS)
 
 
-def test_global_vector_tells_designs_apart_and_not_photos(encoder: Encoder) -> None:
+def test_global_vector_separates_designs_more_than_photos(encoder: Encoder) -> None:
     def vector(design: int, photo: int) -> np.ndarray:
         return encoder.embed(render("circuit", design, photo, size=(160, 160), noise_seed=photo).image).global_vec
 
@@ -78,7 +78,7 @@ def test_global_vector_tells_designs_apart_and_not_photos(encoder: Encoder) -> N
     assert here @ same > here @ other
 
 
-def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_encoder_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytearray(module._weights_path().read_bytes())
     data[len(data) // 2] ^= 1
     changed = tmp_path / "weights.pth"
@@ -88,7 +88,9 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_efficientnet_lite0()
 
 
-def test_fingerprint_names_what_features_depend_on(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_fingerprint_changes_with_settings_and_version(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert Encoder(SETTINGS).fingerprint == encoder.fingerprint
     assert Encoder(ModelSettings(working_px=192)).fingerprint != encoder.fingerprint
     monkeypatch.setattr(module, "FEATURE_VERSION", "next")
@@ -105,11 +107,13 @@ def test_fingerprint_names_what_features_depend_on(encoder: Encoder, monkeypatch
         ((3000, 4000), 96, (64, 96)),
     ],
 )
-def test_work_size(size: tuple[int, int], working_px: int, wanted: tuple[int, int]) -> None:
+def test_work_size_is_a_multiple_of_32_and_at_least_64(
+    size: tuple[int, int], working_px: int, wanted: tuple[int, int]
+) -> None:
     assert work_size(size, working_px) == wanted
 
 
-def test_shrinking_averages() -> None:
+def test_resize_averages_when_shrinking() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 200
     assert np.abs(resize_to(stripes, (32, 32)).astype(int) - 100).max() <= 1  # no aliasing
@@ -117,7 +121,7 @@ def test_shrinking_averages() -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1), (64, 64, 4)])
-def test_only_rgb_is_encoded(encoder: Encoder, shape: tuple[int, ...]) -> None:
+def test_image_that_is_not_8_bit_rgb_is_refused(encoder: Encoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="RGB"):
         encoder.embed(np.zeros(shape, np.uint8))
     with pytest.raises(ImageError, match="float"):

@@ -1,4 +1,4 @@
-"""Decoding: what colours mean, which way is up, what is refused with which reason."""
+"""Image decoding: colour modes, orientation, and refusals with their reason."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_colour_mode_becomes_rgb_on_white(name: str) -> None:
     assert np.abs(image.astype(float) - wanted).max() <= tolerance
 
 
-def test_a_phone_jpeg_with_previews_is_its_first_picture() -> None:
+def test_multi_picture_jpeg_decodes_to_its_first_picture() -> None:
     """An MPO: a JPEG followed by previews or a depth map, as many phones write it."""
     smooth = np.asarray(Image.fromarray(RGB).resize((W * 4, H * 4), Image.Resampling.BICUBIC))
     preview = Image.fromarray(255 - smooth)
@@ -116,7 +116,7 @@ def test_exif_orientation_is_honoured(orientation: int, fmt: str) -> None:
     assert np.array_equal(decode_image(save(RGB, fmt, exif=exif)), TURNS[orientation])
 
 
-def test_odd_exif_is_no_obstacle() -> None:
+def test_invalid_exif_orientation_is_ignored() -> None:
     for value in (0, 9, 60000):
         exif = Image.Exif()
         exif[0x0112] = value
@@ -135,7 +135,7 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_images_go_through_the_products_window(name: str) -> None:
+def test_deep_image_is_scaled_by_the_intensity_window(name: str) -> None:
     data, unit = DEEP[name]
     with pytest.raises(ImageError, match="intensity window"):
         decode_image(data)
@@ -150,12 +150,12 @@ def test_deep_images_go_through_the_products_window(name: str) -> None:
     assert suggested == pytest.approx((low - (high - low) / 4, high + (high - low) / 4), rel=1e-3, abs=unit)
 
 
-def test_a_window_changes_no_8_bit_image() -> None:
+def test_intensity_window_does_not_change_8_bit_images() -> None:
     assert measure_window(save(RGB)) is None
     assert np.array_equal(decode_image(save(RGB), window=(0, 60_000)), RGB)
 
 
-def test_not_a_number_is_dark_and_infinity_is_cut() -> None:
+def test_nan_pixels_become_dark_and_infinite_pixels_are_clipped() -> None:
     samples = np.ones((H, W), np.float32)
     samples[0, :3] = (np.nan, np.inf, -np.inf)
     image = decode_image(save(samples, "TIFF"), window=(0, 2))
@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals_name_the_file_and_the_reason(name: str) -> None:
+def test_refused_image_names_the_file_and_the_reason(name: str) -> None:
     data, reason = REFUSED[name]
     with pytest.raises(ImageError, match=reason) as caught:
         decode_image(data, name="photo.png", settings=SMALL)
@@ -203,12 +203,12 @@ def test_refusals_name_the_file_and_the_reason(name: str) -> None:
         measure_window(data, settings=SMALL)
 
 
-def test_the_name_says_nothing_about_the_content() -> None:
+def test_file_name_does_not_decide_the_image_format() -> None:
     assert np.array_equal(decode_image(save(RGB), name="photo.jpg"), RGB)
 
 
-def test_every_torn_page_is_an_image_error() -> None:
-    """Counting frames reads on in the file; what it meets there must not escape as another error."""
+def test_truncated_multi_page_file_is_an_image_error() -> None:
+    """Counting frames reads further in the file; errors found there must be image errors too."""
     for fmt in ("TIFF", "GIF"):
         whole = frames(fmt)
         ends = range(len(whole) // 3, len(whole), max(1, len(whole) // 97))
@@ -221,7 +221,7 @@ def test_every_torn_page_is_an_image_error() -> None:
         assert refused == len(ends), "a file that was cut off holds several frames, or is damaged: never one image"
 
 
-def test_png_round_trip() -> None:
+def test_png_round_trip_keeps_every_pixel() -> None:
     assert np.array_equal(decode_image(encode_png(RGB)), RGB)
     assert np.array_equal(decode_image(encode_png(GREY)), np.dstack([GREY] * 3))
 
@@ -231,12 +231,12 @@ def test_png_round_trip() -> None:
     [*((save(Image.fromarray(RGB), f), f"image/{f.lower()}") for f in ("PNG", "JPEG", "GIF", "WEBP"))],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_media_type_is_read_off_the_bytes(picture: bytes, kind: str) -> None:
+def test_media_type_is_read_from_the_bytes(picture: bytes, kind: str) -> None:
     assert media_type(picture) == kind
     assert data_url(picture).startswith(f"data:{kind};base64,")
 
 
 @pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"\x89PNG", b"", save(Image.fromarray(RGB), "TIFF")])
-def test_what_browsers_do_not_show_has_no_media_type(content: bytes) -> None:
+def test_media_type_of_formats_browsers_do_not_show_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="not PNG, JPEG, WebP or GIF"):
         media_type(content)

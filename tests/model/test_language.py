@@ -37,7 +37,7 @@ def pixels() -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_text_alone_is_a_plain_llama(model: RefDiffForConditionalGeneration) -> None:
+def test_text_only_logits_equal_those_of_plain_llama(model: RefDiffForConditionalGeneration) -> None:
     plain = LlamaForCausalLM(LlamaConfig(**TEXT))  # type: ignore[no-untyped-call]
     plain.load_state_dict(model.language_model.state_dict())
     ids = torch.tensor([[1, 5, 9, 17]])
@@ -45,7 +45,7 @@ def test_text_alone_is_a_plain_llama(model: RefDiffForConditionalGeneration) -> 
 
 
 @torch.no_grad()
-def test_placeholders_and_spare_rows_cannot_be_said(model: RefDiffForConditionalGeneration) -> None:
+def test_placeholder_and_spare_tokens_cannot_be_generated(model: RefDiffForConditionalGeneration) -> None:
     logits = model(input_ids=torch.tensor([[1, 5]])).logits
     assert torch.isneginf(logits[..., [200, 201]]).all()
     assert torch.isneginf(logits[..., 204:]).all()
@@ -53,7 +53,9 @@ def test_placeholders_and_spare_rows_cannot_be_said(model: RefDiffForConditional
 
 
 @torch.no_grad()
-def test_pictures_change_what_follows_them_only(model: RefDiffForConditionalGeneration, pixels: torch.Tensor) -> None:
+def test_pictures_change_only_the_logits_after_them(
+    model: RefDiffForConditionalGeneration, pixels: torch.Tensor
+) -> None:
     ids = torch.tensor([[1, 5, *PAIR, 9, 11]])
     first, second = (model(input_ids=ids, pixel_values=p).logits for p in (pixels, 255 - pixels))
     assert torch.equal(first[:, :1, :200], second[:, :1, :200])
@@ -61,7 +63,7 @@ def test_pictures_change_what_follows_them_only(model: RefDiffForConditionalGene
 
 
 @pytest.mark.parametrize(("placeholders", "pairs"), [(0, 1), (PAIR_TOKENS - 1, 1), (PAIR_TOKENS, 2), (PAIR_TOKENS, 0)])
-def test_placeholders_must_fit_the_pictures(
+def test_placeholder_count_that_does_not_fit_the_pictures_is_refused(
     model: RefDiffForConditionalGeneration, pixels: torch.Tensor, placeholders: int, pairs: int
 ) -> None:
     ids = torch.tensor([[1, *PAIR[:placeholders], 9]])
@@ -70,7 +72,9 @@ def test_placeholders_must_fit_the_pictures(
 
 
 @torch.no_grad()
-def test_generate_reads_the_pictures_once(model: RefDiffForConditionalGeneration, pixels: torch.Tensor) -> None:
+def test_generate_with_cache_equals_generation_without(
+    model: RefDiffForConditionalGeneration, pixels: torch.Tensor
+) -> None:
     ids = torch.tensor([[1, 5, *PAIR, 9]])
     said = model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     step = ids
@@ -80,7 +84,9 @@ def test_generate_reads_the_pictures_once(model: RefDiffForConditionalGeneration
 
 
 @torch.no_grad()
-def test_a_folder_holds_all_of_it(model: RefDiffForConditionalGeneration, pixels: torch.Tensor, tmp_path: Path) -> None:
+def test_saved_model_folder_restores_every_part(
+    model: RefDiffForConditionalGeneration, pixels: torch.Tensor, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
     kinds = {n.split(".")[0]: p.dtype for n, p in again.named_parameters()}

@@ -1,4 +1,4 @@
-"""Matching: what is there is found, what is missing is not, references have no order."""
+"""Feature matching: existing content is found, missing content is not, and the order of references does not matter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _reference(maps: dict[int, Tensor], registered: bool = True, covered: int | 
     return ReferenceView(maps, valid, registered)
 
 
-def test_a_query_matches_itself() -> None:
+def test_query_matched_with_itself_has_zero_distance() -> None:
     maps = _maps(0)
     found = match(maps, [_reference(maps)])
     for s in STRIDES:
@@ -34,7 +34,7 @@ def test_a_query_matches_itself() -> None:
         assert float((found.reference[s] - found.query[s]).abs().mean()) < 0.05
 
 
-def test_a_moved_reference_is_found_within_the_window_and_not_beyond() -> None:
+def test_moved_reference_matches_inside_the_window_only() -> None:
     maps = _maps(1)
     near = {s: torch.roll(m, 16 // s if s <= 16 else 0, dims=2) for s, m in maps.items()}
     far = {s: torch.roll(m, 48 // s, dims=2) for s, m in maps.items()}
@@ -47,7 +47,7 @@ def test_a_moved_reference_is_found_within_the_window_and_not_beyond() -> None:
     assert float(unregistered[0].max()) < 1e-5
 
 
-def test_references_have_no_order_and_each_helps() -> None:
+def test_matching_is_independent_of_reference_order_and_improves_with_each() -> None:
     query, a, b = _maps(2), _maps(3), _maps(4)
     one, other = match(query, [_reference(a), _reference(b)]), match(query, [_reference(b), _reference(a)])
     alone = match(query, [_reference(a)])
@@ -59,7 +59,7 @@ def test_references_have_no_order_and_each_helps() -> None:
         assert (one.distances[s][:, 0] < alone.distances[s][:, 0] - 1e-3).float().mean() > 0.2
 
 
-def test_cells_that_the_reference_does_not_reach_are_compared_with_all_of_it() -> None:
+def test_uncovered_cells_are_matched_with_the_whole_reference() -> None:
     query = _maps(5)
     found = match(query, [_reference(query, covered=2)])
     for s in STRIDES:
@@ -68,7 +68,7 @@ def test_cells_that_the_reference_does_not_reach_are_compared_with_all_of_it() -
     assert float(found.distances[8][0, 0, :, :2].max()) < 1e-5
 
 
-def test_a_reference_of_another_size_needs_no_registration() -> None:
+def test_unregistered_reference_of_another_size_is_matched() -> None:
     query = _maps(6)
     g = torch.Generator().manual_seed(7)
     other = {s: torch.randn(c, 64 // s, 160 // s, generator=g) for s, c in CHANNELS.items()}
@@ -76,19 +76,19 @@ def test_a_reference_of_another_size_needs_no_registration() -> None:
     assert float(found.distances[8][0, 2].max()) < 1e-5
 
 
-def test_nothing_to_match_with_is_an_error() -> None:
+def test_matching_without_references_is_an_error() -> None:
     with pytest.raises(ValueError, match="no reference"):
         match(_maps(0), [])
 
 
-def test_stacking_makes_a_batch() -> None:
+def test_stacked_matches_form_a_batch() -> None:
     items = [match(_maps(i), [_reference(_maps(i + 10))]) for i in range(3)]
     batch = Matched.stack(items)
     assert batch.query[8].shape == (3, CHANNELS[8], H // 8, W // 8)
     assert torch.equal(batch.distances[4][1], items[1].distances[4][0])
 
 
-def test_the_composite_takes_the_better_reference_place_by_place() -> None:
+def test_composite_reference_takes_the_better_reference_at_each_place() -> None:
     query = torch.rand(3, 32, 32) * 255
     a, b = query.clone(), query.clone()
     a[:, :16], b[:, 16:] = 0, 0

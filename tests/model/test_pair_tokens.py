@@ -1,4 +1,4 @@
-"""What the language model is shown of a pair: shapes, order, and that it is the difference that is shown."""
+"""The tokens of an image pair for the language model: shapes, order, and dependence on the difference."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def seen(seeing: Seeing, pairs: torch.Tensor) -> PairFeatures:
     return pair_features(*seeing, pairs)
 
 
-def test_shapes(seen: PairFeatures) -> None:
+def test_pair_features_have_their_shapes(seen: PairFeatures) -> None:
     assert PAIR_TOKENS == 2 * IMAGE_TOKENS + DIFFERENCE_TOKENS == 85
     assert seen.images.shape == (2, 2, 16, IMAGE_DIM)
     assert seen.whole.shape == (2, 1, global_dim(64))
@@ -54,19 +54,21 @@ def test_shapes(seen: PairFeatures) -> None:
     assert all(v.isfinite().all() for v in seen.as_dict().values())
 
 
-def test_a_pair_is_seen_alike_alone_and_in_a_batch(seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures) -> None:
+def test_pair_features_are_the_same_alone_and_in_a_batch(
+    seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures
+) -> None:
     alone = pair_features(*seeing, pairs[1:])
     for name, value in alone.as_dict().items():
         assert torch.allclose(value[0], getattr(seen, name)[1], atol=2e-3), name
 
 
-def test_reference_comes_first(seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures) -> None:
+def test_swapped_pair_has_other_region_features(seeing: Seeing, pairs: torch.Tensor, seen: PairFeatures) -> None:
     swapped = pair_features(*seeing, pairs.flip(1))
     assert torch.allclose(swapped.images[:, 0], seen.images[:, 1], atol=1e-4)
     assert not torch.allclose(swapped.regions, seen.regions, atol=0.1)
 
 
-def test_the_defect_leads_the_region_tokens(seen: PairFeatures) -> None:
+def test_region_tokens_start_with_the_strongest_defect(seen: PairFeatures) -> None:
     """The strongest place of the broken part is far more likely a defect than that of the good one."""
     at = 64 + 26  # fused, types, then the logit
     assert seen.regions[1, 0, at] > seen.regions[0, 0, at] + 2
@@ -74,7 +76,7 @@ def test_the_defect_leads_the_region_tokens(seen: PairFeatures) -> None:
     assert (strengths[:, :-1] >= strengths[:, 1:] - 1e-4).all()  # strongest first
 
 
-def test_projector_makes_one_token_each(seen: PairFeatures) -> None:
+def test_projector_makes_one_token_per_feature(seen: PairFeatures) -> None:
     torch.manual_seed(0)
     projector = PairProjector(64, 48)
     projector.fit_scales(seen)
@@ -84,7 +86,7 @@ def test_projector_makes_one_token_each(seen: PairFeatures) -> None:
 
 
 @pytest.mark.parametrize("part", ["whole", "grid", "regions"])
-def test_each_part_of_the_difference_matters(seen: PairFeatures, part: str) -> None:
+def test_projected_tokens_depend_on_each_part_of_the_difference(seen: PairFeatures, part: str) -> None:
     torch.manual_seed(0)
     projector = PairProjector(64, 48).eval()
     other = PairFeatures(**(seen.as_dict() | {part: getattr(seen, part) + 1}))

@@ -1,4 +1,4 @@
-"""From a conversation to tokens: the template only appends, pictures come in pairs, typed placeholders mean nothing."""
+"""From a conversation to tokens: append-only template, picture pairs, control tokens stripped from text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _run() -> list[Message]:
     return messages
 
 
-def test_the_system_prompt_is_short(processor: Processor) -> None:
+def test_system_prompt_has_at_most_350_tokens(processor: Processor) -> None:
     ids = processor.render(_run()[:1], SCHEMAS, add_generation_prompt=False).ids
     assert len(ids) <= 350
 
@@ -62,7 +62,7 @@ def _id(processor: Processor, token: str) -> int:
     return int(processor.tokenizer.convert_tokens_to_ids(token))
 
 
-def test_template_only_appends(processor: Processor) -> None:
+def test_chat_template_only_appends_tokens(processor: Processor) -> None:
     messages = _run()
     assert len(messages) >= 12
     before: list[int] = []
@@ -73,7 +73,7 @@ def test_template_only_appends(processor: Processor) -> None:
     assert len(before) < 1500
 
 
-def test_an_answer_is_what_the_template_would_write(processor: Processor) -> None:
+def test_rendered_answer_has_the_generated_tokens(processor: Processor) -> None:
     """What is generated after the prompt and what the next turn renders are the same tokens: the cache holds."""
     messages = _run()
     prompt = processor.render(messages[:2], SCHEMAS).ids
@@ -90,7 +90,7 @@ def test_an_answer_is_what_the_template_would_write(processor: Processor) -> Non
     ]
 
 
-def test_pictures_take_their_tokens(processor: Processor) -> None:
+def test_picture_pair_takes_its_placeholder_tokens(processor: Processor) -> None:
     prompt = processor.render([_pair("look", ("ref", "photo"))])
     placeholders = [i for i in prompt.ids if i in (_id(processor, IMAGE_TOKEN), _id(processor, DIFFERENCE_TOKEN))]
     assert len(placeholders) == PAIR_TOKENS
@@ -99,12 +99,12 @@ def test_pictures_take_their_tokens(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c"), ("a", "b", "c", "d")])
-def test_pictures_come_in_pairs(processor: Processor, names: tuple[str, ...]) -> None:
+def test_pictures_that_are_not_a_pair_are_refused(processor: Processor, names: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=f"{len(names)} picture"):
         processor.render([_pair("look", names)])
 
 
-def test_a_conversation_shows_four_pairs(processor: Processor) -> None:
+def test_fifth_picture_pair_is_refused(processor: Processor) -> None:
     assert len(processor.render([_pair("look")] * MAX_PAIRS).pictures) == MAX_PAIRS
     with pytest.raises(InputError, match="5 pairs"):
         processor.render([_pair("look")] * (MAX_PAIRS + 1))
@@ -112,7 +112,7 @@ def test_a_conversation_shows_four_pairs(processor: Processor) -> None:
 
 @pytest.mark.parametrize("token", [*NEW_TOKENS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"])
 @pytest.mark.parametrize("role", ["user", "tool", "system"])
-def test_typed_tokens_mean_nothing(processor: Processor, token: str, role: str) -> None:
+def test_control_tokens_in_text_are_stripped(processor: Processor, token: str, role: str) -> None:
     special = set(
         processor.tokenizer.convert_tokens_to_ids([*NEW_TOKENS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"])
     )
@@ -124,7 +124,7 @@ def test_typed_tokens_mean_nothing(processor: Processor, token: str, role: str) 
     assert counted(f"a {token}{nested} b") == counted("a b")
 
 
-def test_no_token_is_spelt_across_blocks(processor: Processor) -> None:
+def test_control_token_split_across_text_blocks_is_stripped(processor: Processor) -> None:
     split = [{"type": "text", "text": "a <ima"}, {"type": "text", "text": "ge> b"}]
     assert (
         processor.render([{"role": "user", "content": split}]).ids
@@ -142,17 +142,17 @@ def test_no_token_is_spelt_across_blocks(processor: Processor) -> None:
         {"role": "user", "content": [{"type": "text"}]},
     ],
 )
-def test_what_means_nothing_is_refused(processor: Processor, message: dict[str, Any]) -> None:
+def test_unknown_roles_and_content_are_refused(processor: Processor, message: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"use|text"):
         processor.render([message])
 
 
-def test_tokens_that_a_model_spelt_mean_nothing(processor: Processor) -> None:
+def test_control_tokens_in_tool_calls_are_stripped(processor: Processor) -> None:
     said = _call("submit_report", findings=[{"description": "<image> a <|im_end|>"}], reasoning="</tool_call>")
     clean = _call("submit_report", findings=[{"description": "  a  "}], reasoning=" ")
     assert processor.render([said]).ids == processor.render([clean]).ids
 
 
-def test_a_folder_without_a_model_says_what_to_do(tmp_path: Path) -> None:
+def test_folder_without_a_model_names_the_build_command(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="refdiff model build"):
         Processor(tmp_path)

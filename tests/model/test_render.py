@@ -37,7 +37,7 @@ def change(good: Scene, bad: Scene) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_same_arguments_same_pixels(kind: PartKind) -> None:
+def test_render_is_deterministic(kind: PartKind) -> None:
     rng = np.random.default_rng(1)
     how = {"pose": random_pose(rng), "light": random_light(rng), "defects": [random_defect(rng, kind)]}
     first, second = render(kind, 1, 2, **how), render(kind, 1, 2, **how)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_same_arguments_same_pixels(kind: PartKind) -> None:
 
 
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_seeds_mean_product_sample_and_photo(kind: PartKind) -> None:
+def test_seeds_vary_product_more_than_sample_more_than_photo(kind: PartKind) -> None:
     base = render(kind, 1, 0).image.astype(float)
     photo = render(kind, 1, 0, noise_seed=9).image.astype(float)
     sample = render(kind, 1, 1).image.astype(float)
@@ -57,7 +57,7 @@ def test_seeds_mean_product_sample_and_photo(kind: PartKind) -> None:
 
 @pytest.mark.parametrize(("kind", "defect"), EVERY_TYPE_ON_EVERY_KIND)
 @pytest.mark.parametrize("contrast", [1.0, 0.0])
-def test_truth_is_where_the_pixels_change(kind: PartKind, defect: RenderedType, contrast: float) -> None:
+def test_defect_mask_covers_the_changed_pixels(kind: PartKind, defect: RenderedType, contrast: float) -> None:
     pose = Pose(angle_deg=17, scale=0.95, perspective=(0.02, -0.01))
     for seed in range(2):
         good, bad = pair(kind, [DefectSpec(defect, contrast=contrast, seed=seed)], pose=pose)
@@ -91,7 +91,7 @@ def test_scratch_length_in_mm_survives_the_pose(angle: float, scale: float) -> N
     assert abs(np.ptp(along) - np.ptp(on_path)) <= 3.0
 
 
-def test_pose_maps_known_points() -> None:
+def test_pose_transform_maps_known_points() -> None:
     turned = render("circuit", 0, 0, size=(200, 240), pose=Pose(90, 2.0, (5, -3)), noise_sigma=0)
     # counter-clockwise on the screen: what was right of the centre is above it
     centre = np.array([(119.5, 99.5)])
@@ -110,7 +110,7 @@ def test_pose_moves_pixels_as_its_transform_says() -> None:
 
 
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_light_and_noise_touch_no_truth(kind: PartKind) -> None:
+def test_light_and_noise_do_not_change_the_masks(kind: PartKind) -> None:
     spec = [DefectSpec("blob", size_px=12, seed=2)]
     plain = render(kind, 0, 0, defects=spec)
     dark = render(kind, 0, 0, defects=spec, noise_sigma=6, light=Light(gain=0.3, blur_sigma=1, jpeg_quality=70))
@@ -120,7 +120,7 @@ def test_light_and_noise_touch_no_truth(kind: PartKind) -> None:
 
 
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_random_defects_reach_below_a_thousandth_of_the_image(kind: PartKind) -> None:
+def test_random_defects_are_visible_and_reach_below_a_thousandth_of_the_image(kind: PartKind) -> None:
     rng = np.random.default_rng(0)
     areas = []
     for i in range(24):
@@ -143,7 +143,7 @@ def test_several_defects_keep_their_order_and_places() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (97, 211), (400, 180)])
 @pytest.mark.parametrize("kind", PART_KINDS)
-def test_any_size(kind: PartKind, size: tuple[int, int]) -> None:
+def test_render_of_any_size_has_matching_masks(kind: PartKind, size: tuple[int, int]) -> None:
     scene = render(kind, 0, 0, size=size, defects=[DefectSpec("stain")])
     assert scene.image.shape == (*size, 3)
     assert scene.image.dtype == np.uint8
@@ -161,12 +161,12 @@ def test_any_size(kind: PartKind, size: tuple[int, int]) -> None:
         (lambda: random_defect(np.random.default_rng(0), "weave", types=["crack"]), "applies"),
     ],
 )
-def test_mistakes_are_named(call: object, words: str) -> None:
+def test_invalid_render_arguments_are_refused(call: object, words: str) -> None:
     with pytest.raises(InputError, match=words):
         call()  # type: ignore[operator]
 
 
-def test_a_second_structural_defect_has_nothing_left_to_change() -> None:
+def test_part_without_remaining_components_still_renders() -> None:
     """A part that lost its only component must still render."""
     for design in range(6):
         defects = [DefectSpec("missing_component", seed=i) for i in range(24)]

@@ -1,4 +1,4 @@
-"""Synthetic defects and nuisances: the mask is what the pixels say, and what is asked for is what comes."""
+"""Synthetic defects and nuisances: masks match the changed pixels, and options have their effect."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def change(a: RgbImage, b: RgbImage) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("part", PART_KINDS)
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_mask_is_where_the_pixels_change(kind: str, part: PartKind) -> None:
+def test_synthetic_defect_mask_covers_the_changed_pixels(kind: str, part: PartKind) -> None:
     image, donor = base(part), base("circuit" if part == "weave" else "weave")
     for seed in range(3):
         made = defect(image, seed, kind=kind, donor=donor)
@@ -70,7 +70,7 @@ def test_mask_is_where_the_pixels_change(kind: str, part: PartKind) -> None:
 
 
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_same_generator_same_defect(kind: str) -> None:
+def test_synthetic_defect_depends_on_the_seed_only(kind: str) -> None:
     first, second, other = (defect(base("circuit"), seed, kind=kind) for seed in (7, 7, 8))
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.mask, second.mask)
@@ -78,14 +78,14 @@ def test_same_generator_same_defect(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_grey_stays_grey(kind: str) -> None:
+def test_synthetic_defect_on_a_grey_image_is_grey(kind: str) -> None:
     image = grey(base("label"))
     for seed in range(3):  # even with a coloured donor
         assert is_grey(defect(image, seed, kind=kind, donor=base("circuit")).image)
 
 
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_size_is_the_extent(kind: str) -> None:
+def test_synthetic_defect_size_is_its_extent(kind: str) -> None:
     def areas(size: float) -> NDArray[np.float64]:
         made = [defect(base("circuit", 320), s, kind=kind, size=size, contrast=0.8) for s in range(5)]
         for one in made:
@@ -100,7 +100,7 @@ def test_size_is_the_extent(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_contrast_is_how_much_it_shows(kind: str) -> None:
+def test_synthetic_defect_contrast_sets_its_visibility(kind: str) -> None:
     def shown(contrast: float) -> float:
         made = [
             (image, defect(image, seed, kind=kind, size=0.2, contrast=contrast))
@@ -114,7 +114,7 @@ def test_contrast_is_how_much_it_shows(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 64), (70, 300)])
 @pytest.mark.parametrize("kind", SYNTHETIC_TYPES)
-def test_any_image_size(kind: str, size: tuple[int, int]) -> None:
+def test_synthetic_defect_fits_any_image_size(kind: str, size: tuple[int, int]) -> None:
     image = render("circuit", 2, 0, size=size).image
     for seed in range(2):
         made = defect(image, seed, kind=kind, donor=base("label", 64)[:40, :25])
@@ -123,7 +123,7 @@ def test_any_image_size(kind: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_plain_surface_can_be_marked(level: int) -> None:
+def test_plain_surface_takes_surface_defects_only(level: int) -> None:
     image = np.full((64, 64, 3), level, np.uint8)
     assert foreground_of(image).all()
     shown = {k for k in SYNTHETIC_TYPES if add_defect(image, np.random.default_rng(1), kind=k) is not None}
@@ -134,7 +134,7 @@ def test_a_plain_surface_can_be_marked(level: int) -> None:
         assert defect(image, 1, kind=kind).mask.any()
 
 
-def test_defaults_are_varied_mostly_small_and_on_the_part() -> None:
+def test_default_defects_are_varied_mostly_small_and_on_the_part() -> None:
     scene = render("moulded", 1, 0)
     rng = np.random.default_rng(0)
     made = [d for _ in range(250) if (d := add_defect(scene.image, rng, foreground=scene.foreground)) is not None]
@@ -154,13 +154,13 @@ def test_defaults_are_varied_mostly_small_and_on_the_part() -> None:
         (np.zeros((64, 64, 3), np.uint8), "rust", "rust"),
     ],
 )
-def test_wrong_input_is_named(image: RgbImage, kind: str | None, message: str) -> None:
+def test_invalid_synthesis_input_is_refused(image: RgbImage, kind: str | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         add_defect(image, np.random.default_rng(0), kind=kind)
 
 
 @pytest.mark.parametrize("part", PART_KINDS)
-def test_foreground_is_the_part(part: PartKind) -> None:
+def test_foreground_mask_covers_the_part(part: PartKind) -> None:
     scene = render(part, 1, 0)
     found = foreground_of(scene.image)
     if part == "weave":
@@ -171,7 +171,7 @@ def test_foreground_is_the_part(part: PartKind) -> None:
 
 
 @pytest.mark.parametrize("part", PART_KINDS)
-def test_nuisance_moves_nothing_and_keeps_grey(part: PartKind) -> None:
+def test_nuisance_keeps_position_and_grey(part: PartKind) -> None:
     image = base(part)
     window = cv2.createHanningWindow(image.shape[1::-1], cv2.CV_32F)
     before = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The recipe of the difference network: pairs tell the truth, pools and training survive a kill, weights load."""
+"""Training of the difference network: ground truth of pairs, resumable pools and training, loadable weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _check(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rendered_pairs_hold_the_truth(seed: int) -> None:
+def test_rendered_pair_has_consistent_ground_truth(seed: int) -> None:
     pair = rendered_pair(np.random.default_rng(seed), 1 + seed % 3)
     _check(pair)
     again = rendered_pair(np.random.default_rng(seed), 1 + seed % 3)
@@ -70,7 +70,7 @@ def test_rendered_pairs_hold_the_truth(seed: int) -> None:
     assert (types[cells > 0] != NO_TYPE).any() or not pair.label
 
 
-def test_photos_make_pairs_with_and_without_truth(product: Path) -> None:
+def test_photo_pairs_come_with_and_without_masks(product: Path) -> None:
     [source] = customer_sources(product)
     assert (len(source.good), len(source.bad)) == (4, 2)
     assert {b.type for b in source.bad} == {"scratch", "odd"}
@@ -82,13 +82,13 @@ def test_photos_make_pairs_with_and_without_truth(product: Path) -> None:
     assert seen == {(True, True), (False, True), (True, False)}
 
 
-def test_a_folder_of_products_is_read_and_an_empty_one_is_not(product: Path, tmp_path: Path) -> None:
+def test_folder_of_products_is_read_and_an_empty_one_refused(product: Path, tmp_path: Path) -> None:
     assert [s.name for s in customer_sources(product.parent)] == ["own_gear"]
     with pytest.raises(InputError, match="train/good"):
         customer_sources(tmp_path)
 
 
-def test_half_is_held_out_by_thing_and_the_unseen_whole() -> None:
+def test_half_of_the_things_and_all_unseen_products_are_held_out() -> None:
     groups = [f"cell{i}.png" for i in range(400)]
     kept = [held_out("elpv_mono", g) for g in groups]
     assert kept == [held_out("elpv_mono", g) for g in groups]
@@ -96,7 +96,7 @@ def test_half_is_held_out_by_thing_and_the_unseen_whole() -> None:
     assert all(held_out(p, g) for p in UNSEEN for g in groups)
 
 
-def test_a_piece_breaks_off_where_there_is_a_background() -> None:
+def test_broken_off_piece_changes_the_masked_pixels() -> None:
     scene = render("moulded", 3, 0)
     sizes = []
     for seed in range(12):
@@ -112,7 +112,7 @@ def test_a_piece_breaks_off_where_there_is_a_background() -> None:
     assert break_off(scene.image, np.random.default_rng(0), np.ones_like(scene.foreground)) is None
 
 
-def test_sway_moves_a_little_and_evenly() -> None:
+def test_sway_moves_the_image_a_little() -> None:
     image = render("circuit", 3, 0).image
     moved = sway(image, np.random.default_rng(1), max_shift_px=2.0)
     difference = np.abs(moved.astype(int) - image)
@@ -131,7 +131,7 @@ def pool(product: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, sources
 
 
-def test_a_pool_is_made_once_and_mended_where_it_has_gaps(pool: tuple[Path, list[Source]]) -> None:
+def test_pool_rebuilds_missing_shards_only(pool: tuple[Path, list[Source]]) -> None:
     folder, sources = pool
     paths = sorted(folder.glob("*.safetensors"))
     assert len(paths) == 2
@@ -154,7 +154,7 @@ def test_batches_cover_the_pool_once_and_can_be_skipped(pool: tuple[Path, list[S
     assert read_shard(shards[0]).mask.shape == (SHARD, PAIR_PX // 4, PAIR_PX // 4)
 
 
-def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
+def test_stopped_training_resumes_and_its_weights_load(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
     folder, sources = pool
     recipe = DifferenceRecipe(pairs=2 * SHARD, epochs=2, batch=16, width=8, workers=1)
 
@@ -194,7 +194,7 @@ def test_training_goes_on_after_a_stop_and_its_weights_load(pool: tuple[Path, li
         train_difference(recipe, other, tmp_path, pool=folder)
 
 
-def test_a_wrong_folder_is_bad_input(tmp_path: Path) -> None:
+def test_training_command_with_a_missing_folder_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["train", "difference", "--data", str(tmp_path / "nowhere")])
     assert isinstance(found.exception, InputError)
 
@@ -202,7 +202,7 @@ def test_a_wrong_folder_is_bad_input(tmp_path: Path) -> None:
 # ---- a full disk ----
 
 
-def test_a_pool_that_does_not_fit_is_not_begun(
+def test_pool_larger_than_the_disk_is_refused(
     pool: tuple[Path, list[Source]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = PoolPlan(0, tuple(pool[1]))
@@ -217,7 +217,7 @@ def test_a_pool_that_does_not_fit_is_not_begun(
     build_pool(plan, pool[0], 2 * SHARD, 1)  # nothing is missing, nothing is needed
 
 
-def test_a_disk_that_fills_up_names_the_file_and_keeps_the_last_checkpoint(
+def test_full_disk_in_training_names_the_file_and_keeps_the_last_checkpoint(
     pool: tuple[Path, list[Source]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, sources = pool

@@ -92,7 +92,7 @@ def run(base: LanguageBase, recordings: Path, tmp_path: Path, monkeypatch: pytes
     return train
 
 
-def test_loss_is_on_what_the_assistant_says(model_folder: Path) -> None:
+def test_loss_covers_the_assistant_tokens_only(model_folder: Path) -> None:
     processor = Processor(model_folder)
     example = encode_talk(_lines()[0], processor, [], [0])
     said = [processor.tokenizer.decode([i]) for i, w in zip(example.ids, example.weights, strict=True) if w]
@@ -102,7 +102,7 @@ def test_loss_is_on_what_the_assistant_says(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("defect", "kind", "logit"), [(True, "pin-hole", 3.0), (False, "none", -1.0), (True, "none", -9.0)]
 )
-def test_what_a_reading_decides_weighs_most(model_folder: Path, defect: bool, kind: str, logit: float) -> None:
+def test_reading_loss_weighs_defect_and_type_most(model_folder: Path, defect: bool, kind: str, logit: float) -> None:
     processor = Processor(model_folder)
     example = encode_reading({"defect": defect, "type": kind}, logit, processor, 0)
     heavy = "".join(
@@ -114,11 +114,11 @@ def test_what_a_reading_decides_weighs_most(model_folder: Path, defect: bool, ki
 
 
 @pytest.mark.parametrize(("sure", "said"), [(0.5, 50), (0.93, 95), (0.999, 99), (0.0, 1)])
-def test_confidence_is_written_in_steps(sure: float, said: int) -> None:
+def test_reading_confidence_is_written_in_steps(sure: float, said: int) -> None:
     assert json.loads(reading_text(True, "scratch", sure))["confidence"] == said
 
 
-def test_trains_goes_on_and_builds(run: Any, base: LanguageBase, tmp_path: Path) -> None:
+def test_killed_language_training_resumes_and_its_weights_build(run: Any, base: LanguageBase, tmp_path: Path) -> None:
     steps: list[int] = []
 
     class Killed(Exception):
@@ -151,13 +151,13 @@ def test_trains_goes_on_and_builds(run: Any, base: LanguageBase, tmp_path: Path)
     assert torch.allclose(merged, base.tensors[f"{name}.weight"] + trained.scale * (b @ a), atol=1e-6)
 
 
-def test_another_recipe_is_refused(run: Any) -> None:
+def test_run_folder_of_another_recipe_is_refused(run: Any) -> None:
     run(LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01})))
     with pytest.raises(InputError, match="another recipe"):
         run()
 
 
-def test_goes_on_from_earlier_weights(run: Any, recordings: Path, tmp_path: Path) -> None:
+def test_language_training_starts_from_earlier_weights(run: Any, recordings: Path, tmp_path: Path) -> None:
     short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
     first = run(short)
     for other in ("then", "wrong"):  # what was encoded is used again
@@ -174,7 +174,7 @@ def test_goes_on_from_earlier_weights(run: Any, recordings: Path, tmp_path: Path
         train_language(LanguageRecipe(**(vars(then) | {"rank": then.rank + 1})), [], recordings, tmp_path / "wrong")
 
 
-def test_more_recordings_are_another_run(run: Any, recordings: Path, tmp_path: Path) -> None:
+def test_run_folder_with_changed_recordings_is_refused(run: Any, recordings: Path, tmp_path: Path) -> None:
     short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
     run(short)
     more = recordings / "more.jsonl"
@@ -186,7 +186,7 @@ def test_more_recordings_are_another_run(run: Any, recordings: Path, tmp_path: P
         more.unlink()
 
 
-def test_photos_are_on_one_side() -> None:
+def test_split_keeps_each_photo_on_one_side() -> None:
     examples = [Example((1,), (1.0,), (), "question", f"photo {i % 30}") for i in range(120)]
     held, kept = ({e.key for e in split_by_photo(examples, held=h)} for h in (True, False))
     assert held
@@ -194,12 +194,12 @@ def test_photos_are_on_one_side() -> None:
     assert held | kept == {e.key for e in examples}
 
 
-def test_no_conversations(run: Any, recordings: Path, tmp_path: Path) -> None:
+def test_language_training_without_recordings_is_refused(run: Any, recordings: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refdiff train record"):
         train_language(RECIPE, [], tmp_path / "nothing", tmp_path / "run2", tools=[])
 
 
-def test_board_zooms_show_their_box(tmp_path: Path) -> None:
+def test_board_zoom_pairs_show_the_labelled_box(tmp_path: Path) -> None:
     board = np.full((640, 640, 3), 255, np.uint8)
     Image.fromarray(board).save(tmp_path / "temp.png")
     board[300:312, 200:212] = 0

@@ -45,9 +45,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help_with_an_example_and_json(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_help_shows_an_example_and_json(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert "Example" in text
@@ -55,19 +53,19 @@ def test_every_command_has_help_with_an_example_and_json(
     assert "--json" in text
 
 
-def test_help_shows_a_pattern_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_help_shows_the_pattern_unescaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["watch", "--help"]) == 0
     assert "(?P<product>[a-z]+)_" in "".join(capsys.readouterr().out.split())
 
 
-def test_help_is_fast_because_it_loads_no_network() -> None:
+def test_main_help_does_not_import_torch() -> None:
     code = "import sys; from refdiff.server.cli import main; main.run(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("command", ["inspect", "calibrate", "watch", "serve", "mcp"])
-def test_help_of_a_command_needs_neither_torch_nor_settings(command: str) -> None:
+def test_command_help_needs_neither_torch_nor_settings(command: str) -> None:
     code = "import sys; from refdiff.server.cli.main import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
     env = os.environ | {"REFDIFF_ALPHA": "nonsense"}
     done = subprocess.run(
@@ -76,7 +74,7 @@ def test_help_of_a_command_needs_neither_torch_nor_settings(command: str) -> Non
     assert done.stdout.splitlines()[-1] == "0 False"
 
 
-def test_settings_are_loaded_once_with_the_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_options_override_settings_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_ALPHA", "0.2")
     with invocation.begin(as_json=False):
         first = invocation.settings()
@@ -111,7 +109,7 @@ def test_settings_are_loaded_once_with_the_options_of_the_command(monkeypatch: p
     ],
     ids=" ".join,
 )
-def test_usage_mistakes_are_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_mistake_exits_with_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 64
     assert "Traceback" not in capsys.readouterr().err
     if arguments:
@@ -119,7 +117,9 @@ def test_usage_mistakes_are_64(arguments: list[str], capsys: pytest.CaptureFixtu
         assert (code, document["error"]["exit_code"], document["error"]["type"]) == (64, 64, "UsageError")
 
 
-def test_a_wrong_setting_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_exits_with_64_and_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REFDIFF_BANK_WAIT_S", "soon")
     code, document, _ = call(capsys, "goldens", "list")
     assert code == 64
@@ -147,20 +147,20 @@ def test_a_wrong_setting_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
         (["ask", "how are you?", "--image", "x.png"], 65),
     ],
 )
-def test_exit_codes_of_the_installed_script(arguments: list[str | bytes], code: int, tmp_path: Path) -> None:
+def test_installed_script_ends_with_the_exit_code(arguments: list[str | bytes], code: int, tmp_path: Path) -> None:
     done = script(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr + done.stdout
 
 
-def test_capture_refuses_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_capture_of_an_invalid_image_exits_with_65(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"GIF89a")
     code, document, _ = call(capsys, "capture", "--part", "1", "--product", "p", str(bad))
     assert (code, document["error"]["type"]) == (65, "ImageError")
 
 
-def test_capture_twice_is_one_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_capturing_the_same_photo_twice_gives_one_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_bytes(PHOTO)
     arguments = ("capture", "--part", "#44", "--product", "p", str(tmp_path / "a.png"), "--scale-mm-per-px", "0.1")
     first, again = call(capsys, *arguments), call(capsys, *arguments)
@@ -171,7 +171,9 @@ def test_capture_twice_is_one_capture(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "is new" not in again[2]
 
 
-def test_disk_full_is_69(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_exits_with_69(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.png").write_bytes(PHOTO)
 
     def full(_: int) -> None:
@@ -183,7 +185,7 @@ def test_disk_full_is_69(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "disk is full" in document["error"]["message"]
 
 
-def test_home_that_cannot_be_written_is_69(
+def test_home_that_cannot_be_written_exits_with_69(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -191,7 +193,7 @@ def test_home_that_cannot_be_written_is_69(
     assert call(capsys, "inspections", "list")[0] == 69
 
 
-def test_bank_held_by_another_process_is_69(
+def test_bank_held_by_another_process_exits_with_69(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from filelock import FileLock
@@ -202,7 +204,7 @@ def test_bank_held_by_another_process_is_69(
     assert (code, document["error"]["type"]) == (69, "BankBusyError")
 
 
-def test_internal_error_is_70_and_leaves_a_log(
+def test_internal_error_exits_with_70_and_leaves_a_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> Stores:
@@ -217,7 +219,7 @@ def test_internal_error_is_70_and_leaves_a_log(
     assert "ZeroDivisionError: a bug" in log.read_text()
 
 
-def test_ctrl_c_is_130(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_with_130(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
     monkeypatch.setenv("REFDIFF_LOG_LEVEL", "DEBUG")
@@ -240,7 +242,7 @@ def test_ctrl_c_is_130(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["goldens", "list"], ["product", "show", "--json"], ["--help"]], ids=" ".join)
-def test_a_reader_that_goes_away_is_no_error(ready: Path, arguments: list[str]) -> None:
+def test_closed_stdout_pipe_is_no_error(ready: Path, arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([REFDIFF, *arguments], stdout=writing, stderr=subprocess.PIPE, check=False)
@@ -251,7 +253,7 @@ def test_a_reader_that_goes_away_is_no_error(ready: Path, arguments: list[str]) 
 # ---- the work itself ----
 
 
-def test_inspect_good_and_bad(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_exits_with_0_for_a_good_and_1_for_a_bad_part(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, good, _ = call(capsys, "inspect", "--part", "1", "--image", "good.png", "--product", "board")
     assert (code, good["verdict"], good["findings"]) == (0, "PASS", [])
     code, bad, _ = call(
@@ -278,7 +280,7 @@ def test_inspect_good_and_bad(ready: Path, capsys: pytest.CaptureFixture[str]) -
     assert (code, one["findings"], one["disposition"]) == (0, bad["findings"], None)
 
 
-def test_too_few_good_samples_is_2_and_a_person_decides(
+def test_inspect_with_few_goldens_exits_with_2_and_is_decided_by_review(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_USER", "Ada")
@@ -300,13 +302,13 @@ def test_too_few_good_samples_is_2_and_a_person_decides(
     assert call(capsys, "inspections", "resume")[1] == {"inspections": []}
 
 
-def test_a_photo_of_a_new_part_needs_a_product(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_a_new_part_without_product_exits_with_64(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = call(capsys, "inspect", "--part", "new", "--image", "good.png")
     assert code == 64
     assert "part new is new (products: board): say which product" in document["error"]["message"]
 
 
-def test_a_product_without_golden_samples_names_the_way_out(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_a_product_without_goldens_names_enroll(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = call(capsys, "inspect", "--part", "7", "--image", "good.png", "--product", "bracket")
     assert (code, document["error"]["type"]) == (65, "UnknownProductError")
     assert document["error"]["message"] == (
@@ -314,14 +316,14 @@ def test_a_product_without_golden_samples_names_the_way_out(ready: Path, capsys:
     )
 
 
-def test_ask_without_a_part_is_an_answer(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_without_a_part_prints_an_answer(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = call(capsys, "ask", "what can you do?")
     assert (code, document["verdict"]) == (0, None)
     assert document["answer"]
 
 
 @pytest.mark.parametrize("target", [["--html", "photos"], ["--out", "good.png"], ["--html", "good.png/x.html"]])
-def test_a_place_that_cannot_be_written_costs_no_inspection(
+def test_unwritable_output_path_is_refused_before_inspecting(
     ready: Path, capsys: pytest.CaptureFixture[str], target: list[str]
 ) -> None:
     main.run(["capture", "--part", "1", "--product", "board", "good.png"])
@@ -329,7 +331,7 @@ def test_a_place_that_cannot_be_written_costs_no_inspection(
     assert call(capsys, "inspections", "list")[1] == {"inspections": []}
 
 
-def test_enroll_lists_refusals_and_fails_only_without_any_golden(
+def test_enroll_lists_refused_files_and_fails_only_without_any_golden(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (ready / "bad.txt").write_text("no image")
@@ -340,7 +342,7 @@ def test_enroll_lists_refusals_and_fails_only_without_any_golden(
     assert "refused: bad.txt" in err
 
 
-def test_goldens_are_flagged_retired_and_brought_back(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_goldens_are_listed_retired_and_reactivated(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed = call(capsys, "goldens", "list", "--product", "board")[1]["goldens"]
     first, second = listed[0]["golden_id"], listed[1]["golden_id"]
     assert call(capsys, "goldens", "retire", first, second, "--note", "old revision")[0] == 0
@@ -355,7 +357,7 @@ def test_goldens_are_flagged_retired_and_brought_back(ready: Path, capsys: pytes
     assert call(capsys, "goldens", "list", "--status", "flagged")[1]["goldens"][0]["golden_id"] == first
 
 
-def test_calibrate_says_what_can_be_promised(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_reports_attained_alpha_and_goldens_needed(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document, _ = call(capsys, "calibrate", "--product", "board", "--alpha", "0.01")
     assert (code, document["n"], document["goldens_needed_for_alpha"]) == (0, 22, 99)
     assert document["alpha"] == {"requested": 0.01, "attained": pytest.approx(1 / 23)}
@@ -365,7 +367,7 @@ def test_calibrate_says_what_can_be_promised(ready: Path, capsys: pytest.Capture
     assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith("no product 'bord'")
 
 
-def test_product_set_and_show(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (ready / "spec.yaml").write_text("scale_mm_per_px: 0.1\nlimits:\n  - {severity: major, reject: true}\n")
     code, document, _ = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
     assert (code, document["scale_mm_per_px"], document["spec_version"]) == (0, 0.1, 1)
@@ -376,7 +378,7 @@ def test_product_set_and_show(ready: Path, capsys: pytest.CaptureFixture[str]) -
     assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
 
 
-def test_evaluate_writes_the_results_and_touches_no_user_data(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_writes_results_and_leaves_the_home_unchanged(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place, name in (("train/good", "photos"), ("test/good", "good.png"), ("test/stain", "bad.png")):
         (ready / "data" / place).mkdir(parents=True)
         sources = sorted((ready / name).iterdir()) if (ready / name).is_dir() else [ready / name]
@@ -390,12 +392,12 @@ def test_evaluate_writes_the_results_and_touches_no_user_data(ready: Path, capsy
     assert sorted(p.name for p in (ready / "home").rglob("*")) == before
 
 
-def test_a_question_about_a_report_takes_no_photo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_about_a_report_refuses_inspection_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["ask", "how long is it?", "--about", "insp-1", "--part", "4412", "--alpha", "0.1"]) == 64
     assert "--part, --alpha" in capsys.readouterr().err
 
 
-def test_a_question_about_an_unknown_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_about_an_unknown_report_exits_with_65(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["ask", "how long is it?", "--about", "insp-1", "--json"]) == 65
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "UnknownRecordError"
 
@@ -408,7 +410,7 @@ def test_a_question_about_an_unknown_report(capsys: pytest.CaptureFixture[str]) 
         (["train", "record", "--data", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_folders_to_train_on(
+def test_train_with_wrong_folders_exits_with_65(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -416,7 +418,7 @@ def test_wrong_folders_to_train_on(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-def test_model_info_and_build_with_other_weights(
+def test_model_build_with_other_difference_weights_exits_with_65(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["model", "info", "--json"]) == 0

@@ -17,7 +17,7 @@ def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict]:
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_an_inspection_is_traced_from_request_to_disposition(
+def test_audit_export_traces_an_inspection_and_reports_tampering(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_USER", "ana")
@@ -74,7 +74,7 @@ def test_an_inspection_is_traced_from_request_to_disposition(
         (["export", "--out", "a"], 0),
     ],
 )
-def test_mistakes_have_their_exit_codes(
+def test_audit_command_ends_with_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], code: int
 ) -> None:
     monkeypatch.chdir(tmp_path)

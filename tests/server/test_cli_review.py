@@ -1,4 +1,4 @@
-"""`refdiff review`, `rates` and `evaluate --learned` on real inspections: what people say is learned from."""
+"""`refdiff review`, `rates` and `evaluate --learned` on real inspections."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def inspect(capsys: pytest.CaptureFixture[str], part: str, photo: bytes) -> dict
     return report
 
 
-def test_a_rescued_part_becomes_a_reference_and_calibrates_nothing(
+def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Good parts under another lamp fail, people say so and agree, then such parts pass; defects still fail."""
+    """Good parts under another lamp fail until people override some with consent; defects still fail."""
     data = ready / "data"
     for name in ("train/good", "test/good", "test/stain"):
         (data / name).mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_a_rescued_part_becomes_a_reference_and_calibrates_nothing(
     assert (code, trail["checks"][0]["records"]) == (0, 6)  # filed, disposition and learned, twice
 
 
-def test_refused_references_say_why(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_reference_is_refused_with_the_reason(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = lamp_photo(400)
     first, again = inspect(capsys, "a", photo), inspect(capsys, "b", photo)
     outcomes = []
@@ -107,7 +107,7 @@ def test_refused_references_say_why(ready: Path, capsys: pytest.CaptureFixture[s
         assert stores.dispositions.get(bad["inspection_id"]) is None  # nothing was decided by half
 
 
-def test_a_consent_waits_while_the_bank_is_in_use(
+def test_reference_is_adopted_later_while_the_bank_is_in_use(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from filelock import FileLock
@@ -124,7 +124,7 @@ def test_a_consent_waits_while_the_bank_is_in_use(
     assert said(capsys, "goldens", "adopt")[1] == {"learned": []}
 
 
-def test_a_kill_between_enrolling_and_saying_so_refuses_nothing(
+def test_adoption_killed_after_enrolling_is_recorded_as_enrolled(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -146,7 +146,7 @@ def test_a_kill_between_enrolling_and_saying_so_refuses_nothing(
     assert shown["learned"][0]["outcome"].startswith("enrolled")
 
 
-def test_a_confirmed_defect_is_remembered(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_confirmed_defect_is_reported_as_seen_before(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(2):
         report = inspect(capsys, f"p{i}", bad_photo(30 + i))
         assert not any(f["seen_before"] for f in report["findings"] if i == 0)
@@ -161,7 +161,7 @@ def test_a_confirmed_defect_is_remembered(ready: Path, capsys: pytest.CaptureFix
     assert "of this product in the last 30 days" in reply["answer"]
 
 
-def test_blind_checks_from_the_draw_to_the_rates(
+def test_blind_checks_are_drawn_answered_and_counted_in_the_rates(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_BLIND_SHARE", "1")
@@ -206,11 +206,13 @@ def test_blind_checks_from_the_draw_to_the_rates(
         (["--blind"], 0),
     ],
 )
-def test_mistakes_have_their_exit_codes(command: list[str], code: int) -> None:
+def test_review_command_with_wrong_options_ends_with_the_exit_code(command: list[str], code: int) -> None:
     assert main.run(["review", *command]) == code
 
 
-def test_nothing_learned_is_said(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_learned_without_adopted_references_exits_with_65(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (ready / "data/train/good").mkdir(parents=True)
     (ready / "data/test/good").mkdir(parents=True)
     for name in ("train/good/a.png", "test/good/b.png"):

@@ -1,4 +1,4 @@
-"""The demo: real images, disjoint and drawn beforehand; a folder of its own; an index that leads to every report."""
+"""The demo: real images from a fixed disjoint selection, its own folder, an index with a link to every report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _images() -> None:
     pytest.importorskip("elpv_dataset", reason="elpv-dataset is not installed: pip install 'refdiff[demo]'")
 
 
-def test_cells_are_disjoint_spread_and_always_the_same() -> None:
+def test_demo_goldens_and_parts_are_fixed_and_disjoint() -> None:
     cells = demo.read_cells()
     goldens, parts = demo.choose(cells)
     assert {p: len(g) for p, g in goldens.items()} == {"solar-cell-mono": 30, "solar-cell-poly": 30}
@@ -38,7 +38,9 @@ def test_cells_are_disjoint_spread_and_always_the_same() -> None:
     assert demo.choose(cells) == (goldens, parts)
 
 
-def test_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_writes_reports_and_an_index_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(demo, "GOLDENS_PER_PRODUCT", 3)
     monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
     # nothing of the user's is touched: neither a server nor a checkpoint database that do not answer are asked
@@ -65,14 +67,14 @@ def test_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert part["truth"] in index
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_demo_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="did not make"):
         demo.run_demo(tmp_path, load_settings())
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_images_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.model.training.sources.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'refdiff\[demo\]'"):
         demo.read_cells()
@@ -88,7 +90,7 @@ def test_without_the_images_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         ("REVIEW", True, "asks a person"),
     ],
 )
-def test_wrong_verdicts_are_called_wrong(verdict: str, defective: bool, words: str) -> None:
+def test_demo_calls_wrong_verdicts_wrong(verdict: str, defective: bool, words: str) -> None:
     from types import SimpleNamespace
 
     cell = demo.Cell(Path("x.png"), "mono", float(defective))

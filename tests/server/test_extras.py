@@ -1,4 +1,4 @@
-"""What is missing is named, with the command that installs it, before anything else happens."""
+"""A missing optional dependency is named with its install command before anything else happens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param, message
 
 
-def test_missing_extra_is_named_with_its_installation(missing: tuple[str, str]) -> None:
+def test_missing_extra_is_named_with_its_install_command(missing: tuple[str, str]) -> None:
     extra, message = missing
     with pytest.raises(UnavailableError) as error:
         require_extra(extra)  # type: ignore[arg-type]

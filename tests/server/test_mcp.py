@@ -116,7 +116,7 @@ async def session(client: Client) -> None:
     assert measured.evidence.numbers["length_px"] == pytest.approx(report.findings[0].length_px, rel=1e-3)
 
 
-def test_a_session_over_stdin_and_stdout(ready: Path) -> None:
+def test_mcp_session_over_stdio_inspects_a_part(ready: Path) -> None:
     async def run() -> None:
         server = StdioServerParameters(command=str(REFDIFF), args=["mcp"], env={**os.environ, "REFDIFF_LLM": "off"})
         async with Client(server, read_timeout_seconds=120) as client:
@@ -151,7 +151,7 @@ class RawClient:
     [(signal.SIGTERM, 0), (signal.SIGINT, 130), (None, 0)],
     ids=["SIGTERM", "Ctrl-C", "end of stdin"],
 )
-def test_it_ends_in_order_and_the_running_inspection_goes_on_later(
+def test_stopped_mcp_server_exits_cleanly_and_the_inspection_is_resumed(
     ready: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None, code: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a language model that never answers
@@ -176,9 +176,7 @@ def test_it_ends_in_order_and_the_running_inspection_goes_on_later(
         assert len(service.stores.inspections.list()) == 1
 
 
-def test_the_end_of_stdin_ends_it_while_a_question_waits_for_its_model(
-    ready: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mcp_server_ends_with_stdin_while_a_question_is_pending(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as without:
         without.setenv("REFDIFF_LLM", "off")
         with InspectionService.open() as service:
@@ -224,7 +222,7 @@ def serving(**environment: str) -> Iterator[str]:
         process.communicate(timeout=60)
 
 
-def test_a_session_over_http_needs_the_token_and_a_local_name(ready: Path) -> None:
+def test_mcp_session_over_http_needs_token_and_local_host_name(ready: Path) -> None:
     async def run(url: str) -> None:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with httpx2.AsyncClient(headers=headers, timeout=120) as http:
@@ -266,7 +264,7 @@ def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection
         ("list_inspections", {"limit": 1000}, "less than or equal to 100"),
     ],
 )
-def test_mistakes_are_told_to_the_model(
+def test_mcp_tool_mistake_returns_an_error_and_files_nothing(
     service: InspectionService, tool: str, arguments: dict[str, Any], words: str
 ) -> None:
     async def run() -> CallToolResult:
@@ -279,7 +277,7 @@ def test_mistakes_are_told_to_the_model(
     assert service.stores.inspections.list() == []
 
 
-def test_tools_refuse_a_wrong_order_and_what_does_not_exist(service: InspectionService) -> None:
+def test_mcp_tools_refuse_wrong_order_and_unknown_names(service: InspectionService) -> None:
     service.stores.captures.add("9", "board", service.stores.images.put(good_photo(3)))
 
     async def run() -> None:
@@ -297,6 +295,6 @@ def test_tools_refuse_a_wrong_order_and_what_does_not_exist(service: InspectionS
     anyio.run(run)
 
 
-def test_others_than_loopback_need_a_token(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mcp_on_a_public_address_without_token_exits_with_64(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["mcp", "--http", "--host", "0.0.0.0"]) == 64
     assert "REFDIFF_MCP_TOKEN" in capsys.readouterr().err

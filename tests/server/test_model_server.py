@@ -1,4 +1,4 @@
-"""`refdiff serve-model` around vLLM: what is found, checked, waited for and stopped. A stand-in answers in vLLM's place."""
+"""`refdiff serve-model` around vLLM: finding, checking, starting and stopping it, with a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def _alive(pid: int) -> bool:
     )
 
 
-def test_vllm_is_found_where_it_is_said_to_be(stand_in: Path) -> None:
+def test_vllm_is_found_at_the_given_interpreter(stand_in: Path) -> None:
     assert find_vllm(stand_in) == VllmPython(stand_in, "0.32.0", cuda=False)
 
 
-def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_vllm_error_names_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "nowhere" / ".venv"))
     with pytest.raises(UnavailableError, match=r"make vllm.*REFDIFF_VLLM_PYTHON"):
@@ -99,7 +99,7 @@ def test_where_vllm_is_missing_the_way_out_is_told(tmp_path: Path, monkeypatch: 
         ("#!/bin/sh\n", 0o644, "cannot be read or started"),
     ],
 )
-def test_an_interpreter_that_is_none_is_told(
+def test_invalid_vllm_interpreter_is_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, mode: int, why: str
 ) -> None:
     monkeypatch.setattr(model_server, "_PROBE_S", 0.3 if "sleep" in script else 20)
@@ -109,7 +109,7 @@ def test_an_interpreter_that_is_none_is_told(
         find_vllm(tmp_path / "python")
 
 
-def test_an_interpreter_in_a_closed_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_interpreter_in_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(_: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -118,7 +118,7 @@ def test_an_interpreter_in_a_closed_folder_is_told(tmp_path: Path, monkeypatch: 
         find_vllm(tmp_path / "python")
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_taken_port_or_unknown_host_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -128,7 +128,7 @@ def test_a_port_that_is_taken_is_told() -> None:
         check_port("no.such.host.invalid", 8001)
 
 
-def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_vllm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable:    2500000 kB\n")
     assert free_gb(meminfo) == 2.5
@@ -146,11 +146,11 @@ def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [("127.0.0.1", "http://127.0.0.1:8001/v1"), ("0.0.0.0", "http://127.0.0.1:8001/v1"), ("::", "http://[::1]:8001/v1"),
      ("fe80::1", "http://[fe80::1]:8001/v1"), ("line3.example", "http://line3.example:8001/v1")],
 )  # fmt: skip
-def test_the_url_can_be_called(host: str, url: str) -> None:
+def test_base_url_of_any_listen_address_can_be_called(host: str, url: str) -> None:
     assert base_url(host, 8001) == url
 
 
-def test_further_flags_win_and_nothing_is_fetched_or_reported() -> None:
+def test_further_vllm_flags_come_last_and_vllm_runs_offline() -> None:
     arguments = vllm_arguments(Path("m"), cuda=False, further=["--max-num-seqs", "2"])
     assert arguments[-2:] == ["--max-num-seqs", "2"]
     assert "--enforce-eager" in arguments
@@ -160,7 +160,9 @@ def test_further_flags_win_and_nothing_is_fetched_or_reported() -> None:
     assert (environment["HF_HUB_OFFLINE"], environment["VLLM_NO_USAGE_STATS"]) == ("1", "1")
 
 
-def test_it_is_ready_when_it_answers_and_stops_with_us(stand_in: Path, port: int, tmp_path: Path) -> None:
+def test_model_server_is_ready_once_healthy_and_stops_with_the_context(
+    stand_in: Path, port: int, tmp_path: Path
+) -> None:
     python = find_vllm(stand_in)
     with serving(tmp_path, python, "127.0.0.1", port, api_key="sesame", further=["--dtype", "float32"]) as (
         server,
@@ -176,7 +178,7 @@ def test_it_is_ready_when_it_answers_and_stops_with_us(stand_in: Path, port: int
     check_port("127.0.0.1", port)
 
 
-def test_a_server_that_ends_or_never_answers_is_told(stand_in: Path, port: int, tmp_path: Path) -> None:
+def test_model_server_that_exits_or_never_answers_is_an_error(stand_in: Path, port: int, tmp_path: Path) -> None:
     python = find_vllm(stand_in)
     with (
         pytest.raises(UnavailableError, match="exit code 3"),
@@ -188,7 +190,9 @@ def test_a_server_that_ends_or_never_answers_is_told(stand_in: Path, port: int, 
     check_port("127.0.0.1", port)
 
 
-def test_the_command_prints_the_url_and_ends_its_server(stand_in: Path, port: int, model_folder: Path) -> None:
+def test_serve_model_prints_the_url_and_stops_its_server_on_a_signal(
+    stand_in: Path, port: int, model_folder: Path
+) -> None:
     environment = {**os.environ, "REFDIFF_CACHE": str(model_folder.parent.parent), "REFDIFF_LLM_API_KEY": "sesame"}
     command = [Path(sys.executable).with_name("refdiff"), "serve-model", "--json", "--port", str(port)]
     for ending in (signal.SIGINT, signal.SIGTERM):
@@ -211,7 +215,7 @@ def test_the_command_prints_the_url_and_ends_its_server(stand_in: Path, port: in
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
-def test_nothing_is_left_running_when_we_are_killed() -> None:
+def test_tied_child_process_ends_when_its_parent_is_killed() -> None:
     code = f"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {model_server._TIED!r}, "-c", "import time; time.sleep(100)"],
@@ -237,7 +241,7 @@ def _command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_a_server_that_dies_later_ends_the_command(stand_in: Path, port: int, model_folder: Path) -> None:
+def test_serve_model_ends_when_its_server_dies(stand_in: Path, port: int, model_folder: Path) -> None:
     environment = {**os.environ, "REFDIFF_CACHE": str(model_folder.parent.parent)}
     command = [Path(sys.executable).with_name("refdiff"), "serve-model", "--port", str(port), "--vllm-python", stand_in]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The inspection service: every accepted inspection is filed; what people and programs ask of it, without any transport."""
+"""The inspection service without any transport: every accepted inspection is filed, also after crashes and outages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def photo(ready: Path, name: str) -> Upload:
     return Upload(name, (ready / name).read_bytes())
 
 
-def test_good_and_bad_photos_are_inspected_in_order(service: InspectionService, ready: Path) -> None:
+def test_service_inspects_good_and_bad_photos_in_order(service: InspectionService, ready: Path) -> None:
     good = service.submit(ASK.format(1), by="ann", product="board", photo=photo(ready, "good.png"))
     bad = service.submit(
         "", by="bob", part_id="#2", product="board", photo=photo(ready, "bad.png"), scale_mm_per_px=0.1
@@ -75,7 +75,9 @@ def test_good_and_bad_photos_are_inspected_in_order(service: InspectionService, 
     assert service.status().waiting == 0
 
 
-def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consent_recorded_by_another_process_is_adopted(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command line records a consent while the service has the bank: enrolled at the start, when idle, after a job."""
     monkeypatch.setattr(queue_module, "_IDLE_S", 0.1)
 
@@ -108,7 +110,7 @@ def test_a_consent_given_elsewhere_is_taken_up(ready: Path, no_model: None, monk
         assert outcome(service, third).startswith("refused: already enrolled")
 
 
-def test_each_job_looks_at_its_own_photo(service: InspectionService, ready: Path) -> None:
+def test_jobs_of_one_part_inspect_their_own_photos(service: InspectionService, ready: Path) -> None:
     """Two photos of one part, sent before either is inspected."""
     jobs = [
         service.submit(by="ann", part_id="9", product="board", photo=photo(ready, name))
@@ -118,7 +120,7 @@ def test_each_job_looks_at_its_own_photo(service: InspectionService, ready: Path
     assert verdicts == ["FAIL", "PASS", "FAIL"]
 
 
-def test_a_repeated_request_is_the_same_job(service: InspectionService, ready: Path) -> None:
+def test_repeated_request_returns_the_same_job(service: InspectionService, ready: Path) -> None:
     sent = {"by": "ann", "part_id": "1", "product": "board", "origin": "slack:Ev123"}
     jobs = [service.submit(photo=photo(ready, "good.png"), **sent) for _ in range(3)]  # type: ignore[arg-type]
     assert len({j.inspection_id for j in jobs}) == 1
@@ -127,7 +129,7 @@ def test_a_repeated_request_is_the_same_job(service: InspectionService, ready: P
     assert service.stores.inspections.search().total == 1
 
 
-def test_what_cannot_be_inspected_is_refused_at_once(service: InspectionService, ready: Path) -> None:
+def test_request_that_cannot_be_inspected_is_refused_at_once(service: InspectionService, ready: Path) -> None:
     with pytest.raises(UnknownPartError):
         service.submit(by="a", part_id="nobody")
     with pytest.raises(InputError, match="Name the part"):
@@ -150,7 +152,7 @@ def test_what_cannot_be_inspected_is_refused_at_once(service: InspectionService,
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a/b.png", "..", "", "\x00\x1b[31m.png", "\udcff\ud800.png", "x" * 999]
 )
-def test_a_file_name_is_only_shown(service: InspectionService, ready: Path, name: str) -> None:
+def test_uploaded_file_name_is_sanitised_and_never_a_path(service: InspectionService, ready: Path, name: str) -> None:
     kept = service.capture("7", Upload(name, (ready / "good.png").read_bytes()), "board")
     assert 0 < len(kept.filename) <= 200
     assert "/" not in kept.filename
@@ -158,7 +160,9 @@ def test_a_file_name_is_only_shown(service: InspectionService, ready: Path, name
     assert not (ready / "etc").exists()
 
 
-def test_too_many_waiting_are_told_to_come_again(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_beyond_the_queue_limit_is_refused(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hold, begun = threading.Event(), threading.Event()
     run = Inspector.run
 
@@ -180,7 +184,7 @@ def test_too_many_waiting_are_told_to_come_again(ready: Path, no_model: None, mo
         assert service.submit(by="a", part_id="1").open
 
 
-def test_the_first_disposition_wins(service: InspectionService, ready: Path) -> None:
+def test_concurrent_dispositions_keep_only_the_first(service: InspectionService, ready: Path) -> None:
     job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
     with pytest.raises(UnknownRecordError):
         service.dispose("insp-nobody", "accept", "ann", "x")
@@ -204,7 +208,7 @@ def test_the_first_disposition_wins(service: InspectionService, ready: Path) -> 
     assert service.inspection(job.inspection_id).disposition == winners[0]
 
 
-def test_questions_are_answered_from_the_report(service: InspectionService, ready: Path) -> None:
+def test_question_is_answered_from_the_report(service: InspectionService, ready: Path) -> None:
     job = service.submit(by="a", part_id="2", product="board", photo=photo(ready, "bad.png"))
     service.wait(job.inspection_id)
     assert "verdict FAIL: " in service.ask(job.inspection_id, "why?")
@@ -214,7 +218,7 @@ def test_questions_are_answered_from_the_report(service: InspectionService, read
         service.ask(job.inspection_id, " ")
 
 
-def test_something_unavailable_is_tried_again(
+def test_inspection_is_retried_after_a_storage_error(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, failures = Inspector.run, [StorageError("the disk is full"), StorageError("the disk is full")]
@@ -231,7 +235,7 @@ def test_something_unavailable_is_tried_again(
     assert service.inspection(job.inspection_id).state == "done"
 
 
-def test_an_outage_fails_nothing_however_long_and_others_go_on(
+def test_long_outage_fails_no_job_and_does_not_block_others(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out, tried = Inspector.run, threading.Event(), 0
@@ -263,7 +267,9 @@ def test_an_outage_fails_nothing_however_long_and_others_go_on(
     assert [p.number for p in heard] == sorted({p.number for p in heard})
 
 
-def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_stops_and_outages_do_not_count_as_crashes(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hold = threading.Event()
     with monkeypatch.context() as m:
         m.setattr("refdiff.agent.queue._STOP_WAIT_S", 0.05)
@@ -280,7 +286,7 @@ def test_stops_and_outages_are_no_deaths(ready: Path, no_model: None, monkeypatc
     hold.set()
 
 
-def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
+def test_stopping_service_releases_waiting_callers_and_starts_nothing(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, end = threading.Event(), threading.Event()
@@ -305,8 +311,10 @@ def test_a_stop_keeps_nobody_waiting_and_begins_nothing(
     assert service.wait(job.inspection_id, 1).state == "queued"  # owed, by the next start
 
 
-def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue may be longer than a page of it."""
+def test_every_queued_job_is_recovered_at_the_start(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when the queue is longer than one page."""
     home = MemorySettings().home
     with JobStore(home):
         pass
@@ -324,7 +332,7 @@ def test_everything_that_was_accepted_is_taken_up(ready: Path, no_model: None, m
         assert taken_up == [(f"insp-{i}", i) for i in range(1002)]
 
 
-def test_a_failed_inspection_that_is_filed_later_is_done(
+def test_failed_job_whose_inspection_is_filed_later_is_done(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as m:
@@ -338,7 +346,7 @@ def test_a_failed_inspection_that_is_filed_later_is_done(
     assert service.unfinished(failed=True) == []
 
 
-def test_a_bug_fails_one_inspection_and_not_the_next(
+def test_bug_fails_its_inspection_and_not_the_next(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as m:
@@ -352,12 +360,12 @@ def test_a_bug_fails_one_inspection_and_not_the_next(
     assert [j.inspection_id for j in service.unfinished(failed=True)] == [job.inspection_id]
 
 
-def test_a_second_service_of_a_home_is_refused(service: InspectionService) -> None:
+def test_second_service_on_a_home_is_refused(service: InspectionService) -> None:
     with pytest.raises(UnavailableError, match="another refdiff server"):
         InspectionService.open()
 
 
-def test_goldens_and_products(service: InspectionService, ready: Path) -> None:
+def test_service_manages_goldens_and_products(service: InspectionService, ready: Path) -> None:
     made = service.enroll("gear", [photo(ready, "good.png"), Upload("bad.txt", b"text")], by="ann", part_group="g1")
     assert (len(made.added), len(made.refused), made.n_in_bank) == (1, 1, 1)
     assert made.added[0].filename == "good.png"
@@ -393,7 +401,9 @@ with InspectionService.open() as service:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_while_filing_every_accepted_inspection_is_filed_once(ready: Path, no_model: None, when: str) -> None:
+def test_service_killed_while_filing_files_each_accepted_inspection_once(
+    ready: Path, no_model: None, when: str
+) -> None:
     command = [sys.executable, "-c", KILLED, when]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     accepted = child.stdout.split()
@@ -407,7 +417,7 @@ def test_killed_while_filing_every_accepted_inspection_is_filed_once(ready: Path
         assert service.unfinished() == []
 
 
-def test_a_job_that_always_kills_is_given_up(ready: Path, no_model: None) -> None:
+def test_job_that_crashes_the_process_repeatedly_is_failed(ready: Path, no_model: None) -> None:
     with InspectionService.open() as service:
         service.capture("1", photo(ready, "good.png"), "board")
     with JobStore(MemorySettings().home) as jobs:
@@ -423,7 +433,7 @@ def test_a_job_that_always_kills_is_given_up(ready: Path, no_model: None) -> Non
     assert "given up" in found.error["message"]
 
 
-def test_what_the_command_line_left_is_finished(
+def test_unfinished_command_line_inspection_is_finished_by_the_service(
     ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch, make_pending: Callable[[Path], str]
 ) -> None:
     inspection_id = make_pending(ready)

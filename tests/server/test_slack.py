@@ -1,4 +1,4 @@
-"""RefDiff in Slack: the whole flow against a fake Slack over real HTTP, with a real desk behind the real HTTP server."""
+"""RefDiff in Slack: the whole flow against a fake Slack over real HTTP, with the real service and HTTP server."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def filed(service: InspectionService) -> list[Any]:
     return service.stores.inspections.list(limit=1000)
 
 
-def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
+def test_slack_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     service: InspectionService, slack: FakeSlack, bot: str
 ) -> None:
     event = mention(
@@ -130,7 +130,7 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     [{"secret": "another"}, {"age_s": 3600}, {"headers": {"x-slack-signature": ""}}],
     ids=["wrong secret", "old", "none"],
 )
-def test_a_bad_signature_gets_401_and_nothing_happens(
+def test_bad_slack_signature_gets_401_and_stores_nothing(
     service: InspectionService, slack: FakeSlack, bot: str, how: dict[str, Any]
 ) -> None:
     assert slack.event(bot, mention("inspect part #1", "1.1"), **how).status_code == 401
@@ -149,7 +149,7 @@ def test_a_bad_signature_gets_401_and_nothing_happens(
         ("inspect part #7, product board", good_photo(1)[:500], "damaged"),
     ],
 )
-def test_what_cannot_be_inspected_is_answered_helpfully(
+def test_slack_request_that_cannot_be_inspected_gets_a_helpful_answer(
     service: InspectionService, slack: FakeSlack, bot: str, text: str, with_photo: bytes | None, words: str
 ) -> None:
     files = {"files": [photo(slack, "p.png", with_photo)]} if with_photo else {}
@@ -159,7 +159,7 @@ def test_what_cannot_be_inspected_is_answered_helpfully(
     assert filed(service) == []
 
 
-def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(
+def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
     service: InspectionService, slack: FakeSlack, bot: str
 ) -> None:
     other = FakeSlack()
@@ -178,7 +178,7 @@ def test_a_photo_from_elsewhere_is_not_fetched_and_the_token_stays_here(
 def review(
     ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack
 ) -> Iterator[tuple[InspectionService, str, str]]:
-    """Desk, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
+    """Service, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
     monkeypatch.setenv("REFDIFF_LLM", "off")
     with InspectionService.open() as service:
         for golden in service.goldens("board")[:3]:
@@ -210,7 +210,7 @@ def submit(slack: FakeSlack, url: str, view: dict[str, Any], name: str, value: s
     })  # fmt: skip
 
 
-def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
+def test_only_listed_slack_users_may_decide_a_review(
     review: tuple[InspectionService, str, str], slack: FakeSlack
 ) -> None:
     service, url, inspection_id = review
@@ -244,7 +244,9 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
     assert service.stores.dispositions.get(inspection_id) == decided
 
 
-def test_accept_and_zoom(review: tuple[InspectionService, str, str], slack: FakeSlack) -> None:
+def test_zoom_button_posts_crops_and_accept_button_files_a_disposition(
+    review: tuple[InspectionService, str, str], slack: FakeSlack
+) -> None:
     service, url, inspection_id = review
     press(slack, url, "refdiff_zoom", inspection_id, "U3")
     uploads = wait(lambda: slack.of("files.completeUploadExternal")[1:])
@@ -257,7 +259,9 @@ def test_accept_and_zoom(review: tuple[InspectionService, str, str], slack: Fake
     assert (decided.decision, decided.reason) == ("accept", "accepted in Slack")
 
 
-def test_shortcuts(review: tuple[InspectionService, str, str], slack: FakeSlack) -> None:
+def test_slack_shortcuts_inspect_a_part_from_a_message_and_from_a_dialog(
+    review: tuple[InspectionService, str, str], slack: FakeSlack
+) -> None:
     service, url, _ = review
     base = {
         "type": "message_action",
@@ -279,7 +283,7 @@ def test_shortcuts(review: tuple[InspectionService, str, str], slack: FakeSlack)
     assert len(filed(service)) == 3
 
 
-def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
+def test_slack_dialog_is_stored_before_it_is_acknowledged_and_inspects_once(
     service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
@@ -311,7 +315,7 @@ def test_the_dialog_is_kept_before_it_is_acknowledged_and_inspects_once(
     assert sorted(r.part_id for r in filed(service)) == ["5", "6"]
 
 
-def test_a_dialog_that_cannot_be_kept_is_not_acknowledged(
+def test_slack_dialog_that_cannot_be_stored_is_not_acknowledged(
     service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> bool:
@@ -325,7 +329,9 @@ def test_a_dialog_that_cannot_be_kept_is_not_acknowledged(
 
 
 @pytest.mark.timeout(900)
-def test_twenty_people_at_once(service: InspectionService, slack: FakeSlack, bot: str) -> None:
+def test_twenty_concurrent_slack_users_each_get_one_answer(
+    service: InspectionService, slack: FakeSlack, bot: str
+) -> None:
     for i in range(20):
         service.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
 
@@ -346,7 +352,7 @@ def test_twenty_people_at_once(service: InspectionService, slack: FakeSlack, bot
     assert len(filed(service)) == 20
 
 
-def test_an_answer_that_slack_does_not_take_is_posted_later(
+def test_answer_refused_by_slack_is_posted_later(
     service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
@@ -364,10 +370,10 @@ def test_an_answer_that_slack_does_not_take_is_posted_later(
     assert len(filed(service)) == 1
 
 
-def test_a_slow_slack_gets_each_answer_once(
+def test_slow_slack_gets_each_answer_once(
     service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Open messages are looked for all the while: those that are being answered are not answered again."""
+    """The periodic search for open messages must not answer those in progress again."""
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
     service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.slow = {"files.completeUploadExternal": 0.5, "assistant.threads.setStatus": 0.1}
@@ -381,7 +387,7 @@ def test_a_slow_slack_gets_each_answer_once(
     assert service._queue._listeners == {}
 
 
-def test_an_answer_that_is_never_taken_is_given_up(
+def test_answer_refused_by_slack_every_time_is_given_up(
     service: InspectionService, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.05)
@@ -395,7 +401,7 @@ def test_an_answer_that_is_never_taken_is_given_up(
     assert len(filed(service)) == 1
 
 
-def test_messages_of_a_killed_process_are_answered_after_the_start(
+def test_slack_messages_of_a_killed_process_are_answered_after_restart(
     service: InspectionService, slack: FakeSlack
 ) -> None:
     service.capture("5", Upload("p.png", good_photo(100)), "board")
@@ -432,7 +438,7 @@ def server_process(slack: FakeSlack, **environment: str) -> Iterator[tuple[subpr
         process.communicate()
 
 
-def test_a_stopping_server_waits_for_no_inspection_and_loses_no_message(ready: Path, slack: FakeSlack) -> None:
+def test_stopping_server_waits_for_no_inspection_and_loses_no_slack_message(ready: Path, slack: FakeSlack) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # a language model that never answers
     slow = {"REFDIFF_LLM_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "REFDIFF_LLM_TIMEOUT_S": "600"}
     files = [photo(slack, "p.png", good_photo(100))]
@@ -456,7 +462,7 @@ def test_a_stopping_server_waits_for_no_inspection_and_loses_no_message(ready: P
         assert sorted(r.part_id for r in stores.inspections.list()) == ["5", "6"]
 
 
-def test_socket_mode_needs_no_address_on_the_internet(service: InspectionService, slack: FakeSlack) -> None:
+def test_slack_socket_mode_answers_without_a_public_url(service: InspectionService, slack: FakeSlack) -> None:
     service.capture("5", Upload("p.png", good_photo(100)), "board")
     event = mention("inspect part #5", "1.1")
     acknowledged: list[dict[str, Any]] = []
@@ -482,27 +488,27 @@ def test_socket_mode_needs_no_address_on_the_internet(service: InspectionService
     assert len(filed(service)) == 1
 
 
-def test_a_refused_app_token_is_a_mistake_in_the_settings(service: InspectionService, slack: FakeSlack) -> None:
+def test_refused_slack_app_token_is_a_configuration_error(service: InspectionService, slack: FakeSlack) -> None:
     slack.fail = {"apps.connections.open": "invalid_auth"}
     socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
     with pytest.raises(ConfigurationError, match=r"SLACK_APP_TOKEN \(invalid_auth\)"), serving(service, **socket_only):
         pass
 
 
-def test_an_outage_of_slack_stops_nothing(service: InspectionService, slack: FakeSlack) -> None:
+def test_server_starts_during_a_slack_outage(service: InspectionService, slack: FakeSlack) -> None:
     slack.fail = {"apps.connections.open": "service_unavailable"}
     socket_only = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": f"{slack.url}/api/"}
     with serving(service, **socket_only) as url:
         assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
-def test_without_a_network_the_rest_is_served(service: InspectionService) -> None:
+def test_server_starts_when_slack_is_unreachable(service: InspectionService) -> None:
     nowhere = {"slack_bot_token": TOKEN, "slack_app_token": "xapp-test", "slack_api_url": "http://127.0.0.1:9/api/"}
     with serving(service, **nowhere) as url:
         assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
-def test_incomplete_secrets_are_told(service: InspectionService) -> None:
+def test_incomplete_slack_secrets_are_a_configuration_error(service: InspectionService) -> None:
     from fastapi import FastAPI
 
     with (
@@ -514,7 +520,7 @@ def test_incomplete_secrets_are_told(service: InspectionService) -> None:
         assert on == []
 
 
-def test_a_server_with_incomplete_secrets_ends_as_with_any_bad_setting(ready: Path) -> None:
+def test_server_with_incomplete_slack_secrets_exits_with_64(ready: Path) -> None:
     command = [str(REFDIFF), "serve", "--port", "0"]
     done = subprocess.run(command, env={**os.environ, "SLACK_BOT_TOKEN": TOKEN}, capture_output=True, text=True)
     assert done.returncode == 64, done.stderr
@@ -532,7 +538,7 @@ def test_a_server_with_incomplete_secrets_ends_as_with_any_bad_setting(ready: Pa
         ("*", "", False),
     ],
 )
-def test_who_may_decide(deciders: str, user: str, may: bool) -> None:
+def test_may_decide_follows_the_list_of_deciders(deciders: str, user: str, may: bool) -> None:
     assert may_decide(deciders, user) is may
 
 
@@ -544,5 +550,5 @@ def test_who_may_decide(deciders: str, user: str, may: bool) -> None:
         ("<https://a.example/x|link> <#C1|general>", "link general"),
     ],
 )
-def test_markup_becomes_what_was_typed(text: str, wanted: str) -> None:
+def test_slack_markup_becomes_the_typed_text(text: str, wanted: str) -> None:
     assert slack_app.plain(text) == wanted

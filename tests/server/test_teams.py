@@ -1,4 +1,4 @@
-"""RefDiff in Teams: the whole flow against a fake of Teams' connector over real HTTP, with real tokens and a real desk."""
+"""RefDiff in Teams: the whole flow against a fake Teams connector over real HTTP, with real tokens and the real service."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def actions(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {a["title"]: a for a in card.get("actions", ())}
 
 
-def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
+def test_teams_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
     service: InspectionService, teams: FakeTeams, bot: str
 ) -> None:
     message = teams.message("inspect part #4412, product board", "m1", attachments=[photo(teams, bad_photo(100))])
@@ -111,7 +111,7 @@ def test_a_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread(
 @pytest.mark.parametrize(
     "kind", ["none", "nonsense", "another key", "expired", "another bot", "another service", "another issuer"]
 )
-def test_a_bad_token_gets_401_and_nothing_happens(
+def test_bad_teams_token_gets_401_and_stores_nothing(
     service: InspectionService, teams: FakeTeams, bot: str, kind: str
 ) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -131,7 +131,7 @@ def test_a_bad_token_gets_401_and_nothing_happens(
     assert teams.sent == []
 
 
-def test_people_of_another_organisation_are_not_served(service: InspectionService, teams: FakeTeams, bot: str) -> None:
+def test_teams_message_of_another_tenant_is_ignored(service: InspectionService, teams: FakeTeams, bot: str) -> None:
     elsewhere = {"conversation": {"id": THREAD, "tenantId": "other"}, "channelData": {"tenant": {"id": "other"}}}
     assert teams.send(bot, teams.message("inspect part #1", "m1") | elsewhere).status_code == 200
     assert teams.send(bot, {"not": "an activity"}).status_code < 600
@@ -140,7 +140,7 @@ def test_people_of_another_organisation_are_not_served(service: InspectionServic
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe"])
-def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes) -> None:
+def test_malformed_teams_activity_gets_400(teams: FakeTeams, bot: str, body: bytes) -> None:
     import httpx2
 
     assert httpx2.post(f"{bot}/api/messages", content=body).status_code == 400
@@ -154,7 +154,7 @@ def test_what_is_no_activity_is_refused(teams: FakeTeams, bot: str, body: bytes)
         ("inspect part #7, product board", "elsewhere", "not stored in Teams"),
     ],
 )
-def test_what_cannot_be_inspected_is_answered_helpfully(
+def test_teams_request_that_cannot_be_inspected_gets_a_helpful_answer(
     service: InspectionService, teams: FakeTeams, bot: str, text: str, attachment: str | None, words: str
 ) -> None:
     more = {"attachments": [photo(teams, good_photo(1), inline=False)]} if attachment else {}
@@ -164,7 +164,7 @@ def test_what_cannot_be_inspected_is_answered_helpfully(
     assert filed(service) == []
 
 
-def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
+def test_only_listed_teams_users_may_decide_a_review(
     ready: Path, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_LLM", "off")
@@ -205,7 +205,9 @@ def test_only_those_on_the_list_decide_and_a_decision_resumes_the_inspection(
 
 
 @pytest.mark.timeout(900)
-def test_twenty_people_at_once(service: InspectionService, teams: FakeTeams, bot: str) -> None:
+def test_twenty_concurrent_teams_users_each_get_one_answer(
+    service: InspectionService, teams: FakeTeams, bot: str
+) -> None:
     for i in range(20):
         service.capture(f"{4000 + i}", Upload("p.png", good_photo(100 + i)), "board")
 
@@ -226,7 +228,7 @@ def test_twenty_people_at_once(service: InspectionService, teams: FakeTeams, bot
     assert len(filed(service)) == 20
 
 
-def test_answers_come_after_trouble_and_after_a_kill(
+def test_teams_answers_are_posted_after_errors_and_after_a_crash(
     service: InspectionService, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "STATUS_EVERY_S", 0.2)
@@ -246,7 +248,7 @@ def test_answers_come_after_trouble_and_after_a_kill(
     assert len(filed(service)) == 1
 
 
-def test_incomplete_secrets_are_told(service: InspectionService) -> None:
+def test_incomplete_teams_secrets_are_a_configuration_error(service: InspectionService) -> None:
     from fastapi import FastAPI
 
     with (
@@ -256,7 +258,7 @@ def test_incomplete_secrets_are_told(service: InspectionService) -> None:
         pass
 
 
-def test_a_picture_fits_into_a_card() -> None:
+def test_picture_is_shrunk_to_fit_into_a_teams_card() -> None:
     image = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)  # what compresses worst
     assert len(cards.data_url(image)) < cards.MAX_PICTURE_BYTES * 4 / 3 + 100
 
@@ -268,9 +270,9 @@ def test_a_picture_fits_into_a_card() -> None:
         ("<p><at id='0'>refdiff</at>&nbsp;is f1 &lt; 2 mm?</p>", "is f1 < 2 mm?"),
     ],
 )
-def test_markup_becomes_what_was_typed(text: str, wanted: str) -> None:
+def test_teams_markup_becomes_the_typed_text(text: str, wanted: str) -> None:
     assert teams_app.plain(text) == wanted
 
 
-def test_text_of_people_makes_no_links() -> None:
+def test_markdown_in_card_text_is_escaped() -> None:
     assert cards.escape("[click](https://evil.example) *b*") == r"\[click\]\(https://evil.example\) \*b\*"

@@ -1,4 +1,4 @@
-"""Registration against the renderer's exact transforms, and its honest refusals."""
+"""Registration against the renderer's exact transforms, and its rejections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POSES = {
 
 @pytest.mark.parametrize("kind", ["circuit", "label", "moulded", "bottle"])
 @pytest.mark.parametrize("name", POSES)
-def test_registers_another_instance_in_any_pose(kind: str, name: str) -> None:
+def test_registration_finds_another_instance_in_any_pose(kind: str, name: str) -> None:
     reference = render(kind, 102, 1, size=SIZE)
     query = render(kind, 102, 2, size=SIZE, pose=POSES[name], noise_seed=5)
     result = align(query.image, reference.image)
@@ -35,7 +35,7 @@ def test_registers_another_instance_in_any_pose(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("design", "angle"), [(212, 93), (588, -115)])
-def test_registers_a_close_up_that_only_matched_features_find(design: int, angle: float) -> None:
+def test_registration_of_a_close_up_uses_matched_features(design: int, angle: float) -> None:
     reference = render("circuit", design, 1, size=SIZE)
     pose = Pose(angle_deg=angle, scale=1.85, shift_px=(-12, 8), perspective=(0.04, -0.04))
     query = render("circuit", design, 2, size=SIZE, pose=pose, noise_seed=1)
@@ -48,7 +48,7 @@ def test_registers_a_close_up_that_only_matched_features_find(design: int, angle
 
 
 @pytest.mark.parametrize("kind", ["circuit", "label", "moulded", "bottle"])
-def test_a_fixed_camera_keeps_its_pixels_in_other_light(kind: str) -> None:
+def test_registration_of_an_unmoved_part_in_other_light_is_identity(kind: str) -> None:
     reference = render(kind, 102, 1, size=SIZE)
     query = render(kind, 102, 2, size=SIZE, light=Light(gain=0.6, gradient=0.2), noise_sigma=5, noise_seed=2)
     result = align(query.image, reference.image)
@@ -59,7 +59,7 @@ def test_a_fixed_camera_keeps_its_pixels_in_other_light(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["circuit", "label", "bottle"])
 @pytest.mark.parametrize("angle", [0, 25, 160])
-def test_the_residual_does_not_understate_the_error(kind: str, angle: float) -> None:
+def test_registration_residual_does_not_understate_the_error(kind: str, angle: float) -> None:
     reference = render(kind, 105, 1, size=SIZE)
     query = render(kind, 105, 2, size=SIZE, pose=Pose(angle_deg=angle, shift_px=(4, 3)), noise_seed=7)
     result = align(query.image, reference.image)
@@ -73,7 +73,7 @@ def test_the_residual_does_not_understate_the_error(kind: str, angle: float) -> 
     assert result.residual_px < 2
 
 
-def test_same_pair_same_registration_and_images_untouched() -> None:
+def test_registration_is_deterministic_and_keeps_its_inputs() -> None:
     reference = render("label", 106, 1, size=SIZE).image
     query = render("label", 106, 2, size=SIZE, pose=Pose(angle_deg=70)).image
     before = query.copy(), reference.copy()
@@ -84,7 +84,7 @@ def test_same_pair_same_registration_and_images_untouched() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (900, 20)])
-def test_odd_sizes_are_answered(size: tuple[int, int]) -> None:
+def test_registration_of_odd_sizes_is_rejected_with_a_finite_matrix(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     odd = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
     result = align(odd, render("circuit", 104, 1, size=SIZE).image)
@@ -92,7 +92,7 @@ def test_odd_sizes_are_answered(size: tuple[int, int]) -> None:
     assert np.isfinite(result.matrix).all()
 
 
-def test_a_missing_component_does_not_disturb_the_registration() -> None:
+def test_registration_succeeds_with_a_missing_component() -> None:
     reference = render("circuit", 103, 1, size=SIZE)
     pose = Pose(angle_deg=40)
     query = render("circuit", 103, 2, size=SIZE, pose=pose, defects=[DefectSpec("missing_component", seed=1)])
@@ -100,7 +100,7 @@ def test_a_missing_component_does_not_disturb_the_registration() -> None:
 
 
 @pytest.mark.parametrize("case", ["other design", "blank", "noise"])
-def test_refuses_where_nothing_fits(case: str) -> None:
+def test_registration_of_unrelated_images_is_rejected(case: str) -> None:
     reference = render("circuit", 104, 1, size=SIZE).image
     query = {
         "other design": render("moulded", 9, 1, size=SIZE).image,
@@ -115,7 +115,7 @@ def test_refuses_where_nothing_fits(case: str) -> None:
     assert result.trained_reason.startswith("no honest registration: edges")
 
 
-def test_warp_says_what_it_covers() -> None:
+def test_warp_returns_the_mask_it_covers() -> None:
     image = render("label", 3, 1, size=(100, 120)).image
     half = np.array([[1, 0, 60], [0, 1, 0], [0, 0, 1.0]])
     warped, covered = warp_reference(image, half, (100, 120))

@@ -1,4 +1,4 @@
-"""One inspection in the making: each stage computed once, evidence in the form that is filed."""
+"""The tool context of one inspection: each stage computed once, evidence in the form that is filed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
 from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
-from refdiff.tools.golden_samples.enroll import enroll, record_capture
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import difference
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.registry import TOOLS
@@ -90,7 +91,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def test_each_stage_is_computed_once(workspace: Workspace, calls: Counter[str]) -> None:
+def test_tool_context_computes_each_stage_once(workspace: Workspace, calls: Counter[str]) -> None:
     context = ToolContext(workspace, "1")
     evidence = inspect(context, k=2)
     assert evidence[3].images["reference"] == context.shown_reference
@@ -98,7 +99,7 @@ def test_each_stage_is_computed_once(workspace: Workspace, calls: Counter[str]) 
     assert calls == {"latest": 1, "nearest": 1, "reference_view": 2, "warp_reference": 2, "embed": 3}
 
 
-def test_other_references_are_evidence_and_change_nothing(workspace: Workspace, calls: Counter[str]) -> None:
+def test_comparison_with_other_references_is_not_canonical(workspace: Workspace, calls: Counter[str]) -> None:
     canonical = inspect(ToolContext(workspace, "1"), k=2)[3]
     context = ToolContext(workspace, "1")
     evidence = inspect(context, k=1)
@@ -112,7 +113,7 @@ def test_other_references_are_evidence_and_change_nothing(workspace: Workspace, 
     assert context.score_evidence(context.canonical.comparison).numbers == canonical.numbers
 
 
-def test_a_resumed_run_goes_on_with_the_photo_it_found(workspace: Workspace, calls: Counter[str]) -> None:
+def test_resumed_run_keeps_its_capture_when_a_newer_one_exists(workspace: Workspace, calls: Counter[str]) -> None:
     evidence = inspect(ToolContext(workspace, "1"), k=2)[:4]
     found = workspace.stores.captures.latest("1")
     newer = workspace.stores.captures.add(part_id="1", product="board", sha256=found.sha256, scale_mm_per_px=0.5)
@@ -135,7 +136,7 @@ def test_a_resumed_run_goes_on_with_the_photo_it_found(workspace: Workspace, cal
         (3, "submit_report", {"findings": [], "reasoning": ""}, "call score_difference first"),
     ],
 )
-def test_a_tool_out_of_order_says_what_is_missing(
+def test_tool_called_out_of_order_names_the_missing_step(
     workspace: Workspace, done: int, name: str, arguments: dict[str, Any], says: str
 ) -> None:
     context = ToolContext(workspace, "1")
@@ -161,7 +162,7 @@ SCORED = {"score": 0.5, "p_value": None, "calibration_parts": 3, "regions": 1, "
         ("zoom", {"region": "r1", "score": "e4"}, BOX | {"reference_covers": True}),
     ],
 )  # fmt: skip
-def test_evidence_is_written_as_it_was_read(kind: str, arguments: dict[str, Any], numbers: dict[str, Any]) -> None:
+def test_evidence_round_trips_through_its_record(kind: str, arguments: dict[str, Any], numbers: dict[str, Any]) -> None:
     record = {
         "id": "e1",
         "kind": kind,

@@ -1,4 +1,4 @@
-"""Enrolment: what goes into the bank, what is refused with which reason, what is grouped and flagged."""
+"""Enrolment: accepted and refused photos, part groups and outlier flags."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
         yield workspace
 
 
-def test_folders_are_searched_in_order_and_again_is_harmless(workspace: Workspace, tmp_path: Path) -> None:
+def test_enrolling_a_folder_twice_adds_its_photos_once_in_order(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "good"
     for name, instance in (("b/2.png", 2), ("a/1.PNG", 1), ("0.png", 0)):
         save(folder, name, photo(instance))
@@ -59,7 +59,7 @@ def test_folders_are_searched_in_order_and_again_is_harmless(workspace: Workspac
     assert [first.added[0].golden_id in r.reason for r in again.already_there] == [True, False, False]
 
 
-def test_same_bytes_twice_in_one_call_are_named(workspace: Workspace, tmp_path: Path) -> None:
+def test_duplicate_file_in_one_call_is_reported_as_already_enrolled(workspace: Workspace, tmp_path: Path) -> None:
     one, two = save(tmp_path, "one.png", photo(0)), save(tmp_path, "two.png", photo(0))
     result = enroll(workspace, "board", [one, two])
     assert [g.filename for g in result.added] == ["one.png"]
@@ -88,7 +88,7 @@ def _tiff16(level: int) -> bytes:
         (lambda p: None, "no such file or folder"),
     ],
 )
-def test_refused_with_the_reason(
+def test_invalid_photo_is_refused_with_the_reason_and_others_enrolled(
     workspace: Workspace, tmp_path: Path, make: Callable[[Path], object], reason: str
 ) -> None:
     bad = tmp_path / "bad.png"
@@ -100,7 +100,7 @@ def test_refused_with_the_reason(
     assert result.n_in_bank == 1  # the others go on
 
 
-def test_links_are_followed_only_within_the_folder(workspace: Workspace, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_refused(workspace: Workspace, tmp_path: Path) -> None:
     outside = save(tmp_path, "outside/secret.png", photo(0))
     folder = save(tmp_path, "good/1.png", photo(1)).parent
     (folder / "link.png").symlink_to(outside)
@@ -111,7 +111,7 @@ def test_links_are_followed_only_within_the_folder(workspace: Workspace, tmp_pat
     assert sorted(r.path.name for r in result.refused) == ["link.png", "linked"]
 
 
-def test_odd_file_names(workspace: Workspace, tmp_path: Path) -> None:
+def test_odd_file_name_is_sanitised(workspace: Workspace, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[31m.png"))
     path.write_bytes(encode_png(photo(0)))
     result = enroll(workspace, "board", [path])
@@ -119,7 +119,7 @@ def test_odd_file_names(workspace: Workspace, tmp_path: Path) -> None:
     assert workspace.bank.list("board") == result.added
 
 
-def test_nearly_the_same_pixels_are_one_part(workspace: Workspace, tmp_path: Path) -> None:
+def test_photos_with_nearly_the_same_pixels_get_one_part_group(workspace: Workspace, tmp_path: Path) -> None:
     image = photo(0)
     brighter_pixel = image.copy()
     brighter_pixel[10:12, 10:12] ^= 3
@@ -132,7 +132,7 @@ def test_nearly_the_same_pixels_are_one_part(workspace: Workspace, tmp_path: Pat
     assert other.added[0].part_group is None
 
 
-def test_part_group_given_wins_and_says_so(workspace: Workspace, tmp_path: Path) -> None:
+def test_given_part_group_overrides_the_detected_one_with_a_note(workspace: Workspace, tmp_path: Path) -> None:
     image = photo(0)
     almost = image.copy()
     almost[0, 0] ^= 1
@@ -142,7 +142,7 @@ def test_part_group_given_wins_and_says_so(workspace: Workspace, tmp_path: Path)
     assert "is it the same part?" in result.notes[0]
 
 
-def test_another_product_among_the_goldens_is_flagged_and_stays(workspace: Workspace, tmp_path: Path) -> None:
+def test_outlier_among_the_goldens_is_flagged_and_stays_enrolled(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "good"
     for i in range(9):
         save(folder, f"{i}.png", photo(i))
@@ -156,7 +156,7 @@ def test_another_product_among_the_goldens_is_flagged_and_stays(workspace: Works
     assert enroll(workspace, "board", [save(tmp_path, "10.png", photo(10))]).flagged == []
 
 
-def test_first_deep_golden_fixes_the_window(workspace: Workspace, tmp_path: Path) -> None:
+def test_first_16_bit_golden_fixes_the_intensity_window(workspace: Workspace, tmp_path: Path) -> None:
     for name, level in (("1.tif", 1000), ("2.tif", 9000)):
         (tmp_path / name).write_bytes(_tiff16(level))
     with pytest.raises(ImageError, match="intensity window"):
@@ -175,7 +175,7 @@ def test_first_deep_golden_fixes_the_window(workspace: Workspace, tmp_path: Path
     )
 
 
-def test_full_disk_keeps_what_was_enrolled(
+def test_full_disk_while_enrolling_keeps_earlier_goldens(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [save(tmp_path, f"{i}.png", photo(i)) for i in range(3)]
@@ -196,7 +196,9 @@ def test_full_disk_keeps_what_was_enrolled(
     assert ([g.filename for g in rest.added], len(rest.already_there)) == (["2.png"], 2)
 
 
-def test_photo_comes_before_the_golden(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enrolment_stores_the_photo_before_the_golden(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(tmp_path, "1.png", photo(0))
 
     def killed(*_: object) -> bool:
@@ -213,7 +215,7 @@ def test_photo_comes_before_the_golden(workspace: Workspace, tmp_path: Path, mon
     assert workspace.stores.images.get(golden.sha256) == path.read_bytes()
 
 
-def test_lost_photo_of_a_golden_is_mended(workspace: Workspace, tmp_path: Path) -> None:
+def test_lost_photo_of_a_golden_is_restored_by_enrolling_again(workspace: Workspace, tmp_path: Path) -> None:
     path = save(tmp_path, "1.png", photo(0))
     golden = enroll(workspace, "board", [path]).added[0]
     workspace.stores.images.path(golden.sha256).unlink()
@@ -225,7 +227,9 @@ def test_lost_photo_of_a_golden_is_mended(workspace: Workspace, tmp_path: Path) 
     "arguments",
     [{"scale_mm_per_px": -1.0}, {"scale_mm_per_px": float("nan")}, {"part_group": " "}, {"station": "a\0b"}],
 )
-def test_bad_arguments(workspace: Workspace, tmp_path: Path, arguments: dict[str, object]) -> None:
+def test_invalid_enrolment_arguments_are_refused(
+    workspace: Workspace, tmp_path: Path, arguments: dict[str, object]
+) -> None:
     path = save(tmp_path, "1.png", photo(0))
     with pytest.raises(InputError):
         enroll(workspace, "board", [path], **arguments)  # type: ignore[arg-type]
@@ -234,6 +238,6 @@ def test_bad_arguments(workspace: Workspace, tmp_path: Path, arguments: dict[str
 
 
 @pytest.mark.parametrize("name", [".", "missing.png", "/dev/null"])
-def test_read_photo_refuses_what_is_no_file(tmp_path: Path, name: str) -> None:
+def test_read_photo_refuses_paths_that_are_no_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError):
         read_photo(tmp_path / name, ModelSettings())

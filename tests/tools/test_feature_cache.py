@@ -62,7 +62,7 @@ def test_damaged_file_is_encoded_again(tmp_path: Path, encode: Encoding) -> None
     assert encode.calls == 2
 
 
-def test_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, encode: Encoding) -> None:
+def test_unwritable_cache_folder_does_not_stop_encoding(tmp_path: Path, encode: Encoding) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert FeatureCache(tmp_path / "file").get("a", encode, True).size == (96, 128)
 

@@ -1,4 +1,4 @@
-"""Measured sizes against rendered truth: what the map only points at is measured in native pixels."""
+"""Measured sizes against rendered ground truth, in native pixels."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def overlap(m: Measurement, truth: NDArray[np.bool_]) -> float:
     return float((full & truth).sum() / (full | truth).sum())
 
 
-def test_obvious_defects_are_measured_to_two_pixels_or_a_tenth() -> None:
+def test_obvious_defects_are_measured_to_two_pixels_or_ten_percent() -> None:
     length_error, covered, iou, width_error = [], [], [], []
     rows = []
     for case in OBVIOUS:
@@ -143,7 +143,7 @@ def test_obvious_defects_are_measured_to_two_pixels_or_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in OBVIOUS if c[1] in LINES and c[3] is MOVED], ids=str)
-def test_a_line_is_thin_and_found_at_pixel_level(case: Case) -> None:
+def test_line_defect_is_measured_thin_and_on_the_defect(case: Case) -> None:
     p = pair(case)
     m = measured(p)
     assert m.method == "difference"
@@ -154,7 +154,7 @@ def test_a_line_is_thin_and_found_at_pixel_level(case: Case) -> None:
     assert (placed(m, (320, 320)) & p.query.defect_mask).sum() >= 0.7 * m.area_px
 
 
-def test_an_arc_is_measured_along_itself() -> None:
+def test_arc_length_is_measured_along_the_arc() -> None:
     query = np.full((200, 200, 3), 120, np.uint8)
     reference = query.copy()
     cv2.ellipse(query, (100, 100), (50, 50), 0, 0, 180, (230, 230, 230), 2, cv2.LINE_AA)
@@ -165,7 +165,7 @@ def test_an_arc_is_measured_along_itself() -> None:
     assert m.box == pytest.approx((49, 99, 152, 152), abs=3)
 
 
-def test_a_line_with_gaps_is_one_line() -> None:
+def test_line_with_gaps_is_measured_as_one() -> None:
     query = np.full((200, 200, 3), 120, np.uint8)
     reference = query.copy()
     cv2.line(query, (40, 60), (150, 130), (30, 30, 30), 2, cv2.LINE_AA)
@@ -189,7 +189,7 @@ def striped(shift: float = 0.0) -> NDArray[np.uint8]:
     return np.repeat(np.clip(picture + noise, 0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
-def test_misregistered_edges_are_no_defect() -> None:
+def test_misregistered_edges_do_not_enlarge_the_measured_defect() -> None:
     query, reference = striped(1.0), striped(0.0)
     cv2.circle(query, (110, 120), 7, (120, 120, 120), -1)
     drawn = np.zeros((240, 240), bool)
@@ -200,7 +200,7 @@ def test_misregistered_edges_are_no_defect() -> None:
     assert overlap(m, drawn) > 0.6
 
 
-def test_without_registration_contrast_measures_dark_and_bright() -> None:
+def test_defect_without_registration_is_measured_by_contrast() -> None:
     rng = np.random.default_rng(3)
     for grey in (40, 210):
         query = np.clip(rng.normal(125, 3, (240, 240, 3)), 0, 255).astype(np.uint8)
@@ -214,7 +214,7 @@ def test_without_registration_contrast_measures_dark_and_bright() -> None:
         assert m.uncertainty_px >= 0.1 * m.length_px
 
 
-def test_where_no_pixel_stands_out_the_map_is_all_there_is() -> None:
+def test_region_without_visible_pixels_is_measured_from_the_map() -> None:
     rng = np.random.default_rng(4)
     query, reference = (np.clip(rng.normal(125, 6, (240, 240, 3)), 0, 255).astype(np.uint8) for _ in range(2))
     there = np.zeros((240, 240), bool)
@@ -225,7 +225,7 @@ def test_where_no_pixel_stands_out_the_map_is_all_there_is() -> None:
     assert m.area_px == m.mask.sum() > 0
 
 
-def test_no_millimetres_without_a_scale() -> None:
+def test_measurement_without_a_scale_has_no_millimetres() -> None:
     m = measured(pair(OBVIOUS[0]))
     assert (m.length_mm, m.width_mm, m.area_mm2, m.uncertainty_mm) == (None, None, None, None)
 
@@ -240,7 +240,7 @@ def test_millimetres_are_pixels_times_the_scale() -> None:
     assert m.length_px == plain.length_px
 
 
-def test_the_renderer_s_millimetres_are_found() -> None:
+def test_measured_millimetres_match_the_rendered_defect() -> None:
     p = pair(OBVIOUS[1])  # turned and scaled: the photo's own scale counts
     m = measured(p, mm_per_px=p.query.mm_per_px)
     assert m.length_mm is not None
@@ -249,14 +249,14 @@ def test_the_renderer_s_millimetres_are_found() -> None:
     assert m.length_mm == pytest.approx(p.truth.length_mm, rel=0.1)
 
 
-def test_same_arguments_same_measurement() -> None:
+def test_measurement_is_deterministic() -> None:
     p = pair(OBVIOUS[5])
     a, b = measured(p), measured(p)
     assert replace(a, mask=None) == replace(b, mask=None)  # type: ignore[arg-type]
     assert np.array_equal(a.mask, b.mask)
 
 
-def test_mask_box_area_and_place_agree() -> None:
+def test_measured_mask_box_and_area_agree() -> None:
     for case in OBVIOUS[::4]:
         m = measured(pair(case))
         x0, y0, x1, y1 = m.box
@@ -268,7 +268,7 @@ def test_mask_box_area_and_place_agree() -> None:
         assert m.length_px >= m.width_px > 0
 
 
-def test_a_defect_that_leaves_its_box_is_followed() -> None:
+def test_defect_beyond_its_box_is_measured_whole() -> None:
     p = pair(OBVIOUS[0])
     x0, y0, x1, y1 = p.box
     half = (x0, y0, x1, (y0 + y1) // 2)
@@ -276,7 +276,7 @@ def test_a_defect_that_leaves_its_box_is_followed() -> None:
     assert m.length_px == pytest.approx(p.truth.length_px, rel=0.15)
 
 
-def test_inputs_are_not_changed() -> None:
+def test_measurement_does_not_change_its_inputs() -> None:
     p = pair(OBVIOUS[3])
     before = [a.copy() for a in (p.query.image, p.reference.image, p.anomaly_map, p.region)]
     measured(p)
@@ -294,7 +294,7 @@ def test_inputs_are_not_changed() -> None:
         ((10, 10, 30, 30), None, float("nan"), "above 0"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_invalid_measurement_arguments_are_refused(
     box: tuple[int, int, int, int], mask: NDArray[np.bool_] | None, scale: float | None, message: str
 ) -> None:
     image, heat = np.zeros((320, 320, 3), np.uint8), np.zeros((320, 320), np.float32)
@@ -302,21 +302,21 @@ def test_what_is_wrong_is_said(
         measure(image, image, identity(), heat, box, mask=mask, mm_per_px=scale)
 
 
-def test_a_map_of_another_size_is_refused() -> None:
+def test_measurement_with_a_map_of_another_size_is_refused() -> None:
     image = np.zeros((64, 80, 3), np.uint8)
     with pytest.raises(InputError, match="does not fit the photo"):
         measure(image, image, identity(), np.zeros((80, 64), np.float32), (1, 1, 9, 9))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 200), (64, 48)])
-def test_small_and_flat_images_are_measured_without_a_crash(shape: tuple[int, int]) -> None:
+def test_defect_in_a_small_flat_image_is_measured(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 90, np.uint8)
     image[4:8, 5:9] = 200
     m = measure(image, np.full_like(image, 90), identity(), coarse_map(image[..., 0] > 100), (2, 2, 14, 14))
     assert abs(m.length_px - 4) <= 3 * m.uncertainty_px
 
 
-def test_large_photo_in_time() -> None:
+def test_large_photo_takes_less_than_600_ms_of_cpu_time() -> None:
     rng = np.random.default_rng(5)
     query = np.clip(rng.normal(125, 3, (2000, 2000, 3)), 0, 255).astype(np.uint8)
     reference = np.clip(rng.normal(125, 3, (2000, 2000, 3)), 0, 255).astype(np.uint8)
@@ -325,15 +325,15 @@ def test_large_photo_in_time() -> None:
     box = find_regions(heat, 0.35 * float(heat.max()))[0].box
     spent = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()  # CPU time: other load on the machine does not count
         m = measure(query, reference, identity(), heat, box)
-        spent.append(time.perf_counter() - start)
+        spent.append(time.thread_time() - start)
     assert m.length_px == pytest.approx(math.hypot(200, 100) + 4, abs=4)
-    assert min(spent) < 0.6  # about 0.1 s alone; shared machines get room
+    assert min(spent) < 0.6  # about 0.1 s
 
 
 @pytest.mark.parametrize("case", [OBVIOUS[0], OBVIOUS[9], OBVIOUS[18]], ids=str)
-def test_with_the_real_encoder_and_registration(case: Case) -> None:
+def test_defect_is_measured_with_the_real_encoder_and_registration(case: Case) -> None:
     kind, kind_of, size_px, _, light, seed = case
     spec = DefectSpec(kind_of, size_px=size_px, contrast=0.9, seed=seed)
     query = render(kind, seed % 5, seed + 100, defects=[spec], light=light, noise_seed=1)
@@ -359,7 +359,7 @@ def test_with_the_real_encoder_and_registration(case: Case) -> None:
 
 @pytest.mark.parametrize("grey", [0, 127, 255], ids=["black", "grey", "overexposed"])
 @pytest.mark.parametrize("side", [256, 512, 900])
-def test_a_plain_photo_is_measured_without_failing(grey: int, side: int) -> None:
+def test_plain_photo_is_measured_from_the_map(grey: int, side: int) -> None:
     plain = np.full((side, side, 3), grey, np.uint8)
     unregistered = align(plain, plain)
     everywhere = np.ones((side, side), np.float32)
@@ -369,7 +369,7 @@ def test_a_plain_photo_is_measured_without_failing(grey: int, side: int) -> None
     assert m.uncertainty_px > 0
 
 
-def test_explained_is_the_part_of_the_region_near_what_was_found() -> None:
+def test_explained_share_is_the_part_of_the_region_near_the_measured_mask() -> None:
     region = np.zeros((20, 100), bool)
     region[5:15, 10:90] = True
     inside = (200, 50, 300, 70)  # where the region's array lies in the photo

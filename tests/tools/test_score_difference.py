@@ -1,4 +1,4 @@
-"""Regions of an anomaly map, and what an inspection says of a photo that resembles nothing known."""
+"""Regions of an anomaly map, and the problem reported for a photo unlike every golden."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.workspace import Workspace
 
 
-def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:
+def test_low_threshold_does_not_extend_a_region_into_its_halo() -> None:
     heat = np.zeros((160, 160), np.float32)
     heat[20:120, 20:120] = 0.05
     heat[60:80, 50:90] = 1.0
@@ -27,7 +27,7 @@ def test_a_halo_does_not_grow_a_region_however_low_the_threshold() -> None:
     assert region.mask.shape == (20, 40)
 
 
-def test_a_black_photo_is_a_problem_and_a_good_one_is_not(tmp_path: Path) -> None:
+def test_black_photo_is_reported_as_a_problem_and_a_good_one_is_not(tmp_path: Path) -> None:
     memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
     model = ModelSettings(cache=tmp_path / "cache", working_px=128)
     with Workspace.open(memory, model, ToolsSettings(references=1)) as workspace:

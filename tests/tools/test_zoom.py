@@ -1,4 +1,4 @@
-"""Zoom shows the place that was asked for, of the photo and of the reference as it lies on it, never blown up."""
+"""Zoom shows the requested place of the photo and the registered reference, never enlarged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def noise(h: int, w: int, seed: int = 0) -> NDArray[np.uint8]:
         ((0, 0, 320, 240), 0.25, (0, 0, 320, 240)),
     ],
 )
-def test_box_used(box: Box, margin: float, used: Box) -> None:
+def test_zoom_box_gets_a_margin_and_is_clipped(box: Box, margin: float, used: Box) -> None:
     query = noise(240, 320)
     crops = zoom(query, query, registration(), box, margin=margin)
     assert crops.box == used
@@ -49,12 +49,12 @@ def test_box_used(box: Box, margin: float, used: Box) -> None:
     assert crops.covered
 
 
-def test_an_image_smaller_than_the_smallest_crop_is_shown_whole() -> None:
+def test_image_smaller_than_the_smallest_crop_is_shown_whole() -> None:
     query = noise(20, 30)
     assert zoom(query, None, registration(), (5, 5, 8, 8)).box == (0, 0, 30, 20)
 
 
-def test_reference_is_the_same_place_after_registration() -> None:
+def test_reference_crop_shows_the_registered_place() -> None:
     query, reference = noise(200, 200), np.zeros((200, 200, 3), np.uint8)
     reference[40:60, 30:50] = 255  # lies 70 px to the right and 50 px lower on the query
     shift = np.array([[1, 0, 70], [0, 1, 50], [0, 0, 1.0]])
@@ -66,7 +66,7 @@ def test_reference_is_the_same_place_after_registration() -> None:
     assert np.array_equal(crops.reference[..., 0] > 127, lit[y0:y1, x0:x1])
 
 
-def test_a_rendered_defect_is_in_the_crop_and_not_in_the_reference() -> None:
+def test_rendered_defect_is_in_the_photo_crop_only() -> None:
     pose = Pose(angle_deg=30, shift_px=(5, 3))
     bad = render("circuit", 1, 2, defects=[DefectSpec("blob", size_px=20, contrast=1.0, seed=4)], pose=pose)
     good = render("circuit", 1, 2)
@@ -84,7 +84,7 @@ def test_a_rendered_defect_is_in_the_crop_and_not_in_the_reference() -> None:
     assert np.median(gap[mask]) > 4 * np.median(gap[~mask])
 
 
-def test_large_crops_are_shrunk_and_small_ones_never_enlarged() -> None:
+def test_large_crops_are_shrunk_and_small_ones_not_enlarged() -> None:
     query = noise(900, 1200)
     large = zoom(query, query, registration(), (0, 0, 1200, 900), max_px=512)
     assert large.query.shape == (384, 512, 3)
@@ -97,7 +97,7 @@ def test_large_crops_are_shrunk_and_small_ones_never_enlarged() -> None:
     assert small.query.shape == (MIN_CROP_PX, MIN_CROP_PX, 3)
 
 
-def test_without_registration_the_relative_place_is_shown_and_said() -> None:
+def test_reference_crop_without_registration_shows_the_relative_place() -> None:
     query, reference = noise(200, 200), np.zeros((100, 400, 3), np.uint8)
     reference[50:75, 200:300] = 255  # relative 0.5..0.75 both ways
     crops = zoom(query, reference, registration(np.diag([0.5, 2, 1.0]), ok=False), (100, 100, 150, 150), margin=0)
@@ -107,7 +107,7 @@ def test_without_registration_the_relative_place_is_shown_and_said() -> None:
     assert crops.reference.mean() > 250
 
 
-def test_where_the_reference_ends_nothing_is_invented() -> None:
+def test_reference_crop_beyond_the_reference_is_grey_or_absent() -> None:
     query, reference = noise(200, 200), np.full((200, 200, 3), 255, np.uint8)
     right = registration(np.array([[1, 0, 100], [0, 1, 0], [0, 0, 1.0]]))
     partly = zoom(query, reference, right, (70, 70, 130, 130), margin=0)
@@ -120,7 +120,7 @@ def test_where_the_reference_ends_nothing_is_invented() -> None:
     assert not outside.covered
 
 
-def test_without_a_reference_only_the_photo_is_shown() -> None:
+def test_zoom_without_a_reference_shows_only_the_photo() -> None:
     crops = zoom(noise(100, 100), None, registration(), (10, 10, 80, 80))
     assert crops.reference is None
     assert not crops.covered
@@ -129,7 +129,7 @@ def test_without_a_reference_only_the_photo_is_shown() -> None:
 @pytest.mark.parametrize(
     "box", [(320, 0, 400, 50), (-50, 0, 0, 50), (10, 240, 20, 260), (50, 50, 50, 60), (60, 50, 40, 60)]
 )
-def test_a_box_outside_names_the_size_of_the_image(box: Box) -> None:
+def test_zoom_box_outside_the_image_is_refused_with_the_image_size(box: Box) -> None:
     with pytest.raises(InputError, match="320 x 240 px"):
         zoom(noise(240, 320), None, registration(), box)
 
@@ -137,6 +137,6 @@ def test_a_box_outside_names_the_size_of_the_image(box: Box) -> None:
 @pytest.mark.parametrize(
     ("how", "name"), [({"margin": -0.1}, "margin"), ({"margin": math.nan}, "margin"), ({"max_px": 4}, "max_px")]
 )
-def test_odd_arguments_are_named(how: dict[str, float], name: str) -> None:
+def test_invalid_zoom_arguments_are_named(how: dict[str, float], name: str) -> None:
     with pytest.raises(InputError, match=name):
         zoom(noise(240, 320), None, registration(), (0, 0, 10, 10), **how)  # type: ignore[arg-type]

@@ -29,13 +29,13 @@ TOLERANCE = 1e-3  # of a log-probability
 
 
 @pytest.mark.timeout(900)
-def test_readings_are_those_of_plain_torch(llm: Any, reader: TorchReader, pairs: list[Pair]) -> None:
+def test_vllm_readings_match_plain_torch(llm: Any, reader: TorchReader, pairs: list[Pair]) -> None:
     found = compare(reader, pairs, vllm_readings(llm, pairs))
     assert found.same == found.pairs == len(pairs), found
     assert found.largest < TOLERANCE, found
 
 
-def test_a_query_is_never_answered_with_another_reference(
+def test_vllm_never_reuses_a_query_encoded_with_another_reference(
     llm: Any, reader: TorchReader, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One query after two references, from all caches. Hashed by itself, the query would bring the first reference along."""
@@ -51,7 +51,7 @@ def test_a_query_is_never_answered_with_another_reference(
     assert compare(reader, fresh[1:], naive[1:]).largest > 10 * TOLERANCE, "the naive hash goes unnoticed"
 
 
-def test_one_reference_serves_many_queries_from_the_prefix_cache(
+def test_reference_is_served_from_the_prefix_cache_for_many_queries(
     llm: Any, reader: TorchReader, pairs: list[Pair]
 ) -> None:
     reference = pairs[15][0]
@@ -64,7 +64,7 @@ def test_one_reference_serves_many_queries_from_the_prefix_cache(
     assert compare(reader, many, [first, *others]).largest < TOLERANCE
 
 
-def test_placeholders_are_never_generated(llm: Any, reader: TorchReader, pairs: list[Pair]) -> None:
+def test_vllm_never_generates_placeholder_tokens(llm: Any, reader: TorchReader, pairs: list[Pair]) -> None:
     config = reader.network.config
     image, difference, rows = config.image_token_id, config.difference_token_id, config.text_config.vocab_size
     spare = range(image + 4, image + NEW_ROWS)
@@ -88,7 +88,7 @@ def test_placeholders_are_never_generated(llm: Any, reader: TorchReader, pairs: 
     ],
     ids=["one picture", "typed placeholder", "too long"],
 )
-def test_the_engine_refuses_or_ignores_and_stays_right(
+def test_malformed_prompt_leaves_the_next_vllm_reading_right(
     llm: Any, reader: TorchReader, pairs: list[Pair], broken: Any
 ) -> None:
     with contextlib.suppress(
@@ -98,7 +98,7 @@ def test_the_engine_refuses_or_ignores_and_stays_right(
     assert compare(reader, pairs[1:2], vllm_readings(llm, pairs[1:2])).largest < TOLERANCE
 
 
-def test_the_plugin_needs_no_other_room() -> None:
+def test_vllm_plugin_imports_without_agent_dependencies() -> None:
     """What LangGraph, Qdrant and the command line need is not installed where vLLM is; FastAPI is vLLM's own business."""
     code = """
 import sys

@@ -1,4 +1,4 @@
-"""Pictures of a request as vLLM's processor makes items of them: no engine, no weights."""
+"""How vLLM's processor turns a request's pictures into items (no engine, no weights)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def hashes(result: Any) -> list[str]:
     return result["mm_hashes"]["image"]
 
 
-def test_a_hash_covers_all_that_an_item_shows(process: Processing, abc: list[Image.Image]) -> None:
+def test_item_hash_covers_reference_and_query(process: Processing, abc: list[Image.Image]) -> None:
     a, b, c = abc
     ab, ac, cb, ba = (hashes(process(*pair)) for pair in ((a, b), (a, c), (c, b), (b, a)))
     assert ab[0] == ac[0], "the reference alone: encoded once for many queries"
@@ -64,7 +64,7 @@ def test_a_hash_covers_all_that_an_item_shows(process: Processing, abc: list[Ima
     assert len({*ab, *ac, *cb, *ba}) == 3 + 4, "three references, four pairs"
 
 
-def test_items_are_the_same_from_the_cache(process: Processing, abc: list[Image.Image]) -> None:
+def test_cached_items_equal_fresh_ones(process: Processing, abc: list[Image.Image]) -> None:
     a, b, _ = abc
     fresh, cached = process(a, b, cached=False), process(a, b)
     again = process(a, b)
@@ -72,13 +72,13 @@ def test_items_are_the_same_from_the_cache(process: Processing, abc: list[Image.
     assert fresh["prompt_token_ids"] == cached["prompt_token_ids"] == again["prompt_token_ids"]
 
 
-def test_an_id_that_a_client_made_up_hides_nothing(process: Processing, abc: list[Image.Image]) -> None:
+def test_client_supplied_uuids_do_not_change_item_hashes(process: Processing, abc: list[Image.Image]) -> None:
     a, b, c = abc
     assert hashes(process(a, b, uuids=["golden", "x"])) == hashes(process(a, b))
     assert hashes(process(c, b, uuids=["golden", "x"])) == hashes(process(c, b))
 
 
-def test_every_picture_has_its_places(process: Processing, abc: list[Image.Image]) -> None:
+def test_every_picture_gets_its_placeholder_tokens(process: Processing, abc: list[Image.Image]) -> None:
     a, b, c = abc
     result = process(a, b, c, a, text=f"{TEXT} {TEXT}")
     lengths = [p.length for p in result["mm_placeholders"]["image"]]
@@ -88,7 +88,7 @@ def test_every_picture_has_its_places(process: Processing, abc: list[Image.Image
     assert len(placeholders) == 2 * PAIR_TOKENS
 
 
-def test_pixels_are_those_that_the_embedded_engine_sees(process: Processing, pairs: list[Pair]) -> None:
+def test_vllm_pixels_equal_those_of_the_embedded_engine(process: Processing, pairs: list[Pair]) -> None:
     reference, query = pairs[3]
     buffer = io.BytesIO()
     Image.fromarray(query).save(buffer, "PNG")
@@ -102,18 +102,18 @@ def test_pixels_are_those_that_the_embedded_engine_sees(process: Processing, pai
 
 
 @pytest.mark.parametrize("n", [1, 3, 9, 10])
-def test_pictures_come_in_pairs_and_not_too_many(process: Processing, abc: list[Image.Image], n: int) -> None:
+def test_odd_or_excessive_number_of_pictures_is_refused(process: Processing, abc: list[Image.Image], n: int) -> None:
     with pytest.raises(ValueError, match=r"pairs|At most 8"):
         process(*[abc[0]] * n, text="<image>" * n)
 
 
-def test_pixels_must_be_sent(process: Processing, abc: list[Image.Image]) -> None:
+def test_picture_without_pixels_is_refused(process: Processing, abc: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match="data URL"):
         process(abc[0], None)
 
 
 @pytest.mark.parametrize("text", ["<image>", "<image> <image> <image>", "no place"])
-def test_as_many_places_as_pictures(process: Processing, abc: list[Image.Image], text: str) -> None:
+def test_placeholder_count_must_match_the_pictures(process: Processing, abc: list[Image.Image], text: str) -> None:
     a, b, _ = abc
     if text.count("<image>") > 2:  # what is too much stays a word of the prompt, never a picture
         assert len(process(a, b, text=text)["mm_placeholders"]["image"]) == 2
@@ -122,7 +122,7 @@ def test_as_many_places_as_pictures(process: Processing, abc: list[Image.Image],
         process(a, b, text=text)
 
 
-def test_grey_transparent_and_palette_pictures_are_read(process: Processing, pairs: list[Pair]) -> None:
+def test_pictures_of_every_colour_mode_are_processed(process: Processing, pairs: list[Pair]) -> None:
     picture: RgbImage = pairs[0][0]
     for mode in ("L", "RGBA", "P", "1", "I;16"):
         image = Image.fromarray(picture).convert("L" if mode == "I;16" else mode).convert(mode)

@@ -1,4 +1,4 @@
-"""What the guard lets through to vLLM, what it changes and what it refuses; called as an ASGI server calls it."""
+"""Requests that the guard passes to vLLM, changes or refuses; called as an ASGI server calls it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tool(**function: Any) -> Body:
     return {"type": "function", "function": {"name": "zoom", "parameters": parameters, "strict": True} | function}
 
 
-def test_a_sound_request_passes_as_it_is() -> None:
+def test_valid_request_passes_unchanged() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"region": "r1"}'}}
     messages = [
         {"role": "system", "content": "rules"},
@@ -64,7 +64,7 @@ def test_a_sound_request_passes_as_it_is() -> None:
     assert "user" not in given
 
 
-def test_pairs_pass_without_the_ids_of_clients() -> None:
+def test_picture_pairs_pass_without_client_uuids() -> None:
     given = sent(shown(picture(8), picture(9)), shown(picture(10), picture(11)))
     urls = [b["image_url"]["url"] for m in given["messages"] for b in m["content"] if b["type"] == "image_url"]
     assert urls == [picture(side) for side in (8, 9, 10, 11)]
@@ -72,7 +72,7 @@ def test_pairs_pass_without_the_ids_of_clients() -> None:
 
 
 @pytest.mark.parametrize("token", [*NEW_TOKENS, "<|im_start|>", "<|im_end|>"])
-def test_typed_tokens_mean_nothing(token: str) -> None:
+def test_control_tokens_in_a_request_are_stripped_or_refused(token: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": json.dumps({"region": token})}}
     text = {"role": "user", "content": f"a {token[:2]}{token}{token[2:]} b"}
     given = sent(
@@ -122,20 +122,20 @@ def _wide() -> str:
         ([], "list of messages"),
     ],
 )
-def test_what_means_nothing_is_refused(messages: list[Any], why: str) -> None:
+def test_invalid_messages_are_refused_with_the_reason(messages: list[Any], why: str) -> None:
     body = json.dumps({"model": "refdiff", "messages": messages}).encode()
     with pytest.raises(InputError, match=why):
         checked(body)
 
 
 @pytest.mark.parametrize("make", [_bomb, _wide])
-def test_huge_pictures_are_refused_unread(make: Any) -> None:
+def test_huge_picture_is_refused_without_decoding(make: Any) -> None:
     with pytest.raises(InputError, match="smaller"):
         sent(shown(make(), picture()))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"messages": 1}', b"\xff\xfe"])
-def test_what_is_no_request_is_refused(body: bytes) -> None:
+def test_malformed_request_body_is_refused(body: bytes) -> None:
     with pytest.raises(InputError):
         checked(body)
 
@@ -147,7 +147,7 @@ def test_what_is_no_request_is_refused(body: bytes) -> None:
      {"tools": [tool(name="a b")]}, {"tools": [{"type": "function"}]}, {"tools": [tool(parameters=5)]},
      {"response_format": {"type": "structural_tag"}}, {"response_format": 5}],
 )  # fmt: skip
-def test_fields_that_cost_or_change_too_much_are_refused(fields: Body) -> None:
+def test_costly_or_unsafe_request_fields_are_refused(fields: Body) -> None:
     with pytest.raises(InputError):
         sent(**fields)
 
@@ -164,19 +164,19 @@ def _deep(levels: int) -> Body:
     [True, _deep(30), {"type": "string", "minLength": 10**9}, {"type": "array", "items": {}, "maxItems": 1e300},
      {"type": "string", "pattern": "(a{99}){99}"}, {"type": "string", "pattern": "a" * 1001}, {"enum": ["x" * 70_000]}],
 )  # fmt: skip
-def test_schemas_too_large_to_build_are_refused(schema: Any) -> None:
+def test_json_schema_too_large_to_compile_is_refused(schema: Any) -> None:
     with pytest.raises(InputError):
         check_schema(schema)
 
 
-def test_the_schemas_of_the_product_are_small_enough() -> None:
+def test_own_json_schemas_pass_the_size_check() -> None:
     check_schema(READING_SCHEMA)
     check_schema(_deep(10))
     check_schema({"type": "string", "pattern": "[0-9]{1,3}(\\.[0-9]{2})?"})
 
 
 @NEEDS_XGRAMMAR
-def test_a_json_schema_becomes_the_grammar_that_was_taught() -> None:
+def test_json_schema_becomes_the_trained_grammar() -> None:
     import xgrammar
 
     wanted = {"type": "json_schema", "json_schema": {"name": "reading", "strict": True, "schema": READING_SCHEMA}}
@@ -197,7 +197,7 @@ def test_a_json_schema_becomes_the_grammar_that_was_taught() -> None:
 @pytest.mark.parametrize(
     "schema", [{"type": "nonsense"}, {"type": "string", "pattern": "("}, {"$ref": "#/nope"}, {"enum": []}]
 )
-def test_a_bad_schema_is_refused_with_the_reason(schema: Body) -> None:
+def test_invalid_json_schema_is_refused_with_the_reason(schema: Body) -> None:
     with pytest.raises(InputError, match=r"cannot be used: [A-Za-z]"):
         sent(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
 
@@ -247,13 +247,13 @@ class Server:
 GOOD = json.dumps({"model": "refdiff", "messages": [{"role": "user", "content": "a <image> b"}]}).encode()
 
 
-def test_the_guard_hands_the_checked_body_on() -> None:
+def test_guard_passes_the_checked_body_on() -> None:
     server = Server(GOOD[:10], GOOD[10:])
     assert server.sent == []
     assert json.loads(server.reached[0])["messages"] == [{"role": "user", "content": "a   b"}]
 
 
-def test_the_guard_answers_as_openai_does() -> None:
+def test_guard_error_has_the_openai_format() -> None:
     server = Server(b'{"messages": []}')
     assert (server.status, server.reached) == (400, [])
     error = json.loads(server.sent[1]["body"])["error"]
@@ -266,7 +266,7 @@ def test_the_guard_answers_as_openai_does() -> None:
     [(None, 401), (b"", 401), (b"Bearer", 401), (b"Bearer wrong", 401), (b"Basic s\xc3\xa9cret", 401),
      (b"Bearer s\xc3\xa9cret ", 401), (b"bearer s\xc3\xa9cret", 200), (b"Bearer s\xc3\xa9cret", 200)],
 )  # fmt: skip
-def test_without_the_key_nothing_is_read(
+def test_request_without_the_key_gets_401_unread(
     monkeypatch: pytest.MonkeyPatch, authorization: bytes | None, status: int
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "sécret")
@@ -284,7 +284,7 @@ def test_without_the_key_nothing_is_read(
     ("field", "levels"),
     [(field, n) for field in ("tool_calls", "arguments", "tools") for n in (100, 700, 5000)] + [("stop", 5000)],
 )
-def test_depth_is_refused(field: str, levels: int) -> None:
+def test_deeply_nested_json_gets_400(field: str, levels: int) -> None:
     deep = "[" * levels + "]" * levels
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": deep}}
     message: Body = {"role": "assistant", "content": None, "tool_calls": "DEEP" if field == "tool_calls" else [call]}
@@ -297,7 +297,7 @@ def test_depth_is_refused(field: str, levels: int) -> None:
     assert (server.status, server.reached) == (400, [])
 
 
-def test_ordinary_tool_calls_pass() -> None:
+def test_ordinary_tool_call_arguments_pass_unchanged() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"box": [1, 2, 3, 4]}'}}
     for arguments in ('{"box": [1, 2, 3, 4]}', "no JSON", {"box": [1, [2]]}):
         function = {"name": "zoom", "arguments": arguments}
@@ -309,29 +309,29 @@ def test_ordinary_tool_calls_pass() -> None:
 @pytest.mark.parametrize(
     "path", ["/v1/completions", "/v1/embeddings", "/tokenize", "/v1/load_lora_adapter", "/pooling"]
 )
-def test_only_chat_is_served(path: str) -> None:
+def test_paths_other_than_chat_get_404(path: str) -> None:
     server = Server(GOOD, path=path)
     assert (server.status, server.reached) == (404, [])
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models"])
-def test_questions_pass(path: str) -> None:
+def test_health_metrics_and_models_requests_pass(path: str) -> None:
     assert Server(b"", path=path, method="GET").reached == [b""]
 
 
-def test_an_endless_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_body_gets_413_and_is_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "MAX_BODY", 100)
     server = Server(*[b"x" * 60] * 9)
     assert (server.status, server.reached) == (413, [])
     assert len(server._pieces) == 7, "read no further"
 
 
-def test_a_client_that_leaves_is_let_go() -> None:
+def test_guard_sends_nothing_when_the_client_disconnects() -> None:
     server = Server(GOOD[:10], None)
     assert (server.sent, server.reached) == ([], [])
 
 
-def test_no_socket_is_left_open() -> None:
+def test_websocket_is_closed_with_policy_violation() -> None:
     sent_: list[Body] = []
 
     async def send(message: Any) -> None:

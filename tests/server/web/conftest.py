@@ -61,7 +61,7 @@ def start(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
 
 @pytest.fixture(scope="module")
 def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Open without a key on loopback; the script drives."""
+    """Open without a key on loopback; the scripted driver inspects."""
     root = tmp_path_factory.mktemp("served") / "ready"
     shutil.copytree(_made_once, root)
     with pytest.MonkeyPatch.context() as m:

@@ -13,13 +13,13 @@ from refdiff.memory.audit_export import verify_export
 from .conftest import Running
 
 
-def test_who_one_is(server: Running) -> None:
+def test_me_returns_name_and_role_of_the_caller(server: Running) -> None:
     assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": False}
     viewer = server.key("viewer", "line 3")
     assert server.client.get("/v1/me", headers=viewer).json() == {"name": "line 3", "role": "viewer", "needs_key": True}
 
 
-def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blind_checks_hide_the_verdict_and_count_in_the_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
     line = server.key("inspector", "line 3")
     good, bad = server.inspected("good.png", "blind-1", line), server.inspected("bad.png", "blind-2", line)
@@ -51,7 +51,7 @@ def test_blind_checks_and_rates(server: Running, monkeypatch: pytest.MonkeyPatch
     assert server.client.post("/v1/blind-checks/none", json={"judged": "bad"}).status_code == 404
 
 
-def test_a_rescued_part_becomes_a_reference(server: Running) -> None:
+def test_overridden_part_with_consent_becomes_a_reference(server: Running) -> None:
     found = server.inspected("bad.png", "rescued")
     path = f"/v1/inspections/{found['inspection_id']}"
     wrong = {"decision": "accept", "reason": "scratched", "as_reference": True}
@@ -68,7 +68,7 @@ def test_a_rescued_part_becomes_a_reference(server: Running) -> None:
     server.client.patch(f"/v1/goldens/{learned['golden_id']}", json={"status": "retired"})
 
 
-def test_the_audit_trail_leaves_by_http(server: Running, tmp_path: Path) -> None:
+def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> None:
     found = server.inspected("good.png", "audited")
     head = server.client.get("/v1/audit").json()
     whole = server.client.get("/v1/audit/export")
@@ -89,7 +89,7 @@ def test_the_audit_trail_leaves_by_http(server: Running, tmp_path: Path) -> None
     [("/", "text/html"), ("/page/js/app.js", "text/javascript"), ("/page/style.css", "text/css"),
      ("/page/icon.svg", "image/svg+xml")],
 )  # fmt: skip
-def test_the_page_is_served_with_a_strict_policy(server: Running, path: str, kind: str) -> None:
+def test_page_is_served_with_a_strict_content_security_policy(server: Running, path: str, kind: str) -> None:
     answer = server.client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith(kind)
@@ -102,11 +102,11 @@ def test_the_page_is_served_with_a_strict_policy(server: Running, path: str, kin
 @pytest.mark.parametrize(
     "path", ["/page/../files.py", "/page/%2e%2e/files.py", "/page/js/..%2f..%2ffiles.py", "/page/js"]
 )
-def test_only_files_of_the_page_are_served(server: Running, path: str) -> None:
+def test_paths_outside_the_page_folder_are_not_served(server: Running, path: str) -> None:
     assert server.client.get(path).status_code in (404, 405)
 
 
-def test_nothing_of_the_page_comes_from_elsewhere() -> None:
+def test_page_loads_nothing_from_other_sites_and_builds_no_html() -> None:
     import refdiff.server.web.page.files as page
 
     texts: dict[str, Any] = {p.name: p.read_text() for p in page.STATIC.rglob("*.*") if p.is_file()}

@@ -12,7 +12,7 @@ import pytest
 
 from refdiff.memory.audit_export import verify_export
 from refdiff.model.images import encode_png
-from refdiff.model.synthesis.render import render
+from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 
@@ -77,7 +77,7 @@ def focused(page: Any) -> str:
     return str(page.evaluate("document.activeElement.textContent || document.activeElement.tagName"))
 
 
-def test_an_inspection_is_judged_by_keyboard_alone(
+def test_inspection_can_be_judged_by_keyboard_alone(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
 ) -> None:
     page = open_page()
@@ -120,8 +120,12 @@ def test_an_inspection_is_judged_by_keyboard_alone(
     page.wait_for_selector("table.list")
 
 
-def test_an_override_with_consent(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
-    page = open_page(f"#/inspections/{fail['inspection_id']}")
+def test_override_with_consent_makes_the_photo_a_golden(server: Running, open_page: Callable[..., Any]) -> None:
+    stain = DefectSpec("stain", size_px=30, where=(64, 48), contrast=1.0)
+    photo = render("circuit", 1, 500, size=(96, 128), noise_seed=500, defects=[stain]).image  # of this test alone
+    server.photos["dusty.png"] = encode_png(photo)
+    filed = server.inspected("dusty.png", "dusty")
+    page = open_page(f"#/inspections/{filed['inspection_id']}")
     consent = page.get_by_label("The photo may become a golden sample")
     page.get_by_label("Accept").check()
     assert not consent.is_visible()  # a defective part is no reference
@@ -132,11 +136,15 @@ def test_an_override_with_consent(server: Running, open_page: Callable[..., Any]
     page.wait_for_selector(".decided")
     text = page.locator(".decision").inner_text()
     assert "overridden by ann" in text
-    assert "golden sample: enrolled" in text or "already there" in text
-    assert server.service.stores.adoptions.get(fail["inspection_id"]) is not None
+    adoption = server.service.stores.adoptions.get(filed["inspection_id"])
+    assert adoption is not None
+    assert f"golden sample: {adoption.outcome} ({adoption.golden_id})" in text
+    assert adoption.outcome.startswith("enrolled")
 
 
-def test_who_comes_second_is_told(server: Running, open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
+def test_second_decision_on_the_page_shows_the_first(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
+) -> None:
     page = open_page(f"#/inspections/{fail['inspection_id']}")
     page.wait_for_selector(".decision form")
     server.service.dispose(fail["inspection_id"], "accept", "bob", "I was first")
@@ -148,7 +156,7 @@ def test_who_comes_second_is_told(server: Running, open_page: Callable[..., Any]
     assert "the first decision stands" in page.locator("#said").inner_text()
 
 
-def test_text_of_people_stays_text(server: Running, open_page: Callable[..., Any]) -> None:
+def test_markup_in_names_is_shown_as_text_on_the_page(server: Running, open_page: Callable[..., Any]) -> None:
     found = server.inspected("bad.png", EVIL)
     server.client.post("/v1/captures", files={"image": (EVIL, server.photos["good.png"])},
                        data={"part_id": EVIL, "product": "board"})  # fmt: skip
@@ -162,7 +170,7 @@ def test_text_of_people_stays_text(server: Running, open_page: Callable[..., Any
     assert page.locator("img[src=x], main script").count() == 0
 
 
-def test_the_policy_holds_when_the_page_errs(open_page: Callable[..., Any]) -> None:
+def test_content_security_policy_blocks_injected_html_and_requests(open_page: Callable[..., Any]) -> None:
     """Should a script ever get markup or code in, the browser refuses to run it."""
     page = open_page(watched=False)
     page.wait_for_selector("table.list, .notice")
@@ -175,7 +183,7 @@ def test_the_policy_holds_when_the_page_errs(open_page: Callable[..., Any]) -> N
     assert blocked == "connect-src"
 
 
-def test_blind_checks_do_not_tell_the_verdict(
+def test_blind_check_page_does_not_show_the_verdict(
     server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
@@ -196,9 +204,7 @@ def test_blind_checks_do_not_tell_the_verdict(
     assert "too few" in page.locator("main").inner_text()
 
 
-def test_goldens_are_enrolled_flagged_and_retired(
-    server: Running, open_page: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_goldens_page_enrols_flags_and_retires(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "new good.png").write_bytes(encode_png(render("circuit", 1, 900, size=(96, 128), noise_seed=900).image))
     page = open_page("#/goldens/board")
     page.wait_for_selector(".golden img[src]")
@@ -217,7 +223,9 @@ def test_goldens_are_enrolled_flagged_and_retired(
     server.service.set_golden_status(golden.golden_id, "retired", "test")
 
 
-def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:
+def test_audit_page_downloads_and_checks_the_chain(
+    server: Running, open_page: Callable[..., Any], tmp_path: Path
+) -> None:
     server.inspected("good.png", "for the audit")
     page = open_page("#/audit")
     with page.expect_download() as download:
@@ -228,7 +236,7 @@ def test_the_audit_trail_is_downloaded(server: Running, open_page: Callable[...,
     assert "are as they were written" in page.locator(".notice.good").inner_text()
 
 
-def test_a_key_is_asked_for_and_stays_in_the_tab(
+def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
 ) -> None:
     access = Access(server.keys, loopback=True, user="ann", require_key=True)
@@ -258,7 +266,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
         thread.join(20)
 
 
-def test_filters_pages_and_neighbours(server: Running, open_page: Callable[..., Any]) -> None:
+def test_inspection_list_filters_and_leads_to_neighbours(server: Running, open_page: Callable[..., Any]) -> None:
     newest = server.inspected("bad.png", "n1"), server.inspected("good.png", "n2")
     page = open_page()
     page.get_by_label("Verdict").select_option("FAIL")
@@ -283,7 +291,7 @@ def test_filters_pages_and_neighbours(server: Running, open_page: Callable[..., 
     assert newest
 
 
-def test_flicker_keeps_still_where_motion_is_unwanted(open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
+def test_flicker_view_is_still_with_reduced_motion(open_page: Callable[..., Any], fail: dict[str, Any]) -> None:
     seen = {}
     for motion in ("no-preference", "reduce"):
         page = open_page(f"#/inspections/{fail['inspection_id']}", reduced_motion=motion)
@@ -302,7 +310,7 @@ def test_flicker_keeps_still_where_motion_is_unwanted(open_page: Callable[..., A
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [820, 1280])
-def test_everybody_can_use_it(
+def test_pages_have_no_accessibility_violations(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any], scheme: str, width: int
 ) -> None:
     """axe-core: names, labels, roles, contrast; and nothing is wider than the screen."""

@@ -24,7 +24,7 @@ def error(answer: Any) -> dict[str, Any]:
     return dict(body["error"])
 
 
-def test_an_upload_is_inspected_and_filed(server: Running) -> None:
+def test_uploaded_photo_is_inspected_and_filed(server: Running) -> None:
     found = server.inspected("bad.png", "#4412")
     report = DefectReport.model_validate(found["report"])
     assert (report.verdict, report.part_id, report.requested_by) == ("FAIL", "4412", "ann")
@@ -43,7 +43,7 @@ def test_an_upload_is_inspected_and_filed(server: Running) -> None:
     )
 
 
-def test_a_part_that_was_photographed_before(server: Running) -> None:
+def test_captured_part_is_inspected_by_text_request(server: Running) -> None:
     sent = {"part_id": "77", "product": "board", "scale_mm_per_px": "0.1"}
     taken = server.client.post("/v1/captures", files={"image": server.photos["good.png"]}, data=sent)
     assert taken.status_code == 201
@@ -65,7 +65,7 @@ def test_a_part_that_was_photographed_before(server: Running) -> None:
     assert late.text.count("event: ") == len(events)
 
 
-def test_the_same_key_again_is_the_same_inspection(server: Running) -> None:
+def test_same_idempotency_key_returns_the_same_inspection(server: Running) -> None:
     server.inspected("good.png", "78")
     headers = {"Idempotency-Key": "order 1"}
     ids = {server.client.post("/v1/inspections", json={"part_id": "78"}, headers=headers).json()["inspection_id"]
@@ -91,7 +91,9 @@ def test_the_same_key_again_is_the_same_inspection(server: Running) -> None:
         ({"data": {"part_id": "x" * 1_200_000}}, 413, "too_large"),
     ],
 )
-def test_what_is_wrong_is_told(server: Running, sent: dict[str, Any], status: int, code: str) -> None:
+def test_invalid_inspection_request_gets_its_status_and_code(
+    server: Running, sent: dict[str, Any], status: int, code: str
+) -> None:
     answer = server.client.post("/v1/inspections", **sent)
     told = error(answer)
     assert (answer.status_code, told["code"]) == (status, code), told
@@ -101,13 +103,13 @@ def test_what_is_wrong_is_told(server: Running, sent: dict[str, Any], status: in
 @pytest.mark.parametrize("path", ["/v1/inspections/insp-x", "/v1/inspections/insp-x/events", "/v1/goldens/g-x",
                                   "/v1/products/none", "/v1/captures/c-x", "/v1/nothing", "/v1/inspections/x/pictures/query",
                                   "/v1/inspections/%00", "/v1/inspections/%ED%A0%80"])  # fmt: skip
-def test_what_is_not_there_is_404(server: Running, path: str) -> None:
+def test_missing_resource_gets_404(server: Running, path: str) -> None:
     answer = server.client.get(path)
     assert answer.status_code == 404, answer.text
     assert error(answer)["code"] == "not_found"
 
 
-def test_lists_are_filtered_and_paged(server: Running) -> None:
+def test_inspection_list_is_filtered_and_paged(server: Running) -> None:
     good, bad = server.inspected("good.png", "list-1"), server.inspected("bad.png", "list-2")
     one = server.client.get("/v1/inspections", params={"part_id": "list-2"}).json()
     assert [i["inspection_id"] for i in one["items"]] == [bad["inspection_id"]]
@@ -134,7 +136,7 @@ def test_lists_are_filtered_and_paged(server: Running) -> None:
         assert server.client.get("/v1/inspections", params=wrong).status_code == 422, wrong
 
 
-def test_the_first_decision_stands_and_the_second_is_told_so(server: Running) -> None:
+def test_second_disposition_gets_409_with_the_first(server: Running) -> None:
     bad = server.inspected("bad.png", "91")
     path = bad["links"]["self"] + "/disposition"
     bob = server.key("inspector", "bob")
@@ -150,13 +152,13 @@ def test_the_first_decision_stands_and_the_second_is_told_so(server: Running) ->
         assert server.client.post(path, json=wrong).status_code == 422
 
 
-def test_questions_are_answered_from_the_report(server: Running) -> None:
+def test_question_over_http_is_answered_from_the_report(server: Running) -> None:
     bad = server.inspected("bad.png", "92")
     said = server.client.post(bad["links"]["self"] + "/questions", json={"question": "how long is finding 1?"}).json()
     assert "\nf1: " in said["answer"]
 
 
-def test_goldens_and_products(server: Running) -> None:
+def test_goldens_and_products_are_managed_over_http(server: Running) -> None:
     files = [("images", ("a.png", server.photos["good.png"])), ("images", ("b.txt", b"text"))]
     made = server.client.post("/v1/goldens", files=files, data={"product": "gear", "part_group": "one"})
     assert made.status_code == 200, made.text
@@ -178,7 +180,7 @@ def test_goldens_and_products(server: Running) -> None:
     assert server.client.post("/v1/products/none/calibration").status_code == 404
 
 
-def test_service_pages(server: Running) -> None:
+def test_health_version_metrics_and_openapi_are_served(server: Running) -> None:
     assert server.client.get("/healthz").json()["status"] == "ok"
     told = server.client.get("/v1/version").json()
     assert told["model"] is None
@@ -212,7 +214,7 @@ def test_api_documentation_needs_no_network(server: Running) -> None:
     assert "/v1/inspections/{inspection_id}/events" in server.client.get("/openapi.json").text
 
 
-def test_a_bug_is_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_gets_500_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(server.service), "products", lambda _: 1 / 0)
     answer = server.client.get("/v1/products")
     assert answer.status_code == 500

@@ -74,7 +74,7 @@ def filed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 # ---- the whole way ----
 
 
-def test_photos_are_inspected_in_order_and_the_rest_is_put_aside(
+def test_watched_photos_are_inspected_in_order_and_other_files_quarantined(
     camera: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(5):
@@ -105,7 +105,7 @@ def test_photos_are_inspected_in_order_and_the_rest_is_put_aside(
     assert all(Path(t["report"]).is_file() and Path(t["html"]).is_file() for t in lines[:5])
 
 
-def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drop(camera, "board_1.png", good_photo(60), age_s=9)
     assert watch(camera) == 0
     drop(camera, "board_1.png", good_photo(60), age_s=8)  # the same picture, taken again
@@ -130,7 +130,7 @@ def test_a_part_photographed_again_is_inspected_again(camera: Path, capsys: pyte
         (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "give a URL like"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_watched(
+def test_watch_with_wrong_arguments_is_refused_before_watching(
     camera: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -144,7 +144,7 @@ def test_mistakes_are_told_before_anything_is_watched(
     assert words in capsys.readouterr().err
 
 
-def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watched_folder_resolves_links_and_refuses_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "camera").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "camera")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -155,7 +155,7 @@ def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         WatchedFolder(tmp_path / "loop")
 
 
-def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_watched_by_another_process_is_refused(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with invocation.begin(as_json=False):
         lock = cli_watch._journal_base(camera).with_suffix(".lock")
     with hold_lock(lock, BankBusyError("held")):
@@ -177,17 +177,19 @@ def test_one_process_a_folder(camera: Path, capsys: pytest.CaptureFixture[str]) 
         (r"cam\d-(?P<part>[^-]+)-.*", "board", "cam1-A7-20260131.jpg", ("A7", "board")),
     ],
 )
-def test_names_tell_the_part(pattern: str, product: str | None, name: str, wanted: tuple[str, str]) -> None:
+def test_part_and_product_are_read_from_the_file_name(
+    pattern: str, product: str | None, name: str, wanted: tuple[str, str]
+) -> None:
     assert NamePattern.parse(pattern, product).read(name) == wanted
 
 
 @pytest.mark.parametrize("name", ["board_x.png", "board_1_2.png", "_1.png", ".png"])
-def test_names_that_tell_none_are_refused(name: str) -> None:
+def test_file_name_that_does_not_match_the_pattern_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="pattern"):
         NamePattern.parse(PATTERN, None).read(name)
 
 
-def test_a_file_is_complete_when_it_rests(tmp_path: Path) -> None:
+def test_file_is_complete_once_unchanged_for_the_settle_time(tmp_path: Path) -> None:
     clock = [100.0]
     folder = WatchedFolder(tmp_path, settle_s=0.5, now=lambda: clock[0])
     path = tmp_path / "1.png"
@@ -206,7 +208,7 @@ def test_a_file_is_complete_when_it_rests(tmp_path: Path) -> None:
     assert not folder.may_still_grow(folder.complete()[0])
 
 
-def test_files_come_in_the_order_in_which_they_were_finished(tmp_path: Path) -> None:
+def test_files_come_in_order_of_modification_time(tmp_path: Path) -> None:
     for name, age in (("b.png", 30), ("a-10.png", 20), ("a-9.png", 20), ("c.png", 40)):
         drop(tmp_path, name, b"x", age)
     now = time.time() - 20
@@ -216,7 +218,7 @@ def test_files_come_in_the_order_in_which_they_were_finished(tmp_path: Path) -> 
     assert [i.name for i in WatchedFolder(tmp_path).complete()] == ["c.png", "b.png", "a-9.png", "a-10.png"]
 
 
-def test_a_torn_line_is_cut_off_and_nothing_is_written_twice(tmp_path: Path) -> None:
+def test_torn_last_line_is_removed_and_no_line_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     one, two = {"inspection_id": "one"}, {"inspection_id": "two", "text": "Prüfung"}
     with JsonLinesFile(path) as lines:
@@ -228,7 +230,7 @@ def test_a_torn_line_is_cut_off_and_nothing_is_written_twice(tmp_path: Path) -> 
     assert [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] == [one, two]
 
 
-def test_signatures_are_those_of_the_specification() -> None:
+def test_webhook_signature_matches_the_standard_webhooks_example() -> None:
     """The example of the Standard Webhooks specification."""
     key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     signature = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
@@ -270,7 +272,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool
     ],
     ids=lambda v: getattr(v, "__name__", v),
 )  # fmt: skip
-def test_a_kill_at_any_step_loses_and_repeats_nothing(
+def test_watch_killed_at_any_step_loses_and_repeats_no_photo(
     camera: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -291,7 +293,7 @@ def test_a_kill_at_any_step_loses_and_repeats_nothing(
     assert sorted(p.name for p in (camera / "done").iterdir()) == ["board_0.png", "board_1.png"]
 
 
-def test_a_photo_that_kills_every_time_is_put_aside(
+def test_photo_that_kills_the_process_repeatedly_is_quarantined(
     camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_module, "MAX_STARTS", 2)
@@ -305,7 +307,7 @@ def test_a_photo_that_kills_every_time_is_put_aside(
     assert "interrupted 2 times" in told(camera.parent)[0]["reason"]
 
 
-def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_whose_inspection_cannot_be_resumed_is_quarantined(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drop(camera, "board_0.png", good_photo(70), age_s=60)
     drop(camera, "board_1.png", good_photo(71), age_s=59)
     with dying(monkeypatch, InspectionStore, "file", after=False, nth=1), pytest.raises(Killed):
@@ -320,7 +322,7 @@ def test_a_photo_whose_inspection_cannot_go_on_is_put_aside(camera: Path, monkey
     assert "is retired" in told(camera.parent)[0]["reason"]
 
 
-def test_a_full_disk_stops_the_line_and_loses_nothing(
+def test_full_disk_pauses_the_watch_and_loses_no_photo(
     camera: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_module, "BACKOFF", Backoff(0.01, 0.01))
@@ -376,7 +378,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.shutdown()
 
 
-def test_messages_are_signed_retried_and_in_order(
+def test_webhook_messages_are_signed_retried_and_in_order(
     camera: Path, capsys: pytest.CaptureFixture[str], receiver: str
 ) -> None:
     Receiver.statuses = [500, 404, 401, 429, 204, 400]  # down, being deployed anew, busy; the second message is bad
@@ -397,7 +399,7 @@ def test_messages_are_signed_retried_and_in_order(
     assert [json.loads(b) for s, _, b in Receiver.got if s == 204] == [told(camera.parent)[i] for i in (0, 2)]
 
 
-def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str) -> None:
+def test_webhook_messages_wait_while_the_receiver_is_down(tmp_path: Path, receiver: str) -> None:
     notes: list[str] = []
     with WatchJournal(tmp_path / "j.sqlite") as journal:
         (tmp_path / "1.png").write_bytes(b"x")
@@ -414,7 +416,7 @@ def test_messages_wait_for_a_receiver_that_is_down(tmp_path: Path, receiver: str
         assert journal.count_messages() == {"sent": 1}
 
 
-def test_the_sender_survives_what_nobody_foresaw(
+def test_webhook_sender_survives_an_unexpected_error(
     tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refdiff.server.watch.webhook._IDLE_S", 0.05)
@@ -454,7 +456,7 @@ class Reader:
         return LlmReading(defect=True, type="stain", confidence=0.9)
 
 
-def test_on_anomaly_the_model_reads_only_what_would_not_pass(camera: Path) -> None:
+def test_judge_on_anomaly_reads_only_parts_that_would_not_pass(camera: Path) -> None:
     drop(camera, "board_0.png", good_photo(100), age_s=60)
     drop(camera, "board_1.png", bad_photo(100), age_s=50)
     reader = Reader()
@@ -478,7 +480,7 @@ def test_on_anomaly_the_model_reads_only_what_would_not_pass(camera: Path) -> No
         assert "only parts that would not pass" in report["judge"]["reason"]
 
 
-def test_stopping_ends_after_the_photos_in_work(camera: Path) -> None:
+def test_stopped_watch_finishes_the_photos_in_progress(camera: Path) -> None:
     for i in range(6):
         drop(camera, f"board_{i}.png", good_photo(90 + i), age_s=60 - i)
     stop: list[Callable[[], None]] = []

@@ -1,4 +1,4 @@
-"""Which words of a request reach the embedded model."""
+"""The part of a request that reaches the embedded model: a wish for references, in the wording of its training."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _ANOTHER = "inspect part 4412 and also try another reference"
         ("", None),
     ],
 )
-def test_a_wish_in_the_words_of_the_training(text: str, wish: str | None) -> None:
+def test_reference_wish_is_rewritten_in_the_training_wording(text: str, wish: str | None) -> None:
     assert reference_wish(text, "4412") == wish
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_every_template_is_understood(test: bool) -> None:
+def test_reference_wish_understands_every_training_template(test: bool) -> None:
     kinds = templates.phrasings(test)
     for n, words in templates.NUMBERS.items():
         for word in words:
@@ -62,6 +62,6 @@ def test_every_template_is_understood(test: bool) -> None:
         assert reference_wish(template.format(part="A-7"), "A-7") is None
 
 
-def test_a_part_id_is_no_pattern_and_no_count() -> None:
+def test_part_id_is_taken_neither_as_a_pattern_nor_as_a_count() -> None:
     assert reference_wish("inspect part 2 references", "2") is None
     assert reference_wish("compare part 4x2 with 3 references", "4.2") == templates.SEVERAL[0].format(part="4.2", n=3)

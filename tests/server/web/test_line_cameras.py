@@ -7,7 +7,7 @@ from typing import Any
 from .conftest import Running
 
 
-def test_photos_of_a_line_are_inspected_in_order_and_once(server: Running) -> None:
+def test_line_camera_photos_are_inspected_in_order_and_once(server: Running) -> None:
     def send(name: str, photo: str, **data: str) -> dict[str, Any]:
         files = {"image": (name, server.photos[photo])}
         answer = server.client.post("/v1/lines/cam-1/photos", files=files, data=data)
@@ -31,7 +31,7 @@ def test_photos_of_a_line_are_inspected_in_order_and_once(server: Running) -> No
     assert {server.service._jobs.get(i).request["judge"] for i in ours} == {"on-anomaly"}
 
 
-def test_what_is_no_photo_or_no_line_is_refused(server: Running) -> None:
+def test_invalid_photo_or_line_name_gets_422(server: Running) -> None:
     def status(path: str, data: bytes) -> int:
         return server.client.post(path, files={"image": ("1.png", data)}).status_code
 

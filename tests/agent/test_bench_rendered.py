@@ -13,7 +13,7 @@ from refdiff.model.errors import InputError
 
 
 @pytest.mark.parametrize("name", ["rotated_moulded", "components_bottle", "variants_label"])
-def test_a_product_is_drawn_with_masks(name: str, tmp_path: Path) -> None:
+def test_rendered_product_is_reproducible_and_has_masks(name: str, tmp_path: Path) -> None:
     product = next(p for p in PRODUCTS if p.name == name)
     digests = []
     for folder in ("a", "b"):
@@ -27,7 +27,7 @@ def test_a_product_is_drawn_with_masks(name: str, tmp_path: Path) -> None:
     assert [s.mask is not None for s in data.test if s.defective] == [True] * 4
 
 
-def test_a_folder_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
+def test_folder_not_made_by_bench_rendered_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / PRODUCTS[0].name).mkdir()
     with pytest.raises(InputError, match="not made by this"):
         draw(PRODUCTS[0], tmp_path, seed=0, good=4, bad=1, size=64)

@@ -1,4 +1,4 @@
-"""Product specifications: what is accepted, what is refused and named, where zones come to lie."""
+"""Product specifications: valid and refused files, and the placement of zones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
     return path
 
 
-def test_the_example_is_valid_and_means_what_it_says(tmp_path: Path) -> None:
+def test_example_specification_loads_with_its_values(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, EXAMPLE))
     assert (spec.scale_mm_per_px, spec.frame) == (0.05, "g-0123456789ab")
     assert [(z.name, z.kind) for z in spec.zones] == [("bore", "critical"), ("label", "ignore")]
@@ -40,7 +40,7 @@ def test_the_example_is_valid_and_means_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
-def test_nothing_stated_is_an_empty_specification(tmp_path: Path, text: str) -> None:
+def test_empty_file_is_an_empty_specification(tmp_path: Path, text: str) -> None:
     assert load_spec(write(tmp_path, text)) == ProductSpec()
 
 
@@ -77,7 +77,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("data", "says"), WRONG)
-def test_what_is_wrong_is_named(data: Any, says: str) -> None:
+def test_invalid_specification_field_is_named(data: Any, says: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(data, "bracket.yaml")
     assert str(caught.value).startswith("bracket.yaml: ")
@@ -108,19 +108,19 @@ def test_what_is_wrong_is_named(data: Any, says: str) -> None:
     ],
     ids=range(18),
 )
-def test_no_text_escapes_as_another_error(tmp_path: Path, text: str | bytes) -> None:
+def test_malformed_yaml_is_a_spec_error(tmp_path: Path, text: str | bytes) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SpecError, match=r"spec\.yaml"):
         load_spec(path)
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "a\0b", "x" * 5000, "/dev/zero"])
-def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+def test_path_that_is_no_file_is_a_spec_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(SpecError):
         load_spec(tmp_path / name)
 
 
-def test_python_objects_are_never_made(tmp_path: Path) -> None:
+def test_yaml_tags_create_no_python_objects(tmp_path: Path) -> None:
     target = tmp_path / "made"
     with pytest.raises(SpecError):
         load_spec(write(tmp_path, f"!!python/object/apply:os.mkdir ['{target}']"))
@@ -137,21 +137,21 @@ def zone(**shape: Any) -> Zone:
     return Zone(name="z", kind="ignore", **shape)
 
 
-def test_a_box_covers_its_pixels_with_an_exclusive_end() -> None:
+def test_box_zone_covers_its_pixels_with_an_exclusive_end() -> None:
     mask = zone_mask(zone(box=(10, 20, 30, 25)), IDENTITY, (50, 60))
     ys, xs = np.nonzero(mask)
     assert (xs.min(), ys.min(), xs.max(), ys.max()) == (10, 20, 29, 24)
     assert mask.sum() == 20 * 5
 
 
-def test_a_polygon_covers_its_inside() -> None:
+def test_polygon_zone_covers_its_inside() -> None:
     mask = zone_mask(zone(polygon=[(0, 0), (40, 0), (0, 40)]), IDENTITY, (50, 50))
     assert mask[10, 10]
     assert not mask[30, 30]
     assert mask.sum() == pytest.approx(800, rel=0.06)
 
 
-def test_a_zone_moves_with_the_part() -> None:
+def test_zone_moves_with_the_part() -> None:
     quarter = np.array([[0, -1, 50], [1, 0, 0], [0, 0, 1.0]])  # clockwise on the screen, about (25, 25)
     mask = zone_mask(zone(box=(0, 10, 5, 30)), quarter, (50, 50))
     ys, xs = np.nonzero(mask)
@@ -161,5 +161,5 @@ def test_a_zone_moves_with_the_part() -> None:
 @pytest.mark.parametrize(
     ("box", "part"), [((-100, -100, 1000, 1000), 1.0), ((-1e5, -1e5, 1e5, 1e5), 1.0), ((100, 100, 200, 200), 0.0)]
 )
-def test_zones_beyond_the_photo(box: tuple[float, float, float, float], part: float) -> None:
+def test_zone_beyond_the_photo_is_clipped(box: tuple[float, float, float, float], part: float) -> None:
     assert zone_mask(zone(box=box), IDENTITY, (50, 50)).mean() == part

@@ -1,4 +1,4 @@
-"""Laying public data out: no leak, the same every time, masks of one polarity. On small made-up sources."""
+"""Layout of public data sets: no leak between train and test, reproducible, masks of one polarity."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_every_source_is_laid_out_without_leak(sources: Path, tmp_path: Path, copy: bool) -> None:
+def test_laid_out_sources_share_no_image_between_train_and_test(sources: Path, tmp_path: Path, copy: bool) -> None:
     pytest.importorskip("elpv_dataset")
     out = tmp_path / "out"
     code, _ = run("--data", str(sources), "--out", str(out), "--test-good", "5", "--test-bad", "6", *["--copy"] * copy)
@@ -85,7 +85,7 @@ def test_every_source_is_laid_out_without_leak(sources: Path, tmp_path: Path, co
     assert sum(counts["piped_aaa01_tl"]) == 16 - 1 + 16  # the doubled picture once
 
 
-def test_masks_are_defect_bright_whatever_the_source_says(sources: Path, tmp_path: Path) -> None:
+def test_masks_of_every_source_are_written_with_bright_defects(sources: Path, tmp_path: Path) -> None:
     run("--data", str(sources), "--out", str(tmp_path / "out"), "--test-good", "5", "--test-bad", "5")
     for name in ("magnetic_tile", "piped_aaa01_tl", "piped_bbb01_rl"):
         masks = [s.mask for s in read_dataset(tmp_path / "out" / name).test if s.mask]
@@ -94,7 +94,7 @@ def test_masks_are_defect_bright_whatever_the_source_says(sources: Path, tmp_pat
             assert load_mask(path, (16, 16))[0].sum() == 16
 
 
-def test_sheets_of_paper_are_not_split(sources: Path, tmp_path: Path) -> None:
+def test_images_of_one_paper_sheet_stay_on_one_side_of_the_split(sources: Path, tmp_path: Path) -> None:
     for product in bench_data.piped(sources):
         bench_data.lay_out(product, tmp_path, seed=0)
         data = read_dataset(tmp_path / product.name)
@@ -105,7 +105,7 @@ def test_sheets_of_paper_are_not_split(sources: Path, tmp_path: Path) -> None:
         assert not trained & tested
 
 
-def test_same_seed_same_folders_and_another_seed_others(sources: Path, tmp_path: Path) -> None:
+def test_layout_depends_only_on_the_seed(sources: Path, tmp_path: Path) -> None:
     product = bench_data.aliens(sources)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         bench_data.lay_out(product, tmp_path / name, seed=seed)
@@ -114,7 +114,7 @@ def test_same_seed_same_folders_and_another_seed_others(sources: Path, tmp_path:
     assert names(tmp_path / "c") == names(tmp_path / "a")
 
 
-def test_a_folder_of_someone_else_is_not_touched(sources: Path, tmp_path: Path) -> None:
+def test_folder_not_made_by_bench_data_is_not_overwritten(sources: Path, tmp_path: Path) -> None:
     (tmp_path / "aliens").mkdir()
     (tmp_path / "aliens" / "precious.txt").write_text("x")
     with pytest.raises(InputError, match="was not made by bench-data"):
@@ -122,7 +122,7 @@ def test_a_folder_of_someone_else_is_not_touched(sources: Path, tmp_path: Path) 
     assert (tmp_path / "aliens" / "precious.txt").exists()
 
 
-def test_missing_sources_are_skipped_aloud_and_too_few_images_refused(tmp_path: Path) -> None:
+def test_missing_sources_are_reported_and_too_few_images_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("elpv_dataset")
     code, text = run("--data", str(tmp_path), "--out", str(tmp_path / "out"))
     assert code == 0

@@ -1,4 +1,4 @@
-"""Photos as text: what is taken, and what is refused before it costs memory."""
+"""Photos sent as base64 text: what is accepted, and what is refused before decoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT = base64.b64encode(DATA).decode("ascii")
 
 
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:image/svg+xml;charset=utf-8;BASE64,"])
-def test_a_data_url_is_taken(head: str) -> None:
+def test_base64_data_url_is_decoded(head: str) -> None:
     assert from_data_url(head + TEXT, 100).data == DATA
     assert from_base64(head + TEXT, 100).data == DATA
     assert from_base64(TEXT, 100).data == DATA
@@ -29,7 +29,7 @@ def test_a_data_url_is_taken(head: str) -> None:
         ("data:image/png;base64,%%%", "not valid base64"),
     ],
 )
-def test_other_urls_are_refused(url: str, words: str) -> None:
+def test_url_that_is_no_base64_image_data_is_refused(url: str, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         from_data_url(url, 1000)
 
@@ -37,18 +37,18 @@ def test_other_urls_are_refused(url: str, words: str) -> None:
 @pytest.mark.parametrize(
     "head", ["", "data:image/png;base64,", "data:application/octet-stream;base64,", "data:;base64,"]
 )
-def test_base64_is_taken_with_and_without_a_head(head: str) -> None:
+def test_base64_is_decoded_with_and_without_a_data_url_prefix(head: str) -> None:
     assert from_base64(head + TEXT, 1000).data == base64.b64decode(TEXT)
 
 
 @pytest.mark.parametrize("text", ["%%%", "photo.png", f"file:///etc/passwd,{TEXT}", "ä"])
-def test_other_texts_are_refused(text: str) -> None:
+def test_text_that_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match="not valid base64"):
         from_base64(text, 1000)
 
 
 @pytest.mark.parametrize("limit", [0, 50, 98, 99])
-def test_more_than_the_limit_is_refused(limit: int) -> None:
+def test_base64_image_above_the_size_limit_is_refused(limit: int) -> None:
     for take in (from_base64, from_data_url):
         with pytest.raises(ImageError, match="REFDIFF_MAX_BYTES"):
             take(f"data:image/png;base64,{TEXT}", limit)

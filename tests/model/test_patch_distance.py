@@ -42,20 +42,20 @@ def distance(query: Tensor, reference: ReferenceView) -> Tensor:
     return patch_distance(descriptors(maps(query)), reference)
 
 
-def test_equal_images_do_not_differ() -> None:
+def test_patch_distance_of_equal_images_is_zero() -> None:
     cells = noise(1)
     for registered in (True, False):
         assert distance(cells, view(cells, registered=registered)).abs().max() < 1e-5
 
 
-def test_order_of_references_does_not_matter() -> None:
+def test_anomaly_map_is_independent_of_the_order_of_references() -> None:
     views = [view(noise(i), registered=i != 2) for i in range(1, 4)]
     found = [anomaly_map(maps(noise(0)), order) for order in permutations(views)]
     assert all(torch.equal(m, found[0]) for m in found)
     assert found[0].mean() > 0.2, "unrelated cells differ"
 
 
-def test_the_best_of_several_references_counts() -> None:
+def test_anomaly_map_uses_the_best_reference_at_each_cell() -> None:
     query, other = noise(0), noise(1)
     half = other.clone()
     half[:, :, : W // 2] = query[:, :, : W // 2]
@@ -67,7 +67,7 @@ def test_the_best_of_several_references_counts() -> None:
     assert anomaly_map(maps(query), [view(half), view(rest)]).max() < 1e-5
 
 
-def test_window_forgives_small_shifts_and_no_large_ones() -> None:
+def test_patch_distance_forgives_shifts_inside_the_window_only() -> None:
     query = noise(3)
     near = distance(query, view(torch.roll(query, (RADIUS, -RADIUS), (1, 2))))
     far = distance(query, view(torch.roll(query, RADIUS + 1, 2)))
@@ -79,7 +79,7 @@ def test_window_forgives_small_shifts_and_no_large_ones() -> None:
     assert far[inner].mean() < 0.75 * new[inner].mean()
 
 
-def test_only_registration_finds_what_is_missing_but_common_elsewhere() -> None:
+def test_missing_component_that_occurs_elsewhere_is_found_only_with_registration() -> None:
     background, component = noise(5)[:, :1, :1], noise(6)[:, :4, :4]
     good = background.expand(-1, H, W).clone()
     good[:, 8:12, 8:12] = component
@@ -96,7 +96,7 @@ def test_only_registration_finds_what_is_missing_but_common_elsewhere() -> None:
     assert lost[0, 0] < 1e-5
 
 
-def test_where_the_reference_does_not_reach_its_own_frame_answers() -> None:
+def test_uncovered_cells_are_compared_with_the_unwarped_reference() -> None:
     query = noise(7)
     covered = torch.ones(H, W, dtype=torch.bool)
     covered[:, : W // 2] = False
@@ -109,7 +109,7 @@ def test_where_the_reference_does_not_reach_its_own_frame_answers() -> None:
     assert without[:, W // 2 + 3 :].max() < 1e-5
 
 
-def test_judged_is_what_some_reference_reaches() -> None:
+def test_reached_cells_are_those_covered_by_any_reference() -> None:
     left = torch.zeros(H, W, dtype=torch.bool)
     left[:, : W // 2] = True
     assert reached_cells([view(noise(0), valid=left), view(noise(1), valid=~left)], (H, W)).float().mean() > 0.85
@@ -137,7 +137,7 @@ def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
     assert torch.allclose(cells.norm(dim=0), torch.ones(12, 16), atol=1e-5)
 
 
-def test_closeness_is_the_cosine_less_one_to_the_small_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closeness_in_bfloat16_stays_near_cosine_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = F.normalize(torch.rand(472, 20, 20, generator=torch.Generator().manual_seed(0)), dim=0)
     query = F.normalize(reference + 0.01 * torch.randn(472, 20, 20, generator=torch.Generator().manual_seed(1)), dim=0)
     fast = _closeness(query, reference).float()

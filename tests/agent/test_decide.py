@@ -1,4 +1,4 @@
-"""The verdict as a table: score, limits, zones, the model's reading, problems; and the rates and promises behind it."""
+"""The verdict as a table: score, limits, zones, the model's reading, problems; and the statistics behind it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _decide(p: float | None, n: int = 99, alpha: float = 0.01, **facts: Any) -> 
         (None, 0, 0.01, "REVIEW"),
     ],
 )
-def test_the_score_decides(p: float | None, n: int, alpha: float, verdict: str) -> None:
+def test_verdict_without_findings_follows_the_p_value(p: float | None, n: int, alpha: float, verdict: str) -> None:
     assert _decide(p, n, alpha)[0] == verdict
 
 
@@ -112,12 +112,14 @@ def test_the_score_decides(p: float | None, n: int, alpha: float, verdict: str) 
         (None, {"reading": SEES_NONE}, "REVIEW", "system"),
     ],
 )
-def test_limits_reading_and_problems(p: float | None, facts: dict[str, Any], verdict: str, basis: str) -> None:
+def test_verdict_follows_limits_reading_and_problems(
+    p: float | None, facts: dict[str, Any], verdict: str, basis: str
+) -> None:
     assert _decide(p, **facts)[:2] == (verdict, basis)
 
 
 @pytest.mark.parametrize(("p", "reading"), [(0.9, SEES), (0.01, SEES_NONE)])
-def test_disagreement_gives_both_reasons_and_every_problem(p: float, reading: LlmReading) -> None:
+def test_disagreement_reason_names_both_sides_and_every_problem(p: float, reading: LlmReading) -> None:
     reason = _decide(p, reading=reading, problems=["scales differ", "no zone"])[2]
     assert f"p {p:g}" in reason
     assert "but the language model sees" in reason
@@ -133,7 +135,7 @@ def test_disagreement_gives_both_reasons_and_every_problem(p: float, reading: Ll
     reading=st.sampled_from([SEES, SEES_NONE]),
 )
 @settings(max_examples=150, deadline=None)
-def test_no_reading_ever_does_more_than_ask_for_a_person(
+def test_reading_never_changes_the_verdict_except_to_review(
     p: float, n: int, alpha: float, rated: list[Rated], problems: list[str], reading: LlmReading
 ) -> None:
     facts: dict[str, Any] = {"findings": _findings(*rated), "problems": problems}
@@ -177,7 +179,7 @@ REST = {"type": "any", "severity": "major", "reject": True}
         ([SMALL], "dent", None, None, 20, ["bore"], ("critical", False, True, False)),
     ],
 )
-def test_the_specification_rates(
+def test_finding_is_rated_by_the_specification(
     limits: list[dict[str, Any]],
     type: str,
     length_mm: float | None,
@@ -216,7 +218,7 @@ def test_the_specification_rates(
         ([], 2.1, 0.2, "has no limit in the specification"),
     ],
 )
-def test_rating_names_size_and_limit(
+def test_rating_reason_names_size_and_limit(
     limits: list[dict[str, Any]], length_mm: float | None, width_mm: float | None, why: str
 ) -> None:
     rated = rate_finding(
@@ -229,7 +231,7 @@ def test_rating_names_size_and_limit(
     ("alpha", "n", "attained"),
     [(0.01, 99, 0.01), (0.01, 98, 1 / 99), (0.05, 19, 0.05), (0.05, 400, 0.05), (0.01, 0, 1)],
 )
-def test_attained_alpha(alpha: float, n: int, attained: float) -> None:
+def test_attained_alpha_is_limited_by_the_number_of_goldens(alpha: float, n: int, attained: float) -> None:
     assert attained_alpha(alpha, n) == pytest.approx(attained)
 
 
@@ -239,7 +241,9 @@ def test_attained_alpha(alpha: float, n: int, attained: float) -> None:
     score=st.integers(-1, 41).map(lambda i: i / 8),
 )
 @settings(max_examples=300, deadline=None)
-def test_the_threshold_is_where_the_p_value_fails(scores: list[float], alpha: float, score: float) -> None:
+def test_score_above_the_threshold_fails_exactly_when_its_p_value_does(
+    scores: list[float], alpha: float, score: float
+) -> None:
     """Ties included: a part fails by its p-value exactly if its score is above the threshold that the report shows."""
     calibration = Calibration("p", "k", sorted(scores), 0.0, len(scores), 1)
     fails = p_value(calibration, score) <= attained_alpha(alpha, len(scores))
@@ -248,12 +252,12 @@ def test_the_threshold_is_where_the_p_value_fails(scores: list[float], alpha: fl
     assert fails == (score > threshold)
 
 
-def test_no_threshold_without_calibration() -> None:
+def test_score_threshold_without_calibration_is_none() -> None:
     assert score_threshold([], 0.05) is None
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(39, 0.05), (99, 0.01), (59, 0.05)])
-def test_exchangeable_good_parts_fail_no_oftener_than_promised(n: int, alpha: float) -> None:
+def test_exchangeable_good_parts_fail_no_more_often_than_attained_alpha(n: int, alpha: float) -> None:
     """Each of n + 1 parts in turn as the new one: at most attained * (n + 1) of them fail."""
     scores = [float(i % 17) + i / 100 for i in range(n + 1)]
     failed = 0
@@ -263,7 +267,7 @@ def test_exchangeable_good_parts_fail_no_oftener_than_promised(n: int, alpha: fl
     assert 1 <= failed <= attained_alpha(alpha, n) * (n + 1) + 1e-9
 
 
-def test_every_reason_is_told_once() -> None:
+def test_verdict_reason_states_every_part_once() -> None:
     for p, reading, problems in itertools.product((0.01, 0.03, 0.9), (None, SEES, SEES_NONE), ([], ["scales differ"])):
         reason = _decide(p, reading=reading, problems=problems)[2]
         assert reason.count("scales differ") == len(problems)
@@ -316,7 +320,7 @@ TOP, AMONG = 1 / 31, 3 / 31  # of a region: beyond all of 30 good parts, or as s
          "but the language model sees no defect in the pictures; the scales differ"),
     ],
 )  # fmt: skip
-def test_reason_says_what_was_found_before_the_statistics(
+def test_verdict_reason_states_findings_before_statistics(
     p: float | None, peaks: list[float], facts: dict[str, Any], reason: str
 ) -> None:
     given = {"n": 30, "alpha": 0.05} | facts
@@ -326,5 +330,5 @@ def test_reason_says_what_was_found_before_the_statistics(
 
 
 @pytest.mark.parametrize(("p", "shown"), [(20 / 397, "p 0.0504, alpha 0.05"), (1 / 41, "p 0.024, alpha 0.05")])
-def test_p_value_is_never_rounded_across_alpha(p: float, shown: str) -> None:
+def test_shown_p_value_is_never_rounded_across_alpha(p: float, shown: str) -> None:
     assert shown in _decide(p, n=396, alpha=0.05)[2]

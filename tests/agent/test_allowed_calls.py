@@ -37,7 +37,7 @@ def fits(schema: dict[str, Any], arguments: dict[str, Any]) -> bool:
     return bool(jsonschema_rs.is_valid(schema, arguments))
 
 
-def test_a_tool_is_offered_once_what_it_needs_is_there() -> None:
+def test_tool_is_offered_once_its_inputs_exist() -> None:
     assert set(possible()) == {"find_part"}
     assert set(possible(FOUND)) == {"find_part", "retrieve_reference"}
     assert set(possible(FOUND, REFERENCE)) == {"find_part", "retrieve_reference", "align"}
@@ -48,7 +48,7 @@ def test_a_tool_is_offered_once_what_it_needs_is_there() -> None:
     assert set(possible(FOUND, REFERENCE, ALIGNED, SCORED, ZOOMED, MEASURED)) == every - {"zoom", "measure"}
 
 
-def test_the_strongest_regions_are_looked_at_before_a_report() -> None:
+def test_report_is_offered_only_after_the_strongest_regions_were_zoomed_and_measured() -> None:
     scored = result("score_difference", evidence="e4", regions=[{"region": f"r{n}"} for n in range(1, 6)])
     seen: list[BaseMessage] = [FOUND, REFERENCE, ALIGNED, scored]
     for n in range(1, MAX_LOOKED_AT + 1):
@@ -62,25 +62,25 @@ def test_the_strongest_regions_are_looked_at_before_a_report() -> None:
     assert "submit_report" not in possible(*seen, again)  # other places, of another comparison
 
 
-def test_a_region_that_cannot_be_looked_at_keeps_no_report_back() -> None:
+def test_failed_zoom_does_not_block_the_report() -> None:
     failed = ToolMessage("Error: disk full", name="zoom", tool_call_id="call-1", status="error")
     assert "submit_report" in possible(FOUND, REFERENCE, ALIGNED, SCORED, failed)
 
 
-def test_a_failed_call_opens_nothing() -> None:
+def test_failed_align_does_not_unlock_score_difference() -> None:
     failed = ToolMessage("Error: no such golden", name="align", tool_call_id="call-1", status="error")
     assert "score_difference" not in possible(FOUND, REFERENCE, failed)
 
 
 @pytest.mark.parametrize(("golden", "there"), [("g-86106f395188", True), ("g-2", True), ("g-86106fbe225c", False)])
-def test_golden_ids_are_those_that_were_retrieved(golden: str, there: bool) -> None:
+def test_only_retrieved_golden_ids_are_allowed(golden: str, there: bool) -> None:
     after = possible(FOUND, REFERENCE, ALIGNED)
     assert fits(after["align"], {"golden_id": golden}) is there
     assert fits(after["score_difference"], {"golden_ids": [golden]}) is there
     assert fits(after["score_difference"], {"golden_ids": []})
 
 
-def test_regions_are_those_of_the_newest_comparison() -> None:
+def test_only_regions_of_the_newest_comparison_are_allowed() -> None:
     again = result("score_difference", evidence="e5", regions=[{"region": "r1"}, {"region": "r2"}])
     looked = [result(look, evidence="e6", region=r, score="e5") for look in ("zoom", "measure") for r in ("r1", "r2")]
     for messages, there in (((SCORED,), False), ((SCORED, again), True)):
@@ -97,21 +97,21 @@ def test_regions_are_those_of_the_newest_comparison() -> None:
 @pytest.mark.parametrize(
     ("cause", "there"), [(CAUSES["scratch"][0], True), (None, True), ("Micro-dosing or a different method.", False)]
 )
-def test_causes_are_not_made_up(cause: str | None, there: bool) -> None:
+def test_only_causes_of_the_vocabulary_are_allowed(cause: str | None, there: bool) -> None:
     claim = {"region": "r1", "type": "scratch", "severity": "minor", "evidence": ["e4"], "description": "",
              "reasoning": "", "probable_cause": cause}  # fmt: skip
     schemas = possible(FOUND, REFERENCE, ALIGNED, SCORED, ZOOMED, MEASURED)
     assert fits(schemas["submit_report"], {"findings": [claim], "reasoning": ""}) is there
 
 
-def test_without_a_region_there_is_nothing_to_zoom_or_to_find() -> None:
+def test_zoom_measure_and_findings_are_not_allowed_without_a_region() -> None:
     schemas = possible(FOUND, REFERENCE, ALIGNED, result("score_difference", evidence="e4", regions=[]))
     assert not {"zoom", "measure"} & set(schemas)
     assert fits(schemas["submit_report"], {"findings": [], "reasoning": ""})
     assert not fits(schemas["submit_report"], {"findings": [{}], "reasoning": ""})
 
 
-def test_the_tools_of_the_prompt_stay_as_they_are() -> None:
+def test_allowed_calls_do_not_modify_the_tool_schemas() -> None:
     before = json.dumps(_ALL)
     possible(FOUND, REFERENCE, ALIGNED, SCORED)
     assert json.dumps(_ALL) == before

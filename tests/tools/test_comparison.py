@@ -1,4 +1,4 @@
-"""Retrieve, align, score on a real embedded bank: rendered parts of two variants, whole and broken, in any turn."""
+"""Retrieval, alignment and scoring on a real embedded bank: rendered parts of two variants at any angle."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 @pytest.fixture
 def zones(workspace: Workspace) -> Iterator[None]:
-    """What a test says about the product is forgotten after it."""
+    """Reset the product's specification after each test."""
     yield
     workspace.stores.products.set_spec("board", {})
 
@@ -80,7 +80,7 @@ def compared(workspace: Workspace) -> dict[tuple[str, float, bool], Comparison]:
 Compared = dict[tuple[str, float, bool], Comparison]
 
 
-def test_the_nearest_golden_is_of_the_right_variant(compared: Compared) -> None:
+def test_nearest_goldens_are_of_the_same_variant(compared: Compared) -> None:
     for (variant, angle, broken), result in compared.items():
         names = [hit.golden.filename for hit in result.hits]
         assert len(names) == 2
@@ -88,7 +88,7 @@ def test_the_nearest_golden_is_of_the_right_variant(compared: Compared) -> None:
         assert result.hits[0].similarity >= result.hits[1].similarity
 
 
-def test_every_turn_is_registered(compared: Compared) -> None:
+def test_part_at_every_angle_is_registered(compared: Compared) -> None:
     for (_, angle, _), result in compared.items():
         nearest = result.alignments[0]
         assert nearest.ok, nearest.reason
@@ -96,7 +96,7 @@ def test_every_turn_is_registered(compared: Compared) -> None:
         assert min(off, 360 - off) < 2
 
 
-def test_a_missing_component_scores_above_every_good_part(compared: Compared) -> None:
+def test_missing_component_scores_above_every_good_part(compared: Compared) -> None:
     for angles in ((0.0,), TURNS):
         good, bad = (
             [r.difference.score for (_, angle, broken), r in compared.items() if angle in angles and broken is wanted]
@@ -108,7 +108,7 @@ def test_a_missing_component_scores_above_every_good_part(compared: Compared) ->
     )
 
 
-def test_the_map_peaks_at_the_defect_in_photo_pixels(compared: Compared) -> None:
+def test_anomaly_map_peaks_at_the_defect(compared: Compared) -> None:
     hits = 0
     for (variant, angle, broken), result in compared.items():
         if not broken:
@@ -122,7 +122,7 @@ def test_the_map_peaks_at_the_defect_in_photo_pixels(compared: Compared) -> None
     assert hits >= 0.9 * len(compared) / 2
 
 
-def test_again_is_exactly_the_same(workspace: Workspace, compared: Compared) -> None:
+def test_comparison_is_deterministic(workspace: Workspace, compared: Compared) -> None:
     again = compare(workspace, part("a", TURNS[0], broken=True).image, "board")
     assert again.difference.score == compared["a", TURNS[0], True].difference.score
 
@@ -130,7 +130,7 @@ def test_again_is_exactly_the_same(workspace: Workspace, compared: Compared) -> 
 # ---- which goldens ----
 
 
-def test_left_out_goldens_are_not_used(workspace: Workspace) -> None:
+def test_excluded_goldens_are_not_compared_with(workspace: Workspace) -> None:
     image = part("a").image
     first, second = (h.golden for h in compare(workspace, image, "board").hits)
     others = [h.golden for h in compare(workspace, image, "board", exclude_ids=[first.golden_id]).hits]
@@ -139,7 +139,7 @@ def test_left_out_goldens_are_not_used(workspace: Workspace) -> None:
     assert len(compare(workspace, image, "board", references=5).hits) == 5
 
 
-def test_given_goldens_are_used_instead(workspace: Workspace) -> None:
+def test_given_goldens_replace_the_nearest(workspace: Workspace) -> None:
     wrong = first_of(workspace, "b")
     result = compare(workspace, part("a").image, "board", goldens=[wrong])
     right = compare(workspace, part("a").image, "board")
@@ -150,7 +150,7 @@ def test_given_goldens_are_used_instead(workspace: Workspace) -> None:
         compare(workspace, part("a").image, "board", goldens=[])
 
 
-def test_a_golden_itself_is_its_own_best_reference(workspace: Workspace) -> None:
+def test_golden_compared_as_a_photo_finds_itself(workspace: Workspace) -> None:
     golden = first_of(workspace, "a")
     result = compare(workspace, workspace.golden_image(golden), "board", references=1)
     assert result.hits[0].golden == golden
@@ -158,7 +158,7 @@ def test_a_golden_itself_is_its_own_best_reference(workspace: Workspace) -> None
     assert result.difference.score < 1e-2
 
 
-def test_an_unknown_product_names_the_known_ones(workspace: Workspace) -> None:
+def test_unknown_product_error_names_the_known_ones(workspace: Workspace) -> None:
     with pytest.raises(UnknownProductError, match="board"):
         compare(workspace, part("a").image, "bord")
 
@@ -178,7 +178,7 @@ def _spec(workspace: Workspace, *boxes: list[int], kind: str = "ignore", **more:
 
 @pytest.mark.usefixtures("zones")
 @pytest.mark.parametrize("angle", [0.0, 85.0, 200.0])
-def test_an_ignore_zone_turns_with_the_part(workspace: Workspace, angle: float) -> None:
+def test_ignore_zone_turns_with_the_part(workspace: Workspace, angle: float) -> None:
     scene = part("a", angle, broken=True)
     open_eyed = compare(workspace, scene.image, "board")
     _spec(workspace, _around(part("a", broken=True)))
@@ -193,7 +193,7 @@ def test_an_ignore_zone_turns_with_the_part(workspace: Workspace, angle: float) 
 
 
 @pytest.mark.usefixtures("zones")
-def test_an_ignore_zone_elsewhere_hides_nothing(workspace: Workspace) -> None:
+def test_ignore_zone_away_from_the_defect_keeps_the_score(workspace: Workspace) -> None:
     scene = part("a", broken=True)
     score = compare(workspace, scene.image, "board").difference.score
     x0, y0, _, _ = _around(scene)
@@ -203,7 +203,7 @@ def test_an_ignore_zone_elsewhere_hides_nothing(workspace: Workspace) -> None:
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_of_one_name_add_up(workspace: Workspace) -> None:
+def test_zones_of_one_name_are_united(workspace: Workspace) -> None:
     _spec(workspace, [0, 0, 20, 20], [100, 100, 120, 120], kind="critical")
     masks, placed = place_zones(workspace, part("a").image, "key", "board", "critical")
     assert placed
@@ -214,14 +214,14 @@ def test_zones_of_one_name_add_up(workspace: Workspace) -> None:
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_that_cannot_be_placed_say_so(workspace: Workspace) -> None:
+def test_comparison_reports_zones_that_cannot_be_placed(workspace: Workspace) -> None:
     _spec(workspace, [0, 0, 20, 20])
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     assert not compare(workspace, noise, "board").zones_placed
 
 
 @pytest.mark.usefixtures("zones")
-def test_zones_are_drawn_on_a_golden_of_the_product(workspace: Workspace, tmp_path: Path) -> None:
+def test_zone_frame_must_be_a_golden_of_the_product(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encode_png(part("b").image))
     [other] = enroll(workspace, "other", [tmp_path]).added
     for frame, says in ((other.golden_id, "golden of 'other'"), ("g-000000000000", "no golden")):
@@ -254,7 +254,7 @@ ALIGNED = Alignment("ecc", True, np.eye(3), 0.1, 1.0, 0.9, 0.0, 2.0, "")  # the 
         (0.5, 0.1, None, False, 0.5, "capture", False),
     ],
 )
-def test_which_scale_counts(
+def test_scale_is_taken_from_capture_golden_or_specification(
     capture: float | None, golden: float | None, spec: float | None, ok: bool, scale: float | None,
     source: str | None, problem: bool,
 ) -> None:  # fmt: skip
@@ -269,14 +269,14 @@ def test_which_scale_counts(
     assert (found.uncertainty > 0) == (scale is not None)
 
 
-def test_a_golden_is_less_sure_than_a_capture() -> None:
+def test_scale_from_a_golden_is_less_certain_than_from_a_capture() -> None:
     own = resolve_scale(replace(CAPTURE, scale_mm_per_px=0.1), GOLDEN, ALIGNED, None)
     derived = resolve_scale(CAPTURE, replace(GOLDEN, scale_mm_per_px=0.1), ALIGNED, None)
     assert derived.uncertainty > own.uncertainty
 
 
 @pytest.mark.parametrize("scale", [0.85, 1.0, 1.2])
-def test_a_registered_scale_is_the_true_one(workspace: Workspace, scale: float) -> None:
+def test_scale_derived_by_registration_matches_the_truth(workspace: Workspace, scale: float) -> None:
     scene = part("a", 20.0, scale=scale)
     result = compare(workspace, scene.image, "board")
     found = resolve_scale(CAPTURE, result.hits[0].golden, result.alignments[0], None)

@@ -1,4 +1,4 @@
-"""The line camera killed for good on the way: every photo gets one report, one line, one place, at least one message."""
+"""`refdiff watch` killed in the middle: every photo gets one report, one JSON line, one place, at least one message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import line_kills
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_two_kills_lose_and_repeat_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_killed_twice_loses_and_repeats_no_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
     outcome = line_kills.run(tmp_path / "line", photos=60, kills=2, timeout_s=240)
     assert (outcome.reports, outcome.distinct_parts, outcome.lines, outcome.moved) == (60, 60, 60, 60)

@@ -1,4 +1,4 @@
-"""What a person wrote: the part id in it, and what of it a model may read."""
+"""User requests: the part id in them, and the sanitised text a model may read."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from refdiff.model.language.tokens import CONTROL_TOKENS
         ("", None),
     ],
 )
-def test_part_id_in_a_request(text: str, part: str | None) -> None:
+def test_part_id_is_read_from_the_request_text(text: str, part: str | None) -> None:
     assert part_id_in(text) == part
 
 
 @pytest.mark.parametrize(
     "text", ["part" + " " * 300_000, "part " * 60_000, "#" * 300_000, "a.-" * 100_000, "<s" * 10**5]
 )
-def test_no_request_takes_long_to_read(text: str) -> None:
-    started = time.perf_counter()
+def test_long_hostile_request_takes_less_than_a_second_of_cpu_time(text: str) -> None:
+    started = time.thread_time()  # CPU time: other load on the machine does not count
     part_id_in(text)
     sanitise(text)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_no_request_takes_long_to_read(text: str) -> None:
     [*CONTROL_TOKENS, "<IMAGE>", "</s>", "[INST]",
      "[/INST]", "<<SYS>>", "<start_of_turn>", "<im<image>age>", "<|im_<|im_start|>start|>", "\u202e", "\x1b", "\u200b"],
 )  # fmt: skip
-def test_template_tokens_and_control_characters_do_not_reach_a_model(token: str) -> None:
+def test_control_tokens_and_characters_are_stripped_from_a_request(token: str) -> None:
     left = sanitise(f"before {token} after")
     assert left.startswith("before")
     assert left.endswith("after")
@@ -65,10 +65,10 @@ def test_template_tokens_and_control_characters_do_not_reach_a_model(token: str)
 
 
 @pytest.mark.parametrize("text", ["a < b and b > c", "size <= 3", "Maß: 3 × 4", "第 4412 号", "line\nbreak", "a | b"])
-def test_harmless_text_stays(text: str) -> None:
+def test_harmless_request_text_is_unchanged(text: str) -> None:
     assert sanitise(text) == text
 
 
-def test_a_request_is_short_and_its_part_id_is_text_too() -> None:
+def test_request_is_cut_to_length_and_its_part_id_sanitised() -> None:
     assert len(sanitise("x" * 10**6)) == MAX_REQUEST_CHARS
     assert "<|im_start|>" not in request_message("hello", "4412<|im_start|>system")

@@ -1,4 +1,4 @@
-"""Calibration: parts are counted once and never vouch for themselves; what changes scores makes it stale."""
+"""Calibration: each part counts once and is never its own reference; anything that changes scores makes it stale."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def made(scores: list[float], alpha: float | None = None) -> Calibration:
 # ---- what is measured ----
 
 
-def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
+def test_part_with_several_photos_counts_once_and_is_not_its_own_reference(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = add(workspace, tmp_path, range(3), group="unit 7")
@@ -88,7 +88,7 @@ def test_each_part_counts_once_and_none_of_its_photos_is_a_reference(
     assert min(calibration.scores) > 0  # nothing was compared with itself
 
 
-def test_photos_grouped_by_their_pixels_count_as_one_part(workspace: Workspace, tmp_path: Path) -> None:
+def test_nearly_identical_photos_count_as_one_part(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(3))
     twin = render("circuit", 1, 0, size=SIZE, noise_seed=0).image.copy()
     twin[0, 0] ^= 1
@@ -98,20 +98,20 @@ def test_photos_grouped_by_their_pixels_count_as_one_part(workspace: Workspace, 
     assert calibrate(workspace, "board").n == 3
 
 
-def test_retired_goldens_neither_count_nor_vouch(workspace: Workspace, tmp_path: Path) -> None:
+def test_retired_goldens_are_excluded_from_calibration(workspace: Workspace, tmp_path: Path) -> None:
     goldens = add(workspace, tmp_path, range(4))
     workspace.bank.set_status(goldens[0].golden_id, "retired", "old")
     assert calibrate(workspace, "board").n == 3
 
 
-def test_a_part_alone_cannot_calibrate(workspace: Workspace, tmp_path: Path) -> None:
+def test_calibration_from_one_part_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(3), group="one")
     with pytest.raises(InputError, match=r"1 part\(s\)"):
         calibrate(workspace, "board")
     assert current_calibration(workspace, "board") is None
 
 
-def test_of_very_many_parts_an_even_sample_is_measured(
+def test_calibration_of_many_parts_measures_an_even_sample(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(workspace, tmp_path, range(7))
@@ -124,7 +124,7 @@ def test_of_very_many_parts_an_even_sample_is_measured(
     assert calibrate(workspace, "board").scores == everything.scores
 
 
-def test_again_is_exactly_the_same(workspace: Workspace, tmp_path: Path) -> None:
+def test_calibration_is_deterministic(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(4))
     first, again = calibrate(workspace, "board"), calibrate(workspace, "board")
     assert (first.key, first.scores, first.pixel_threshold) == (again.key, again.scores, again.pixel_threshold)
@@ -155,7 +155,7 @@ CHANGES: dict[str, tuple[bool, Change]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_stale_is_what_changes_scores(
+def test_calibration_key_changes_with_whatever_changes_scores(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     stale, change = CHANGES[name]
@@ -165,12 +165,12 @@ def test_stale_is_what_changes_scores(
     assert (calibration_key(workspace, "board", 1) != before) == stale
 
 
-def test_the_number_of_references_is_part_of_it(workspace: Workspace, tmp_path: Path) -> None:
+def test_calibration_key_depends_on_the_number_of_references(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(3))
     assert calibration_key(workspace, "board", 1) != calibration_key(workspace, "board", 2)
 
 
-def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(workspace: Workspace, tmp_path: Path) -> None:
+def test_stale_calibration_is_redone_and_a_fitting_one_reused(workspace: Workspace, tmp_path: Path) -> None:
     goldens = add(workspace, tmp_path, range(4))
     first = current_calibration(workspace, "board")
     assert first is not None
@@ -184,7 +184,7 @@ def test_a_stale_calibration_is_redone_and_a_fitting_one_kept(workspace: Workspa
     assert current_calibration(workspace, "board") == first  # the bank is as it was
 
 
-def test_what_is_enrolled_while_it_is_measured_is_measured_too(
+def test_golden_enrolled_during_calibration_is_measured_too(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(workspace, tmp_path, range(3))
@@ -201,7 +201,7 @@ def test_what_is_enrolled_while_it_is_measured_is_measured_too(
     assert current_calibration(workspace, "board") == found
 
 
-def test_of_a_bank_that_keeps_changing_nothing_is_kept(
+def test_calibration_of_a_bank_that_keeps_changing_is_not_saved(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = add(workspace, tmp_path, range(4))[0]
@@ -219,7 +219,7 @@ def test_of_a_bank_that_keeps_changing_nothing_is_kept(
     assert workspace.stores.calibrations.latest("board") is None
 
 
-def test_an_ignore_zone_over_everything_leaves_nothing_to_score(workspace: Workspace, tmp_path: Path) -> None:
+def test_ignore_zone_over_the_whole_part_gives_zero_scores(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(3))
     workspace.stores.products.set_spec("board", _zone("ignore", (0, 0, 2000, 2000)))
     assert calibrate(workspace, "board").scores == [0, 0, 0]
@@ -231,11 +231,11 @@ def test_an_ignore_zone_over_everything_leaves_nothing_to_score(workspace: Works
 @pytest.mark.parametrize(
     ("score", "p"), [(0.0, 1.0), (1.0, 1.0), (1.5, 4 / 5), (3.0, 3 / 5), (4.0, 2 / 5), (4.0001, 1 / 5), (1e9, 1 / 5)]
 )
-def test_p_value_counts_good_parts_at_least_as_odd(score: float, p: float) -> None:
+def test_p_value_counts_good_parts_with_at_least_this_score(score: float, p: float) -> None:
     assert p_value(made([1, 2, 3, 4]), score) == pytest.approx(p)
 
 
-def test_p_values_of_good_parts_are_valid() -> None:
+def test_p_values_of_exchangeable_good_parts_are_valid() -> None:
     """At most alpha of the exchangeable good parts get p <= alpha, ties or not."""
     for scores in ([float(i) for i in range(20)], [1.0] * 20, [1.0] * 10 + [2.0] * 10):
         p = [p_value(made(scores[:i] + scores[i + 1 :]), s) for i, s in enumerate(scores)]
@@ -243,7 +243,7 @@ def test_p_values_of_good_parts_are_valid() -> None:
             assert sum(v <= alpha for v in p) <= alpha * len(p) + 1e-9
 
 
-def test_confidence_is_never_quite_one() -> None:
+def test_region_confidence_stays_below_one() -> None:
     assert [region_confidence(made([1, 2, 3]), peak) for peak in (0, 1, 2.5, 99)] == [0, 0, 0.5, 0.75]
 
 
@@ -251,7 +251,7 @@ def test_confidence_is_never_quite_one() -> None:
     ("n", "alpha", "attained", "needed", "can_fail"),
     [(2, 0.01, 1 / 3, 99, False), (19, 0.05, 0.05, 19, False), (20, 0.05, 0.05, 19, True), (99, 0.01, 0.01, 99, True)],
 )
-def test_summary_promises_no_more_than_can_be_kept(
+def test_calibration_summary_states_attained_alpha_and_goldens_needed(
     n: int, alpha: float, attained: float, needed: int, can_fail: bool
 ) -> None:
     found = summary(made([float(i) for i in range(n)]), alpha)
@@ -260,7 +260,7 @@ def test_summary_promises_no_more_than_can_be_kept(
     assert found["score_range"] == [0, n - 1]
 
 
-def test_alpha_is_remembered_and_an_explicit_one_wins(workspace: Workspace, tmp_path: Path) -> None:
+def test_alpha_of_the_calibration_is_kept_unless_set_explicitly(workspace: Workspace, tmp_path: Path) -> None:
     add(workspace, tmp_path, range(3))
     assert requested_alpha(workspace, None) == workspace.settings.alpha
     calibrate(workspace, "board", alpha=0.05)
@@ -270,7 +270,7 @@ def test_alpha_is_remembered_and_an_explicit_one_wins(workspace: Workspace, tmp_
     assert requested_alpha(workspace, kept) == 0.2
 
 
-def test_a_photo_unlike_every_golden_is_a_problem_only_where_its_score_is_not() -> None:
+def test_photo_unlike_every_golden_is_a_problem_only_above_the_calibrated_scores() -> None:
     known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, similarities=[0.8, 0.9, 0.95])
     assert "does not resemble any golden" in unlike_goldens(known, 0.5, 0.65)
     assert unlike_goldens(known, 0.5, 0.75) == ""
