@@ -392,11 +392,8 @@ def _select(window: _Window, residual: _Residual, factor: float) -> Mask | None:
     floor = max(_BELONG_SIGMAS, _MIN_RELATIVE_STRENGTH * _strength(residual.strict, window, seeds)) * factor
     seeds &= residual.strict > 1.5 * floor
     low = (residual.strict > floor) & window.reachable
-    n, labels = cv2.connectedComponents(low.astype(np.uint8))
-    strong = np.zeros(n, bool)
-    strong[np.unique(labels[seeds])] = True
-    strong[0] = False
-    core = strong[labels]
+    _, labels = cv2.connectedComponents(low.astype(np.uint8))
+    core = low & np.isin(labels, labels[seeds])
     if not core.any():
         return None
     plain_floor = (
