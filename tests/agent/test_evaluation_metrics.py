@@ -263,5 +263,12 @@ def test_results_table_shows_values_intervals_and_notes() -> None:
     stream = io.StringIO()
     print_results(results(), Console(file=stream, width=120))
     text = stream.getvalue()
-    for expected in ("Escape rate", "0.500", "0.095 to 0.905", "not applicable", "40 golden samples", "a note [brackets]"):
+    for expected in (
+        "Escape rate",
+        "0.500",
+        "0.095 to 0.905",
+        "not applicable",
+        "40 golden samples",
+        "a note [brackets]",
+    ):
         assert expected in text, expected
