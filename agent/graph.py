@@ -17,13 +17,13 @@ from langgraph.prebuilt import ToolNode
 
 from refdiff.agent.context import AgentContext
 from refdiff.agent.nodes import (
-    _tool_error,
     agent_node,
     decide_node,
     file_node,
     read_node,
     record_node,
     review_node,
+    tool_error,
     verify_node,
 )
 from refdiff.agent.state import InspectionState
@@ -46,7 +46,7 @@ def _after_verify(state: InspectionState) -> Literal["read", "agent"]:
 def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
     graph = StateGraph(InspectionState, context_schema=AgentContext)
     graph.add_node("agent", agent_node)
-    graph.add_node("tools", ToolNode(TOOLS, handle_tool_errors=_tool_error))
+    graph.add_node("tools", ToolNode(TOOLS, handle_tool_errors=tool_error))
     graph.add_node("record", record_node)
     graph.add_node("verify", verify_node)
     graph.add_node("read", read_node)

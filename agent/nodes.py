@@ -105,7 +105,7 @@ def _after_success(messages: Sequence[AnyMessage]) -> int:
     return max(done, default=-1) + 1
 
 
-def _tool_error(error: Exception) -> str:
+def tool_error(error: Exception) -> str:
     """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
 
     Errors that no other call could fix are raised again and end the run with their own exit code.

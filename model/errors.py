@@ -9,7 +9,7 @@ RefDiffError                    exit 70
 │   ├── DuplicateError                    already there (golden, disposition)
 │   ├── SpecError                         product specification does not parse
 │   └── TamperedError                     an audit record is not what was recorded
-├── UnavailableError            exit 69   a service or resource is not there just now
+├── UnavailableError            exit 69   a service or resource is unavailable
 │   ├── BankBusyError                     another process holds the embedded bank
 │   ├── BusyError                         too much is waiting already
 │   ├── StorageError                      disk full, not writable, corrupt file

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: one signature for training, building and downloading."""
+"""Progress of long work: one signature for training, building and downloading."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called again and again during the work, from the thread that does it."""
+    """Called repeatedly during the work, from the thread that does it."""
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """what: the stage, e.g. "training". done of total: its steps; total 0 where nobody knows. note: e.g. the loss."""
+        """what: the stage, e.g. "training". done of total: its steps; total is 0 if unknown. note: e.g. the loss."""
 
 
 def silent(what: str, done: int, total: int, note: str = "") -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""

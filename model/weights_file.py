@@ -20,7 +20,7 @@ from refdiff.model.files import atomic_path
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
 
-_WAY_OUT = "free some space or choose another folder; the same command goes on from what is there"
+_WAY_OUT = "free some space or choose another folder; run the same command again to resume"
 
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:

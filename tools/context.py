@@ -36,9 +36,9 @@ Result = tuple[str, dict[str, Any]]  # what the LLM reads (JSON), what the state
 
 
 class ToolContext:
-    """One inspection in the making. Each stage is computed once, by the first who asks, and found here by all others.
+    """One inspection in the making. Each stage is computed once, on first use, and shared by all tools.
 
-    It is never checkpointed: a resumed run computes again what it still needs. Ask for the photo (`find_capture`,
+    It is never checkpointed: a resumed run recomputes what it still needs. Ask for the photo (`find_capture`,
     `capture_in`) before any stage.
     """
 
@@ -128,7 +128,7 @@ class ToolContext:
         )
 
     def compare(self, golden_ids: Sequence[str]) -> Comparison:
-        """The photo against goldens of one's choice. Raises UnknownRecordError."""
+        """The photo against the given goldens. Raises UnknownRecordError."""
         capture = self.find_capture()
         goldens = [self.workspace.bank.get(i) for i in golden_ids]
         for golden in goldens:

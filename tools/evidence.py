@@ -19,7 +19,7 @@ Slot = float | int | str | bool | None
 
 
 class _Values(BaseModel):
-    model_config = ConfigDict(extra="allow")  # an older report may tell more; it must still be shown whole
+    model_config = ConfigDict(extra="allow")  # an older report may hold more; it must still be shown whole
 
 
 class _Evidence(BaseModel):

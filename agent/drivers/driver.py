@@ -42,7 +42,7 @@ class Driver(Protocol):
 
 # The confidence of our own model is the probability of its yes or no. At even odds it would contradict the score of every
 # fifth good part, and answer every third question about something that a report does not hold. What another model states as
-# its confidence is no probability, and is taken at its word.
+# its confidence is not a probability, and is taken as stated.
 MIN_CONFIDENCE = 0.9
 
 

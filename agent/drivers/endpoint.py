@@ -206,14 +206,14 @@ def _json_of(text: str) -> Any:
 
 def _certainty(message: BaseMessage) -> float | None:
     """Probability of the whole answer, None if the server does not report it; tokens forced by the grammar count as 1."""
-    told = (message.response_metadata.get("logprobs") or {}).get("content")
-    return math.exp(min(0.0, sum(float(t["logprob"]) for t in told))) if told else None
+    tokens = (message.response_metadata.get("logprobs") or {}).get("content")
+    return math.exp(min(0.0, sum(float(t["logprob"]) for t in tokens))) if tokens else None
 
 
 def _sureness(message: BaseMessage) -> float | None:
     """Probability of the yes or no of a reading, as the embedded engine reports it; None if the server does not."""
-    told = message.response_metadata.get("logprobs") or {}
-    for token in told.get("content") or []:
+    logprobs = message.response_metadata.get("logprobs") or {}
+    for token in logprobs.get("content") or []:
         if str(token["token"]).strip() in ("true", "false"):
             return math.exp(min(0.0, float(token["logprob"])))
     return None

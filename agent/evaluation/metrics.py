@@ -255,7 +255,7 @@ def detection_metrics(
 def write_detections(folder: Path, detections: Mapping[str, Sequence[Detection]]) -> None:
     """One `<id>.txt` per image, also when empty; lines `x1,y1,x2,y2,confidence,type`, most confident first.
 
-    Raises ValueError for a type that DeepPCB does not have, or an id that is no plain file name.
+    Raises ValueError for a type that DeepPCB does not have, or an id that is not a plain file name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for image, found in detections.items():

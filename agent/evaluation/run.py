@@ -112,8 +112,8 @@ def evaluate(
     goldens: how many of train/good to enrol (default all). references: K compared with each image. judge: let the
     configured LLM read each pair too. detections: folder for one `<id>.txt` per test image (deeppcb). seed: of the
     bootstrap. learned: product whose references learned from people are enrolled too; the same images are measured without
-    them first, and the results tell what changed (mvtec layout).
-    Raises InputError for a folder that is no data set, ImageError for an image that cannot be read.
+    them first, and the results say what changed (mvtec layout).
+    Raises InputError for a folder that is not a data set, ImageError for an image that cannot be read.
     """
     data = read_dataset(directory, format, split)
     if detections is not None and data.format != "deeppcb":

@@ -81,7 +81,7 @@ def understand(text: str, *, photo: bool = False, about: Subject | None = None) 
         return Intent(part_id=part_id_in(text))
     named = part_named_in(text)
     if named is not None and normalise_part_id(named) != about.part_id:
-        # people speak of other parts, too ("4411 had the same scratch, right?"): that is no wish for an inspection
+        # people speak of other parts, too ("4411 had the same scratch, right?"): that is not a request for an inspection
         if photo or _ASKED.search(text) or _BARE.fullmatch(text.replace(named, " ")):
             return Intent(part_id=named)
     elif photo or _AGAIN.match(text) or (named is not None and _BEGINS.match(text)):

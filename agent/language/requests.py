@@ -24,55 +24,38 @@ _COUNTS = {
     for word in words
 }  # the most that retrieve_reference takes
 
-
 # one is a wish with "golden" alone: "lot 5 sample 3" and "one sample of today's lot" are none
 _GOOD = r"(?:known[- ])?(?:good|golden|reference)\s+(?:sample|part|image)|golden|gut(?:en?\s+)?(?:muster|teile?)"
-
-
 _SAMPLES = (
     rf"(?:(?:{_GOOD}|good\s+reference|sample|reference)s|guten?\s+(?:mustern?|teilen?)|(?:gut|referenz)(?:muster|teile)n?|referenzen"
     r"|(?:muestras|piezas)\s+(?:buenas|de\s+referencia)|referencias)\b|(?:合格|参考|标准)的?(?:样品|样本)"
 )
-
-
 _SAMPLE = (
     rf"(?:(?:{_GOOD}|sample|reference|referenz\w*|(?:muestra|pieza)\s+(?:buena|de\s+referencia)|referencia)s?)\b"
     rf"|{_SAMPLES}"
 )
-
-
 _NEAREST = (
     r"(?:(?:of\s+the|of|der|den|las?|los)\s+)?(?:nearest|closest|best|different|nächsten|ähnlichsten)\s+|个?最近的|个"
 )
-
-
 _WORDS = "|".join(re.escape(word) for word in _COUNTS)
-
-
 _ONE = "|".join(re.escape(word) for word, n in _COUNTS.items() if n == 1)
-
-
 _SEVERAL = re.compile(
     rf"(?<![A-Za-z0-9_#.,-])(?:({_WORDS})\s*(?:{_NEAREST})?(?:{_SAMPLES})|({_ONE})\s+(?:{_NEAREST})?(?:{_GOOD})\b)",
     re.IGNORECASE,
 )
-
-
 _ANOTHER = re.compile(
     r"(?:\b(?:another|an\s+other|(?:a|one)\s+different|(?:a|the)\s+second(?:[- ](?:nearest|closest))?"
     r"|(?:ander|zweit)e[snm]?|otra|una\s+segunda)\s+|另一个|另外一个|第二个)" + f"(?:{_SAMPLE})",
     re.IGNORECASE,
 )
-
-
 _GOLDEN_ID = re.compile(r"\bg-[0-9a-f]+")
 
 
 def reference_wish(text: str, part_id: str) -> str | None:
     """A request for several references or for another one, in the wording that our own model was trained on; else None.
 
-    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is not heeded: the nearest ones
-    are what parts are judged by.
+    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is ignored: parts are judged
+    by the nearest ones.
     """
     if _GOLDEN_ID.search(text):
         return None

@@ -67,7 +67,7 @@ class Rates(_Model):
 def rates(stores: Stores, product: str | None = None, since: str | None = None, seed: int = 0) -> Rates:
     """Rates of a product (or all) over the inspections since a time (ISO 8601). seed: of kappa's bootstrap.
 
-    Raises InputError where `since` is no time, UnknownProductError.
+    Raises InputError if `since` is not a time, UnknownProductError.
     """
     if product is not None and stores.products.get(product) is None and not stores.blind_checks.count(product, None)[0]:
         known = ", ".join(p.name for p in stores.products.list()) or "none yet"

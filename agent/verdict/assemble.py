@@ -64,7 +64,7 @@ def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[
 
 
 def _canonical_scores(evidence: Sequence[Evidence], canonical: PhotoInspection) -> list[ScoreEvidence]:
-    """Scores of this comparison; a bank that changed while a run was cut off makes it another one."""
+    """Scores of this comparison; if the bank changed while a run was interrupted, it is another comparison."""
     goldens = [h.golden.golden_id for h in canonical.comparison.hits]
     return [
         e

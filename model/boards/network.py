@@ -2,7 +2,7 @@
 
 Proposals are places where the binarised pictures differ by more than an edge's wobble; the network tells each from harmless
 (misregistration, noise) and corrects its box, at the picture's own resolution. Its type is what the change does to the
-conductors; the network names it only where that cannot be told. Knows nothing about goldens, registration or files of truth.
+conductors; the network names it only where that is ambiguous. Knows nothing about goldens, registration or files of truth.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WOBBLE_PX = 10  # fewer px of board do not make an edge that a change reaches
 _MOST_OFF_PX = 12  # a reference that lies farther off is not brought nearer
 _SMALLEST_PX = 32  # smaller pictures hold nothing to register by
 _SAME = 0.7  # proposals that overlap by more are one
-_KEEP = 0.02  # detections less likely than this are not told
+_KEEP = 0.02  # detections less likely than this are not reported
 _OVERLAP = 0.35  # of two detections of one type that overlap by more, the surer one is kept
 _OVERLAP_OTHERS = 0.65  # the same of two types, which may be two defects side by side
 _WITHIN = 0.8  # a detection that lies by more of it in a larger one of its type, or round a smaller, is a piece of it

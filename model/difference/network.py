@@ -37,7 +37,7 @@ class DifferenceConfig:
     def from_card(card: Mapping[str, Any]) -> DifferenceConfig:
         """The `config` of a card, also of earlier ones, which name parts that could be left out for comparisons.
 
-        Raises StorageError for weights without such a part; KeyError, TypeError, ValueError for what is no configuration.
+        Raises StorageError for weights without such a part; KeyError, TypeError, ValueError for an invalid configuration.
         """
         for part in ("pixels", "global_head"):
             if not card.get(part, True):

@@ -19,7 +19,7 @@ from refdiff.model.difference.matching import ReferenceView, window_cells
 
 VERSION = "fused-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
-STRIDES = (8, 16, 32)
+_STRIDES = (8, 16, 32)
 _WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
 _SCORED_PART = 0.01  # the image score is the mean of this part of the cells
 
@@ -31,7 +31,7 @@ def descriptors(maps: Mapping[int, Tensor]) -> Tensor:
     """
     h, w = maps[GRID_STRIDE].shape[-2:]
     parts = []
-    for stride in STRIDES:
+    for stride in _STRIDES:
         x = maps[stride][None].contiguous(memory_format=torch.channels_last)
         if x.shape[-2:] != (h, w):
             x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)

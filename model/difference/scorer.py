@@ -1,4 +1,4 @@
-"""The trained difference at work: weights from the package (or of one's own), one query against its references.
+"""The trained difference at work: packaged or custom weights, one query against its references.
 
 Knows how pictures and encoder features become an anomaly map, types and an image score; nothing about goldens, registration
 or calibration.

@@ -58,7 +58,7 @@ class _Cache:
 
 
 class Engine:
-    """One model, one answer at a time. `last` tells what the last answer took."""
+    """One model, one answer at a time. `last`: the usage of the last answer."""
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         """Raises StorageError where the folder cannot be read."""
@@ -93,7 +93,7 @@ class Engine:
     ) -> dict[str, Any]:
         """The next tool call: {"name": ..., "arguments": {...}}, valid by the tools' schemas. messages and tools: OpenAI's.
 
-        possible: what may be called now, of the tools that the model is told of (always the same: its prompt is cached).
+        possible: what may be called now, out of `tools`, which stay the same so the cached prompt can be reused.
         Raises LLMError (conversation too long, answer did not end), InputError (odd pictures).
         """
         functions = [t["function"] for t in possible or tools]

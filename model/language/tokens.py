@@ -1,4 +1,4 @@
-"""Tokens with a meaning: those added for the RefDiff model, and how texts of people and models are kept free of them."""
+"""Control tokens: those added for the RefDiff model, and how they are kept out of texts of people and models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_DEPTH = 64  # of lists and objects in tool calls; those that the tools have 
 
 
 def strip_template_tokens(text: str) -> str:
-    """A person's text without anything that a chat template may read as a token, whoever's model it is for."""
+    """A person's text without anything that a chat template may read as a token, whatever model it is for."""
     before = None
     while before != text:  # taking one out must not assemble another
         before, text = text, _TEMPLATE_TOKEN.sub(" ", text)

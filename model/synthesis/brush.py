@@ -1,7 +1,7 @@
 """What the synthetic defects are painted with: the job at hand, blobs, lines, noise, paint, glaze, warps and fills.
 
-A brush gets a `Job` and returns a `Patch`: the window's new pixels. What has changed enough to be the mask is measured
-afterwards and not told by the brush. Knows no defect.
+A brush gets a `Job` and returns a `Patch`: the window's new pixels. The mask (what changed enough) is
+measured afterwards, not given by the brush. Knows no defect.
 
 Units: px, x right, y down; float windows hold grey levels 0..255; alpha is 0..1.
 """

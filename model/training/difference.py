@@ -179,7 +179,7 @@ def train_difference(
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     pool = pool or out / "pool"
-    # opened here first: a folder that is no backbone must not leave a pool behind that says it is of it
+    # opened here first: a folder without a backbone must not leave a pool behind
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
     plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
     names = source_names(sources)
@@ -294,7 +294,7 @@ def _restore(
 
     with safe_open(path, "pt") as file:
         if file.metadata().get("recipe") != _identity(recipe):
-            raise InputError(f"{path} is of another recipe; go on with the same options or choose another --out")
+            raise InputError(f"{path} is of another recipe; use the same options or choose another --out")
         state = _State(**json.loads(file.metadata()["state"]))
     tensors = load_file(path)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})

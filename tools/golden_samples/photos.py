@@ -126,7 +126,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def storable(name: str) -> str:
-    """A file name as text: bytes that are no UTF-8 become U+FFFD, control characters blanks."""
+    """A file name as text: bytes that are not UTF-8 become U+FFFD, control characters become blanks."""
     text = os.fsencode(name).decode("utf-8", "replace")
     return "".join(c if c.isprintable() else " " for c in text)
 

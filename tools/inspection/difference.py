@@ -109,13 +109,13 @@ def score_difference(
     size = query.shape[:2]
     views = [reference_view(features, r) for r in references]
     picture = as_tensor(resize_to(query, features.work_size))
-    learned = workspace.difference.compare(picture, features.maps, views)
+    network = workspace.difference.compare(picture, features.maps, views)
     grid = (features.work_size[0] // MAP_STRIDE, features.work_size[1] // MAP_STRIDE)
     reached = reached_cells(views, (grid[0] * MAP_STRIDE // GRID_STRIDE, grid[1] * MAP_STRIDE // GRID_STRIDE))
     keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
     if ignore is not None and ignore.any():
         keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
-    cells = fuse(patch_distance(features.maps, views).numpy(), learned.logits.numpy()) * keep
+    cells = fuse(patch_distance(features.maps, views).numpy(), network.logits.numpy()) * keep
     full = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_LINEAR)
     # half a cell of smoothing: the map must not show the grid
     sigma = MAP_STRIDE / 2 * max(size) / max(features.work_size)
@@ -123,4 +123,4 @@ def score_difference(
     if ignore is not None:
         smooth[ignore] = 0
     score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), SCORED_PART)
-    return Difference(smooth, score, float(smooth.max()), float(reached.float().mean()), learned.types.numpy())
+    return Difference(smooth, score, float(smooth.max()), float(reached.float().mean()), network.types.numpy())

@@ -59,12 +59,10 @@ class Alignment:
 
     method: str  # "identity", "rotation-search" or "sift", with "+ecc" where refined; "none" when not ok
     ok: bool
-    matrix: (
-        Matrix  # (3, 3) float64, reference px -> query px, both at original resolution; the plain resize when not ok
-    )
-    residual_px: (
-        float | None
-    )  # median remaining displacement in query px; None where no textured tile could be measured
+    # (3, 3) float64, reference px -> query px, both at original resolution; the plain resize when not ok
+    matrix: Matrix
+    # median remaining displacement in query px; None where no textured tile could be measured
+    residual_px: float | None
     overlap: float  # fraction 0..1 of the query that the warped reference covers
     ncc: float  # gradient correlation -1..1 in the overlap
     angle_deg: float  # in-plane rotation -180..180, clockwise as seen

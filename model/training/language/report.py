@@ -59,11 +59,11 @@ def write_report(
     card = write_weights(path, "language", student.trained(), about)
     _curves(state, out / "language_curves.png")
     last = state.curves[-1] if state.curves else {}
-    told = {
+    names = {
         "val_defect": f"defect or not, {last.get('val_readings', 0):.0f} readings", "val_type": "the same, and the type",
         "val_tokens": f"tokens of {last.get('val_talks', 0):.0f} conversations",
     }  # fmt: skip
-    rows = "\n".join(f"| {words} | {last[k]:.3f} |" for k, words in told.items() if k in last)
+    rows = "\n".join(f"| {words} | {last[k]:.3f} |" for k, words in names.items() if k in last)
     start = started_from.get("started_from")
     before = f" after {start['tokens']:,} of the weights {start['sha256'][:12]}..." if start else ""
     (out / "LANGUAGE_CARD.md").write_text(

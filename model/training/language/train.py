@@ -104,7 +104,7 @@ def train_language(
 
 
 def _earlier_weights(start: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of the weights to go on from, and what the card says of them. Raises StorageError."""
+    """Tensors of the weights to start from, and what the card says of them. Raises StorageError."""
     if start is None:
         return {}, {}
     tensors, about, digest = read_weights(Path(start), "language")
