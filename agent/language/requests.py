@@ -25,7 +25,7 @@ _COUNTS = {
 }  # the most that retrieve_reference takes
 
 
-# one is a wish with "golden" alone: "lot 5 sample 3" and "one sample of today's lot" are none
+# "one" counts only with "golden": "lot 5 sample 3" and "one sample of today's lot" are no wishes
 _GOOD = r"(?:known[- ])?(?:good|golden|reference)\s+(?:sample|part|image)|golden|gut(?:en?\s+)?(?:muster|teile?)"
 
 
@@ -71,8 +71,8 @@ _GOLDEN_ID = re.compile(r"\bg-[0-9a-f]+")
 def reference_wish(text: str, part_id: str) -> str | None:
     """A request for several references or for another one, in the wording that our own model was trained on; else None.
 
-    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is not heeded: the nearest ones
-    are what parts are judged by.
+    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is ignored: parts are
+    judged by the nearest ones.
     """
     if _GOLDEN_ID.search(text):
         return None

@@ -81,7 +81,9 @@ class JobStore(AbstractContextManager["JobStore"]):
                     return _job(row), False
             waiting = _count_open(conn)
             if waiting >= limit:
-                raise BusyError(f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)")
+                raise BusyError(
+                    f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)"
+                )
             now = utc_now()
             conn.execute(
                 "INSERT INTO jobs (inspection_id, origin, request, state, created_at, updated_at) "
