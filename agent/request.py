@@ -12,11 +12,10 @@ from typing import Literal, Self
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownProductError
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.captures import find_part
+from refdiff.tools.inspection.captures import find_part, product_of
 from refdiff.tools.workspace import Workspace
 
 Judge = Literal["always", "on-anomaly", "never"]
@@ -106,16 +105,6 @@ def capture_part(
         workspace.stores, part_id, product or product_of(workspace.stores, part_id), photo,
         scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings,
     )  # fmt: skip
-
-
-def product_of(stores: Stores, part_id: str) -> str:
-    """The product of a part that was photographed before. Raises InputError for a new part, or one of several products."""
-    products = sorted({c.product for c in stores.captures.history(part_id)})
-    if len(products) == 1:
-        return products[0]
-    known = ", ".join(p.name for p in stores.products.list()) or "none yet"
-    why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
-    raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")
 
 
 def check_goldens(workspace: Workspace, capture: Capture) -> None:

@@ -127,7 +127,7 @@ def check_memory(cuda: bool, environment: dict[str, str]) -> None:
 
 
 def free_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
-    """Available memory in GB; None where the system does not tell."""
+    """Available memory in GB; None if the system does not say."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) / 1e6

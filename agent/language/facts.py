@@ -36,7 +36,7 @@ class Fact:
         return f"{self.finding}: {text}." if self.finding else f"{text[0].upper()}{text[1:]}."
 
 
-Line = list[Fact]  # facts that are told together: all of one finding, or some of the report as a whole
+Line = list[Fact]  # facts shown in one line: all of one finding, or some of the report as a whole
 
 
 def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line]:

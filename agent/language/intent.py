@@ -60,7 +60,7 @@ def part_id_in(text: str) -> str | None:
 
 
 def part_named_in(text: str) -> str | None:
-    """The same, but a bare number is not taken for a part: for texts that may speak of sizes and scores."""
+    """As `part_id_in`, but a bare number is not taken for a part: for texts that may mention sizes and scores."""
     return _named(text, (_WORD, _HASH))
 
 
@@ -81,7 +81,7 @@ def understand(text: str, *, photo: bool = False, about: Subject | None = None) 
         return Intent(part_id=part_id_in(text))
     named = part_named_in(text)
     if named is not None and normalise_part_id(named) != about.part_id:
-        # people speak of other parts, too ("4411 had the same scratch, right?"): that is not a request for an inspection
+        # people also mention other parts ("4411 had the same scratch, right?"); that does not ask for an inspection
         if photo or _ASKED.search(text) or _BARE.fullmatch(text.replace(named, " ")):
             return Intent(part_id=named)
     elif photo or _AGAIN.match(text) or (named is not None and _BEGINS.match(text)):

@@ -72,7 +72,7 @@ def answer(
             if not own_model:
                 if first:
                     return first.sentence(language)
-                opening = "none_found"  # ours was told of some facts only: its "not known" says nothing of the others
+                opening = "none_found"  # ours reads only some facts: its "not known" says nothing about the others
     told = [_told(_compared(line, question), language) for line in in_order(lines, question, first)]
     return "\n".join([Fact(opening, "", {}).text(language), *told])
 

@@ -24,7 +24,8 @@ _COUNTS = {
     for word in words
 }  # the most that retrieve_reference takes
 
-# one is a wish with "golden" alone: "lot 5 sample 3" and "one sample of today's lot" are none
+
+# "one" counts only with "golden": "lot 5 sample 3" and "one sample of today's lot" are no wishes
 _GOOD = r"(?:known[- ])?(?:good|golden|reference)\s+(?:sample|part|image)|golden|gut(?:en?\s+)?(?:muster|teile?)"
 _SAMPLES = (
     rf"(?:(?:{_GOOD}|good\s+reference|sample|reference)s|guten?\s+(?:mustern?|teilen?)|(?:gut|referenz)(?:muster|teile)n?|referenzen"
@@ -54,8 +55,8 @@ _GOLDEN_ID = re.compile(r"\bg-[0-9a-f]+")
 def reference_wish(text: str, part_id: str) -> str | None:
     """A request for several references or for another one, in the wording that our own model was trained on; else None.
 
-    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is ignored: parts are judged
-    by the nearest ones.
+    Nothing of `text` is in the answer but a number from 1 to 8. A golden that the text names is ignored: parts are
+    judged by the nearest ones.
     """
     if _GOLDEN_ID.search(text):
         return None

@@ -81,7 +81,9 @@ class JobStore(AbstractContextManager["JobStore"]):
                     return _job(row), False
             waiting = _count_open(conn)
             if waiting >= limit:
-                raise BusyError(f"{waiting} inspections wait already; try again later (or raise REFDIFF_QUEUE_LIMIT)")
+                raise BusyError(
+                    f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)"
+                )
             now = utc_now()
             conn.execute(
                 "INSERT INTO jobs (inspection_id, origin, request, state, created_at, updated_at) "
@@ -154,7 +156,7 @@ class JobStore(AbstractContextManager["JobStore"]):
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM jobs WHERE inspection_id = ?", (inspection_id,)).fetchone()
         if row is None:
-            raise UnknownRecordError(f"no inspection {inspection_id!r} was asked for here")
+            raise UnknownRecordError(f"no inspection {inspection_id!r} was requested here")
         return _job(row)
 
     def list(self, states: tuple[JobState, ...] = OPEN, limit: int = 1000) -> builtins.list[Job]:

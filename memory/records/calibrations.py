@@ -17,7 +17,7 @@ class Calibration:
     """What the good samples of a product score against each other. A part is what one or several goldens show."""
 
     product: str
-    key: str  # hash of what it depends on, made by whoever calibrates; another key means it is stale
+    key: str  # hash of what it depends on, computed by the caller; another key means it is stale
     scores: list[float]  # image score of each part, sorted
     pixel_threshold: float  # of the anomaly map, above which a place is a region
     n: int  # number of parts

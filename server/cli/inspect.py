@@ -185,16 +185,11 @@ def _inspect(text: str, part: str, options: Options) -> None:
     if options.image is None and options.scale_mm_per_px is not None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
     _check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
+    part_id, product = normalise_part_id(part), _product(part, options)
     from refdiff.agent.inspector import Inspector
-    from refdiff.agent.request import prepare, product_of
+    from refdiff.agent.request import prepare
 
-    part_id, product = normalise_part_id(part), options.product
     with open_workspace(references=options.references, alpha=options.alpha) as workspace:
-        if options.image is not None and product is None:
-            try:
-                product = product_of(workspace.stores, part_id)
-            except InputError as e:
-                raise typer.BadParameter(f"{e}.", param_hint="--product") from e
         request = prepare(
             workspace, part_id, text, requested_by=settings().server.user, product=product, photo=options.image,
             scale_mm_per_px=options.scale_mm_per_px,
@@ -209,6 +204,21 @@ def _inspect(text: str, part: str, options: Options) -> None:
     files = output.files_view(report)
     emit(report.model_dump(mode="json"), output.report_view(report), files, *lines)
     raise typer.Exit(VERDICT_CODES[report.verdict])
+
+
+def _product(part: str, options: Options) -> str:
+    """The product to inspect in. A mistyped part or a missing product is reported here, before torch loads."""
+    from refdiff.tools.inspection.captures import find_part, product_of
+
+    with open_stores() as stores:
+        if options.image is None:
+            return find_part(stores, part, options.product).product
+        if options.product is not None:
+            return options.product
+        try:
+            return product_of(stores, part)
+        except InputError as e:
+            raise typer.BadParameter(f"{e}.", param_hint="--product") from e
 
 
 # ---- copies of the artefacts ----

@@ -54,6 +54,7 @@ def difference(
     Rendered parts and synthetic defects are always included; add photos with --data, --research or both.
     """
     require_extra("train")
+    settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
     from refdiff.model.training.sources import customer_sources, research_sources
 
@@ -93,6 +94,7 @@ def record(
 
     An interrupted recording resumes with the missing products.
     """
+    settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.agent.recording.record import RecordingPlan
     from refdiff.agent.recording.record import record as make
     from refdiff.model.training.sources import customer_sources, research_sources
@@ -172,6 +174,7 @@ def boards(
     _json: Json = False,
 ) -> None:
     """Train the network that finds defects on bare circuit boards (the six types of DeepPCB)."""
+    settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.training.boards import BoardRecipe, train_boards
     from refdiff.model.training.sources import deeppcb_groups
 

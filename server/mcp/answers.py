@@ -73,7 +73,7 @@ class InspectionAnswer(BaseModel):
 
 
 def inspection_text(inspection: Inspection) -> str:
-    """An inspection for a model that reads text alone."""
+    """An inspection for a model that reads only text."""
     report, decided = inspection.report, inspection.disposition
     if report is None:
         error = (inspection.error or {}).get("message", "")

@@ -222,21 +222,21 @@ def _add_products(server: MCPServer[Any], service: InspectionService) -> None:
         return _answer(ProductAnswer.model_validate({k: found[k] for k in ProductAnswer.model_fields}))
 
 
-def _add_steps(server: MCPServer[Any], benches: ToolSessions) -> None:
+def _add_steps(server: MCPServer[Any], sessions: ToolSessions) -> None:
     async def step(bench: str, tool: str, roles: tuple[str, ...], **arguments: Any) -> Any:
-        result, evidence = await _off_loop(benches.run, bench, tool, **arguments)
+        result, evidence = await _off_loop(sessions.run, bench, tool, **arguments)
         return await shown(bench, result, evidence, roles)
 
     async def shown(bench: str, result: dict[str, Any], evidence: Any, roles: tuple[str, ...]) -> Any:
         wanted = [evidence.images[r] for r in roles if r in evidence.images]
-        pictures = [await _off_loop(benches.picture, bench, sha256, PICTURE_PX) for sha256 in wanted]
+        pictures = [await _off_loop(sessions.picture, bench, sha256, PICTURE_PX) for sha256 in wanted]
         text = f"{evidence.id}: {evidence.summary}\n{json.dumps({'bench': bench} | result, ensure_ascii=False)}"
         return _answer(StepAnswer(bench=bench, result=result, evidence=evidence), text, *pictures)
 
     @server.tool(title="1. Find the photo of a part", annotations=_READS)
     async def find_part(part_id: PartId, product: Product = None) -> Annotated[CallToolResult, StepAnswer]:
-        """Start a step-by-step look at a part: returns its newest photo, and the bench for the next tools. Files nothing."""
-        bench, result, evidence = await _off_loop(benches.open, part_id, product)
+        """Start a step-by-step inspection: returns the newest photo and the bench for the next tools. Files nothing."""
+        bench, result, evidence = await _off_loop(sessions.open, part_id, product)
         return await shown(bench, result, evidence, ("query",))
 
     @server.tool(title="2. Find the nearest golden samples", annotations=_READS)

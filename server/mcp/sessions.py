@@ -1,4 +1,7 @@
-"""The agent's own tools for another agent: each bench is one part being looked at, step by step, and files nothing."""
+"""Sessions in which another agent calls our tools one by one on one part. They file nothing.
+
+MCP callers know a session as a "bench".
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from refdiff.tools.evidence import Evidence, evidence_of
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.registry import TOOLS
 
-MAX_BENCHES = 32  # open at a time; the one that was not used for longest goes
+MAX_BENCHES = 32  # open at a time; the least recently used one is closed
 _MAX_STEPS = 100
 _TOOLS = {t.name: t for t in TOOLS if t.name != "submit_report"}
 
@@ -41,7 +44,10 @@ class ToolSessions:
         self._mutex = threading.Lock()
 
     def open(self, part_id: str, product: str | None) -> tuple[str, dict[str, Any], Evidence]:
-        """Begin with the newest photo of a part: bench id, and what find_part says. Raises UnknownPartError, InputError."""
+        """Open a session on the newest photo of a part: its id, and the result of find_part.
+
+        Raises UnknownPartError, InputError.
+        """
         capture = find_part(self._service.stores, part_id, product)
         workspace = self._service.workspace
         tools = ToolContext(workspace, capture.part_id, capture.product, capture=capture)
@@ -53,7 +59,7 @@ class ToolSessions:
         return (bench_id, *self.run(bench_id, "find_part", part_id=capture.part_id))
 
     def run(self, bench_id: str, tool: str, **arguments: Any) -> tuple[dict[str, Any], Evidence]:
-        """One tool on an open bench: what the agent would read, and the evidence. Raises RefDiffError."""
+        """Call one tool in an open session: its result as the agent reads it, and the evidence. Raises RefDiffError."""
         session = self._get(bench_id)
         known = _TOOLS[tool]
         try:
@@ -71,7 +77,7 @@ class ToolSessions:
         return json.loads(text), record
 
     def picture(self, bench_id: str, sha256: str, max_px: int) -> bytes:
-        """A picture of the evidence as a PNG or JPEG that anyone can show."""
+        """A picture of the evidence as a PNG or JPEG."""
         return self._service.shown(sha256, self._get(bench_id).product, max_px)
 
     def _get(self, bench_id: str) -> _ToolSession:

@@ -1,7 +1,7 @@
 """JSON in the format of the training data and the embedded engine: one space after commas and colons, none elsewhere.
 
-vLLM knows JSON with any whitespace (a small model may fill its answer with line breaks) or with none at all (which the model
-has never seen and reads worse after). So a schema is handed to vLLM as the grammar of its texts.
+vLLM offers JSON with any whitespace (a small model may fill its answer with line breaks) or with none (which is not in the
+training data and makes later turns worse). So each schema is passed to vLLM as a grammar.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The guard before vLLM's HTTP server: an ASGI middleware (`--middleware`) that lets checked chat requests through.
 
-vLLM puts its own check of the key behind this one, so that the key (VLLM_API_KEY) is asked for here too: nobody without it
-has bodies kept, pictures decoded or grammars built. Questions (GET) pass to that check.
-Of what changes or costs something only /v1/chat/completions is served; its body is read up to a limit, checked and
-rewritten by request.py in a thread, so that a large one keeps nobody waiting.
+vLLM checks the key (VLLM_API_KEY) only behind this middleware, so it is checked here too: without it no body is kept, no
+picture decoded and no grammar built. GET requests are left to vLLM's check.
+Of the other requests only /v1/chat/completions is served; request.py checks and rewrites its body, up to a limit and in a
+thread, so a large one delays nobody.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class RefDiffForConditionalGeneration(nn.Module, SupportsMultiModal):  # type: i
     def get_placeholder_str(cls, modality: str, i: int) -> str:
         if modality == "image":
             return IMAGE_TOKEN
-        raise ValueError(f"a {modality} was sent; RefDiff sees pictures alone")
+        raise ValueError(f"a {modality} was sent; RefDiff reads images only")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()

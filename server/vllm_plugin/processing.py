@@ -1,8 +1,8 @@
 """Multi-modal processing in vLLM: image pairs, their hashes and their placeholders in the prompt.
 
-vLLM processes, hashes, caches and encodes every picture by itself, so each item must be whole: the second picture of a pair
-(the query) also carries the first (the reference). Its hash covers both; hashed alone, a query would be answered with the
-difference to whatever reference it was seen with before.
+vLLM processes, hashes, caches and encodes every picture separately, so each item must be complete: the second picture of a
+pair (the query) also carries the first (the reference). Its hash covers both; hashed alone, a query would be answered with
+the difference to an earlier reference.
 """
 
 from __future__ import annotations

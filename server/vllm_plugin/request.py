@@ -53,7 +53,7 @@ def _checked(body: bytes) -> bytes:
     try:
         request = json.loads(body)
     except ValueError as e:
-        raise InputError("the request is no JSON") from e
+        raise InputError("the request is not JSON") from e
     if not isinstance(request, dict) or not isinstance(request.get("messages"), list) or not request["messages"]:
         raise InputError("send a JSON object with a list of messages")
     if not all(isinstance(m, dict) for m in request["messages"]):

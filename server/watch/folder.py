@@ -22,7 +22,6 @@ from refdiff.model.files import storage_error
 DONE, QUARANTINE = "done", "quarantine"
 SETTLE_S = 0.5  # a file that did not change for this long is complete
 PATIENCE_S = 5.0  # how long an unreadable photo may still become complete
-DEFAULT_PATTERN = r"(?P<part>.+)"
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "~")
 
 

@@ -283,11 +283,11 @@ class FolderWatcher:
             log.exception("inspection of %s failed", photo.identity.name)
             self._end_refused(photo, f"internal error ({type(e).__name__}: {e})")
             return None
-        self._end(photo, "filed", _told(photo, report, time.perf_counter() - began))
+        self._end(photo, "filed", _filed_event(photo, report, time.perf_counter() - began))
         return None
 
     def _resumed(self, photo: WatchedPhoto) -> DefectReport | None:
-        """The report of an inspection that was cut off, finished now; None if it had not begun."""
+        """Resume an interrupted inspection; None if it had not started."""
         with contextlib.suppress(UnknownRecordError):
             return self._inspector.resume(photo.inspection_id)
         return None
@@ -312,8 +312,8 @@ def _common(photo: WatchedPhoto, event: str) -> dict[str, Any]:
     }
 
 
-def _told(photo: WatchedPhoto, report: DefectReport, seconds: float) -> dict[str, Any]:
-    """What lines and webhooks say of a filed report: enough to sort a part out, and where the rest is."""
+def _filed_event(photo: WatchedPhoto, report: DefectReport, seconds: float) -> dict[str, Any]:
+    """The event of a filed report for JSON lines and webhook: enough to sort the part, with the paths of the full report."""
     found = [
         {"id": f.id, "type": f.type, "severity": str(f.severity), "within_limits": f.within_limits,
          "box": [f.location.x0, f.location.y0, f.location.x1, f.location.y1], "length_mm": f.length_mm}

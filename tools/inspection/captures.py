@@ -1,4 +1,4 @@
-"""The photo that an inspection is about."""
+"""The photo that an inspection is about, and its product. Loads neither networks nor the golden bank."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def find_part(stores: Stores, part_id: str, product: str | None = None, capture_
             f"capture {capture_id} is of part {capture.part_id}, product {capture.product}; name that part"
         )
     return capture
+
+
+def product_of(stores: Stores, part_id: str) -> str:
+    """The product of a part that was photographed before. Raises InputError for a new part, or one of several products."""
+    products = sorted({c.product for c in stores.captures.history(part_id)})
+    if len(products) == 1:
+        return products[0]
+    known = ", ".join(p.name for p in stores.products.list()) or "none yet"
+    why = f"is used in {', '.join(products)}" if products else f"is new (products: {known})"
+    raise InputError(f"part {normalise_part_id(part_id)} {why}: say which product")

@@ -67,7 +67,7 @@ class _Routes:
         """Nothing to do: our server is already running."""
 
     async def stop(self) -> None:
-        """Nothing to do: our server stops by itself."""
+        """Nothing to do: our server has its own shutdown."""
 
 
 def make_app(

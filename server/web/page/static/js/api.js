@@ -1,6 +1,6 @@
 // The server's HTTP API: JSON, pictures and files, with the key of this tab if one is needed.
 
-const KEY = "refdiff-key"; // in sessionStorage: gone with the tab, never in a cookie, so that no other site can use it
+const KEY = "refdiff-key"; // in sessionStorage: gone with the tab, never in a cookie, so no other site can use it
 
 export class ApiError extends Error {
   constructor(status, detail) {

@@ -7,7 +7,7 @@ import { onThisPage } from "./keys.js";
 export async function showBlind({ place, me, isShown }) {
   const queue = await get("/v1/blind-checks");
   if (!isShown()) return;
-  const intro = h("details", { class: "muted" }, h("summary", {}, "What is this?"), h("p", {}, `A random ${(100 * queue.share).toFixed(1).replace(".0", "")} % of all inspections is judged by a person who is not told the verdict. `,
+  const intro = h("details", { class: "muted" }, h("summary", {}, "What is this?"), h("p", {}, `A random ${(100 * queue.share).toFixed(1).replace(".0", "")} % of all inspections is judged by a person who does not see the verdict. `,
     "Only these answers give the rates of false rejects and escapes: other decisions are about parts that were failed or in doubt, and are no fair sample."));
   const skipped = new Set();
   const box = h("div", { class: "blindbox" });

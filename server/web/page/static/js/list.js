@@ -6,7 +6,7 @@ import { onThisPage } from "./keys.js";
 
 const PAGE = 50;
 
-/** The last list that was shown, so that one inspection knows its neighbours. */
+/** The last list that was shown; an inspection finds its neighbours in it. */
 export const last = { query: "", ids: [] };
 
 export async function showList({ place, query, isShown, onLeave }) {
