@@ -126,7 +126,7 @@ class CaptureStore:
         )
         folded = {row["part_id"].casefold(): row["part_id"] for row in rows}
         near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it;"
+        hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
         return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
 
 

@@ -334,7 +334,7 @@ def _helpful(error: RefDiffError) -> str:
     """The error text for people without a command line."""
     text = str(error)
     if isinstance(error, UnknownPartError):
-        text = text.partition(" Record its photo with")[0].rstrip(" ;")
+        text = text.partition(" Record its photo with")[0]
         return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}"
     if isinstance(error, UnknownRecordError | DuplicateError | InputError):
         return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}" if "say which product" in text else text

@@ -242,6 +242,8 @@ def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:
     stores.captures.add("LOT-7", "gear", A)
     with pytest.raises(UnknownPartError, match=r"did you mean 4412\?"):
         stores.captures.latest("4421")
+    with pytest.raises(UnknownPartError, match=r"no part id looks like it\. Record its photo with"):
+        stores.captures.latest("zzzzzz")
     with pytest.raises(UnknownPartError, match=r"did you mean LOT-7\?"):
         stores.captures.latest("lot-7")
     assert stores.captures.history("4421") == []
