@@ -119,7 +119,7 @@ def test_commands_beside_a_running_server_explain_why_they_are_refused(server: A
         assert done.returncode == code, done.stdout + done.stderr
         return str(json.loads(done.stdout)["error"]["message"])
 
-    assert "is taken" in refused("serve", "--port", server.url.rpartition(":")[2])
+    assert "is in use" in refused("serve", "--port", server.url.rpartition(":")[2])
     assert "another refdiff server" in refused("serve", "--port", "0")
     assert "refdiff serve" in refused("goldens", "list")
     assert "cannot be listened on" in refused("serve", "--host", "192.0.2.1")

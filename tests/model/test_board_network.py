@@ -26,6 +26,7 @@ from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.training.boards import BoardRecipe, train_boards
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import deeppcb_groups
+from refdiff.server.cli.invocation import begin
 from refdiff.server.cli.main import app
 
 Box = tuple[int, int, int, int]
@@ -216,7 +217,8 @@ def test_board_training_without_enough_data_is_refused(groups: dict[str, Source]
 
 
 def test_board_training_command_names_the_missing_or_broken_file(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["train", "boards", "--research", str(tmp_path)])
+    with begin(as_json=False):
+        result = CliRunner().invoke(app, ["train", "boards", "--research", str(tmp_path)])
     assert isinstance(result.exception, InputError)
     assert "deeppcb" in str(result.exception)
     (tmp_path / "deeppcb/PCBData").mkdir(parents=True)

@@ -23,6 +23,7 @@ from refdiff.model.training.difference import DifferenceRecipe, train_difference
 from refdiff.model.training.pairs import NO_TYPE, PAIR_PX, Pair, Photo, Source, cell_targets, photo_pair, rendered_pair
 from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
 from refdiff.model.training.sources import UNSEEN, customer_sources, held_out
+from refdiff.server.cli.invocation import begin
 from refdiff.server.cli.main import app
 
 
@@ -195,7 +196,8 @@ def test_stopped_training_resumes_and_its_weights_load(pool: tuple[Path, list[So
 
 
 def test_training_command_with_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["train", "difference", "--data", str(tmp_path / "nowhere")])
+    with begin(as_json=False):
+        found = CliRunner().invoke(app, ["train", "difference", "--data", str(tmp_path / "nowhere")])
     assert isinstance(found.exception, InputError)
 
 

@@ -99,7 +99,7 @@ def test_duplicate_reference_is_refused_with_the_reason(ready: Path, capsys: pyt
     assert outcomes[0]["golden_id"]
     assert outcomes[1]["golden_id"] is None
     assert outcomes[0]["golden_id"] in outcomes[1]["outcome"]
-    assert outcomes[1]["outcome"].startswith("refused: already there")
+    assert outcomes[1]["outcome"].startswith("refused: already enrolled")
     bad = inspect(capsys, "c", bad_photo(5))
     code, error = said(capsys, "review", bad["inspection_id"], "--accept", "--as-reference", "--reason", "scratched")
     assert (code, error["error"]["type"]) == (65, "InputError")
@@ -158,7 +158,7 @@ def test_confirmed_defect_is_reported_as_seen_before(ready: Path, capsys: pytest
     assert "Seen before" in Path(report["artefacts"]["html"]).read_text()
     code, reply = said(capsys, "ask", "has this been seen before?", "--about", report["inspection_id"])
     assert code == 0
-    assert "of this product in the last 30 days" in reply["answer"]
+    assert "the same on 2 other parts, last 30 days" in reply["answer"]
 
 
 def test_blind_checks_are_drawn_answered_and_counted_in_the_rates(

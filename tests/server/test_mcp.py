@@ -108,12 +108,13 @@ async def session(client: Client) -> None:
     scored = await good(client, "score_difference", bench=found.bench)
     score = StepAnswer.model_validate(scored.structured_content)
     assert (score.evidence.id, len(pictures(scored))) == ("e4", 2)
-    assert score.evidence.numbers["score"] == pytest.approx(report.image_score, abs=1e-3)
+    assert {"score", "p_value", "r1_x0", "r1_place"} <= set(scored.structured_content["evidence"]["numbers"])
+    assert score.evidence.numbers.score == pytest.approx(report.image_score, abs=1e-3)
     assert len(pictures(await good(client, "zoom", bench=found.bench, region="r1"))) == 2
     measured = StepAnswer.model_validate(
         (await good(client, "measure", bench=found.bench, region="r1")).structured_content
     )
-    assert measured.evidence.numbers["length_px"] == pytest.approx(report.findings[0].length_px, rel=1e-3)
+    assert measured.evidence.numbers.length_px == pytest.approx(report.findings[0].length_px, rel=1e-3)
 
 
 def test_mcp_session_over_stdio_inspects_a_part(ready: Path) -> None:

@@ -28,7 +28,7 @@ def test_line_camera_photos_are_inspected_in_order_and_once(server: Running) -> 
     filed = server.service.stores.inspections.list(limit=10)  # newest first
     ours = [s["inspection_id"] for s in sent]
     assert [r.inspection_id for r in filed if r.inspection_id in ours] == ours[::-1]
-    assert {server.service._jobs.get(i).request["judge"] for i in ours} == {"on-anomaly"}
+    assert {server.service.jobs.get(i).request["judge"] for i in ours} == {"on-anomaly"}
 
 
 def test_invalid_photo_or_line_name_gets_422(server: Running) -> None:
