@@ -188,7 +188,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         return report
 
     def _context(self, request: InspectionRequest, capture: Capture | None) -> AgentContext:
-        def progress(done: int, total: int) -> None:
+        def progress(what: str, done: int, total: int, note: str = "") -> None:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
         tools = ToolContext(self.workspace, request.part_id, request.product, request.capture_id, progress, capture)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import shlex
 import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,11 +10,15 @@ from typing import Literal, Self
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.model.errors import InputError, UnknownProductError
+from refdiff.memory.settings import login_name
+from refdiff.model.errors import InputError, no_goldens
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.captures import find_part, product_of
 from refdiff.tools.workspace import Workspace
+
+# the wording in which our own model was trained to read a plain request
+PLAIN_REQUEST = "inspect part #{part} against the nearest good sample"
 
 Judge = Literal["always", "on-anomaly", "never"]
 
@@ -26,13 +28,6 @@ def new_inspection_id() -> str:
     return f"insp-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no such user in a bare container
-        return "unknown"
-
-
 @dataclass(frozen=True)
 class InspectionRequest:
     """What to inspect, for whom, and how."""
@@ -40,7 +35,7 @@ class InspectionRequest:
     text: str  # the request in the caller's words
     part_id: str  # without "#"
     product: str | None = None  # only where the part id is used by several products
-    requested_by: str = field(default_factory=_user)
+    requested_by: str = field(default_factory=login_name)
     inspection_id: str = field(default_factory=new_inspection_id)
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
     capture_id: str | None = None  # the photo to inspect; default: the part's newest
@@ -52,7 +47,7 @@ class InspectionRequest:
     def of_part(cls, part_id: str) -> Self:
         """The plain request for a part, without a caller's own words."""
         part_id = normalise_part_id(part_id)
-        return cls(f"inspect part #{part_id} against the nearest good sample", part_id)
+        return cls(PLAIN_REQUEST.format(part=part_id), part_id)
 
 
 def prepare(
@@ -110,7 +105,4 @@ def capture_part(
 def check_goldens(workspace: Workspace, capture: Capture) -> None:
     """Raises UnknownProductError if there is no golden sample to compare the photo with."""
     if not workspace.bank.count(capture.product, IN_USE):
-        raise UnknownProductError(
-            f"product {capture.product!r} (part {capture.part_id}) has no golden samples; "
-            f"add some: refdiff enroll --product {shlex.quote(capture.product)} FOLDER"
-        )
+        raise no_goldens(capture.product, capture.part_id)

@@ -39,8 +39,9 @@ from refdiff.model.errors import (
     InputError,
     StorageError,
     UnavailableError,
-    UnknownProductError,
     UnknownRecordError,
+    no_goldens,
+    unknown_product,
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
@@ -423,7 +424,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
         found = self.stores.products.get(name)
         if found is None:
-            raise UnknownProductError(f"no product {name!r}; products: {', '.join(self.products()) or 'none yet'}")
+            raise unknown_product(name, self.products())
         statuses = [g.status for g in self.workspace.bank.list(found.name)]
         latest = self.stores.calibrations.latest(found.name)
         calibration = None
@@ -443,9 +444,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
         name = check_product_name(name)
         if not self.workspace.bank.count(name):
-            raise UnknownProductError(f"product {name!r} has no golden samples; enrol some first")
+            raise no_goldens(name)
         with self._enrolling:
-            made = calibrate(self.workspace, name, None, None, alpha)
+            made = calibrate(self.workspace, name, alpha=alpha)
         return summary(made, requested_alpha(self.workspace, made))
 
     # -- inside

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from refdiff.model.settings import ENVIRONMENT
 
 
 class AgentSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+    model_config = ENVIRONMENT
 
     llm: Literal["auto", "off"] = Field(
         default="auto",
@@ -44,8 +46,3 @@ class AgentSettings(BaseSettings):
     history_days: int = Field(
         default=30, ge=1, le=3660, description="How long a confirmed defect is remembered, in days."
     )
-
-    @field_validator("llm_base_url", "llm_api_key", "checkpoint_url", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if isinstance(value, str) and not value.strip() else value

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
+
+from refdiff.model.settings import ENVIRONMENT
+
+
+def login_name() -> str:
+    """The name of the account that runs this process, or "unknown"."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # containers run as users without a name
+        return "unknown"
 
 
 class MemorySettings(BaseSettings):
     """Where the stores live and how to open them. An explicit argument beats the environment, which beats the default."""
 
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
+    model_config = ENVIRONMENT
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("refdiff")),
@@ -44,9 +55,3 @@ class MemorySettings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         # a later chdir must not move the stores
         return home.expanduser().absolute()
-
-    @field_validator("qdrant_url", "qdrant_api_key", "audit_key", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        # `QDRANT_URL= refdiff ...` is how a shell user switches back to the embedded bank
-        return None if isinstance(value, str) and not value.strip() else value

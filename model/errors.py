@@ -19,6 +19,8 @@ RefDiffError                    exit 70
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -90,3 +92,21 @@ class LLMError(UnavailableError):
 
 class ToolOrderError(RefDiffError):
     pass
+
+
+def unknown_product(product: str, known: Iterable[str]) -> UnknownProductError:
+    """The error for a product that does not exist: lists those that do."""
+    names = ", ".join(known)
+    have = f"products: {names}" if names else "there are none yet"
+    return UnknownProductError(
+        f"no product {product!r} ({have}); create it with `refdiff enroll --product {product!r}`"
+    )
+
+
+def no_goldens(product: str, part_id: str | None = None) -> UnknownProductError:
+    """The error for a product without golden samples in use."""
+    of_part = f" (part {part_id})" if part_id else ""
+    return UnknownProductError(
+        f"product {product!r}{of_part} has no golden samples; "
+        f"add some: refdiff enroll --product {shlex.quote(product)} FOLDER"
+    )

@@ -8,11 +8,16 @@ import platformdirs
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# How every room reads its settings. An empty variable counts as unset: `QDRANT_URL= refdiff ...` switches back.
+ENVIRONMENT = SettingsConfigDict(
+    env_prefix="REFDIFF_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
+)
+
 
 class ModelSettings(BaseSettings):
     """Explicit argument > environment > default."""
 
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+    model_config = ENVIRONMENT
 
     cache: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("refdiff")),

@@ -3,18 +3,17 @@ platforms' own names for their secrets; `.env` is read too."""
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsError
 
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.settings import MemorySettings
+from refdiff.memory.settings import MemorySettings, login_name
 from refdiff.model.errors import RefDiffError
-from refdiff.model.settings import ModelSettings
+from refdiff.model.settings import ENVIRONMENT, ModelSettings
 from refdiff.tools.settings import ToolsSettings
 
 S = TypeVar("S", bound=BaseSettings)
@@ -26,20 +25,13 @@ class ConfigurationError(RefDiffError):
     exit_code = 64
 
 
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # containers run as users without a name
-        return "unknown"
-
-
 class ServerSettings(BaseSettings):
     """Explicit argument > environment > default."""
 
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+    model_config = ENVIRONMENT
 
     user: str = Field(
-        default_factory=_login_name,
+        default_factory=login_name,
         min_length=1,
         max_length=128,
         description="Name of the person who enrols, asks and decides; appears in reports.",
@@ -71,7 +63,7 @@ class ServerSettings(BaseSettings):
 class ChatSettings(BaseSettings):
     """Explicit argument > environment > `.env` > default. A bot whose secrets are missing is off."""
 
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore", populate_by_name=True)
+    model_config = ENVIRONMENT
 
     public_url: str | None = Field(default=None, description="Public address of the review page, for links in answers.")
 
@@ -102,13 +94,6 @@ class ChatSettings(BaseSettings):
     def called_from_outside(self) -> bool:
         """Whether this server is reached from other machines; if it listens on loopback, that is through a proxy."""
         return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, str) and not value.strip():
-            return cls.model_fields[info.field_name].get_default()
-        return value
 
 
 @dataclass(frozen=True)

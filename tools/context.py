@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
-from refdiff.memory.golden_bank.bank import Golden, GoldenHit
+from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ToolOrderError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.evidence import (
     CaptureEvidence,
     Evidence,
@@ -23,7 +24,6 @@ from refdiff.tools.evidence import (
     ScoreEvidence,
     ScoreNumbers,
 )
-from refdiff.tools.inspection.calibration import Progress
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.comparison import Clock, Comparison, compare_with, similarity_to
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo
@@ -50,7 +50,7 @@ class ToolContext:
         part_id: str,
         product: str | None = None,
         capture_id: str | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         capture: Capture | None = None,
     ) -> None:
         """part_id: tools refuse any other. product, capture_id: of the request. capture: the photo, if it is known.

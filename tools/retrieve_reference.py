@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
 
-from refdiff.memory.golden_bank.bank import IN_USE
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.tools.context import HasTools, Result, answer
 from refdiff.tools.evidence import ReferenceArguments, ReferenceEvidence, ReferenceNumbers, Slot, evidence_of
 

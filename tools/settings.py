@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
+
+from refdiff.model.settings import ENVIRONMENT
 
 
 class ToolsSettings(BaseSettings):
     """Explicit argument > environment > default."""
 
-    model_config = SettingsConfigDict(env_prefix="REFDIFF_", env_file=".env", extra="ignore")
+    model_config = ENVIRONMENT
 
     references: int = Field(default=4, ge=1, le=16, description="Goldens (K) that a photo is compared with.")
     alpha: float = Field(default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating.")

@@ -11,7 +11,8 @@ from typing import Self
 
 from cachetools import LRUCache, cachedmethod
 
-from refdiff.memory.golden_bank.bank import Golden, GoldenBank
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS

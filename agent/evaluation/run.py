@@ -26,11 +26,12 @@ from refdiff.agent.evaluation.metrics import (
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
 from refdiff.agent.verdict.decide import PolicyInput, attained_alpha, decide
-from refdiff.memory.golden_bank.bank import IN_USE, Golden, make_golden_id
+from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, encode_png, measure_window
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
@@ -46,7 +47,6 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"
-Progress = Callable[[str, int, int], None]  # what, done, total
 Reader = Callable[[Workspace, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
 
 
@@ -105,7 +105,7 @@ def evaluate(
     detections: Path | None = None,
     seed: int = 0,
     learned: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EvaluationResults:
     """Evaluate a data set; `EvaluationResults` defines the metrics.
 
@@ -119,7 +119,6 @@ def evaluate(
     if detections is not None and data.format != "deeppcb":
         raise InputError(f"--detections applies to the deeppcb layout, {directory} is {data.format}; leave it out")
     settings = ToolsSettings() if alpha is None else ToolsSettings(alpha=alpha)
-    progress = progress or (lambda *_: None)
     if learned is not None and data.format != "mvtec":
         raise InputError(f"--learned applies to the mvtec layout, {directory} is {data.format}; leave it out")
     photos = learned_photos(learned) if learned is not None else []
@@ -225,7 +224,7 @@ def _weights(run: _Run) -> dict[str, str]:
 
 def _enrol(run: _Run, goldens: int | None) -> int:
     chosen = golden_subset(run.data.train, goldens)
-    result = enroll(run.workspace, PRODUCT, chosen, progress=lambda done, total: run.progress("enrolling", done, total))
+    result = enroll(run.workspace, PRODUCT, chosen, progress=run.progress)
     for photo in run.learned:
         golden = photo.golden
         enroll(
@@ -249,9 +248,7 @@ def _calibrate(run: _Run) -> Calibration | None:
     if run.data.format == "mvtec":
         if run.workspace.bank.count(PRODUCT) < 2:
             return None
-        return calibrate(
-            run.workspace, PRODUCT, run.references, lambda done, total: run.progress("calibrating", done, total)
-        )
+        return calibrate(run.workspace, PRODUCT, run.references, run.progress)
     if not run.data.calibrate:
         return None
     results = []

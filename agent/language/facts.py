@@ -129,7 +129,7 @@ def _judge(report: DefectReport) -> Fact:
 
 def _finding(finding: Finding) -> Line:
     place, cause = finding.location, finding.probable_cause
-    told = [
+    facts = [
         _fact("type", type=_word(finding.type)),
         _fact("place", place=_word(place.region)),
         _fact("length", length=_size(finding.length_mm, finding.length_px)),
@@ -139,11 +139,11 @@ def _finding(finding: Finding) -> Line:
         _fact("cause", cause=cause.text) if cause and cause.text else _fact("unknown_cause"),
     ]
     if finding.uncertainty_mm is not None:
-        told.append(_fact("uncertainty", uncertainty=with_unit("_mm", finding.uncertainty_mm)))
+        facts.append(_fact("uncertainty", uncertainty=with_unit("_mm", finding.uncertainty_mm)))
     if finding.length_mm is not None and finding.length_px is not None and finding.width_px is not None:
         length, width = with_unit("", finding.length_px), with_unit("_px", finding.width_px)
-        told.append(_fact("pixels", length=length, width=width))
-    told += [
+        facts.append(_fact("pixels", length=length, width=width))
+    facts += [
         _fact("area", area=with_unit("area_px", finding.area_px)),
         _fact("box", box=f"{place.x0}, {place.y0}, {place.x1}, {place.y1}"),
         *([_fact("zone", zone=finding.zone)] if finding.zone else []),
@@ -152,14 +152,14 @@ def _finding(finding: Finding) -> Line:
         ),  # if not, perhaps no limit applies: the reasoning says so
     ]
     if finding.seen_before is not None:
-        told.append(_fact("seen", parts=str(finding.seen_before.parts), days=str(finding.seen_before.days)))
+        facts.append(_fact("seen", parts=str(finding.seen_before.parts), days=str(finding.seen_before.days)))
     elif "seen_before" in finding.model_fields_set:  # else filed before anything was remembered
-        told.append(_fact("unseen"))
-    told += [
+        facts.append(_fact("unseen"))
+    facts += [
         _fact("reporter", reporter=Word("language model" if finding.reported_by == "llm" else "system")),
         _fact("reasoning", text=finding.reasoning),
     ]
-    return [Fact(fact.topic, finding.id, fact.slots) for fact in told]
+    return [Fact(fact.topic, finding.id, fact.slots) for fact in facts]
 
 
 def _size(mm: float | None, px: float | None) -> str:

@@ -73,15 +73,15 @@ def answer(
                 if first:
                     return first.sentence(language)
                 opening = "none_found"  # ours reads only some facts: its "not known" says nothing about the others
-    told = [_told(_compared(line, question), language) for line in in_order(lines, question, first)]
-    return "\n".join([Fact(opening, "", {}).text(language), *told])
+    listed = [_in_words(_compared(line, question), language) for line in in_order(lines, question, first)]
+    return "\n".join([Fact(opening, "", {}).text(language), *listed])
 
 
 def choices(lines: Sequence[Line], question: str, own_model: bool = True) -> dict[str, Fact]:
     """What a model may choose of, and the fact behind it: all true, with a limit in mm that the question names."""
-    told = [fact for line in lines for fact in line]
+    stated = [fact for line in lines for fact in line]
     offered: dict[str, Fact] = {}
-    for fact in [*told, *_compared(told, question)]:
+    for fact in [*stated, *_compared(stated, question)]:
         for choice in trained_choices(fact) or ([] if own_model else [fact.sentence()]):
             offered.setdefault(choice, fact)
     return offered
@@ -100,8 +100,8 @@ def prompt_of(report: DefectReport, question: str) -> str:
     """
     read = _named(question) | {"", *(f.id for f in report.findings[:_SHOWN])}
     lines = [[f for f in line if f.topic in _IN_PROMPT and f.finding in read] for line in facts(report)]
-    told = "\n".join(_told(line, "en") for line in lines if line)
-    return f"{sanitise(told)}\nQuestion: {sanitise(question)}"
+    stated = "\n".join(_in_words(line, "en") for line in lines if line)
+    return f"{sanitise(stated)}\nQuestion: {sanitise(question)}"
 
 
 def in_order(lines: Sequence[Line], question: str, first: Fact | None = None) -> list[Line]:
@@ -137,10 +137,10 @@ def _shares_words(question: str, fact: Fact, language: str) -> bool:
     return any(len(word) > 2 and word in asked for word in said)
 
 
-def _told(line: Line, language: str) -> str:
+def _in_words(line: Line, language: str) -> str:
     """Facts in one line: "f1: scratch, upper left, length 2.13 mm"."""
-    told = ("，" if language == "zh" else ", ").join(fact.text(language) for fact in line)
-    return f"{line[0].finding}: {told}" if line[0].finding else told
+    text = ("，" if language == "zh" else ", ").join(fact.text(language) for fact in line)
+    return f"{line[0].finding}: {text}" if line[0].finding else text
 
 
 def _compared(line: Line, question: str) -> Line:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from refdiff.agent.request import PLAIN_REQUEST
+
 # the wordings that our own model reads requests in; it was trained on them
-INSPECT = "inspect part #{part} against the nearest good sample"
 SEVERAL_REFERENCES = "inspect part {part} against the {n} nearest good samples"
 ANOTHER_REFERENCE = "inspect part {part} and also try another reference"
 
@@ -70,4 +71,4 @@ def reference_wish(text: str, part_id: str) -> str | None:
 
 def canonical_request(text: str, part_id: str) -> str:
     """A request in the wording that our own model was trained on: a wish for references, or a plain inspection."""
-    return reference_wish(text, part_id) or INSPECT.format(part=part_id)
+    return reference_wish(text, part_id) or PLAIN_REQUEST.format(part=part_id)

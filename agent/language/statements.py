@@ -95,7 +95,7 @@ STATEMENTS: dict[str, Row] = {
               "inspeccionado por el modelo de lenguaje {model} ({via})", "由语言模型 {model} 检查（{via}）"),
     "unjudged": ("inspected without a language model ({why})", "ohne Sprachmodell geprüft ({why})",
                  "inspeccionado sin modelo de lenguaje ({why})", "未使用语言模型检查（{why}）"),
-    "dropped": ("claims dropped for want of evidence: {n}", "Behauptungen ohne Beleg verworfen: {n}",
+    "dropped": ("claims dropped for lack of evidence: {n}", "Behauptungen ohne Beleg verworfen: {n}",
                 "afirmaciones descartadas por falta de evidencia: {n}", "因缺乏证据而舍弃的说法：{n}"),
     "claim": ("dropped: {claim}", "verworfen: {claim}", "descartada: {claim}", "已舍弃：{claim}"),
     "inspection": ("inspection {id}", "Prüfung {id}", "inspección {id}", "检查编号 {id}"),

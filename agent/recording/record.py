@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ from refdiff.model.defect_types import DEFECT_TYPES, NO_DEFECT, RENDERED_TYPES, 
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.files import write_atomic
 from refdiff.model.images import decode_image, encode_png
+from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
 from refdiff.model.training.pairs import Photo, Source
@@ -52,8 +53,6 @@ from refdiff.tools.workspace import Workspace
 
 _TOUCHED = 0.15  # fraction of a region's box, or of the defect, that must overlap to count as the defect
 _RENAMED = {**RENDERED_TYPES, "impurity": "contamination"}
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _results(messages: Sequence[AnyMessage]) -> dict[str, list[dict[str, Any]]]:
 # ---- recording ----
 
 
-def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: Progress | None = None) -> int:
+def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: Progress = silent) -> int:
     """Inspect parts of every source and write `out/<source>.jsonl`; how many conversations are new.
 
     Goldens are never inspected. Products recorded before are skipped, so a stopped recording can be continued.
@@ -211,9 +210,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
     return done
 
 
-def _record_product(
-    source: Source, images: Path, plan: RecordingPlan, progress: Progress | None
-) -> Iterator[dict[str, Any]]:
+def _record_product(source: Source, images: Path, plan: RecordingPlan, progress: Progress) -> Iterator[dict[str, Any]]:
     if len(source.good) < 4:
         raise InputError(
             f"{source.name}: {len(source.good)} good photos; at least four are needed, to enrol some and inspect the others"
@@ -233,13 +230,11 @@ def _record_product(
                 truth, data = _photo(source, rest, rng, defective=i % 2 == 1)
                 photo = home / f"photo-{i}.png"
                 photo.write_bytes(data)
-                if progress:
-                    progress(f"recording {source.name}", i + 1, plan.per_product)
+                progress(source.name, i + 1, plan.per_product)
                 try:
                     yield from _inspect(workspace, product, source.name, photo, truth, rng, images, plan.test)
                 except RefDiffError as e:
-                    if progress:
-                        progress(f"skipped: {e}", i + 1, plan.per_product)
+                    progress(source.name, i + 1, plan.per_product, f"skipped: {e}")
 
 
 def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defective: bool) -> tuple[Truth, bytes]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from refdiff.agent.language.requests import ANOTHER_REFERENCE, INSPECT, SEVERAL_REFERENCES
+from refdiff.agent.language.requests import ANOTHER_REFERENCE, SEVERAL_REFERENCES
+from refdiff.agent.request import PLAIN_REQUEST
 
 PLAIN = (
-    INSPECT, "check part {part}", "Please inspect part {part}.",
+    PLAIN_REQUEST, "check part {part}", "Please inspect part {part}.",
     "is part #{part} ok?", "inspect #{part}", "does part {part} have any defect?", "look at part {part} for me",
     "Compare part {part} with its golden sample", "run an inspection on part #{part}", "part {part}: any scratches?",
     "QA check of part number {part}", "I think part {part} is fine, isn't it?", "part #{part} looks scratched, check",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.agent.report.schema import Finding
-from refdiff.model.images import Box, RgbImage, encode_png
+from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, encode_png
 
 _Rgb = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
@@ -129,7 +129,7 @@ def side_by_side(reference: RgbImage, query: RgbImage, label: str = "Part", *, r
     return np.concatenate([panels[0], spacer, panels[1]], axis=1)
 
 
-def crops(query: RgbImage, reference: RgbImage, box: Box, margin: float = 0.6, min_side: int = 48) -> CropPair:
+def crops(query: RgbImage, reference: RgbImage, box: Box, margin: float = 0.6, min_side: int = MIN_CROP_PX) -> CropPair:
     """The surroundings of a box, cut from query and registered reference, enlarged, the box outlined.
 
     box: x0, y0, x1, y1 in query px. margin: of the box's longer side, on every side; at least min_side px show.

@@ -33,7 +33,7 @@ from refdiff.agent.verdict.decide import (
     score_threshold,
 )
 from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
-from refdiff.memory.golden_bank.bank import GoldenHit
+from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
 from refdiff.tools.context import ToolContext, measure_evidence

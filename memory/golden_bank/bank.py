@@ -27,13 +27,10 @@ from refdiff.memory.golden_bank.golden import (
     Golden,
     GoldenHit,
     GoldenStatus,
-    make_golden_id,
     point_id,
 )
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
-
-__all__ = ["IN_USE", "STATUSES", "Golden", "GoldenBank", "GoldenHit", "GoldenStatus", "make_golden_id"]
 
 PREFIX = "refdiff_goldens_"
 INDEXED = ("product", "status", "part_group", "sha256")

@@ -170,11 +170,11 @@ def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
     from refdiff.tools.golden_samples.enroll import enroll
     from refdiff.tools.inspection.calibration import calibrate
 
-    with output.progress(f"enrolling good samples of {product}") as moved:
+    with output.progress(product) as moved:
         result = enroll(workspace, product, [c.path for c in cells], enrolled_by="refdiff demo", progress=moved)
     for golden in result.flagged:
         output.note(f"{product}: flagged {golden.filename}: {golden.note}")
-    with output.progress(f"calibrating {product}") as moved:
+    with output.progress(product) as moved:
         calibrate(workspace, product, progress=moved)
     return result.n_in_bank
 

@@ -47,7 +47,7 @@ def enroll(
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
 
     user = settings().server.user
-    with open_workspace() as workspace, output.progress(f"enrolling {output.printable(product)}") as moved:
+    with open_workspace() as workspace, output.progress(output.printable(product)) as moved:
         result = enroll_files(
             workspace,
             product,
@@ -126,8 +126,14 @@ def list_goldens(
         shown.add_row(*map(output.printable, cells))
     emit(
         {"goldens": [asdict(g) for g in found]},
-        shown if found else "no golden samples; add some: refdiff enroll --product P FOLDER",
+        shown if found else _none_found(status),
     )
+
+
+def _none_found(status: str | None) -> str:
+    if status is not None:
+        return f"no golden sample is {status}"
+    return "no golden samples; add some: refdiff enroll --product P FOLDER"
 
 
 def _status(text: str) -> GoldenStatus:

@@ -42,7 +42,7 @@ def build(
     """
     from refdiff.model.language.build import build_model
 
-    with output.work("building the model") as report:
+    with output.progress("building the model") as report:
         folder = build_model(settings().model, report, again=again)
     emit({"folder": shown_path(folder)}, f"model in {shown_path(folder)}")
 
@@ -101,15 +101,15 @@ def serve_model(
         output.note(
             f"listening on {host} without a key: anyone who reaches the port can use it; set REFDIFF_LLM_API_KEY"
         )
-    with output.work("building the model") as report:
+    with output.progress("building the model") as report:
         folder = build_model(settings().model, report)
     secret = key.get_secret_value() if key else None
     with ExitStack() as running:
         running.enter_context(interrupting())
-        with output.stages(f"starting vLLM {python.version}") as stage:
+        with output.progress(f"starting vLLM {python.version}") as report:
             server, process = running.enter_context(
                 serving(folder, python, host, port, api_key=secret, wait_s=wait, further=context.args,
-                        waiting=lambda s: stage(f"{s:.0f} s", 0, 0))
+                        waiting=lambda s: report(f"{s:.0f} s", 0, 0))
             )  # fmt: skip
         document = {
             "base_url": server.base_url,

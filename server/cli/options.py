@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from refdiff.model.errors import UnknownProductError
 
 
 def _positive(value: float | None) -> float | None:
@@ -54,12 +51,3 @@ def clean(text: str) -> str:
 
 def shown_path(path: Path) -> str:
     return clean(str(path.absolute()))
-
-
-def unknown_product(known: Iterable[str], product: str) -> UnknownProductError:
-    """The error for an unknown product: lists those that exist."""
-    names = ", ".join(known)
-    have = f"products: {names}" if names else "there are none yet"
-    return UnknownProductError(
-        f"no product {product!r} ({have}); create it with `refdiff enroll --product {product!r}`"
-    )

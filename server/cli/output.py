@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "REVIEW": "bold yellow"}
 _PIPED_WIDTH = 140  # columns where no terminal says how wide it is
-
-
-class Move(Protocol):
-    def __call__(self, done: int, total: int, description: str = ..., /) -> None: ...
 
 
 class _Console(Console):
@@ -108,32 +104,18 @@ def printable(value: object) -> str:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Move]:
-    """Show a progress bar if stderr is a terminal; yields the function that moves it (done, total)."""
+def progress(title: str) -> Iterator[WorkProgress]:
+    """Show a progress bar if stderr is a terminal; yields what the work reports its stages to."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     bar = Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not err.is_terminal)
     with bar:
         task = bar.add_task(title, total=None)
 
-        def move(done: int, total: int, description: str = title) -> None:
-            bar.update(task, completed=done, total=total, description=description)
+        def report(what: str, done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total or None, description=f"{title}: {what} {note}".rstrip())
 
-        yield move
-
-
-@contextlib.contextmanager
-def work(title: str) -> Iterator[WorkProgress]:
-    """A progress bar for work that names its stages; yields what the work reports to."""
-    with progress(title) as moved:
-        yield lambda what, done, total, note="": moved(done, total, f"{what} {note}".strip())
-
-
-@contextlib.contextmanager
-def stages(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar for work in stages; yields the function that moves it (stage, done, total)."""
-    with progress(title) as moved:
-        yield lambda stage, done, total: moved(done, total, f"{title}: {stage}")
+        yield report
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refdiff.memory.records.products import check_product_name
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, unknown_product
 from refdiff.model.files import storage_error
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
@@ -21,7 +21,6 @@ from refdiff.server.cli.options import (
     ProductName,
     References,
     clean,
-    unknown_product,
 )
 from refdiff.server.cli.output import emit
 
@@ -61,8 +60,8 @@ def calibrate(
     name = check_product_name(product)
     with open_workspace(references=references, alpha=alpha) as workspace:
         if not workspace.bank.count(name):
-            raise unknown_product(workspace.bank.products(), name)
-        with output.progress(f"calibrating {name}") as moved:
+            raise unknown_product(name, workspace.bank.products())
+        with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha)
         asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
@@ -126,7 +125,7 @@ def show_product(
     with open_workspace() as workspace:
         found = workspace.stores.products.get(name)
         if found is None:
-            raise unknown_product([p.name for p in workspace.stores.products.list()], name)
+            raise unknown_product(name, [p.name for p in workspace.stores.products.list()])
         document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
     emit(document, *_product_view(document))
 
@@ -201,7 +200,7 @@ def evaluate(
     from refdiff.agent.evaluation.results import print_results
     from refdiff.agent.evaluation.run import evaluate as measure
 
-    with output.stages(clean(directory.name or str(directory))) as moved:
+    with output.progress(clean(directory.name or str(directory))) as moved:
         results = measure(
             directory,
             format=format.value if format else None,

@@ -61,7 +61,7 @@ def difference(
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
-    with output.work("training") as report:
+    with output.progress("training") as report:
         weights = train_difference(recipe, sources, out, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
@@ -103,9 +103,8 @@ def record(
         raise InputError("nothing to record; give --data, --research or both")
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
     sources += customer_sources(data) if data else []
-    with output.progress("recording") as moved:
-        n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test),
-                 lambda what, done, total: moved(done, total, what))  # fmt: skip
+    with output.progress("recording") as report:
+        n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test), report)
     emit({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
 
 
@@ -153,7 +152,7 @@ def language(
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
                             left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
-    with output.work("training") as report:
+    with output.progress("training") as report:
         weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=report)
     emit(
         {"weights": shown_path(weights)},
@@ -183,7 +182,7 @@ def boards(
     if unknown:
         raise InputError(f"no board group {unknown[0]!r}; there are {', '.join(groups)}")
     recipe = BoardRecipe(epochs=epochs, seed=seed, left_out=tuple(leave_out or ()))
-    with output.work("training") as report:
+    with output.progress("training") as report:
         weights = train_boards(recipe, groups, out, progress=report)
     emit(
         {"weights": shown_path(weights)},

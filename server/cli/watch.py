@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.model.errors import BankBusyError
+from refdiff.model.errors import BankBusyError, unknown_product
 from refdiff.model.files import make_folder
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
@@ -154,14 +154,13 @@ def _journal_path(root: Path) -> Path:
 
 def _warm_up(workspace: Workspace, product: str | None) -> None:
     """Calibrate before the first photo arrives; reports a product without goldens at once."""
-    from refdiff.server.cli.options import unknown_product
     from refdiff.tools.inspection.calibration import current_calibration
 
     if product is None:
         return
     if not workspace.bank.count(product):
-        raise unknown_product(workspace.bank.products(), product)
-    with output.progress(f"calibrating {product}") as moved:
+        raise unknown_product(product, workspace.bank.products())
+    with output.progress(product) as moved:
         current_calibration(workspace, product, None, moved)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.report.summary import decision_text, size, summarise
 from refdiff.agent.service import Inspection
-from refdiff.memory.records.inspections import InspectionRecord
+from refdiff.memory.records.inspections import InspectionRecord, Verdict
 from refdiff.tools.evidence import Evidence
 
 
@@ -46,7 +46,7 @@ class InspectionAnswer(BaseModel):
     state: Literal["queued", "running", "done", "failed"]
     part_id: str
     product: str | None
-    verdict: Literal["PASS", "FAIL", "REVIEW"] | None = None
+    verdict: Verdict | None = None
     verdict_reason: str | None = None
     image_score: float | None = None
     p_value: float | None = Field(
@@ -100,7 +100,7 @@ class Row(BaseModel):
     inspection_id: str
     part_id: str
     product: str
-    verdict: Literal["PASS", "FAIL", "REVIEW"]
+    verdict: Verdict
     created_at: str
     verdict_reason: str
     decided: bool

@@ -48,7 +48,7 @@ class Chooser(EndpointDriver):
 
 
 def listed(filed: DefectReport = REPORT, question: str = "", language: str = "en") -> str:
-    return "\n".join(questions._told(line, language) for line in in_order(facts(filed), question))
+    return "\n".join(questions._in_words(line, language) for line in in_order(facts(filed), question))
 
 
 # ---- the facts ----
@@ -82,7 +82,7 @@ def test_report_vocabulary_covers_every_type_severity_and_place() -> None:
         "area 1234 px²", "box 20, 30, 60, 50 px", "zone edge", "the same on 3 other parts, last 30 days",
         "reported by: system", "reasoning: The golden is even here.", "f2: hole, lower right, length 8 mm",
         "cause unknown", "within the limits of the specification", "language model: defect, crack, confidence 0.8",
-        "language model refdiff (endpoint)", "dropped for want of evidence: 1", "dropped: a second crack",
+        "language model refdiff (endpoint)", "dropped for lack of evidence: 1", "dropped: a second crack",
         "inspection i-1", "2026-03-01 14:05:09 UTC", "requested by weber", "request: inspect part #4412", "refdiff 0.1.0",
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from scorers import peer_cells, peer_map
 
-from refdiff.memory.golden_bank.bank import Golden, make_golden_id
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.difference.patch_distance import anomaly_map

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from refdiff.agent.evaluation.layouts import load_mask, read_mvtec
 from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image_auroc, paired_auroc_difference
-from refdiff.memory.golden_bank.bank import Golden, make_golden_id
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Features, resize_to
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.bank import Golden, GoldenBank, make_golden_id
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 

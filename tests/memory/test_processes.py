@@ -22,7 +22,8 @@ from .conftest import GLOBAL_DIM, PATCH_DIM, make_golden, make_vectors
 PRELUDE = f"""
 import resource, sys
 import numpy as np
-from refdiff.memory.golden_bank.bank import Golden, GoldenBank, make_golden_id
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError

@@ -74,7 +74,7 @@ def test_part_with_several_photos_counts_once_and_is_not_its_own_reference(
     module_compare = module.compare
     monkeypatch.setattr(module, "compare", watched)
     steps: list[tuple[int, int]] = []
-    calibration = calibrate(workspace, "board", 8, progress=lambda done, total: steps.append((done, total)))
+    calibration = calibrate(workspace, "board", 8, progress=lambda _, done, total, note="": steps.append((done, total)))
     assert (calibration.n, len(calibration.scores), calibration.references) == (4, 4, 8)
     assert steps == [(i, 4) for i in range(1, 5)]
     by_photo = {key: {hit.golden.sha256 for hit in result.hits} for key, result in seen}

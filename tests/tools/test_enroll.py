@@ -51,7 +51,7 @@ def test_enrolling_a_folder_twice_adds_its_photos_once_in_order(workspace: Works
     (folder / ".hidden.png").write_bytes(b"x")
     (folder / "readme.txt").write_text("no image")
     seen: list[tuple[int, int]] = []
-    first = enroll(workspace, "board", [folder], progress=lambda done, total: seen.append((done, total)))
+    first = enroll(workspace, "board", [folder], progress=lambda _, done, total, note="": seen.append((done, total)))
     assert [g.filename for g in first.added] == ["0.png", "1.PNG", "2.png"]
     assert (first.refused, first.n_in_bank, seen[-1]) == ([], 3, (3, 3))
     again = enroll(workspace, "board", [folder])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,12 +16,11 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_
 from refdiff.memory.records.products import check_product_name, check_scale
 from refdiff.model.errors import ImageError, InputError, StorageError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
 from refdiff.tools.workspace import Workspace
-
-Progress = Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def enroll(
     station: str | None = None,
     enrolled_by: str = "",
     golden_source: GoldenSource = "enrolled",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EnrollResult:
     """Enrol image files, all images below folders, and uploads as goldens of a product. Idempotent by content.
 
     part_group: all these photos show one part; without it, photos with nearly the same pixels are grouped, because
-    calibration counts parts. golden_source: where the photos come from. progress: called with (files done, files in all).
+    calibration counts parts. golden_source: where the photos come from. progress: counts files.
     Raises InputError (product name, scale, group); StorageError, BankBusyError, UnavailableError where the stores fail:
     what was added before stays, and the same call continues from there.
     """
@@ -101,8 +100,7 @@ def enroll(
         except InputError as e:
             result.refused.append(Refusal(path, without_file_name(str(e), path)))
         finally:
-            if progress:
-                progress(done + 1, len(files))
+            progress("enrolling", done + 1, len(files))
     if result.added:
         result.flagged.extend(flag_outliers(workspace, product, [g.golden_id for g in result.added]))
     return replace(result, n_in_bank=workspace.bank.count(product))

@@ -11,20 +11,18 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
 
-from refdiff.memory.golden_bank.bank import IN_USE, Golden
+from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.workspace import Workspace
-
-Progress = Callable[[int, int], None]  # done, total
 
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
@@ -74,7 +72,7 @@ def calibrate(
     workspace: Workspace,
     product: str,
     references: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     alpha: float | None = None,
 ) -> Calibration:
     """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
@@ -96,7 +94,7 @@ def calibrate(
 
 
 def _measure(
-    workspace: Workspace, product: str, k: int, key: str, progress: Progress | None, alpha: float | None
+    workspace: Workspace, product: str, k: int, key: str, progress: Progress, alpha: float | None
 ) -> Calibration:
     """The calibration of the golden samples as they are found now, not kept."""
     started = time.perf_counter()
@@ -126,8 +124,7 @@ def _measure(
         scores.append(result.difference.score)
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
-        if progress:
-            progress(done + 1, len(chosen))
+        progress("calibrating", done + 1, len(chosen))
     return Calibration(
         product=product,
         key=key,
@@ -156,7 +153,7 @@ def requested_alpha(workspace: Workspace, calibration: Calibration | None) -> fl
 
 
 def current_calibration(
-    workspace: Workspace, product: str, references: int | None = None, progress: Progress | None = None
+    workspace: Workspace, product: str, references: int | None = None, progress: Progress = silent
 ) -> Calibration | None:
     """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
     k = references or workspace.settings.references

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refdiff.memory.golden_bank.bank import Golden
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.difference.encoder import Features, resize_to
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import GRID_STRIDE, image_score, reached_cells

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.bank import IN_USE, GoldenHit, make_golden_id
+from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.images import Box, RgbImage
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.calibration import (
     UNSUSPICIOUS_P,
-    Progress,
     current_calibration,
     p_value,
     peak_p_value,
@@ -101,7 +101,7 @@ def inspect_photo(
     features: Features | None = None,
     nearest: list[GoldenHit] | None = None,
     clock: Clock | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> PhotoInspection:
     """Inspect a captured photo the canonical way; deterministic for a given bank.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from refdiff.memory.golden_bank.bank import GoldenHit
+from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import UnknownProductError
+from refdiff.model.errors import no_goldens
 from refdiff.tools.workspace import Workspace
 
 
@@ -20,9 +20,5 @@ def retrieve_reference(
     """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
     hits = workspace.bank.nearest(product, features.global_vec, features.patches, k, exclude_ids=exclude_ids)
     if not hits:
-        known = workspace.bank.products()
-        have = f"products with goldens: {', '.join(known)}" if known else "the bank is empty"
-        raise UnknownProductError(
-            f"product {product!r} has no golden samples ({have}); add some: refdiff enroll --product {product!r} FOLDER"
-        )
+        raise no_goldens(product)
     return hits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from refdiff.memory.golden_bank.bank import Golden
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.captures import Capture
 from refdiff.tools.vision.registration import Alignment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.bank import Golden
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask

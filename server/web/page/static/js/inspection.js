@@ -46,7 +46,7 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
           report.findings.length ? findings : h("p", { class: "muted" }, "Nothing differs more than good samples do from each other.")),
         judgement(report))),
     h("section", { "aria-labelledby": "h-reasoning" }, h("h2", { id: "h-reasoning" }, "Reasoning"), h("p", {}, report.reasoning),
-      report.unsupported_claims_dropped.length > 0 && h("details", {}, h("summary", {}, `Claims dropped for want of evidence (${report.unsupported_claims_dropped.length})`),
+      report.unsupported_claims_dropped.length > 0 && h("details", {}, h("summary", {}, `Claims dropped for lack of evidence (${report.unsupported_claims_dropped.length})`),
         h("ul", {}, report.unsupported_claims_dropped.map((c) => h("li", {}, c))))),
     questions(report), trace(report), evidence(report), record(found));
 
