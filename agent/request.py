@@ -105,4 +105,4 @@ def capture_part(
 def check_goldens(workspace: Workspace, capture: Capture) -> None:
     """Raises UnknownProductError if there is no golden sample to compare the photo with."""
     if not workspace.bank.count(capture.product, IN_USE):
-        raise no_goldens(capture.product, capture.part_id)
+        raise no_goldens(capture.product, workspace.bank.products(), capture.part_id)

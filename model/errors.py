@@ -103,10 +103,12 @@ def unknown_product(product: str, known: Iterable[str]) -> UnknownProductError:
     )
 
 
-def no_goldens(product: str, part_id: str | None = None) -> UnknownProductError:
-    """The error for a product without golden samples in use."""
+def no_goldens(product: str, known: Iterable[str], part_id: str | None = None) -> UnknownProductError:
+    """The error for a product without golden samples in use. known: the products that have some."""
     of_part = f" (part {part_id})" if part_id else ""
+    names = ", ".join(known)
+    others = f" (products that have some: {names})" if names else ""
     return UnknownProductError(
         f"product {product!r}{of_part} has no golden samples; "
-        f"add some: refdiff enroll --product {shlex.quote(product)} FOLDER"
+        f"add some: refdiff enroll --product {shlex.quote(product)} FOLDER{others}"
     )

@@ -312,7 +312,8 @@ def test_inspect_of_a_product_without_goldens_names_enroll(ready: Path, capsys: 
     code, document, _ = call(capsys, "inspect", "--part", "7", "--image", "good.png", "--product", "bracket")
     assert (code, document["error"]["type"]) == (65, "UnknownProductError")
     assert document["error"]["message"] == (
-        "product 'bracket' (part 7) has no golden samples; add some: refdiff enroll --product bracket FOLDER"
+        "product 'bracket' (part 7) has no golden samples; add some: refdiff enroll --product bracket FOLDER "
+        "(products that have some: board)"
     )
 
 
