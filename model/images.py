@@ -20,7 +20,6 @@ from PIL import Image
 from refdiff.model.decode_budget import BUDGET
 from refdiff.model.errors import ImageError, UnavailableError
 from refdiff.model.pixel_formats import (
-    DEEP_COLOUR,
     DeepSamples,
     FormatError,
     check_format,
@@ -124,16 +123,15 @@ def _has_second_frame(data: bytes) -> bool:
 
 @contextmanager
 def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[Image.Image, str, int]]:
-    """The image with its pixels, its `depth_name` and its EXIF orientation; within the budget of this process."""
+    """The image with its pixels, its `depth_name` and how it is still to be turned; within the budget of this process."""
     image = _open(data, name, settings)
     width, height = image.size
     with _reading(name, _DAMAGED):
         depth = depth_name(image, data)
-    as_stored = _orientation(image)
     with BUDGET.take(width * height * (2 if depth else 1), settings.max_pixels, name):
         with _reading(name, _DAMAGED):
-            image.load()  # turns TIFF upright itself; `read_deep` reads the colours as they are stored
-        yield image, depth, as_stored if depth == DEEP_COLOUR else _orientation(image)
+            image.load()
+        yield image, depth, _orientation(image)  # after loading: TIFF is turned upright by then, whoever reads it
 
 
 def _orientation(image: Image.Image) -> int:

@@ -18,7 +18,6 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # PIL modes whose samples exceed 8 bits
-DEEP_COLOUR = "16-bit colour"
 _SAMPLES = {1: "", 2: "signed ", 3: "float ", 4: "undefined "}
 _WHITE_IS_ZERO, _RGB = 0, 2
 _PHOTOMETRIC = {
@@ -36,7 +35,7 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class DeepSamples:
-    """Samples of more than 8 bits, as the file has them (rotation included)."""
+    """Samples of more than 8 bits."""
 
     values: NDArray[Any]  # (H, W) grey or (H, W, 3) RGB; integers or float32
     alpha: NDArray[np.uint8] | None  # (H, W) 0..255; None: opaque
@@ -120,7 +119,7 @@ def depth_name(image: Image.Image, data: bytes) -> str:
     """`16-bit colour` and the like, of an image that is opened but not loaded; "" if it needs no intensity window."""
     if image.mode in _DEEP_GREY:
         return "float" if image.mode == "F" else "32-bit grey" if image.mode == "I" else "16-bit grey"
-    return DEEP_COLOUR if _deep_colour(image, data) else ""
+    return "16-bit colour" if _deep_colour(image, data) else ""
 
 
 def _deep_colour(image: Image.Image, data: bytes) -> bool:
@@ -139,7 +138,7 @@ def _deep_colour(image: Image.Image, data: bytes) -> bool:
 
 
 def read_deep(image: Image.Image, data: bytes) -> DeepSamples:
-    """The samples of a loaded image for which `depth_name` has a name; not yet turned upright. Raises FormatError."""
+    """The samples of a loaded image for which `depth_name` has a name, turned as the loaded image is. Raises FormatError."""
     if "transparency" in image.info:
         raise FormatError("16 bits with a transparent colour")
     if image.mode not in _DEEP_GREY:
@@ -163,9 +162,9 @@ def mend_palette(image: Image.Image) -> None:
 
 
 def _read_colour(image: Image.Image, data: bytes) -> DeepSamples:
-    size, tiff = image.size, _tiff_of(image) if image.format == "TIFF" else None
+    tiff = _tiff_of(image) if image.format == "TIFF" else None
     bands = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if bands is None or bands.dtype != np.uint16 or bands.ndim != 3 or bands.shape[1::-1] not in (size, size[::-1]):
+    if bands is None or bands.dtype != np.uint16 or bands.ndim != 3 or bands.shape[1::-1] != image.size:
         raise FormatError(f"16-bit {image.format} of mode {image.mode}")
     colours = np.ascontiguousarray(bands[..., 2::-1])  # from OpenCV's BGR
     if bands.shape[2] == 3 or (tiff and not {1, 2} & set(tiff.extra)):  # a fourth band of no meaning, or infrared

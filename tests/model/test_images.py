@@ -184,7 +184,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "plain-text PBM": (b"P1 32 32\n" + b"1 0 " * 512, "plain-text PNM"),
     "plain-text PGM": (b"P2 32 32 255\n" + b"1 0 " * 512, "plain-text PNM"),
     "plain-text PPM": (b"P3 32 32 255\n" + b"1 0 9 " * 1024, "plain-text PNM"),
-    "only transparent pixels": (save(np.dstack([RGB, np.zeros((H, W), np.uint8)])), "every pixel is transparent"),
     "an animated GIF": (frames("GIF"), "several frames"),
     "an animated PNG": (frames("PNG"), "several frames"),
     "an animated WebP": (frames("WEBP"), "several frames"),
