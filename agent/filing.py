@@ -47,7 +47,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
     paths = {name: Path(path) for name, path in report.artefacts.model_dump().items()}
     query, canonical = context.tools.query, context.tools.canonical
-    anomaly_map, reference = canonical.comparison.difference.anomaly_map, canonical.comparison.nearest.picture
+    nearest = canonical.comparison.nearest
+    anomaly_map, reference = canonical.comparison.difference.anomaly_map, nearest.reduced
     drawn = {
         "overlay": pictures.overlay(query, report.findings, anomaly_map, canonical.threshold),
         "heatmap": pictures.heatmap(query, anomaly_map, canonical.threshold),
@@ -56,7 +57,7 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     crops = {}
     for finding in report.findings:
         at = finding.location
-        pair = pictures.crops(query, reference, (at.x0, at.y0, at.x1, at.y1))
+        pair = pictures.crops(query, nearest.picture, (at.x0, at.y0, at.x1, at.y1))
         crops[finding.id] = (pictures.page_image(pair.query), pictures.page_image(pair.reference))
     page = PagePictures(
         query=pictures.page_image(query),
@@ -69,7 +70,7 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     for name, picture in drawn.items():
         write_atomic(paths[name], encode_png(picture))
     write_atomic(paths["query"], pictures.plain_jpeg(query))
-    write_atomic(paths["reference"], pictures.plain_jpeg(reference, query.shape[:2]))
+    write_atomic(paths["reference"], pictures.plain_jpeg(reference))
     write_atomic(paths["anomaly"], pictures.anomaly_layer(anomaly_map, canonical.threshold))
     write_atomic(paths["html"], render_html(report, page).encode())
     write_atomic(paths["markdown"], render_markdown(report).encode())

@@ -9,21 +9,37 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from refdiff.model.errors import ImageError
+from refdiff.model.decode_budget import BUDGET
+from refdiff.model.errors import ImageError, UnavailableError
+from refdiff.model.pixel_formats import (
+    DeepSamples,
+    FormatError,
+    check_format,
+    depth_name,
+    mend_palette,
+    read_deep,
+    unknown_format,
+)
 from refdiff.model.settings import ModelSettings
 
 MIN_SIDE_PX = 16
+MAX_ASPECT = 30  # longer side / shorter side
 MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare it with
 # What cameras and people send. Not all that PIL knows: for EPS, say, it would run Ghostscript on the file.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
-# PIL modes whose samples exceed 8 bits
-_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_BAND_PX = 1 << 20  # px that are converted at a time: a whole photo more would be a quarter of a gigabyte
+_ORIENTATION = 0x0112  # EXIF
+_CV_NO_MEMORY = -4
+
+_DAMAGED = "the image data is damaged ({error}); take the photo again"
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -38,6 +54,23 @@ Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
 
 
+@contextmanager
+def _reading(name: str, otherwise: str) -> Iterator[None]:
+    """PIL and OpenCV raise many types on damaged data; too little memory says nothing about the photo."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limits speak clearer than PIL's bomb warning
+            yield
+    except ImageError:
+        raise
+    except FormatError as e:
+        raise ImageError(f"{name}: holds {e}, which cannot be read; save it as PNG (8-bit RGB or grey)") from e
+    except Exception as e:
+        if isinstance(e, MemoryError) or (isinstance(e, cv2.error) and e.code == _CV_NO_MEMORY):
+            raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
+        raise ImageError(f"{name}: {otherwise.format(error=type(e).__name__)}") from e
+
+
 def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty; take the photo again")
@@ -46,14 +79,17 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
             f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
             "send a smaller file or raise REFDIFF_MAX_BYTES"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit below speaks clearer than PIL's bomb warning
+    held = unknown_format(data)
+    unreadable = (
+        f"holds {held}, which cannot be read; save it as PNG"
+        if held
+        else ("not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)")
+    )
+    with _reading(name, unreadable):
+        try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as e:
-        raise ImageError(f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}") from e
-    except Exception as e:  # PIL raises many types on corrupt headers
-        raise ImageError(f"{name}: not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)") from e
+        except Image.DecompressionBombError as e:
+            raise ImageError(f"{name}: the image has too many pixels; the limit is {settings.max_pixels:,}") from e
     width, height = image.size
     if width * height > settings.max_pixels:
         raise ImageError(
@@ -62,33 +98,49 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"{name}: {width} x {height} px is too small; each side needs {MIN_SIDE_PX} px or more")
-    frames = _frames(image, name)
-    # the further pictures of a phone's JPEG (MPO) are previews and depth maps of the first
-    if frames > 1 and image.format != "MPO":
-        raise ImageError(f"{name}: the file holds {frames} frames; export one frame")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"{name}: {width} x {height} px is too long and thin; one side may be {MAX_ASPECT} times the other: "
+            "crop the photo, or cut it into several"
+        )
+    with _reading(name, _DAMAGED):
+        check_format(image, data)
+        # the further pictures of a phone's JPEG (MPO) are previews and depth maps of the first
+        if image.format != "MPO" and _has_second_frame(data):
+            raise ImageError(f"{name}: the file holds several frames; export one frame")
     return image
 
 
-def _frames(image: Image.Image, name: str) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return int(getattr(image, "n_frames", 1))  # reads on in the file, and may meet damage there
-    except Exception as e:
-        raise ImageError(f"{name}: the image data is damaged ({type(e).__name__}); take the photo again") from e
+def _has_second_frame(data: bytes) -> bool:
+    """Whether there is more than one; counting them would take minutes where there are 100,000."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as probe:  # seeking leaves an image in another state
+        try:
+            probe.seek(1)
+        except EOFError:
+            return False
+    return True
 
 
-def _load(image: Image.Image, name: str) -> Image.Image:
+@contextmanager
+def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[Image.Image, str, int]]:
+    """The image with its pixels, its `depth_name` and how it is still to be turned; within the budget of this process."""
+    image = _open(data, name, settings)
+    width, height = image.size
+    with _reading(name, _DAMAGED):
+        depth = depth_name(image, data)
+    with BUDGET.take(width * height * (2 if depth else 1), settings.max_pixels, name):
+        with _reading(name, _DAMAGED):
+            image.load()
+        yield image, depth, _orientation(image)  # after loading: TIFF is turned upright by then, whoever reads it
+
+
+def _orientation(image: Image.Image) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image.load()
-        except Exception as e:  # PIL codecs raise many types on corrupt data (OSError, struct.error, SyntaxError, ...)
-            raise ImageError(f"{name}: the image data is damaged ({type(e).__name__}); take the photo again") from e
-        try:
-            return ImageOps.exif_transpose(image)
+            return int(image.getexif().get(_ORIENTATION, 1))
         except Exception:  # metadata that nobody can read says nothing about which way is up
-            return image
+            return 1
 
 
 def decode_image(
@@ -100,26 +152,27 @@ def decode_image(
 ) -> RgbImage:
     """Decode an image file to (H, W, 3) uint8 RGB, EXIF rotation applied, at original resolution.
 
-    window: (lo, hi) sample values mapped to 0..255, required for 16-bit and float images, ignored for 8-bit ones.
+    window: (lo, hi) sample values shown as 0..255, of a product whose golden samples have more than 8 bits.
     Alpha is composited over white; CMYK, palette and grey images become RGB.
-    Raises ImageError: empty, unreadable, damaged, too small, too large, several frames, deep without a window.
+    Raises ImageError: empty, unreadable, damaged, too small, too large, too thin, several frames, a format whose pixels
+    would be misread, deep without a window or 8-bit with one; BusyError, UnavailableError: try again.
     """
-    image = _load(_open(data, name, settings or ModelSettings()), name)
-    if image.mode in _DEEP_MODES:
-        if window is None:
+    with _loaded(data, name, settings or ModelSettings()) as (image, depth, orientation):
+        if depth and window is None:
             raise ImageError(
-                f"{name}: a 16-bit or float image needs the product's intensity window; "
-                "enrol the product's goldens first (enrolment fixes it)"
+                f"{name}: holds {depth} samples, and the product has no intensity window: its golden samples are 8-bit, or "
+                f"none is enrolled yet; export 8-bit photos, or enrol {depth} golden samples as a product of their own"
             )
-        return _apply_window(np.asarray(image, dtype=np.float32), window)
-    try:
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(canvas, rgba)
-        return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
-    except Exception as e:  # a corrupt palette or transparency entry
-        raise ImageError(f"{name}: colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)") from e
+        if window is not None and not depth:
+            raise ImageError(
+                f"{name}: holds 8-bit samples, and the golden samples of the product have more (it has an intensity "
+                "window); export the photo as the golden samples were, or enrol 8-bit ones as a product of their own"
+            )
+        with _reading(name, f"colour mode {image.mode} cannot be read; save it as PNG (RGB or grey)"):
+            pixels = _through_window(read_deep(image, data), window) if window else _rgb(image)
+        if pixels is None:
+            raise ImageError(f"{name}: every pixel is transparent; save it without an alpha channel")
+        return _upright(pixels, orientation)
 
 
 def measure_window(
@@ -127,17 +180,20 @@ def measure_window(
 ) -> tuple[float, float] | None:
     """The intensity window (lo, hi) that a deep image suggests, or None for an 8-bit image.
 
-    The range between the 0.1st and 99.9th percentile, widened by a quarter on both sides, so brighter and darker
-    parts of the same product still fit. Raises ImageError: as decode_image, and where the image is flat.
+    The range between the 0.1st and 99.9th percentile of all channels, widened by a quarter on both sides, so brighter and
+    darker parts of the same product still fit. Raises as decode_image, and ImageError where the image is flat.
     """
-    image = _load(_open(data, name, settings or ModelSettings()), name)
-    if image.mode not in _DEEP_MODES:
-        return None
-    samples = np.asarray(image, dtype=np.float32)
-    samples = samples[np.isfinite(samples)]
-    if samples.size == 0:
-        raise ImageError(f"{name}: no finite sample values; take the photo again")
-    lo, hi = (float(v) for v in np.percentile(samples, (0.1, 99.9)))
+    with _loaded(data, name, settings or ModelSettings()) as (image, depth, _):
+        if not depth:
+            return None
+        with _reading(name, _DAMAGED):
+            values = read_deep(image, data).values
+            samples = values.astype(np.float32, copy=False)
+            samples = samples[np.isfinite(samples)]
+        if samples.size == 0:
+            raise ImageError(f"{name}: no finite sample values; take the photo again")
+        with _reading(name, _DAMAGED):
+            lo, hi = (float(v) for v in np.percentile(samples, (0.1, 99.9)))
     if not lo < hi:  # a window without width would spoil every later photo of the product
         raise ImageError(
             f"{name}: nearly all samples are {lo:g}, which suggests no intensity window; photograph a part"
@@ -146,11 +202,53 @@ def measure_window(
     return lo - margin, hi + margin
 
 
-def _apply_window(samples: NDArray[np.float32], window: tuple[float, float]) -> RgbImage:
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows, about a megapixel at a time."""
+    rows = max(1, _BAND_PX // width)
+    return (slice(y, min(y + rows, height)) for y in range(0, height, rows))
+
+
+def _rgb(image: Image.Image) -> RgbImage | None:
+    """(H, W, 3), over white where it has alpha; None where nothing is opaque."""
+    mend_palette(image)
+    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    visible = not transparent
+    for rows in _bands(image.height, image.width):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        if transparent:
+            band = band.convert("RGBA")
+            visible = visible or band.getextrema()[3][1] > 0  # type: ignore[index]
+            band = Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band)
+        out[rows] = np.asarray(band.convert("RGB"))
+    return out if visible else None
+
+
+def _through_window(samples: DeepSamples, window: tuple[float, float]) -> RgbImage | None:
+    """(H, W, 3) of what lies in the window, over white where it has alpha; None where nothing is opaque."""
     lo, hi = window
-    scaled = (np.nan_to_num(samples, nan=lo) - lo) / max(hi - lo, 1e-9)
-    grey = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
+    height, width = samples.values.shape[:2]
+    out = np.empty((height, width, 3), np.uint8)
+    for rows in _bands(height, width):
+        values = samples.values[rows].astype(np.float32)
+        scaled = (np.nan_to_num(values, nan=lo) - lo) / max(hi - lo, 1e-9)
+        shown = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+        if samples.alpha is not None:
+            share = samples.alpha[rows].astype(np.float32)[..., None] / 255
+            shown = (shown * share + 255 * (1 - share) + 0.5).astype(np.uint8)
+        out[rows] = shown if shown.ndim == 3 else shown[..., None]
+    return out if samples.alpha is None or samples.alpha.any() else None
+
+
+def _upright(pixels: RgbImage, orientation: int) -> RgbImage:
+    """Turned as EXIF says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def grey_thumbnail(image: RgbImage, side: int) -> F32:

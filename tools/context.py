@@ -142,7 +142,7 @@ class ToolContext:
     @cached_property
     def shown_reference(self) -> str:
         """sha256 of the nearest golden on the photo's pixels."""
-        return self.keep_image(self.canonical.comparison.nearest.picture)
+        return self.keep_image(self.canonical.comparison.nearest.reduced)
 
     def keep_image(self, image: RgbImage) -> str:
         """Store a picture that a tool made; returns its sha256."""
@@ -157,7 +157,7 @@ class ToolContext:
         regions = (
             [r.region for r in canonical.regions]
             if is_canonical
-            else find_regions(difference.anomaly_map, canonical.threshold, difference.types)
+            else find_regions(difference.anomaly_map, canonical.threshold, difference.types, comparison.nearest.size)
         )
         p = canonical.p_value if is_canonical else None
         return ScoreEvidence(
@@ -177,7 +177,7 @@ class ToolContext:
             ),
             images={
                 "query": self.shown_query,
-                "reference": self.shown_reference if is_canonical else self.keep_image(comparison.nearest.picture),
+                "reference": self.shown_reference if is_canonical else self.keep_image(comparison.nearest.reduced),
             },
             summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
             f"regions above the threshold: {len(regions)}",

@@ -26,7 +26,7 @@ from refdiff.tools.feature_cache import FeatureCache
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, align
 
-_IMAGES_KEPT = 32
+_IMAGES_KEPT_BYTES = 512 << 20
 _ALIGNMENTS_KEPT = 512
 
 Window = tuple[float, float]  # (lo, hi) sample values shown as 0..255
@@ -41,7 +41,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     settings: ToolsSettings
 
     def __post_init__(self) -> None:
-        self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT)
+        self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._cache_lock = threading.Lock()
         self._bank: GoldenBank | None = None

@@ -44,6 +44,7 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.regions import map_window
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"
@@ -302,7 +303,7 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         window = run.workspace.stores.products.get(PRODUCT)
         shown = decode_image(_read(sample.path), name=sample.name, window=window.intensity_window if window else None)
         query = run.workspace.stores.images.put(encode_png(shown))
-        reference = run.workspace.stores.images.put(encode_png(comparison.nearest.picture))
+        reference = run.workspace.stores.images.put(encode_png(comparison.nearest.reduced))
         reading = run.reader(run.workspace, query, reference)
     unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
     facts = PolicyInput(
@@ -310,7 +311,7 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         n=calibration.n if calibration else 0,
         alpha=run.alpha,
         reading=reading,
-        problems=[unlike] if unlike else [],
+        problems=[p for p in (comparison.format_problem, unlike) if p],
     )
     decision = decide(facts)
     row = ImageResult(
@@ -327,7 +328,8 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
 
 
 def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:
-    anomaly_map = comparison.difference.anomaly_map
+    size = comparison.nearest.size
+    anomaly_map = map_window(comparison.difference.anomaly_map, (0, 0, size[1], size[0]), size)
     if sample.mask is None:
         pixels.add(anomaly_map, None)
         return None

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.agent.report.schema import Finding
 from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, encode_png
+from refdiff.tools.vision.regions import map_size
 
 _Rgb = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
@@ -33,6 +34,7 @@ MIN_LONG_SIDE = 720  # smaller pictures are enlarged to at least this
 MAX_LONG_SIDE = 1600  # larger ones are reduced to this
 HEAT_SPAN = 2.0  # the colour scale ends at this many thresholds
 _HEAT_OPACITY = 0.6
+_MIN_BAR_PX = 360  # below, its words do not fit
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def overlay(
     """The query with numbered boxes: orange, or sky blue and dashed where a finding is within limits.
 
     query: (H, W, 3) uint8. Finding i of the list gets the number i + 1; its box is in query px.
-    anomaly_map: (H, W) float32, with a threshold in the same unit: what exceeds it is outlined too.
+    anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined too.
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
     """
     scale = display_scale(*query.shape[:2])
@@ -89,10 +91,11 @@ def overlay(
 def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float | None) -> RgbImage:
     """The anomaly map over the grey query, with a colour bar below.
 
-    anomaly_map: (H, W) float32 in query px. The scale is fixed at 0 .. 2 thresholds (inferno), so pictures of one
+    anomaly_map: float32 of the query's `map_size`. The scale is fixed at 0 .. 2 thresholds (inferno), so pictures of one
     product are comparable; the white line is the threshold. Without one (no calibration yet) the scale ends at
     the maximum of this image, and the bar says so.
-    Returns (H * s + bar, W * s, 3) uint8. Raises ValueError for a map of another size or a threshold <= 0.
+    Returns (H * s + bar, W * s, 3) uint8, wider where the bar is.
+    Raises ValueError for a map of another size or a threshold <= 0.
     """
     _check_map(query, anomaly_map)
     if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
@@ -110,7 +113,9 @@ def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float 
     )
     if threshold is not None:
         _draw_outline(canvas, anomaly_map, threshold)
-    return np.concatenate([canvas, _colour_bar(width, threshold)], axis=0)
+    bar = _colour_bar(width, threshold)
+    beside = np.full((height, bar.shape[1] - width, 3), _PAPER, np.uint8)  # a narrow part has a wider bar
+    return np.concatenate([np.concatenate([canvas, beside], axis=1), bar], axis=0)
 
 
 def side_by_side(reference: RgbImage, query: RgbImage, label: str = "Part", *, registered: bool = True) -> RgbImage:
@@ -195,10 +200,8 @@ def anomaly_layer(anomaly_map: NDArray[np.float32], threshold: float, max_side: 
 
 
 def _check_map(query: RgbImage, anomaly_map: NDArray[np.float32]) -> None:
-    if anomaly_map.shape != query.shape[:2]:
-        raise ValueError(
-            f"anomaly map is {anomaly_map.shape}, the query is {query.shape[:2]} (H, W); resize the map first"
-        )
+    if anomaly_map.shape != map_size(query.shape):
+        raise ValueError(f"anomaly map is {anomaly_map.shape}, the query is {query.shape[:2]} (H, W); score it again")
 
 
 def _resize(image: RgbImage, scale: float, enlarge: int = cv2.INTER_LINEAR) -> RgbImage:
@@ -332,6 +335,8 @@ def _header(width: int, text: str) -> RgbImage:
 
 
 def _colour_bar(width: int, threshold: float | None) -> RgbImage:
+    """A bar of at least `width` px."""
+    width = max(width, _MIN_BAR_PX)
     size = max(12, min(24, width // 34))
     bar, pad = size, size
     strip = Image.new("RGB", (width, int(size * 5.2)), _PAPER)

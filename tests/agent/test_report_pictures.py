@@ -108,7 +108,7 @@ def test_heatmap_threshold_must_be_finite_and_positive(threshold: float) -> None
 
 def test_heatmap_without_threshold_is_drawn_and_of_wrong_size_refused() -> None:
     assert pictures.heatmap(grey(32, 32), np.zeros((32, 32), np.float32), None).dtype == np.uint8
-    with pytest.raises(ValueError, match="resize the map first"):
+    with pytest.raises(ValueError, match="score it again"):
         pictures.heatmap(grey(32, 32), np.zeros((16, 32), np.float32), 1.0)
 
 

@@ -150,9 +150,10 @@ def test_deep_image_is_scaled_by_the_intensity_window(name: str) -> None:
     assert suggested == pytest.approx((low - (high - low) / 4, high + (high - low) / 4), rel=1e-3, abs=unit)
 
 
-def test_intensity_window_does_not_change_8_bit_images() -> None:
+def test_8_bit_photo_for_a_product_with_an_intensity_window_is_refused() -> None:
     assert measure_window(save(RGB)) is None
-    assert np.array_equal(decode_image(save(RGB), window=(0, 60_000)), RGB)
+    with pytest.raises(ImageError, match="8-bit samples"):
+        decode_image(save(RGB), window=(0, 60_000))
 
 
 def test_nan_pixels_become_dark_and_infinite_pixels_are_clipped() -> None:
@@ -178,10 +179,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
     "one pixel": (save(RGB[:1, :1]), "too small"),
     "a line": (save(np.zeros((15, 500, 3), np.uint8)), "too small"),
-    "an animated GIF": (frames("GIF"), "3 frames"),
-    "an animated PNG": (frames("PNG"), "3 frames"),
-    "an animated WebP": (frames("WEBP"), "3 frames"),
-    "a TIFF of several pages": (frames("TIFF"), "3 frames"),
+    "a thread": (save(np.zeros((16, 1000, 3), np.uint8)), "too long and thin"),
+    "a tower": (save(np.zeros((4096, 48, 3), np.uint8)), "too long and thin"),
+    "plain-text PBM": (b"P1 32 32\n" + b"1 0 " * 512, "plain-text PNM"),
+    "plain-text PGM": (b"P2 32 32 255\n" + b"1 0 " * 512, "plain-text PNM"),
+    "plain-text PPM": (b"P3 32 32 255\n" + b"1 0 9 " * 1024, "plain-text PNM"),
+    "an animated GIF": (frames("GIF"), "several frames"),
+    "an animated PNG": (frames("PNG"), "several frames"),
+    "an animated WebP": (frames("WEBP"), "several frames"),
+    "a TIFF of several pages": (frames("TIFF"), "several frames"),
     "the second page torn off": (frames("TIFF")[:-200], "damaged|frames"),
     "half of it": (save(RGB)[: len(save(RGB)) // 2], "damaged"),
     "half a JPEG": (save(RGB, "JPEG")[:700], "damaged"),

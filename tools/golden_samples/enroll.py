@@ -139,7 +139,8 @@ def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -
         return decode_image(data, name=name, window=window, settings=settings)
     except ImageError:
         suggested = None if window else measure_window(data, name=name, settings=settings)
-        if suggested is None:
+        # a window would make the 8-bit goldens that are there unreadable
+        if suggested is None or workspace.bank.count(product):
             raise
     window = products.set_window_once(product, suggested).intensity_window
     return decode_image(data, name=name, window=window, settings=settings)

@@ -17,6 +17,7 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, score_difference
+from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.vision.registration import Alignment
@@ -31,8 +32,9 @@ class Comparison:
     alignments: list[Alignment]
     nearest: RegisteredGolden
     difference: Difference
-    ignore: NDArray[np.bool_] | None  # (H, W), query px in ignore zones
+    ignore: NDArray[np.bool_] | None  # `map_size` of the photo: what lies in ignore zones
     zones_placed: bool
+    format_problem: str  # why the photo's pixel format makes this unreliable, "" if it does not
     timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
@@ -100,7 +102,10 @@ def compare_with(
     others = (RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits[1:], alignments[1:], strict=True))
     with clock.stage("score"):
         difference = score_difference(workspace, query, features, chain([nearest], others), ignore)
-    return Comparison(hits, alignments, nearest, difference, ignore, placed, clock.ms)
+    known = workspace.stores.products.get(product)
+    deep = known is not None and known.intensity_window is not None
+    problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
+    return Comparison(hits, alignments, nearest, difference, ignore, placed, problem, clock.ms)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

@@ -23,6 +23,7 @@ from refdiff.model.difference.patch_distance import GRID_STRIDE, image_score, re
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
 from refdiff.model.images import RgbImage
+from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp_reference
 from refdiff.tools.workspace import Workspace
 
@@ -33,7 +34,7 @@ _MAX_MOVE_CELLS = 0.25  # displacement at which two images still count as lying 
 class Difference:
     """How a photo differs from its references."""
 
-    anomaly_map: NDArray[np.float32]  # (H, W) >= 0, query px; 0 where no reference reaches
+    anomaly_map: NDArray[np.float32]  # `map_size` of the photo, >= 0; 0 where no reference reaches
     score: float  # image score, continuous
     peak: float  # largest value of the map
     covered: float  # part 0..1 of the photo that some reference reaches
@@ -54,6 +55,22 @@ class RegisteredGolden:
         """The golden on the photo's pixel grid, (H, W, 3) uint8; merely resized where it did not register."""
         return warp_reference(self.workspace.golden_image(self.golden), self.alignment.matrix, self.size)[0]
 
+    @cached_property
+    def reduced(self) -> RgbImage:
+        """The same at the `map_size` of the photo, for all that needs no finer pixels."""
+        size = map_size(self.size)
+        if size == self.size:
+            return self.picture
+        golden = self.workspace.golden_image(self.golden)
+        small = resize_to(golden, map_size(golden.shape))
+        matrix = scaling(self.size, size) @ self.alignment.matrix @ scaling(small.shape, golden.shape)
+        return warp_reference(small, matrix, size)[0]
+
+
+def scaling(size: tuple[int, ...], target: tuple[int, ...]) -> Matrix:
+    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
+    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])
+
 
 def as_tensor(image: RgbImage) -> Tensor:
     """(H, W, 3) -> (3, H, W)."""
@@ -72,7 +89,7 @@ def reference_view(features: Features, registered: RegisteredGolden) -> Referenc
     grid = features.maps[GRID_STRIDE].shape[-2:]
     valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
     moves = _moves(work, features, own)
-    picture = resize_to(registered.picture if moves else workspace.golden_image(golden), features.work_size)
+    picture = resize_to(registered.reduced if moves else workspace.golden_image(golden), features.work_size)
     # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
     maps = workspace.encoder.embed(picture, features.work_size).maps if moves else own.maps
     return ReferenceView(maps, valid, True, as_tensor(picture), torch.from_numpy(covered), own.maps)
@@ -80,8 +97,7 @@ def reference_view(features: Features, registered: RegisteredGolden) -> Referenc
 
 def _in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
     """The registration between the two images as they were encoded."""
-    q = np.diag([query.work_size[1] / query.size[1], query.work_size[0] / query.size[0], 1.0])
-    r = np.diag([reference.work_size[1] / reference.size[1], reference.work_size[0] / reference.size[0], 1.0])
+    q, r = scaling(query.size, query.work_size), scaling(reference.size, reference.work_size)
     return np.asarray(q @ matrix @ np.linalg.inv(r), np.float64)
 
 
@@ -104,9 +120,9 @@ def score_difference(
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
-    features: of the photo. ignore: (H, W) bool, query px that do not count (the map is 0 there).
+    features: of the photo. ignore: bool, at the photo's `map_size`, what does not count (the map is 0 there).
     """
-    size = query.shape[:2]
+    size = map_size(query.shape)
     views = [reference_view(features, r) for r in references]
     picture = as_tensor(resize_to(query, features.work_size))
     network = workspace.difference.compare(picture, features.maps, views)

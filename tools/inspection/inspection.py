@@ -26,7 +26,7 @@ from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.measurement import Measurement, measure
-from refdiff.tools.vision.regions import Region, find_regions
+from refdiff.tools.vision.regions import Region, find_regions, map_window
 from refdiff.tools.workspace import Workspace
 
 _MAX_SHARED_AREA = 0.7  # part of a region's box; one that shares more with a stronger region is a part of that
@@ -60,10 +60,10 @@ class PhotoInspection:
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
     """Regions above the threshold; if there is none but one is needed (the score is high), the place of the peak."""
-    regions = find_regions(comparison.difference.anomaly_map, threshold, comparison.difference.types)
-    if not regions and at_least_one and comparison.difference.peak > 0:
-        most = 0.8 * comparison.difference.peak
-        regions = find_regions(comparison.difference.anomaly_map, most, comparison.difference.types)[:1]
+    difference, size = comparison.difference, comparison.nearest.size
+    regions = find_regions(difference.anomaly_map, threshold, difference.types, size)
+    if not regions and at_least_one and difference.peak > 0:
+        regions = find_regions(difference.anomaly_map, 0.8 * difference.peak, difference.types, size)[:1]
     return regions
 
 
@@ -89,9 +89,10 @@ def _covers(box: Box, other: Box) -> bool:
     return w > 0 and h > 0 and w * h >= _MAX_SHARED_AREA * (other[2] - other[0]) * (other[3] - other[1])
 
 
-def touches(mask: NDArray[np.bool_], region: Region) -> bool:
-    x0, y0, x1, y1 = region.box
-    return bool((mask[y0:y1, x0:x1] & region.mask).any())
+def touches(mask: NDArray[np.bool_], region: Region, size: tuple[int, ...]) -> bool:
+    """Does a zone (`mask`, as `place_zones` gives it) reach into a region of a photo of `size` (H, W, ...)?"""
+    under = map_window(mask.astype(np.uint8), region.box, size)
+    return bool((under.astype(bool) & region.mask).any())
 
 
 def inspect_photo(
@@ -119,6 +120,8 @@ def inspect_photo(
     problems = (
         [] if comparison.zones_placed else ["ignore zones could not be placed: the photo could not be registered"]
     )
+    if comparison.format_problem:
+        problems.append(comparison.format_problem)
     difference = comparison.difference
     if difference.covered < _MIN_COVERED:
         problems.append(
@@ -148,7 +151,7 @@ def inspect_photo(
                 measurement=measurement,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
-                zones=[name for name, mask in critical.items() if touches(mask, region)],
+                zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
     return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems)

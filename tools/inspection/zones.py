@@ -9,6 +9,7 @@ from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
+from refdiff.tools.vision.regions import map_size
 from refdiff.tools.workspace import Workspace
 
 
@@ -33,15 +34,16 @@ def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden
 def place_zones(
     workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
 ) -> tuple[dict[str, NDArray[np.bool_]], bool]:
-    """Zones of one kind on the photo: name -> (H, W) bool, and whether the zone golden could be registered for it."""
+    """Zones of one kind on the photo: name -> bool at the photo's `map_size`, and whether the zone golden registered."""
     spec = product_spec(workspace, product)
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:
         return {}, True
     alignment = workspace.alignment(query, query_key, zone_golden(workspace, product, spec))
-    size = query.shape[:2]
+    size = map_size(query.shape)
+    matrix = np.diag([size[1] / query.shape[1], size[0] / query.shape[0], 1.0]) @ alignment.matrix
     masks: dict[str, NDArray[np.bool_]] = {}
     for zone in zones:  # zones of one name add up
-        mask = zone_mask(zone, alignment.matrix, size)
+        mask = zone_mask(zone, matrix, size)
         masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
     return masks, alignment.ok

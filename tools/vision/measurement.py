@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refdiff.model.errors import InputError
 from refdiff.model.images import Box, Mask, RgbImage, widen
 from refdiff.tools.vision.crops import clip_box, warp_window
-from refdiff.tools.vision.regions import place_name
+from refdiff.tools.vision.regions import MAP_PX, map_size, map_window, place_name
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.vision.shape import filled, is_line, length_and_width
 
@@ -93,20 +93,21 @@ def measure(
     mm_per_px: float | None = None,
     scale_uncertainty: float = 0.0,
 ) -> Measurement:
-    """Measure what the anomaly map (H, W) found in `box` (x0, y0, x1, y1, exclusive) of the query (H, W, 3).
+    """Measure what the anomaly map found in `box` (x0, y0, x1, y1, exclusive end) of the query (H, W, 3).
 
-    mask: (y1 - y0, x1 - x0) bool, the region's own shape in the box. scale_uncertainty: relative, one standard deviation.
+    anomaly_map: of the query's `map_size`. mask: (y1 - y0, x1 - x0) bool, the region's own shape in the box.
+    scale_uncertainty: relative, one standard deviation.
     Deterministic. Raises InputError: box outside the image, map or mask of another size, scale not above 0.
     """
     size = query.shape[:2]
-    if anomaly_map.shape != size:
+    if anomaly_map.shape != map_size(size):
         raise InputError(f"anomaly map of {anomaly_map.shape} does not fit the photo of {size}; score this photo again")
     if mm_per_px is not None and not (math.isfinite(mm_per_px) and mm_per_px > 0):
         raise InputError(f"scale {mm_per_px} mm/px must be above 0; leave it out if it is unknown")
     if not (math.isfinite(scale_uncertainty) and scale_uncertainty >= 0):
         raise InputError(f"scale uncertainty {scale_uncertainty} must be >= 0 (0.01 is one percent)")
     inside = clip_box(box, size)
-    region = _region(anomaly_map, box, inside, mask)
+    region = _region(anomaly_map, box, inside, size, mask)
     return _in_mm(_measure_px(query, reference, alignment, anomaly_map, inside, region), mm_per_px, scale_uncertainty)
 
 
@@ -118,7 +119,7 @@ def _in_mm(m: Measurement, mm_per_px: float | None, scale_uncertainty: float) ->
     return replace(m, length_mm=length, width_mm=width, area_mm2=m.area_px * mm_per_px**2, uncertainty_mm=u)
 
 
-def _region(anomaly_map: NDArray[np.float32], box: Box, inside: Box, mask: Mask | None) -> Mask:
+def _region(anomaly_map: NDArray[np.float32], box: Box, inside: Box, size: tuple[int, int], mask: Mask | None) -> Mask:
     """(h, w) bool in the clipped box: the given shape, or the map's upper half."""
     x0, y0, x1, y1 = inside
     if mask is not None:
@@ -130,7 +131,7 @@ def _region(anomaly_map: NDArray[np.float32], box: Box, inside: Box, mask: Mask 
         cut = mask[y0 - by : y1 - by, x0 - bx : x1 - bx].astype(bool)
         if cut.any():
             return cut
-    cut_map = anomaly_map[y0:y1, x0:x1]
+    cut_map = map_window(anomaly_map, inside, size)
     lo, hi = float(cut_map.min()), float(cut_map.max())
     return np.asarray(cut_map >= (lo + hi) / 2)
 
@@ -172,11 +173,10 @@ def _measure_px(
 def _explained(region: Mask, inside: Box, found: Mask, at: Box, reach: float) -> float:
     """Part 0..1 of the map's region that lies within `reach` px of the pixels found (a mask on the box `at`)."""
     near = np.ones(region.shape, np.uint8)
-    x0, y0 = at[0] - inside[0], at[1] - inside[1]
-    ys, xs = np.nonzero(found)
-    ys, xs = ys + y0, xs + x0
-    within = (ys >= 0) & (ys < region.shape[0]) & (xs >= 0) & (xs < region.shape[1])
-    near[ys[within], xs[within]] = 0
+    x0, y0, x1, y1 = max(at[0], inside[0]), max(at[1], inside[1]), min(at[2], inside[2]), min(at[3], inside[3])
+    if x0 < x1 and y0 < y1:
+        shared = found[y0 - at[1] : y1 - at[1], x0 - at[0] : x1 - at[0]]
+        near[y0 - inside[1] : y1 - inside[1], x0 - inside[0] : x1 - inside[0]] = ~shared
     if near.all():
         return 0.0
     far = cv2.distanceTransform(near, cv2.DIST_L2, 5)
@@ -188,10 +188,15 @@ def _cut(
 ) -> _Window:
     x0, y0, x1, y1 = outer
     h, w = y1 - y0, x1 - x0
+    picture, heat = query[y0:y1, x0:x1], map_window(anomaly_map, outer, query.shape)
     support = np.zeros((h, w), np.uint8)
     support[inside[1] - y0 : inside[3] - y0, inside[0] - x0 : inside[2] - x0] = region
+    huge = max(1.0, max(h, w) / MAP_PX)
+    if huge > 1:
+        h, w, cell = round(h / huge), round(w / huge), cell / huge
+        picture, heat = (cv2.resize(a, (w, h), interpolation=cv2.INTER_AREA) for a in (picture, heat))
+        support = np.asarray(cv2.resize(support, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
     near = _grow(support, round(cell / 2))
-    heat = anomaly_map[y0:y1, x0:x1]
     # a second defect in the window is not noise
     peak = float(heat[support > 0].max())
     quiet = (_grow(support, round(2 * cell)) == 0) & (heat < 0.5 * peak)
@@ -203,7 +208,7 @@ def _cut(
     if quiet.mean() < 0.1:
         quiet = np.ones((h, w), bool)
     shrink = max(1.0, max(h, w) / _WINDOW_PX)
-    picture = query[y0:y1, x0:x1].astype(np.float32)
+    picture = picture.astype(np.float32)
     if shrink > 1:
         target = (round(w / shrink), round(h / shrink))
         picture = np.asarray(cv2.resize(picture, target, interpolation=cv2.INTER_AREA), np.float32)
@@ -211,7 +216,7 @@ def _cut(
         heat = np.asarray(cv2.resize(heat, target, interpolation=cv2.INTER_AREA), np.float32)
         reachable = np.asarray(cv2.resize(reachable, target, interpolation=cv2.INTER_NEAREST), np.uint8)
         quiet = cv2.resize(quiet.astype(np.uint8), target, interpolation=cv2.INTER_NEAREST) > 0
-    return _Window(outer, shrink, picture, near > 0, heat, reachable > 0, quiet)
+    return _Window(outer, shrink * huge, picture, near > 0, heat, reachable > 0, quiet)
 
 
 def _grow(mask: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
@@ -472,7 +477,10 @@ def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> 
     x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
     mask = np.ascontiguousarray(region[y : y + h, x : x + w])
     box = (inside[0] + x, inside[1] + y, inside[0] + x + w, inside[1] + y + h)
-    length, width = length_and_width(mask, 0.0)
+    huge = max(1.0, max(w, h) / MAP_PX)
+    target = (max(1, round(w / huge)), max(1, round(h / huge)))
+    small = cv2.resize(mask.astype(np.uint8), target, interpolation=cv2.INTER_NEAREST) > 0 if huge > 1 else mask
+    length, width = (huge * side for side in length_and_width(small, 0.0))
     # a map blurs by its cells and by how far the network sees: true sizes from a point to the region itself
     u = max(2 * cell, 0.5 * length)
     return Measurement(box, mask, place_name(box, size), length, width, u, "map")

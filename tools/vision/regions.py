@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
+from refdiff.model.images import Box, Mask
 
 MAX_REGIONS = 16
+MAP_PX = 4096  # long side of the largest map; what is smoothed and grown on it costs the third power of the side
 MIN_TYPE_CONFIDENCE = 0.5
 # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens
 MIN_RELATIVE_PEAK = 0.1
@@ -19,7 +22,7 @@ MIN_RELATIVE_PEAK = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the anomaly map above the threshold. box: x0, y0, x1, y1 query px, exclusive end.
+    """A connected part of the anomaly map above the threshold, in query px. box: x0, y0, x1, y1, exclusive end.
 
     place: its name on a 3 x 3 grid of the image. peak: largest difference in it. mask: (y1 - y0, x1 - x0) bool.
     type: what the network takes it for, `unknown_anomaly` when it is not sure. type_confidence: 0..1 of that word.
@@ -33,6 +36,23 @@ class Region:
     mask: NDArray[np.bool_]
     type: str = UNKNOWN
     type_confidence: float = 0.0
+
+
+def map_size(size: tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of the anomaly map of a photo of `size` (H, W, ...): the photo's own, or less for more than `MAP_PX`."""
+    f = min(1.0, MAP_PX / max(size[:2]))
+    return max(1, round(size[0] * f)), max(1, round(size[1] * f))
+
+
+def map_window(anomaly_map: NDArray, box: Box, size: tuple[int, ...]) -> NDArray:
+    """The part of a map under a box (x0, y0, x1, y1 px) of its photo of `size` (H, W, ...), at the photo's pixels."""
+    (h, w), (x0, y0, x1, y1) = anomaly_map.shape, box
+    if (h, w) == size[:2]:
+        return anomaly_map[y0:y1, x0:x1]
+    fy, fx = h / size[0], w / size[1]
+    part = anomaly_map[int(y0 * fy) : math.ceil(y1 * fy), int(x0 * fx) : math.ceil(x1 * fx)]
+    how = cv2.INTER_LINEAR if part.dtype == np.float32 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(part, (x1 - x0, y1 - y0), interpolation=how))
 
 
 def place_name(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
@@ -58,10 +78,14 @@ def _type_of(
 
 
 def find_regions(
-    anomaly_map: NDArray[np.float32], threshold: float, types: NDArray[np.float32] | None = None
+    anomaly_map: NDArray[np.float32],
+    threshold: float,
+    types: NDArray[np.float32] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> list[Region]:
     """Regions above `threshold`, strongest first, at most 16. types: as in `Difference`, names the regions.
 
+    size: (H, W, ...) of the photo, if it is larger than its map.
     Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
     """
     h, w = anomaly_map.shape
@@ -87,5 +111,16 @@ def find_regions(
     regions = []
     for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):
         kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
-        regions.append(Region(f"r{i}", box, place_name(box, (h, w)), area, peak, mask, kind, sure))
+        place = place_name(box, (h, w))
+        if size is not None and size[:2] != (h, w):
+            box, mask = _enlarged(box, mask, size[0] / h, size[1] / w)
+            area = int(mask.sum())
+        regions.append(Region(f"r{i}", box, place, area, peak, mask, kind, sure))
     return regions
+
+
+def _enlarged(box: Box, mask: Mask, fy: float, fx: float) -> tuple[Box, Mask]:
+    """A box and its mask in px of the photo instead of the map."""
+    x0, y0, x1, y1 = int(box[0] * fx), int(box[1] * fy), round(box[2] * fx), round(box[3] * fy)
+    large = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+    return (x0, y0, x1, y1), large > 0
