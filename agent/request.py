@@ -105,4 +105,5 @@ def capture_part(
 def check_goldens(workspace: Workspace, capture: Capture) -> None:
     """Raises UnknownProductError if there is no golden sample to compare the photo with."""
     if not workspace.bank.count(capture.product, IN_USE):
-        raise no_goldens(capture.product, capture.part_id)
+        elsewhere = len(workspace.bank.of_other_encoders(capture.product))
+        raise no_goldens(capture.product, capture.part_id, elsewhere)

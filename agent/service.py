@@ -444,7 +444,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
         name = check_product_name(name)
         if not self.workspace.bank.count(name):
-            raise no_goldens(name)
+            raise no_goldens(name, elsewhere=len(self.workspace.bank.of_other_encoders(name)))
         with self._enrolling:
             made = calibrate(self.workspace, name, alpha=alpha)
         return summary(made, requested_alpha(self.workspace, made))

@@ -34,7 +34,7 @@ from refdiff.memory.golden_bank.golden import (
     point_id,
 )
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
+from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError, other_encoder_note
 
 PREFIX = "refdiff_goldens_"
 INDEXED = ("product", "status", "part_group", "sha256")
@@ -191,7 +191,12 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         with self._qdrant() as client:
             golden = self._find(client, point_id(golden_id))
         if golden is None:
-            raise UnknownRecordError(f"no golden {golden_id} in the bank; see `refdiff goldens list`")
+            damaged = self._damaged.get(golden_id)
+            raise UnknownRecordError(
+                f"golden {damaged.name} is damaged ({damaged.reason}); restore it: refdiff goldens reenroll"
+                if damaged
+                else f"no golden {golden_id} in the bank; see `refdiff goldens list`"
+            )
         return golden
 
     def vectors(self, golden_id: str) -> tuple[Vectors, Vectors]:
@@ -237,6 +242,12 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             if golden.golden_id not in here and product in (None, golden.product):
                 missing[golden.golden_id] = golden
         return sorted(missing.values(), key=lambda g: (g.enrolled_at, g.golden_id))
+
+    def notes(self, product: str | None = None) -> builtins.list[str]:
+        """What people should know about goldens that are kept and not in use here, in words."""
+        others = len(self.of_other_encoders(product))
+        damaged = [d for d in self.damaged() if product is None or d.golden is None or d.golden.product == product]
+        return [*([damage_note(damaged)] if damaged else []), *([other_encoder_note(others)] if others else [])]
 
     # -- inside
 

@@ -20,5 +20,5 @@ def retrieve_reference(
     """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
     hits = workspace.bank.nearest(product, features.global_vec, features.patches, k, exclude_ids=exclude_ids)
     if not hits:
-        raise no_goldens(product)
+        raise no_goldens(product, elsewhere=len(workspace.bank.of_other_encoders(product)))
     return hits
