@@ -25,6 +25,7 @@ from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.assemble import assemble, claims_of, complete_evidence, conclude_without_reading
 from refdiff.agent.verdict.verify import verify
 from refdiff.model.errors import (
+    DamagedError,
     ImageError,
     LLMError,
     RefDiffError,
@@ -110,7 +111,7 @@ def tool_error(error: Exception) -> str:
 
     Errors that no other call could fix are raised again and end the run with their own exit code.
     """
-    if isinstance(error, (ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
+    if isinstance(error, (DamagedError, ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
         raise error
     if isinstance(error, RefDiffError):
         return f"Error: {error}"

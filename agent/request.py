@@ -11,7 +11,7 @@ from typing import Literal, Self
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.memory.settings import login_name
-from refdiff.model.errors import InputError, no_goldens
+from refdiff.model.errors import InputError
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.captures import find_part, product_of
@@ -105,4 +105,4 @@ def capture_part(
 def check_goldens(workspace: Workspace, capture: Capture) -> None:
     """Raises UnknownProductError if there is no golden sample to compare the photo with."""
     if not workspace.bank.count(capture.product, IN_USE):
-        raise no_goldens(capture.product, workspace.bank.products(), capture.part_id)
+        raise workspace.bank.no_goldens(capture.product, capture.part_id)

@@ -40,7 +40,6 @@ from refdiff.model.errors import (
     StorageError,
     UnavailableError,
     UnknownRecordError,
-    no_goldens,
     unknown_product,
 )
 from refdiff.model.settings import ModelSettings
@@ -444,7 +443,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
         name = check_product_name(name)
         if not self.workspace.bank.count(name):
-            raise no_goldens(name, self.workspace.bank.products())
+            raise self.workspace.bank.no_goldens(name)
         with self._enrolling:
             made = calibrate(self.workspace, name, alpha=alpha)
         return summary(made, requested_alpha(self.workspace, made))

@@ -1,4 +1,4 @@
-"""Settings of the agent. Environment prefix `REFDIFF_`, `.env` honoured; explicit argument > environment > default."""
+"""Settings of the agent. Environment prefix `REFDIFF_`; explicit argument > environment > default."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from refdiff.model.errors import InputError, StorageError, UnknownRecordError
+from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.files import make_folder, storage_error, write_atomic
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +31,10 @@ class ImageStore:
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
+    def ids(self) -> Iterator[str]:
+        """The ids of all images that are kept, in no order."""
+        yield from (path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if _SHA256.fullmatch(path.name))
+
     def put(self, data: bytes) -> str:
         """Keep `data`, durably on return, and return its sha256. The same bytes again change nothing.
 
@@ -48,7 +53,7 @@ class ImageStore:
         return sha256
 
     def get(self, sha256: str) -> bytes:
-        """The bytes of that image. Raises UnknownRecordError if absent, StorageError if damaged."""
+        """The bytes of that image. Raises UnknownRecordError if absent, DamagedError, StorageError."""
         path = self.path(sha256)
         try:
             data = path.read_bytes()
@@ -57,5 +62,5 @@ class ImageStore:
         except OSError as e:
             raise storage_error(path, e) from e
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise StorageError(f"{path}: the image is damaged (its sha256 differs from its name); send the photo again")
+            raise DamagedError(f"{path}: the image is damaged (its sha256 differs from its name); send the photo again")
         return data

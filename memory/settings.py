@@ -1,4 +1,4 @@
-"""Where the stores live. Environment prefix `REFDIFF_`, plus Qdrant's own usual names; `.env` honoured."""
+"""Where the stores live. Environment prefix `REFDIFF_`, plus Qdrant's own usual names."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ RefDiffError                    exit 70
 │   ├── UnknownRecordError                no inspection, golden, evidence of that id
 │   ├── DuplicateError                    already there (golden, disposition)
 │   ├── SpecError                         product specification does not parse
+│   ├── DamagedError                      a stored photo is not what was kept; trying again does not help
 │   └── TamperedError                     an audit record is not what was recorded
 ├── UnavailableError            exit 69   a service or resource is unavailable
 │   ├── BankBusyError                     another process holds the embedded bank
@@ -62,6 +63,10 @@ class SpecError(InputError):
     pass
 
 
+class DamagedError(InputError):
+    pass
+
+
 class TamperedError(InputError):
     pass
 
@@ -103,9 +108,24 @@ def unknown_product(product: str, known: Iterable[str]) -> UnknownProductError:
     )
 
 
-def no_goldens(product: str, known: Iterable[str], part_id: str | None = None) -> UnknownProductError:
-    """The error for a product without golden samples in use. known: the products that have some."""
+def other_encoder_note(count: int) -> str:
+    """What to tell people about goldens that were enrolled with another encoder, and the way out."""
+    return (
+        f"{count} golden {'sample was' if count == 1 else 'samples were'} enrolled with other weights or another "
+        "REFDIFF_WORKING_PX and cannot be compared; enrol them again from their stored photos: refdiff goldens reenroll"
+    )
+
+
+def no_goldens(
+    product: str, known: Iterable[str], part_id: str | None = None, elsewhere: int = 0
+) -> UnknownProductError:
+    """The error for a product without golden samples in use.
+
+    known: the products that have some. elsewhere: how many goldens of the product another encoder has.
+    """
     of_part = f" (part {part_id})" if part_id else ""
+    if elsewhere:
+        return UnknownProductError(f"product {product!r}{of_part}: {other_encoder_note(elsewhere)}")
     names = ", ".join(known)
     others = f" (products that have some: {names})" if names else ""
     return UnknownProductError(

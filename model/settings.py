@@ -1,4 +1,4 @@
-"""Settings of the network: encoder, working resolution, image limits. Environment prefix `REFDIFF_`, `.env` honoured."""
+"""Settings of the network: encoder, working resolution, image limits. Environment prefix `REFDIFF_`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # How every room reads its settings. An empty variable counts as unset: `QDRANT_URL= refdiff ...` switches back.
-ENVIRONMENT = SettingsConfigDict(
-    env_prefix="REFDIFF_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
-)
+ENVIRONMENT = SettingsConfigDict(env_prefix="REFDIFF_", env_ignore_empty=True, extra="ignore", populate_by_name=True)
 
 
 class ModelSettings(BaseSettings):

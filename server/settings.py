@@ -1,5 +1,5 @@
 """Settings of the server and its chat bots, and the one loader of all settings. Environment prefix `REFDIFF_`, or the
-platforms' own names for their secrets; `.env` is read too."""
+platforms' own names for their secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class ConfigurationError(RefDiffError):
-    """A setting from the environment or `.env` is invalid. A usage error: exit code 64."""
+    """A setting from the environment or a file is invalid. A usage error: exit code 64."""
 
     exit_code = 64
 
@@ -61,7 +61,7 @@ class ServerSettings(BaseSettings):
 
 
 class ChatSettings(BaseSettings):
-    """Explicit argument > environment > `.env` > default. A bot whose secrets are missing is off."""
+    """Explicit argument > environment > default. A bot whose secrets are missing is off."""
 
     model_config = ENVIRONMENT
 
@@ -109,7 +109,7 @@ class Settings:
 
 
 def load_settings(**explicit: Any) -> Settings:
-    """Read environment and `.env`. explicit: values of fields, by field name, that win over both; None means "not given".
+    """Read the environment. explicit: values of fields, by field name, that win over it; None means "not given".
 
     Raises ConfigurationError naming the variable, for any room.
     """
@@ -131,9 +131,9 @@ def _load(kind: type[S], given: dict[str, Any]) -> S:
         problems = "; ".join(
             f"{_variable(p['loc'])}={_short(p['input'])}: {p['msg'].lower()}" for p in e.errors(include_url=False)
         )
-        raise ConfigurationError(f"setting {problems}; correct the environment or the file .env") from e
+        raise ConfigurationError(f"setting {problems}; correct the environment or the file of settings") from e
     except (SettingsError, OSError, UnicodeDecodeError) as e:
-        raise ConfigurationError(f"the settings in the environment or the file .env cannot be read: {e}") from e
+        raise ConfigurationError(f"the settings in the environment cannot be read: {e}") from e
 
 
 def _variable(place: tuple[int | str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the inspection path. Environment prefix `REFDIFF_`, `.env` honoured."""
+"""Settings of the inspection path. Environment prefix `REFDIFF_`."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
 from refdiff.model.difference.encoder import Encoder, Features
 from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_difference
-from refdiff.model.errors import InputError
+from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.feature_cache import FeatureCache
@@ -96,13 +97,22 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:
         """The stored image, decoded with the product's intensity window: (H, W, 3) uint8 RGB, read-only.
 
-        name: what errors call it. Raises UnknownRecordError, ImageError, StorageError.
+        name: what errors call it. Raises UnknownRecordError, DamagedError, ImageError, StorageError.
         """
         return self._decoded(sha256, self._window(product), name)
 
     def golden_image(self, golden: Golden) -> RgbImage:
-        """The photo of a golden, as `image` gives it."""
-        return self.image(golden.sha256, golden.product, f"golden {golden.golden_id}")
+        """The photo of a golden, as `image` gives it. Raises DamagedError where it is missing or damaged."""
+        named = f"golden {golden.golden_id} ({golden.filename})" if golden.filename else f"golden {golden.golden_id}"
+        try:
+            return self.image(golden.sha256, golden.product, named)
+        except (UnknownRecordError, DamagedError) as e:
+            what = "missing" if isinstance(e, UnknownRecordError) else "damaged"
+            raise DamagedError(
+                f"{named} of product {golden.product!r}: its photo {self.stores.images.path(golden.sha256)} is {what}; "
+                f"enrol the same photo again (refdiff enroll --product {shlex.quote(golden.product)} FILE), or take the "
+                f"golden sample out of use: refdiff goldens retire {golden.golden_id}"
+            ) from e
 
     def golden_features(self, golden: Golden) -> Features:
         """Features of a golden at its own working size: computed once, kept in memory and under `REFDIFF_CACHE`."""

@@ -1,5 +1,6 @@
 """The golden bank: good samples in Qdrant, found by what they look like. Same code for embedded and server.
 
+Embedded, the goldens are kept in a file (`bank_file.py`), from which an in-memory Qdrant is filled at opening.
 One collection per encoder fingerprint, because vectors of different weights cannot be compared.
 Named vectors: `global` (cosine, HNSW) to find candidates, `patches` (multivector, MaxSim) to rank them.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import itertools
+import logging
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +23,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.golden import (
     IN_USE,
@@ -30,15 +34,24 @@ from refdiff.memory.golden_bank.golden import (
     point_id,
 )
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
+from refdiff.model.errors import (
+    InputError,
+    RefDiffError,
+    StorageError,
+    UnknownProductError,
+    UnknownRecordError,
+    no_goldens,
+    other_encoder_note,
+)
 
 PREFIX = "refdiff_goldens_"
 INDEXED = ("product", "status", "part_group", "sha256")
 MIN_CANDIDATES = 32
 _PAGE = 1000
+_SHOWN = 5  # damaged goldens that a message names
 MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
 
-Vectors = NDArray[np.float32]
+log = logging.getLogger(__name__)
 
 
 class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
@@ -51,15 +64,17 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         """The bank on an open connection, before its collection is checked; `open` does both."""
         self._connection = connection
         self._client: QdrantClient = connection.client
+        self._fingerprint = fingerprint
         self._name = PREFIX + fingerprint
         self._dims = (global_dim, patch_dim)
         # Embedded Qdrant is not made for threads; the server's client is.
         self._mutex: contextlib.AbstractContextManager[Any] = (
-            threading.RLock() if connection.embedded else contextlib.nullcontext()
+            contextlib.nullcontext() if connection.file is None else threading.RLock()
         )
         # Embedded, no other process can write, and evaluating a filter costs 60 us per golden (120 ms at 2000),
         # so the payloads are held here and filtering is a look-up. A server has indexes, and other writers.
         self._catalogue: dict[int, Golden] | None = None
+        self._damaged: dict[str, DamagedGolden] = {}
         self._patch_cache: dict[int, Vectors] = {}
 
     @classmethod
@@ -77,8 +92,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             bank = cls(connection, encoder_fingerprint, global_dim, patch_dim)
             with bank._qdrant() as client:
                 bank._ensure_collection(client)
-                if connection.embedded:
-                    bank._catalogue = dict(bank._scroll(client, None))
+                bank._read_file(client)
         except BaseException:
             connection.close()
             raise
@@ -108,15 +122,15 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 if (earlier.product, earlier.sha256) != (golden.product, golden.sha256):
                     raise RefDiffError(f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}")
                 return False
-            client.upsert(
-                self._name,
-                points=[self._point(point, golden, global_vec, patches)],
-                wait=True,
+            stored = StoredGolden(golden, _unit(global_vec), _unit(patches))
+            if self._connection.file is not None:
+                self._connection.file.put(self._fingerprint, stored)
+                self._hold(client, [stored])
+                self._damaged.pop(golden.golden_id, None)
+            else:
                 # two processes may enrol the same photo on a server: the first one's payload stays
-                update_mode=qm.UpdateMode.INSERT_ONLY,
-            )
-            if self._catalogue is not None:
-                self._catalogue[point] = golden
+                first = qm.UpdateMode.INSERT_ONLY
+                client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=first)
         return True
 
     def set_status(self, golden_id: str, status: GoldenStatus, note: str = "") -> Golden:
@@ -124,6 +138,8 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         _check_status(status)
         golden = replace(self.get(golden_id), status=status, note=note)
         with self._qdrant() as client:
+            if self._connection.file is not None:
+                self._connection.file.set_record(self._fingerprint, golden)
             client.set_payload(
                 self._name, payload={"status": status, "note": note}, points=[point_id(golden_id)], wait=True
             )
@@ -183,7 +199,12 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         with self._qdrant() as client:
             golden = self._find(client, point_id(golden_id))
         if golden is None:
-            raise UnknownRecordError(f"no golden {golden_id} in the bank; see `refdiff goldens list`")
+            damaged = self._damaged.get(golden_id)
+            raise UnknownRecordError(
+                f"golden {damaged.name} is damaged ({damaged.reason}); restore it: refdiff goldens reenroll"
+                if damaged
+                else f"no golden {golden_id} in the bank; see `refdiff goldens list`"
+            )
         return golden
 
     def vectors(self, golden_id: str) -> tuple[Vectors, Vectors]:
@@ -206,12 +227,65 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         """Names of the products that have goldens of any status, sorted."""
         return sorted({golden.product for golden in self.list()})
 
+    def damaged(self) -> builtins.list[DamagedGolden]:
+        """Goldens that are kept and cannot be read, by id; they are in no list and not compared with."""
+        return sorted(self._damaged.values(), key=lambda d: d.golden_id)
+
+    def of_other_encoders(self, product: str | None = None) -> builtins.list[Golden]:
+        """Goldens that were enrolled with other weights or another working size, and not with these; oldest first.
+
+        Their vectors cannot be compared with those of this encoder, so no other method returns them. Enrolled with
+        several encoders, a golden has the strictest of its statuses.
+        """
+        with self._qdrant() as client:
+            if self._connection.file is not None:
+                found = self._connection.file.records_of_others(self._fingerprint)
+            else:
+                names = [c.name for c in client.get_collections().collections]
+                others = [n for n in names if n.startswith(PREFIX) and n != self._name]
+                found = [golden for name in others for _, golden in self._scroll(client, None, name)]
+        missing: dict[str, Golden] = {}
+        here = {g.golden_id for g in self.list()}
+        for golden in sorted(found, key=lambda g: STATUSES.index(g.status)):
+            if golden.golden_id not in here and product in (None, golden.product):
+                missing[golden.golden_id] = golden
+        return sorted(missing.values(), key=lambda g: (g.enrolled_at, g.golden_id))
+
+    def no_goldens(self, product: str, part_id: str | None = None) -> UnknownProductError:
+        """The error for a product without goldens in use here: names the products that have some, or the way out."""
+        return no_goldens(product, self.products(), part_id, len(self.of_other_encoders(product)))
+
+    def notes(self, product: str | None = None) -> builtins.list[str]:
+        """What people should know about goldens that are kept and not in use here, in words."""
+        others = len(self.of_other_encoders(product))
+        damaged = [d for d in self.damaged() if product is None or d.golden is None or d.golden.product == product]
+        return [*([damage_note(damaged)] if damaged else []), *([other_encoder_note(others)] if others else [])]
+
     # -- inside
 
     @contextlib.contextmanager
     def _qdrant(self) -> Iterator[QdrantClient]:
         with self._mutex, self._connection.errors():
             yield self._client
+
+    def _read_file(self, client: QdrantClient) -> None:
+        """Embedded: fill Qdrant from the file, without what is damaged there."""
+        if self._connection.file is None:
+            return
+        self._catalogue = {}
+        entries = self._connection.file.read(self._fingerprint, self._dims)
+        while page := builtins.list(itertools.islice(entries, _PAGE)):
+            self._hold(client, [e for e in page if isinstance(e, StoredGolden)])
+            self._damaged.update({e.golden_id: e for e in page if isinstance(e, DamagedGolden)})
+        if self._damaged:
+            log.warning("%s: %s", self._connection.path, damage_note(self.damaged()))
+
+    def _hold(self, client: QdrantClient, stored: builtins.list[StoredGolden]) -> None:
+        """Put goldens of the file into Qdrant's memory and the catalogue."""
+        if stored:
+            client.upsert(self._name, points=[_point(s, as_arrays=True) for s in stored])
+        if self._catalogue is not None:
+            self._catalogue.update({point_id(s.golden.golden_id): s.golden for s in stored})
 
     def _ensure_collection(self, client: QdrantClient) -> None:
         if not client.collection_exists(self._name):
@@ -228,23 +302,10 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 f"collection {self._name} holds vectors of sizes {dims}, this encoder makes {self._dims}; "
                 "delete the collection and enrol the goldens again"
             )
-        if not self._connection.embedded:  # embedded Qdrant ignores payload indexes, and warns
+        if self._connection.file is None:  # embedded Qdrant ignores payload indexes, and warns
             for key in set(INDEXED) - set(info.payload_schema):
                 schema = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=key == "product")
                 client.create_payload_index(self._name, field_name=key, field_schema=schema, wait=True)
-
-    def _point(self, point: int, golden: Golden, global_vec: Vectors, patches: Vectors) -> qm.PointStruct:
-        payload = asdict(golden)
-        if self._connection.embedded:
-            # Embedded Qdrant pickles what it is given: arrays load 5 times faster than lists of Python floats
-            # (0.25 s instead of 1.35 s for 2000 goldens) and stay float32, but pydantic would refuse them.
-            arrays = {"global": _unit(global_vec), "patches": _unit(patches)}
-            return qm.PointStruct.model_construct(id=point, vector=arrays, payload=payload)
-        return qm.PointStruct(
-            id=point,
-            vector={"global": _unit(global_vec).tolist(), "patches": _unit(patches).tolist()},
-            payload=payload,
-        )
 
     def _find(self, client: QdrantClient, point: int) -> Golden | None:
         if self._catalogue is not None:
@@ -252,15 +313,15 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         records = client.retrieve(self._name, [point], with_payload=True)
         return _golden(records[0].payload) if records else None
 
-    def _scroll(self, client: QdrantClient, wanted: qm.Filter | None) -> Iterator[tuple[int, Golden]]:
+    def _scroll(
+        self, client: QdrantClient, wanted: qm.Filter | None, name: str | None = None
+    ) -> Iterator[tuple[int, Golden]]:
         offset: Any = None
-        # embedded Qdrant sorts the whole collection for every page, so it gives one page
-        page = max(_PAGE, client.count(self._name).count) if self._connection.embedded else _PAGE
         while True:
             records, offset = client.scroll(
-                self._name,
+                name or self._name,
                 scroll_filter=wanted,
-                limit=page,
+                limit=_PAGE,
                 offset=offset,
                 with_payload=True,
                 with_vectors=False,
@@ -392,6 +453,25 @@ class _Wish:
         if self.groups:
             must_not.append(qm.FieldCondition(key="part_group", match=qm.MatchAny(any=sorted(self.groups))))
         return qm.Filter(must=must or None, must_not=must_not or None) if must or must_not else None
+
+
+def damage_note(damaged: Sequence[DamagedGolden]) -> str:
+    """What to tell people about goldens that cannot be read, and the way out."""
+    shown = "; ".join(f"{d.name}: {d.reason}" for d in damaged[:_SHOWN])
+    more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+    return (
+        f"{len(damaged)} damaged golden samples are not in use ({shown}{more}); restore them from their stored photos: "
+        "refdiff goldens reenroll"
+    )
+
+
+def _point(stored: StoredGolden, as_arrays: bool = False) -> qm.PointStruct:
+    """as_arrays: for Qdrant in memory, which takes arrays (pydantic would refuse them) 5 times faster than lists."""
+    point, payload = point_id(stored.golden.golden_id), dict(vars(stored.golden))
+    arrays = {"global": stored.global_vec, "patches": stored.patches}
+    if as_arrays:
+        return qm.PointStruct.model_construct(id=point, vector=arrays, payload=payload)
+    return qm.PointStruct(id=point, vector={k: v.tolist() for k, v in arrays.items()}, payload=payload)
 
 
 _FIELDS = tuple(f.name for f in fields(Golden))

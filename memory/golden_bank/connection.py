@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+import logging
 from collections.abc import Iterator
-from pickle import UnpicklingError
 from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from refdiff.memory.golden_bank.bank_file import BankFile
+from refdiff.memory.golden_bank.old_bank import move_old_bank
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import BankBusyError, StorageError, UnavailableError
+from refdiff.model.errors import BankBusyError, UnavailableError
 from refdiff.model.files import make_folder, storage_error
+
+log = logging.getLogger(__name__)
 
 SERVER_TIMEOUT_S = 15
 
 
 class QdrantConnection:
-    """An open Qdrant client."""
+    """An open Qdrant client: of a server, or in memory over the bank file of the home folder."""
 
     def __init__(self, settings: MemorySettings) -> None:
-        """Open the bank under `settings.home`, or connect to the server at `settings.qdrant_url`.
+        """Open the bank file under `settings.home`, or connect to the server at `settings.qdrant_url`.
 
         Raises BankBusyError, StorageError (embedded), UnavailableError (server).
         """
-        self.embedded = settings.qdrant_url is None  # in this process, locked against others
-        self.path = settings.home / "qdrant"
+        self.path = settings.home / "goldens.sqlite"
+        self.file: BankFile | None = None  # None: Qdrant is a server
         self._lock = contextlib.ExitStack()
         if settings.qdrant_url is None:
             self.shown_url = ""
-            self.client = self._open_embedded(settings)
+            self.file = self._open_file(settings)
+            self.client = QdrantClient(":memory:")
         else:
             self.shown_url = _without_credentials(settings.qdrant_url)
             key = settings.qdrant_api_key
@@ -50,11 +54,11 @@ class QdrantConnection:
                 ) from e
 
     def close(self) -> None:
-        """Close the client and release the lock."""
-        try:
+        """Close the client and the file, and release the lock."""
+        with self._lock:
+            if self.file is not None:
+                self.file.close()
             self.client.close()
-        finally:
-            self._lock.close()
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -74,37 +78,27 @@ class QdrantConnection:
             raise UnavailableError(f"Qdrant at {self.shown_url} failed: {e}; see its log") from e
         except ResourceExhaustedResponse as e:
             raise UnavailableError(f"Qdrant at {self.shown_url} is overloaded ({e}); try again later") from e
-        except (sqlite3.Error, OSError) as e:
+        except OSError as e:
             raise storage_error(self.path, e) from e
 
-    def _open_embedded(self, settings: MemorySettings) -> QdrantClient:
+    def _open_file(self, settings: MemorySettings) -> BankFile:
         home, wait_s = make_folder(settings.home), settings.bank_wait_s
         busy = BankBusyError(
             f"the golden bank in {self.path} is in use by another process (waited {wait_s:g} s); "
             "stop that process (perhaps `refdiff serve`), raise REFDIFF_BANK_WAIT_S, or run a Qdrant server "
             "and set QDRANT_URL"
         )
-        # Qdrant's own lock fails at once, and only after reading everything; this one waits, and comes first
+        # the name that versions with a bank in `qdrant/` lock too: an old and a new process keep each other out
         self._lock.enter_context(hold_lock(home / "qdrant.lock", busy, wait_s=wait_s))
-        try:
-            self._drop_unborn_bank()
-            # our own lock around every call keeps threads apart, so SQLite's thread check is not needed
-            return QdrantClient(path=str(self.path), force_disable_check_same_thread=True)
-        except BaseException as e:
-            self._lock.close()
-            if isinstance(e, RuntimeError) and "already accessed" in str(e):
-                raise busy from e
-            if isinstance(e, sqlite3.Error | OSError | ValueError | KeyError | EOFError | UnpicklingError):
-                raise storage_error(self.path, e) from e
-            raise
-
-    def _drop_unborn_bank(self) -> None:
-        """Qdrant writes its first meta.json in place: a crash or a full disk then leaves an empty file."""
-        meta = self.path / "meta.json"
-        if meta.is_file() and meta.stat().st_size == 0:
-            if (self.path / "collection").exists():
-                raise StorageError(f"{meta}: the file is damaged (empty); restore it from a backup")
-            meta.unlink()
+        with contextlib.ExitStack() as opened:
+            opened.push(self._lock)
+            file = BankFile(self.path)
+            opened.callback(file.close)
+            aside = move_old_bank(home / "qdrant", file)
+            opened.pop_all()
+        if aside:
+            log.info("the golden samples are in %s now; %s is kept and may be deleted", self.path, aside)
+        return file
 
 
 def _without_credentials(url: str) -> str:

@@ -30,6 +30,13 @@ def point_id(golden_id: str) -> int:
     return int(digits, 16)
 
 
+def golden_id_of(point: int) -> str:
+    """The id of the golden that is `point` in Qdrant. Raises ValueError where it is no point of a golden."""
+    if not 0 <= point < 1 << 48:
+        raise ValueError(f"{point} is no point of a golden sample")
+    return f"g-{point:012x}"
+
+
 @dataclass(frozen=True)
 class Golden:
     """A photo of a good part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 _REASONS_SHOWN = 20
 
-goldens = typer.Typer(help="List golden samples; flag, retire or reactivate one.", no_args_is_help=True)
+goldens = typer.Typer(
+    help="List golden samples; flag, retire or reactivate one; enrol all again.", no_args_is_help=True
+)
 GoldenIds = Annotated[list[str], typer.Argument(metavar="GOLDEN...", help="Golden ids, like g-0123456789ab.")]
 Note = Annotated[str, typer.Option("--note", help="Reason; kept with the golden sample.")]
 
@@ -105,6 +108,29 @@ def _document(result: EnrollResult) -> dict[str, Any]:
     }
 
 
+@goldens.command("reenroll", epilog="Example: refdiff goldens reenroll --product bracket")
+def reenroll_goldens(product: MaybeProduct = None, _json: Json = False) -> None:
+    """Enrol golden samples again from their stored photos: after other weights, another working size, or damage.
+
+    Each keeps its id, status, part group and scale. The next inspection of the product calibrates again.
+    """
+    from refdiff.tools.golden_samples.reenroll import reenroll
+
+    with open_workspace() as workspace, output.progress("enrolling again") as moved:
+        result = reenroll(workspace, product, progress=moved)
+    for refused in result.refused[:_REASONS_SHOWN]:
+        output.say(f"refused: {refused.golden_id} {clean(refused.filename)}: {refused.reason}", "red")
+    if result.refused and not result.restored:
+        raise InputError(f"none of {len(result.refused)} golden samples could be enrolled again; see the reasons above")
+    counts = Counter(g.product for g in result.restored)
+    lines = [f"{name}: {count} enrolled again" for name, count in sorted(counts.items())]
+    lines += [f"{len(result.refused)} refused"] if result.refused else []
+    document = {"restored": [asdict(g) for g in result.restored], "refused": [asdict(r) for r in result.refused]}
+    emit(
+        document, output.printable("\n".join(lines) or "all golden samples are in use; there is nothing to enrol again")
+    )
+
+
 @goldens.command("list", epilog="Example: refdiff goldens list --product bracket --status flagged")
 def list_goldens(
     product: MaybeProduct = None,
@@ -116,7 +142,7 @@ def list_goldens(
     """List the golden samples, oldest first."""
     statuses = None if status is None else [_status(status)]
     with open_workspace() as workspace:
-        found = workspace.bank.list(product, statuses)
+        found, notes = workspace.bank.list(product, statuses), workspace.bank.notes(product)
     shown = output.table("Golden", "Product", "Status", "Part group", "mm/px", "File", "Enrolled", "Note",
                           right=("mm/px",))  # fmt: skip
     for golden in found:
@@ -124,10 +150,10 @@ def list_goldens(
         cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
                  golden.enrolled_at[:16].replace("T", " "), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
-    emit(
-        {"goldens": [asdict(g) for g in found]},
-        shown if found else _none_found(status),
-    )
+    nothing = "no golden sample is in use here" if notes else _none_found(status)
+    emit({"goldens": [asdict(g) for g in found], "notes": notes}, shown if found else nothing)
+    for text in notes:
+        output.note(text)
 
 
 def _none_found(status: str | None) -> str:

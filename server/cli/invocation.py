@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.memory.stores import Stores
+from refdiff.server.env_files import read_env_files
 from refdiff.server.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
@@ -23,6 +25,7 @@ class Invocation:
     as_json: bool = False
     emitted: bool = False  # the one document on stdout is written
     options: dict[str, Any] = field(default_factory=dict)  # settings given on the command line
+    env_file: Path | None = None  # settings file named on the command line or by REFDIFF_ENV_FILE
     settings: Settings | None = None
 
 
@@ -52,6 +55,7 @@ def settings(**options: Any) -> Settings:
     invocation, given = current(), {name: value for name, value in options.items() if value is not None}
     if invocation.settings is None or given:
         invocation.options |= given
+        read_env_files(invocation.env_file)
         invocation.settings = load_settings(**invocation.options)
         _set_up_logging(invocation.settings.server.log_level)
     return invocation.settings

@@ -39,6 +39,7 @@ from refdiff.server.cli import (
     watch,
 )
 from refdiff.server.cli.output import emit
+from refdiff.server.env_files import unread_file
 from refdiff.server.settings import ConfigurationError
 
 USAGE, UNAVAILABLE, INTERNAL, INTERRUPTED = 64, 69, 70, 130
@@ -83,8 +84,21 @@ def root(
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--env-file",
+            metavar="FILE",
+            envvar="REFDIFF_ENV_FILE",
+            help="File of settings, a line NAME=value each; the environment beats it.",
+        ),
+    ] = None,
 ) -> None:
     """Every command loads the settings when it first needs them."""
+    run = invocation.current()
+    run.env_file = env_file
+    if not run.as_json and (unread := unread_file(env_file)):
+        output.note(f"{unread} in this folder is not read; to use its settings: refdiff --env-file {unread} ...")
 
 
 # Set before torch loads: otherwise its idle threads spin, which slows a busy machine down 20-fold

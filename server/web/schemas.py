@@ -120,6 +120,8 @@ class GoldenList(BaseModel):
     total: int
     limit: int
     offset: int
+    notes: list[str]
+    """About golden samples that are kept and not in use: damaged, or enrolled with another encoder."""
 
 
 class Refused(BaseModel):

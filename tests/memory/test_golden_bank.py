@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.memory.golden_bank.bank import GoldenBank, max_sim
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError, RefDiffError, StorageError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import InputError, RefDiffError, UnavailableError, UnknownRecordError
 
 from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors
 
@@ -166,34 +166,11 @@ def test_unknown_golden_ids_and_invalid_arguments_are_refused(open_bank: OpenBan
         assert bank.count() == 1
 
 
-def test_bank_with_other_vector_sizes_is_refused(settings: MemorySettings) -> None:
-    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
-    with pytest.raises(StorageError, match=r"\(24, 8\).*\(24, 9\)"):
-        GoldenBank.open(settings, "f", GLOBAL_DIM, 9)
-    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()  # the refusal let go of the lock
-
-
 def test_unreachable_qdrant_server_is_named_without_its_password() -> None:
     settings = MemorySettings(qdrant_url="http://user:secret@127.0.0.1:9", qdrant_api_key=None)
     with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9 does not answer") as caught:
         GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", ["meta.json", "storage.sqlite"])
-def test_damaged_bank_is_reported(settings: MemorySettings, damage: str) -> None:
-    with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
-        fill(bank, 2)
-    (path,) = (settings.home / "qdrant").rglob(damage)
-    path.write_bytes(b"not what it was" * 500)
-    with pytest.raises(StorageError, match="damaged"):
-        GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM)
-
-
-def test_bank_with_an_empty_meta_file_opens(settings: MemorySettings) -> None:
-    (settings.home / "qdrant").mkdir(parents=True)
-    (settings.home / "qdrant" / "meta.json").touch()
-    GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM).close()
 
 
 def test_max_sim_matches_values_worked_out_by_hand() -> None:

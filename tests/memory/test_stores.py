@@ -20,6 +20,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import (
+    DamagedError,
     DuplicateError,
     InputError,
     RefDiffError,
@@ -84,7 +85,7 @@ def test_damaged_image_is_reported_and_repaired_by_storing_it_again(tmp_path: Pa
     images = ImageStore(tmp_path)
     sha256 = images.put(b"photo")
     images.path(sha256).write_bytes(b"phoot")
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         images.get(sha256)
     images.put(b"photo")
     assert images.get(sha256) == b"photo"

@@ -103,6 +103,7 @@ def enroll(
             progress("enrolling", done + 1, len(files))
     if result.added:
         result.flagged.extend(flag_outliers(workspace, product, [g.golden_id for g in result.added]))
+    result.notes.extend(workspace.bank.notes(product))
     return replace(result, n_in_bank=workspace.bank.count(product))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import no_goldens
 from refdiff.tools.workspace import Workspace
 
 
@@ -20,5 +19,5 @@ def retrieve_reference(
     """The k nearest goldens in use (fewer if there are fewer), best first. Raises UnknownProductError if there is none."""
     hits = workspace.bank.nearest(product, features.global_vec, features.patches, k, exclude_ids=exclude_ids)
     if not hits:
-        raise no_goldens(product, workspace.bank.products())
+        raise workspace.bank.no_goldens(product)
     return hits

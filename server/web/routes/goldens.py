@@ -49,7 +49,13 @@ def list_goldens(
 ) -> GoldenList:
     """Oldest first."""
     found = service.goldens(product, status)
-    return GoldenList(items=found[offset : offset + limit], total=len(found), limit=limit, offset=offset)
+    return GoldenList(
+        items=found[offset : offset + limit],
+        total=len(found),
+        limit=limit,
+        offset=offset,
+        notes=service.workspace.bank.notes(product),
+    )
 
 
 @router.get("/{golden_id}", responses=responses(404))
