@@ -60,7 +60,7 @@ def calibrate(
     name = check_product_name(product)
     with open_workspace(references=references, alpha=alpha) as workspace:
         if not workspace.bank.count(name):
-            raise unknown_product(name, workspace.bank.products())
+            raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha)
         asked = requested_alpha(workspace, calibration)

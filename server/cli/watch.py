@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.model.errors import BankBusyError, unknown_product
+from refdiff.model.errors import BankBusyError
 from refdiff.model.files import make_folder
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
@@ -159,7 +159,7 @@ def _warm_up(workspace: Workspace, product: str | None) -> None:
     if product is None:
         return
     if not workspace.bank.count(product):
-        raise unknown_product(product, workspace.bank.products())
+        raise workspace.bank.no_goldens(product)
     with output.progress(product) as moved:
         current_calibration(workspace, product, None, moved)
 

@@ -365,7 +365,9 @@ def test_calibrate_reports_attained_alpha_and_goldens_needed(ready: Path, capsys
     capsys.readouterr()
     assert main.run(["product", "show", "board"]) == 0
     assert "needs 99 parts" in capsys.readouterr().out
-    assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith("no product 'bord'")
+    assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith(
+        "product 'bord' has no golden samples"
+    )
 
 
 def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

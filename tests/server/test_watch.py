@@ -123,7 +123,7 @@ def test_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest
         (["camera", "--pattern", "("], 65, "invalid regular expression"),
         (["camera", "--pattern", r"\d+", "--product", "board"], 65, "a group named part"),
         (["camera"], 65, "the product is unknown"),
-        (["camera", "--product", "screw"], 65, "no product 'screw'"),
+        (["camera", "--product", "screw"], 65, "product 'screw' has no golden samples"),
         (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
         (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "give a URL like"),
         (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "give a URL like"),
