@@ -14,7 +14,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors
+from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors, check_record
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.golden import (
     IN_USE,
@@ -31,6 +31,7 @@ from refdiff.memory.golden_bank.golden import (
     Golden,
     GoldenHit,
     GoldenStatus,
+    golden_id_of,
     point_id,
 )
 from refdiff.memory.settings import MemorySettings
@@ -128,9 +129,10 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 self._hold(client, [stored])
                 self._damaged.pop(golden.golden_id, None)
             else:
-                # two processes may enrol the same photo on a server: the first one's payload stays
-                first = qm.UpdateMode.INSERT_ONLY
-                client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=first)
+                # two processes may enrol the same photo on a server: the first one's payload stays, unless it is damaged
+                replaces = self._damaged.pop(golden.golden_id, None)
+                mode = qm.UpdateMode.UPSERT if replaces else qm.UpdateMode.INSERT_ONLY
+                client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=mode)
         return True
 
     def set_status(self, golden_id: str, status: GoldenStatus, note: str = "") -> Golden:
@@ -257,7 +259,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
 
     def notes(self, product: str | None = None) -> builtins.list[str]:
         """What people should know about goldens that are kept and not in use here, in words."""
-        others = len(self.of_other_encoders(product))
+        others = len(self.of_other_encoders(product))  # it reads all, so damage is known then
         damaged = [d for d in self.damaged() if product is None or d.golden is None or d.golden.product == product]
         return [*([damage_note(damaged)] if damaged else []), *([other_encoder_note(others)] if others else [])]
 
@@ -311,7 +313,19 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         if self._catalogue is not None:
             return self._catalogue.get(point)
         records = client.retrieve(self._name, [point], with_payload=True)
-        return _golden(records[0].payload) if records else None
+        return self._sound(records[0]) if records else None
+
+    def _sound(self, record: qm.Record | qm.ScoredPoint) -> Golden | None:
+        """The golden of a server's point; None, and it is noted, where it is damaged."""
+        golden_id = str(record.id)
+        try:
+            golden_id = golden_id_of(cast(int, record.id))
+            golden = check_record(record.payload, golden_id)
+        except (ValueError, TypeError) as e:
+            self._damaged[golden_id] = DamagedGolden(golden_id, str(e))
+            return None
+        self._damaged.pop(golden_id, None)
+        return golden
 
     def _scroll(
         self, client: QdrantClient, wanted: qm.Filter | None, name: str | None = None
@@ -327,7 +341,9 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 with_vectors=False,
             )
             for record in records:
-                yield cast(int, record.id), _golden(record.payload)
+                golden = self._sound(record)
+                if golden is not None:
+                    yield cast(int, record.id), golden
             if offset is None:
                 return
 
@@ -343,7 +359,8 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             query_filter=wish.filter(),
             with_payload=True,
         )
-        return {cast(int, p.id): (_golden(p.payload), p.score) for p in response.points}
+        found = [(cast(int, p.id), self._sound(p), p.score) for p in response.points]
+        return {point: (golden, score) for point, golden, score in found if golden is not None}
 
     def _candidates_embedded(
         self, client: QdrantClient, wish: _Wish, global_vec: Vectors, wanted: int
@@ -472,17 +489,6 @@ def _point(stored: StoredGolden, as_arrays: bool = False) -> qm.PointStruct:
     if as_arrays:
         return qm.PointStruct.model_construct(id=point, vector=arrays, payload=payload)
     return qm.PointStruct(id=point, vector={k: v.tolist() for k, v in arrays.items()}, payload=payload)
-
-
-_FIELDS = tuple(f.name for f in fields(Golden))
-
-
-def _golden(payload: dict[str, Any] | None) -> Golden:
-    known = {name: payload[name] for name in _FIELDS if name in payload} if payload else {}
-    try:
-        return Golden(**known)  # fields added by a newer version are left out, absent ones have defaults
-    except TypeError as e:
-        raise StorageError(f"a golden in the bank lacks its id, product or sha256 ({known}); enrol it again") from e
 
 
 def _vector(record: qm.Record, name: str) -> Vectors:

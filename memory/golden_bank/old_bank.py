@@ -102,7 +102,7 @@ def read_pickle(data: bytes) -> Any:
 def _interpret(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def take(count: int | None = None) -> list[Any]:
         """Remove the upper items of the stack: `count`, or those since the last mark."""
@@ -126,9 +126,9 @@ def _interpret(data: bytes) -> Any:
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "BINPUT" | "LONG_BINPUT":
-                memo[int(argument)] = stack[-1]
+                memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             case "APPEND" | "APPENDS" as name:
                 items = take(_COUNTS[name])
                 stack[-1].extend(items)

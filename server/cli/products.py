@@ -127,7 +127,10 @@ def show_product(
         if found is None:
             raise unknown_product(name, [p.name for p in workspace.stores.products.list()])
         document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
+        notes = workspace.bank.notes(found.name)
     emit(document, *_product_view(document))
+    for text in notes:
+        output.note(text)
 
 
 def _count(workspace: Workspace, name: str) -> dict[str, int]:

@@ -255,6 +255,24 @@ def test_unreadable_file_is_reported(settings: MemorySettings) -> None:
         open_bank(settings)
 
 
+def test_damaged_point_of_a_server_is_named_the_others_serve_and_enrolling_it_again_mends_it(
+    settings: MemorySettings,
+) -> None:
+    goldens = [make_golden(i) for i in range(3)]
+    with open_bank(settings) as bank:
+        for i, golden in enumerate(goldens):
+            bank.add(golden, *make_vectors(i))
+        bank._catalogue, bank._connection.file = None, None  # from here on Qdrant is asked, as a server is
+        lost = point_id(goldens[1].golden_id)
+        bank._client.overwrite_payload(bank._name, payload={"product": "bracket", "status": "active"}, points=[lost])
+        assert bank.list() == [goldens[0], goldens[2]]
+        assert len(bank.nearest("bracket", *make_vectors(1), k=3)) == 2
+        assert [d.golden_id for d in bank.damaged()] == [goldens[1].golden_id]
+        assert goldens[1].golden_id in bank.notes("bracket")[0]
+        assert bank.add(goldens[1], *make_vectors(1))
+        assert (bank.list(), bank.notes()) == (goldens, [])
+
+
 # ---- other encoders ----
 
 
