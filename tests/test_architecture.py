@@ -24,7 +24,7 @@ ORDER = {
     "defect_types progress settings errors",
     "tools": "registry find_part retrieve_reference align score_difference zoom measure submit_report context evidence "
     "golden_samples inspection workspace feature_cache vision settings",
-    "memory": "audit_export stores audit_store journals records schema golden_bank database audit_chain image_store "
+    "memory": "audit_export stores audit_store journals records schema golden_bank database audit_chain audit_head image_store "
     "locks settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
     "queue report events prompts request settings state",
