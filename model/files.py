@@ -53,6 +53,11 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
         raise storage_error(path, e) from e
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file is, by its name, what a writer works on or a crashed one left."""
+    return path.name.startswith(_TEMPORARY)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
