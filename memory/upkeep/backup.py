@@ -32,12 +32,11 @@ from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import atomic_path, make_folder, storage_error
+from refdiff.model.progress import Progress, silent
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 20
-
-Progress = Callable[[int, int], None]  # (done, total) files
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Manifest:
 # ---- backup ----
 
 
-def back_up(home: Path, target: Path, progress: Progress = lambda done, total: None) -> Manifest:
+def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
     """Copy all of `home` to `target`: a tar file if its name ends in .tar, else a folder. Nothing is there before all is.
 
     The goldens of a Qdrant server are not in the home, and not in the backup. Raises InputError (the target exists, or lies
@@ -117,7 +116,7 @@ def _write(home: Path, scratch: Path, writer: _Writer, progress: Progress) -> Ma
 
     def add(place: Path, source: IO[bytes]) -> None:
         manifest.files.append(writer.add(place.as_posix(), source))
-        progress(len(manifest.files), total)
+        progress("files", len(manifest.files), total)
 
     for place, copy in copies.items():
         with copy.open("rb") as source:
@@ -231,7 +230,7 @@ def _copy(name: str, source: IO[bytes], path: Path) -> BackedUpFile:
 # ---- restore ----
 
 
-def restore(source: Path, home: Path, progress: Progress = lambda done, total: None) -> Manifest:
+def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
     """Restore a backup into `home`, which must be missing or empty.
 
     All files are copied and compared with the manifest before the first one takes its place; the main database takes its
@@ -283,7 +282,7 @@ def _stage(source: Path, staging: Path, progress: Progress) -> Manifest:
         path = staging / _safe(source, name)
         make_folder(path.parent)
         copied[name] = _copy(name, file, path)
-        progress(len(copied), total)
+        progress("files", len(copied), total)
     if manifest is None:
         raise InputError(f"{source}: no {MANIFEST} in it; it is no backup, or was cut off")
     listed = {f.path: f for f in manifest.files}

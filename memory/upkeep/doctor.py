@@ -25,14 +25,13 @@ from refdiff.memory.stores import MAIN, Stores, other_stores
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.files import is_leftover
+from refdiff.model.progress import Progress, silent
 
 Kind = Literal["missing", "damaged", "orphaned", "leftover", "exposed", "unchecked"]
 SERIOUS: tuple[Kind, ...] = ("missing", "damaged")  # something is lost until it is restored
 
 _LEFTOVER_S = 3600.0  # what nobody wrote to for this long was left by a process that was killed
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 @dataclass
@@ -68,7 +67,7 @@ def examine(
     settings: MemorySettings,
     goldens: Iterable[Golden] | str,
     repair: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Examination:
     """Examine the home of `settings`, and with `repair` mend what is safe.
 

@@ -44,7 +44,7 @@ def doctor(
     Exit code: 0 nothing is missing or damaged, 65 otherwise.
     """
     home = settings().memory.home
-    with output.stages("examining") as moved:
+    with output.progress("examining") as moved:
         found = examine(settings().memory, _goldens(home), repair, moved)
     emit(_examined(home, found), *_lines(home, found))
     if not found.sound:

@@ -225,7 +225,7 @@ def test_restored_backup_holds_what_the_home_held(home: Path, target: Path, tmp_
     (home / "inspections" / "half").mkdir()
     (home / "inspections" / "half" / "overlay.png").write_bytes(b"not filed yet")
     moved: list[tuple[int, int]] = []
-    made = back_up(home, target, lambda done, total: moved.append((done, total)))
+    made = back_up(home, target, lambda what, done, total, note="": moved.append((done, total)))
     assert moved[-1] == (len(made.files), len(made.files))
     again = tmp_path / "again"
     assert restore(target, again).files == made.files
