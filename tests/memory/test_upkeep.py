@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
-from refdiff.memory.golden_bank.bank import Golden, make_golden_id
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.journals.watch import WatchJournal
