@@ -49,6 +49,14 @@ class Finding:
         return self.kind in SERIOUS and not self.mended
 
 
+@dataclass(frozen=True)
+class BankContents:
+    """What the golden bank says of itself."""
+
+    goldens: list[Golden]  # of all encoders
+    damaged: list[str]  # names of goldens that cannot be read, with the reason
+
+
 @dataclass
 class Examination:
     """The result of an examination."""
@@ -65,23 +73,21 @@ class Examination:
 
 def examine(
     settings: MemorySettings,
-    goldens: Iterable[Golden] | str,
+    bank: BankContents | str,
     repair: bool = False,
     progress: Progress = silent,
 ) -> Examination:
     """Examine the home of `settings`, and with `repair` mend what is safe.
 
-    goldens: those in the bank, or in words why they are not known.
+    bank: what the golden bank holds, or in words why that is not known.
     """
-    return _Doctor(settings, goldens, repair, progress).examine()
+    return _Doctor(settings, bank, repair, progress).examine()
 
 
 class _Doctor:
-    def __init__(
-        self, settings: MemorySettings, goldens: Iterable[Golden] | str, repair: bool, progress: Progress
-    ) -> None:
+    def __init__(self, settings: MemorySettings, bank: BankContents | str, repair: bool, progress: Progress) -> None:
         self._settings, self._home, self._repair, self._progress = settings, settings.home, repair, progress
-        self._goldens = goldens
+        self._bank_contents = bank
         self._found = Examination()
         self._files = list(files(self._home))
         self._named: dict[str, str] = {}  # sha256 of each photo that is needed -> what needs it
@@ -210,10 +216,14 @@ class _Doctor:
                 self._named.setdefault(sha256, f"photo of inspection {row['inspection_id']}")
 
     def _bank(self) -> None:
-        if isinstance(self._goldens, str):
-            self._add("unchecked", "the golden samples", [self._goldens], "stop that process and run it again")
+        bank = self._bank_contents
+        if isinstance(bank, str):
+            self._add("unchecked", "the golden samples", [bank], "stop that process and run it again")
             return
-        for golden in self._goldens:
+        self._add(
+            "damaged", "golden samples", bank.damaged, "refdiff goldens reenroll makes them anew from their photos"
+        )
+        for golden in bank.goldens:
             self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
 
     def _photos(self, sound: set[Path]) -> None:

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.stores import MAIN
 from refdiff.memory.upkeep.backup import Manifest, back_up
 from refdiff.memory.upkeep.backup import restore as restore_backup
-from refdiff.memory.upkeep.doctor import Examination, Finding, examine
+from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
 from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
@@ -45,19 +44,22 @@ def doctor(
     """
     home = settings().memory.home
     with output.progress("examining") as moved:
-        found = examine(settings().memory, _goldens(home), repair, moved)
+        found = examine(settings().memory, _bank(home), repair, moved)
     emit(_examined(home, found), *_lines(home, found))
     if not found.sound:
         raise typer.Exit(_UNSOUND)
 
 
-def _goldens(home: Path) -> list[Golden] | str:
-    """The goldens of the bank, or in words why they cannot be listed."""
+def _bank(home: Path) -> BankContents | str:
+    """What the golden bank holds, or in words why that is not known."""
     if not (home / MAIN).exists():
         return "without the main database, the bank is not opened"
     try:
         with open_workspace(bank_wait_s=0.0) as workspace:
-            return workspace.bank.list()
+            bank = workspace.bank
+            return BankContents(
+                [*bank.list(), *bank.of_other_encoders()], [f"{d.name}: {d.reason}" for d in bank.damaged()]
+            )
     except RefDiffError as e:
         return str(e)
 

@@ -27,7 +27,7 @@ from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import MAIN, Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore
-from refdiff.memory.upkeep.doctor import Examination, examine
+from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
 from refdiff.model.errors import InputError, StorageError
 
 FILES = ("overlay.png", "report.html")
@@ -75,7 +75,7 @@ def home(settings: MemorySettings) -> Path:
 
 
 def examined(settings: MemorySettings, repair: bool = False, goldens: list[Golden] | None = None) -> Examination:
-    return examine(settings, goldens or [], repair)
+    return examine(settings, BankContents(goldens or [], []), repair)
 
 
 def kinds(found: Examination) -> list[tuple[str, list[str]]]:
