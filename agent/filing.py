@@ -9,6 +9,7 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.files import make_folder, write_atomic
 from refdiff.model.images import encode_png
@@ -31,10 +32,22 @@ def inspection_folder(home: Path, inspection_id: str) -> Path:
     return home / "inspections" / inspection_id
 
 
-def artefacts_of(home: Path, inspection_id: str) -> Artefacts:
-    """Where the files of an inspection are written."""
-    folder = inspection_folder(home, inspection_id)
-    return Artefacts(**{name: str(folder / file) for name, file in ARTEFACTS.items()})
+def artefacts_of(inspection_id: str) -> Artefacts:
+    """The files of an inspection, as a report names them: relative to the home folder, which may be moved or copied."""
+    folder = inspection_folder(Path(), inspection_id)
+    return Artefacts(**{name: (folder / file).as_posix() for name, file in ARTEFACTS.items()})
+
+
+def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
+    """A filed report, its files named by absolute paths in the home as it lies now. Raises UnknownRecordError.
+
+    Reports of earlier versions name the place of the home at the time of filing; its files are taken from here too.
+    """
+    report = DefectReport.model_validate(stores.inspections.get(inspection_id).report)
+    folder = inspection_folder(stores.settings.home, inspection_id)
+    kept = report.artefacts.model_dump(exclude_none=True)  # older reports have fewer files
+    here = Artefacts(**{name: str(folder / ARTEFACTS[name]) for name in kept})
+    return report.model_copy(update={"artefacts": here})
 
 
 def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
@@ -44,8 +57,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
         return DefectReport.model_validate(inspections.get(report.inspection_id).report)
     except UnknownRecordError:
         pass
-    make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
-    paths = {name: Path(path) for name, path in report.artefacts.model_dump().items()}
+    folder = make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
+    paths = {name: folder / file for name, file in ARTEFACTS.items()}
     query, canonical = context.tools.query, context.tools.canonical
     nearest = canonical.comparison.nearest
     anomaly_map, reference = canonical.comparison.difference.anomaly_map, nearest.reduced

@@ -15,6 +15,7 @@ from refdiff.agent.checkpoints import open_checkpoints, run_config
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.choice import choose_driver
 from refdiff.agent.events import AgentEvent
+from refdiff.agent.filing import filed_report
 from refdiff.agent.graph import build_graph
 from refdiff.agent.language import questions
 from refdiff.agent.language.requests import canonical_request
@@ -131,7 +132,7 @@ class Inspector(AbstractContextManager["Inspector"]):
 
         Raises UnknownRecordError, InputError.
         """
-        report = DefectReport.model_validate(self.workspace.stores.inspections.get(inspection_id).report)
+        report = self._filed(inspection_id)
         decided = self.workspace.stores.dispositions.get(inspection_id)
         asked = prompts.sanitise(question)
         if not asked:
@@ -195,4 +196,4 @@ class Inspector(AbstractContextManager["Inspector"]):
         return AgentContext(tools, self.settings, self._driver, self._emit)
 
     def _filed(self, inspection_id: str) -> DefectReport:
-        return DefectReport.model_validate(self.workspace.stores.inspections.get(inspection_id).report)
+        return filed_report(self.workspace.stores, inspection_id)

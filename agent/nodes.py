@@ -268,7 +268,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         timings_ms={
             k: round(v, 1) for k, v in (state["timings_ms"] | context.tools.canonical.comparison.timings_ms).items()
         },
-        artefacts=artefacts_of(workspace.stores.settings.home, request["inspection_id"]),
+        artefacts=artefacts_of(request["inspection_id"]),
         software=Software(
             version=version("refdiff"),
             weights_sha256=software_fingerprint(workspace),
@@ -282,8 +282,8 @@ def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[st
     """Draw, write and file exactly once, before any person is asked."""
     context = runtime.context
     context.tools.capture_in(evidence_of(state["evidence"]))
-    # where the home lies now: a run may be resumed elsewhere
-    artefacts = artefacts_of(context.tools.workspace.stores.settings.home, state["request"]["inspection_id"])
+    # an earlier version may have begun it, and named absolute paths
+    artefacts = artefacts_of(state["request"]["inspection_id"])
     report = file_report(context, DefectReport.model_validate(state["report"] | {"artefacts": artefacts}))
     context.emit(AgentEvent("filed", f"{report.inspection_id}: {report.verdict}"))
     return {"report": report.model_dump(mode="json")}

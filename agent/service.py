@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from refdiff.agent.filing import ARTEFACTS, inspection_folder
+from refdiff.agent.filing import ARTEFACTS, filed_report, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import part_id_in, product_in
 from refdiff.agent.people.reviews import dispose, judge_blind
@@ -267,7 +267,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def report(self, inspection_id: str) -> DefectReport:
         """A filed report. Raises UnknownRecordError."""
-        return DefectReport.model_validate(self.stores.inspections.get(inspection_id).report)
+        return filed_report(self.stores, inspection_id)
 
     def wait(self, inspection_id: str, timeout_s: float | None = None) -> Inspection:
         """The inspection once it is filed or has failed, at the latest after timeout_s. Raises UnknownRecordError."""

@@ -27,6 +27,7 @@ from refdiff.memory.audit_chain import (
     Problem,
     canonical,
 )
+from refdiff.memory.audit_head import AuditHead, missing_from
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import LEARNED
@@ -50,8 +51,11 @@ class Checked:
 class AuditStore:
     """The audit records of the one database, and their exports. Safe to share between threads."""
 
-    def __init__(self, db: Database, images: ImageStore, key: SecretStr | None = None) -> None:
-        self._db, self._images, self._key = db, images, key
+    def __init__(
+        self, db: Database, images: ImageStore, key: SecretStr | None = None, kept: AuditHead | None = None
+    ) -> None:
+        """kept: the newest record as it is remembered outside the database."""
+        self._db, self._images, self._key, self._kept = db, images, key, kept
 
     def of(self, inspection_id: str) -> list[AuditRecord]:
         """The records of one inspection, oldest first; [] if none."""
@@ -127,7 +131,7 @@ class AuditStore:
             problem = self._verify_rows(conn, check, photos)
             if problem is None:
                 given = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
-                problem = check.end(int(given["seq"]) if given else 0) or _unrecorded(conn)
+                problem = check.end(int(given["seq"]) if given else 0) or _unrecorded(conn) or self._cut_off(conn)
         held = check.seq - (problem is not None and problem.seq == check.seq)  # its record fits, the stores do not
         return Checked(held, check.hash, problem)
 
@@ -143,6 +147,11 @@ class AuditStore:
             if problem is not None:
                 return problem
         return None
+
+    def _cut_off(self, conn: sqlite3.Connection) -> Problem | None:
+        kept = self._kept.read() if self._kept is not None else None
+        wrong = "" if kept is None else missing_from(conn, kept)
+        return Problem("the end", None, None, wrong) if wrong else None
 
     def _photo(self, record: AuditRecord) -> Problem | None:
         sha256 = str(record.facts.get("query_sha256") or "")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.files import make_folder, storage_error
+from refdiff.model.files import make_folder, make_private, storage_error
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -27,16 +27,28 @@ Migrations = tuple[tuple[Step, ...], ...]
 class Database(contextlib.AbstractContextManager["Database"]):
     """An open SQLite file; a context manager. Every method raises StorageError where SQLite or the disk fails."""
 
-    def __init__(self, path: Path, migrations: Migrations, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        """Open the file, made if new, and bring it to the newest schema of `migrations`.
+    def __init__(
+        self,
+        path: Path,
+        migrations: Migrations,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        *,
+        lost: str = "",
+        after_commit: Callable[[sqlite3.Connection], None] = lambda conn: None,
+    ) -> None:
+        """Open the file, made if new, readable by the owner alone, and bring it to the newest schema of `migrations`.
 
-        busy_timeout_s: how long to wait for another process that writes. Raises StorageError also where a newer version
-        wrote the file.
+        busy_timeout_s: how long to wait for another process that writes. lost: what to say where the file is missing or
+        empty, if it must not be made anew. after_commit: called after each transaction, before other threads go on.
+        Raises StorageError also where a newer version wrote the file.
         """
         self.path = path
-        self._migrations = migrations
+        self._migrations, self._lost, self._after_commit = migrations, lost, after_commit
         self._lock = threading.RLock()
         make_folder(path.parent)
+        if lost and not path.exists():
+            raise StorageError(f"{path}: {lost}")
+        make_private(path)
         with self._errors():
             # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
             self._conn = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
@@ -63,6 +75,7 @@ class Database(contextlib.AbstractContextManager["Database"]):
                 if self._conn.in_transaction:
                     self._conn.execute("ROLLBACK")
                 raise
+            self._after_commit(self._conn)
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -109,6 +122,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
                 return  # the usual case takes no write lock
         with self.transaction() as conn:
             version = _version(conn)  # again: another process may have migrated meanwhile
+            if version == 0 and self._lost:
+                raise StorageError(f"{self.path}: {self._lost}")
             if version > len(self._migrations):
                 raise StorageError(
                     f"{self.path}: written by a newer refdiff (schema {version}, this one knows "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
+from refdiff.memory.audit_head import NAME as AUDIT_HEAD
+from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
@@ -19,6 +22,19 @@ from refdiff.memory.records.products import ProductStore
 from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.files import make_folder
+
+MAIN = "refdiff.sqlite"
+_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
+_LOST = (
+    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
+    "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
+)
+
+
+def other_stores(home: Path) -> list[str]:
+    """What of a home is there besides the main database; [] in a new one."""
+    found = (home / name for name in _OTHERS)
+    return [p.name for p in found if (any(p.iterdir()) if p.is_dir() else p.exists())]
 
 
 @dataclass(frozen=True)
@@ -41,11 +57,14 @@ class Stores(AbstractContextManager["Stores"]):
     def open(cls, settings: MemorySettings | None = None) -> Self:
         """Open the stores under `settings.home`, made (mode 0700) if new. settings: default from the environment.
 
-        Raises StorageError if the folder is not writable or the database is damaged.
+        Raises StorageError if the folder is not writable, or the database is damaged, or lost while other stores remain.
         """
         settings = settings or MemorySettings()
         home = make_folder(settings.home)
-        db = Database(home / "refdiff.sqlite", MIGRATIONS)
+        head = AuditHead(home)
+        # looked for before the database is: the process that makes a home makes the database first
+        lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
+        db = Database(home / MAIN, MIGRATIONS, lost=lost, after_commit=head.follow)
         try:
             images = ImageStore(home / "images")
         except BaseException:
@@ -59,7 +78,7 @@ class Stores(AbstractContextManager["Stores"]):
             calibrations=CalibrationStore(db),
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
-            audit=AuditStore(db, images, settings.audit_key),
+            audit=AuditStore(db, images, settings.audit_key, head),
             blind_checks=BlindCheckStore(db),
             adoptions=AdoptionStore(db),
             settings=settings,

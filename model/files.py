@@ -53,6 +53,11 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
         raise storage_error(path, e) from e
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file is, by its name, what a writer works on or a crashed one left."""
+    return path.name.startswith(_TEMPORARY)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
@@ -87,13 +92,33 @@ def _is_full(path: Path) -> bool:
         return False
 
 
+def make_private(path: Path) -> None:
+    """Create the file `path` if it is new, and let only its owner read it, whatever the umask and the folder allow.
+
+    A file of somebody else, or on a read-only disk, stays as it is. Raises StorageError.
+    """
+    try:
+        try:
+            # never opens a file that is there: closing it would drop the locks that SQLite holds on it in this process
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            if os.name == "posix" and path.stat().st_mode & 0o077:
+                with contextlib.suppress(OSError):
+                    path.chmod(0o600)
+    except OSError as e:
+        raise storage_error(path, e) from e
+
+
 def make_folder(path: Path) -> Path:
     """Create `path` and its parents, readable by the owner alone (photos of parts are confidential).
 
     Raises StorageError if that fails or the folder is not writable.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):  # `mkdir(parents=True)` gives parents the usual mode
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(exist_ok=True)
     except OSError as e:
         raise storage_error(path, e) from e
     if not os.access(path, os.W_OK | os.X_OK):

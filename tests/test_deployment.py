@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic_settings import BaseSettings
 
 from refdiff.agent.settings import AgentSettings
@@ -82,3 +88,78 @@ def test_compose_documents_making_the_first_key_before_the_server_runs() -> None
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
     assert "docker compose run --rm --no-deps --build app keys add" in text  # `exec` needs a server, which needs a key
     assert 'ENTRYPOINT ["refdiff"]' in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+# ---- constraints: see constraints/README.md ----
+
+UNHASHED = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
+
+
+def _pins(name: str) -> dict[str, tuple[str, int]]:
+    """Package -> version and number of hashes."""
+    found, package = {}, ""
+    for line in (ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"([\w.-]+)==([^\s;]+)", line):
+            package = canonicalize_name(match[1])
+            found[package] = (match[2], 0)
+        elif re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line):
+            found[package] = (found[package][0], found[package][1] + 1)
+    return found
+
+
+def _needed(requirements: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
+    """Everything that these requirements install here, through all levels."""
+    found: set[tuple[str, str]] = set()
+    left = [(Requirement(r), extras) for r in requirements]
+    while left:
+        requirement, wanted = left.pop()
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": e}) for e in wanted or [""]):
+            continue
+        for extra in ("", *requirement.extras):
+            key = (canonicalize_name(requirement.name), extra)
+            if key in found:
+                continue
+            found.add(key)
+            try:
+                left += [(Requirement(r), [extra]) for r in requires(requirement.name) or []]
+            except PackageNotFoundError:  # an extra that is not installed here
+                continue
+    return {name for name, _ in found}
+
+
+@pytest.mark.parametrize("name", ["develop", "app"])
+def test_hashed_pins_agree_with_the_versions(name: str) -> None:
+    versions, hashed = _pins("cpu"), _pins(name)
+    assert len(hashed) > 100
+    assert {n: v for n, (v, _) in hashed.items()} == {n: versions[n][0] for n in hashed}, "run: make pins"
+    assert [n for n, (_, hashes) in hashed.items() if not hashes] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("develop", ["demo", "mcp", "slack", "teams", "train", "dev"]),
+        ("app", ["mcp", "postgres", "slack", "teams", "train"]),
+    ],
+)
+def test_everything_that_is_installed_is_pinned_with_hashes(name: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e]), "setuptools"]
+    missing = {n for n in _needed(asked) if not UNHASHED.fullmatch(n)} - set(_pins(name))
+    assert missing == set(), "add them to constraints/cpu.txt, and run: make pins"
+
+
+def test_every_dependency_is_pinned_to_a_version_that_it_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(r for rs in project["optional-dependencies"].values() for r in rs)]
+    pins = _pins("cpu")
+    for requirement in map(Requirement, asked):
+        if requirement.name != "refdiff":
+            version, _ = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
+
+
+def test_makefile_and_dockerfile_install_by_hash_before_anything_else() -> None:
+    for text, name in ((DOCKERFILE, "app"), ((ROOT / "Makefile").read_text(encoding="utf-8"), "develop")):
+        hashed = text.index(f"--no-deps --require-hashes -r constraints/{name}.txt")
+        assert hashed < text.index("-c constraints/cpu.txt torch") < text.index("--no-deps --no-build-isolation")

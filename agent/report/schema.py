@@ -134,7 +134,7 @@ class ToolCall(_Model):
 
 
 class Artefacts(_Model):
-    """Absolute paths of files that exist once the report is filed."""
+    """Paths of files that exist once the report is filed: filed relative to the home folder, answered as absolute paths."""
 
     overlay: str
     heatmap: str

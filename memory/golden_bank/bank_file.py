@@ -6,7 +6,6 @@ match is damaged; it is told apart, and the others are read all the same.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from refdiff.memory.database import Database, Migrations
 from refdiff.memory.golden_bank.golden import Golden, golden_id_of, point_id
-from refdiff.model.files import storage_error
 
 Vectors = NDArray[np.float32]
 
@@ -62,10 +60,6 @@ class BankFile:
 
     def __init__(self, path: Path) -> None:
         """Open the file, made for the owner alone if new."""
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as e:
-            raise storage_error(path, e) from e
         self.path = path
         self._db = Database(path, _MIGRATIONS)
 

@@ -94,11 +94,11 @@ def show_inspection(
 
 
 def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
-    from refdiff.agent.report.schema import DefectReport
+    from refdiff.agent.filing import filed_report
 
     record, decided = stores.inspections.get(clean(inspection_id)), stores.dispositions.get(clean(inspection_id))
     try:
-        report = DefectReport.model_validate(record.report)
+        report = filed_report(stores, record.inspection_id)
     except ValidationError as e:
         raise StorageError(
             f"inspection {inspection_id} was filed in another format ({e.error_count()} fields differ); "
@@ -107,8 +107,9 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
     lines = [hint] if hint else []
     if decided:
         lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
+    artefacts = {name: getattr(report.artefacts, name) for name in record.report["artefacts"]}
     emit(
-        record.report | {"disposition": _plain(decided)},
+        record.report | {"artefacts": artefacts, "disposition": _plain(decided)},
         output.report_view(report),
         output.files_view(report),
         *map(output.printable, lines),

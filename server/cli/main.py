@@ -26,6 +26,7 @@ from refdiff.server.cli import (
     audit,
     demo,
     goldens,
+    home,
     inspect,
     inspections,
     invocation,
@@ -66,6 +67,7 @@ demo.register(app)
 inspections.register(app)
 review.register(app)
 audit.register(app)
+home.register(app)
 train.register(app)
 watch.register(app)
 model.register(app)

@@ -1,0 +1,335 @@
+"""Backup of a home folder while it is in use, and its restoration.
+
+A backup is a folder, or a tar file, of the home's files under their own names, and `manifest.json` with size and sha256 of
+each. Databases are copied with SQLite's online backup: a consistent copy, which blocks no writer. The other files are never
+changed once they are written, and are written before the row that names them. So the order makes the copies fit together:
+
+1. the audit head, which the chain that is copied later must hold;
+2. the journals: what they say is done is then in the main database;
+3. the main database, and after it the golden bank: what was learned according to the one is in the other;
+4. photos, and the files of the inspections that the copied database holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from refdiff.memory.audit_head import NAME as AUDIT_HEAD
+from refdiff.memory.stores import MAIN
+from refdiff.memory.timestamps import utc_now
+from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
+from refdiff.model.errors import InputError, StorageError
+from refdiff.model.files import atomic_path, make_folder, storage_error
+from refdiff.model.progress import Progress, silent
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class BackedUpFile:
+    path: str  # relative to the home, with forward slashes
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What a backup holds."""
+
+    made_at: str = field(default_factory=utc_now)
+    software: str = field(default_factory=lambda: version("refdiff"))
+    files: list[BackedUpFile] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(f.bytes for f in self.files)
+
+    @property
+    def damaged(self) -> list[str]:
+        """Photos that were damaged already when they were copied: their sha256 is not their name."""
+        photos = (f for f in self.files if f.path.startswith("images/"))
+        return [f.path for f in photos if f.path.rpartition("/")[2] != f.sha256]
+
+
+# ---- backup ----
+
+
+def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
+    """Copy all of `home` to `target`: a tar file if its name ends in .tar, else a folder. Nothing is there before all is.
+
+    The goldens of a Qdrant server are not in the home, and not in the backup. Raises InputError (the target exists, or lies
+    in the home), StorageError (a damaged database, a full disk).
+    """
+    home, target = home.absolute(), target.expanduser().absolute()
+    if not (home / MAIN).exists():
+        raise InputError(f"{home}: no home of refdiff (it has no {MAIN}); set REFDIFF_HOME")
+    if os.path.lexists(target):
+        raise InputError(f"{target}: already there; name a new file or folder")
+    if target.resolve().is_relative_to(home.resolve()):
+        raise InputError(f"{target}: inside the home folder {home}; back up to another place")
+    make_folder(target.parent)
+    try:
+        with contextlib.ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent)))
+            if target.suffix == ".tar":
+                writer: _Writer = stack.enter_context(_TarWriter(stack.enter_context(atomic_path(target))))
+                return _write(home, scratch, writer, progress)
+            folder = scratch / "backup"
+            manifest = _write(home, scratch, _FolderWriter(folder), progress)
+            if hasattr(os, "sync"):
+                os.sync()
+            folder.rename(target)
+            return manifest
+    except (OSError, tarfile.TarError) as e:
+        raise storage_error(target, e) from e
+
+
+def _write(home: Path, scratch: Path, writer: _Writer, progress: Progress) -> Manifest:
+    manifest = Manifest()
+    head = _read_if_there(home / AUDIT_HEAD)
+    copies = {}
+    for number, place in enumerate(sorted(filter(_is_kept_database, files(home)), key=_when)):
+        copies[place] = scratch / f"{number}.sqlite"
+        _copy_database(home / place, copies[place])
+    filed = _filed(copies[Path(MAIN)])
+    others = [
+        place
+        for place in files(home)
+        if is_kept(place) and not is_database(place) and place.name != AUDIT_HEAD and _belongs(place, filed)
+    ]
+    total = len(copies) + len(others) + (head is not None)
+
+    def add(place: Path, source: IO[bytes]) -> None:
+        manifest.files.append(writer.add(place.as_posix(), source))
+        progress("files", len(manifest.files), total)
+
+    for place, copy in copies.items():
+        with copy.open("rb") as source:
+            add(place, source)
+        copy.unlink()
+    if head is not None:
+        with tempfile.TemporaryFile(dir=scratch) as kept:
+            kept.write(head)
+            kept.seek(0)
+            add(Path(AUDIT_HEAD), kept)
+    for place in others:
+        with (home / place).open("rb") as source:
+            add(place, source)
+    text = json.dumps({"refdiff_backup": FORMAT} | asdict(manifest), indent=1) + "\n"
+    with tempfile.TemporaryFile(dir=scratch) as listed:
+        listed.write(text.encode())
+        listed.seek(0)
+        writer.add(MANIFEST, listed)
+    return manifest
+
+
+def _is_kept_database(place: Path) -> bool:
+    return is_kept(place) and is_database(place)
+
+
+def _when(place: Path) -> tuple[int, Path]:
+    """When a database is copied: the journals, the main database, the bank."""
+    is_bank = place.name == "goldens.sqlite" or place.parts[0] == "qdrant"
+    return (2 if is_bank else int(place == Path(MAIN)), place)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    with reading(source) as conn, contextlib.closing(sqlite3.connect(target)) as copy:
+        conn.backup(copy)  # all in one step: one consistent state
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file
+    if wrong := check_database(target):
+        raise StorageError(f"{source}: the file is damaged ({wrong}); see `refdiff doctor`")
+
+
+def _filed(main: Path) -> set[str]:
+    with reading(main) as conn:
+        return {row[0] for row in conn.execute("SELECT inspection_id FROM inspections")}
+
+
+def _belongs(place: Path, filed: set[str]) -> bool:
+    """False for files of an inspection that was not filed yet: it is resumed, and writes them anew."""
+    return place.parts[0] != "inspections" or place.parts[1] in filed
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+class _Writer(Protocol):
+    def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
+        """Copy a file, and say what was copied."""
+
+
+class _FolderWriter:
+    def __init__(self, folder: Path) -> None:
+        self._folder = make_folder(folder)
+
+    def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
+        path = self._folder / name
+        make_folder(path.parent)
+        return _copy(name, source, path)
+
+
+class _TarWriter(contextlib.AbstractContextManager["_TarWriter"]):
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  closed by __exit__
+
+    def __exit__(self, *error: object) -> None:
+        self._tar.close()
+
+    def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
+        about = os.fstat(source.fileno())
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mtime, entry.mode = about.st_size, int(about.st_mtime), 0o600
+        digest = hashlib.sha256()
+        self._tar.addfile(entry, _Hashing(source, digest.update))
+        return BackedUpFile(name, entry.size, digest.hexdigest())
+
+
+class _Hashing:
+    """A file that shows all that is read of it to `seen`."""
+
+    def __init__(self, source: IO[bytes], seen: Callable[[bytes], None]) -> None:
+        self._source, self._seen = source, seen
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._seen(data)
+        return data
+
+
+def _copy(name: str, source: IO[bytes], path: Path) -> BackedUpFile:
+    """Write a new file, for its owner alone."""
+    digest, size = hashlib.sha256(), 0
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
+    return BackedUpFile(name, size, digest.hexdigest())
+
+
+# ---- restore ----
+
+
+def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
+    """Restore a backup into `home`, which must be missing or empty.
+
+    All files are copied and compared with the manifest before the first one takes its place; the main database takes its
+    place last, and without it no command opens the home. Raises InputError (the home is not empty, this is no whole and
+    unchanged backup), StorageError.
+    """
+    source, home = source.expanduser().absolute(), home.absolute()
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; name a backup made by `refdiff backup`")
+    if home.exists() and (there := sorted(p.name for p in home.iterdir() if p.name != STAGING)):
+        raise InputError(
+            f"{home}: not empty ({', '.join(there[:3])}, ...); restore into a new folder: set REFDIFF_HOME"
+        )
+    if source.is_relative_to(home):
+        raise InputError(f"{source}: inside the home folder {home}; move the backup elsewhere")
+    make_folder(home)
+    staging = home / STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a restore that was killed
+        make_folder(staging)
+        manifest = _stage(source, staging, progress)
+        for listed in manifest.files:
+            if is_database(Path(listed.path)) and (wrong := check_database(staging / listed.path)):
+                raise InputError(f"{source}: {listed.path} is damaged ({wrong}); use another backup")
+        if hasattr(os, "sync"):
+            os.sync()
+        for entry in sorted(staging.iterdir(), key=lambda p: p.name == MAIN):
+            entry.rename(home / entry.name)
+        staging.rmdir()
+    except (OSError, tarfile.TarError) as e:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise storage_error(source if isinstance(e, tarfile.TarError) else home, e) from e
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _stage(source: Path, staging: Path, progress: Progress) -> Manifest:
+    """Copy all files of a backup to `staging`, and compare them with its manifest."""
+    copied: dict[str, BackedUpFile] = {}
+    manifest: Manifest | None = None
+    for name, total, file in _entries(source):
+        if name in copied:
+            raise InputError(f"{source}: holds {name} twice; this is no backup made by `refdiff backup`")
+        if name == MANIFEST:
+            manifest = _parse(source, file.read())
+            continue
+        path = staging / _safe(source, name)
+        make_folder(path.parent)
+        copied[name] = _copy(name, file, path)
+        progress("files", len(copied), total)
+    if manifest is None:
+        raise InputError(f"{source}: no {MANIFEST} in it; it is no backup, or was cut off")
+    listed = {f.path: f for f in manifest.files}
+    for word, names in (
+        ("missing", listed.keys() - copied.keys()),
+        ("not in the manifest", copied.keys() - listed.keys()),
+        ("changed", {n for n in listed.keys() & copied.keys() if listed[n] != copied[n]}),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3])
+            raise InputError(f"{source}: {len(names)} files are {word} ({shown}); use another backup")
+    if MAIN not in listed:
+        raise InputError(f"{source}: no {MAIN} in it; use another backup")
+    return manifest
+
+
+def _entries(source: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """(name, number of all files or 0 if unknown, content) of each file of a backup."""
+    if source.is_dir():
+        names = list(files(source))
+        for name in names:
+            if (source / name).is_symlink():
+                raise InputError(f"{source}: {name} is a link; this is no backup made by `refdiff backup`")
+            with (source / name).open("rb") as file:
+                yield name.as_posix(), len(names), file
+        return
+    with tarfile.open(source, "r:") as tar:
+        for entry in tar:
+            opened = tar.extractfile(entry) if entry.isreg() else None
+            if opened is None:
+                raise InputError(f"{source}: {entry.name!r} is no file; this is no backup made by `refdiff backup`")
+            with opened as file:
+                yield entry.name, 0, file
+
+
+def _safe(source: Path, name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
+        raise InputError(f"{source}: {name!r} would leave the home; this is no backup made by `refdiff backup`")
+    return path
+
+
+def _parse(source: Path, text: bytes) -> Manifest:
+    try:
+        data = json.loads(text)
+        if data["refdiff_backup"] != FORMAT:
+            raise InputError(f"{source}: written by another version of refdiff ({data['software']}); use that one")
+        return Manifest(data["made_at"], data["software"], [BackedUpFile(**f) for f in data["files"]])
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError(f"{source}: its {MANIFEST} cannot be read ({e}); use another backup") from e

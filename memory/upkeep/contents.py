@@ -1,0 +1,58 @@
+"""What a home folder holds on the disk, by place and name; opens databases read-only and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from refdiff.model.files import is_leftover, storage_error
+
+STAGING = ".restoring"  # where a restore collects files until they are checked
+_BUSY_S = 30.0
+_TRANSIENT = ("-wal", "-shm", "-journal", ".lock")
+_NOT_KEPT = {"locks", "logs", STAGING}
+
+
+def is_kept(place: Path) -> bool:
+    """Whether a file belongs to the home's contents. place: relative to the home. Locks, logs and leftovers do not."""
+    return not (place.parts[0] in _NOT_KEPT or place.name.endswith(_TRANSIENT) or is_leftover(place))
+
+
+def files(home: Path) -> Iterator[Path]:
+    """All files below `home`, relative to it, sorted within each folder. Folders may be links (to a larger disk)."""
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(home, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link in a circle
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        yield from (Path(folder, name).relative_to(home) for name in sorted(names))
+
+
+def is_database(place: Path) -> bool:
+    return place.suffix == ".sqlite"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection to a database that may be in use. Raises StorageError, also in the block."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as conn:
+            conn.row_factory = sqlite3.Row
+            yield conn
+    except sqlite3.Error as e:
+        raise storage_error(path, e) from e
+
+
+def check_database(path: Path) -> str:
+    """What is wrong with a database; "" if nothing. Reads all of it."""
+    with reading(path) as conn:
+        found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            return str(found)
+        return "" if conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() else "it is empty"

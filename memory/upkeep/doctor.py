@@ -1,0 +1,314 @@
+"""What is wrong with a home folder: its databases, files and golden samples compared with each other. Mends what is safe.
+
+Safe while a server runs. Nothing that a person made or that proves something is ever changed or deleted: photos, reports and
+records are only named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.locks import hold_lock
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import MAIN, Stores, other_stores
+from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
+from refdiff.model.errors import RefDiffError, UnavailableError
+from refdiff.model.files import is_leftover
+from refdiff.model.progress import Progress, silent
+
+Kind = Literal["missing", "damaged", "orphaned", "leftover", "exposed", "unchecked"]
+SERIOUS: tuple[Kind, ...] = ("missing", "damaged")  # something is lost until it is restored
+
+_LEFTOVER_S = 3600.0  # what nobody wrote to for this long was left by a process that was killed
+_SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+@dataclass
+class Finding:
+    """Something that is wrong."""
+
+    kind: Kind
+    what: str  # in words
+    names: list[str]
+    remedy: str
+    mended: bool = False
+
+    @property
+    def serious(self) -> bool:
+        return self.kind in SERIOUS and not self.mended
+
+
+@dataclass(frozen=True)
+class BankContents:
+    """What the golden bank says of itself."""
+
+    goldens: list[Golden]  # of all encoders
+    damaged: list[str]  # names of goldens that cannot be read, with the reason
+
+
+@dataclass
+class Examination:
+    """The result of an examination."""
+
+    findings: list[Finding] = field(default_factory=list)
+    inspections: int = 0  # filed
+    bytes: dict[str, int] = field(default_factory=dict)  # by store: "images", "inspections", "refdiff.sqlite", ...
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is missing or damaged."""
+        return not any(f.serious for f in self.findings)
+
+
+def examine(
+    settings: MemorySettings,
+    bank: BankContents | str,
+    repair: bool = False,
+    progress: Progress = silent,
+) -> Examination:
+    """Examine the home of `settings`, and with `repair` mend what is safe.
+
+    bank: what the golden bank holds, or in words why that is not known.
+    """
+    return _Doctor(settings, bank, repair, progress).examine()
+
+
+class _Doctor:
+    def __init__(self, settings: MemorySettings, bank: BankContents | str, repair: bool, progress: Progress) -> None:
+        self._settings, self._home, self._repair, self._progress = settings, settings.home, repair, progress
+        self._bank_contents = bank
+        self._found = Examination()
+        self._files = list(files(self._home))
+        self._named: dict[str, str] = {}  # sha256 of each photo that is needed -> what needs it
+
+    def examine(self) -> Examination:
+        for place in self._files:
+            about = (self._home / place).lstat()
+            store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
+            self._found.bytes[store] = self._found.bytes.get(store, 0) + about.st_size
+        sound = self._databases()
+        if Path(MAIN) in sound:
+            with reading(self._home / MAIN) as conn:
+                self._inspections(conn, sound)
+                self._needed(conn)
+            self._audit()
+        self._bank()
+        self._photos(sound)
+        self._leftovers()
+        self._exposed()
+        return self._found
+
+    def _add(
+        self, kind: Kind, what: str, names: Iterable[str], remedy: str, mend: Callable[[], None] | None = None
+    ) -> None:
+        if not (listed := sorted(names)):
+            return
+        finding = Finding(kind, what, listed, remedy)
+        self._found.findings.append(finding)
+        if self._repair and mend is not None:
+            with contextlib.suppress(OSError, RefDiffError):
+                mend()
+                finding.mended = True
+
+    # -- databases
+
+    def _databases(self) -> set[Path]:
+        """Check all databases; those that are sound."""
+        sound, wrong = set(), {}
+        for place in filter(is_database, self._files):
+            try:
+                said = check_database(self._home / place)
+            except RefDiffError as e:
+                said = str(e).removeprefix(f"{self._home / place}: ")
+            if said:
+                wrong[place] = said
+            else:
+                sound.add(place)
+        if Path(MAIN) not in self._files and (others := other_stores(self._home)):
+            self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
+                      "put the file back, or restore a backup into an empty folder (refdiff restore)")  # fmt: skip
+        checkpoints = Path("checkpoints.sqlite")
+        self._add("damaged", "databases", (f"{p}: {said}" for p, said in wrong.items() if p != checkpoints),
+                  "restore a backup into an empty folder (refdiff restore)")  # fmt: skip
+        if checkpoints in wrong:
+            self._add("damaged", "the checkpoints of unfinished inspections; these begin anew without them",
+                      [f"{checkpoints}: {wrong[checkpoints]}"], "stop the server, and run: refdiff doctor --repair",
+                      lambda: self._set_aside(checkpoints))  # fmt: skip
+        return sound
+
+    def _set_aside(self, place: Path) -> None:
+        """Rename a database and its companions, while no server uses them."""
+        with hold_lock(self._home / "serve.lock", UnavailableError("a server uses it")):
+            for name in (f"{place}-wal", f"{place}-shm", str(place)):
+                with contextlib.suppress(FileNotFoundError):
+                    (self._home / name).rename(self._home / f"{name}.damaged-{int(time.time())}")
+
+    def _audit(self) -> None:
+        try:
+            with Stores.open(self._settings) as stores:
+                problem = stores.audit.verify_store().problem
+        except RefDiffError as e:
+            self._add("unchecked", "the audit trail", [str(e)], "see the message")
+            return
+        if problem is not None:
+            self._add("damaged", "the audit trail", [str(problem)],
+                      "find out who changed it; a backup from before holds what was there")  # fmt: skip
+
+    # -- inspections
+
+    def _inspections(self, conn: sqlite3.Connection, sound: set[Path]) -> None:
+        there = {place for place in self._files if place.parts[0] == "inspections"}
+        folders = {place.parts[1] for place in there if len(place.parts) > 2}
+        filed, missing, empty = set(), [], []
+        for row in conn.execute("SELECT inspection_id, report FROM inspections"):
+            inspection_id = row["inspection_id"]
+            filed.add(inspection_id)
+            for path in (_json(row["report"]).get("artefacts") or {}).values():
+                if not path:
+                    continue
+                place = Path("inspections", inspection_id, Path(path).name)
+                if place not in there:
+                    missing.append(f"{inspection_id}/{place.name}")
+                elif not (self._home / place).stat().st_size:
+                    empty.append(f"{inspection_id}/{place.name}")
+        self._found.inspections = len(filed)
+        remedy = "take them from a backup; photo and report are still in the home if nothing else is named here"
+        self._add("missing", "files of filed inspections", missing, remedy)
+        self._add("damaged", "files of filed inspections (empty)", empty, remedy)
+        done, unfinished = self._jobs(sound)
+        self._add("missing", "inspections that the journal of jobs says are filed", done - filed,
+                  "the main database is older than jobs.sqlite: restore all of one backup")  # fmt: skip
+        self._add("orphaned", "folders of inspections that were never filed", folders - filed - unfinished,
+                  "delete them, or keep them; nothing names them")  # fmt: skip
+
+    def _jobs(self, sound: set[Path]) -> tuple[set[str], set[str]]:
+        """Inspections that were requested and are (done, not done); those with a checkpoint are not done."""
+        done: set[str] = set()
+        unfinished: set[str] = set()
+        if Path("jobs.sqlite") in sound:
+            with reading(self._home / "jobs.sqlite") as conn:
+                for row in conn.execute("SELECT inspection_id, state FROM jobs"):
+                    (done if row["state"] == "done" else unfinished).add(row["inspection_id"])
+        if Path("checkpoints.sqlite") in sound:
+            with reading(self._home / "checkpoints.sqlite") as conn:
+                unfinished |= {row[0] for row in conn.execute("SELECT DISTINCT thread_id FROM checkpoints")}
+        return done, unfinished
+
+    # -- photos and goldens
+
+    def _needed(self, conn: sqlite3.Connection) -> None:
+        for row in conn.execute("SELECT part_id, capture_id, sha256 FROM captures"):
+            self._named[row["sha256"]] = f"photo {row['capture_id']} of part {row['part_id']}"
+        for row in conn.execute("SELECT inspection_id, report FROM inspections"):
+            report = _json(row["report"])
+            if sha256 := report.get("query_sha256"):
+                self._named.setdefault(sha256, f"photo of inspection {row['inspection_id']}")
+
+    def _bank(self) -> None:
+        bank = self._bank_contents
+        if isinstance(bank, str):
+            self._add("unchecked", "the golden samples", [bank], "stop that process and run it again")
+            return
+        self._add(
+            "damaged", "golden samples", bank.damaged, "refdiff goldens reenroll makes them anew from their photos"
+        )
+        for golden in bank.goldens:
+            self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
+
+    def _photos(self, sound: set[Path]) -> None:
+        photos = {place.name: place for place in self._files if place.parts[0] == "images" and is_kept(place)}
+        self._add("missing", "photos", (f"{name} ({sha})" for sha, name in self._named.items() if sha not in photos),
+                  "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
+        damaged = []
+        for done, (sha256, place) in enumerate(photos.items(), start=1):
+            self._progress("reading photos", done, len(photos))
+            if _digest(self._home / place) != sha256:
+                damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
+        self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
+                  "refdiff enroll)")  # fmt: skip
+        if Path(MAIN) in sound:
+            self._add("orphaned", "photos that nothing in the home names", photos.keys() - self._mentioned(sound),
+                      "delete them, or keep them: of refused requests, or of records that were lost")  # fmt: skip
+
+    def _mentioned(self, sound: set[Path]) -> set[str]:
+        """Everything in any database that looks like a sha256."""
+        found: set[str] = set()
+        for number, place in enumerate(sorted(sound), start=1):
+            self._progress("reading databases", number, len(sound))
+            with reading(self._home / place) as conn:
+                for (table,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                    for row in conn.execute(f'SELECT * FROM "{table}"'):
+                        for value in row:
+                            data = value.encode() if isinstance(value, str) else value
+                            if isinstance(data, bytes):
+                                found.update(m.decode() for m in _SHA256.findall(data))
+        return found
+
+    # -- what killed processes left, and who may read
+
+    def _leftovers(self) -> None:
+        now, left = time.time(), []
+        for place in self._files:
+            path = self._home / place
+            is_lock = place.parts[0] == "locks" and place.suffix == ".lock"
+            if not (is_lock or is_leftover(place) or place.parts[0] == STAGING):
+                continue
+            with contextlib.suppress(OSError, UnavailableError):
+                if now - path.lstat().st_mtime < _LEFTOVER_S:
+                    continue
+                if is_lock:
+                    with hold_lock(path, UnavailableError("held")):  # a process that holds it is at work
+                        pass
+                left.append(place)
+
+        def remove() -> None:
+            for place in left:
+                (self._home / place).unlink(missing_ok=True)
+
+        self._add("leftover", "files of processes that were killed", map(str, left), "refdiff doctor --repair removes them",
+                  remove)  # fmt: skip
+
+    def _exposed(self) -> None:
+        if os.name != "posix":
+            return
+        below = {parent for place in self._files for parent in place.parents} - {Path()}
+        exposed = []
+        for place in (*below, *self._files):
+            with contextlib.suppress(FileNotFoundError):
+                if not (path := self._home / place).is_symlink() and path.stat().st_mode & 0o077:
+                    exposed.append(place)
+
+        def close() -> None:
+            for place in exposed:
+                path = self._home / place
+                path.chmod(path.stat().st_mode & 0o700)
+
+        self._add("exposed", "files and folders that others on this machine may read", map(str, exposed),
+                  "refdiff doctor --repair closes them", close)  # fmt: skip
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):  # the audit check tells
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        return f"unreadable: {e}"

@@ -1,0 +1,106 @@
+"""`refdiff doctor`, `backup` and `restore`, and a home that was moved, on real inspections."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import main
+
+
+def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, Any]:
+    capsys.readouterr()
+    code = main.run([*command, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_backup_is_restored_elsewhere_and_its_reports_name_the_new_place(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    _, first = said(capsys, "inspect", "--part", "1", "--product", "board", "--image", "good.png")
+    _, second = said(capsys, "inspect", "--part", "2", "--product", "board", "--image", "bad.png")
+    with contextlib.closing(sqlite3.connect(ready / "home" / "refdiff.sqlite", isolation_level=None)) as conn:
+        filed = {i: json.loads(text) for i, text in conn.execute("SELECT inspection_id, report FROM inspections")}
+    for report in (first, second):
+        kept = filed[report["inspection_id"]]["artefacts"]
+        assert kept.keys() == report["artefacts"].keys()
+        assert not any(Path(p).is_absolute() for p in kept.values())
+        assert {n: str(ready / "home" / p) for n, p in kept.items()} == report["artefacts"]
+        assert str(ready) not in Path(report["artefacts"]["markdown"]).read_text()
+        assert str(ready) not in Path(report["artefacts"]["report"]).read_text()
+
+    code, made = said(capsys, "backup", "backup.tar")
+    assert (code, made["damaged"]) == (0, [])
+    (ready / "home").rename(ready / "lost")
+    monkeypatch.setenv("REFDIFF_HOME", str(ready / "moved"))
+    code, restored = said(capsys, "restore", "backup.tar")
+    assert (code, restored["files"], restored["sha256"]) == (0, made["files"], made["sha256"])
+    assert restored["audit"]["intact"]
+
+    # a report of an earlier version names the place of the home at the time of filing
+    old = filed[second["inspection_id"]]
+    old["artefacts"] = {n: f"/nowhere/home/{p}" for n, p in old["artefacts"].items()}
+    with contextlib.closing(sqlite3.connect(ready / "moved" / "refdiff.sqlite", isolation_level=None)) as conn:
+        conn.execute(
+            "UPDATE inspections SET report = ? WHERE inspection_id = ?", (json.dumps(old), second["inspection_id"])
+        )
+    for report in (first, second):
+        shown = said(capsys, "inspections", "show", report["inspection_id"])[1]["artefacts"]
+        assert shown == {n: p.replace("/home/", "/moved/") for n, p in report["artefacts"].items()}
+        assert all(Path(p).is_file() for p in shown.values())
+        assert main.run(["inspections", "show", report["inspection_id"]]) == 0
+        assert "/nowhere" not in capsys.readouterr().out
+    code, again = said(capsys, "inspect", "--part", "2")
+    assert (code, again["verdict"]) == (1, second["verdict"])
+    assert said(capsys, "restore", "backup.tar")[0] == 65
+
+
+def test_doctor_ends_with_65_where_something_is_missing(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, sound = said(capsys, "doctor")
+    assert (code, sound["sound"], sound["findings"]) == (0, True, [])
+    goldens = said(capsys, "goldens", "list")[1]["goldens"]
+    photo = ready / "home" / "images" / goldens[0]["sha256"][:2] / goldens[0]["sha256"]
+    photo.unlink()
+    code, found = said(capsys, "doctor")
+    assert (code, found["sound"]) == (65, False)
+    [finding] = found["findings"]
+    assert (finding["kind"], finding["count"]) == ("missing", 1)
+    assert goldens[0]["golden_id"] in finding["names"][0]
+    assert goldens[0]["filename"] in finding["names"][0]
+    capsys.readouterr()
+    assert main.run(["doctor"]) == 65
+    assert "something is missing or damaged" in capsys.readouterr().out
+
+
+def test_lost_main_database_is_refused_by_every_command(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (ready / "home" / "refdiff.sqlite").unlink()
+    for command in (["inspections", "list"], ["audit", "verify", "--store"], ["capture", "--part", "1", "--product", "board",
+                    "good.png"], ["goldens", "list"], ["keys", "list"], ["review"]):  # fmt: skip
+        code, document = said(capsys, *command)
+        assert (code, document["error"]["type"]) == (69, "StorageError"), command
+        assert "refdiff restore" in document["error"]["message"]
+    assert not (ready / "home" / "refdiff.sqlite").exists()
+    code, found = said(capsys, "doctor")
+    assert code == 65
+    assert ["refdiff.sqlite"] in [f["names"] for f in found["findings"] if f["kind"] == "missing"]
+
+
+@pytest.mark.parametrize("value", [""])
+def test_empty_folder_settings_are_unset(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as m:
+        m.delenv("REFDIFF_HOME")
+        m.delenv("REFDIFF_CACHE")
+        usual = MemorySettings().home, ModelSettings().cache
+    monkeypatch.setenv("REFDIFF_HOME", value)
+    monkeypatch.setenv("REFDIFF_CACHE", value)
+    assert (MemorySettings().home, ModelSettings().cache) == usual
+    assert tmp_path not in (usual[0], usual[1])
