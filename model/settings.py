@@ -36,4 +36,4 @@ class ModelSettings(BaseSettings):
     language_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train language`; default: those of the package."
     )
-    threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")
