@@ -22,7 +22,9 @@ class ModelSettings(BaseSettings):
         description="Rebuildable files (golden features, model folders).",
     )
     working_px: int = Field(default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded.")
-    max_pixels: int = Field(default=64_000_000, ge=1_000_000, description="Largest image that is decoded, in pixels.")
+    max_pixels: int = Field(
+        default=64_000_000, ge=1_000_000, description="Largest image, and most decoded at once, in pixels."
+    )
     max_bytes: int = Field(default=100_000_000, ge=1_000_000, description="Largest image file that is read, in bytes.")
     encoder: Path | None = Field(
         default=None, description="Folder of a transformers backbone instead of the packaged encoder."
@@ -36,4 +38,4 @@ class ModelSettings(BaseSettings):
     language_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train language`; default: those of the package."
     )
-    threads: int | None = Field(default=None, ge=1, description="torch threads; default: torch's own choice.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")

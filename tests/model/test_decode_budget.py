@@ -1,0 +1,81 @@
+"""Large photos that arrive together are decoded within one budget; too little memory is never told as a bad photo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from refdiff.model.decode_budget import PixelBudget
+from refdiff.model.errors import BusyError
+
+
+def test_budget_is_never_exceeded_and_everybody_gets_a_turn() -> None:
+    budget, lock, in_use, most, served = PixelBudget(), threading.Lock(), 0, 0, 0
+
+    def use(pixels: int) -> None:
+        nonlocal in_use, most, served
+        with budget.take(pixels, 10, "photo", 30):
+            with lock:
+                in_use += pixels
+                most = max(most, in_use)
+            time.sleep(0.002)
+            with lock:
+                in_use -= pixels
+                served += 1
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(use, [1, 9, 3, 10, 2, 7] * 20))
+    assert served == 120
+    assert 7 <= most <= 10
+
+
+def test_image_over_the_budget_is_decoded_alone() -> None:
+    budget = PixelBudget()
+    small = budget.take(1, 10, "small", 0.01)
+    with budget.take(11, 10, "large"), pytest.raises(BusyError, match=r"^small: .*try again"), small:
+        pass
+    with budget.take(1, 10, "small", 0.01):
+        pass
+
+
+def test_failed_decoding_frees_its_pixels() -> None:
+    budget = PixelBudget()
+    with pytest.raises(ZeroDivisionError), budget.take(10, 10, "photo"):
+        _ = 1 / 0
+    with budget.take(10, 10, "photo", 0.01):
+        pass
+
+
+SHORT_OF_MEMORY = """
+import io, resource
+from PIL import Image
+from refdiff.model.errors import UnavailableError
+from refdiff.model.images import decode_image, measure_window
+buffer = io.BytesIO()
+Image.new("{mode}", (4000, 4000)).save(buffer, "{format}")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for more in (10, 60):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (more << 20), -1))
+    for read in (decode_image, measure_window):
+        try:
+            read(buffer.getvalue(), name="photo")
+        except UnavailableError as e:
+            print(e)
+        except Exception as e:
+            print(f"{{type(e).__name__}}: {{e}}" if "intensity window" not in str(e) else "")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
+@pytest.mark.parametrize(("mode", "format"), [("RGBA", "PNG"), ("I;16", "PNG")])
+def test_too_little_memory_is_unavailable_not_a_bad_photo(mode: str, format: str) -> None:
+    script = SHORT_OF_MEMORY.format(mode=mode, format=format)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    said = set(done.stdout.splitlines())
+    assert "photo: too little memory is free to read it; try again later" in said
+    assert said <= {"photo: too little memory is free to read it; try again later", ""}
