@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import sqlite3
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import check_sha256
-from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.records.products import check_scale, known_name
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
 MAX_PART_ID = 128
+_AT_ONCE = 500  # parameters of one statement
 _NEAR_POOL = 10_000  # newest part ids that an unknown one is compared with
 
 
@@ -61,10 +64,11 @@ class CaptureStore:
         The same photo with the same scale as the part's newest capture returns that capture.
         Raises InputError (part id, product name, sha256 or scale).
         """
-        part_id, product = normalise_part_id(part_id), check_product_name(product)
+        part_id = normalise_part_id(part_id)
         check_sha256(sha256)
         scale = check_scale(scale_mm_per_px)
         with self._db.transaction() as conn:
+            product = known_name(conn, product)
             newest = _newest(conn, part_id, product)
             if newest and (newest.sha256, newest.scale_mm_per_px) == (sha256, scale):
                 return newest
@@ -86,16 +90,14 @@ class CaptureStore:
         and none is given.
         """
         part_id = normalise_part_id(part_id)
-        product = None if product is None else check_product_name(product)
         with self._db.connection() as conn:
+            product = None if product is None else known_name(conn, product)
             rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
             products = [row["product"] for row in rows]
             if not products:
                 raise UnknownPartError(self._unknown(conn, part_id))
             if product is None and len(products) > 1:
-                raise InputError(
-                    f"part {part_id} is in the products {', '.join(products)}; say which one with --product"
-                )
+                raise InputError(f"part {part_id} is in the products {', '.join(products)}; say which product")
             newest = _newest(conn, part_id, product or products[0])
         if newest is None:
             raise UnknownPartError(
@@ -110,6 +112,36 @@ class CaptureStore:
                 "SELECT * FROM captures WHERE part_id = ? ORDER BY seq DESC", (normalise_part_id(part_id),)
             )
             return [_capture(row) for row in rows]
+
+    def stored(self, ids: Collection[str]) -> set[str]:
+        """Those of the texts that are ids of captured parts."""
+        found: set[str] = set()
+        with self._db.connection() as conn:
+            wanted = sorted(ids)
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = wanted[start : start + _AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                rows = conn.execute(f"SELECT DISTINCT part_id FROM captures WHERE part_id IN ({marks})", some)
+                found.update(row["part_id"] for row in rows)
+        return found
+
+    def remove(
+        self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None
+    ) -> builtins.list[Capture]:
+        """Forget photos of parts, all that match; filed reports keep theirs. Raises UnknownRecordError for none."""
+        given = {"capture_id": capture_id, "part_id": None if part_id is None else normalise_part_id(part_id)}
+        with self._db.transaction() as conn:
+            given["product"] = None if product is None else known_name(conn, product)
+            wanted = {name: value for name, value in given.items() if value is not None}
+            if not wanted:
+                raise InputError("nothing named; give a capture, a part or a product")
+            where = " AND ".join(f"{name} = ?" for name in wanted)
+            rows = conn.execute(f"SELECT * FROM captures WHERE {where} ORDER BY seq", tuple(wanted.values())).fetchall()
+            if not rows:
+                said = ", ".join(f"{name.partition('_')[0]} {value}" for name, value in wanted.items())
+                raise UnknownRecordError(f"no captured photo of {said}")
+            conn.execute(f"DELETE FROM captures WHERE {where}", tuple(wanted.values()))
+        return [_capture(row) for row in rows]
 
     def get(self, capture_id: str) -> Capture:
         """The capture of that id. Raises UnknownRecordError."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import openai
 import pytest
 
-from refdiff.agent.language.intent import Intent, product_in, understand
 from refdiff.agent.service import InspectionService
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
@@ -205,56 +203,3 @@ def test_inspection_id_made_up_in_the_conversation_is_ignored(server: Running, c
     ]
     answer = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
     assert "Name the part" in str(answer)
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [("inspect part #4412", "4412"), ("check 4413 please", "4413"), ("hello", None), ("part A7 and part A8", None)],
-)
-def test_first_message_names_the_part(text: str, part: str | None) -> None:
-    assert understand(text).part_id == part
-
-
-@dataclass(frozen=True)
-class _About:
-    inspection_id: str = "insp-20260101-000000-00000000"
-    part_id: str = "4412"
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("inspect part #4413", "4413"),
-        ("and part 4413?", "4413"),
-        ("now #4413 please", "4413"),
-        ("再检查零件 4413", "4413"),
-        ("check part #4412 again", "4412"),
-        ("look at part 4412 again", "4412"),
-        ("revisa la pieza #4412 otra vez", "4412"),
-        ("inspect it again", "4412"),
-        # people speaking of parts ask for no inspection
-        ("part 4411 had the same scratch, right?", None),
-        ("is it the same scratch as on part 4411?", None),
-        ("how does it compare to #4411?", None),
-        ("was part 4412 inspected yesterday?", None),
-        ("how long is finding 1?", None),
-    ],
-)
-def test_further_message_names_a_new_part_or_asks_about_the_last(text: str, part: str | None) -> None:
-    about = _About()
-    assert understand(text, about=about) == Intent(part_id=part, about=None if part else about.inspection_id)
-
-
-@pytest.mark.parametrize(
-    ("text", "product"),
-    [
-        ("a board", "board"),
-        ("a BOARD-2!", "board-2"),
-        ("boards", None),
-        ("board or gear", None),
-        ("x", None),
-        ("零件 gear。", "gear"),
-    ],
-)
-def test_product_is_recognised_as_a_whole_word(text: str, product: str | None) -> None:
-    assert product_in(text, ["board", "board-2", "gear"]) == product
