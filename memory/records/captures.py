@@ -125,23 +125,28 @@ class CaptureStore:
                 found.update(row["part_id"] for row in rows)
         return found
 
+    def list(self, part_id: str | None = None, product: str | None = None) -> builtins.list[Capture]:
+        """Captures, newest first."""
+        with self._db.connection() as conn:
+            where, values = _matching(conn, None, part_id, product)
+            return [_capture(r) for r in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq DESC", values)]
+
     def remove(
         self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None
     ) -> builtins.list[Capture]:
-        """Forget photos of parts, all that match; filed reports keep theirs. Raises UnknownRecordError for none."""
-        given = {"capture_id": capture_id, "part_id": None if part_id is None else normalise_part_id(part_id)}
+        """Forget the captures that match all that is given; filed reports keep their photos.
+
+        Raises UnknownRecordError if there is none, InputError if nothing is given.
+        """
         with self._db.transaction() as conn:
-            given["product"] = None if product is None else known_name(conn, product)
-            wanted = {name: value for name, value in given.items() if value is not None}
-            if not wanted:
-                raise InputError("nothing named; give a capture, a part or a product")
-            where = " AND ".join(f"{name} = ?" for name in wanted)
-            rows = conn.execute(f"SELECT * FROM captures WHERE {where} ORDER BY seq", tuple(wanted.values())).fetchall()
-            if not rows:
-                said = ", ".join(f"{name.partition('_')[0]} {value}" for name, value in wanted.items())
-                raise UnknownRecordError(f"no captured photo of {said}")
-            conn.execute(f"DELETE FROM captures WHERE {where}", tuple(wanted.values()))
-        return [_capture(row) for row in rows]
+            where, values = _matching(conn, capture_id, part_id, product)
+            if not where:
+                raise InputError("name what to remove: a capture, a part or a product")
+            gone = [_capture(row) for row in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq", values)]
+            if not gone:
+                raise UnknownRecordError(f"no captured photo of {', '.join(values)}; see `refdiff captures list`")
+            conn.execute(f"DELETE FROM captures {where}", values)
+        return gone
 
     def get(self, capture_id: str) -> Capture:
         """The capture of that id. Raises UnknownRecordError."""
@@ -160,6 +165,19 @@ class CaptureStore:
         near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
         return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+
+
+def _matching(
+    conn: sqlite3.Connection, capture_id: str | None, part_id: str | None, product: str | None
+) -> tuple[str, list[str]]:
+    """The condition for captures that match all that is given, and its values."""
+    given = {
+        "capture_id": capture_id,
+        "part_id": None if part_id is None else normalise_part_id(part_id),
+        "product": None if product is None else known_name(conn, product),
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return (f"WHERE {' AND '.join(f'{name} = ?' for name in wanted)}" if wanted else ""), [*wanted.values()]
 
 
 def _newest(conn: sqlite3.Connection, part_id: str, product: str) -> Capture | None:

@@ -24,6 +24,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import (
     audit,
+    captures,
     demo,
     goldens,
     inspect,
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 goldens.register(app)
 inspect.register(app)
+captures.register(app)
 products.register(app)
 demo.register(app)
 inspections.register(app)
