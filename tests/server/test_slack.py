@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -169,6 +170,89 @@ def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
     other.close()
     assert "not stored in Slack" in post["text"]
     assert other.downloads == []
+
+
+@pytest.mark.parametrize("order", ["mention first", "message first", "message alone"])
+def test_slack_message_in_two_events_is_inspected_with_the_photo_that_either_brings(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.5)
+    service.capture("5", Upload("old.png", good_photo(100)), "board")  # not the one that was sent
+    bare = mention("inspect part #5", "1.1")
+    whole = bare | {"type": "message", "subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    events = {"mention first": [bare, whole], "message first": [whole, bare], "message alone": [whole]}[order]
+    for i, event in enumerate(events):
+        slack.event(bot, event, f"Ev{i}")
+    wait(lambda: slack.posts()["1.1"])
+    [record] = filed(service)
+    assert record.report["query_sha256"] == hashlib.sha256(bad_photo(100)).hexdigest()
+
+
+def test_late_photo_of_a_slack_message_is_inspected_too(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.0)
+    bare = mention("inspect part #5, product board", "1.1")
+    slack.event(bot, bare, "Ev1")
+    wait(lambda: "Send its photo" in str(slack.posts()["1.1"]))
+    whole = bare | {"type": "message", "subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    for i in range(3):
+        slack.event(bot, whole, f"Ev2{i}")
+    wait(lambda: len(slack.posts()["1.1"]) == 2)
+    assert [r.part_id for r in filed(service)] == ["5"]
+
+
+def test_slack_thread_keeps_part_product_and_photo_until_they_are_complete(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.1)
+    said = iter(range(2, 99))
+
+    def reply(text: str, *files: dict[str, Any]) -> str:
+        """What a message without a mention in the thread is answered with."""
+        before, ts = len(slack.posts()["1.1"]), f"1.{next(said)}"
+        event = {"type": "message", "channel": "C1", "user": "U2", "ts": ts, "thread_ts": "1.1", "text": text}
+        more = {"subtype": "file_share", "files": list(files)} if files else {}
+        slack.event(bot, event | more, f"Ev{ts}")
+        wait(lambda: len(slack.posts()["1.1"]) > before)
+        return str(slack.posts()["1.1"][-1]["text"])
+
+    slack.event(bot, mention("inspect part #4412, product board", "1.1"), "Ev1")
+    wait(lambda: "No capture of part 4412" in str(slack.posts()["1.1"]))
+    assert "part 4412 (board)" in reply("", photo(slack, "a.png", good_photo(100)))
+    # another photo is not filed as the same part
+    assert "Which part is this?" in reply("and this one?", photo(slack, "b.png", bad_photo(100)))
+    assert "part 9101 (board)" in reply("it is part 9101, product board")
+    parts = {r.part_id: r.report["query_sha256"] for r in filed(service)}
+    assert parts == {
+        "4412": hashlib.sha256(good_photo(100)).hexdigest(),
+        "9101": hashlib.sha256(bad_photo(100)).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            [("a.png", "image/png", "good"), ("b.png", "image/png", "good"), ("c.png", "image/png", "bad")],
+            "one photo of one part",
+        ),
+        ([("a.zip", "application/zip", "zip")], "not an image"),
+        ([("a.png", "image/png", "good"), ("b.zip", "application/zip", "zip")], "one photo of one part"),
+        ([("a.heic", "application/octet-stream", "bad")], "part 5 (board)"),
+    ],
+    ids=["three photos", "no image", "photo and file", "photo without a type"],
+)
+def test_slack_attachments_are_inspected_or_named_but_never_replaced_by_an_older_photo(
+    service: InspectionService, slack: FakeSlack, bot: str, files: list[tuple[str, str, str]], words: str
+) -> None:
+    service.capture("5", Upload("old.png", good_photo(100)), "board")
+    data = {"good": good_photo(101), "bad": bad_photo(101), "zip": b"PK\x03\x04 and more"}
+    sent = [photo(slack, name, data[kind]) | {"mimetype": mimetype} for name, mimetype, kind in files]
+    slack.event(bot, mention("inspect part #5, product board", "1.1", files=sent))
+    wait(lambda: words in str(slack.posts()["1.1"]))
+    judged = [r.report["query_sha256"] for r in filed(service)]
+    assert judged == ([hashlib.sha256(bad_photo(101)).hexdigest()] if words.startswith("part") else [])
 
 
 # ---- buttons ----

@@ -60,7 +60,7 @@ def _is_for_us(event: dict[str, Any], body: dict[str, Any]) -> bool:
         return True
     known = body.get("authorizations")
     users = [str(a.get("user_id")) for a in known if isinstance(a, dict)] if isinstance(known, list) else []
-    return any(f"<@{user}" in str(event.get("text") or "") for user in users)
+    return any(re.search(rf"<@{re.escape(user)}[|>]", str(event.get("text") or "")) for user in users)
 
 
 def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
