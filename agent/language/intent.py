@@ -61,6 +61,7 @@ class Said:
 
     text: str
     files: int = 0  # attached, whatever they are
+    addressed: bool = True  # to us, not to other people in the same conversation
     prompt: bool = False  # perhaps written by a program, which quotes what a person said
 
 
@@ -84,17 +85,17 @@ def part_id_in(text: str, stored: Stored = none_stored) -> str | None:
 
 
 def the_part(text: str, stored: Stored, given: str | None = None) -> str | None:
-    """The part that a request is about. given: the part id that came beside the text; None for a text that names none.
+    """The part that a request is about; None if it names none. given: the part id that came beside the text.
 
-    Raises InputError for a text that names several parts, or another one than `given`.
+    Raises InputError for a text that leaves open which part is meant, or that names others than `given`.
     """
     named = parts_in(text, stored)
     if given is None:
         if doubt := _doubt(named):
             raise InputError(doubt)
         return named.ids[0] if named.ids else None
-    if len(named.ids) == 1 and named.marked and named.ids[0] != normalise_part_id(given):
-        raise InputError(f"the request is about part {named.ids[0]}, but part {given} was given; name one of them")
+    if named.marked and normalise_part_id(given) not in named.ids:
+        raise InputError(f"the request names part {', '.join(named.ids)}, but part {given} was given; name one of them")
     return given
 
 
@@ -113,19 +114,15 @@ def understand(
     newest, named = said[0], _named(said[0], stored)
     if newest.files > 1:
         return Intent(ask=ONE_PHOTO)
-    if about is None:
-        if doubt := _doubt(named):
-            return Intent(ask=doubt)
-        if named.ids:
-            return _inspect(named.ids[0], said, stored)
-    elif named.ids:
+    if named.ids:
         # people also speak of parts ("4411 had the same scratch, right?"): that asks for no inspection
-        waits = any(message.files for message in said[1:])
-        if not (waits or _is_request(newest, named, about)):
-            return Intent(about=about.inspection_id)
-        if len(named.ids) > 1:
-            return Intent(ask=_doubt(named))
-        return _inspect(named.ids[0], said, stored)
+        answers = any(message.files for message in said[1:]) and not _is_question(newest)
+        if not (answers or _is_request(newest, named, about)):
+            return Intent(about=about.inspection_id if about else None)
+        doubt = _doubt(named)
+        return Intent(ask=doubt) if doubt else _inspect(named.ids[0], said, stored)
+    if about is None and newest.addressed and (doubt := _doubt(named)):
+        return Intent(ask=doubt)
     # it names no part: does it complete an earlier message?
     completes = newest.files or product_in(newest.text, products)
     if completes and (earlier := _completed(said, stored, about)) is not None:
@@ -137,7 +134,7 @@ def understand(
         return Intent(ask=f"Which part is this? Name it; {again}.", lacks_part=True)
     if _AGAIN.fullmatch(newest.text):
         return Intent(about.part_id)
-    if _BEGINS.match(newest.text) and not newest.text.rstrip().endswith(("?", "？")):
+    if _BEGINS.match(newest.text) and not _is_question(newest):
         return Intent(ask=f"Which part? Name it; {again}.", lacks_part=True)
     return Intent(about=about.inspection_id)
 
@@ -148,11 +145,15 @@ def _named(message: Said, stored: Stored) -> Named:
 
 def _is_request(message: Said, named: Named, about: Subject | None) -> bool:
     """Whether a message that names a part wants it inspected."""
-    if about is None or message.files:
+    if message.files or (about is None and message.addressed):
         return True
-    if named.ids == (about.part_id,):
+    if about is not None and named.ids == (about.part_id,):
         return _BEGINS.match(message.text) is not None
     return _ASKED.search(message.text) is not None or _is_bare(message.text, named.ids)
+
+
+def _is_question(message: Said) -> bool:
+    return message.text.rstrip().endswith(("?", "？"))
 
 
 def _inspect(part_id: str, said: Sequence[Said], stored: Stored) -> Intent:

@@ -262,7 +262,7 @@ class ChatBot:
         """The text of the answer ("": none), and whether the request lacks something; None: an inspection was started and
         answers later."""
         requests = [request, *(r for r in self._unsettled(request.thread) if r.key != request.key)]
-        said = [Said(_text(r), len(r.photos)) for r in requests]
+        said = [Said(_text(r), len(r.photos), r.addressed) for r in requests]
         text, about = said[0].text, self._about(request.thread)
         intent = self.service.understand(said, about)
         if intent.part_id is not None:

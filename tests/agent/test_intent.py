@@ -196,6 +196,7 @@ PHOTO = Said("", files=1)
         ([PHOTO, Said("inspect part #5")], True, "5", 0),
         ([PHOTO, Said("4411 had the same scratch, right?")], True, None, None),
         ([Said("inspect the next one")], True, None, None),
+        ([Said("#4413, #4414?", files=1)], True, None, None),
         ([Said("prüfe die nächste")], True, None, None),
         # which photo?
         ([Said("inspect part #5, #6", files=1)], False, None, None),
@@ -211,6 +212,27 @@ def test_photo_and_part_of_a_conversation_are_known_or_asked_for(
     intent = understand(newest_first, stored, products=["board"], about=_About() if about else None)
     assert (intent.part_id, intent.photo) == (part, photo)
     assert (intent.ask is None) is (part is not None)
+
+
+def test_question_is_no_answer_to_which_part_a_photo_shows() -> None:
+    about = _About()
+    intent = understand([Said("how does it compare to #4411?"), PHOTO], about=about)
+    assert intent == Intent(about=about.inspection_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "part"),
+    [
+        ("4413 is on my desk", 0, None),
+        ("#4413", 0, "4413"),
+        ("inspect 4413", 0, "4413"),
+        ("4413", 1, "4413"),
+        ("lunch?", 0, None),
+    ],
+)
+def test_people_who_talk_to_each_other_ask_for_no_inspection(text: str, files: int, part: str | None) -> None:
+    intent = understand([Said(text, files, addressed=False), Said("inspect part #5")])
+    assert (intent.part_id, intent.ask) == (part, None)
 
 
 def test_message_that_adds_nothing_repeats_no_earlier_request() -> None:
