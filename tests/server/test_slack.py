@@ -172,20 +172,18 @@ def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
     assert other.downloads == []
 
 
-@pytest.mark.parametrize("order", ["mention first", "message first", "message alone"])
 def test_slack_message_in_two_events_is_inspected_with_the_photo_that_either_brings(
-    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch, order: str
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_module, "HALVES_S", 0.5)
     service.capture("5", Upload("old.png", good_photo(100)), "board")  # not the one that was sent
-    bare = mention("inspect part #5", "1.1")
-    whole = bare | {"type": "message", "subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
-    events = {"mention first": [bare, whole], "message first": [whole, bare], "message alone": [whole]}[order]
-    for i, event in enumerate(events):
-        slack.event(bot, event, f"Ev{i}")
-    wait(lambda: slack.posts()["1.1"])
-    [record] = filed(service)
-    assert record.report["query_sha256"] == hashlib.sha256(bad_photo(100)).hexdigest()
+    sent = {"subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    for n, order in enumerate((["mention", "message"], ["message", "mention"], ["message"])):
+        bare = mention("inspect part #5", f"{n}.1")
+        for kind in order:
+            slack.event(bot, bare if kind == "mention" else bare | {"type": "message"} | sent, f"Ev{n}{kind}")
+    wait(lambda: all(slack.posts()[f"{n}.1"] for n in range(3)))
+    assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(100)).hexdigest()] * 3
 
 
 def test_late_photo_of_a_slack_message_is_inspected_too(
@@ -230,29 +228,25 @@ def test_slack_thread_keeps_part_product_and_photo_until_they_are_complete(
     }
 
 
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        (
-            [("a.png", "image/png", "good"), ("b.png", "image/png", "good"), ("c.png", "image/png", "bad")],
-            "one photo of one part",
-        ),
-        ([("a.zip", "application/zip", "zip")], "not an image"),
-        ([("a.png", "image/png", "good"), ("b.zip", "application/zip", "zip")], "one photo of one part"),
-        ([("a.heic", "application/octet-stream", "bad")], "part 5 (board)"),
-    ],
-    ids=["three photos", "no image", "photo and file", "photo without a type"],
-)
 def test_slack_attachments_are_inspected_or_named_but_never_replaced_by_an_older_photo(
-    service: InspectionService, slack: FakeSlack, bot: str, files: list[tuple[str, str, str]], words: str
+    service: InspectionService, slack: FakeSlack, bot: str
 ) -> None:
     service.capture("5", Upload("old.png", good_photo(100)), "board")
-    data = {"good": good_photo(101), "bad": bad_photo(101), "zip": b"PK\x03\x04 and more"}
-    sent = [photo(slack, name, data[kind]) | {"mimetype": mimetype} for name, mimetype, kind in files]
-    slack.event(bot, mention("inspect part #5, product board", "1.1", files=sent))
-    wait(lambda: words in str(slack.posts()["1.1"]))
-    judged = [r.report["query_sha256"] for r in filed(service)]
-    assert judged == ([hashlib.sha256(bad_photo(101)).hexdigest()] if words.startswith("part") else [])
+    good, other = photo(slack, "good.png", good_photo(101)), photo(slack, "bad.png", bad_photo(101))
+    archive = photo(slack, "a.zip", b"PK\x03\x04 and more") | {"mimetype": "application/zip"}
+    cases: list[tuple[list[dict[str, Any]], str]] = [
+        ([good, good, other], "one photo of one part"),
+        ([good, archive], "one photo of one part"),
+        ([archive], "not an image"),
+        ([other | {"mimetype": "application/octet-stream"}], "part 5 (board)"),
+    ]
+    for n, (files, _) in enumerate(cases):
+        slack.event(bot, mention("inspect part #5, product board", f"{n}.1", files=files), f"Ev{n}")
+    shared = {"attachments": [{"is_share": True, "files": [archive]}]}
+    slack.event(bot, mention("inspect part #5", "9.1", **shared), "Ev9")
+    wait(lambda: all(words in str(slack.posts()[f"{n}.1"]) for n, (_, words) in enumerate(cases)))
+    wait(lambda: "not an image" in str(slack.posts()["9.1"]))
+    assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(101)).hexdigest()]
 
 
 # ---- buttons ----
