@@ -245,7 +245,7 @@ def test_product_is_found_whatever_its_case(stores: Stores) -> None:
 
 
 def test_products_that_an_old_home_has_in_two_cases_stay_apart(stores: Stores) -> None:
-    with stores._db.transaction() as conn:
+    with stores.db.transaction() as conn:
         for name in ("Alien", "alien"):
             conn.execute("INSERT INTO products (name, updated_at) VALUES (?, ?)", (name, to_utc("2026-01-01")))
     assert [stores.captures.add("80", name, A).product for name in ("Alien", "alien")] == ["Alien", "alien"]
