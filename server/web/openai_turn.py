@@ -54,6 +54,7 @@ class ChatMessage(BaseModel):
 
 _TEXTS = ("text", "input_text", "output_text")
 _MAX_TEXT = 200_000
+_REPORT_TOKENS = 100  # of the shortest report, about
 _MAX_MESSAGES = 500  # the newest ones are read
 
 
@@ -97,12 +98,15 @@ class ChatBody(BaseModel):
     metadata: dict[str, str] | None = Field(default=None, description="optional: product, part_id, scale_mm_per_px")
     response_format: dict[str, Any] | None = Field(default=None, description="an inspection is told in words only")
     tool_choice: str | dict[str, Any] | None = None
+    max_tokens: int | None = Field(default=None, description=f"nothing is inspected for a reply below {_REPORT_TOKENS}")
+    max_completion_tokens: int | None = None
 
     @property
-    def wants_a_form(self) -> bool:
-        """Whether the reply must have a form that no report has, as programs ask for titles and tags."""
+    def fits_no_report(self) -> bool:
+        """Whether the reply must have a form or a length that no report has, as programs ask for titles and tags."""
         format_ = (self.response_format or {}).get("type", "text")
-        return format_ != "text" or self.tool_choice not in (None, "none", "auto")
+        longest = min(self.max_tokens or _REPORT_TOKENS, self.max_completion_tokens or _REPORT_TOKENS)
+        return format_ != "text" or self.tool_choice not in (None, "none", "auto") or longest < _REPORT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,8 @@ class Turn:
         intent = self._service.understand(said, self._about)
         if intent.about is not None:
             return Reply(self._service.ask(intent.about, self._text), self._about)
-        if self._body.wants_a_form:
-            return Reply("Nothing was inspected: reports are told in words. Leave response_format and tool_choice out.")
+        if self._body.fits_no_report:
+            return Reply("Nothing was inspected: leave out response_format, tool_choice and a small max_tokens.")
         part = self._given.get("part_id") or intent.part_id
         if intent.ask is not None and (part is None or not intent.lacks_part):
             return Reply(intent.ask)

@@ -234,6 +234,7 @@ def test_background_prompt_of_a_chat_program_gets_a_short_answer_and_no_inspecti
     )
     before = filed(server)
     assert len(said(client, messages)) < 200
+    assert "max_tokens" in said(client, [{"role": "user", "content": ASK.format("q-1")}], max_tokens=20)
     form = {"type": "json_schema", "json_schema": {"name": "title", "schema": {"type": "object"}}}
     assert "response_format" in said(client, [{"role": "user", "content": ASK.format("q-1")}], response_format=form)
     assert filed(server) == before
