@@ -74,7 +74,7 @@ class Inspector(AbstractContextManager["Inspector"]):
     def _run(self, request: InspectionRequest) -> DefectReport:
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
-        check_goldens(self.workspace, capture)
+        check_goldens(self.workspace, capture.product, capture.part_id)
         state = {
             "messages": opening_messages(self._shown(request)),
             "request": asdict(request),

@@ -76,8 +76,10 @@ def prepare(
     elif capture_id is not None:
         raise InputError("a photo and a capture_id were given; give one of them")
     else:
+        product = workspace.stores.products.name_of(product or product_of(workspace.stores, part_id))
+        check_goldens(workspace, product, part_id)  # first: a refused request leaves nothing behind
         capture = capture_part(workspace, part_id, photo, product, scale_mm_per_px)
-    check_goldens(workspace, capture)
+    check_goldens(workspace, capture.product, capture.part_id)
     plain = InspectionRequest.of_part(part_id)
     return replace(
         plain, text=text.strip() or plain.text, product=capture.product, requested_by=requested_by,
@@ -102,7 +104,7 @@ def capture_part(
     )  # fmt: skip
 
 
-def check_goldens(workspace: Workspace, capture: Capture) -> None:
+def check_goldens(workspace: Workspace, product: str, part_id: str) -> None:
     """Raises UnknownProductError if there is no golden sample to compare the photo with."""
-    if not workspace.bank.count(capture.product, IN_USE):
-        raise workspace.bank.no_goldens(capture.product, capture.part_id)
+    if not workspace.bank.count(product, IN_USE):
+        raise workspace.bank.no_goldens(product, part_id)

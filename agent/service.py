@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,7 +19,16 @@ from typing import Any, Literal, Self, TypeVar
 
 from refdiff.agent.filing import ARTEFACTS, filed_report, inspection_folder
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
-from refdiff.agent.language.intent import part_id_in, product_in
+from refdiff.agent.language.intent import (
+    Intent,
+    Said,
+    Subject,
+    mistyped_product,
+    product_in,
+    the_part,
+    understand,
+)
+from refdiff.agent.language.parts import parts_in
 from refdiff.agent.people.reviews import dispose, judge_blind
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
@@ -32,7 +41,6 @@ from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
-from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import (
     BusyError,
@@ -186,12 +194,26 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """
         return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
 
-    def product_named(self, part_id: str, texts: Iterable[str], *, photo: bool) -> str | None:
-        """The product named by the first of the texts that names one; for the photo of a new part, the only product with
-        golden samples; else None.
+    def understand(self, said: Sequence[Said], about: Subject | None = None) -> Intent:
+        """What the newest of a person's messages asks for (see `intent.understand`)."""
+        known = self.products()
+        return understand(said, self.stores.captures.stored, products=known, about=about)
+
+    def names_part(self, text: str) -> bool:
+        return bool(parts_in(text, self.stores.captures.stored).ids)
+
+    def product_named(
+        self, part_id: str, texts: Sequence[str], *, photo: bool, about: Subject | None = None
+    ) -> str | None:
+        """The product named by the first of the texts that names one, or that `about` has of the same part; for the photo of
+        a new part, the only product with golden samples; else None. Raises InputError for a name that is nearly a product's.
         """
         known = self.products()
         named = next((p for t in texts if (p := product_in(t, known))), None)
+        if named is None and (wrong := mistyped_product(texts[0], known)):
+            raise InputError(wrong)
+        if named is None and about is not None and about.part_id == part_id:
+            return about.product
         if named or not photo or self.stores.captures.history(part_id):
             return named
         return self.only_product()
@@ -223,7 +245,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self._check_room()
         if len(text) > MAX_TEXT:
             raise InputError(f"the request has {len(text):,} characters; {MAX_TEXT:,} is the limit")
-        named = part_id or part_id_in(text)
+        named = the_part(text, self.stores.captures.stored, part_id)
         if not named:
             raise InputError(HOW_TO_ASK)
         request = prepare(
@@ -404,7 +426,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def goldens(self, product: str | None = None, status: GoldenStatus | None = None) -> list[Golden]:
         """Oldest first."""
-        product = None if product is None else check_product_name(product)
+        product = None if product is None else self.stores.products.name_of(product)
         return self.workspace.bank.list(product, None if status is None else (status,))
 
     def set_golden_status(self, golden_id: str, status: GoldenStatus, by: str, note: str = "") -> Golden:
@@ -441,7 +463,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def calibrate(self, name: str, alpha: float | None = None) -> dict[str, Any]:
         """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
-        name = check_product_name(name)
+        name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
         with self._enrolling:

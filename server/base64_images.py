@@ -36,9 +36,10 @@ def check_size(size: int, max_bytes: int) -> None:
 
 
 def _decoded(text: str, start: int, max_bytes: int) -> bytes:
-    check_size((len(text) - start) // 4 * 3 - 2, max_bytes)  # before decoding; the last two characters may be padding
+    text = "".join(text[start:].split())  # many programs write it in lines
+    check_size(len(text) // 4 * 3 - 2, max_bytes)  # before decoding; the last two characters may be padding
     try:
-        data = base64.b64decode(text[start:], validate=True)
+        data = base64.b64decode(text, validate=True)
     except ValueError as e:
         raise ImageError(f"the image is not valid base64 ({e}); encode the bytes of the image file") from e
     check_size(len(data), max_bytes)

@@ -1,39 +1,45 @@
-"""What a message in a conversation asks for: shared by chat clients, Slack and Teams.
+"""What a message in a conversation asks for, and about which part and photo: the one place, for every way in.
 
-A message can only choose between the inspection of a part and a question about a report.
+A message can only choose between the inspection of a part and a question about a report. Where it leaves open which part or
+photo is meant, the answer is a question: nothing but the part and the photo that were asked for is ever judged.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from refdiff.agent.language.parts import Named, Stored, none_stored, parts_in
 from refdiff.memory.records.captures import normalise_part_id
+from refdiff.model.errors import InputError
 
-_ID = r"([A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?)"
-# the word after "part" or its like if it holds a digit ("part number 44-12", "Teil 4412", "part #A7"); else "#4412" anywhere
-_WORD = re.compile(
-    r"(?:(?<!\w)(?:part|teil|pieza|pièce|serial|s/n)(?![^\W\d_])|零件) ?"
-    rf"(?:(?:number|no\.?|nr\.?|id|nummer|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?#? ?{_ID}",
-    re.IGNORECASE,
+_VERB = (
+    r"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)"
+    r"|(?:重新|再)?(?:检查|检测)"
 )
-_HASH = re.compile(rf"# ?{_ID}")
-_NUMBER = re.compile(r"(?<![\w.,])(\d{2,})(?![\w.,]*\w| ?(?:%|°))")
-_MAX_CHARS = 2000
-_AGAIN = re.compile(r"\W*(?:please |bitte )?(?:re-?)?(?:inspect|prüfe?|untersuche?)\b", re.IGNORECASE)
-_CHINESE = r"(?:重新|再)?(?:检查|检测)"
-_VERB = rf"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)|{_CHINESE}"
 _ASKED = re.compile(rf"(?<![^\W\u4e00-\u9fff])(?:{_VERB})", re.IGNORECASE)
 _BEGINS = re.compile(rf"\W*(?:please |bitte |por favor |请)?(?:{_VERB})", re.IGNORECASE)
+# "inspect it again", and nothing else: "inspect the next one" is another part
+_AGAIN = re.compile(
+    rf"\W*(?:(?:please|bitte|por favor|now|jetzt)\W+)*(?:{_VERB})\w*"
+    r"(?:\W*(?:it|this|the part|es|ihn|sie|das teil|la pieza|la|lo|again|once more|now|please|bitte|erneut|noch ?mals?"
+    r"|noch ?einmal|otra vez|de nuevo|一次|一遍|一下|它|吧))*\W*",
+    re.IGNORECASE,
+)
 # "and part #4413?": nothing but the part
 _BARE = re.compile(
     r"(?:and|und|y|now|next|also|then|what|how|about|please|bitte|por favor|the|part|number|no|teil|pieza|零件|那|呢|\W)*",
     re.IGNORECASE,
 )
+_PRODUCT = re.compile(r"(?:(?<!\w)produ(?:cto?|kt|it)\b|产品) ?[:：=]? ?([A-Za-z0-9][A-Za-z0-9._-]*)", re.IGNORECASE)
 INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
+
+NAME_THE_PART = 'Which part is it? Name it with the photo: "inspect part #4412".'
+ONE_PHOTO = "Several files are attached. Send one photo of one part per message, and name the part."
 
 
 class Subject(Protocol):
@@ -45,48 +51,165 @@ class Subject(Protocol):
     @property
     def part_id(self) -> str: ...
 
+    @property
+    def product(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message of a person."""
+
+    text: str
+    files: int = 0  # attached, whatever they are
+    addressed: bool = True  # to us, not to other people in the same conversation
+    prompt: bool = False  # perhaps written by a program, which quotes what a person said
+
 
 @dataclass(frozen=True)
 class Intent:
-    """part_id: inspect that part. about: a question about that inspection. Neither: small talk."""
+    """part_id: inspect that part. about: a question about that inspection. ask: what has to be asked back. None of them:
+    small talk."""
 
     part_id: str | None = None
     about: str | None = None
+    ask: str | None = None
+    photo: int | None = None  # the message whose photo is inspected, 0 for the newest; None: the part's newest photo
+    since: int = 0  # the oldest message that the inspection rests on
+    lacks_part: bool = False  # only the part is asked for: it may be known otherwise
 
 
-def part_id_in(text: str) -> str | None:
-    """The part id that a request names, without "#"; None if it names none, or several and none of them as the part."""
-    return _named(text, (_WORD, _HASH, _NUMBER))
+def part_id_in(text: str, stored: Stored = none_stored) -> str | None:
+    """The part id that a request names, without "#"; None if it names none, or several."""
+    named = parts_in(text, stored)
+    return named.ids[0] if len(named.ids) == 1 else None
 
 
-def part_named_in(text: str) -> str | None:
-    """As `part_id_in`, but a bare number is not taken for a part: for texts that may mention sizes and scores."""
-    return _named(text, (_WORD, _HASH))
+def the_part(text: str, stored: Stored, given: str | None = None) -> str | None:
+    """The part that a request is about; None if it names none. given: the part id that came beside the text.
+
+    Raises InputError for a text that leaves open which part is meant, or that names others than `given`.
+    """
+    named = parts_in(text, stored)
+    if given is None:
+        if doubt := _doubt(named):
+            raise InputError(doubt)
+        return named.ids[0] if named.ids else None
+    if named.marked and normalise_part_id(given) not in named.ids:
+        raise InputError(f"the request names part {', '.join(named.ids)}, but part {given} was given; name one of them")
+    return given
 
 
-def _named(text: str, patterns: tuple[re.Pattern[str], ...]) -> str | None:
-    # full-width digits and "＃" are what an input method for Chinese writes; single blanks keep the patterns linear
-    text = " ".join(unicodedata.normalize("NFKC", text[:_MAX_CHARS]).split())
-    for pattern in patterns:
-        named = {i for i in pattern.findall(text) if any(c.isdigit() for c in i)}
-        if named:
-            return named.pop() if len(named) == 1 else None
-    hashed = set(_HASH.findall(text))
-    return hashed.pop() if len(hashed) == 1 else None
+def understand(
+    said: Sequence[Said],
+    stored: Stored = none_stored,
+    *,
+    products: Collection[str] = (),
+    about: Subject | None = None,
+) -> Intent:
+    """What the newest message asks for.
 
-
-def understand(text: str, *, photo: bool = False, about: Subject | None = None) -> Intent:
-    """What a message asks for. photo: it brings one. about: what the conversation is about so far."""
+    said: the person's messages since the report that the conversation is about, newest first. stored: looks up captured
+    parts. products: those known, one of which an answer may add.
+    """
+    newest, named = said[0], _named(said[0], stored)
+    if newest.files > 1:
+        return Intent(ask=ONE_PHOTO)
+    if named.ids:
+        # people also speak of parts ("4411 had the same scratch, right?"): that asks for no inspection
+        answers = any(message.files for message in said[1:]) and not _is_question(newest)
+        if not (answers or _is_request(newest, named, about)):
+            return Intent(about=about.inspection_id if about else None)
+        doubt = _doubt(named)
+        return Intent(ask=doubt) if doubt else _inspect(named.ids[0], said, stored)
+    if about is None and newest.addressed and (doubt := _doubt(named)):
+        return Intent(ask=doubt)
+    # it names no part: does it complete an earlier message?
+    completes = newest.files or product_in(newest.text, products)
+    if completes and (earlier := _completed(said, stored, about)) is not None:
+        return earlier
     if about is None:
-        return Intent(part_id=part_id_in(text))
-    named = part_named_in(text)
-    if named is not None and normalise_part_id(named) != about.part_id:
-        # people also mention other parts ("4411 had the same scratch, right?"); that does not ask for an inspection
-        if photo or _ASKED.search(text) or _BARE.fullmatch(text.replace(named, " ")):
-            return Intent(part_id=named)
-    elif photo or _AGAIN.match(text) or (named is not None and _BEGINS.match(text)):
-        return Intent(part_id=about.part_id)
+        return Intent(ask=NAME_THE_PART, lacks_part=True) if newest.files else Intent()
+    again = f'for part {about.part_id} again, write "inspect part #{about.part_id}"'
+    if newest.files:
+        return Intent(ask=f"Which part is this? Name it; {again}.", lacks_part=True)
+    if _AGAIN.fullmatch(newest.text):
+        return Intent(about.part_id)
+    if _BEGINS.match(newest.text) and not _is_question(newest):
+        return Intent(ask=f"Which part? Name it; {again}.", lacks_part=True)
     return Intent(about=about.inspection_id)
+
+
+def _named(message: Said, stored: Stored) -> Named:
+    return parts_in(message.text, stored, labels=message.prompt)
+
+
+def _is_request(message: Said, named: Named, about: Subject | None) -> bool:
+    """Whether a message that names a part wants it inspected."""
+    if message.files or (about is None and message.addressed):
+        return True
+    if about is not None and named.ids == (about.part_id,):
+        return _BEGINS.match(message.text) is not None
+    return _ASKED.search(message.text) is not None or _is_bare(message.text, named.ids)
+
+
+def _is_question(message: Said) -> bool:
+    return message.text.rstrip().endswith(("?", "？"))
+
+
+def _inspect(part_id: str, said: Sequence[Said], stored: Stored) -> Intent:
+    """The inspection of a part that the newest message names, with its photo, or with one sent before that waits for it."""
+    if said[0].files:
+        return Intent(part_id, photo=0)
+    for i, message in enumerate(said[1:], 1):
+        if not message.files:
+            continue
+        if message.files > 1:
+            return Intent(ask=ONE_PHOTO)
+        of = _named(message, stored).ids
+        if of and of != (part_id,):
+            before = f"The photo sent before came with part {', '.join(of)}"
+            return Intent(ask=f"{before}. Send the photo of part {part_id} with its name.")
+        return Intent(part_id, photo=i, since=i)
+    return Intent(part_id)
+
+
+def _completed(said: Sequence[Said], stored: Stored, about: Subject | None) -> Intent | None:
+    """The inspection that an earlier message asked for, if the newest one brings what it lacked."""
+    photo = 0 if said[0].files else None
+    for i, message in enumerate(said[1:], 1):
+        named = _named(message, stored)
+        if message.files > 1 or len(named.ids) > 1:
+            return None
+        if message.files:
+            if photo is not None:  # two photos and one part: which one is it?
+                return None
+            photo = i
+        if named.ids and _is_request(message, named, about):
+            return Intent(named.ids[0], photo=photo, since=i)
+    return None
+
+
+def _is_bare(text: str, ids: Iterable[str]) -> bool:
+    for part_id in ids:
+        text = unicodedata.normalize("NFKC", text).replace(unicodedata.normalize("NFKC", part_id), " ")
+    return bool(ids) and _BARE.fullmatch(text) is not None
+
+
+def _doubt(named: Named) -> str | None:
+    """The question that a text leaves open, if any."""
+    if len(named.ids) > 1:
+        return (
+            f"Your message names several parts ({', '.join(named.ids)}). One message inspects one part: "
+            f'write "inspect part #{named.ids[0]}".'
+        )
+    if named.unsure:
+        return f'Do you mean part {named.unsure}? Then write "inspect part #{named.unsure}".'
+    if named.quoted:
+        return f'Nothing was inspected. To inspect, write only "inspect part #{named.quoted}".'
+    return None
+
+
+# ---- products ----
 
 
 def product_in(text: str, products: Iterable[str]) -> str | None:
@@ -95,3 +218,13 @@ def product_in(text: str, products: Iterable[str]) -> str | None:
     named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
     longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
     return longest[0] if len(longest) == 1 else None
+
+
+def mistyped_product(text: str, products: Iterable[str]) -> str | None:
+    """What to say about a text that names nearly a product ("product bords"); None if it does not."""
+    known = {p.casefold(): p for p in products}
+    for word in _PRODUCT.findall(text[:2000]):
+        near = difflib.get_close_matches(word.casefold(), known, n=3)
+        if near and word.casefold() not in known:
+            return f"no product {word!r}; did you mean {', '.join(known[n] for n in near)}? Say which product"
+    return None

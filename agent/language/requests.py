@@ -41,7 +41,7 @@ _NEAREST = (
 )
 _WORDS = "|".join(re.escape(word) for word in _COUNTS)
 _ONE = "|".join(re.escape(word) for word, n in _COUNTS.items() if n == 1)
-_SEVERAL = re.compile(
+SEVERAL = re.compile(
     rf"(?<![A-Za-z0-9_#.,-])(?:({_WORDS})\s*(?:{_NEAREST})?(?:{_SAMPLES})|({_ONE})\s+(?:{_NEAREST})?(?:{_GOOD})\b)",
     re.IGNORECASE,
 )
@@ -62,7 +62,7 @@ def reference_wish(text: str, part_id: str) -> str | None:
     if _GOLDEN_ID.search(text):
         return None
     others = re.sub(rf"(?<!\w)#?{re.escape(part_id)}(?!\w)", "#", text)  # "part number 5 golden samples" counts none
-    if found := _SEVERAL.search(others):
+    if found := SEVERAL.search(others):
         return SEVERAL_REFERENCES.format(part=part_id, n=_COUNTS[(found[1] or found[2]).lower()])
     if _ANOTHER.search(others):
         return ANOTHER_REFERENCE.format(part=part_id)

@@ -77,8 +77,13 @@ def summarise(
         reasoning=report.reasoning,
         model=_model(report.judge).text,
         decided=decision_text(decided) if decided else "",
-        page=f"{public_url.rstrip('/')}/#/inspections/{report.inspection_id}" if public_url else None,
+        page=review_page(public_url, report.inspection_id),
     )
+
+
+def review_page(public_url: str | None, inspection_id: str) -> str | None:
+    """The address of an inspection for people; None if this server's public address is not known."""
+    return f"{public_url.rstrip('/')}/#/inspections/{inspection_id}" if public_url else None
 
 
 def facts(report: DefectReport) -> list[Fact]:

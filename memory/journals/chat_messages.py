@@ -15,6 +15,8 @@ from typing import Any, Literal
 from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 
+_MOST_UNSETTLED = 20
+
 _MIGRATIONS: Migrations = (
     (
         """CREATE TABLE messages (
@@ -33,6 +35,11 @@ _MIGRATIONS: Migrations = (
             inspection_id TEXT NOT NULL,
             PRIMARY KEY (platform, thread)
         )""",
+    ),
+    (
+        "ALTER TABLE messages ADD COLUMN thread TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE messages ADD COLUMN unsettled INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX messages_unsettled ON messages(platform, thread, created_at) WHERE unsettled",
     ),
 )
 
@@ -59,21 +66,22 @@ class ChatStore(AbstractContextManager["ChatStore"]):
     def __exit__(self, *error: object) -> None:
         self._db.close()
 
-    def receive(self, key: str, request: dict[str, Any]) -> bool:
+    def receive(self, key: str, request: dict[str, Any], thread: str = "") -> bool:
         """Keep a message, durably on return. False if it was received before."""
         with self._db.transaction() as conn:
             cursor = conn.execute(
-                "INSERT INTO messages (platform, key, request, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (self._platform, key, json.dumps(request, ensure_ascii=False), utc_now()),
+                "INSERT INTO messages (platform, key, request, thread, created_at) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (self._platform, key, json.dumps(request, ensure_ascii=False), thread, utc_now()),
             )
             return cursor.rowcount == 1
 
-    def change(self, key: str, request: dict[str, Any]) -> None:
+    def change(self, key: str, request: dict[str, Any], thread: str) -> None:
         """Replace the request of a message, for example once the adapter knows where its answer goes."""
         with self._db.transaction() as conn:
             conn.execute(
-                "UPDATE messages SET request = ? WHERE platform = ? AND key = ?",
-                (json.dumps(request, ensure_ascii=False), self._platform, key),
+                "UPDATE messages SET request = ?, thread = ? WHERE platform = ? AND key = ?",
+                (json.dumps(request, ensure_ascii=False), thread, self._platform, key),
             )
 
     def inspecting(self, key: str, thread: str, inspection_id: str) -> None:
@@ -84,14 +92,31 @@ class ChatStore(AbstractContextManager["ChatStore"]):
                 (inspection_id, self._platform, key),
             )
             conn.execute(
+                "UPDATE messages SET unsettled = 0 WHERE platform = ? AND thread = ? AND unsettled",
+                (self._platform, thread),
+            )
+            conn.execute(
                 "INSERT INTO threads VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET inspection_id = excluded.inspection_id",
                 (self._platform, thread, inspection_id),
             )
 
-    def answered(self, key: str) -> None:
-        """The answer to the message was posted."""
+    def answered(self, key: str, unsettled: bool = False) -> None:
+        """The answer to the message was posted. unsettled: it asks for what the request lacks."""
         with self._db.transaction() as conn:
-            conn.execute("UPDATE messages SET state = 'answered' WHERE platform = ? AND key = ?", (self._platform, key))
+            conn.execute(
+                "UPDATE messages SET state = 'answered', unsettled = ? WHERE platform = ? AND key = ?",
+                (int(unsettled), self._platform, key),
+            )
+
+    def unsettled(self, thread: str, since: str) -> list[dict[str, Any]]:
+        """The requests in a thread that lack something, newest first. since: ISO 8601, UTC."""
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                "SELECT request FROM messages WHERE platform = ? AND thread = ? AND unsettled AND created_at >= ? "
+                "ORDER BY created_at DESC, rowid DESC LIMIT ?",
+                (self._platform, thread, since, _MOST_UNSETTLED),
+            )
+            return [json.loads(row["request"]) for row in rows]
 
     def get(self, key: str) -> ChatMessage | None:
         """The message of that key; None if it never came."""

@@ -108,6 +108,15 @@ class JobStore(AbstractContextManager["JobStore"]):
             row = conn.execute("SELECT * FROM jobs WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else _job(row)
 
+    def newest_of_origins(self, beginning: str) -> Job | None:
+        """The newest job whose origin is `beginning`, a colon and more; None if there is none."""
+        with self._db.connection() as conn:
+            row = conn.execute(
+                "SELECT * FROM jobs WHERE origin > ? AND origin < ? ORDER BY seq DESC LIMIT 1",
+                (f"{beginning}:", f"{beginning};"),  # ";" follows ":"
+            ).fetchone()
+        return None if row is None else _job(row)
+
     def forget_origin(self, origin: str) -> None:
         """Make the next request of that origin a new job."""
         with self._db.transaction() as conn:

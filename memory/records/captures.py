@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import sqlite3
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import check_sha256
-from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.records.products import check_scale, known_name
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
 MAX_PART_ID = 128
+_AT_ONCE = 500  # parameters of one statement
 _NEAR_POOL = 10_000  # newest part ids that an unknown one is compared with
 
 
@@ -61,10 +64,11 @@ class CaptureStore:
         The same photo with the same scale as the part's newest capture returns that capture.
         Raises InputError (part id, product name, sha256 or scale).
         """
-        part_id, product = normalise_part_id(part_id), check_product_name(product)
+        part_id = normalise_part_id(part_id)
         check_sha256(sha256)
         scale = check_scale(scale_mm_per_px)
         with self._db.transaction() as conn:
+            product = known_name(conn, product)
             newest = _newest(conn, part_id, product)
             if newest and (newest.sha256, newest.scale_mm_per_px) == (sha256, scale):
                 return newest
@@ -86,16 +90,14 @@ class CaptureStore:
         and none is given.
         """
         part_id = normalise_part_id(part_id)
-        product = None if product is None else check_product_name(product)
         with self._db.connection() as conn:
+            product = None if product is None else known_name(conn, product)
             rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
             products = [row["product"] for row in rows]
             if not products:
                 raise UnknownPartError(self._unknown(conn, part_id))
             if product is None and len(products) > 1:
-                raise InputError(
-                    f"part {part_id} is in the products {', '.join(products)}; say which one with --product"
-                )
+                raise InputError(f"part {part_id} is in the products {', '.join(products)}; say which product")
             newest = _newest(conn, part_id, product or products[0])
         if newest is None:
             raise UnknownPartError(
@@ -110,6 +112,41 @@ class CaptureStore:
                 "SELECT * FROM captures WHERE part_id = ? ORDER BY seq DESC", (normalise_part_id(part_id),)
             )
             return [_capture(row) for row in rows]
+
+    def stored(self, ids: Collection[str]) -> set[str]:
+        """Those of the texts that are ids of captured parts."""
+        found: set[str] = set()
+        with self._db.connection() as conn:
+            wanted = sorted(ids)
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = wanted[start : start + _AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                rows = conn.execute(f"SELECT DISTINCT part_id FROM captures WHERE part_id IN ({marks})", some)
+                found.update(row["part_id"] for row in rows)
+        return found
+
+    def list(self, part_id: str | None = None, product: str | None = None) -> builtins.list[Capture]:
+        """Captures, newest first."""
+        with self._db.connection() as conn:
+            where, values = _matching(conn, None, part_id, product)
+            return [_capture(r) for r in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq DESC", values)]
+
+    def remove(
+        self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None
+    ) -> builtins.list[Capture]:
+        """Forget the captures that match all that is given; filed reports keep their photos.
+
+        Raises UnknownRecordError if there is none, InputError if nothing is given.
+        """
+        with self._db.transaction() as conn:
+            where, values = _matching(conn, capture_id, part_id, product)
+            if not where:
+                raise InputError("name what to remove: a capture, a part or a product")
+            gone = [_capture(row) for row in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq", values)]
+            if not gone:
+                raise UnknownRecordError(f"no captured photo of {', '.join(values)}; see `refdiff captures list`")
+            conn.execute(f"DELETE FROM captures {where}", values)
+        return gone
 
     def get(self, capture_id: str) -> Capture:
         """The capture of that id. Raises UnknownRecordError."""
@@ -128,6 +165,19 @@ class CaptureStore:
         near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
         return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+
+
+def _matching(
+    conn: sqlite3.Connection, capture_id: str | None, part_id: str | None, product: str | None
+) -> tuple[str, list[str]]:
+    """The condition for captures that match all that is given, and its values."""
+    given = {
+        "capture_id": capture_id,
+        "part_id": None if part_id is None else normalise_part_id(part_id),
+        "product": None if product is None else known_name(conn, product),
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return (f"WHERE {' AND '.join(f'{name} = ?' for name in wanted)}" if wanted else ""), [*wanted.values()]
 
 
 def _newest(conn: sqlite3.Connection, part_id: str, product: str) -> Capture | None:

@@ -6,13 +6,14 @@ import builtins
 import json
 import math
 import re
+import shlex
 import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
 from refdiff.memory.database import Database
 from refdiff.memory.timestamps import utc_now
-from refdiff.model.errors import InputError, SpecError
+from refdiff.model.errors import InputError, SpecError, UnknownRecordError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
@@ -26,6 +27,15 @@ def check_product_name(name: str) -> str:
             "and starts with a letter or digit"
         )
     return stripped
+
+
+def known_name(conn: sqlite3.Connection, name: str) -> str:
+    """The name of a product as it was first written: "Bracket" is `bracket`, if that exists. Raises InputError."""
+    name = check_product_name(name)
+    row = conn.execute(
+        "SELECT name FROM products WHERE name = ? COLLATE NOCASE ORDER BY name = ? DESC LIMIT 1", (name, name)
+    ).fetchone()
+    return name if row is None else str(row["name"])
 
 
 def check_scale(scale_mm_per_px: float | None) -> float | None:
@@ -58,8 +68,13 @@ class ProductStore:
     def get(self, name: str) -> Product | None:
         """The product of that name; None if there is none. Raises InputError if it cannot be a name."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM products WHERE name = ?", (check_product_name(name),)).fetchone()
+            row = conn.execute("SELECT * FROM products WHERE name = ?", (known_name(conn, name),)).fetchone()
         return None if row is None else _product(row)
+
+    def name_of(self, name: str) -> str:
+        """The name of a product as it was first written, whatever its case here; a new name as it is. Raises InputError."""
+        with self._db.connection() as conn:
+            return known_name(conn, name)
 
     def list(self) -> builtins.list[Product]:
         """All products, by name."""
@@ -69,7 +84,7 @@ class ProductStore:
     def ensure(self, name: str) -> Product:
         """The product, created without specification if new."""
         with self._db.transaction() as conn:
-            return _ensure(conn, check_product_name(name))
+            return _ensure(conn, name)
 
     def set_window_once(self, name: str, window: tuple[float, float]) -> Product:
         """Set the intensity window; a product that has one keeps it, because its goldens were enrolled with it.
@@ -80,7 +95,7 @@ class ProductStore:
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise InputError(f"intensity window ({lo}, {hi}): lo and hi must be finite and lo < hi")
         with self._db.transaction() as conn:
-            product = _ensure(conn, check_product_name(name))
+            product = _ensure(conn, name)
             conn.execute(
                 "UPDATE products SET window_lo = ?, window_hi = ?, updated_at = ? WHERE name = ? AND window_lo IS NULL",
                 (lo, hi, utc_now(), product.name),
@@ -89,7 +104,7 @@ class ProductStore:
 
     def set_spec(self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None) -> Product:
         """Replace specification and scale; the product is created if new. Raises SpecError if `spec` is not JSON data."""
-        name, scale = check_product_name(name), check_scale(scale_mm_per_px)
+        name, scale = self.name_of(name), check_scale(scale_mm_per_px)
         try:
             text = json.dumps(spec, allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as e:
@@ -103,8 +118,29 @@ class ProductStore:
             )
             return _ensure(conn, name)
 
+    def remove(self, name: str) -> Product:
+        """Forget a product that nothing was captured of; its calibrations too. The caller has checked the golden bank.
+
+        Raises UnknownRecordError, InputError.
+        """
+        with self._db.transaction() as conn:
+            name = known_name(conn, name)
+            row = conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise UnknownRecordError(f"no product {name!r}")
+            photos = conn.execute("SELECT COUNT(*) FROM captures WHERE product = ?", (name,)).fetchone()[0]
+            if photos:
+                raise InputError(
+                    f"product {name!r} has {photos} captured photos; remove them first: refdiff captures remove --product "
+                    f"{shlex.quote(name)}"
+                )
+            conn.execute("DELETE FROM calibrations WHERE product = ?", (name,))
+            conn.execute("DELETE FROM products WHERE name = ?", (name,))
+            return _product(row)
+
 
 def _ensure(conn: sqlite3.Connection, name: str) -> Product:
+    name = known_name(conn, name)
     conn.execute("INSERT OR IGNORE INTO products (name, updated_at) VALUES (?, ?)", (name, utc_now()))
     return _product(conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone())
 

@@ -10,16 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, Self
 
-from refdiff.agent.language.intent import understand
+from refdiff.agent.language.intent import Intent, Said
 from refdiff.agent.queue import Progress
 from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import (
     DuplicateError,
     InputError,
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 45.0  # platforms drop a status after a minute or two
 # retries of an answer that cannot be posted: waits double, about ten hours in all
 LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16
+HALVES_S = 1.0  # how long the second event of a message may take
+_UNSETTLED = timedelta(hours=1)  # how long a message waits for what it lacks
 _THREADS = 8
 _MAX_TEXT = 4000
 HOW_TO_SEND = (
@@ -51,7 +55,11 @@ class ChatRequest:
     user_name: str  # may be ""
     text: str
     place: dict[str, Any]  # where the platform answers (JSON data)
-    photos: list[dict[str, Any]] = field(default_factory=list)  # what the platform fetches photos with (JSON data)
+    photos: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # what the platform fetches attached files with (JSON data)
+    addressed: bool = True  # to the bot; else a message in a thread that it answers in
+    halves: bool = False  # another event of the same message may follow, with its files
 
 
 class Platform(Protocol):
@@ -66,7 +74,7 @@ class Platform(Protocol):
         """The request with a thread, opened here if it has none."""
 
     def photo(self, request: ChatRequest) -> Upload | None:
-        """Download the first photo of a message. Raises InputError if it is unavailable."""
+        """Download the first attached file of a message. Raises InputError if it is unavailable."""
 
     def working(self, request: ChatRequest, text: str) -> None:
         """Show that the bot is working; called repeatedly."""
@@ -96,6 +104,7 @@ class ChatBot:
         self._busy: dict[
             str, tuple[ChatRequest, str]
         ] = {}  # by key: request that waits for its inspection, and its status
+        self._read: set[str] = set()  # keys of messages in progress whose request was read: nothing can be added
         self._claimed: set[str] = set()  # keys of messages in progress, until they are answered
         self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next one is due (monotonic clock)
         self._mutex, self._closing = threading.Lock(), threading.Event()
@@ -112,14 +121,30 @@ class ChatBot:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def receive(self, request: ChatRequest) -> bool:
-        """Store a message and start on it; False (and nothing else) for a repeated one. Quick. Raises StorageError."""
-        if not self._store.receive(request.key, asdict(request)):
+        """Store a message and start on it; False for a repeated one, whose files are added if it brings the first ones.
+
+        Quick. Raises StorageError.
+        """
+        if self._store.receive(request.key, asdict(request), request.thread):
+            self._start(request)
+            return True
+        known = self._store.get(request.key)
+        if not request.photos or known is None or known.request.get("photos"):
             return False
-        self._start(request)
-        return True
+        with self._mutex:
+            if request.key not in self._read and known.state == "received":
+                self._store.change(request.key, asdict(request), request.thread)
+                return False
+        # its first half is at work or answered: the photo is inspected by itself
+        return self.receive(replace(request, key=f"{request.key}:files"))
 
     def knows_thread(self, thread: str) -> bool:
-        return self._store.inspection_of(thread) is not None
+        """Whether a thread is about an inspection, or about a request that lacks something."""
+        return self._store.inspection_of(thread) is not None or bool(self._unsettled(thread))
+
+    def _unsettled(self, thread: str) -> list[ChatRequest]:
+        requests = self._store.unsettled(thread, to_utc(datetime.now(UTC) - _UNSETTLED)) if thread else []
+        return [ChatRequest(**request) for request in requests]
 
     def summary(self, inspection_id: str) -> ReportSummary:
         """The summary of a filed report. Raises UnknownRecordError."""
@@ -168,6 +193,7 @@ class ChatBot:
     def _release(self, request: ChatRequest) -> None:
         with self._mutex:
             self._claimed.discard(request.key)
+            self._read.discard(request.key)
 
     def _guarded(self, request: ChatRequest) -> None:
         """Handle a message; errors are reported in the thread, or the message stays open."""
@@ -193,15 +219,20 @@ class ChatBot:
             "%s message %s could not be answered; retrying in %.0f s", self._platform.name, request.key, wait_s
         )
 
-    def _answered(self, request: ChatRequest) -> None:
-        self._store.answered(request.key)
+    def _answered(self, request: ChatRequest, unsettled: bool = False) -> None:
+        self._store.answered(request.key, unsettled)
         self._failed.pop(request.key, None)
 
     def _handle(self, request: ChatRequest) -> bool:
         """Returns whether the message is now waiting for an inspection, which answers it."""
-        message = self._store.get(request.key)
+        if request.halves:
+            self._closing.wait(HALVES_S)
+        with self._mutex:
+            message = self._store.get(request.key)
+            self._read.add(request.key)
         if message is None or message.state == "answered":
             return False
+        request = ChatRequest(**message.request)
         if message.inspection_id is not None:
             self._wait_for(request, message.inspection_id)
             return True
@@ -209,35 +240,41 @@ class ChatBot:
             not request.thread
         ):  # after a crash between these two lines a second thread is opened, and the first stays empty
             request = self._platform.opened(request)
-            self._store.change(request.key, asdict(request))
+            self._store.change(request.key, asdict(request), request.thread)
+        unsettled = False
         try:
-            said = self._answer(request)
+            said, unsettled = self._answer(request)
         except RefDiffError as e:
             if self.service.stopping and isinstance(e, UnavailableError):  # to be answered after the next start
                 return False
-            said = _helpful(e)
+            said, unsettled = _helpful(e), isinstance(e, InputError)
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)
             said = f"Internal error ({type(e).__name__}); see the log of the server."
         if said is None:
             return True
-        self._platform.say(request, said)
-        self._answered(request)
+        if said:
+            self._platform.say(request, said)
+        self._answered(request, unsettled)
         return False
 
-    def _answer(self, request: ChatRequest) -> str | None:
-        """The text of the answer, or None: an inspection was started and answers later."""
-        text = request.text[:_MAX_TEXT].strip()
-        intent = understand(text, photo=bool(request.photos), about=self._about(request.thread))
+    def _answer(self, request: ChatRequest) -> tuple[str | None, bool]:
+        """The text of the answer ("": none), and whether the request lacks something; None: an inspection was started and
+        answers later."""
+        requests = [request, *(r for r in self._unsettled(request.thread) if r.key != request.key)]
+        said = [Said(_text(r), len(r.photos), r.addressed) for r in requests]
+        text, about = said[0].text, self._about(request.thread)
+        intent = self.service.understand(said, about)
         if intent.part_id is not None:
-            self._begin(request, intent.part_id, text)
-            return None
+            self._begin(request, intent, requests, about)
+            return None, False
+        if intent.ask is not None:
+            return intent.ask, True
         if intent.about is not None:
             self._try_working(request, "reading the report")
-            return self.service.ask(intent.about, text) if text else "Ask about the report, or name another part."
-        if request.photos:
-            return 'Which part is it? Name it with the photo: "inspect part #4412".'
-        return self.service.chat(text or "hello")
+            answer = self.service.ask(intent.about, text) if text else "Ask about the report, or name another part."
+            return answer, False
+        return (self.service.chat(text or "hello") if request.addressed else ""), False
 
     def _about(self, thread: str) -> Inspection | None:
         """The inspection that a thread is about, if any."""
@@ -249,14 +286,19 @@ class ChatBot:
         except UnknownRecordError:  # the home was restored from an older backup
             return None
 
-    def _begin(self, request: ChatRequest, part_id: str, text: str) -> None:
+    def _begin(
+        self, request: ChatRequest, intent: Intent, requests: list[ChatRequest], about: Inspection | None
+    ) -> None:
+        """requests: the messages that the intent was read from."""
+        part_id = str(intent.part_id)
         self._try_working(request, f"inspecting part {part_id}")
-        photo = self._platform.photo(request) if request.photos else None
+        photo = None if intent.photo is None else self._platform.photo(requests[intent.photo])
+        texts = [_text(r) for r in requests[: intent.since + 1]]
         job = self.service.submit(
-            text,
+            next((t for t in texts if self.service.names_part(t)), texts[0]),
             by=self._who(request.user, request.user_name),
             part_id=part_id,
-            product=self.service.product_named(part_id, [text], photo=photo is not None),
+            product=self.service.product_named(part_id, texts, photo=photo is not None, about=about),
             photo=photo,
             origin=f"{self._platform.name}:{request.key}",
         )
@@ -328,6 +370,10 @@ class ChatBot:
             for message in waiting:  # those in progress are claimed
                 if self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
                     self._start(ChatRequest(**message.request))
+
+
+def _text(request: ChatRequest) -> str:
+    return request.text[:_MAX_TEXT].strip()
 
 
 def _helpful(error: RefDiffError) -> str:

@@ -142,6 +142,7 @@ def list_goldens(
     """List the golden samples, oldest first."""
     statuses = None if status is None else [_status(status)]
     with open_workspace() as workspace:
+        product = None if product is None else workspace.stores.products.name_of(product)
         found, notes = workspace.bank.list(product, statuses), workspace.bank.notes(product)
     shown = output.table("Golden", "Product", "Status", "Part group", "mm/px", "File", "Enrolled", "Note",
                           right=("mm/px",))  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,7 +136,7 @@ def ask(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
-    from refdiff.agent.language.intent import part_id_in
+    from refdiff.agent.language.intent import product_in, the_part
 
     text = clean(text).strip()
     if not text:
@@ -156,7 +156,10 @@ def ask(
             raise typer.BadParameter(f"the report is filed; leave {', '.join(extra)} out.", param_hint="--about")
         _answer_about(about, text)
         return
-    named = part or part_id_in(text)
+    with open_stores() as stores:
+        named = the_part(text, stores.captures.stored, part)
+        if product is None:
+            options = replace(options, product=product_in(text, [p.name for p in stores.products.list()]))
     if named is not None:
         _inspect(text, named, options)
         return
@@ -214,7 +217,7 @@ def _product(part: str, options: Options) -> str:
         if options.image is None:
             return find_part(stores, part, options.product).product
         if options.product is not None:
-            return options.product
+            return stores.products.name_of(options.product)
         try:
             return product_of(stores, part)
         except InputError as e:

@@ -21,9 +21,10 @@ import typer
 from typer.exceptions import TyperException
 
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import RefDiffError
+from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import (
     audit,
+    captures,
     demo,
     goldens,
     home,
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 goldens.register(app)
 inspect.register(app)
+captures.register(app)
 products.register(app)
 demo.register(app)
 inspections.register(app)
@@ -139,7 +141,15 @@ def _guarded(own: list[str]) -> int:
         return _internal(e)
 
 
+# options of which Click would take the last one, without a word about the others
+_ONLY_ONCE = ("--part", "--image", "--product")
+
+
 def _command(arguments: list[str]) -> int:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for name in _ONLY_ONCE:
+        if sum(a == name or a.startswith(f"{name}=") for a in options) > 1:
+            return _fail(InputError(name), f"{name} is given more than once; one command takes one", USAGE)
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="refdiff", standalone_mode=False)
     except TyperException as e:

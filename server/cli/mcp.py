@@ -51,7 +51,7 @@ def mcp(
         from refdiff.server.mcp.server import build_server
 
         service = running.enter_context(InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent))
-        server = build_server(service, by=f"mcp ({chosen.server.user})")
+        server = build_server(service, f"mcp ({chosen.server.user})", chosen.chat.public_url)
         if listener is None:
             from refdiff.server.mcp.stdio import ended_by_signals
 

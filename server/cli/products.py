@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.records.products import check_product_name
 from refdiff.model.errors import InputError, unknown_product
 from refdiff.model.files import storage_error
 from refdiff.server.cli import output
@@ -57,8 +56,8 @@ def calibrate(
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import requested_alpha, summary
 
-    name = check_product_name(product)
     with open_workspace(references=references, alpha=alpha) as workspace:
+        name = workspace.stores.products.name_of(product)
         if not workspace.bank.count(name):
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
@@ -131,6 +130,19 @@ def show_product(
     emit(document, *_product_view(document))
     for text in notes:
         output.note(text)
+
+
+@product.command("remove", epilog="Example: refdiff product remove Alien")
+def remove_product(
+    name: Annotated[str, typer.Argument(metavar="P", help="Product: the kind of part.")], _json: Json = False
+) -> None:
+    """Forget a product that has neither golden samples nor captured photos. Filed reports stay."""
+    with open_workspace() as workspace:
+        name = workspace.stores.products.name_of(name)
+        if n := workspace.bank.count(name):
+            raise InputError(f"product {name!r} has {n} golden samples, which reports refer to; retire them instead")
+        gone = workspace.stores.products.remove(name)
+    emit({"removed": asdict(gone)}, f"{gone.name}: removed")
 
 
 def _count(workspace: Workspace, name: str) -> dict[str, int]:

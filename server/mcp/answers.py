@@ -59,6 +59,7 @@ class InspectionAnswer(BaseModel):
     judge: str | None = Field(default=None, description="endpoint, embedded, or fallback: the script ran the tools")
     decided: str | None = Field(default=None, description="what a person decided about the verdict, if anyone did")
     error: str | None = None
+    page: str | None = Field(default=None, description="address of the report for people, if the server knows its own")
 
     @classmethod
     def of(cls, inspection: Inspection) -> InspectionAnswer:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import json
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -21,7 +24,9 @@ from pydantic import BaseModel, Field
 
 from refdiff.agent.report.pictures import page_image
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import InspectionService
+from refdiff.agent.report.summary import review_page
+from refdiff.agent.service import Inspection, InspectionService
+from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.inspections import Verdict
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import decode_image, media_type
@@ -39,6 +44,7 @@ from refdiff.server.mcp.answers import (
 )
 from refdiff.server.mcp.sessions import ToolSessions
 from refdiff.server.progress import progress_of
+from refdiff.tools.inspection.captures import find_part
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +56,9 @@ find_part, then retrieve_reference, align, score_difference, zoom, measure, each
 Only a person decides a REVIEW. Boxes are x0, y0, x1, y1 in pixels of the photo."""
 
 PICTURE_PX = 1024  # long side of pictures in answers
-WAIT_S = 120.0
+# clients give up after 60 s, whatever progress they are told; until then they have the id of the inspection
+WAIT_S = 40.0
+_SENT_AGAIN = timedelta(minutes=30)  # a call repeated later is a new one
 
 PartId = Annotated[str, Field(description="part id, with or without #", min_length=1, max_length=130)]
 Product = Annotated[str | None, Field(description="kind of part; only where the part id does not tell it")]
@@ -92,19 +100,38 @@ def _report_picture(service: InspectionService, inspection_id: str, which: Repor
     return page_image(decode_image(service.artefact(inspection_id, which).read_bytes()), PICTURE_PX)
 
 
-def build_server(service: InspectionService, by: str = "mcp") -> MCPServer[Any]:
-    """by: the requester, as named in reports."""
+def build_server(service: InspectionService, by: str = "mcp", public_url: str | None = None) -> MCPServer[Any]:
+    """by: the requester, as named in reports. public_url: address of the review page, for links."""
     server: MCPServer[Any] = MCPServer(
         "refdiff", title="RefDiff Inspector", instructions=INSTRUCTIONS, version=version("refdiff"), log_level="WARNING"
     )
-    _add_inspections(server, service, by)
+    _add_inspections(server, service, by, public_url)
     _add_products(server, service)
     _add_steps(server, ToolSessions(service))
     return server
 
 
-def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str) -> None:
+def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str, public_url: str | None) -> None:
     max_bytes = service.workspace.model_settings.max_bytes
+    answered: set[str] = set()  # inspections whose outcome a caller of inspect_part was told
+
+    def again(origin: str, part_id: str, product: str | None) -> str | None:
+        """The inspection that the same call asked for and whose outcome nobody was told: its caller gave up."""
+        job = service.jobs.by_origin(origin)
+        if job is None:
+            return None
+        recent = datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _SENT_AGAIN
+        newest = find_part(service.stores, part_id, product).capture_id
+        untold = job.open or (recent and job.inspection_id not in answered)
+        if untold and job.request["capture_id"] == newest:
+            return job.inspection_id
+        service.jobs.forget_origin(origin)
+        return None
+
+    def answer(inspection: Inspection, *pictures: bytes) -> Any:
+        page = review_page(public_url, inspection.inspection_id) if inspection.report else None
+        told = inspection_text(inspection) + (f"\nReview page: {page}" if page else "")
+        return _answer(InspectionAnswer.of(inspection).model_copy(update={"page": page}), told, *pictures)
 
     @server.tool(title="Inspect a part", annotations=_ADDS)
     async def inspect_part(
@@ -115,35 +142,47 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         scale_mm_per_px: Scale = None,
         request: Annotated[str, Field(description="the request in words, kept with the report", max_length=2000)] = "",
         wait_s: Annotated[
-            float, Field(description="longest wait in s; the inspection continues after it", ge=0, le=600)
+            float,
+            Field(
+                description=f"longest wait in s, {WAIT_S:g} at most; the inspection continues after it", ge=0, le=600
+            ),
         ] = WAIT_S,
     ) -> Annotated[CallToolResult, InspectionAnswer]:
         """Inspect a part against its nearest golden samples and file the report.
 
         Returns verdict, findings and the photo with the findings drawn in. Not done after wait_s: call get_inspection.
+        The same call again finds the inspection that runs.
         """
+        began = time.monotonic()
 
         def submit() -> str:
             photo = None if photo_base64 is None else from_base64(photo_base64, max_bytes)
+            sha256 = None if photo is None else hashlib.sha256(photo.data).hexdigest()
+            asked = json.dumps([by, normalise_part_id(part_id), product, sha256, scale_mm_per_px, request])
+            origin = f"mcp:{hashlib.sha256(asked.encode()).hexdigest()}"
+            if (same := again(origin, part_id, product)) is not None:
+                return same
             job = service.submit(
-                request, by=by, part_id=part_id, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px
-            )
+                request, by=by, part_id=part_id, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
+                origin=origin,
+            )  # fmt: skip
             return job.inspection_id
 
         inspection_id = await _off_loop(submit)
 
-        with anyio.move_on_after(wait_s):
+        with anyio.move_on_after(min(wait_s, WAIT_S - (time.monotonic() - began))):
             async for progress in progress_of(service, inspection_id):
                 if progress is not None:
                     counted = f", {progress.done} of {progress.total}" if progress.total else ""
                     # the number only grows: what is counted (goldens) is a part of the work
                     await ctx.report_progress(float(progress.number), None, progress.message + counted)
         inspection = await _off_loop(service.inspection, inspection_id)
-        found = InspectionAnswer.of(inspection)
-        if found.error:
-            raise ToolError(found.error)
-        pictures = [await _off_loop(_report_picture, service, inspection_id, "overlay")] if found.verdict else []
-        return _answer(found, inspection_text(inspection), *pictures)
+        if inspection.state in ("done", "failed"):
+            answered.add(inspection_id)
+        if inspection.error:
+            raise ToolError(inspection.error["message"])
+        pictures = [await _off_loop(_report_picture, service, inspection_id, "overlay")] if inspection.report else []
+        return answer(inspection, *pictures)
 
     @server.tool(title="Show an inspection", annotations=_READS)
     async def get_inspection(
@@ -155,8 +194,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         shown = (
             [await _off_loop(_report_picture, service, inspection_id, p) for p in pictures] if inspection.report else []
         )
-        found = InspectionAnswer.of(inspection)
-        return _answer(found, inspection_text(inspection), *shown)
+        return answer(inspection, *shown)
 
     @server.tool(title="Read a whole report", annotations=_READS)
     async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:

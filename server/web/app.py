@@ -38,8 +38,10 @@ ROUTERS = (
 )
 
 
-def create_app(service: InspectionService, access: Access, settings: ServerSettings) -> FastAPI:
-    """The application. service: stays open; the caller closes it. access: who may connect."""
+def create_app(
+    service: InspectionService, access: Access, settings: ServerSettings, public_url: str | None = None
+) -> FastAPI:
+    """The application. service: stays open; the caller closes it. access: who may connect. public_url: for links."""
     app = FastAPIOffline(  # /docs loads its scripts from this server, not from a CDN
         docs_url=DOCS_PATH,
         redoc_url=None,
@@ -50,6 +52,7 @@ def create_app(service: InspectionService, access: Access, settings: ServerSetti
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.service, app.state.access, app.state.metrics = service, access, Metrics(service)
+    app.state.public_url = public_url
     for router in ROUTERS:
         app.include_router(router)
     add_page(app)

@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.agent.language.intent import INSPECTION_ID, understand
+from refdiff.agent.language.intent import INSPECTION_ID, Said
+from refdiff.agent.language.parts import own_words
 from refdiff.agent.report.markdown import short_markdown
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.service import InspectionService
+from refdiff.agent.report.summary import review_page
+from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.errors import ImageError, InputError, UnknownRecordError
-from refdiff.server.base64_images import from_data_url
+from refdiff.server.base64_images import from_base64, from_data_url
 from refdiff.server.web.access import Caller
+from refdiff.tools.inspection.captures import find_part
 
 _SENT_AGAIN = timedelta(minutes=30)  # clients time out after ten minutes and retry twice; later it is a new request
+_MOMENT = timedelta(minutes=2)
 _LOOKED_UP = 20  # longest search for inspection ids in a conversation
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str = Field(max_length=100_000)
-
-
-class ImageUrl(BaseModel):
-    url: str = Field(description="data:image/...;base64,...; URLs are not fetched")
-
-
-class ImagePart(BaseModel):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
 class ChatMessage(BaseModel):
+    """A message. Only what a user sends is read: text parts, image parts with a `data:` URL, and files that are images."""
+
     model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str, Field(max_length=200_000)] | Annotated[list[Part], Field(max_length=32)] | None = None
+    role: str = Field(description="user, assistant, system, ...")
+    content: str | list[Any] | dict[str, Any] | None = None
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        if isinstance(self.content, list):
+            return [p if isinstance(p, dict) else {"type": "text", "text": str(p)} for p in self.content]
+        return [self.content if isinstance(self.content, dict) else {"type": "text", "text": self.content or ""}]
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(p.text for p in self.content or () if isinstance(p, TextPart))
+        texts = (p.get("text") for p in self.parts if _kind(p) in _TEXTS)
+        return "\n".join(t for t in texts if isinstance(t, str))[:_MAX_TEXT]
 
     @property
-    def images(self) -> list[str]:
-        return (
-            [p.image_url.url for p in self.content if isinstance(p, ImagePart)]
-            if isinstance(self.content, list)
-            else []
-        )
+    def files(self) -> list[dict[str, Any]]:
+        """Everything but texts: images, and what cannot be read."""
+        return [p for p in self.parts if _kind(p) not in _TEXTS]
+
+
+_TEXTS = ("text", "input_text", "output_text")
+_MAX_TEXT = 200_000
+_REPORT_TOKENS = 100  # of the shortest report, about
+_MAX_MESSAGES = 500  # the newest ones are read
+
+
+def _kind(part: dict[str, Any]) -> str:
+    return str(part.get("type", "text"))
+
+
+def _photo(part: dict[str, Any], max_bytes: int) -> Upload:
+    """The image in a part of a user's message. Raises ImageError, and InputError for what cannot be read."""
+    kind = _kind(part)
+    if kind in ("image_url", "input_image"):
+        image = part.get("image_url")
+        return from_data_url(str(image.get("url", "") if isinstance(image, dict) else image or ""), max_bytes)
+    file = part.get("file") if kind == "file" else part
+    if kind in ("file", "input_file") and isinstance(file, dict) and isinstance(file.get("file_data"), str):
+        photo = from_base64(file["file_data"], max_bytes)
+        return Upload(str(file.get("filename") or photo.name), photo.data)
+    source = part.get("source")
+    if kind == "image" and isinstance(source, dict) and isinstance(source.get("data"), str):
+        return from_base64(source["data"], max_bytes)
+    raise InputError(
+        f"your message holds something of the type {kind[:40]!r}, which cannot be read here; send the photo itself as an "
+        "image (image_url with a data: URL)"
+    )
 
 
 class StreamOptions(BaseModel):
@@ -70,11 +91,22 @@ class ChatBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str = Field(max_length=100)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=500)
+    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     metadata: dict[str, str] | None = Field(default=None, description="optional: product, part_id, scale_mm_per_px")
+    response_format: dict[str, Any] | None = Field(default=None, description="an inspection is told in words only")
+    tool_choice: str | dict[str, Any] | None = None
+    max_tokens: int | None = Field(default=None, description=f"nothing is inspected for a reply below {_REPORT_TOKENS}")
+    max_completion_tokens: int | None = None
+
+    @property
+    def fits_no_report(self) -> bool:
+        """Whether the reply must have a form or a length that no report has, as programs ask for titles and tags."""
+        format_ = (self.response_format or {}).get("type", "text")
+        longest = min(self.max_tokens or _REPORT_TOKENS, self.max_completion_tokens or _REPORT_TOKENS)
+        return format_ != "text" or self.tool_choice not in (None, "none", "auto") or longest < _REPORT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -97,21 +129,17 @@ class Turn:
     """What the last user message asks for, given the messages before it."""
 
     def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, sent: SentBody) -> None:
-        self._service, self._caller, self._sent = service, caller, sent
+        self._service, self._caller, self._sent, self._body = service, caller, sent, body
         self._given = body.metadata or {}
-        digest = hashlib.sha256(f"{caller.key_id} {caller.name} ".encode() + sent.raw)
-        self._origin = f"chat:{digest.hexdigest()}"
-        if body.messages[-1].role != "user":
+        messages = body.messages[-_MAX_MESSAGES:]
+        if messages[-1].role != "user":
             raise InputError("the last message is not from the user; there is nothing to answer")
-        self._about, since = self._report_so_far(body.messages)
-        asked = [m for m in body.messages[since:] if m.role == "user"]
-        self._text = asked[-1].text
-        self._texts = [m.text for m in reversed(asked)]  # newest first
-        if any(len(m.images) > 1 for m in asked):
-            raise InputError(
-                "a message has several images; send one photo of the part (the golden sample is retrieved here)"
-            )
-        self._image = next((m.images[0] for m in reversed(asked) if m.images), None)
+        self._about, since = self._report_so_far(messages)
+        self._asked = [m for m in reversed(messages[since:]) if m.role == "user"]  # newest first
+        self._text = self._asked[0].text
+        self._told = _digest([m.text for m in messages if m.role not in ("user", "assistant")])
+        content = [m.content for m in self._asked], self._given, self._about and self._about.inspection_id
+        self._origin = f"chat:{_digest([caller.key_id, caller.name, content])}:{self._told}"
 
     def begin(self) -> str | Reply:
         """The id of an accepted inspection, or a reply. Raises ImageError, BusyError, UnavailableError.
@@ -132,32 +160,54 @@ class Turn:
             return Reply(str(e))
 
     def _begin(self) -> str | Reply:
-        intent = understand(self._text, photo=self._image is not None, about=self._about)
+        if not self._text.strip() and not self._asked[0].files:
+            raise InputError("the message is empty")
+        said = [Said(m.text, len(m.files), prompt=True) for m in self._asked]
+        intent = self._service.understand(said, self._about)
         if intent.about is not None:
             return Reply(self._service.ask(intent.about, self._text), self._about)
-        if not self._text.strip() and self._image is None:
-            raise InputError("the message is empty")
+        if self._body.fits_no_report:
+            return Reply("Nothing was inspected: leave out response_format, tool_choice and a small max_tokens.")
         part = self._given.get("part_id") or intent.part_id
-        if part is None:  # named in an earlier message that could not be answered yet
-            parts = (understand(t, about=self._about).part_id for t in self._texts[1:])
-            part = next((p for p in parts if p), None)
+        if intent.ask is not None and (part is None or not intent.lacks_part):
+            return Reply(intent.ask)
         if part is None:
-            return Reply(self._service.chat(self._text) if self._image is None else _NAME_THE_PART)
-        limit = self._service.workspace.model_settings.max_bytes
-        photo = from_data_url(self._image, limit) if self._image else None
-        request = next((t for t in self._texts if understand(t).part_id), self._text)
+            return Reply(self._service.chat(self._text))
+        if (same := self._said_with_other_instructions()) is not None:
+            return same
+        photo, i = None, intent.photo
+        if intent.part_id is None:  # the part is in the metadata
+            i = next((n for n, m in enumerate(said) if m.files), None)
+        if i is not None:
+            photo = _photo(self._asked[i].files[0], self._service.workspace.model_settings.max_bytes)
+        texts = [m.text for m in self._asked[: intent.since + 1]]
+        product = self._given.get("product") or self._service.product_named(
+            part, texts, photo=photo is not None, about=self._about
+        )
         job = self._service.submit(
-            request, by=self._caller.name, part_id=part, product=self._product(part, photo is not None), photo=photo,
-            scale_mm_per_px=self._scale() if photo else None, origin=self._origin,
+            next((t for t in texts if self._service.names_part(t)), self._text), by=self._caller.name, part_id=part,
+            product=product, photo=photo, scale_mm_per_px=self._scale() if photo else None, origin=self._origin,
         )  # fmt: skip
         return job.inspection_id
+
+    def _said_with_other_instructions(self) -> str | None:
+        """The inspection that the same message asked for a moment ago beside other instructions: chat programs have a title
+        made of a message by sending it a second time."""
+        job = self._service.jobs.newest_of_origins(self._origin.rpartition(":")[0])
+        if job is None or job.origin == self._origin:
+            return None
+        now = find_part(self._service.stores, job.request["part_id"], job.request["product"])
+        recent = datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _MOMENT
+        return job.inspection_id if recent and now.capture_id == job.request["capture_id"] else None
 
     def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:
         """The report that the last message names, otherwise the newest one that an answer named, and the index of the first
         message that is not answered yet."""
         last, seen = len(messages) - 1, set[str]()
         for i in (last, *(i for i in reversed(range(last)) if messages[i].role == "assistant")):
-            for inspection_id in reversed(INSPECTION_ID.findall(messages[i].text)):
+            # a prompt that quotes a report is not about it
+            text = own_words(messages[i].text) if i == last else messages[i].text
+            for inspection_id in reversed(INSPECTION_ID.findall(text)):
                 if inspection_id in seen:
                     continue
                 if len(seen) == _LOOKED_UP:
@@ -168,10 +218,6 @@ class Turn:
                 except UnknownRecordError:
                     continue
         return None, 0
-
-    def _product(self, part: str, photo: bool) -> str | None:
-        """The product named in the metadata, otherwise in the conversation."""
-        return self._given.get("product") or self._service.product_named(part, self._texts, photo=photo)
 
     def _scale(self) -> float | None:
         text = self._given.get("scale_mm_per_px")
@@ -184,14 +230,15 @@ class Turn:
         return scale
 
 
-_NAME_THE_PART = 'Which part is it? Name it, for example: "this is part #4412".'
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def finished(service: InspectionService, inspection_id: str, base_url: str) -> Reply:
+def finished(service: InspectionService, inspection_id: str, base_url: str, public_url: str | None) -> Reply:
     """The outcome of an inspection, in words."""
     found = service.inspection(inspection_id)
     if found.report is not None:
-        link = f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
+        link = review_page(public_url, inspection_id) or f"{base_url}/v1/inspections/{inspection_id}/artefacts/html"
         return Reply(short_markdown(found.report, link), found.report)
     why = (found.error or {}).get("message", "it is still running")
     return Reply(f"Part {found.part_id} could not be inspected: {why}")

@@ -43,7 +43,7 @@ def serve(
         check_open_to(host, keys)
         access = access_to(keys, host, settings.server, settings.chat)
         log_json(settings.server.log_level)
-        app = create_app(service, access, settings.server)
+        app = create_app(service, access, settings.server, settings.chat.public_url)
         running.enter_context(bots(app, service, settings.chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,

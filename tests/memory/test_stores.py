@@ -229,11 +229,50 @@ def test_latest_capture_is_the_newest_and_history_keeps_all(stores: Stores) -> N
 def test_part_id_of_several_products_needs_the_product(stores: Stores) -> None:
     stores.captures.add("1", "gear", A)
     axle = stores.captures.add("1", "axle", B)
-    with pytest.raises(InputError, match=r"axle, gear.*--product"):
+    with pytest.raises(InputError, match=r"axle, gear; say which product"):
         stores.captures.latest("1")
     assert stores.captures.latest("1", "axle") == axle
     with pytest.raises(UnknownPartError, match=r"product cam.*axle, gear"):
         stores.captures.latest("1", "cam")
+
+
+def test_product_is_found_whatever_its_case(stores: Stores) -> None:
+    stores.products.ensure("alien")
+    assert stores.captures.add("80", "Alien", A).product == "alien"
+    assert stores.captures.latest("80", "ALIEN").product == "alien"
+    assert stores.products.set_spec("aLien", {}).name == "alien"
+    assert [p.name for p in stores.products.list()] == ["alien"]
+
+
+def test_products_that_an_old_home_has_in_two_cases_stay_apart(stores: Stores) -> None:
+    with stores.db.transaction() as conn:
+        for name in ("Alien", "alien"):
+            conn.execute("INSERT INTO products (name, updated_at) VALUES (?, ?)", (name, to_utc("2026-01-01")))
+    assert [stores.captures.add("80", name, A).product for name in ("Alien", "alien")] == ["Alien", "alien"]
+
+
+def test_captures_and_empty_products_are_removed(stores: Stores) -> None:
+    kept, wrong = stores.captures.add("80", "alien", A), stores.captures.add("80", "Alein", B)
+    with pytest.raises(InputError, match="1 captured photo"):
+        stores.products.remove("alein")
+    assert stores.captures.remove(product="alein") == [wrong]
+    assert stores.products.remove("alein").name == "Alein"
+    assert stores.captures.list() == [kept]
+    assert stores.captures.latest("80") == kept
+    for nothing in ({"part_id": "81"}, {"capture_id": wrong.capture_id}, {"product": "alein"}):
+        with pytest.raises(UnknownRecordError):
+            stores.captures.remove(**nothing)
+    with pytest.raises(InputError, match="name what to remove"):
+        stores.captures.remove()
+    with pytest.raises(UnknownRecordError):
+        stores.products.remove("alein")
+
+
+def test_ids_of_captured_parts_are_looked_up(stores: Stores) -> None:
+    for part in ("44 12", "Gehäuse-links"):
+        stores.captures.add(part, "bracket", A)
+    asked = [*(f"{i}" for i in range(1200)), "44 12", "Gehäuse-links", "gehäuse-links"]
+    assert stores.captures.stored(asked) == {"44 12", "Gehäuse-links"}
 
 
 def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:

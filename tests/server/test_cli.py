@@ -38,7 +38,8 @@ def script(*arguments: str | bytes, **options: Any) -> subprocess.CompletedProce
 
 COMMANDS = [
     ["enroll"], ["capture"], ["inspect"], ["ask"], ["calibrate"], ["evaluate"], ["demo"], ["review"],
-    ["product", "set"], ["product", "show"], ["goldens", "list"], ["goldens", "flag"], ["goldens", "retire"],
+    ["product", "set"], ["product", "show"], ["product", "remove"], ["captures", "list"], ["captures", "remove"],
+    ["goldens", "list"], ["goldens", "flag"], ["goldens", "retire"],
     ["goldens", "activate"], ["inspections", "list"], ["inspections", "show"], ["inspections", "resume"],
     ["serve"], ["keys", "add"], ["keys", "list"], ["keys", "revoke"],
 ]  # fmt: skip
@@ -95,6 +96,8 @@ def test_command_options_override_settings_loaded_once(monkeypatch: pytest.Monke
         ["inspect", "--part", "1", "--references", "many"],
         ["inspect", "--part", "1", "--scale-mm-per-px", "1"],
         ["inspect", "--part", "1", "--image", "x.png"],
+        ["inspect", "--part", "1", "--image", "x.png", "--image", "y.png", "--product", "p"],
+        ["inspect", "--part", "1", "--part=2"],
         ["capture", "--part", "1", "--product", "p", "--scale-mm-per-px", "nan", "x.png"],
         ["calibrate", "--product", "p", "--alpha", "0.7"],
         ["evaluate", ".", "--format", "zip"],
@@ -432,3 +435,40 @@ def test_model_build_with_other_difference_weights_exits_with_65(
     monkeypatch.setenv("REFDIFF_DIFFERENCE_WEIGHTS", str(tmp_path / "other.safetensors"))
     assert main.run(["model", "build"]) == 65
     assert "another difference network" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ask_about_several_parts_is_refused_and_names_them(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("4412", "4413"):
+        assert main.run(["capture", "--part", part, "--product", "BOARD", "good.png"]) == 0
+    for text in (
+        "inspect part #4412 and #4413",
+        "part 4412 to 4415",
+        "4412/4413",
+        "Teil 4412 und 4413",
+        "零件4412到4415",
+    ):
+        code, document, _ = call(capsys, "ask", text)
+        assert code == 65, text
+        assert "several parts (4412, 441" in document["error"]["message"]
+    code, document, _ = call(capsys, "ask", "inspect part #4413", "--part", "4412")
+    assert (code, "4413" in document["error"]["message"]) == (65, True)
+    assert call(capsys, "inspections", "list")[1]["inspections"] == []
+
+
+def test_refused_inspection_leaves_neither_capture_nor_product(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = call(capsys, "inspect", "--part", "80", "--product", "bords", "--image", "good.png")
+    assert code == 65
+    assert "board" in document["error"]["message"]
+    assert call(capsys, "captures", "list")[1] == {"captures": []}
+    assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
+    assert call(capsys, "enroll", "--product", "bords", __file__)[0] == 65
+    assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
+
+
+def test_wrong_captures_and_products_are_removed(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = call(capsys, "capture", "--part", "80", "--product", "bords", "good.png")[1]
+    assert call(capsys, "product", "remove", "bords")[0] == 65
+    assert call(capsys, "captures", "remove", "--part", "#80")[1] == {"removed": [taken]}
+    assert call(capsys, "product", "remove", "Bords")[0] == 0
+    code, document, _ = call(capsys, "product", "remove", "board")
+    assert (code, "22 golden samples" in document["error"]["message"]) == (65, True)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from PIL import Image
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.server.cli import main
+from refdiff.server.mcp import server as mcp_server
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
 from refdiff.server.mcp.server import build_server
 
@@ -276,6 +278,39 @@ def test_mcp_tool_mistake_returns_an_error_and_files_nothing(
     assert result.is_error
     assert words in text_of(result)
     assert service.stores.inspections.list() == []
+
+
+def test_repeated_mcp_call_finds_the_running_inspection_and_returns_before_clients_give_up(
+    service: InspectionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mcp_server.WAIT_S < 45
+    monkeypatch.setattr(mcp_server, "WAIT_S", 0.2)
+    go, run = threading.Event(), service._inspector.run
+
+    def slowly(request: Any) -> Any:
+        go.wait(60)
+        return run(request)
+
+    monkeypatch.setattr(service._inspector, "run", slowly)
+    wish = {"part_id": "9", "product": "board", "photo_base64": encoded(good_photo(3)), "wait_s": 600}
+
+    async def ask() -> None:
+        async with Client(build_server(service, public_url="https://qa.example/")) as client:
+            began = time.monotonic()
+            calls = [(await good(client, "inspect_part", **wish)).structured_content for _ in range(3)]
+            assert time.monotonic() - began < 30
+            assert {c["state"] for c in calls} <= {"queued", "running"}
+            [inspection_id] = {c["inspection_id"] for c in calls}
+            go.set()
+            await anyio.to_thread.run_sync(service.wait, inspection_id, 60)
+            told = await good(client, "inspect_part", **wish)
+            assert told.structured_content["inspection_id"] == inspection_id
+            assert told.structured_content["page"] == f"https://qa.example/#/inspections/{inspection_id}"
+            assert f"https://qa.example/#/inspections/{inspection_id}" in text_of(told)
+            anew = await good(client, "inspect_part", **wish)  # its outcome was told: this is a new wish
+            assert anew.structured_content["inspection_id"] != inspection_id
+
+    anyio.run(ask)
 
 
 def test_mcp_tools_refuse_wrong_order_and_unknown_names(service: InspectionService) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -169,6 +170,83 @@ def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
     other.close()
     assert "not stored in Slack" in post["text"]
     assert other.downloads == []
+
+
+def test_slack_message_in_two_events_is_inspected_with_the_photo_that_either_brings(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.5)
+    service.capture("5", Upload("old.png", good_photo(100)), "board")  # not the one that was sent
+    sent = {"subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    for n, order in enumerate((["mention", "message"], ["message", "mention"], ["message"])):
+        bare = mention("inspect part #5", f"{n}.1")
+        for kind in order:
+            slack.event(bot, bare if kind == "mention" else bare | {"type": "message"} | sent, f"Ev{n}{kind}")
+    wait(lambda: all(slack.posts()[f"{n}.1"] for n in range(3)))
+    assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(100)).hexdigest()] * 3
+
+
+def test_late_photo_of_a_slack_message_is_inspected_too(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.0)
+    bare = mention("inspect part #5, product board", "1.1")
+    slack.event(bot, bare, "Ev1")
+    wait(lambda: "Send its photo" in str(slack.posts()["1.1"]))
+    whole = bare | {"type": "message", "subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    for i in range(3):
+        slack.event(bot, whole, f"Ev2{i}")
+    wait(lambda: len(slack.posts()["1.1"]) == 2)
+    assert [r.part_id for r in filed(service)] == ["5"]
+
+
+def test_slack_thread_keeps_part_product_and_photo_until_they_are_complete(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.1)
+    said = iter(range(2, 99))
+
+    def reply(text: str, *files: dict[str, Any]) -> str:
+        """What a message without a mention in the thread is answered with."""
+        before, ts = len(slack.posts()["1.1"]), f"1.{next(said)}"
+        event = {"type": "message", "channel": "C1", "user": "U2", "ts": ts, "thread_ts": "1.1", "text": text}
+        more = {"subtype": "file_share", "files": list(files)} if files else {}
+        slack.event(bot, event | more, f"Ev{ts}")
+        wait(lambda: len(slack.posts()["1.1"]) > before)
+        return str(slack.posts()["1.1"][-1]["text"])
+
+    slack.event(bot, mention("inspect part #4412, product board", "1.1"), "Ev1")
+    wait(lambda: "No capture of part 4412" in str(slack.posts()["1.1"]))
+    assert "part 4412 (board)" in reply("", photo(slack, "a.png", good_photo(100)))
+    # another photo is not filed as the same part
+    assert "Which part is this?" in reply("and this one?", photo(slack, "b.png", bad_photo(100)))
+    assert "part 9101 (board)" in reply("it is part 9101, product board")
+    parts = {r.part_id: r.report["query_sha256"] for r in filed(service)}
+    assert parts == {
+        "4412": hashlib.sha256(good_photo(100)).hexdigest(),
+        "9101": hashlib.sha256(bad_photo(100)).hexdigest(),
+    }
+
+
+def test_slack_attachments_are_inspected_or_named_but_never_replaced_by_an_older_photo(
+    service: InspectionService, slack: FakeSlack, bot: str
+) -> None:
+    service.capture("5", Upload("old.png", good_photo(100)), "board")
+    good, other = photo(slack, "good.png", good_photo(101)), photo(slack, "bad.png", bad_photo(101))
+    archive = photo(slack, "a.zip", b"PK\x03\x04 and more") | {"mimetype": "application/zip"}
+    cases: list[tuple[list[dict[str, Any]], str]] = [
+        ([good, good, other], "one photo of one part"),
+        ([good, archive], "one photo of one part"),
+        ([archive], "not an image"),
+        ([other | {"mimetype": "application/octet-stream"}], "part 5 (board)"),
+    ]
+    for n, (files, _) in enumerate(cases):
+        slack.event(bot, mention("inspect part #5, product board", f"{n}.1", files=files), f"Ev{n}")
+    shared = {"attachments": [{"is_share": True, "files": [archive]}]}
+    slack.event(bot, mention("inspect part #5", "9.1", **shared), "Ev9")
+    wait(lambda: all(words in str(slack.posts()[f"{n}.1"]) for n, (_, words) in enumerate(cases)))
+    wait(lambda: "not an image" in str(slack.posts()["9.1"]))
+    assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(101)).hexdigest()]
 
 
 # ---- buttons ----

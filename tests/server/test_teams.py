@@ -152,12 +152,22 @@ def test_malformed_teams_activity_gets_400(teams: FakeTeams, bot: str, body: byt
         ("inspect part #404", None, "No capture of part 404"),
         ("hello", None, "Name the part"),
         ("inspect part #7, product board", "elsewhere", "not stored in Teams"),
+        ("inspect part #5", "three", "one photo of one part"),
+        ("inspect part #5", "document", "not stored in Teams"),
     ],
 )
 def test_teams_request_that_cannot_be_inspected_gets_a_helpful_answer(
     service: InspectionService, teams: FakeTeams, bot: str, text: str, attachment: str | None, words: str
 ) -> None:
-    more = {"attachments": [photo(teams, good_photo(1), inline=False)]} if attachment else {}
+    service.capture("5", Upload("old.png", good_photo(100)), "board")  # never judged instead of what is attached
+    body = {"contentType": "text/html", "content": f"<p>{text}</p>"}
+    attached = {
+        None: [],
+        "elsewhere": [photo(teams, good_photo(1), inline=False)],
+        "three": [photo(teams, good_photo(1))] * 3,
+        "document": [{"contentType": "reference", "contentUrl": "https://evil.example/x.pdf", "name": "x.pdf"}],
+    }[attachment]
+    more = {"attachments": [*attached, body]}
     teams.send(bot, teams.message(text, "m1", **more))
     wait(lambda: any(words in m["text"].replace("\\", "") for m in teams.shown(THREAD)))
     assert len(teams.shown(THREAD)) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.records.products import check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.images import decode_image
 from refdiff.model.settings import ModelSettings
@@ -26,7 +26,7 @@ def record_capture(
     scale_mm_per_px: None if unknown. Raises InputError (part, product, scale), ImageError (a photo that cannot be
     inspected), StorageError.
     """
-    part_id, product = normalise_part_id(part_id), check_product_name(product)
+    part_id, product = normalise_part_id(part_id), stores.products.name_of(product)
     scale = check_scale(scale_mm_per_px)
     name = storable((photo.path if isinstance(photo, Upload) else photo).name)
     data = read_photo(photo, settings)

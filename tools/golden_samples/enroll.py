@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
-from refdiff.memory.records.products import check_product_name, check_scale
+from refdiff.memory.records.products import check_scale
 from refdiff.model.errors import ImageError, InputError, StorageError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
 from refdiff.model.progress import Progress, silent
@@ -55,7 +55,7 @@ def enroll(
     Raises InputError (product name, scale, group); StorageError, BankBusyError, UnavailableError where the stores fail:
     what was added before stays, and the same call continues from there.
     """
-    product, scale = check_product_name(product), check_scale(scale_mm_per_px)
+    product, scale = workspace.stores.products.name_of(product), check_scale(scale_mm_per_px)
     group = _check_label("part group", part_group)
     station = _check_label("station", station)
     result = EnrollResult(product)
@@ -135,9 +135,12 @@ def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -
     """Decode with the product's intensity window; the first deep golden fixes that window."""
     settings, products = workspace.model_settings, workspace.stores.products
     name = storable(name)
-    window = products.ensure(product).intensity_window
+    known = products.get(product)  # created below: photos that are all refused make no product
+    window = known.intensity_window if known else None
     try:
-        return decode_image(data, name=name, window=window, settings=settings)
+        image = decode_image(data, name=name, window=window, settings=settings)
+        products.ensure(product)
+        return image
     except ImageError:
         suggested = None if window else measure_window(data, name=name, settings=settings)
         # a window would make the 8-bit goldens that are there unreadable

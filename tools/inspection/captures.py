@@ -16,7 +16,7 @@ def find_part(stores: Stores, part_id: str, product: str | None = None, capture_
     if capture_id is None:
         return stores.captures.latest(wanted, product)
     capture = stores.captures.get(capture_id)
-    if capture.part_id != wanted or product not in (None, capture.product):
+    if capture.part_id != wanted or (product is not None and stores.products.name_of(product) != capture.product):
         raise InputError(
             f"capture {capture_id} is of part {capture.part_id}, product {capture.product}; name that part"
         )

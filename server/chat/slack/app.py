@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 from slack_bolt import App, BoltRequest, BoltResponse
@@ -45,13 +46,21 @@ def _keep(bot: ChatBot, body: dict[str, Any]) -> BoltResponse | None:
     if body.get("type") != "event_callback":
         return None
     request = message_of(event, str(body.get("team_id") or ""))
-    if request is not None and (_is_for_us(event) or bot.knows_thread(request.thread)):
-        bot.receive(request)
+    if request is None:
+        return BoltResponse(status=200, body="")
+    addressed = _is_for_us(event, body)
+    if addressed or bot.knows_thread(request.thread):
+        bot.receive(replace(request, addressed=addressed))
     return BoltResponse(status=200, body="")
 
 
-def _is_for_us(event: dict[str, Any]) -> bool:
-    return event["type"] == "app_mention" or event.get("channel_type") == "im"
+def _is_for_us(event: dict[str, Any], body: dict[str, Any]) -> bool:
+    """A mention counts whichever event brings it: a message with files may come as a message only."""
+    if event["type"] == "app_mention" or event.get("channel_type") == "im":
+        return True
+    known = body.get("authorizations")
+    users = [str(a.get("user_id")) for a in known if isinstance(a, dict)] if isinstance(known, list) else []
+    return any(re.search(rf"<@{re.escape(user)}[|>]", str(event.get("text") or "")) for user in users)
 
 
 def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
@@ -65,6 +74,7 @@ def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
         return None
     channel, ts = str(event["channel"]), str(event["ts"])
     thread_ts = str(event.get("thread_ts") or ts)
+    photos = _files(event)
     return ChatRequest(
         key=f"{team}:{channel}:{ts}",
         thread=f"{team}:{channel}:{thread_ts}",
@@ -72,7 +82,8 @@ def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
         user_name="",
         text=plain(str(event.get("text") or "")),
         place={"channel": channel, "thread_ts": thread_ts, "ts": ts},
-        photos=_photos(event.get("files")),
+        photos=photos,
+        halves=not photos and event.get("channel_type") != "im",
     )
 
 
@@ -82,15 +93,13 @@ def plain(text: str) -> str:
     return " ".join(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").split())
 
 
-def _photos(files: Any) -> list[dict[str, Any]]:
-    """Files that may be photos; files of shared channels come without a type."""
+def _files(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """All files of a message and of a message shared in it: whether they are photos, their bytes tell."""
     kept = ("id", "name", "url_private", "url_private_download")
-    listed = files if isinstance(files, list) else []
-    return [
-        {k: f[k] for k in kept if f.get(k)}
-        for f in listed
-        if isinstance(f, dict) and str(f.get("mimetype") or "image/").startswith("image/")
-    ]
+    shared = message.get("attachments")
+    holders = [message, *(shared if isinstance(shared, list) else [])]
+    listed = [f for h in holders if isinstance(h, dict) and isinstance(h.get("files"), list) for f in h["files"]]
+    return [{k: f[k] for k in kept if f.get(k)} for f in listed if isinstance(f, dict)]
 
 
 def _add_shortcuts(app: App, bot: ChatBot) -> None:
@@ -105,7 +114,7 @@ def _add_shortcuts(app: App, bot: ChatBot) -> None:
             user_name="",
             text=f"inspect {plain(str(message.get('text') or ''))}",
             place={"channel": channel, "thread_ts": thread_ts, "ts": str(message["ts"])},
-            photos=_photos(message.get("files")),
+            photos=_files(message),
         )
         bot.receive(request)
         ack()

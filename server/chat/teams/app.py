@@ -146,7 +146,7 @@ def message_of(activity: MessageActivity) -> ChatRequest | None:
         user_name=str(activity.from_.name or ""),
         text=plain(str(activity.text or "")),
         place=_place(activity),
-        photos=_photos(activity.attachments or []),
+        photos=_files(activity.attachments or []),
     )
 
 
@@ -163,12 +163,14 @@ def _place(activity: Any) -> dict[str, Any]:
     return {"conversation": str(activity.conversation.id), "service_url": str(activity.service_url)}
 
 
-def _photos(attachments: list[Any]) -> list[dict[str, Any]]:
+def _files(attachments: list[Any]) -> list[dict[str, Any]]:
+    """All attached files: whether they are photos, their bytes tell. Not the message as HTML, nor what it replies to."""
     found = []
     for a in attachments:
         kind = str(a.content_type or "")
-        if kind.startswith("image/") and a.content_url:
-            found.append({"name": a.name or "", "url": a.content_url})
-        elif kind == _FILE and isinstance(a.content, dict) and a.content.get("downloadUrl"):
-            found.append({"name": a.name or "", "url": a.content["downloadUrl"]})
+        if kind.startswith(("text/html", "application/vnd.microsoft.card")) or kind == "messageReference":
+            continue
+        download = a.content.get("downloadUrl") if isinstance(a.content, dict) else None
+        url = download if kind == _FILE else a.content_url
+        found.append({"name": a.name or "", "url": url or ""})
     return found

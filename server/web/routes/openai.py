@@ -59,22 +59,24 @@ async def complete(
     """
     _check_model(body.model)
     sent = SentBody(await request.body(), retry > 0)
-    base_url = str(request.base_url).rstrip("/")
+    links = str(request.base_url).rstrip("/"), request.app.state.public_url
     # in a thread: searching a large body would block the event loop
     begun = await run_sync(lambda: Turn(service, caller, body, sent).begin())
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return event_stream(_stream(service, begun, base_url, usage))
+        return event_stream(_stream(service, begun, links, usage))
     if isinstance(begun, str):
         async for _ in progress_of(service, begun):
             pass
-        begun = await run_sync(finished, service, begun, base_url)
+        begun = await run_sync(finished, service, begun, *links)
     message = {"role": "assistant", "content": begun.text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
     return JSONResponse(_head("chat.completion") | {"choices": [choice], "usage": _USAGE} | _more(begun))
 
 
-async def _stream(service: InspectionService, begun: str | Reply, base_url: str, usage: bool) -> AsyncIterator[bytes]:
+async def _stream(
+    service: InspectionService, begun: str | Reply, links: tuple[str, str | None], usage: bool
+) -> AsyncIterator[bytes]:
     head = _head("chat.completion.chunk")
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
@@ -90,7 +92,7 @@ async def _stream(service: InspectionService, begun: str | Reply, base_url: str,
             elif line := _line(progress):
                 any_progress = True
                 yield chunk({"content": f"> {line}\n"})
-        begun = await run_sync(finished, service, begun, base_url)
+        begun = await run_sync(finished, service, begun, *links)
         if any_progress:
             yield chunk({"content": "\n"})
     yield chunk({"content": begun.text})

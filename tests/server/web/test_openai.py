@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import openai
 import pytest
 
-from refdiff.agent.language.intent import Intent, product_in, understand
 from refdiff.agent.service import InspectionService
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
@@ -207,54 +205,119 @@ def test_inspection_id_made_up_in_the_conversation_is_ignored(server: Running, c
     assert "Name the part" in str(answer)
 
 
+# ---- other people's programs ----
+
+
+def said(client: openai.OpenAI, messages: list[Any], **more: Any) -> str:
+    answer = client.chat.completions.create(model=MODEL, messages=messages, **more)
+    return str(answer.choices[0].message.content)
+
+
+def captured(server: Running, part: str) -> None:
+    files, data = {"image": server.photos["good.png"]}, {"part_id": part, "product": "board"}
+    assert server.client.post("/v1/captures", files=files, data=data).status_code == 201
+
+
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [("inspect part #4412", "4412"), ("check 4413 please", "4413"), ("hello", None), ("part A7 and part A8", None)],
-)
-def test_first_message_names_the_part(text: str, part: str | None) -> None:
-    assert understand(text).part_id == part
-
-
-@dataclass(frozen=True)
-class _About:
-    inspection_id: str = "insp-20260101-000000-00000000"
-    part_id: str = "4412"
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
+    "messages",
     [
-        ("inspect part #4413", "4413"),
-        ("and part 4413?", "4413"),
-        ("now #4413 please", "4413"),
-        ("再检查零件 4413", "4413"),
-        ("check part #4412 again", "4412"),
-        ("look at part 4412 again", "4412"),
-        ("revisa la pieza #4412 otra vez", "4412"),
-        ("inspect it again", "4412"),
-        # people speaking of parts ask for no inspection
-        ("part 4411 had the same scratch, right?", None),
-        ("is it the same scratch as on part 4411?", None),
-        ("how does it compare to #4411?", None),
-        ("was part 4412 inspected yesterday?", None),
-        ("how long is finding 1?", None),
+        [{"role": "user", "content": "### Task:\nGenerate a title.\n<history>\nUSER: inspect part #q-1\n</history>"}],
+        [{"role": "user", "content": "inspect part #q-1"}, {"role": "assistant", "content": "Send its photo."},
+         {"role": "user", "content": "Generate a four word title of our conversation"}],
+    ],
+)  # fmt: skip
+def test_background_prompt_of_a_chat_program_gets_a_short_answer_and_no_inspection(
+    server: Running, client: openai.OpenAI, messages: list[Any]
+) -> None:
+    server.client.post(
+        "/v1/captures", files={"image": server.photos["good.png"]}, data={"part_id": "q-1", "product": "board"}
+    )
+    before = filed(server)
+    assert len(said(client, messages)) < 200
+    assert "max_tokens" in said(client, [{"role": "user", "content": ASK.format("q-1")}], max_tokens=20)
+    form = {"type": "json_schema", "json_schema": {"name": "title", "schema": {"type": "object"}}}
+    assert "response_format" in said(client, [{"role": "user", "content": ASK.format("q-1")}], response_format=form)
+    assert filed(server) == before
+
+
+def test_message_sent_a_second_time_with_other_instructions_is_one_inspection(
+    server: Running, client: openai.OpenAI
+) -> None:
+    messages = with_photo(server, ASK.format("q-2") + " (board)")
+    before = filed(server)
+    first = said(client, messages)
+    title = said(client, [{"role": "system", "content": "Generate a title from the user's message."}, *messages])
+    assert first == title
+    assert filed(server) == before + 1
+    said(client, messages)  # asked anew
+    assert filed(server) == before + 2
+
+
+def test_parts_of_a_history_that_are_not_needed_are_ignored(server: Running, client: openai.OpenAI) -> None:
+    history: list[Any] = [
+        {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Name the part."}],
+        },
+        {"role": "critic", "content": {"type": "reasoning", "summary": []}},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        *with_photo(server, ASK.format("q-3") + " (board)"),
+    ]
+    assert said(client, history).startswith("**FAIL**: part q-3")
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (
+            {"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}},
+            "'input_audio', which cannot be read",
+        ),
+        ({"type": "file", "file": {"file_id": "file-1"}}, "'file', which cannot be read"),
+        ({"type": "video_url", "video_url": {"url": "x"}}, "'video_url', which cannot be read"),
     ],
 )
-def test_further_message_names_a_new_part_or_asks_about_the_last(text: str, part: str | None) -> None:
-    about = _About()
-    assert understand(text, about=about) == Intent(part_id=part, about=None if part else about.inspection_id)
+def test_what_a_user_sent_and_cannot_be_read_is_named(
+    server: Running, client: openai.OpenAI, part: dict[str, Any], words: str
+) -> None:
+    server.client.post(
+        "/v1/captures", files={"image": server.photos["good.png"]}, data={"part_id": "q-4", "product": "board"}
+    )
+    before = filed(server)
+    content = [{"type": "text", "text": ASK.format("q-4")}, part]
+    assert words in said(client, [{"role": "user", "content": content}])
+    assert filed(server) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "product"),
-    [
-        ("a board", "board"),
-        ("a BOARD-2!", "board-2"),
-        ("boards", None),
-        ("board or gear", None),
-        ("x", None),
-        ("零件 gear。", "gear"),
-    ],
-)
-def test_product_is_recognised_as_a_whole_word(text: str, product: str | None) -> None:
-    assert product_in(text, ["board", "board-2", "gear"]) == product
+def test_new_photo_after_a_report_is_asked_for_and_then_filed_as_its_own_part(
+    server: Running, client: openai.OpenAI
+) -> None:
+    messages: list[Any] = with_photo(server, ASK.format("q-5") + " (board)")
+    messages += [
+        {"role": "assistant", "content": said(client, messages)},
+        *with_photo(server, "and this one?", "good.png"),
+    ]
+    before = filed(server)
+    asked = said(client, messages)
+    assert "Which part is this?" in asked
+    assert filed(server) == before
+    messages += [{"role": "assistant", "content": asked}, {"role": "user", "content": "part #q-6, a board"}]
+    assert said(client, messages).startswith("**PASS**: part q-6")
+
+
+def test_image_in_base64_of_several_lines_is_inspected(server: Running, client: openai.OpenAI) -> None:
+    data = base64.encodebytes(server.photos["bad.png"]).decode()
+    file = {"type": "file", "file": {"filename": "bad.png", "file_data": f"data:image/png;base64,{data}"}}
+    content = [{"type": "text", "text": ASK.format("q-7") + " (board)"}, file]
+    assert said(client, [{"role": "user", "content": content}]).startswith("**FAIL**: part q-7")
+
+
+def test_links_lead_to_the_public_review_page(server: Running, client: openai.OpenAI) -> None:
+    access = Access(server.keys, loopback=True, user="ann")
+    app = create_app(server.service, access, server.settings, "https://qa.example/")
+    running, thread, url = start(app)
+    public = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
+    assert "(https://qa.example/#/inspections/insp-" in said(public, with_photo(server, ASK.format("q-8") + " (board)"))
+    running.should_exit = True
+    thread.join(10)

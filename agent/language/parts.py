@@ -1,0 +1,268 @@
+"""Which parts a message names, in whatever language: ids that were captured are looked up in it.
+
+A message may also quote another one, as the background prompts of chat programs do ("make a title of: inspect part #4412").
+What is quoted is nobody's request. It is known by its form (quotation marks, tags, fences, labels), not by its words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from refdiff.agent.language.requests import SEVERAL
+from refdiff.memory.records.captures import MAX_PART_ID
+
+Stored = Callable[[Collection[str]], Collection[str]]  # those of some texts that are ids of captured parts
+
+_MAX_CHARS = 2000
+_MAX_WORDS = 12  # of an id with blanks in it
+
+_CJK = r"\u3400-\u9fff"
+_ID = r"[A-Za-z0-9](?:[A-Za-z0-9_./:-]*[A-Za-z0-9])?"
+_PART = (
+    r"(?:(?<!\w)(?:parts?|teile?|piezas?|pièces?|serial|s/n)(?![^\W\d_])|零件) ?"
+    r"(?:(?:numbers?|no\.?|nr\.?|ids?|nummern?|número|numéro|号)(?![^\W\d_]))? ?[:=]? ?"
+)
+_GLUED = re.compile(r"(?<!\w)(?:part|teil|pieza|pièce)(?=\d)", re.IGNORECASE)
+_MARKED = re.compile(rf"{_PART}#? ?({_ID})", re.IGNORECASE)
+_AFTER_PART = re.compile(rf"{_PART}#? ?[\"'“„«「]?$", re.IGNORECASE)
+_AFTER_HASH = re.compile(r"# ?$")
+_TOKEN = re.compile(rf"(?<![A-Za-z0-9_]){_ID}(?![A-Za-z0-9_])")
+# what is no part: a quantity with its unit, the id of an inspection or a golden
+_QUANTITY = re.compile(
+    r"(?<![\w])\d+(?:[.,]\d+)* ?(?:%|°|(?:[µμnckm]?m|px|pixels?|inch|mil|h|min|[mµ]?s|[mk]?g|dpi|lux|mp)(?![^\W_]))"
+    r"|\d[.,]\d+|\b(?:insp|g)-[0-9a-f-]+",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(
+    r"(?:\s|[,;&+~/、，;–—→-]|\.{2,}|和|与|及|或|到|至|跟"
+    r"|(?<!\w)(?:and|or|to|through|thru|till|until|und|oder|bis|y|e|o|u|a|hasta|et|ou|à)(?!\w)|#)*"
+    rf"(?:{_PART})?#? ?",
+    re.IGNORECASE,
+)
+_JOINING_WORD = re.compile(r"(?<!\w)(?:and|or|to|und|oder|bis|y|o|a|et|also|then|plus|auch|sowie)\W*$", re.IGNORECASE)
+_WORD_BEFORE_HASH = re.compile(r"[^\W\d_]\s*#? ?$")
+_PIECES = re.compile(r"/|\.{2,}|-{2,}|:")
+
+_QUOTED = re.compile(
+    r'```.*?(?:```|\Z)|""".*?(?:"""|\Z)'
+    r"|<(?P<tag>[A-Za-z][\w-]{0,40})\b[^<>]{0,200}>.*?(?:</(?P=tag)\s*>|\Z)"
+    r'|"[^"\\]*(?:\\.[^"\\]*)*"|“[^”“]*[”“]|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|(?<!\w)\'[^\'\n]{3,}\'(?!\w)',
+    re.DOTALL,
+)
+_COLON = re.compile(rf"：|:(?=\s|[{_CJK}\"'“„«]|$)")
+_GAP = " \x1f "  # stands for what was taken out: what is beside it is not adjacent
+
+
+@dataclass(frozen=True)
+class Named:
+    """The parts that a message names, in their order."""
+
+    ids: tuple[str, ...] = ()
+    marked: bool = False  # by "part" or "#", or like one that is
+    unsure: str | None = None  # a plain word that is also the id of a captured part; only without ids
+    quoted: str | None = None  # a part that only something quoted names; only without ids
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    start: int
+    end: int
+    id: str
+    stored: bool
+    by: str  # "part": after such a word; "#": after that; "": bare
+
+    @property
+    def shape(self) -> str:
+        """ "A7-12" and "B9-13" have one shape."""
+        return re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", self.id))
+
+
+def none_stored(ids: Collection[str]) -> Collection[str]:
+    """No part was captured."""
+    return ()
+
+
+def parts_in(text: str, stored: Stored = none_stored, *, labels: bool = False) -> Named:
+    """The parts that a message names. stored: looks up the ids of captured parts. labels: see `own_words`.
+
+    A list or a range of parts ("4412 and 4413", "4412-4415") gives at least two of them.
+    """
+    text = text[:_MAX_CHARS]
+    own = own_words(text, stored, labels=labels)
+    found = _named(own, stored)
+    if found.ids or own == text:
+        return found
+    everything = _named(text, stored)
+    return Named(unsure=found.unsure, quoted=everything.ids[0] if everything.ids else None)
+
+
+# ---- quotations ----
+
+
+def own_words(text: str, stored: Stored = none_stored, *, labels: bool = True) -> str:
+    """A message without what it quotes. labels: what a label or a heading introduces ("USER: ...") is quoted, too; programs
+    write so, people seldom."""
+    text = text[:_MAX_CHARS]
+    quotes = list(_QUOTED.finditer(text))
+    inner = {m[0]: m[0].strip("\"'“”„«»「」『』").strip().lstrip("#").strip() for m in quotes}
+    known = set(stored(list(inner.values()))) if inner else set()
+    for m in reversed(quotes):  # an id in quotation marks is no quotation
+        if not re.fullmatch(_ID, inner[m[0]]) and inner[m[0]] not in known:
+            text = text[: m.start()] + _GAP + text[m.end() :]
+    if not labels:
+        return text
+    lines = text.splitlines()
+    written = [line for line in lines if line.strip()]
+    kept: list[str] = []
+    labelled = False  # everything after a label is what it introduces
+    for line in lines:
+        heading = len(written) > 1 and re.match(r"\s*#{2,}\s", line)
+        labelled |= bool(heading)
+        if line.lstrip().startswith(">") or (labelled and not re.fullmatch(rf"\W*{_MARKED.pattern}\W*", line, re.I)):
+            continue
+        if (colon := _label(line, alone=len(written) == 1)) is not None:
+            labelled = True
+            line = line[:colon] + _GAP
+        kept.append(line)
+    return text if kept == lines else "\n".join(kept)
+
+
+def _label(line: str, alone: bool) -> int | None:
+    """Where the label of a line ends ("USER: inspect ..."); None if it has none, or its value is a part.
+
+    alone: the message has no other line.
+    """
+    marked = [m.span() for m in _MARKED.finditer(line)]
+    for colon in _COLON.finditer(line):
+        before, after = line[: colon.start()], line[colon.end() :]
+        if not re.search(r"\w", before) or any(start <= colon.start() < end for start, end in marked):
+            continue
+        if (
+            alone
+            and re.match(rf"\s*(?:{_PART}|#)?#? ?{_ID}(?![^\W\d_])", after, re.IGNORECASE)
+            and re.match(rf"\s*(?:{_PART}|#|(?=\S*\d))", after, re.IGNORECASE)
+        ):
+            continue
+        return colon.start()
+    return None
+
+
+# ---- ids ----
+
+
+def _named(text: str, stored: Stored) -> Named:
+    raw = " ".join(text.split())
+    # full-width digits and "＃" are what an input method for Chinese writes
+    text = _GLUED.sub(r"\g<0> ", unicodedata.normalize("NFKC", raw))
+    known = {unicodedata.normalize("NFKC", i): i for i in stored([*{*_stretches(raw), *_stretches(text)}])}
+    found = _candidates(text, known)
+    unsure = [c for c in found if c.stored and not c.by and c.id.isalpha()]
+    likely = [c for c in found if c not in unsure and (c.stored or any(char.isdigit() for char in c.id))]
+    for chosen in (
+        [c for c in likely if c.by == "part"],
+        [c for c in likely if c.by == "#"],
+        [c for c in likely if not c.by and (c.stored or re.fullmatch(r"\d{2,}", c.id))],
+        [c for c in found if c.by == "#"],
+    ):
+        if chosen:
+            named = _with_others(text, chosen, likely)
+            return Named(tuple(dict.fromkeys(c.id for c in named)), marked=bool(chosen[0].by))
+    return Named(unsure=unsure[0].id if unsure else None)
+
+
+def _stretches(text: str) -> Iterator[str]:
+    """Everything in a text that may be the id of a part, from one edge of a word to another."""
+    edges = [i for i in range(len(text) + 1) if _is_edge(text, i)]
+    for at, start in enumerate(edges):
+        for end in edges[at + 1 : at + 1 + _MAX_WORDS]:
+            if end - start > MAX_PART_ID:
+                break
+            if not (text[start].isspace() or text[end - 1].isspace()):
+                yield text[start:end]
+
+
+def _is_edge(text: str, at: int) -> bool:
+    return at in (0, len(text)) or not (_in_word(text[at - 1]) and _in_word(text[at]))
+
+
+def _in_word(char: str) -> bool:
+    return (char.isalnum() or char == "_") and not "\u3400" <= char <= "\u9fff"
+
+
+def _candidates(text: str, known: dict[str, str]) -> list[_Candidate]:
+    """Captured ids, the longest at each place, and other words with a digit; without what is no part."""
+    spans = [(s, s + len(key), id_) for key, id_ in known.items() for s in _places(text, key)]
+    spans = [s for s in spans if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in spans)]
+    no_parts = [m.span() for pattern in (_QUANTITY, SEVERAL) for m in pattern.finditer(text)]
+    found = []
+    for token in _TOKEN.finditer(text):
+        start, end = token.span()
+        if any(s <= start and end <= e for s, e, _ in spans):
+            continue
+        inside = [s for s in spans if start <= s[0] and s[1] <= end]
+        if pieces := _pieces(token[0], inside):
+            found += [(start + s, start + e, token[0][s:e]) for s, e in pieces]
+        elif any(c.isdigit() for c in token[0]) or _AFTER_HASH.search(text[:start]):
+            found.append((start, end, token[0]))
+        spans = [s for s in spans if s not in inside]
+    made = [_Candidate(s, e, i, i in known.values(), _marked_by(text, s)) for s, e, i in {*spans, *found}]
+    kept = [c for c in made if c.by or not any(s < c.end and c.start < e for s, e in no_parts)]
+    return sorted(kept, key=lambda c: c.start)
+
+
+def _places(text: str, id_: str) -> Iterator[int]:
+    at = text.find(id_)
+    while at >= 0:
+        if _is_edge(text, at) and _is_edge(text, at + len(id_)):
+            yield at
+        at = text.find(id_, at + 1)
+
+
+def _pieces(token: str, inside: list[tuple[int, int, str]]) -> list[tuple[int, int]]:
+    """The parts that a list or range without blanks names ("4412/4413", "4412-4415"); [] for a plain id."""
+    for separator in (_PIECES, re.compile("-")):
+        cuts = [m.span() for m in separator.finditer(token)]
+        places = list(zip([0, *(e for _, e in cuts)], [*(s for s, _ in cuts), len(token)], strict=True))
+        texts = [token[s:e] for s, e in places]
+        if len(texts) < 2:
+            continue
+        all_stored = {*texts} <= {i for _, _, i in inside}
+        alike = separator is _PIECES and len({re.sub(r"\d", "9", t) for t in texts}) == 1 and len(texts[0]) > 2
+        if all_stored or alike:
+            return places
+    return []
+
+
+def _marked_by(text: str, start: int) -> str:
+    before = text[max(0, start - 40) : start]
+    return "part" if _AFTER_PART.search(before) else "#" if _AFTER_HASH.search(before) else ""
+
+
+def _with_others(text: str, chosen: list[_Candidate], found: list[_Candidate]) -> list[_Candidate]:
+    """The chosen ones with all others that the message names like them."""
+    named = list(chosen)
+    for other in found:
+        if other in named:
+            continue
+        before = text[: other.start]
+        labelled = _WORD_BEFORE_HASH.search(before) and not _JOINING_WORD.search(before.rstrip("# "))
+        if (
+            (other.by == "#" and not labelled)
+            or (other.stored and len(other.id) > 1)
+            or (not other.by and len(other.id) > 1 and any(other.shape == c.shape for c in chosen))
+            or any(_joined(text, c, other) for c in named)
+        ):
+            named.append(other)
+    return sorted(named, key=lambda c: c.start)
+
+
+def _joined(text: str, one: _Candidate, other: _Candidate) -> bool:
+    """Whether only "and", "to", a comma or the like is between two ids."""
+    first, second = sorted((one, other), key=lambda c: c.start)
+    between = text[first.end : second.start]
+    if len(other.id) < 2 and not re.search(r"\w|[&+/–—~-]", between):  # "part 4412, 3 scratches"
+        return False
+    return bool(_JOINT.fullmatch(between))

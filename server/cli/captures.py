@@ -1,0 +1,50 @@
+"""`refdiff captures`: the photos of parts that are waiting to be inspected, or were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from refdiff.memory.records.captures import Capture
+from refdiff.server.cli import output
+from refdiff.server.cli.invocation import open_stores
+from refdiff.server.cli.options import Json, MaybeProduct
+from refdiff.server.cli.output import emit
+
+captures = typer.Typer(help="List captured photos of parts, or remove some.", no_args_is_help=True)
+MaybePart = Annotated[str | None, typer.Option("--part", metavar="ID", help="Photos of this part only.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(captures, name="captures")
+
+
+@captures.command("list", epilog="Example: refdiff captures list --part 4412")
+def list_captures(part: MaybePart = None, product: MaybeProduct = None, _json: Json = False) -> None:
+    """List captured photos, newest first."""
+    with open_stores() as stores:
+        found = stores.captures.list(part, product)
+    emit({"captures": [asdict(c) for c in found]}, _table(found) if found else "no captured photos")
+
+
+@captures.command("remove", epilog="Example: refdiff captures remove --part 80 --product Alien")
+def remove_captures(
+    capture: Annotated[str | None, typer.Argument(metavar="CAPTURE", help="Capture id, like c-0123456789ab.")] = None,
+    part: MaybePart = None,
+    product: MaybeProduct = None,
+    _json: Json = False,
+) -> None:
+    """Forget photos that were captured under a wrong part or product. Filed reports keep theirs."""
+    with open_stores() as stores:
+        gone = stores.captures.remove(capture, part, product)
+    emit({"removed": [asdict(c) for c in gone]}, _table(gone), f"{len(gone)} removed")
+
+
+def _table(found: list[Capture]) -> object:
+    shown = output.table("Capture", "Part", "Product", "Taken", "File")
+    for c in found:
+        at = c.created_at[:16].replace("T", " ")
+        shown.add_row(c.capture_id, output.printable(c.part_id), c.product, at, output.printable(c.filename))
+    return shown
