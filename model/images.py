@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import cv2
 import numpy as np
@@ -52,6 +53,12 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes, like `.png`, of the files that `decode_image` reads; a file named by itself is tried anyway."""
+    return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in _FORMATS)
 
 
 @contextmanager
