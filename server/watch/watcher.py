@@ -7,7 +7,6 @@ are claimed as workers are free: the folder itself is the queue, so memory does 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import time
@@ -237,17 +236,18 @@ class FolderWatcher:
 
     def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         """Inspect a photo and end it in the journal, or return that it must be withdrawn. Raises UnavailableError."""
-        for tries in itertools.count(1):
+        failed = 0
+        while True:
             try:
                 return self._inspect(photo, again)
             except UnavailableError as e:
-                if tries == MAX_TRIES or self._stop.is_set():
+                failed += 1
+                if failed == MAX_TRIES or self._stop.is_set():
                     raise
-                wait_s = BACKOFF.wait_s(tries)
+                wait_s = BACKOFF.wait_s(failed)
                 self._note(f"{photo.identity.name}: {e}; retrying in {wait_s:g} s")
                 self._stop.wait(wait_s)
                 again = True
-        raise AssertionError("the last try returns or raises")
 
     def _inspect(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         began = time.perf_counter()

@@ -25,6 +25,7 @@ from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import BankBusyError, InputError, StorageError
 from refdiff.server.cli import invocation, main
 from refdiff.server.cli import watch as cli_watch
+from refdiff.server.watch import folder as folder_module
 from refdiff.server.watch import watcher as line_module
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
@@ -103,6 +104,84 @@ def test_watched_photos_are_inspected_in_order_and_other_files_quarantined(
     assert (summary["filed"], summary["quarantined"], summary["waiting"]) == (5, 3, 0)
     assert len(filed(capsys)) == 5
     assert all(Path(t["report"]).is_file() and Path(t["html"]).is_file() for t in lines[:5])
+
+
+def test_quarantined_names_that_are_taken_get_a_number(tmp_path: Path) -> None:
+    folder = WatchedFolder(tmp_path, settle_s=0)
+    for _ in range(3):
+        drop(tmp_path, "a.b.png", b"x")
+        folder.quarantine(folder.complete()[0], "no photo")
+    expected = {f"{n}{s}" for n in ("a.b.png", "a.b-2.png", "a.b-3.png") for s in ("", ".reason.txt")}
+    assert {p.name for p in (tmp_path / "quarantine").iterdir()} == expected
+
+
+@pytest.mark.parametrize("name", ["done", "quarantine"])
+@pytest.mark.parametrize("kind", ["folder elsewhere", "folder inside", "dangling", "file"])
+def test_sub_folder_that_is_a_link_or_a_file_is_refused_at_the_start(tmp_path: Path, name: str, kind: str) -> None:
+    """Else whoever may write to the camera's folder could have files of any name and content moved anywhere."""
+    camera, victim = tmp_path / "camera", tmp_path / "victim"
+    victim.mkdir()
+    camera.mkdir()
+    target = {"folder elsewhere": victim, "folder inside": camera / "other", "dangling": tmp_path / "nowhere"}.get(kind)
+    (camera / "other").mkdir()
+    if target is None:
+        (camera / name).write_bytes(b"")
+    else:
+        (camera / name).symlink_to(target, target_is_directory=True)
+    with pytest.raises(InputError, match=f"{name}: a link or a file"):
+        WatchedFolder(camera)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["done", "quarantine"])
+def test_sub_folder_that_becomes_a_link_while_watching_receives_nothing(tmp_path: Path, name: str) -> None:
+    camera, victim = tmp_path / "camera", tmp_path / "victim"
+    for made in (camera, victim):
+        made.mkdir()
+    folder = WatchedFolder(camera, settle_s=0)
+    drop(camera, "authorized_keys", b"ssh-ed25519 ...")
+    (identity,) = folder.complete()
+    (camera / name).rmdir()
+    (camera / name).symlink_to(victim, target_is_directory=True)
+    with pytest.raises(InputError, match="a link or a file"):
+        folder.finish(identity) if name == "done" else folder.quarantine(identity, "no photo")
+    assert list(victim.iterdir()) == []
+    assert folder.is_there(identity)
+
+
+@pytest.mark.parametrize("link", ["authorized_keys", "authorized_keys.reason.txt"])
+def test_links_inside_quarantine_are_not_followed(tmp_path: Path, link: str) -> None:
+    camera, victim = tmp_path / "camera", tmp_path / "victim"
+    camera.mkdir()
+    victim.write_text("mine")
+    folder = WatchedFolder(camera, settle_s=0)
+    drop(camera, "authorized_keys", b"ssh-ed25519 ...")
+    (identity,) = folder.complete()
+    (camera / "quarantine" / link).symlink_to(victim)
+    folder.quarantine(identity, "no photo")
+    assert victim.read_text() == "mine"
+    assert not folder.is_there(identity)
+
+
+def test_sub_folder_removed_while_watching_is_made_again(tmp_path: Path) -> None:
+    folder = WatchedFolder(tmp_path, settle_s=0)
+    drop(tmp_path, "a.png", b"x")
+    (tmp_path / "done").rmdir()
+    folder.finish(folder.complete()[0])
+    assert (tmp_path / "done" / "a.png").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?P<part>(?:\w+\d*)+)-x", r"(?P<part>(a|aa)+)b", r"(?P<part>(?:a*)*(?:a*)*c)", r"(?P<part>(.*,)*.*;)"]
+)
+def test_pattern_that_backtracks_is_given_up_after_its_time(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MATCH_S", 0.05)
+    names = NamePattern.parse(pattern, "board")
+    for name in ("a" * 200, "a," * 100):
+        began = time.perf_counter()
+        with pytest.raises(InputError, match="pattern"):
+            names.read(f"{name}.png")
+        assert time.perf_counter() - began < 5
 
 
 def test_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:
