@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -59,6 +60,17 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
 def image_suffixes() -> frozenset[str]:
     """Lower-case suffixes, like `.png`, of the files that `decode_image` reads; a file named by itself is tried anyway."""
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in _FORMATS)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image that `decode_image` reads, whatever its name; False if it cannot be opened."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS):
+                return True
+    except Exception:  # PIL raises many types on what is no image
+        return False
 
 
 @contextmanager
