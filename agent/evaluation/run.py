@@ -25,7 +25,7 @@ from refdiff.agent.evaluation.metrics import (
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
-from refdiff.agent.verdict.decide import PolicyInput, attained_alpha, decide
+from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
@@ -36,9 +36,12 @@ from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
+    attained_alpha,
     calibrate,
     p_value,
+    said_of,
     software_fingerprint,
+    standing_out,
     unlike_goldens,
     weights_in_use,
 )
@@ -178,6 +181,9 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     notes: list[str] = []
     enrolled = _enrol(run, goldens, notes) if run.data.format == "mvtec" else 0
     calibration = _calibrate(run)
+    if calibration and (found_odd := standing_out(calibration)):
+        names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
+        notes.append(f"{said_of(calibration, found_odd, run.alpha)} ({names})")
     n = calibration.n if calibration else 0
     pixels = PixelMetrics() if run.data.has_masks else None
     found: dict[str, list[Detection]] = {}
