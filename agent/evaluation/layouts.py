@@ -338,12 +338,10 @@ def _key(path: Path, folder: Path) -> str:
 
 def _masks(truth: Path, kind: str, keys: set[str], notes: list[str]) -> dict[str, tuple[Path, ...]]:
     """Key of the image (its path below its folder, without suffix) -> its masks."""
-    folder = next((f for f in _folders(truth) if f.name.lower() == kind.lower()), None)
-    if folder is None:
-        return {}
     masks: dict[str, tuple[Path, ...]] = {}
     strays: list[str] = []
-    for path in _images(folder, notes):
+    folders = [f for f in _folders(truth) if f.name.lower() == kind.lower()]
+    for folder, path in ((f, p) for f in folders for p in _images(f, notes)):
         key = _key(path, folder)
         ends = [len(key), *(i for i in range(len(key) - 1, 0, -1) if key[i] in _MASK_SEPARATORS)]
         mine = next((key[:end] for end in ends if key[:end] in keys), None)  # the longest name of an image in it
@@ -365,7 +363,7 @@ def _without_mask(samples: Sequence[Sample]) -> list[str]:
 
 def _unread(root: Path, kinds: Sequence[Path]) -> list[str]:
     """Images of the data set that lie where nothing reads them, a note for each folder."""
-    names = {f.name.lower() for f in kinds}
+    names = {f.name.lower() for f in kinds if f not in _good_folders(root / "test")}
     good = _good_folders(root / "train")
     flat = [f for f in (root, root / "train", root / "test", root / "ground_truth") if f.is_dir()]
     whole = [f for f in _folders(root) if f.name not in ("train", "test", "ground_truth")]
