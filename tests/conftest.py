@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "qdrant_server": None if os.environ.get("QDRANT_URL") else "QDRANT_URL is not set",
         "data": None if os.environ.get("REFDIFF_DATA") else "REFDIFF_DATA (folder of the research data) is not set",
         "long": None if os.environ.get("REFDIFF_LONG") else "takes minutes; `make test-long` runs it",
-        "fuzz": None if os.environ.get("REFDIFF_FUZZ_S") else "`make fuzz` runs it",
+        "fuzzing": None if os.environ.get("REFDIFF_FUZZ_S") else "`make fuzz` runs it",
         "vllm": None if os.environ.get("REFDIFF_TEST_VLLM") else "needs vLLM (make test-vllm)",
     }
     for item in items:

@@ -97,7 +97,7 @@ def test_kept_folder_leaves_nothing_out_silently(case: Any) -> None:
     check(case)
 
 
-@pytest.mark.fuzz
+@pytest.mark.fuzzing
 @pytest.mark.timeout(0)
 def test_generated_folders_leave_nothing_out_silently() -> None:
     assert fuzz("folders", folders, check) > 0

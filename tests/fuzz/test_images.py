@@ -38,7 +38,7 @@ def test_kept_image_file_decodes_or_is_refused(case: Any) -> None:
     check(case)
 
 
-@pytest.mark.fuzz
+@pytest.mark.fuzzing
 @pytest.mark.timeout(0)
 def test_generated_image_files_decode_or_are_refused() -> None:
     assert fuzz("images", images, check) > 0

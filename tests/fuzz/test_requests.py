@@ -180,7 +180,7 @@ def test_kept_request_is_answered_without_5xx_hang_or_another_photo(known: Runni
     CHECKS[kind](known, case)
 
 
-@pytest.mark.fuzz
+@pytest.mark.fuzzing
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("kind", CHECKS)
 def test_generated_requests_are_answered_without_5xx_hang_or_another_photo(known: Running, kind: str) -> None:
