@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-.PHONY: install demo test test-long test-browser vllm test-vllm lint types check bench-data pins clean help
+.PHONY: install demo test test-long fuzz test-browser vllm test-vllm lint types check bench-data pins clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ test-vllm: install vllm ## run the tests that need vLLM
 
 test-long: install ## run the tests that take minutes: generated requests, concurrent clients, killed servers
 	REFDIFF_LONG=1 $(BIN)/python -m pytest -q -m long
+
+FUZZ_S ?= 600
+fuzz: install ## generate images, requests, chats and folders for FUZZ_S seconds (default 600); tests/fuzz/corpus keeps what fails
+	REFDIFF_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -m fuzzing tests/fuzz
 
 test-browser: install ## test the review page in a real Chromium (apt-get install chromium)
 	@command -v chromium >/dev/null || { echo "Chromium is missing: apt-get install chromium" >&2; exit 1; }

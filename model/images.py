@@ -11,6 +11,8 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -52,6 +54,23 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes, like `.png`, of the files that `decode_image` reads; a file named by itself is tried anyway."""
+    return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in _FORMATS)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image that `decode_image` reads, whatever its name; False if it cannot be opened."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS):
+                return True
+    except Exception:  # PIL raises many types on what is no image
+        return False
 
 
 @contextmanager

@@ -26,9 +26,12 @@ def model_folder() -> Path:
     return build_model(ModelSettings(cache=Path(_CACHE)))
 
 
+_OF_THE_TESTS = ("REFDIFF_DATA", "REFDIFF_FUZZ_S")
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    for name in [n for n in os.environ if n.startswith("REFDIFF_") and n != "REFDIFF_DATA"]:
+    for name in [n for n in os.environ if n.startswith("REFDIFF_") and n not in _OF_THE_TESTS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("REFDIFF_CACHE", str(tmp_path / "cache"))
@@ -43,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "qdrant_server": None if os.environ.get("QDRANT_URL") else "QDRANT_URL is not set",
         "data": None if os.environ.get("REFDIFF_DATA") else "REFDIFF_DATA (folder of the research data) is not set",
         "long": None if os.environ.get("REFDIFF_LONG") else "takes minutes; `make test-long` runs it",
+        "fuzzing": None if os.environ.get("REFDIFF_FUZZ_S") else "`make fuzz` runs it",
         "vllm": None if os.environ.get("REFDIFF_TEST_VLLM") else "needs vLLM (make test-vllm)",
     }
     for item in items:

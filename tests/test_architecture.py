@@ -232,7 +232,7 @@ def test_typings_link_points_to_the_room(room: str) -> None:
 
 def test_test_folders_mirror_the_rooms() -> None:
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
-    assert folders <= {*MAY_IMPORT, "bench", "e2e"}
+    assert folders <= {*MAY_IMPORT, "bench", "e2e", "fuzz"}
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=str)

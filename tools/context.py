@@ -25,9 +25,10 @@ from refdiff.tools.evidence import (
     ScoreNumbers,
 )
 from refdiff.tools.inspection.captures import find_part
-from refdiff.tools.inspection.comparison import Clock, Comparison, compare_with, similarity_to
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo
-from refdiff.tools.inspection.retrieval import retrieve_reference
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
@@ -107,9 +108,10 @@ class ToolContext:
     def nearest(self, k: int) -> list[GoldenHit]:
         """The k nearest goldens, the photo itself among them if it is one. Raises UnknownProductError."""
         if k not in self._hits:
-            features = self.features
-            with self._clock.stage("retrieve"):
-                self._hits[k] = retrieve_reference(self.workspace, features, self.find_capture().product, k)
+            capture = self.find_capture()
+            self._hits[k] = nearest_goldens(
+                self.workspace, self.query, capture.sha256, self.features, capture.product, k, clock=self._clock
+            )
         return self._hits[k]
 
     def align(self, golden: Golden) -> Alignment:

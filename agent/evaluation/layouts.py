@@ -21,28 +21,33 @@ from PIL import Image, UnidentifiedImageError
 
 from refdiff.model.boards.deeppcb import LabelledBox, file_below, read_split
 from refdiff.model.errors import InputError
+from refdiff.model.images import image_suffixes
+from refdiff.tools.golden_samples.photos import Refusal, find_images, left_out
 
 Format = Literal["mvtec", "pairs", "deeppcb"]
 FORMATS: tuple[Format, ...] = ("mvtec", "pairs", "deeppcb")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 DEEPPCB_MM_PER_PX = 1 / 48  # "around 48 pixels per 1 millimetre", its readme
 
 _GOOD_WORDS = frozenset({"0", "good", "ok", "pass", "normal", "false", "no", "no defect", "defect-free"})
 _BAD_WORDS = frozenset({"1", "bad", "ng", "nok", "fail", "defect", "defective", "anomaly", "anomalous", "true", "yes"})
 _PAIR_COLUMNS = ("reference", "query", "label", "mask")
+_MASK_SEPARATORS = "_-. /"  # between an image's name and what a mask's name has besides
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to judge. `name` is its path below the data folder (POSIX), `id` names its detections file."""
+    """One image to judge. `name` is its path below the data folder (POSIX), `id` names its detections file.
+
+    masks: defect pixels, in any of them.
+    """
 
     path: Path
     name: str
     id: str
     defective: bool
     kind: str
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
     boxes: tuple[LabelledBox, ...] | None = None
     reference: Path | None = None
 
@@ -55,7 +60,7 @@ class Sample:
 class DataSet:
     """What a layout holds. `train`: good images to enrol (mvtec); `calibrate`: good pairs set apart (pairs).
 
-    notes: what the reader passed over or changed, for people. has_masks: pixel metrics apply.
+    notes: what the reader left out or changed, counted and named. has_masks: pixel metrics apply.
     """
 
     name: str
@@ -70,7 +75,7 @@ class DataSet:
     has_masks: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "has_masks", any(sample.mask for sample in self.test))
+        object.__setattr__(self, "has_masks", any(sample.masks for sample in self.test))
 
 
 def read_dataset(root: Path, format: Format | None = None, split: str | None = None) -> DataSet:
@@ -94,7 +99,7 @@ def read_dataset(root: Path, format: Format | None = None, split: str | None = N
 def detect_format(root: Path) -> Format:
     """The layout of a folder. Raises InputError when it looks like none of them, or like several."""
     signs: dict[Format, bool] = {
-        "mvtec": (root / "train" / "good").is_dir(),
+        "mvtec": bool(_good_folders(root / "train")),
         "pairs": (root / "pairs.csv").is_file(),
         "deeppcb": (root / "PCBData").is_dir(),
     }
@@ -103,7 +108,7 @@ def detect_format(root: Path) -> Format:
         return found[0]
     if found:
         raise InputError(f"{root} looks like {' and '.join(found)}; say which with --format")
-    inside = sorted(p.name for p in root.iterdir() if p.is_dir() and (p / "train" / "good").is_dir())
+    inside = sorted(p.name for p in root.iterdir() if p.is_dir() and _good_folders(p / "train"))
     hint = f"; it holds data sets ({_few(inside)}): evaluate one of those" if inside else ""
     raise InputError(
         f"{root}: none of train/good (mvtec), pairs.csv (pairs), PCBData (deeppcb) is there; "
@@ -124,33 +129,48 @@ def golden_subset(items: Sequence[_T], count: int | None) -> list[_T]:
 
 
 def read_mvtec(root: Path) -> DataSet:
-    """`train/good/*`, `test/<good|defect>/*`, `ground_truth/<defect>/<stem>_mask.png` (or `<stem>.png`)."""
+    """`train/good`, `test/<good|defect>`, `ground_truth/<defect>`, each with its sub-folders.
+
+    The good folders may have any of the names that `pairs.csv` knows for good. A mask has the name of its image, alone or
+    with more behind it (`001_mask.png`, `001_GT.png`), or lies in a folder of that name (`001/000.png`); several are united.
+    """
     notes: list[str] = []
-    train = _images(root / "train" / "good", notes)
+    train = [path for folder in _good_folders(root / "train") for path in _images(folder, notes)]
     if not train:
         raise InputError(f"{root}: no images in train/good; mvtec needs good samples there; found {_listing(root)}")
     if not (root / "test").is_dir():
         raise InputError(f"{root}: no folder test; mvtec needs test/good and test/<defect>; found {_listing(root)}")
+    good, kinds = _good_folders(root / "test"), _folders(root / "test")
+    if not good:
+        raise InputError(
+            f"{root}: which folder of test holds the good parts? found {_listing(root / 'test')}; "
+            f"call it good (or {', '.join(sorted(w for w in _GOOD_WORDS if w.isalpha() and w != 'good'))}); "
+            "without good test images make an empty folder test/good"
+        )
     samples: list[Sample] = []
-    for folder in sorted(p for p in (root / "test").iterdir() if p.is_dir() and not p.name.startswith(".")):
-        masks = _masks(root / "ground_truth" / folder.name) if folder.name != "good" else {}
-        for path in _images(folder, notes):
-            name = path.relative_to(root).as_posix()
+    for folder in kinds:
+        images = _images(folder, notes)
+        is_good = folder in good
+        keys = [_key(path, folder) for path in images]
+        masks = {} if is_good else _masks(root / "ground_truth", folder.name, set(keys), notes)
+        for path, key in zip(images, keys, strict=True):
             samples.append(
                 Sample(
                     path=path,
-                    name=name,
-                    id=f"{folder.name}_{path.stem}",
-                    defective=folder.name != "good",
-                    kind=folder.name,
-                    mask=masks.get(path.stem),
+                    name=path.relative_to(root).as_posix(),
+                    id=f"{folder.name}_{key.replace('/', '_')}",
+                    defective=not is_good,
+                    kind="good" if is_good else folder.name,
+                    masks=masks.get(key, ()),
                 )
             )
     if not samples:
         raise InputError(f"{root}: no images in test/<good|defect>/; found {_listing(root / 'test')}")
-    bare = sum(s.defective and s.mask is None for s in samples)
-    if bare and any(s.mask for s in samples):
-        notes.append(f"{bare} defective images have no mask and are left out of the pixel metrics")
+    notes += _unread(root, kinds)
+    if any(f.name != "good" for f in good):
+        bad = [f.name for f in kinds if f not in good]
+        notes.append(f"read as good: {_few([f.name for f in good])}; as defective: {_few(bad) or 'nothing'}")
+    notes += _without_mask(samples)
     leaks = _same_content(train, [s.path for s in samples])
     if leaks:
         notes.append(f"{len(leaks)} test images are also in train/good (same bytes): {_few(leaks)}")
@@ -187,7 +207,7 @@ def read_pairs(root: Path) -> DataSet:
             id=f"{line:05d}_{query.stem}",
             defective=kind != "good",
             kind=kind,
-            mask=file_below(root, row["mask"], "mask", where) if row["mask"] else None,
+            masks=(file_below(root, row["mask"], "mask", where),) if row["mask"] else (),
             reference=file_below(root, row["reference"], "reference", where),
         )
         split = row.get("split", "").lower()
@@ -203,6 +223,7 @@ def read_pairs(root: Path) -> DataSet:
         raise InputError(f"{root / 'pairs.csv'}: no pair to test; found {len(calibrate)} to calibrate")
     if named:
         notes.append(f"labels read as names of defects: {_few(sorted(named))}")
+    notes += _without_mask(test)
     leaks = _same_content([s.path for s in calibrate], [s.path for s in test])
     if leaks:
         raise InputError(f"{root / 'pairs.csv'}: to calibrate and to test (same bytes): {_few(leaks)}; keep one")
@@ -253,6 +274,12 @@ def read_deeppcb(root: Path, split: str | None = None) -> DataSet:
     )
 
 
+def load_masks(paths: Sequence[Path], size: tuple[int, int]) -> tuple[NDArray[np.bool_], list[str]]:
+    """The union of an image's masks as (H, W) bool at its `size` (H, W), and what had to be changed. Raises as load_mask."""
+    loaded = [load_mask(path, size) for path in paths]
+    return np.logical_or.reduce([mask for mask, _ in loaded]), [note for _, note in loaded if note]
+
+
 def load_mask(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str | None]:
     """A mask as (H, W) bool at `size` (H, W) of its image, and a note if it had to be resized (nearest).
 
@@ -280,23 +307,80 @@ def load_mask(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str
 # ---- pieces ----
 
 
+def _folders(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    return sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _good_folders(place: Path) -> list[Path]:
+    """Folders in `place` whose names say that they hold good parts."""
+    return [p for p in _folders(place) if p.name.strip().lower() in _GOOD_WORDS]
+
+
 def _images(folder: Path, notes: list[str]) -> list[Path]:
+    """The images in a folder and below it; what is left out is noted."""
     if not folder.is_dir():
         return []
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    if len(images) < len(files):
-        others = [p.name for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
-        notes.append(f"{folder.name}: skipped {len(others)} files that are not images: {_few(others)}")
+    refused: list[Refusal] = []
+    others: list[Path] = []
+    images = [path for path in find_images([folder], refused, others) if isinstance(path, Path)]
+    if others and images:  # of a folder without images the refusal says it
+        where = f"{folder.parent.name}/{folder.name}"
+        notes.append(f"{where}: skipped {len(others)} files that are not images; {left_out(others)}")
+    notes += [f"{refusal.path}: {refusal.reason}" for refusal in refused]
     return images
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    """Stem of the image -> its mask."""
-    masks: dict[str, Path] = {}
-    for path in _images(folder, []):
-        masks.setdefault(path.stem.removesuffix("_mask"), path)
+def _key(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _masks(truth: Path, kind: str, keys: set[str], notes: list[str]) -> dict[str, tuple[Path, ...]]:
+    """Key of the image (its path below its folder, without suffix) -> its masks."""
+    masks: dict[str, tuple[Path, ...]] = {}
+    strays: list[str] = []
+    folders = [f for f in _folders(truth) if f.name.lower() == kind.lower()]
+    for folder, path in ((f, p) for f in folders for p in _images(f, notes)):
+        key = _key(path, folder)
+        ends = [len(key), *(i for i in range(len(key) - 1, 0, -1) if key[i] in _MASK_SEPARATORS)]
+        mine = next((key[:end] for end in ends if key[:end] in keys), None)  # the longest name of an image in it
+        if mine is None:
+            strays.append(path.relative_to(truth).as_posix())
+        else:
+            masks[mine] = (*masks.get(mine, ()), path)
+    if strays:
+        notes.append(f"{len(strays)} masks belong to no test image and are left out: {_few(strays)}")
     return masks
+
+
+def _without_mask(samples: Sequence[Sample]) -> list[str]:
+    bare = [s.name for s in samples if s.defective and not s.masks]
+    if not bare or not any(s.masks for s in samples):
+        return []
+    return [f"{len(bare)} defective images have no mask and are left out of the pixel metrics: {_few(bare)}"]
+
+
+def _unread(root: Path, kinds: Sequence[Path]) -> list[str]:
+    """Images of the data set that lie where nothing reads them, a note for each folder."""
+    names = {f.name.lower() for f in kinds if f not in _good_folders(root / "test")}
+    good = _good_folders(root / "train")
+    flat = [f for f in (root, root / "train", root / "test", root / "ground_truth") if f.is_dir()]
+    whole = [f for f in _folders(root) if f.name not in ("train", "test", "ground_truth")]
+    whole += [f for f in _folders(root / "train") if f not in good]
+    whole += [f for f in _folders(root / "ground_truth") if f.name.lower() not in names]
+    found = [(f, sorted(p for p in f.iterdir() if _is_image(p))) for f in flat]
+    found += [(f, sorted(p for p in f.rglob("*") if _is_image(p))) for f in whole]
+    return [
+        f"{len(images)} images in {folder.relative_to(root).as_posix()} are not part of the layout and are left out: "
+        f"{_few([p.name for p in images])}"
+        for folder, images in found
+        if images
+    ]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in image_suffixes() and not path.name.startswith(".") and path.is_file()
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

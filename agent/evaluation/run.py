@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_mask, read_dataset
+from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_masks, read_dataset
 from refdiff.agent.evaluation.metrics import (
     Detection,
     DetectionMetrics,
@@ -25,7 +25,7 @@ from refdiff.agent.evaluation.metrics import (
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
-from refdiff.agent.verdict.decide import PolicyInput, attained_alpha, decide
+from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
@@ -36,9 +36,12 @@ from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
+    attained_alpha,
     calibrate,
     p_value,
+    said_of,
     software_fingerprint,
+    standing_out,
     unlike_goldens,
     weights_in_use,
 )
@@ -175,13 +178,16 @@ def _reader(workspace: Workspace) -> Reader:
 
 
 def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int) -> EvaluationResults:
-    enrolled = _enrol(run, goldens) if run.data.format == "mvtec" else 0
+    notes: list[str] = []
+    enrolled = _enrol(run, goldens, notes) if run.data.format == "mvtec" else 0
     calibration = _calibrate(run)
+    if calibration and (found_odd := standing_out(calibration)):
+        names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
+        notes.append(f"{said_of(calibration, found_odd, run.alpha)} ({names})")
     n = calibration.n if calibration else 0
     pixels = PixelMetrics() if run.data.has_masks else None
     found: dict[str, list[Detection]] = {}
     rows: list[ImageResult] = []
-    notes: list[str] = []
     if run.data.format == "deeppcb" and run.data.split == "trainval":
         notes.append(
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
@@ -189,9 +195,8 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
     for done, sample in enumerate(run.data.test):
         row, comparison = _inspect(run, sample, calibration)
         rows.append(row)
-        if pixels is not None and (sample.mask is not None or not sample.defective):
-            note = _add_pixels(pixels, sample, comparison)
-            notes += [note] if note else []
+        if pixels is not None and (sample.masks or not sample.defective):
+            notes += _add_pixels(pixels, sample, comparison)
         if sample.boxes is not None:
             found[sample.id] = _detect(run, sample, comparison)
         run.progress("inspecting", done + 1, len(run.data.test))
@@ -223,9 +228,13 @@ def _weights(run: _Run) -> dict[str, str]:
     return weights_in_use(run.workspace) | boards
 
 
-def _enrol(run: _Run, goldens: int | None) -> int:
+def _enrol(run: _Run, goldens: int | None, notes: list[str]) -> int:
     chosen = golden_subset(run.data.train, goldens)
     result = enroll(run.workspace, PRODUCT, chosen, progress=run.progress)
+    for what, left in (("cannot be enrolled", result.refused), ("are enrolled already", result.already_there)):
+        if left:
+            some = "; ".join(f"{r.path.name}: {r.reason}" for r in left[:3]) + ("; ..." if len(left) > 3 else "")
+            notes.append(f"{len(left)} of {len(chosen)} good training images {what} and are left out ({some})")
     for photo in run.learned:
         golden = photo.golden
         enroll(
@@ -327,15 +336,15 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
     return row, comparison
 
 
-def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> str | None:
+def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> list[str]:
     size = comparison.nearest.size
     anomaly_map = map_window(comparison.difference.anomaly_map, (0, 0, size[1], size[0]), size)
-    if sample.mask is None:
+    if not sample.masks:
         pixels.add(anomaly_map, None)
-        return None
-    mask, note = load_mask(sample.mask, anomaly_map.shape)
+        return []
+    mask, notes = load_masks(sample.masks, anomaly_map.shape)
     pixels.add(anomaly_map, mask)
-    return note
+    return notes
 
 
 def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection]:

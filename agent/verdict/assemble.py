@@ -30,7 +30,6 @@ from refdiff.agent.verdict.decide import (
     RatedFinding,
     decide,
     rate_finding,
-    score_threshold,
 )
 from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
 from refdiff.memory.golden_bank.golden import GoldenHit
@@ -38,7 +37,7 @@ from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
 from refdiff.tools.context import ToolContext, measure_evidence
 from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence
-from refdiff.tools.inspection.calibration import requested_alpha
+from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.inspection.zones import product_spec

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from refdiff.agent.report.schema import LlmReading, Severity, Verdict, VerdictBasis
 from refdiff.agent.report.summary import apart, counted, listed, spaced
-from refdiff.tools.inspection.calibration import MIN_PARTS, MIN_PARTS_TO_FAIL
+from refdiff.tools.inspection.calibration import MIN_PARTS, MIN_PARTS_TO_FAIL, attained_alpha
 from refdiff.tools.inspection.specification import Limit, ProductSpec
 
 REVIEW_P = 0.05
@@ -52,19 +52,6 @@ class PolicyInput:
     findings: list[RatedFinding] = field(default_factory=list)
     reading: LlmReading | None = None
     problems: list[str] = field(default_factory=list)  # what makes the comparison unreliable
-
-
-def attained_alpha(alpha: float, n: int) -> float:
-    """The smallest false-reject rate that n calibration parts can promise, not below the requested one."""
-    return max(alpha, 1 / (n + 1))
-
-
-def score_threshold(scores: list[float], alpha: float) -> float | None:
-    """The score above which a part fails (p <= attained); None without calibration."""
-    if not scores:
-        return None
-    k = int(attained_alpha(alpha, len(scores)) * (len(scores) + 1) + 1e-9)
-    return sorted(scores, reverse=True)[min(k, len(scores)) - 1]
 
 
 def rate_finding(

@@ -146,6 +146,12 @@ class WatchJournal(AbstractContextManager["WatchJournal"]):
             rows = conn.execute("SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq")
             return [_photo(row) for row in rows]
 
+    def refused_since(self, then: str) -> list[WatchedPhoto]:
+        """Photos that were refused since a time (ISO 8601, UTC), in order of claiming."""
+        with self._db.connection() as conn:
+            rows = conn.execute("SELECT * FROM photos WHERE state = 'refused' AND ended_at >= ? ORDER BY seq", (then,))
+            return [_photo(row) for row in rows]
+
     def done(self, seqs: Iterable[int], step: Literal["written", "moved"]) -> None:
         """Record that lines were written or files moved."""
         with self._db.transaction() as conn:

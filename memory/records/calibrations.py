@@ -27,6 +27,9 @@ class Calibration:
     peaks: list[float] = field(default_factory=list)  # highest value of each part's anomaly map, sorted
     similarities: list[float] = field(default_factory=list)  # of each part to its nearest golden, sorted
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
+    golden_ids: list[str] = field(
+        default_factory=list
+    )  # of the part of each score; empty if measured by earlier versions
 
 
 class CalibrationStore:
@@ -41,7 +44,8 @@ class CalibrationStore:
         product, created_at = check_product_name(c.product), to_utc(c.created_at)
         try:
             scores = json.dumps(c.scores, allow_nan=False)
-            extra = json.dumps({"peaks": c.peaks, "similarities": c.similarities, "alpha": c.alpha}, allow_nan=False)
+            more = {"peaks": c.peaks, "similarities": c.similarities, "alpha": c.alpha, "golden_ids": c.golden_ids}
+            extra = json.dumps(more, allow_nan=False)
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
         with self._db.transaction() as conn:
@@ -81,4 +85,5 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         peaks=extra.get("peaks", []),
         similarities=extra.get("similarities", []),
         alpha=extra.get("alpha"),
+        golden_ids=extra.get("golden_ids", []),
     )

@@ -19,11 +19,11 @@ import numpy as np
 from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import InputError
+from refdiff.model.images import image_suffixes
 from refdiff.model.training.pairs import Photo, Source
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _TILE_TYPES: Mapping[str, DefectType] = {
     "blowhole": "hole",
     "break": "chip",
@@ -180,7 +180,7 @@ def customer_sources(folder: Path) -> list[Source]:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in image_suffixes())
 
 
 def _sheet(path: Path) -> str:

@@ -45,9 +45,11 @@ def enroll(
 ) -> None:
     """Add photos of good parts to the golden bank.
 
-    Folders are searched recursively. Enrolling a photo again is harmless: it is only reported.
+    Folders are searched recursively; files that are no images are left out and counted.
+    Enrolling a photo again is harmless: it is only reported.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
+    from refdiff.tools.golden_samples.photos import left_out
 
     user = settings().server.user
     with open_workspace() as workspace, output.progress(output.printable(product)) as moved:
@@ -76,6 +78,8 @@ def enroll(
             output.say(f"{title}: {clean(str(line.path))}: {line.reason}", "red" if title == "refused" else "dim")
         if len(lines) > _REASONS_SHOWN:
             output.say(f"{title}: and {len(lines) - _REASONS_SHOWN} more (--json lists them all)")
+    if result.others:
+        output.note(f"left out: {left_out(result.others)}")
     for text in result.notes:
         output.note(text)
     for golden in result.flagged:
@@ -89,6 +93,7 @@ def _summary(result: EnrollResult) -> str:
     parts = [f"{len(result.added)} enrolled"]
     parts += [f"{len(result.already_there)} already there"] if result.already_there else []
     parts += [f"{len(result.refused)} refused"] if result.refused else []
+    parts += [f"{len(result.others)} other files left out"] if result.others else []
     parts += [f"{len(result.flagged)} flagged"] if result.flagged else []
     return f"{result.product}: {', '.join(parts)}; {result.n_in_bank} in the bank"
 
@@ -102,6 +107,7 @@ def _document(result: EnrollResult) -> dict[str, Any]:
         "added": [asdict(g) for g in result.added],
         "already_there": lines("already_there"),
         "refused": lines("refused"),
+        "left_out": [clean(str(path)) for path in result.others],
         "flagged": [asdict(g) for g in result.flagged],
         "notes": result.notes,
         "n_in_bank": result.n_in_bank,

@@ -54,7 +54,7 @@ def calibrate(
     Later inspections of the product use the same --alpha, unless they are given another one.
     """
     from refdiff.tools.inspection.calibration import calibrate as measure
-    from refdiff.tools.inspection.calibration import requested_alpha, summary
+    from refdiff.tools.inspection.calibration import requested_alpha, said_of, standing_out, summary
 
     with open_workspace(references=references, alpha=alpha) as workspace:
         name = workspace.stores.products.name_of(product)
@@ -65,6 +65,11 @@ def calibrate(
         asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
     emit(found, output.facts(_calibration_rows(found)))
+    if odd := standing_out(calibration):
+        output.note(
+            f"{said_of(calibration, odd, asked)}. They stay in use; look at each, then run "
+            "`refdiff goldens retire GOLDEN` or `refdiff goldens activate GOLDEN`"
+        )
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -83,10 +88,18 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Compared with", f"{found['references']} nearest goldens each"),
         ("False rejects", promise),
         ("Scores", f"{low:.4f} to {high:.4f}"),
+        *_stand_out_rows(found),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Verdicts", verdicts),
         ("Measured", f"{found['created_at'][:16].replace('T', ' ')}, {found['seconds']:.1f} s"),
     ]
+
+
+def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
+    if not found.get("stand_out"):
+        return []
+    names = ", ".join(f"{one['golden_id']} ({one['score']:.4f})" for one in found["stand_out"])
+    return [("Stand out", names), ("Limit", f"{found['limit']:.4f}; without them {found['limit_without']:.4f}")]
 
 
 @product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")

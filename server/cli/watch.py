@@ -80,6 +80,9 @@ def watch(
             "--delete", help="Delete inspected photos (reports keep a copy) instead of moving them to DIR/done."
         ),
     ] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Watch sub-folders too, such as one folder per day.")
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="Stop when the folder is empty.")] = False,
     _json: Json = False,
 ) -> None:
@@ -87,6 +90,7 @@ def watch(
 
     A photo stays in DIR until its report is filed, then moves to DIR/done.
     What cannot be inspected moves to DIR/quarantine, next to a file with the reason.
+    Files that are no images, links and sub-folders (without --recursive) are left alone and counted.
     A file is picked up once it has not changed for 0.5 s; to be safe, write it as *.tmp and rename it.
     It is safe to kill at any time: the next run resumes where this one stopped.
 
@@ -113,7 +117,7 @@ def watch(
     from refdiff.server.watch.webhook import Webhook
 
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, chosen.server.user)
-    folder = WatchedFolder(directory, keep=not delete)
+    folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
     with ExitStack() as stack:
         busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
         stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
@@ -184,7 +188,12 @@ def _progress() -> Iterator[Callable[[WatchState], None]]:
 def _line_of(state: WatchState) -> str:
     counts = ", ".join(f"{state.verdicts[v]} {v}" for v in ("PASS", "FAIL", "REVIEW"))
     rate = "" if state.per_second is None else f", {state.per_second:.2f} per second"
-    return f"{state.filed} filed ({counts}), {state.quarantined} in quarantine, {state.waiting} waiting{rate}"
+    alone = ", ".join(f"{len(names)} {kind}" for kind, names in sorted(state.left_alone.items()))
+    return (
+        f"{state.filed} filed ({counts}), {state.quarantined - state.taken_back} in quarantine, {state.waiting} waiting"
+        + (f", left alone: {alone}" if alone else "")
+        + rate
+    )
 
 
 def _summary(root: Path, state: WatchState, journal: Any) -> dict[str, Any]:
@@ -193,6 +202,8 @@ def _summary(root: Path, state: WatchState, journal: Any) -> dict[str, Any]:
         "filed": state.filed,
         "verdicts": {v: state.verdicts[v] for v in ("PASS", "FAIL", "REVIEW")},
         "quarantined": state.quarantined,
+        "taken_back": state.taken_back,
+        "left_alone": {kind: len(names) for kind, names in sorted(state.left_alone.items())},
         "waiting": state.waiting,
         "seconds": round(time.monotonic() - state.started, 3),
         "photos_per_second": state.per_second and round(state.per_second, 3),

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from refdiff.agent.inspector import Inspector
@@ -21,9 +22,9 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import Judge, new_inspection_id, prepare
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
-from refdiff.memory.timestamps import utc_now
+from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
-from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.folder import FOLDERS, TAKE_BACK_S, UNFINISHED, NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
 
@@ -55,6 +56,10 @@ class WatchState:
 
     verdicts: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
+    taken_back: int = 0  # of those, back from quarantine because they changed there
+    left_alone: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # kind -> names of what is there and is not inspected
     waiting: int = 0
     working: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -114,6 +119,9 @@ class FolderWatcher:
         left = self._journal.unfinished()
         self._again = [p for p in left if p.state == "claimed"]
         self._mine = {p.identity for p in left}
+        lately = to_utc(datetime.now(UTC) - timedelta(seconds=TAKE_BACK_S))
+        for photo in self._journal.refused_since(lately):
+            self._folder.remember_quarantined(photo.identity.name, photo.identity)
         self._follow_up()
         ready: list[FileIdentity] = []
         listed, every = 0.0, POLL_S
@@ -141,7 +149,17 @@ class FolderWatcher:
         now = time.monotonic()
         self._later = {i: t for i, t in self._later.items() if self._folder.is_there(i)}
         waits = {i for i, t in self._later.items() if t > now}
-        return self._folder.complete(self._mine | waits)
+        for name in self._folder.take_back():
+            self.state.taken_back += 1
+            self._note(
+                f"{name} changed in quarantine and was taken back: it had been refused while it was being written"
+            )
+        ready = self._folder.complete(self._mine | waits)
+        for kind, names in self._folder.left_alone.items():
+            if kind not in (*self.state.left_alone, UNFINISHED):
+                self._note(_left_alone(kind, names))
+        self.state.left_alone = self._folder.left_alone
+        return ready
 
     def _is_empty(self) -> bool:
         return not (self._again or self._later or self._ready() or self._folder.unsettled)
@@ -297,6 +315,15 @@ class FolderWatcher:
 
     def _end(self, photo: WatchedPhoto, outcome: Literal["filed", "refused"], event: dict[str, Any]) -> None:
         self._journal.end(photo.seq, outcome, event, send=self._webhook is not None)
+
+
+def _left_alone(kind: str, names: list[str]) -> str:
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    if kind == FOLDERS:
+        return f"{len(names)} sub-folders are not watched ({some}); to inspect the photos in them too: --recursive"
+    if kind.startswith(".") or kind == "without suffix":
+        return f"left alone, because it is no image that can be read: {some}; further files {kind} are only counted"
+    return f"left alone: {kind} ({some})"
 
 
 def _common(photo: WatchedPhoto, event: str) -> dict[str, Any]:

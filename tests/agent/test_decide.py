@@ -14,13 +14,11 @@ from refdiff.agent.verdict.decide import (
     PolicyInput,
     Rated,
     RatedFinding,
-    attained_alpha,
     decide,
     rate_finding,
-    score_threshold,
 )
 from refdiff.memory.records.calibrations import Calibration
-from refdiff.tools.inspection.calibration import p_value
+from refdiff.tools.inspection.calibration import attained_alpha, p_value, score_threshold
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 
 WITHIN = Rated(Severity.MINOR, True, False, "is 0.4 mm long; the limit is 0.5 mm")

@@ -14,6 +14,7 @@ from refdiff.agent.evaluation.layouts import (
     detect_format,
     golden_subset,
     load_mask,
+    load_masks,
     read_dataset,
 )
 from refdiff.model.errors import InputError
@@ -70,7 +71,7 @@ def test_mvtec_layout_is_read_with_labels_and_masks(tmp_path: Path) -> None:
         ("test/crack/002.png", 1, "crack"),
         ("test/good/a.png", 0, "good"),
     ]
-    assert [s.mask.name if s.mask else None for s in data.test] == ["000_mask.png", "001.png", None, None]
+    assert [s.masks[0].name if s.masks else None for s in data.test] == ["000_mask.png", "001.png", None, None]
     assert len({s.id for s in data.test}) == 4
     assert data.has_masks
     assert "skipped 1 files" in data.notes[0]
@@ -81,6 +82,92 @@ def test_mvtec_layout_notes_test_images_that_are_also_in_train(tmp_path: Path) -
     root = mvtec(tmp_path)
     (root / "test" / "good" / "copy.png").write_bytes((root / "train" / "good" / "g0.png").read_bytes())
     assert any("copy.png" in note and "also in train/good" in note for note in read_dataset(root).notes)
+
+
+@pytest.mark.parametrize("good", ["OK", "Good", "normal", "defect-free", "0"])
+def test_mvtec_good_folder_may_have_any_name_that_pairs_know(tmp_path: Path, good: str) -> None:
+    image(tmp_path / "train" / good / "g.png", 1)
+    image(tmp_path / "test" / good / "a.png", 2)
+    image(tmp_path / "test" / "NG" / "b.png", 3)
+    data = read_dataset(tmp_path)
+    assert [p.name for p in data.train] == ["g.png"]
+    assert [(s.name, s.label, s.kind) for s in data.test] == [
+        ("test/NG/b.png", 1, "NG"), (f"test/{good}/a.png", 0, "good")
+    ][:: 1 if good > "NG" else -1]  # fmt: skip
+    assert f"read as good: {good}; as defective: NG" in data.notes
+
+
+def test_mvtec_without_a_good_test_folder_asks_which_one_is_good(tmp_path: Path) -> None:
+    image(tmp_path / "train" / "good" / "g.png", 1)
+    image(tmp_path / "test" / "shift_1" / "a.png", 2)
+    image(tmp_path / "test" / "shift_2" / "b.png", 3)
+    with pytest.raises(InputError, match=r"which folder of test holds the good parts\? found shift_1/, shift_2/"):
+        read_dataset(tmp_path)
+    (tmp_path / "test" / "good").mkdir()
+    assert [s.label for s in read_dataset(tmp_path).test] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("masks", "belong"),
+    [
+        (["001_mask.png"], {"001": ["001_mask.png"]}),
+        (
+            ["001_GT.png", "002-gt.bmp", "003 label.tif"],
+            {"001": ["001_GT.png"], "002": ["002-gt.bmp"], "003": ["003 label.tif"]},
+        ),
+        (["001/000.png", "001/001.png", "002/000.png"], {"001": ["000.png", "001.png"], "002": ["000.png"]}),
+        (["001_2_mask.png", "001_mask.png"], {"001_2": ["001_2_mask.png"], "001": ["001_mask.png"]}),
+        (["cam/001_mask.png"], {"cam/001": ["001_mask.png"]}),
+    ],
+)
+def test_masks_are_found_by_the_name_of_their_image(
+    tmp_path: Path, masks: list[str], belong: dict[str, list[str]]
+) -> None:
+    image(tmp_path / "train" / "good" / "g.png", 1)
+    image(tmp_path / "test" / "good" / "a.png", 2)
+    for i, name in enumerate(("001", "002", "003", "001_2", "cam/001")):
+        image(tmp_path / "test" / "crack" / f"{name}.png", 3 + i)
+    for mask in masks:
+        image(tmp_path / "ground_truth" / "Crack" / mask)
+    data = read_dataset(tmp_path)
+    found = {s.name[len("test/crack/") : -len(".png")]: [m.name for m in s.masks] for s in data.test if s.masks}
+    assert found == belong
+    assert any(f"{5 - len(belong)} defective images have no mask" in note for note in data.notes)
+    assert not any("belong to no test image" in note for note in data.notes)
+
+
+def test_masks_of_one_image_are_united(tmp_path: Path) -> None:
+    for i in range(2):
+        levels = np.zeros((4, 4), np.uint8)
+        levels[i] = 255
+        Image.fromarray(levels).save(tmp_path / f"{i}.png")
+    mask, notes = load_masks([tmp_path / "0.png", tmp_path / "1.png"], (4, 4))
+    assert mask.any(axis=1).tolist() == [True, True, False, False]
+    assert notes == []
+
+
+def test_everything_left_out_of_an_mvtec_folder_is_counted_and_named(tmp_path: Path) -> None:
+    root = mvtec(tmp_path)
+    image(root / "test" / "crack" / "cam2" / "004.png", 90)  # read: sub-folders belong to their class
+    image(root / "test" / "loose.png", 91)
+    image(root / "train" / "bad" / "b.png", 92)
+    image(root / "validation" / "good" / "v.png", 93)
+    image(root / "ground_truth" / "crack" / "777_mask.png")
+    image(root / "ground_truth" / "dent" / "000_mask.png")
+    (root / "test" / "crack" / "photo.heic").write_bytes(b"x")
+    data = read_dataset(root)
+    assert "test/crack/cam2/004.png" in [s.name for s in data.test]
+    said = "\n".join(data.notes)
+    for part in (
+        "1 images in test are not part of the layout and are left out: loose.png",
+        "1 images in train/bad are not part",
+        "1 images in validation are not part of the layout and are left out: v.png",
+        "1 images in ground_truth/dent are not part",
+        "1 masks belong to no test image and are left out: crack/777_mask.png",
+        "test/crack: skipped 1 files that are not images; 1 file is not in an image format",
+        "(1 .heic: photo.heic); save photos as PNG or JPEG",
+    ):
+        assert part in said
 
 
 @pytest.mark.parametrize(

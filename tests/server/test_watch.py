@@ -81,7 +81,7 @@ def test_watched_photos_are_inspected_in_order_and_other_files_quarantined(
     for i in range(5):
         drop(camera, f"board_{i}.png", bad_photo(i) if i == 3 else good_photo(50 + i), age_s=60 - i)
     drop(camera, "board_90.png", good_photo(1)[:900], age_s=30)
-    drop(camera, "notes.txt", b"hello", age_s=29)
+    drop(camera, "notes.png", b"hello", age_s=29)
     drop(camera, "screw_1.png", good_photo(1), age_s=28)
     drop(camera, ".hidden.png", b"x")
     drop(camera, "board_6.png.tmp", b"x")
@@ -94,11 +94,11 @@ def test_watched_photos_are_inspected_in_order_and_other_files_quarantined(
     assert lines[3]["verdict"] != "PASS"
     assert lines[3]["findings"]
     reasons = {t["file"]: t["reason"] for t in lines if t["event"] == "quarantined"}
-    assert set(reasons) == {"board_90.png", "notes.txt", "screw_1.png"}
+    assert set(reasons) == {"board_90.png", "notes.png", "screw_1.png"}
     assert "damaged" in reasons["board_90.png"]
-    assert "pattern" in reasons["notes.txt"]
+    assert "pattern" in reasons["notes.png"]
     assert "refdiff enroll --product screw " in reasons["screw_1.png"]
-    assert (camera / "quarantine" / "notes.txt.reason.txt").read_text().strip() == reasons["notes.txt"]
+    assert (camera / "quarantine" / "notes.png.reason.txt").read_text().strip() == reasons["notes.png"]
     assert sorted(p.name for p in camera.iterdir() if p.is_file()) == [".hidden.png", "board_6.png.tmp"]
     assert len(list((camera / "done").iterdir())) == 5
     assert (summary["filed"], summary["quarantined"], summary["waiting"]) == (5, 3, 0)
@@ -182,6 +182,87 @@ def test_pattern_that_backtracks_is_given_up_after_its_time(pattern: str, monkey
         with pytest.raises(InputError, match="pattern"):
             names.read(f"{name}.png")
         assert time.perf_counter() - began < 5
+
+
+def test_files_of_the_camera_that_are_no_photos_are_left_alone_and_counted(
+    camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = ("board_1.xml", "board_2.xml", "camera.log", "Thumbs.db", "board_3.png.tmp", "2026-11-28/board_4.png")
+    for name in others:
+        (camera / name).parent.mkdir(exist_ok=True)
+        drop(camera, name, good_photo(4) if name.startswith("2026") else b"<x/>")
+    drop(camera, "board_5.raw", good_photo(5))  # a photo with another suffix is a photo
+    capsys.readouterr()
+    assert watch(camera, "--json") == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["filed"], summary["quarantined"]) == (1, 0)
+    assert summary["left_alone"] == {".db": 1, ".log": 1, ".xml": 2, "sub-folders": 1, "unfinished": 1}
+    assert "1 sub-folders are not watched (2026-11-28); to inspect the photos in them too: --recursive" in err
+    assert err.count(".xml are only counted") == 1
+    assert all((camera / name).is_file() for name in others)
+    assert [t["file"] for t in told(camera.parent)] == ["board_5.raw"]
+
+
+def test_recursive_watch_inspects_date_folders_and_keeps_their_names(
+    camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (("2026-11-27/board_1.png", good_photo(1)), ("2026-11-28/a/board_2.png", good_photo(2)),
+                       ("2026-11-28/board_3.png", good_photo(3)[:900]), ("board_4.png", good_photo(4))):  # fmt: skip
+        (camera / name).parent.mkdir(exist_ok=True, parents=True)
+        drop(camera, name, data, age_s=60)
+    (camera / "linked").symlink_to(camera.parent / "photos")
+    capsys.readouterr()
+    assert watch(camera, "--recursive", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["filed"], summary["quarantined"], summary["left_alone"]) == (3, 1, {"links": 1})
+    assert {t["part_id"] for t in told(camera.parent) if t["event"] == "filed"} == {"1", "2", "4"}
+    inside = sorted(p.relative_to(camera).as_posix() for p in camera.rglob("*") if p.is_file())
+    assert inside == [
+        "done/2026-11-27/board_1.png", "done/2026-11-28/a/board_2.png", "done/board_4.png",
+        "quarantine/2026-11-28/board_3.png", "quarantine/2026-11-28/board_3.png.reason.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_upload_that_completes_in_quarantine_is_taken_back_and_inspected(
+    camera: Path, capsys: pytest.CaptureFixture[str], restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = good_photo(7)
+    upload = open(camera / "board_7.png", "wb")  # noqa: SIM115  the writer holds the file all along
+    upload.write(data[:900])
+    upload.flush()
+    monkeypatch.setattr(folder_module, "PATIENCE_S", 0.6)
+    if restarted:
+        assert watch(camera) == 0
+        assert (camera / "quarantine" / "board_7.png").exists()
+    real = WatchedFolder.take_back
+
+    def write_on_and_take_back(folder: WatchedFolder) -> list[str]:
+        if (camera / "quarantine" / "board_7.png").exists() and upload.tell() == 900:
+            upload.write(data[900:])
+            upload.flush()
+        return real(folder)
+
+    monkeypatch.setattr(WatchedFolder, "take_back", write_on_and_take_back)
+    assert watch(camera) == 0
+    upload.close()
+    assert [(t["event"], t["part_id"]) for t in told(camera.parent)] == [("quarantined", "7"), ("filed", "7")]
+    assert (camera / "done" / "board_7.png").read_bytes() == data
+    assert list((camera / "quarantine").iterdir()) == []
+    assert "taken back" in capsys.readouterr().err
+
+
+def test_file_that_was_seen_growing_gets_more_patience(tmp_path: Path) -> None:
+    clock = [100.0]
+    folder = WatchedFolder(tmp_path, settle_s=0.5, now=lambda: clock[0])
+    (tmp_path / "1.png").write_bytes(b"a third")
+    folder.complete()
+    (tmp_path / "1.png").write_bytes(b"two thirds, and a pause of 9 seconds")
+    for wait_s, grows in ((9.0, True), (40.0, True), (30.0, False)):
+        folder.complete()
+        clock[0] += wait_s
+        assert folder.may_still_grow(folder.complete()[0]) is grows, wait_s
 
 
 def test_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest.CaptureFixture[str]) -> None:

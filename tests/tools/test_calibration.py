@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
-from refdiff.model.synthesis.render import render
+from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import calibration as module
 from refdiff.tools.inspection.calibration import (
@@ -25,6 +26,8 @@ from refdiff.tools.inspection.calibration import (
     p_value,
     region_confidence,
     requested_alpha,
+    said_of,
+    standing_out,
     summary,
     unlike_goldens,
 )
@@ -54,6 +57,64 @@ def add(workspace: Workspace, folder: Path, instances: range, group: str | None 
 
 def made(scores: list[float], alpha: float | None = None) -> Calibration:
     return Calibration("board", "key", sorted(scores), 0.5, len(scores), 1, peaks=sorted(scores), alpha=alpha)
+
+
+# ---- goldens that stand out ----
+
+ALIKE = [0.02, 0.03, 0.03, 0.04, 0.05, 0.05, 0.06, 0.07, 0.08, 0.1, 0.145]
+
+
+@pytest.mark.parametrize(
+    ("scores", "odd"),
+    [
+        (ALIKE, []),
+        ([*ALIKE, 0.42], [0.42]),
+        ([*ALIKE, 0.42, 0.9], [0.9, 0.42]),
+        ([s / 100 for s in [*ALIKE, 0.42]], [0.0042]),  # whatever the scale of the scores
+        ([0.001, *ALIKE], []),  # a part that scores low does no harm
+        ([0.1] * 8, []),
+        ([0.1] * 8 + [0.5], [0.5]),
+        ([0.1] * 6 + [0.5], []),  # of so few, none is usual
+    ],
+)
+def test_goldens_whose_score_stands_out_are_named(scores: list[float], odd: list[float]) -> None:
+    calibration = replace(made(scores), golden_ids=[f"g-{i:012x}" for i in range(len(scores))])
+    found = standing_out(calibration)
+    assert [one.score for one in found] == pytest.approx(odd)
+    ranks = [calibration.golden_ids[calibration.scores.index(score)] for score in (one.score for one in found)]
+    assert [one.golden_id for one in found] == ranks
+    assert standing_out(made(scores)) == []  # a calibration of an earlier version does not know whose scores they are
+
+
+def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
+    calibration = replace(made([*ALIKE, 0.42]), golden_ids=[f"g-{i:012x}" for i in range(12)])
+    found = summary(calibration, 0.05)
+    assert found["stand_out"] == [{"golden_id": "g-00000000000b", "score": 0.42}]
+    assert (found["limit"], found["limit_without"]) == (0.42, 0.145)
+    said = said_of(calibration, standing_out(calibration), 0.05)
+    assert "g-00000000000b scores 0.420 (median 0.055)" in said
+    assert "Parts fail above 0.420; without them they would above 0.145" in said
+    assert "stand_out" not in summary(made(ALIKE), 0.05)
+
+
+def test_calibration_flags_a_defective_golden_once_for_a_person(workspace: Workspace, tmp_path: Path) -> None:
+    goldens = add(workspace, tmp_path, range(10))
+    defects = [DefectSpec("stain", size_px=30, where=(64, 48), contrast=1.0)]
+    path = tmp_path / "stained.png"
+    path.write_bytes(encode_png(render("circuit", 1, 30, size=SIZE, noise_seed=30, defects=defects).image))
+    stained = enroll(workspace, "board", [path]).added[0]
+    for golden in [*goldens, stained]:  # what the enrolment thought of them is not the question here
+        workspace.bank.set_status(golden.golden_id, "active", "")
+    calibration = calibrate(workspace, "board")
+    assert [one.golden_id for one in standing_out(calibration)] == [stained.golden_id]
+    flagged = workspace.bank.list("board", ["flagged"])
+    assert [g.golden_id for g in flagged] == [stained.golden_id]
+    assert flagged[0].note.startswith("stands out: scores ")
+    workspace.bank.set_status(stained.golden_id, "active", "checked: only dust")
+    again = calibrate(workspace, "board")
+    assert workspace.bank.list("board", ["flagged"]) == []
+    assert again.golden_ids == calibration.golden_ids
+    assert workspace.stores.calibrations.latest("board") == again
 
 
 # ---- what is measured ----

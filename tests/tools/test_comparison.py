@@ -20,10 +20,12 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.inspection import inspect_photo
+from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_reference
 from refdiff.tools.inspection.scale import resolve_scale
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import Alignment
+from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
 
 SIZE = (224, 224)
@@ -125,6 +127,80 @@ def test_anomaly_map_peaks_at_the_defect(compared: Compared) -> None:
 def test_comparison_is_deterministic(workspace: Workspace, compared: Compared) -> None:
     again = compare(workspace, part("a", TURNS[0], broken=True).image, "board")
     assert again.difference.score == compared["a", TURNS[0], True].difference.score
+
+
+# ---- which way round the part lies ----
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_part_turned_by_right_angles_is_found_and_scored_as_upright(
+    workspace: Workspace, compared: Compared, variant: str, quarters: int
+) -> None:
+    upright = compared[variant, 0.0, False]
+    turned = compare(workspace, np.ascontiguousarray(np.rot90(part(variant).image, -quarters)), "board")
+    assert turned.hits[0].similarity > upright.hits[0].similarity - 0.03
+    assert {h.golden.filename[0] for h in turned.hits} == {variant}
+    assert turned.difference.score < 1.5 * upright.difference.score
+    way = {1: "90 degrees clockwise", 2: "180 degrees", 3: "90 degrees counter-clockwise"}[quarters]
+    assert turned.alignments[0].reason.endswith(f"; the part lies turned by {way}")
+    assert "turned by" not in upright.alignments[0].reason
+
+
+def test_part_at_any_angle_is_searched_for_as_it_lies_upright(workspace: Workspace, compared: Compared) -> None:
+    gains = []
+    for (variant, angle, broken), result in compared.items():
+        image = part(variant, angle, broken=broken).image
+        plain = retrieve_reference(workspace, workspace.encoder.embed(image), "board")[0].similarity
+        gains.append(result.hits[0].similarity - plain)
+    assert min(gains) >= 0
+    assert np.mean(gains) > 0.02
+
+
+def test_upright_part_is_encoded_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    embed = workspace.encoder.embed
+    image = part("a").image
+    features = embed(image)
+    monkeypatch.setattr(workspace.encoder, "embed", lambda *a: calls.append(1) or embed(*a))
+    hits = nearest_goldens(workspace, image, "upright", features, "board", 2)
+    assert (len(calls), hits) == (0, retrieve_reference(workspace, features, "board", 2))
+    turned = np.ascontiguousarray(np.rot90(image))
+    nearest_goldens(workspace, turned, "turned", embed(turned), "board", 2)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("max_turn_deg", "quarters", "problem"),
+    [
+        (None, 2, False),
+        (10, 0, False),
+        (10, 2, True),
+        (90.5, 1, False),
+        (45, 1, True),
+        (180, 2, False),
+    ],
+)
+def test_turn_beyond_the_specification_is_a_problem(
+    workspace: Workspace, zones: None, max_turn_deg: float | None, quarters: int, problem: bool
+) -> None:
+    workspace.stores.products.set_spec("board", {"max_turn_deg": max_turn_deg})
+    image = np.ascontiguousarray(np.rot90(part("a").image, -quarters))
+    sha256 = workspace.stores.images.put(encode_png(image))
+    capture = workspace.stores.captures.add(f"turned-{quarters}", "board", sha256)
+    found = [p for p in inspect_photo(workspace, capture).problems if "the specification allows" in p]
+    assert len(found) == problem
+    if problem:
+        assert found[0].startswith(f"the part lies turned by {90 * quarters} degrees")
+
+
+@pytest.mark.parametrize(
+    ("angle", "words"),
+    [(180, "180 degrees"), (-176, "180 degrees"), (91, "90 degrees clockwise"), (-89, "90 degrees counter-clockwise"),
+     (30, "30 degrees clockwise"), (-133.4, "133 degrees counter-clockwise")],
+)  # fmt: skip
+def test_turn_is_said_in_right_angles_where_it_is_near_one(angle: float, words: str) -> None:
+    assert turn_in_words(angle) == f"turned by {words}"
 
 
 # ---- which goldens ----

@@ -19,7 +19,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import PartKind, render
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.golden_samples.photos import read_photo
+from refdiff.tools.golden_samples.photos import left_out, read_photo
 from refdiff.tools.workspace import Workspace
 
 SIZE = (96, 128)
@@ -98,6 +98,25 @@ def test_invalid_photo_is_refused_with_the_reason_and_others_enrolled(
     assert [r.path for r in result.refused] == [bad]
     assert reason in result.refused[0].reason
     assert result.n_in_bank == 1  # the others go on
+
+
+def test_files_in_a_folder_that_are_no_images_are_counted_and_named(workspace: Workspace, tmp_path: Path) -> None:
+    folder = save(tmp_path, "good/1.png", photo(0)).parent
+    for i, name in enumerate(("2.jfif", "3.JPE", "4.jpg")):
+        Image.fromarray(photo(1 + i)).save(folder / name, "JPEG")
+    for name in ("5.heic", "6.HEIC", "7.avif", "sub/8.cr2", "readme.txt", "bare"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    result = enroll(workspace, "board", [folder])
+    assert [g.filename for g in result.added] == ["1.png", "2.jfif", "3.JPE", "4.jpg"]
+    assert result.refused == []
+    assert len(result.others) == 6
+    said = left_out(result.others)
+    assert said.startswith("6 files are not in an image format that can be read (2 .heic, ")
+    assert said.endswith("; save photos as PNG or JPEG")
+    (folder / "only").mkdir()
+    (folder / "only" / "x.heic").write_bytes(b"x")
+    assert "(1 .heic: x.heic); save" in enroll(workspace, "board", [folder / "only"]).refused[0].reason
 
 
 def test_links_out_of_the_folder_are_refused(workspace: Workspace, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class EnrollResult:
     already_there: list[Refusal] = field(default_factory=list)  # the same bytes were enrolled before
     refused: list[Refusal] = field(default_factory=list)  # cannot be read, or cannot be a golden
     flagged: list[Golden] = field(default_factory=list)  # in the bank, and a person should look
+    others: list[Path] = field(default_factory=list)  # in folders, left out: no images by their names
     notes: list[str] = field(default_factory=list)  # further remarks in words
     n_in_bank: int = 0  # goldens of the product afterwards, of any status
 
@@ -59,7 +60,7 @@ def enroll(
     group = _check_label("part group", part_group)
     station = _check_label("station", station)
     result = EnrollResult(product)
-    files = list(find_images(paths, result.refused))
+    files = list(find_images(paths, result.refused, result.others))
     thumbnails: ThumbnailIndex | None = None
     for done, source in enumerate(files):
         path = source.path if isinstance(source, Upload) else source

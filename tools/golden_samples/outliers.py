@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
+from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.workspace import Workspace
 
-MIN_GOLDENS = 8  # fewer have no usual similarity
-MAX_ROBUST_Z = 3.5  # Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993
 MIN_SIMILARITY_SPREAD = 0.01  # near-identical goldens would otherwise make every ordinary one an outlier
 MAX_EARLIER_GOLDENS = 256  # scored besides the new ones: enough for a median, flat in time
 
@@ -22,7 +21,7 @@ def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) ->
     of the same part do not vouch for each other. A golden that a person has looked at (it has a note) is left alone.
     """
     goldens = workspace.bank.list(product, IN_USE)
-    if len(goldens) < MIN_GOLDENS:
+    if len(goldens) < MIN_VALUES:
         return []
     new = set(new_ids)
     others = [g for g in goldens if g.golden_id not in new]
@@ -36,14 +35,13 @@ def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) ->
         hits = workspace.bank.nearest(product, *vectors, 1, exclude_ids=members[golden.group])
         if hits:
             scored.append((golden, hits[0].similarity))
-    if len(scored) < MIN_GOLDENS:
+    if len(scored) < MIN_VALUES:
         return []
-    values = np.array([s for _, s in scored])
+    values = [s for _, s in scored]
     middle = float(np.median(values))
-    spread = max(1.4826 * float(np.median(np.abs(values - middle))), MIN_SIMILARITY_SPREAD)
     flagged = []
-    for golden, similarity in scored:
-        if (middle - similarity) / spread > MAX_ROBUST_Z and golden.status == "active" and not golden.note:
+    for (golden, similarity), z in zip(scored, modified_z_scores(values, MIN_SIMILARITY_SPREAD), strict=True):
+        if -z > MAX_Z and golden.status == "active" and not golden.note:
             note = (
                 f"outlier: similarity {similarity:.3f} to its nearest other golden sample, median here {middle:.3f}; "
                 "wrong product, or a defect?"

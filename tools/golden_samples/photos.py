@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refdiff.model.errors import ImageError
+from refdiff.model.images import image_suffixes
 from refdiff.model.settings import ModelSettings
-
-# the formats that cameras and people send; a file named explicitly is tried whatever its name
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".pgm", ".ppm"})
 
 
 @dataclass(frozen=True)
@@ -37,29 +36,43 @@ class Refusal:
     reason: str  # in words, for the person who enrols
 
 
-def find_images(paths: Iterable[Path | Upload], refused: list[Refusal]) -> Iterator[Path | Upload]:
+def find_images(
+    paths: Iterable[Path | Upload], refused: list[Refusal], others: list[Path] | None = None
+) -> Iterator[Path | Upload]:
     """The files named, and all images below the folders named, in sorted order.
 
     Hidden files are skipped; links are followed only within the folder. What is named and gives no file is added to
-    `refused`.
+    `refused`; files in folders that are no images by their names are added to `others`.
     """
+    others = [] if others is None else others
     for path in paths:
         if isinstance(path, Upload):
             yield path
         elif path.is_dir():
-            before, found = len(refused), 0
-            for file in _walk(path, refused):
+            before, found, passed = len(refused), 0, len(others)
+            for file in _walk(path, refused, others):
                 found += 1
                 yield file
             if not found and len(refused) == before:
-                refused.append(Refusal(path, f"no images in this folder (looked for {', '.join(sorted(SUFFIXES))})"))
+                there = others[passed:]
+                reason = f": {left_out(there)}" if there else "; name the folder that holds the photos"
+                refused.append(Refusal(path, f"no images in this folder{reason}"))
         elif not os.path.lexists(path):
             refused.append(Refusal(path, "no such file or folder"))
         else:
             yield path
 
 
-def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
+def left_out(others: Sequence[Path]) -> str:
+    """Files that are no images by their names, counted and named for people, with the way out."""
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+    counted = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    few = ", ".join(storable(path.name) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+    files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+    return f"{files} not in an image format that can be read ({counted}: {few}); save photos as PNG or JPEG"
+
+
+def _walk(folder: Path, refused: list[Refusal], others: list[Path]) -> Iterator[Path]:
     root = folder.resolve()
 
     def unreadable(error: OSError) -> None:
@@ -74,9 +87,11 @@ def _walk(folder: Path, refused: list[Refusal]) -> Iterator[Path]:
                 refused.append(Refusal(here / name, "links to a folder outside this one; name that folder directly"))
         for name in sorted(names):
             file = here / name
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+            if name.startswith("."):
                 continue
-            if file.is_symlink() and not file.resolve().is_relative_to(root):
+            if file.suffix.lower() not in image_suffixes():
+                others.append(file)
+            elif file.is_symlink() and not file.resolve().is_relative_to(root):
                 refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))
             else:
                 yield file

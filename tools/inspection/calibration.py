@@ -11,7 +11,8 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.workspace import Workspace
 
@@ -87,6 +89,7 @@ def calibrate(
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
             workspace.stores.calibrations.save(calibration)
+            _flag(workspace, calibration)
             return calibration
     raise UnavailableError(
         f"the golden samples of product {product!r} changed during calibration; try again when nobody enrols or retires any"
@@ -109,7 +112,8 @@ def _measure(
         )
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
-    scores, peaks, similarities = [], [], []
+    scores: list[tuple[float, str]] = []  # with the golden that was measured
+    peaks, similarities = [], []
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -121,14 +125,15 @@ def _measure(
             exclude_ids=[g.golden_id for g in members],
             features=workspace.golden_features(golden),
         )
-        scores.append(result.difference.score)
+        scores.append((result.difference.score, golden.golden_id))
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
         progress("calibrating", done + 1, len(chosen))
+    scores.sort()
     return Calibration(
         product=product,
         key=key,
-        scores=sorted(scores),
+        scores=[score for score, _ in scores],
         # most good parts show no region at all
         pixel_threshold=float(np.quantile(peaks, _PIXEL_QUANTILE)),
         n=len(scores),
@@ -137,6 +142,7 @@ def _measure(
         peaks=sorted(peaks),
         similarities=sorted(similarities),
         alpha=alpha or _alpha_before(workspace, product),
+        golden_ids=[golden_id for _, golden_id in scores],
     )
 
 
@@ -163,6 +169,64 @@ def current_calibration(
     if len({g.group for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
     return calibrate(workspace, product, k, progress)
+
+
+def attained_alpha(alpha: float, n: int) -> float:
+    """The smallest false-reject rate that n calibration parts can promise, not below the requested one."""
+    return max(alpha, 1 / (n + 1))
+
+
+def score_threshold(scores: list[float], alpha: float) -> float | None:
+    """The score above which a part fails (p <= attained); None without calibration."""
+    if not scores:
+        return None
+    k = int(attained_alpha(alpha, len(scores)) * (len(scores) + 1) + 1e-9)
+    return sorted(scores, reverse=True)[min(k, len(scores)) - 1]
+
+
+@dataclass(frozen=True)
+class StandingOut:
+    """A golden whose score stands out from those of the others: a defect, or an unusual good part?"""
+
+    golden_id: str
+    score: float
+
+
+def standing_out(calibration: Calibration) -> list[StandingOut]:
+    """Goldens that score much higher than the others, highest first; [] for fewer than 8 parts, or if it was not kept which
+    golden has which score."""
+    if len(calibration.golden_ids) < MIN_VALUES:
+        return []
+    far = modified_z_scores(calibration.scores) > MAX_Z
+    scored = zip(calibration.golden_ids, calibration.scores, far, strict=True)
+    return [StandingOut(golden_id, score) for golden_id, score, is_far in scored if is_far][::-1]
+
+
+def limit_without(calibration: Calibration, found: Sequence[StandingOut], alpha: float) -> float | None:
+    """The score above which a part would fail if those goldens were retired, as far as the other scores stay the same."""
+    return score_threshold(calibration.scores[: calibration.n - len(found)], alpha)
+
+
+def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float) -> str:
+    """What stands out, for people: which goldens, and what the limit is with and without them."""
+    scores = ", ".join(f"{one.golden_id} scores {one.score:.3f}" for one in found)
+    limit, without = score_threshold(calibration.scores, alpha), limit_without(calibration, found, alpha)
+    return (
+        f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
+        f"Parts fail above {limit:.3f}; without them they would above {without:.3f}"
+    )
+
+
+def _flag(workspace: Workspace, calibration: Calibration) -> None:
+    """Flag what stands out for a person. A golden that a person has looked at (it has a note) is left alone."""
+    middle = float(np.median(calibration.scores))
+    for one in standing_out(calibration):
+        golden = workspace.bank.get(one.golden_id)
+        if golden.status == "active" and not golden.note:
+            note = (
+                f"stands out: scores {one.score:.3f} against the other golden samples, median {middle:.3f}; a defect?"
+            )
+            workspace.bank.set_status(one.golden_id, "flagged", note)
 
 
 def p_value(calibration: Calibration, score: float) -> float:
@@ -203,11 +267,22 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 
 def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise."""
-    attained = max(alpha, 1 / (calibration.n + 1))
-    hidden = ("scores", "peaks", "similarities", "alpha")
-    return {k: v for k, v in asdict(calibration).items() if k not in hidden} | {
-        "alpha": {"requested": alpha, "attained": attained},
-        "score_range": [min(calibration.scores), max(calibration.scores)],
-        "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
-        "goldens_needed_for_alpha": int(min(np.ceil(1 / alpha), 2.0**53)) - 1,  # a tiny alpha makes it infinite
-    }
+    attained = attained_alpha(alpha, calibration.n)
+    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids")
+    odd: dict[str, object] = {}
+    if found := standing_out(calibration):
+        odd = {
+            "stand_out": [asdict(one) for one in found],
+            "limit": score_threshold(calibration.scores, alpha),
+            "limit_without": limit_without(calibration, found, alpha),
+        }
+    return (
+        {k: v for k, v in asdict(calibration).items() if k not in hidden}
+        | {
+            "alpha": {"requested": alpha, "attained": attained},
+            "score_range": [min(calibration.scores), max(calibration.scores)],
+            "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
+            "goldens_needed_for_alpha": int(min(np.ceil(1 / alpha), 2.0**53)) - 1,  # a tiny alpha makes it infinite
+        }
+        | odd
+    )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,9 +14,10 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
+from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, score_difference
 from refdiff.tools.inspection.pixel_format import format_problem
-from refdiff.tools.inspection.retrieval import retrieve_reference
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
@@ -38,19 +37,6 @@ class Comparison:
     timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
-class Clock:
-    """Adds up how long each stage takes, in ms."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1000
-
-
 def compare(
     workspace: Workspace,
     query: RgbImage,
@@ -58,7 +44,7 @@ def compare(
     *,
     query_key: str | None = None,
     references: int | None = None,
-    exclude_ids: Iterable[str] = (),
+    exclude_ids: Collection[str] = (),
     goldens: Sequence[Golden] | None = None,
     features: Features | None = None,
 ) -> Comparison:
@@ -71,12 +57,11 @@ def compare(
     query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
     with clock.stage("encode"):
         features = features or workspace.encoder.embed(query)
-    with clock.stage("retrieve"):
-        if goldens is None:
-            k = references or workspace.settings.references
-            hits = retrieve_reference(workspace, features, product, k, exclude_ids)
-        else:
-            hits = [similarity_to(workspace, features, g) for g in goldens]
+    if goldens is None:
+        k = references or workspace.settings.references
+        hits = nearest_goldens(workspace, query, query_key, features, product, k, exclude_ids, clock)
+    else:
+        hits = [similarity_to(workspace, features, g) for g in goldens]
     return compare_with(workspace, query, query_key, features, product, hits, clock)
 
 

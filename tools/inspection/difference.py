@@ -84,7 +84,7 @@ def reference_view(features: Features, registered: RegisteredGolden) -> Referenc
     if not alignment.ok:
         anywhere = torch.ones(own.maps[GRID_STRIDE].shape[-2:], dtype=torch.bool)
         return ReferenceView(own.maps, anywhere, registered=False)
-    work = _in_work_px(alignment.matrix, features, own)
+    work = in_work_px(alignment.matrix, features, own)
     covered = coverage(work, own.work_size, features.work_size)
     grid = features.maps[GRID_STRIDE].shape[-2:]
     valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
@@ -95,8 +95,8 @@ def reference_view(features: Features, registered: RegisteredGolden) -> Referenc
     return ReferenceView(maps, valid, True, as_tensor(picture), torch.from_numpy(covered), own.maps)
 
 
-def _in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
-    """The registration between the two images as they were encoded."""
+def in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
+    """The registration between the two images as they were encoded: reference px -> query px, (3, 3)."""
     q, r = scaling(query.size, query.work_size), scaling(reference.size, reference.work_size)
     return np.asarray(q @ matrix @ np.linalg.inv(r), np.float64)
 

@@ -21,12 +21,14 @@ from refdiff.tools.inspection.calibration import (
     region_confidence,
     unlike_goldens,
 )
-from refdiff.tools.inspection.comparison import Clock, Comparison, compare_with
-from refdiff.tools.inspection.retrieval import retrieve_reference
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import Comparison, compare_with
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.measurement import Measurement, measure
 from refdiff.tools.vision.regions import Region, find_regions, map_window
+from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
 
 _MAX_SHARED_AREA = 0.7  # part of a region's box; one that shares more with a stronger region is a part of that
@@ -113,8 +115,7 @@ def inspect_photo(
     clock = clock or Clock()
     with clock.stage("encode"):
         features = features or workspace.encoder.embed(query)
-    with clock.stage("retrieve"):
-        hits = _references(workspace, capture, features, nearest)
+    hits = _references(workspace, query, capture, features, nearest, clock)
     comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
     calibration = current_calibration(workspace, capture.product, progress=progress)
     problems = (
@@ -129,6 +130,8 @@ def inspect_photo(
             "photograph the part like the golden samples"
         )
     spec = product_spec(workspace, capture.product)
+    if wrong_way := _turned(comparison.alignments[0], spec.max_turn_deg):
+        problems.append(wrong_way)
     scale = resolve_scale(capture, hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
     if scale.problem:
         problems.append(scale.problem)
@@ -157,8 +160,23 @@ def inspect_photo(
     return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems)
 
 
+def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:
+    """The problem with a part that lies turned by more than the specification allows; "" if there is none."""
+    if max_turn_deg is None or not alignment.ok or abs(alignment.angle_deg) <= max_turn_deg:
+        return ""
+    return (
+        f"the part lies {turn_in_words(alignment.angle_deg)}; the specification allows {max_turn_deg:g}: "
+        "mounted or photographed the wrong way round?"
+    )
+
+
 def _references(
-    workspace: Workspace, capture: Capture, features: Features, known: list[GoldenHit] | None
+    workspace: Workspace,
+    query: RgbImage,
+    capture: Capture,
+    features: Features,
+    known: list[GoldenHit] | None,
+    clock: Clock,
 ) -> list[GoldenHit]:
     """The goldens to compare a photo with. An enrolled photo must not be its own reference, unless it is alone."""
     itself = make_golden_id(capture.product, capture.sha256)
@@ -166,4 +184,5 @@ def _references(
         return known
     alone = workspace.bank.count(capture.product, IN_USE) < 2
     k = workspace.settings.references
-    return retrieve_reference(workspace, features, capture.product, k, () if alone else (itself,))
+    without = () if alone else (itself,)
+    return nearest_goldens(workspace, query, capture.sha256, features, capture.product, k, without, clock)

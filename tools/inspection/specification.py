@@ -24,6 +24,7 @@ Pixel = Annotated[float, Field(ge=-_FAR, le=_FAR)]
 EXAMPLE = """\
 scale_mm_per_px: 0.05          # of the golden samples; leave out if unknown
 frame: g-0123456789ab          # golden whose pixels the zones are drawn in (default: the first one enrolled)
+max_turn_deg: 10               # a part turned further is reviewed; leave out if it may lie any way round
 zones:
   - name: bore
     kind: critical             # any finding here fails the part
@@ -85,6 +86,7 @@ class Limit(_Model):
 class ProductSpec(_Model):
     scale_mm_per_px: float | None = Field(default=None, gt=0)
     frame: str | None = Field(default=None, pattern=r"^g-[0-9a-f]{12}$")
+    max_turn_deg: float | None = Field(default=None, ge=0, le=180)  # against the goldens, either way
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
 

@@ -25,6 +25,7 @@ Matrix = NDArray[np.float64]
 _WORK_PX = 256  # long side, in px, at which registration works
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
+UPRIGHT_DEG = _SEARCH_DEG  # a part turned by less lies as its reference does
 _SCALES = (0.71, 0.84, 1.19, 1.41)  # besides 1; ECC bridges the steps
 _MAX_PLACES = 4  # places of the search that are refined
 _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no precision that ECC does not
@@ -69,6 +70,11 @@ class Alignment:
     scale: float  # query px per reference px at the reference's centre
     reason: str  # for people: why it was accepted or rejected
     trained_reason: str = ""  # the same in the words that the language model was trained on; never reword it
+
+    @property
+    def upright(self) -> bool:
+        """Whether the part lies as the reference does, but for a few degrees; so is what could not be registered."""
+        return abs(self.angle_deg) < UPRIGHT_DEG
 
 
 @dataclass(frozen=True)
@@ -408,9 +414,21 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     correlation = f"edge correlation {best.ncc:z.2f}, overlap {100 * best.overlap:.0f} %"
     return Alignment(
         method=best.method, ok=True, matrix=matrix, residual_px=residual_px, overlap=best.overlap, ncc=best.ncc,
-        angle_deg=rotation, scale=scale, reason=f"Registered by {best.method} ({correlation}{left})",
+        angle_deg=rotation, scale=scale, reason=f"Registered by {best.method} ({correlation}{left}){_turn(rotation)}",
         trained_reason=f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}{left}",
     )  # fmt: skip
+
+
+def turn_in_words(angle_deg: float) -> str:
+    """`turned by 180 degrees`; near a right angle, that angle is said."""
+    quarter = 90 * round(angle_deg / 90)
+    said = quarter if abs(angle_deg - quarter) < UPRIGHT_DEG else round(angle_deg)
+    way = "" if abs(said) in (0, 180) else " clockwise" if said > 0 else " counter-clockwise"
+    return f"turned by {abs(said)} degrees{way}"
+
+
+def _turn(angle_deg: float) -> str:
+    return "" if abs(angle_deg) < UPRIGHT_DEG else f"; the part lies {turn_in_words(angle_deg)}"
 
 
 def _angle_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
