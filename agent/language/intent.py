@@ -120,9 +120,9 @@ def understand(
         if not (answers or _is_request(newest, named, about)):
             return Intent(about=about.inspection_id if about else None)
         doubt = _doubt(named)
-        return Intent(ask=doubt) if doubt else _inspect(named.ids[0], said, stored)
+        return Intent(ask=doubt, lacks_part=True) if doubt else _inspect(named.ids[0], said, stored)
     if about is None and newest.addressed and (doubt := _doubt(named)):
-        return Intent(ask=doubt)
+        return Intent(ask=doubt, lacks_part=named.quoted is None)
     # it names no part: does it complete an earlier message?
     completes = newest.files or product_in(newest.text, products)
     if completes and (earlier := _completed(said, stored, about)) is not None:

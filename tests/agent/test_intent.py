@@ -235,6 +235,15 @@ def test_people_who_talk_to_each_other_ask_for_no_inspection(text: str, files: i
     assert (intent.part_id, intent.ask) == (part, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "open_"), [("4412 and 4413", True), ("is it good?", True), ('a title for "inspect part #4412"', False)]
+)
+def test_part_that_is_known_otherwise_settles_a_doubt_but_makes_no_quotation_a_request(text: str, open_: bool) -> None:
+    intent = understand([Said(text, prompt=True)], stored)
+    assert intent.ask
+    assert intent.lacks_part is open_
+
+
 def test_message_that_adds_nothing_repeats_no_earlier_request() -> None:
     title = Said("Please give this conversation a title of five words", prompt=True)
     assert understand([title, Said("inspect part #5", prompt=True)]) == Intent()

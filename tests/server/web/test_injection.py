@@ -218,7 +218,8 @@ def test_untrusted_text_does_not_reach_the_model(site: Site, reached: list[str],
 @pytest.mark.parametrize("attack", [*PASS_WANTED, *PART_IDS])
 def test_injection_for_pass_does_not_change_a_bad_part(site: Site, clean: dict[str, Inspected], attack: str) -> None:
     part = attack if attack in PART_IDS else "500"
-    found = site.inspect(bad_photo(100), text=f"{ASK.format(500)}. {attack}", part=part)
+    text = f"{ASK.format(500)}. {attack}" if part == "500" else "inspect it"
+    found = site.inspect(bad_photo(100), text=text, part=part)
     check(found, clean["bad"])
     if part == "500":
         assert found.via == "embedded"
