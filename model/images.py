@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refdiff.model.decode_budget import BUDGET
-from refdiff.model.errors import ImageError, UnavailableError
+from refdiff.model.errors import ImageError, UnavailableError, out_of_memory
 from refdiff.model.pixel_formats import (
     DeepSamples,
     FormatError,
@@ -39,7 +39,6 @@ MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 _BAND_PX = 1 << 20  # px that are converted at a time: a whole photo more would be a quarter of a gigabyte
 _ORIENTATION = 0x0112  # EXIF
-_CV_NO_MEMORY = -4
 
 _DAMAGED = "the image data is damaged ({error}); take the photo again"
 
@@ -85,7 +84,7 @@ def _reading(name: str, otherwise: str) -> Iterator[None]:
     except FormatError as e:
         raise ImageError(f"{name}: holds {e}, which cannot be read; save it as PNG (8-bit RGB or grey)") from e
     except Exception as e:
-        if isinstance(e, MemoryError) or (isinstance(e, cv2.error) and e.code == _CV_NO_MEMORY):
+        if out_of_memory(e):
             raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
         raise ImageError(f"{name}: {otherwise.format(error=type(e).__name__)}") from e
 
