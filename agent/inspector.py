@@ -25,7 +25,7 @@ from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
-from refdiff.model.errors import InputError, LLMError, StorageError
+from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
 from refdiff.model.language.reading import READ
 from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.captures import find_part
@@ -182,6 +182,10 @@ class Inspector(AbstractContextManager["Inspector"]):
         except InputError:  # resuming would end the same way
             self.checkpoints.saver.delete_thread(request.inspection_id)
             raise
+        except Exception as e:
+            if not out_of_memory(e):
+                raise
+            raise UnavailableError("too little memory is free for this inspection; try again later") from e
         report = self._filed(request.inspection_id)
         # an interrupted run may have been reviewed before it was resumed
         if report.verdict != Verdict.REVIEW or self.workspace.stores.dispositions.get(request.inspection_id):

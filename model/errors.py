@@ -132,3 +132,15 @@ def no_goldens(
         f"product {product!r}{of_part} has no golden samples; "
         f"add some: refdiff enroll --product {shlex.quote(product)} FOLDER{others}"
     )
+
+
+_OPENCV_NO_MEMORY = -4
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy, OpenCV or torch says that memory is short: nothing is wrong with the input then."""
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "code", None) == _OPENCV_NO_MEMORY
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

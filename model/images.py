@@ -17,10 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from refdiff.model.decode_budget import BUDGET
-from refdiff.model.errors import ImageError, UnavailableError
+from refdiff.model.errors import ImageError, UnavailableError, out_of_memory
 from refdiff.model.pixel_formats import (
     DeepSamples,
     FormatError,
@@ -39,7 +39,6 @@ MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 _BAND_PX = 1 << 20  # px that are converted at a time: a whole photo more would be a quarter of a gigabyte
 _ORIENTATION = 0x0112  # EXIF
-_CV_NO_MEMORY = -4
 
 _DAMAGED = "the image data is damaged ({error}); take the photo again"
 
@@ -85,12 +84,12 @@ def _reading(name: str, otherwise: str) -> Iterator[None]:
     except FormatError as e:
         raise ImageError(f"{name}: holds {e}, which cannot be read; save it as PNG (8-bit RGB or grey)") from e
     except Exception as e:
-        if isinstance(e, MemoryError) or (isinstance(e, cv2.error) and e.code == _CV_NO_MEMORY):
+        if out_of_memory(e):
             raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
         raise ImageError(f"{name}: {otherwise.format(error=type(e).__name__)}") from e
 
 
-def _open(data: bytes, name: str, settings: ModelSettings) -> Image.Image:
+def _open(data: bytes, name: str, settings: ModelSettings) -> ImageFile.ImageFile:
     if not data:
         raise ImageError(f"{name}: the file is empty; take the photo again")
     if len(data) > settings.max_bytes:
@@ -141,7 +140,7 @@ def _has_second_frame(data: bytes) -> bool:
 
 
 @contextmanager
-def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[Image.Image, str, int]]:
+def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
     """The image with its pixels, its `depth_name` and how it is still to be turned; within the budget of this process."""
     image = _open(data, name, settings)
     width, height = image.size
@@ -237,7 +236,7 @@ def _rgb(image: Image.Image) -> RgbImage | None:
         band = image.crop((0, rows.start, image.width, rows.stop))
         if transparent:
             band = band.convert("RGBA")
-            visible = visible or band.getextrema()[3][1] > 0  # type: ignore[index]
+            visible = visible or bool(np.asarray(band.getchannel("A")).any())
             band = Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band)
         out[rows] = np.asarray(band.convert("RGB"))
     return out if visible else None

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # PIL modes whose samples exceed 8 bits
@@ -115,14 +115,14 @@ def check_format(image: Image.Image, data: bytes) -> None:
         raise FormatError(f"TIFF of {tiff}")
 
 
-def depth_name(image: Image.Image, data: bytes) -> str:
+def depth_name(image: ImageFile.ImageFile, data: bytes) -> str:
     """`16-bit colour` and the like, of an image that is opened but not loaded; "" if it needs no intensity window."""
     if image.mode in _DEEP_GREY:
         return "float" if image.mode == "F" else "32-bit grey" if image.mode == "I" else "16-bit grey"
     return "16-bit colour" if _deep_colour(image, data) else ""
 
 
-def _deep_colour(image: Image.Image, data: bytes) -> bool:
+def _deep_colour(image: ImageFile.ImageFile, data: bytes) -> bool:
     """Would PIL cut the samples of this colour image (or grey with alpha) to 8 bits?"""
     if image.format == "PNG":
         return data[24] == 16
@@ -169,7 +169,7 @@ def _read_colour(image: Image.Image, data: bytes) -> DeepSamples:
     colours = np.ascontiguousarray(bands[..., 2::-1])  # from OpenCV's BGR
     if bands.shape[2] == 3 or (tiff and not {1, 2} & set(tiff.extra)):  # a fourth band of no meaning, or infrared
         return DeepSamples(colours, None)
-    alpha = (bands[..., 3] >> 8).astype(np.uint8)
+    alpha = (bands[..., 3] // 257).astype(np.uint8)
     if tiff and _PREMULTIPLIED in tiff.extra and alpha.min() < 255:
         raise FormatError("16 bits with premultiplied alpha")
     return DeepSamples(colours, alpha)

@@ -169,10 +169,8 @@ def page_image(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
     return buffer.getvalue()
 
 
-def plain_jpeg(image: RgbImage, frame: tuple[int, ...] | None = None, max_side: int = MAX_LONG_SIDE) -> bytes:
-    """The image as a JPEG, nothing drawn on it; frame: (H, W) that it is fitted into without distortion."""
-    if frame is not None:
-        image = _fit(image, frame[0], frame[1])
+def plain_jpeg(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
+    """The image as a JPEG, nothing drawn on it."""
     scale = min(1.0, max_side / max(image.shape[:2]))
     buffer = io.BytesIO()
     picture = Image.fromarray(_resize(image, scale) if scale < 1 else image)

@@ -6,12 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from refdiff.model.decode_budget import PixelBudget
-from refdiff.model.errors import BusyError
+from refdiff.model.errors import BusyError, out_of_memory
 
 
 def test_budget_is_never_exceeded_and_everybody_gets_a_turn() -> None:
@@ -79,3 +83,19 @@ def test_too_little_memory_is_unavailable_not_a_bad_photo(mode: str, format: str
     said = set(done.stdout.splitlines())
     assert "photo: too little memory is free to read it; try again later" in said
     assert said <= {"photo: too little memory is free to read it; try again later", ""}
+
+
+SHORTAGES: dict[str, Callable[[], object]] = {
+    "Python": lambda: bytes(1 << 60),
+    "NumPy": lambda: np.empty(1 << 60, np.uint8),
+    "OpenCV": lambda: cv2.resize(np.zeros((1, 1), np.uint8), (2**31 - 2, 2**30)),
+    "torch": lambda: torch.empty(1 << 58),
+}
+
+
+@pytest.mark.parametrize("who", SHORTAGES)
+def test_shortage_of_memory_is_told_from_other_errors(who: str) -> None:
+    with pytest.raises((MemoryError, RuntimeError, cv2.error)) as caught:
+        SHORTAGES[who]()
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

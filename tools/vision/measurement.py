@@ -188,14 +188,17 @@ def _cut(
 ) -> _Window:
     x0, y0, x1, y1 = outer
     h, w = y1 - y0, x1 - x0
-    picture, heat = query[y0:y1, x0:x1], map_window(anomaly_map, outer, query.shape)
+    cut: NDArray[np.uint8] = query[y0:y1, x0:x1]
+    heat: Plane = map_window(anomaly_map, outer, query.shape)
     support = np.zeros((h, w), np.uint8)
     support[inside[1] - y0 : inside[3] - y0, inside[0] - x0 : inside[2] - x0] = region
     huge = max(1.0, max(h, w) / MAP_PX)
     if huge > 1:
         h, w, cell = round(h / huge), round(w / huge), cell / huge
-        picture, heat = (cv2.resize(a, (w, h), interpolation=cv2.INTER_AREA) for a in (picture, heat))
-        support = np.asarray(cv2.resize(support, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
+        cut = np.asarray(cv2.resize(cut, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
+        heat = np.asarray(cv2.resize(heat, (w, h), interpolation=cv2.INTER_AREA), np.float32)
+        # no part of the region may get lost
+        support = (cv2.resize(support * 255, (w, h), interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
     near = _grow(support, round(cell / 2))
     # a second defect in the window is not noise
     peak = float(heat[support > 0].max())
@@ -208,7 +211,7 @@ def _cut(
     if quiet.mean() < 0.1:
         quiet = np.ones((h, w), bool)
     shrink = max(1.0, max(h, w) / _WINDOW_PX)
-    picture = picture.astype(np.float32)
+    picture: Plane = cut.astype(np.float32)
     if shrink > 1:
         target = (round(w / shrink), round(h / shrink))
         picture = np.asarray(cv2.resize(picture, target, interpolation=cv2.INTER_AREA), np.float32)
