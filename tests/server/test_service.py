@@ -417,6 +417,28 @@ def test_service_killed_while_filing_files_each_accepted_inspection_once(
         assert service.unfinished() == []
 
 
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_job_over_a_golden_without_its_photo_fails_at_once_and_names_the_way_out(
+    ready: Path, no_model: None, damage: str
+) -> None:
+    """Damage is no outage: a job that waited for it to end would wait for ever."""
+    with InspectionService.open() as service:
+        goldens = {g.golden_id: g for g in service.goldens()}
+        for golden in goldens.values():
+            path = service.stores.images.path(golden.sha256)
+            data = path.read_bytes()
+            path.unlink()
+            if damage == "damaged":
+                path.write_bytes(data[: len(data) // 2])
+        job = service.submit(by="t", part_id="1", product="board", photo=photo(ready, "good.png"))
+        found = service.wait(job.inspection_id, 60)
+    assert (found.state, found.error and found.error["exit_code"]) == ("failed", 65)
+    message = str(found.error and found.error["message"])
+    (named,) = [g for g in goldens.values() if g.golden_id in message.partition(":")[0]]
+    for words in (named.filename, f"is {damage}", "enrol the same photo again", f"goldens retire {named.golden_id}"):
+        assert words in message
+
+
 def test_job_that_crashes_the_process_repeatedly_is_failed(ready: Path, no_model: None) -> None:
     with InspectionService.open() as service:
         service.capture("1", photo(ready, "good.png"), "board")
