@@ -139,7 +139,7 @@ def test_sub_folder_that_becomes_a_link_while_watching_receives_nothing(tmp_path
     for made in (camera, victim):
         made.mkdir()
     folder = WatchedFolder(camera, settle_s=0)
-    drop(camera, "authorized_keys", b"ssh-ed25519 ...")
+    drop(camera, "authorized_keys.png", b"ssh-ed25519 ...")
     (identity,) = folder.complete()
     (camera / name).rmdir()
     (camera / name).symlink_to(victim, target_is_directory=True)
@@ -149,13 +149,13 @@ def test_sub_folder_that_becomes_a_link_while_watching_receives_nothing(tmp_path
     assert folder.is_there(identity)
 
 
-@pytest.mark.parametrize("link", ["authorized_keys", "authorized_keys.reason.txt"])
+@pytest.mark.parametrize("link", ["authorized_keys.png", "authorized_keys.png.reason.txt"])
 def test_links_inside_quarantine_are_not_followed(tmp_path: Path, link: str) -> None:
     camera, victim = tmp_path / "camera", tmp_path / "victim"
     camera.mkdir()
     victim.write_text("mine")
     folder = WatchedFolder(camera, settle_s=0)
-    drop(camera, "authorized_keys", b"ssh-ed25519 ...")
+    drop(camera, "authorized_keys.png", b"ssh-ed25519 ...")
     (identity,) = folder.complete()
     (camera / "quarantine" / link).symlink_to(victim)
     folder.quarantine(identity, "no photo")
