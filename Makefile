@@ -57,7 +57,7 @@ test-long: install ## run the tests that take minutes: generated requests, concu
 
 FUZZ_S ?= 600
 fuzz: install ## generate images, requests, chats and folders for FUZZ_S seconds (default 600); tests/fuzz/corpus keeps what fails
-	REFDIFF_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -m fuzzing tests/fuzz
+	REFDIFF_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -rP -m fuzzing tests/fuzz
 
 test-browser: install ## test the review page in a real Chromium (apt-get install chromium)
 	@command -v chromium >/dev/null || { echo "Chromium is missing: apt-get install chromium" >&2; exit 1; }
