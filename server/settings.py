@@ -42,7 +42,7 @@ class ServerSettings(BaseSettings):
     rate_per_minute: int = Field(
         default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
     )
-    require_key: bool = Field(default=False, description="Require an API key on loopback addresses too.")
+    require_key: bool = Field(default=False, description="Forbid `refdiff serve --without-keys`.")
     allowed_hosts: list[str] = Field(
         default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'
     )
@@ -90,11 +90,6 @@ class ChatSettings(BaseSettings):
         default="", description="Entra object ids of users who may accept and override, separated by commas; * for all."
     )
 
-    @property
-    def called_from_outside(self) -> bool:
-        """Whether this server is reached from other machines; if it listens on loopback, that is through a proxy."""
-        return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -106,6 +101,19 @@ class Settings:
     agent: AgentSettings
     server: ServerSettings
     chat: ChatSettings
+
+    @property
+    def behind_a_proxy(self) -> str | None:
+        """The setting that says that a server on loopback is called from elsewhere too; None if none does."""
+        said = {
+            "REFDIFF_REQUIRE_KEY": self.server.require_key,
+            "REFDIFF_ALLOWED_HOSTS": self.server.allowed_hosts,
+            "REFDIFF_PUBLIC_URL": self.chat.public_url,
+            "SLACK_SIGNING_SECRET": self.chat.slack_signing_secret,
+            "REFDIFF_TEAMS_CLIENT_ID": self.chat.teams_client_id,
+            "REFDIFF_TEAMS_CLIENT_SECRET": self.chat.teams_client_secret,
+        }
+        return next((name for name, value in said.items() if value), None)
 
 
 def load_settings(**explicit: Any) -> Settings:

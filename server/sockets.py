@@ -19,9 +19,24 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_open_to(host: str, keys: KeyStore) -> None:
-    """Raises InputError if other machines can connect and no API key exists."""
-    if not is_loopback(host) and not keys.any_good():
+def check_open_to(host: str, keys: KeyStore, without_keys: bool = False, proxy: str | None = None) -> None:
+    """Raises InputError if strangers could connect without a key.
+
+    without_keys: callers from this machine need none. proxy: the setting that says that others call through a proxy.
+    """
+    if without_keys:
+        why = (
+            f"--host {host} is reachable from other machines"
+            if not is_loopback(host)
+            else "this home has API keys (refdiff keys list), and whoever has none is to stay outside"
+            if keys.any_good()
+            else f"with {proxy}, others call through a proxy"
+            if proxy
+            else None
+        )
+        if why:
+            raise InputError(f"--without-keys is not possible here: {why}; leave it out")
+    elif not is_loopback(host) and not keys.any_good():
         raise InputError(
             f"--host {host} is reachable from other machines, but there is no API key yet; create one first: "
             "refdiff keys add NAME --role admin (or serve on 127.0.0.1)"

@@ -22,7 +22,7 @@ JSON_LINES = "application/jsonl"
 
 
 class Me(BaseModel):
-    """The caller. needs_key: a key was sent; false for local access without a key."""
+    """The caller. needs_key: signed in, by a key or the operator's link; false on a server without keys."""
 
     name: str
     role: Literal["viewer", "inspector", "admin"]

@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from refdiff.agent.service import InspectionService
-from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.openai_turn import Turn
 
@@ -141,9 +140,7 @@ def test_client_retry_after_restart_is_recognised_for_an_hour(
     server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = with_photo(server, ASK.format("c-5") + " (board)")
-    running, thread, url = start(
-        create_app(server.service, Access(server.keys, loopback=True, user="ann"), server.settings)
-    )
+    running, thread, url = start(create_app(server.service, server.access, server.settings))
     restarted = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
 
     def ask(asked: openai.OpenAI, sent: int) -> str:

@@ -14,7 +14,7 @@ from .conftest import Running
 
 
 def test_me_returns_name_and_role_of_the_caller(server: Running) -> None:
-    assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": False}
+    assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": True}
     viewer = server.key("viewer", "line 3")
     assert server.client.get("/v1/me", headers=viewer).json() == {"name": "line 3", "role": "viewer", "needs_key": True}
 
