@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
 from refdiff.agent.settings import AgentSettings
@@ -136,12 +137,29 @@ def _load(kind: type[S], given: dict[str, Any]) -> S:
     try:
         return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
     except ValidationError as e:
-        problems = "; ".join(
-            f"{_variable(p['loc'])}={_short(p['input'])}: {p['msg'].lower()}" for p in e.errors(include_url=False)
-        )
-        raise ConfigurationError(f"setting {problems}; correct the environment or the file of settings") from e
+        problems = "; ".join(_problem(kind, p) for p in e.errors(include_url=False))
+        # the validator's own message shows the values, secrets too
+        raise ConfigurationError(f"setting {problems}; correct the environment or the file of settings") from None
     except (SettingsError, OSError, UnicodeDecodeError) as e:
         raise ConfigurationError(f"the settings in the environment cannot be read: {e}") from e
+
+
+def _problem(kind: type[BaseSettings], error: ErrorDetails) -> str:
+    """One invalid setting in words; a secret's value is not shown."""
+    variable, why = _variable(error["loc"]), error["msg"].lower()
+    if _is_secret(kind, str(error["loc"][0])):
+        return f"{variable}: {why.replace('items', 'characters')}"
+    return f"{variable}={_short(error['input'])}: {why}"
+
+
+def _is_secret(kind: type[BaseSettings], name: str) -> bool:
+    """Whether a field, by its own name or an alias, holds a secret."""
+    for own, field in kind.model_fields.items():
+        alias = field.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        if name in (own, *names):
+            return "Secret" in str(field.annotation)
+    return True  # unknown: rather say too little
 
 
 def _variable(place: tuple[int | str, ...]) -> str:

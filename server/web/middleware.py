@@ -21,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from refdiff.memory.audit_chain import using_key
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access, Caller, given_key, server_port
 from refdiff.server.web.metrics import Metrics
@@ -84,7 +85,8 @@ class RequestAdmission:
             await answer(scope, receive, sending)
         else:
             try:
-                await self._app(scope, self._limited(request, receive), sending)
+                with using_key(_key_of(request)):
+                    await self._app(scope, self._limited(request, receive), sending)
             except Exception:  # a bug: the response has no details, the log has
                 log.exception("internal error", extra={"request_id": request.state.request_id})
                 if status:
@@ -149,17 +151,21 @@ class RequestAdmission:
     def _log(self, request: Request, scope: Mapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "")  # the route template: ids must not become labels
         self._metrics.request(request.method, route or "unknown", status, seconds)
-        caller: Caller | None = getattr(request.state, "caller", None)
         fields = {
             "request_id": request.state.request_id,
             "method": request.method,
             "path": request.url.path[:300],
             "status": status,
             "ms": round(seconds * 1000, 1),
-            "key": caller.key_id if caller else None,
+            "key": _key_of(request),
             "client": request.client.host if request.client else None,
         }
         log.log(logging.INFO if status < 500 else logging.ERROR, "request", extra=fields)
+
+
+def _key_of(request: Request) -> str | None:
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller.key_id if caller else None
 
 
 def _too_large(limit: int) -> errors.Refused:
