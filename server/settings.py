@@ -84,6 +84,12 @@ class ChatSettings(BaseSettings):
         default="", description="Ids of users who may accept and override, separated by commas; * for all."
     )
 
+    slack_readers: str = Field(
+        default="",
+        description="Ids of users, or of workspaces, who may ask and read, separated by commas; * for all; default: the "
+        "members of the bot's own workspace.",
+    )
+
     teams_client_id: str | None = Field(default=None, description="Application id of the registered bot.")
     teams_client_secret: SecretStr | None = Field(default=None)
     teams_tenant_id: str | None = Field(default=None)

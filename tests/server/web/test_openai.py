@@ -311,8 +311,7 @@ def test_image_in_base64_of_several_lines_is_inspected(server: Running, client: 
 
 
 def test_links_lead_to_the_public_review_page(server: Running, client: openai.OpenAI) -> None:
-    access = Access(server.keys, loopback=True, user="ann")
-    app = create_app(server.service, access, server.settings, "https://qa.example/")
+    app = create_app(server.service, server.access, server.settings, "https://qa.example/")
     running, thread, url = start(app)
     public = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
     assert "(https://qa.example/#/inspections/insp-" in said(public, with_photo(server, ASK.format("q-8") + " (board)"))
