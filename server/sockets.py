@@ -5,10 +5,17 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
+from collections.abc import Iterable
 
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import InputError, UnavailableError
+
+# headers by which proxies, balancers and tunnels say for whom they call
+_PROXY = re.compile(
+    r"forwarded|via|cdn-loop|(x-forwarded|x-original|x-real|x-envoy|x-amzn|cf)-.*|(.*-)?(client|connecting|remote)-(ip|addr)"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -17,6 +24,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def proxy_header(names: Iterable[str]) -> str | None:
+    """The first of the (lower-case) header names that a proxy, balancer or tunnel adds; None if there is none."""
+    return next((name for name in names if _PROXY.fullmatch(name)), None)
 
 
 def check_open_to(host: str, keys: KeyStore, without_keys: bool = False, proxy: str | None = None) -> None:

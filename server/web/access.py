@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -17,16 +16,11 @@ from starlette.requests import cookie_parser
 
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES, KeyStore, Role
-from refdiff.server.sockets import is_loopback
+from refdiff.server.sockets import is_loopback, proxy_header
 from refdiff.server.web.errors import Refused
 from refdiff.server.web.sign_in import OperatorSignIn
 
 WRONG_KEYS_PER_MINUTE = 20
-# headers by which proxies, balancers and tunnels say for whom they call
-_PROXY = re.compile(
-    r"forwarded|via|cdn-loop|(x-forwarded|x-original|x-real|x-envoy|x-amzn|cf)-.*|(.*-)?(client|connecting|remote)-(ip|addr)"
-)
-
 _bearer = HTTPBearer(auto_error=False, description="An API key (`refdiff keys add`)")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key (`refdiff keys add`)")
 
@@ -72,7 +66,7 @@ class Access:
         """port: of this server, which names its cookie. Raises Refused 401 (no key, unknown key) or 429 (too many)."""
         if key is not None and (found := self.keys.check(key)) is not None:
             return Caller(found.name, found.role, found.key_id)
-        proxy = next((name for name in headers if _PROXY.fullmatch(name)), None)
+        proxy = proxy_header(headers)
         local = self._loopback and proxy is None and is_loopback(client) and host_is_loopback(headers)
         if self.open and local and not self.keys.any_good():
             return Caller(self.user, "admin", None)

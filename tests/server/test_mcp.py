@@ -27,6 +27,7 @@ from PIL import Image
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
+from refdiff.memory.records.api_keys import OPERATOR_FILE
 from refdiff.server.cli import main
 from refdiff.server.mcp import server as mcp_server
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
@@ -206,9 +207,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[str]:
+def serving(*options: str, **environment: str) -> Iterator[str]:
     port = _free_port()
-    command = [str(REFDIFF), "mcp", "--http", "--port", str(port)]
+    command = [str(REFDIFF), "mcp", "--http", "--port", str(port), *options]
     process = subprocess.Popen(
         command, env={**os.environ, "REFDIFF_LLM": "off", **environment}, stderr=subprocess.PIPE, text=True
     )
@@ -239,6 +240,18 @@ def test_mcp_session_over_http_needs_token_and_local_host_name(ready: Path) -> N
         anyio.run(run, url)
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
             assert httpx2.post(url, json={}, headers=wrong).status_code == 401
+
+
+def test_mcp_over_http_without_a_token_needs_the_operators_key(ready: Path) -> None:
+    with serving() as url:
+        key = (ready / "home" / OPERATOR_FILE).read_text()
+        for wrong in ({}, {"authorization": "Bearer local"}, {"x-api-key": key}):
+            assert httpx2.post(url, json={}, headers=wrong).status_code == 401
+        assert httpx2.post(url, json={}, headers={"authorization": f"Bearer {key}"}).status_code != 401
+    with serving("--without-keys") as url:
+        assert httpx2.post(url, json={}).status_code != 401
+        for name in ("Via", "X-Forwarded-For", "CF-Ray"):
+            assert httpx2.post(url, json={}, headers={name: "x"}).status_code == 401
 
 
 # ---- mistakes, in this process ----
