@@ -14,7 +14,7 @@ from refdiff.model.errors import InputError, UnavailableError
 
 # headers by which proxies, balancers and tunnels say for whom they call
 _PROXY = re.compile(
-    r"forwarded|via|cdn-loop|(x-forwarded|x-original|x-real|x-envoy|x-amzn|cf)-.*|(.*-)?(client|connecting|remote)-(ip|addr)"
+    r"forwarded|via|cdn-loop|x-forwarded.*|(x-original|x-real|x-envoy|x-amzn|x-azure|cf|fly|fastly)-.*|(.*-)?(client)?(ip|addr)"
 )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from refdiff.memory.audit_export import verify_export
 
@@ -72,9 +74,12 @@ def test_inspectors_reference_waits_for_an_admin_or_a_second_person(server: Runn
     """One inspector alone must not make a defect the measure of what comes next."""
     carol, dave = server.key("inspector", "carol"), server.key("inspector", "dave")
     n = len(server.service.goldens("board", "active"))
+    other = io.BytesIO()  # of the same part, but not enrolled before
+    Image.open(io.BytesIO(server.photos["bad.png"])).save(other, "JPEG", quality=95)
+    server.photos["dust.jpg"] = other.getvalue()
 
     def overridden(part: str, headers: dict[str, str]) -> str:
-        found = server.inspected("bad.png", part, headers)
+        found = server.inspected("dust.jpg", part, headers)
         body = {"decision": "override", "reason": "only dust", "as_reference": True}
         made = server.client.post(f"/v1/inspections/{found['inspection_id']}/disposition", json=body, headers=headers)
         assert made.status_code == 201
@@ -86,7 +91,7 @@ def test_inspectors_reference_waits_for_an_admin_or_a_second_person(server: Runn
 
     first = overridden("ref-1", carol)
     assert len(server.service.goldens("board", "active")) == n
-    assert server.inspected("bad.png", "ref-2")["report"]["verdict"] == "FAIL"
+    assert server.inspected("dust.jpg", "ref-2")["report"]["verdict"] == "FAIL"
     waiting = server.client.get("/v1/references", params={"inspection_id": first}).json()["items"]
     assert [(w["part_id"], w["by"], w["reason"]) for w in waiting] == [("ref-1", "carol", "only dust")]
     assert decide(first, "approve", carol).status_code == 422
