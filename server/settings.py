@@ -83,7 +83,6 @@ class ChatSettings(BaseSettings):
     slack_deciders: str = Field(
         default="", description="Ids of users who may accept and override, separated by commas; * for all."
     )
-
     slack_readers: str = Field(
         default="",
         description="Ids of users, or of workspaces, who may ask and read, separated by commas; * for all; default: the "
