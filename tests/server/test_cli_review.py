@@ -86,7 +86,7 @@ def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     assert {(c["before"], c["label"]) for c in effect["changed"]} == {("FAIL", 0)}
 
     code, trail = said(capsys, "audit", "verify", "--store")
-    assert (code, trail["checks"][0]["records"]) == (0, 6)  # filed, disposition and learned, twice
+    assert (code, trail["checks"][0]["records"]) == (0, 8)  # filed, disposition, approval and learned, twice
 
 
 def test_duplicate_reference_is_refused_with_the_reason(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
