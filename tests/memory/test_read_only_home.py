@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -89,6 +92,27 @@ def test_reading_commands_work_on_a_read_only_home(home: Path) -> None:
     assert (rates[0], rates[1]["n_inspections"]) == (0, 1)
     assert product[0] in (64, 65)  # nothing is known of it
     assert (captured[0], "cannot be written" in captured[2]) == (69, True)
+    assert names(home) == before
+
+
+def test_golden_bank_of_a_read_only_home_is_read(home: Path) -> None:
+    settings = MemorySettings(home=home)
+    golden = Golden(make_golden_id("board", "a" * 64), "board", "a" * 64)
+    with GoldenBank.open(settings, "e0", 2, 2) as bank:
+        bank.add(golden, np.array([1, 0], np.float32), np.array([[1, 0]], np.float32))
+    freeze(home)
+    before = names(home)
+    listing = (
+        "from refdiff.memory.golden_bank.bank import GoldenBank\nfrom refdiff.memory.settings import MemorySettings\n"
+        "with GoldenBank.open(MemorySettings(), 'e0', 2, 2) as bank:\n    print([g.golden_id for g in bank.list()])\n"
+        "    bank.set_status(bank.list()[0].golden_id, 'retired', '')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", listing], env=os.environ | {"REFDIFF_HOME": str(home)}, capture_output=True, text=True,
+        preexec_fn=_obey_modes, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"['{golden.golden_id}']\n", done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
     assert names(home) == before
 
 
