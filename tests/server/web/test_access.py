@@ -33,7 +33,7 @@ HOW = {
 def serving(server: Running, access: Access, settings: ServerSettings | None = None) -> Iterator[httpx2.Client]:
     """The same service under other rules."""
     running, thread, url = start(create_app(server.service, access, settings or server.settings))
-    with httpx2.Client(base_url=url) as client:
+    with httpx2.Client(base_url=url, timeout=90) as client:
         yield client
     running.should_exit = True
     thread.join(10)
