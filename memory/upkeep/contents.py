@@ -18,7 +18,10 @@ _NOT_KEPT = {"locks", "logs", STAGING, OPERATOR_FILE}  # the operator's key is m
 
 
 def is_kept(place: Path) -> bool:
-    """Whether a file belongs to the home's contents. place: relative to the home. Locks, logs, leftovers and the operator's key do not."""
+    """Whether a file belongs to the home's contents. place: relative to the home.
+
+    Locks, logs, leftovers and the operator's key do not.
+    """
     return not (place.parts[0] in _NOT_KEPT or place.name.endswith(_TRANSIENT) or is_leftover(place))
 
 
