@@ -268,6 +268,7 @@ def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
 
 
 def test_printed_link_signs_the_browser_in_once(server: Running, open_page: Callable[..., Any]) -> None:
+    server.inspected("good.png", "signed in")
     access = access_to(server.keys, "127.0.0.1", server.settings)
     assert access.sign_in
     started, thread, url = start(create_app(server.service, access, server.settings))
