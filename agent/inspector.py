@@ -23,6 +23,7 @@ from refdiff.agent.nodes import opening_messages
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.audit_chain import using_key
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
@@ -175,7 +176,8 @@ class Inspector(AbstractContextManager["Inspector"]):
             state = None
         try:
             # durable before the next node starts: a crash loses at most one node's work
-            self._graph.invoke(state, config, context=self._context(request, capture), durability="sync")
+            with using_key(request.by_key):
+                self._graph.invoke(state, config, context=self._context(request, capture), durability="sync")
         except sqlite3.Error as e:
             home = self.workspace.stores.settings.home
             raise StorageError(f"checkpoints under {home} cannot be written: {e}") from e

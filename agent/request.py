@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
+from refdiff.memory.audit_chain import used_key
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.records.captures import Capture, normalise_part_id
 from refdiff.memory.settings import login_name
@@ -42,6 +43,7 @@ class InspectionRequest:
     # always: the language model drives and reads the pair; on-anomaly: the script drives, and the model reads what would
     # not pass; never: no model is asked
     judge: Judge = "always"
+    by_key: str | None = field(default_factory=used_key)  # API key of the requester, for the audit
 
     @classmethod
     def of_part(cls, part_id: str) -> Self:

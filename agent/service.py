@@ -29,7 +29,7 @@ from refdiff.agent.language.intent import (
     understand,
 )
 from refdiff.agent.language.parts import parts_in
-from refdiff.agent.people.reviews import dispose, judge_blind
+from refdiff.agent.people.reviews import decide_reference, dispose, judge_blind
 from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
@@ -38,6 +38,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.records.adoptions import Approval
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
@@ -370,25 +371,42 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         reason: str,
         judged: Judgement | None = None,
         as_reference: bool = False,
+        *,
+        admin: bool = False,
     ) -> Disposition:
         """A person's accept or override of a filed inspection; the first one stands.
 
         judged: what the part is; required only for REVIEW. as_reference: the photo of this good part may become a golden
-        sample; `stores.adoptions` holds the outcome.
+        sample, at once if the person is an admin, else after `decide_reference`; `stores.adoptions` holds the outcome.
         Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
         """
         with self._enrolling if as_reference else nullcontext():
-            return dispose(self._inspector, inspection_id, decision, by, reason, judged, as_reference)
+            return dispose(self._inspector, inspection_id, decision, by, reason, judged, as_reference, admin=admin)
 
     def judge_blind(
-        self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
+        self,
+        inspection_id: str,
+        judged: Judgement,
+        by: str,
+        note: str = "",
+        as_reference: bool = False,
+        *,
+        admin: bool = False,
     ) -> BlindCheck:
-        """The judgement of a person who was not shown the verdict; the first answer stands.
+        """The judgement of a person who was not shown the verdict; the first answer stands. admin: as of `dispose`.
 
         Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
         """
         with self._enrolling if as_reference else nullcontext():
-            return judge_blind(self.workspace, inspection_id, judged, by, note, as_reference)
+            return judge_blind(self.workspace, inspection_id, judged, by, note, as_reference, admin=admin)
+
+    def decide_reference(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
+        """The word of an admin or a second person about a proposed golden sample; it stands.
+
+        Raises UnknownRecordError (nothing proposed), InputError (one's own proposal), DuplicateError.
+        """
+        with self._enrolling if approved else nullcontext():
+            return decide_reference(self.workspace, inspection_id, approved, by, note, admin=admin)
 
     def ask(self, inspection_id: str, question: str) -> str:
         """The answer to a question about a filed report. Raises UnknownRecordError, InputError."""

@@ -15,10 +15,12 @@ proves that nobody rewrote all of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,17 +29,19 @@ from refdiff.memory.timestamps import utc_now
 GENESIS = "0" * 64
 FILED, DISPOSITION = "filed", "disposition"
 
+_key: ContextVar[str | None] = ContextVar("used_key", default=None)
+
 
 @dataclass(frozen=True)
 class AuditRecord:
     """One step in the life of an inspection."""
 
     seq: int  # 1, 2, 3, ... without gaps
-    kind: str  # "filed", "disposition", "blind_check" or "learned"
+    kind: str  # "filed", "disposition", "blind_check", "approval" or "learned"
     inspection_id: str
     at: str  # ISO 8601, UTC
     by: str  # the person or program that did it
-    facts: dict[str, Any]  # JSON data
+    facts: dict[str, Any]  # JSON data; `by_key`: id of the API key that the person or program used
     content_sha256: str  # of the canonical JSON of the content
     hash: str  # of the chain up to and including this record
 
@@ -78,6 +82,21 @@ def linked(previous: str, record_sha256: str) -> str:
     return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
 
 
+@contextlib.contextmanager
+def using_key(key_id: str | None) -> Iterator[None]:
+    """What is recorded inside the block names the API key that its author used; names alone may repeat over the years."""
+    token = _key.set(key_id)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
+
+def used_key() -> str | None:
+    """Id of the API key in use here; None for a person at the command line, or on a server without keys."""
+    return _key.get()
+
+
 def append(
     conn: sqlite3.Connection,
     kind: str,
@@ -92,6 +111,8 @@ def append(
 
     content: JSON data; kept in the record unless it is kept elsewhere (`keep_content=False`: the filed report).
     """
+    if (key_id := used_key()) is not None:
+        facts = {"by_key": key_id, **(facts or {})}
     seq, by = _last_given(conn) + 1, by.encode("utf-8", "replace").decode()
     last = conn.execute("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
     bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")

@@ -30,7 +30,7 @@ from refdiff.memory.audit_chain import (
 from refdiff.memory.audit_head import AuditHead, missing_from
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
-from refdiff.memory.records.adoptions import LEARNED
+from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
@@ -238,11 +238,12 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
     return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
 
 
-_TABLES = {BLIND: "blind_checks", LEARNED: "learned"}
+_TABLES = {BLIND: "blind_checks", LEARNED: "learned", APPROVAL: "approvals"}
 _RECORDED = (  # table, which of its rows, kind of their records, what they are
     ("inspections", "1", FILED, "filed"),
     ("dispositions", "1", DISPOSITION, "decided"),
     ("blind_checks", "judged IS NOT NULL", BLIND, "judged blind"),
+    ("approvals", "1", APPROVAL, "approved as a reference"),
 )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.files import make_folder, make_private, storage_error
+from refdiff.model.files import is_read_only, make_private, open_folder, storage_error
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -38,26 +38,28 @@ class Database(contextlib.AbstractContextManager["Database"]):
     ) -> None:
         """Open the file, made if new, readable by the owner alone, and bring it to the newest schema of `migrations`.
 
+        A file that cannot be written (its mode, its folder's, or a read-only disk) is opened for reading.
         busy_timeout_s: how long to wait for another process that writes. lost: what to say where the file is missing or
         empty, if it must not be made anew. after_commit: called after each transaction, before other threads go on.
         Raises StorageError also where a newer version wrote the file.
         """
-        self.path = path
+        self.path, self._busy_timeout_s = path, busy_timeout_s
         self._migrations, self._lost, self._after_commit = migrations, lost, after_commit
         self._lock = threading.RLock()
-        make_folder(path.parent)
+        open_folder(path.parent)
         if lost and not path.exists():
             raise StorageError(f"{path}: {lost}")
-        make_private(path)
+        self._read_only = is_read_only(path) or (is_read_only(path.parent) and path.exists())
+        if not self._read_only:
+            make_private(path)
         with self._errors():
-            # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
-            self._conn = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+            self._conn = self._connect()
         try:
             with self._errors():
-                self._conn.row_factory = sqlite3.Row
-                _enter_wal(self._conn, busy_timeout_s)
-                self._conn.execute("PRAGMA synchronous=FULL")
-                self._conn.execute("PRAGMA foreign_keys=ON")
+                if not self._read_only:
+                    _enter_wal(self._conn, busy_timeout_s)
+                    self._conn.execute("PRAGMA synchronous=FULL")
+                    self._conn.execute("PRAGMA foreign_keys=ON")
             self._migrate()
         except BaseException:
             self._conn.close()
@@ -90,9 +92,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         May move between threads, as a server's streams do.
         """
         with self._errors():
-            conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            conn = self._connect()
             try:
-                conn.row_factory = sqlite3.Row
                 conn.execute("PRAGMA query_only=ON")
                 conn.execute("BEGIN")
                 yield conn
@@ -116,10 +117,44 @@ class Database(contextlib.AbstractContextManager["Database"]):
         except (UnicodeEncodeError, OverflowError) as e:  # SQLite has no form for half surrogates and 65-bit numbers
             raise InputError(f"a text or number cannot be stored or looked up ({e}); correct it") from e
 
+    def _connect(self) -> sqlite3.Connection:
+        if not self._read_only:
+            return self._connected(str(self.path))
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        conn = self._connected(uri, uri=True)
+        try:
+            _version(conn)
+            return conn
+        except sqlite3.OperationalError as e:
+            conn.close()
+            # a reader makes the log's index beside the file; without a log and without a writer there is nothing to index
+            log = self.path.with_name(f"{self.path.name}-wal")
+            if log.exists() and log.stat().st_size:
+                raise StorageError(
+                    f"{self.path}: its last changes are still in {log.name}, which cannot be read in a read-only folder "
+                    f"({e}); copy the home folder to a place where you may write, and set REFDIFF_HOME to it"
+                ) from e
+            return self._connected(f"{uri}&immutable=1", uri=True)
+
+    def _connected(self, name: str, uri: bool = False) -> sqlite3.Connection:
+        # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
+        conn = sqlite3.connect(
+            name, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False, uri=uri
+        )
+        conn.row_factory = sqlite3.Row
+        return conn
+
     def _migrate(self) -> None:
         with self.connection() as conn:
-            if _version(conn) == len(self._migrations):
+            version = _version(conn)
+            if version == len(self._migrations):
                 return  # the usual case takes no write lock
+        if self._read_only and version < len(self._migrations):
+            raise StorageError(
+                f"{self.path}: written by an earlier refdiff (schema {version}, this one writes {len(self._migrations)}), "
+                "and it cannot be brought up to date in a read-only folder; copy the home folder to a place where you may "
+                "write, and set REFDIFF_HOME to it"
+            )
         with self.transaction() as conn:
             version = _version(conn)  # again: another process may have migrated meanwhile
             if version == 0 and self._lost:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
-from refdiff.model.files import make_folder, storage_error, write_atomic
+from refdiff.model.files import make_folder, open_folder, storage_error, write_atomic
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -24,7 +24,7 @@ class ImageStore:
     """Files `root/<first two digits>/<sha256>`; written once, never changed."""
 
     def __init__(self, root: Path) -> None:
-        self.root = make_folder(root)
+        self.root = open_folder(root)
 
     def path(self, sha256: str) -> Path:
         """Where the file of that id is or would be. Raises InputError if `sha256` is not one."""

@@ -95,4 +95,13 @@ MIGRATIONS: Migrations = (
             created_at TEXT NOT NULL
         )""",
     ),
+    (
+        """CREATE TABLE approvals (
+            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
+            approved INTEGER NOT NULL,
+            by TEXT NOT NULL,
+            note TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+    ),
 )

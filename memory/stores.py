@@ -21,7 +21,7 @@ from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.files import make_folder
+from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
 _OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
@@ -57,10 +57,11 @@ class Stores(AbstractContextManager["Stores"]):
     def open(cls, settings: MemorySettings | None = None) -> Self:
         """Open the stores under `settings.home`, made (mode 0700) if new. settings: default from the environment.
 
-        Raises StorageError if the folder is not writable, or the database is damaged, or lost while other stores remain.
+        A read-only folder is opened for reading. Raises StorageError if the folder cannot be made, or the database is
+        damaged, or lost while other stores remain.
         """
         settings = settings or MemorySettings()
-        home = make_folder(settings.home)
+        home = open_folder(settings.home)
         head = AuditHead(home)
         # looked for before the database is: the process that makes a home makes the database first
         lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""

@@ -124,3 +124,13 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise storage_error(path, PermissionError(errno.EACCES, "Permission denied"))
     return path
+
+
+def open_folder(path: Path) -> Path:
+    """As `make_folder`, but a folder that is there may be read-only. Raises StorageError."""
+    return path if is_read_only(path) else make_folder(path)
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether that file or folder is there and cannot be written (its mode, or a read-only disk)."""
+    return os.path.exists(path) and not os.access(path, os.W_OK)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
 from refdiff.agent.settings import AgentSettings
@@ -42,7 +43,7 @@ class ServerSettings(BaseSettings):
     rate_per_minute: int = Field(
         default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
     )
-    require_key: bool = Field(default=False, description="Require an API key on loopback addresses too.")
+    require_key: bool = Field(default=False, description="Forbid `refdiff serve --without-keys`.")
     allowed_hosts: list[str] = Field(
         default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'
     )
@@ -82,6 +83,11 @@ class ChatSettings(BaseSettings):
     slack_deciders: str = Field(
         default="", description="Ids of users who may accept and override, separated by commas; * for all."
     )
+    slack_readers: str = Field(
+        default="",
+        description="Ids of users, or of workspaces, who may ask and read, separated by commas; * for all; default: the "
+        "members of the bot's own workspace.",
+    )
 
     teams_client_id: str | None = Field(default=None, description="Application id of the registered bot.")
     teams_client_secret: SecretStr | None = Field(default=None)
@@ -89,11 +95,6 @@ class ChatSettings(BaseSettings):
     teams_deciders: str = Field(
         default="", description="Entra object ids of users who may accept and override, separated by commas; * for all."
     )
-
-    @property
-    def called_from_outside(self) -> bool:
-        """Whether this server is reached from other machines; if it listens on loopback, that is through a proxy."""
-        return any((self.public_url, self.slack_signing_secret, self.teams_client_id, self.teams_client_secret))
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,19 @@ class Settings:
     agent: AgentSettings
     server: ServerSettings
     chat: ChatSettings
+
+    @property
+    def behind_a_proxy(self) -> str | None:
+        """The setting that says that a server on loopback is called from elsewhere too; None if none does."""
+        said = {
+            "REFDIFF_REQUIRE_KEY": self.server.require_key,
+            "REFDIFF_ALLOWED_HOSTS": self.server.allowed_hosts,
+            "REFDIFF_PUBLIC_URL": self.chat.public_url,
+            "SLACK_SIGNING_SECRET": self.chat.slack_signing_secret,
+            "REFDIFF_TEAMS_CLIENT_ID": self.chat.teams_client_id,
+            "REFDIFF_TEAMS_CLIENT_SECRET": self.chat.teams_client_secret,
+        }
+        return next((name for name, value in said.items() if value), None)
 
 
 def load_settings(**explicit: Any) -> Settings:
@@ -128,12 +142,29 @@ def _load(kind: type[S], given: dict[str, Any]) -> S:
     try:
         return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
     except ValidationError as e:
-        problems = "; ".join(
-            f"{_variable(p['loc'])}={_short(p['input'])}: {p['msg'].lower()}" for p in e.errors(include_url=False)
-        )
-        raise ConfigurationError(f"setting {problems}; correct the environment or the file of settings") from e
+        problems = "; ".join(_problem(kind, p) for p in e.errors(include_url=False))
+        # the validator's own message shows the values, secrets too
+        raise ConfigurationError(f"setting {problems}; correct the environment or the file of settings") from None
     except (SettingsError, OSError, UnicodeDecodeError) as e:
         raise ConfigurationError(f"the settings in the environment cannot be read: {e}") from e
+
+
+def _problem(kind: type[BaseSettings], error: ErrorDetails) -> str:
+    """One invalid setting in words; a secret's value is not shown."""
+    variable, why = _variable(error["loc"]), error["msg"].lower()
+    if _is_secret(kind, str(error["loc"][0])):
+        return f"{variable}: {why.replace('items', 'characters')}"
+    return f"{variable}={_short(error['input'])}: {why}"
+
+
+def _is_secret(kind: type[BaseSettings], name: str) -> bool:
+    """Whether a field, by its own name or an alias, holds a secret."""
+    for own, field in kind.model_fields.items():
+        alias = field.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        if name in (own, *names):
+            return "Secret" in str(field.annotation)
+    return True  # unknown: rather say too little
 
 
 def _variable(place: tuple[int | str, ...]) -> str:

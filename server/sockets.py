@@ -5,10 +5,17 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
+from collections.abc import Iterable
 
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import InputError, UnavailableError
+
+# headers by which proxies, balancers and tunnels say for whom they call
+_PROXY = re.compile(
+    r"forwarded|via|cdn-loop|x-forwarded.*|(x-original|x-real|x-envoy|x-amzn|x-azure|cf|fly|fastly)-.*|(.*-)?(client)?(ip|addr)"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -19,9 +26,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_open_to(host: str, keys: KeyStore) -> None:
-    """Raises InputError if other machines can connect and no API key exists."""
-    if not is_loopback(host) and not keys.any_good():
+def proxy_header(names: Iterable[str]) -> str | None:
+    """The first of the (lower-case) header names that a proxy, balancer or tunnel adds; None if there is none."""
+    return next((name for name in names if _PROXY.fullmatch(name)), None)
+
+
+def check_open_to(host: str, keys: KeyStore, without_keys: bool = False, proxy: str | None = None) -> None:
+    """Raises InputError if strangers could connect without a key.
+
+    without_keys: callers from this machine need none. proxy: the setting that says that others call through a proxy.
+    """
+    if without_keys:
+        why = (
+            f"--host {host} is reachable from other machines"
+            if not is_loopback(host)
+            else "this home has API keys (refdiff keys list), and whoever has none is to stay outside"
+            if keys.any_good()
+            else f"with {proxy}, others call through a proxy"
+            if proxy
+            else None
+        )
+        if why:
+            raise InputError(f"--without-keys is not possible here: {why}; leave it out")
+    elif not is_loopback(host) and not keys.any_good():
         raise InputError(
             f"--host {host} is reachable from other machines, but there is no API key yet; create one first: "
             "refdiff keys add NAME --role admin (or serve on 127.0.0.1)"

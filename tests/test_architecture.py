@@ -29,7 +29,7 @@ ORDER = {
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
     "queue report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals env_files "
-    "settings",
+    "settings logs",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]

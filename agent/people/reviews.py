@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from refdiff.agent.inspector import Inspector
+from refdiff.memory.records.adoptions import Approval
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
-from refdiff.model.errors import UnavailableError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.tools.golden_samples.adopt import adopt
 from refdiff.tools.workspace import Workspace
 
@@ -22,31 +23,66 @@ def dispose(
     reason: str,
     judged: Judgement | None = None,
     as_reference: bool = False,
+    *,
+    admin: bool = False,
 ) -> Disposition:
     """A person's accept or override of a filed inspection; the first one stands. Raises DuplicateError, InputError.
 
-    judged: what the part is; required only for REVIEW. as_reference: the photo of this good part becomes a golden sample;
+    judged: what the part is; required only for REVIEW. as_reference: the photo of this good part becomes a golden sample,
+    at once if the person is an admin, else when an admin or a second person approves it (`decide_reference`);
     `stores.adoptions` holds the outcome (none yet while the bank is unavailable; `adopt_all` tries again).
     """
     stores = inspector.workspace.stores
     disposition = stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
     inspector.end_review(disposition)
     if as_reference:
-        _adopt(inspector.workspace, inspection_id)
+        _approve(inspector.workspace, inspection_id, by, admin)
     return disposition
 
 
 def judge_blind(
-    workspace: Workspace, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
+    workspace: Workspace,
+    inspection_id: str,
+    judged: Judgement,
+    by: str,
+    note: str = "",
+    as_reference: bool = False,
+    *,
+    admin: bool = False,
 ) -> BlindCheck:
     """The judgement of a person who was not shown the verdict; the first answer stands.
 
-    Raises UnknownRecordError (not drawn for a blind check), DuplicateError, InputError.
+    as_reference, admin: as of `dispose`. Raises UnknownRecordError (not drawn for a blind check), DuplicateError,
+    InputError.
     """
     answer = workspace.stores.blind_checks.answer(inspection_id, judged, by, note, as_reference)
     if as_reference:
-        _adopt(workspace, inspection_id)
+        _approve(workspace, inspection_id, by, admin)
     return answer
+
+
+def decide_reference(
+    workspace: Workspace, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool
+) -> Approval:
+    """The word of an admin or a second person about a photo that was proposed as a golden sample; it stands.
+
+    An approved photo is enrolled; `stores.adoptions` holds the outcome. Raises UnknownRecordError (nothing proposed),
+    DuplicateError, InputError (one's own proposal).
+    """
+    made = workspace.stores.adoptions.decide(inspection_id, approved, by, note, admin=admin)
+    if approved:
+        _adopt(workspace, inspection_id)
+    return made
+
+
+def _approve(workspace: Workspace, inspection_id: str, by: str, admin: bool) -> None:
+    """Approve a photo that was just proposed, where an admin proposes it, or a second person did before."""
+    try:
+        workspace.stores.adoptions.decide(inspection_id, True, by, admin=admin)
+    except InputError as e:
+        log.info("the photo waits for an admin or a second person: %s", e)
+    else:
+        _adopt(workspace, inspection_id)
 
 
 def _adopt(workspace: Workspace, inspection_id: str) -> None:

@@ -59,7 +59,7 @@ class BankFile:
     """An open bank file; every method raises StorageError where SQLite or the disk fails."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, made for the owner alone if new."""
+        """Open the file, made for the owner alone if new; one that cannot be written is opened for reading."""
         self.path = path
         self._db = Database(path, _MIGRATIONS)
 

@@ -16,7 +16,7 @@ from refdiff.memory.golden_bank.old_bank import move_old_bank
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, UnavailableError
-from refdiff.model.files import make_folder, storage_error
+from refdiff.model.files import is_read_only, open_folder, storage_error
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,9 @@ class QdrantConnection:
             raise storage_error(self.path, e) from e
 
     def _open_file(self, settings: MemorySettings) -> BankFile:
-        home, wait_s = make_folder(settings.home), settings.bank_wait_s
+        home, wait_s = open_folder(settings.home), settings.bank_wait_s
+        if is_read_only(home):  # nothing can be changed there, so nothing is locked or moved
+            return BankFile(self.path)
         busy = BankBusyError(
             f"the golden bank in {self.path} is in use by another process (waited {wait_s:g} s); "
             "stop that process (perhaps `refdiff serve`), raise REFDIFF_BANK_WAIT_S, or run a Qdrant server "

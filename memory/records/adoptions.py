@@ -1,15 +1,27 @@
-"""What people taught the system: photos adopted as golden samples with consent, and defects that people confirmed."""
+"""What people taught the system: photos adopted as golden samples with consent, and defects that people confirmed.
+
+A golden sample decides about every later part, so one inspector's word is not enough: a photo waits until an admin or a
+second person approves it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from refdiff.memory.audit_chain import append
 from refdiff.memory.database import Database
+from refdiff.memory.records.api_keys import person
 from refdiff.memory.timestamps import to_utc, utc_now
+from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
-LEARNED = "learned"  # kind of the audit record, and the table's name
+LEARNED, APPROVAL = "learned", "approval"  # kinds of audit records; their tables are `learned` and `approvals`
+
+_CONSENTS = """(
+    SELECT inspection_id, decided_by AS by, reason, created_at AS at, 'disposition' AS source
+    FROM dispositions WHERE as_reference = 1 UNION ALL
+    SELECT inspection_id, judged_by, note, judged_at, 'blind_check' FROM blind_checks WHERE as_reference = 1)"""
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,30 @@ class Adoption:
     inspection_id: str
     golden_id: str | None  # None if the photo was refused
     outcome: str  # in words
+    created_at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class WaitingReference:
+    """A photo that one person proposed as a golden sample and nobody has approved yet."""
+
+    inspection_id: str
+    part_id: str
+    product: str
+    by: str
+    reason: str
+    at: str  # ISO 8601, UTC
+    source: Literal["disposition", "blind_check"]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """The word of an admin or a second person about a photo that was proposed as a golden sample."""
+
+    inspection_id: str
+    approved: bool
+    by: str
+    note: str
     created_at: str  # ISO 8601, UTC
 
 
@@ -63,14 +99,75 @@ class AdoptionStore:
             return conn.execute("SELECT 1 FROM learned WHERE golden_id = ?", (golden_id,)).fetchone() is not None
 
     def consented(self) -> list[str]:
-        """Ids of inspections with consent but no outcome yet, oldest first."""
+        """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first."""
         with self._db.connection() as conn:
             rows = conn.execute(
-                "SELECT inspection_id, created_at AS at FROM dispositions WHERE as_reference = 1 UNION "
-                "SELECT inspection_id, judged_at AS at FROM blind_checks WHERE as_reference = 1 ORDER BY at"
+                f"SELECT c.inspection_id FROM {_CONSENTS} c JOIN approvals a USING (inspection_id) WHERE a.approved = 1 "
+                "AND c.inspection_id NOT IN (SELECT inspection_id FROM learned) ORDER BY c.at"
             ).fetchall()
-            tried = {r["inspection_id"] for r in conn.execute("SELECT inspection_id FROM learned")}
-        return list(dict.fromkeys(r["inspection_id"] for r in rows if r["inspection_id"] not in tried))
+        return list(dict.fromkeys(r["inspection_id"] for r in rows))
+
+    def waiting(self, inspection_id: str | None = None) -> list[WaitingReference]:
+        """Photos that wait for an admin or a second person, the longest waiting first; of all inspections, or of one."""
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                f"SELECT c.inspection_id, i.part_id, i.product, c.by, COALESCE(c.reason, '') AS reason, c.at, c.source "
+                f"FROM {_CONSENTS} c JOIN inspections i USING (inspection_id) WHERE (?1 IS NULL OR c.inspection_id = ?1) "
+                "AND c.inspection_id NOT IN (SELECT inspection_id FROM learned) "
+                "AND c.inspection_id NOT IN (SELECT inspection_id FROM approvals) ORDER BY c.at",
+                (inspection_id,),
+            ).fetchall()
+        # of two that propose the same photo, the first counts
+        return list({r["inspection_id"]: WaitingReference(**dict(r)) for r in reversed(rows)}.values())[::-1]
+
+    def approval(self, inspection_id: str) -> Approval | None:
+        """The word about the photo of that inspection; None while it waits, or was never proposed."""
+        with self._db.connection() as conn:
+            row = conn.execute("SELECT * FROM approvals WHERE inspection_id = ?", (inspection_id,)).fetchone()
+        return Approval(**dict(row) | {"approved": bool(row["approved"])}) if row else None
+
+    def decide(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
+        """Record an admin's or a second person's word about a proposed photo; it stands.
+
+        Raises UnknownRecordError (nothing proposed), DuplicateError (decided already), InputError (no name, or the person
+        who proposed it, who is no admin).
+        """
+        by = by.strip()
+        if not by:
+            raise InputError(f"reference of inspection {inspection_id}: who decides is missing")
+        with self._db.transaction() as conn:
+            proposed = [
+                r["by"] for r in conn.execute(f"SELECT * FROM {_CONSENTS} WHERE inspection_id = ?", (inspection_id,))
+            ]
+            if not proposed:
+                raise UnknownRecordError(
+                    f"inspection {inspection_id}: nobody has proposed its photo as a reference; `refdiff review` lists "
+                    "those that wait"
+                )
+            earlier = conn.execute(
+                "SELECT by, created_at AS at FROM approvals WHERE inspection_id = ?1 UNION ALL "
+                "SELECT 'refdiff', created_at FROM learned WHERE inspection_id = ?1",
+                (inspection_id,),
+            ).fetchone()
+            if earlier is not None:
+                raise DuplicateError(
+                    f"inspection {inspection_id}: {earlier['by']} decided about its photo as a reference at {earlier['at']}"
+                )
+            if approved and not admin and all(person(name) == person(by) for name in proposed):
+                raise InputError(
+                    f"inspection {inspection_id}: {by} proposed its photo as a reference; an admin or somebody else "
+                    "has to approve it"
+                )
+            made = Approval(inspection_id, approved, by, note.strip(), utc_now())
+            conn.execute(
+                "INSERT INTO approvals (inspection_id, approved, by, note, created_at) "
+                "VALUES (:inspection_id, :approved, :by, :note, :created_at)",
+                vars(made),
+            )
+            append(conn, APPROVAL, inspection_id, by, asdict(made))
+        if not approved:
+            self.add(inspection_id, None, f"refused by {by}" + (f": {made.note}" if made.note else ""))
+        return made
 
     def confirmed(self, product: str, days: int = 30, *, except_part: str = "") -> set[Confirmed]:
         """Defects that people confirmed on parts of the product in the last `days` days.

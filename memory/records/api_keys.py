@@ -1,6 +1,9 @@
 """API keys: 256 random bits, of which only the sha256 is kept, with a name and a role.
 
 A key is long and random, so a plain digest cannot be reversed by guessing; a password would need a slow hash.
+
+The operator's key is the exception: whoever may read the home folder may do everything anyway, so its text is kept there
+(`operator.key`, mode 0600), and servers on this machine use the same one after every start.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
+import unicodedata
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +22,12 @@ from typing import Literal, get_args
 from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.model.files import storage_error, write_atomic
 
 Role = Literal["viewer", "inspector", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles before it may
 
+OPERATOR_FILE = "operator.key"
 _PREFIX = "rdk"
 _MAX_NAME = 128
 _MIGRATIONS: Migrations = (
@@ -36,6 +42,7 @@ _MIGRATIONS: Migrations = (
             revoked_at TEXT
         )""",
     ),
+    ("ALTER TABLE keys ADD COLUMN operator INTEGER NOT NULL DEFAULT 0",),
 )
 
 
@@ -55,14 +62,39 @@ class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self._db = Database(home / "keys.sqlite", _MIGRATIONS)
+        self._db, self._operator_file = Database(home / "keys.sqlite", _MIGRATIONS), home / OPERATOR_FILE
 
     def __exit__(self, *error: object) -> None:
         self._db.close()
 
     def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
-        """A new key and its secret text, which is not stored. Raises InputError (name, role)."""
-        name = name.strip()
+        """A new key and its secret text, which is not stored. Raises InputError (name, role, name of another valid key)."""
+        return self._add(name.strip(), role, created_by)
+
+    def operator(self, name: str, *, make: bool) -> tuple[ApiKey, str] | None:
+        """The operator's key (admin) and its text, kept in the home folder; None if there is none and `make` is false.
+
+        name: of the person who runs this machine's servers, for a new one. One process at a time may make it.
+        Raises StorageError.
+        """
+        try:
+            text = self._operator_file.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            text = ""
+        except (OSError, UnicodeDecodeError) as e:
+            raise storage_error(self._operator_file, e) from e
+        if (known := self.check(text)) is not None:
+            return known, text
+        if not make:
+            return None
+        with self._db.transaction() as conn:  # the file was lost, or holds another home's key
+            conn.execute("UPDATE keys SET revoked_at = ? WHERE operator AND revoked_at IS NULL", (utc_now(),))
+        taken = {person(k.name) for k in self.list() if k.revoked_at is None}
+        key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
+        write_atomic(self._operator_file, text.encode())
+        return key, text
+
+    def _add(self, name: str, role: Role, created_by: str, operator: bool = False) -> tuple[ApiKey, str]:
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise InputError(f"name of a key: give 1 to {_MAX_NAME} printable characters, who or what will use it")
         if role not in ROLES:
@@ -70,9 +102,16 @@ class KeyStore(AbstractContextManager["KeyStore"]):
         key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), created_by, None)
         text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
         with self._db.transaction() as conn:
+            for row in conn.execute("SELECT key_id, name FROM keys WHERE revoked_at IS NULL"):
+                if person(row["name"]) == person(name):
+                    raise InputError(
+                        f"the key {row['key_id']} already has the name {row['name']!r}, which stands in reports; choose "
+                        f"another name, or revoke that key first: refdiff keys revoke {row['key_id']}"
+                    )
             conn.execute(
-                "INSERT INTO keys (key_id, name, role, sha256, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?)",
-                (key.key_id, key.name, key.role, _digest(text), key.created_at, key.created_by),
+                "INSERT INTO keys (key_id, name, role, sha256, created_at, created_by, operator) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key.key_id, key.name, key.role, _digest(text), key.created_at, key.created_by, operator),
             )
         return key, text
 
@@ -94,9 +133,10 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             return [_key(row) for row in conn.execute("SELECT * FROM keys ORDER BY created_at, key_id")]
 
     def any_good(self) -> bool:
-        """Whether any key is valid."""
+        """Whether any key is valid besides the operator's own."""
         with self._db.connection() as conn:
-            return conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
+            found = conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL AND NOT operator LIMIT 1").fetchone()
+        return found is not None
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
@@ -106,6 +146,11 @@ class KeyStore(AbstractContextManager["KeyStore"]):
         if row is None:
             raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
         return _key(row)
+
+
+def person(name: str) -> str:
+    """A name as it is compared: Ana, ana and a stray blank are one person."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _digest(text: str) -> str:

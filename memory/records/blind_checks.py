@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import unicodedata
 from dataclasses import asdict, dataclass
 
 from refdiff.memory.audit_chain import append
 from refdiff.memory.database import Database
+from refdiff.memory.records.api_keys import person
 from refdiff.memory.records.dispositions import Judgement
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
@@ -161,12 +161,7 @@ def _why_not_blind(conn: sqlite3.Connection, inspection_id: str, by: str) -> str
         (inspection_id,),
     ).fetchone()
     did = {"decided_by": "decided about the verdict of", "requested_by": "asked for"}
-    return next((what for k, what in did.items() if row[k] is not None and _person(row[k]) == _person(by)), None)
-
-
-def _person(name: str) -> str:
-    """A name as it is compared: Ana, ana and a stray blank are one person."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return next((what for k, what in did.items() if row[k] is not None and person(row[k]) == person(by)), None)
 
 
 def _find(conn: sqlite3.Connection, inspection_id: str) -> BlindCheck | None:

@@ -70,6 +70,9 @@ class Platform(Protocol):
     def name_of(self, user: str) -> str:
         """The name of a user, "" if unknown."""
 
+    def refusal(self, user: str, place: dict[str, Any]) -> str:
+        """Why a user may not read anything in that place; "" if they may. Raises UnavailableError."""
+
     def opened(self, request: ChatRequest) -> ChatRequest:
         """The request with a thread, opened here if it has none."""
 
@@ -163,6 +166,8 @@ class ChatBot:
                 f"you ({user}) may not decide about inspections; ask your administrator to add you to "
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
+        if refusal := self._platform.refusal(user, {}):
+            raise InputError(refusal)
         return self.service.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
     def run_later(self, work: Callable[[], None]) -> None:
@@ -241,9 +246,9 @@ class ChatBot:
         ):  # after a crash between these two lines a second thread is opened, and the first stays empty
             request = self._platform.opened(request)
             self._store.change(request.key, asdict(request), request.thread)
-        unsettled = False
+        refusal, unsettled = self._platform.refusal(request.user, request.place), False
         try:
-            said, unsettled = self._answer(request)
+            said, unsettled = self._answer(request) if not refusal else (refusal if request.addressed else "", False)
         except RefDiffError as e:
             if self.service.stopping and isinstance(e, UnavailableError):  # to be answered after the next start
                 return False

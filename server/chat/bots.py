@@ -82,9 +82,10 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
     require_extra("slack")
     from refdiff.server.chat.slack.app import build_app, dispatch
     from refdiff.server.chat.slack.platform import SlackPlatform, make_client
+    from refdiff.server.chat.slack.readers import SlackReaders
 
     client = make_client(settings.slack_bot_token.get_secret_value(), settings.slack_api_url)
-    platform = SlackPlatform(service, client)
+    platform = SlackPlatform(service, client, SlackReaders(client, settings.slack_readers, settings.slack_deciders))
     store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
     bot = ChatBot(service, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
     stack.enter_context(bot)

@@ -196,7 +196,7 @@ def activate(ids: GoldenIds, note: Note = "", _json: Json = False) -> None:
 
 @goldens.command(epilog="Example: refdiff goldens adopt")
 def adopt(_json: Json = False) -> None:
-    """Enrol photos that were released as references (review --as-reference) while the golden bank was in use."""
+    """Enrol photos that were approved as references (review --as-reference) while the golden bank was in use."""
     from refdiff.tools.golden_samples.adopt import adopt_all
 
     with open_workspace() as workspace:

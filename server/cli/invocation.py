@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.memory.stores import Stores
 from refdiff.server.env_files import read_env_files
+from refdiff.server.logs import keep_addresses_out
 from refdiff.server.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
@@ -63,6 +64,7 @@ def settings(**options: Any) -> Settings:
 
 def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    keep_addresses_out()
     if level != "DEBUG":
         warnings.simplefilter("ignore")  # of libraries, for their developers
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import settings
+from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.extras import require_extra
 from refdiff.server.settings import ConfigurationError
-from refdiff.server.sockets import address, is_loopback, listen
+from refdiff.server.sockets import address, check_open_to, is_loopback, listen
 
 _STOP_S = 10  # how long open requests may take after a stop signal
 
@@ -30,11 +31,16 @@ def mcp(
         str, typer.Option(help="Address to listen on; any other than loopback needs REFDIFF_MCP_TOKEN.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on, with --http.")] = 8010,
+    without_keys: Annotated[
+        bool,
+        typer.Option("--without-keys", help="Serve every account and program of this machine, without a key."),
+    ] = False,
 ) -> None:
     """Let other agents inspect parts, over the Model Context Protocol.
 
     They get the tools and whole inspections, with pictures. A REVIEW is decided by people, not by a tool.
-    On stdin and stdout it serves the agent that started it, until stdin closes, SIGTERM or Ctrl-C.
+    On stdin and stdout it serves the agent that started it, until stdin closes, SIGTERM or Ctrl-C. With --http, callers send
+    REFDIFF_MCP_TOKEN, or, where none is set, the key that it prints.
     Like `refdiff serve`, it owns the home folder while it runs.
     """
     require_extra("mcp")
@@ -44,6 +50,11 @@ def mcp(
         raise ConfigurationError(
             f"--host {host} is reachable from other machines; set REFDIFF_MCP_TOKEN, which callers must send"
         )
+    if http and without_keys:
+        with open_stores() as stores, KeyStore(stores.settings.home) as keys:
+            proxy = "REFDIFF_MCP_TOKEN" if token else chosen.behind_a_proxy
+            check_open_to(host, keys, without_keys, proxy)
+        output.note("without keys, every account and every program of this machine may inspect under your name")
     with ExitStack() as running:
         # before the heavy imports
         listener = running.enter_context(closing(listen(host, port))) if http else None
@@ -61,13 +72,21 @@ def mcp(
         else:
             import uvicorn
 
-            from refdiff.server.mcp.http import PATH, build_app
+            from refdiff.server.mcp.http import PATH, build_app, known_to, same_text
             from refdiff.server.web.serve import GracefulServer
 
-            app = build_app(server, host, token, chosen.model.max_bytes * 4 // 3 + 65_536)
             at = f"{address(host, listener)}{PATH}"
+            said = f"MCP at {at}; Ctrl-C ends it"
+            accepts = same_text(token) if token else None
+            if token is None and not without_keys:
+                keys = running.enter_context(KeyStore(chosen.memory.home))
+                operator = keys.operator(chosen.server.user, make=not keys.any_good())
+                accepts = known_to(keys)
+                if operator:
+                    said += f"\nAPI key: {operator[1]}  (for callers; kept in {chosen.memory.home / OPERATOR_FILE})"
+            app = build_app(server, host, accepts, chosen.model.max_bytes * 4 // 3 + 65_536)
             config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
-            web = GracefulServer(config, lambda: output.say(f"MCP at {at}; Ctrl-C ends it"), service.drain)
+            web = GracefulServer(config, lambda: output.say(said), service.drain)
             web.run([listener])
             interrupted = web.interrupted
     if interrupted:

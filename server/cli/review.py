@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.records.adoptions import Adoption
+from refdiff.memory.records.adoptions import Adoption, WaitingReference
 from refdiff.memory.records.blind_checks import Waiting
 from refdiff.memory.records.dispositions import Decision, Judgement
 from refdiff.memory.stores import Stores
@@ -43,6 +43,13 @@ def review(
     as_reference: Annotated[
         bool, typer.Option("--as-reference", help="Let the photo of this good part become a golden sample.")
     ] = False,
+    reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--approve-reference/--refuse-reference",
+            help="Decide about a photo that somebody proposed as a golden sample.",
+        ),
+    ] = None,
     blind: Annotated[
         bool,
         typer.Option(
@@ -58,8 +65,14 @@ def review(
 ) -> None:
     """List the inspections that are waiting for a person, or decide one. The filed report never changes.
 
-    Decisions are used later: a good part may become a reference, a confirmed defect is remembered.
+    Decisions are used later: a good part may become a reference, a confirmed defect is remembered. A reference that an
+    inspector proposed over HTTP waits for an admin or a second person; whoever runs this command is an admin.
     """
+    if reference is not None:
+        if accept or override or good is not None or as_reference or blind:
+            raise typer.BadParameter("not together with another decision.", param_hint="--approve-reference")
+        _decide_reference(inspection_id, reference, reason, by)
+        return
     judged: Judgement | None = None if good is None else "good" if good else "bad"
     if blind:
         if accept or override:
@@ -74,10 +87,14 @@ def review(
         raise typer.BadParameter("needs --accept or --override (or --blind).", param_hint=named)
     if inspection_id is None:
         with open_stores() as stores:
-            waiting = stores.inspections.open_reviews()
+            waiting, proposed = stores.inspections.open_reviews(), stores.adoptions.waiting()
         hint = "decide one: refdiff review INSPECTION --accept|--override --good|--bad --reason TEXT"
         shown = (inspection_table(waiting, {}), hint) if waiting else ("no inspection is waiting for review",)
-        emit({"open_reviews": [inspection_row(r) for r in waiting]}, *shown)
+        document = {
+            "open_reviews": [inspection_row(r) for r in waiting],
+            "references": [asdict(p) for p in proposed],
+        }
+        emit(document, *shown, *_proposed_view(proposed))
         return
     inspection_id = clean(inspection_id)
     with open_stores() as stores:
@@ -92,7 +109,7 @@ def review(
 
     who = clean(by or settings().server.user)
     with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
-        made = dispose(inspector, inspection_id, decision, who, clean(reason or ""), judged, as_reference)
+        made = dispose(inspector, inspection_id, decision, who, clean(reason or ""), judged, as_reference, admin=True)
         adoption = workspace.stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing can be learned from this decision without --good or --bad; add one next time")
@@ -120,10 +137,35 @@ def _blind(
 
     who = clean(by or settings().server.user)
     with open_workspace() as workspace:
-        made = judge_blind(workspace, inspection_id, judged, who, clean(note or ""), as_reference)
+        made = judge_blind(workspace, inspection_id, judged, who, clean(note or ""), as_reference, admin=True)
         adoption = workspace.stores.adoptions.get(inspection_id)
     line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
     emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))
+
+
+def _decide_reference(inspection_id: str | None, approved: bool, note: str | None, by: str | None) -> None:
+    """Approve or refuse a photo that was proposed as a golden sample."""
+    if inspection_id is None:
+        raise typer.BadParameter("say which one; `refdiff review` lists them.", param_hint="INSPECTION")
+    from refdiff.agent.people.reviews import decide_reference
+
+    inspection_id, who = clean(inspection_id), clean(by or settings().server.user)
+    with open_workspace() as workspace:
+        made = decide_reference(workspace, inspection_id, approved, who, clean(note or ""), admin=True)
+        adoption = workspace.stores.adoptions.get(inspection_id)
+    said = "approved" if approved else "refused"
+    line = f"{made.inspection_id}: reference {said} by {made.by}, {made.created_at}"
+    emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(approved, adoption))
+
+
+def _proposed_view(proposed: list[WaitingReference]) -> list[Any]:
+    if not proposed:
+        return []
+    shown = output.table("Inspection", "Part", "Product", "Proposed", "By", "Why", title="Proposed as golden samples")
+    for p in proposed:
+        cells = (p.inspection_id, p.part_id, p.product, p.at[:16].replace("T", " "), p.by, p.reason)
+        shown.add_row(*map(output.printable, cells))
+    return [shown, "decide one: refdiff review INSPECTION --approve-reference|--refuse-reference"]
 
 
 def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:

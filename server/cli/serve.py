@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import AlphaRate, Json, References, clean
 from refdiff.server.cli.output import emit
 from refdiff.server.sockets import check_open_to, listen
+
+if TYPE_CHECKING:  # FastAPI loads only once the port is free
+    from refdiff.server.web.sign_in import OperatorSignIn
 
 keys = typer.Typer(help="Add, list or revoke API keys of the HTTP server.", no_args_is_help=True)
 
@@ -35,11 +38,19 @@ def serve(
         str, typer.Option(help="Address to listen on; any other than loopback needs an API key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    without_keys: Annotated[
+        bool,
+        typer.Option(
+            "--without-keys", help="Let every account and program of this machine do everything, without a key."
+        ),
+    ] = False,
     references: References = None,
     alpha: AlphaRate = None,
     _json: Json = False,
 ) -> None:
-    """Serve the HTTP API, also for OpenAI clients, until Ctrl-C.
+    """Serve the review page and the HTTP API, also for OpenAI clients, until Ctrl-C.
+
+    On loopback it prints a link that signs your browser in, and a key for your programs, until you create other keys.
 
     One process at a time owns a home folder: it holds the golden bank and inspects one part after another.
     After a crash it resumes everything that it had accepted. It logs to stderr, one JSON document per line.
@@ -49,14 +60,23 @@ def serve(
     chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before the heavy imports
         with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-            check_open_to(host, kept)
+            check_open_to(host, kept, without_keys, chosen.behind_a_proxy)
+        if without_keys:
+            output.note(
+                "without keys, every account and every program of this machine may do everything under your name"
+            )
         from refdiff.server.web.serve import serve as run_server
 
-        def ready(address: str) -> None:
-            line = f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"
-            emit({"address": address, "home": str(chosen.memory.home)}, line)
+        def ready(address: str, sign_in: OperatorSignIn | None) -> None:
+            lines = [f"serving on {address} (documentation: {address}/docs); Ctrl-C stops"]
+            link, text = (sign_in.link(address), sign_in.text) if sign_in else (None, None)
+            if sign_in:
+                lines += [f"review page:  {link}  (signs one browser in, once)",
+                          f"API key:      {text}  (for programs; kept in {chosen.memory.home / OPERATOR_FILE})"]  # fmt: skip
+            document = {"address": address, "home": str(chosen.memory.home), "sign_in": link, "api_key": text}
+            emit(document, "\n".join(lines))
 
-        run_server(listener, host, chosen, ready)
+        run_server(listener, host, chosen, ready, without_keys)
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")

@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from refdiff.server.sockets import is_loopback
+from refdiff.memory.records.api_keys import KeyStore
+from refdiff.server.sockets import is_loopback, proxy_header
 
 PATH = "/mcp"
 
 
-class BearerToken:
-    """Refuses requests without the token (401); compares in constant time."""
+class Admission:
+    """Refuses requests without a good key (401). Where none is needed, those that came through a proxy."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._wanted = app, f"Bearer {token}".encode()
+    def __init__(self, app: ASGIApp, accepts: Callable[[str], bool] | None) -> None:
+        self._app, self._accepts = app, accepts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._wanted):
-                refusal = JSONResponse(
-                    {"error": "send Authorization: Bearer REFDIFF_MCP_TOKEN"}, 401, {"www-authenticate": "Bearer"}
-                )
-                await refusal(scope, receive, send)
-                return
+        if scope["type"] == "http" and (why := self._refusal(Headers(scope=scope))):
+            refusal = JSONResponse({"error": why}, 401, {"www-authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
+    def _refusal(self, headers: Headers) -> str | None:
+        if self._accepts is None:
+            proxy = proxy_header(headers)
+            return proxy and f"this request came through a proxy (header {proxy[:40]}); leave out --without-keys"
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._accepts(key.strip()):
+            return None
+        return (
+            "send Authorization: Bearer KEY: REFDIFF_MCP_TOKEN or, where none is set, an inspector's or admin's API key"
+        )
 
-def build_app(server: MCPServer[Any], host: str, token: str | None, max_bytes: int) -> Starlette:
-    """The ASGI app with the endpoint /mcp. max_bytes: limit of a request; base64 makes a photo a third larger.
+
+def same_text(wanted: str) -> Callable[[str], bool]:
+    """Whether a text is the wanted one, in constant time."""
+    return lambda given: hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def known_to(keys: KeyStore) -> Callable[[str], bool]:
+    """Whether a text is a valid API key of somebody who may inspect."""
+
+    def known(given: str) -> bool:
+        key = keys.check(given)
+        return key is not None and key.role != "viewer"
+
+    return known
+
+
+def build_app(server: MCPServer[Any], host: str, accepts: Callable[[str], bool] | None, max_bytes: int) -> Starlette:
+    """The ASGI app with the endpoint /mcp.
+
+    accepts: whether a key opens it; None to serve this machine without one. max_bytes: limit of a request; base64 makes a
+    photo a third larger.
 
     On loopback, only loopback host names are allowed, which prevents DNS rebinding by web pages.
     """
@@ -49,6 +77,5 @@ def build_app(server: MCPServer[Any], host: str, token: str | None, max_bytes: i
     app = server.streamable_http_app(
         streamable_http_path=PATH, host=host, transport_security=security, max_request_body_size=max_bytes
     )
-    if token:
-        app.add_middleware(BearerToken, token=token)
+    app.add_middleware(Admission, accepts=accepts)
     return app

@@ -54,7 +54,7 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def check_url(url: str) -> str:
-    """Returns the URL. Raises InputError unless it is a valid http(s) URL."""
+    """Returns the URL. Raises InputError, which does not repeat it, unless it is a valid http(s) URL."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -62,7 +62,7 @@ def check_url(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):  # unclosed brackets, a port above 65535
         good = False
     if not good:
-        raise InputError(f"--webhook {url!r}: give a URL like https://host/path")
+        raise InputError("--webhook: this is no URL; give one like https://host/path")
     return url
 
 

@@ -1,4 +1,4 @@
-"""Authentication: API keys with roles, and access without a key for people on the same machine."""
+"""Authentication: API keys with roles, and the browser of the person who runs the server."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 
 from refdiff.agent.service import InspectionService
-from refdiff.memory.records.api_keys import ROLES, KeyStore, Role
-from refdiff.server.sockets import is_loopback
+from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES, KeyStore, Role
+from refdiff.server.sockets import is_loopback, proxy_header
 from refdiff.server.web.errors import Refused
+from refdiff.server.web.sign_in import OperatorSignIn
 
 WRONG_KEYS_PER_MINUTE = 20
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-
 _bearer = HTTPBearer(auto_error=False, description="An API key (`refdiff keys add`)")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key (`refdiff keys add`)")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The author of a request. name: appears in reports and dispositions. key_id: None for local access without a key."""
+    """The author of a request. name: appears in reports and dispositions. key_id: None on a server without keys."""
 
     name: str
     role: Role
@@ -38,37 +38,65 @@ class Caller:
 
 
 class Access:
-    """Who may connect. Without a key only if nobody else can: bound to loopback, called as localhost, without a proxy.
+    """Who may connect: with an API key; on loopback also the operator's browser (see OperatorSignIn).
 
-    A proxy on this machine can make every external request look local, without naming the client. So any sign of a proxy
-    makes a key mandatory: `hosts`, forwarding headers, or `require_key`.
+    without_keys: on loopback everybody may do everything, whatever key they send. That door closes as soon as there is an
+    API key, and to any request that came through a proxy: a proxy on this machine makes every external request look local.
     """
 
     def __init__(
-        self, keys: KeyStore, *, loopback: bool, user: str, require_key: bool = False, hosts: tuple[str, ...] = ()
+        self,
+        keys: KeyStore,
+        *,
+        loopback: bool,
+        user: str,
+        sign_in: OperatorSignIn | None = None,
+        without_keys: bool = False,
+        hosts: tuple[str, ...] = (),
     ) -> None:
         """loopback: the server listens on a loopback address. user: name of a caller without a key. hosts: other names of
-        the server; with any of them, every caller needs a key."""
-        self.keys, self.user = keys, user
-        self.open = loopback and not require_key and not hosts
+        the server."""
+        self.keys, self.user, self.sign_in = keys, user, sign_in
+        self.open = loopback and without_keys
         self._loopback = loopback
         self._hosts = frozenset(h.lower() for h in hosts)
         self._wrong = MovingWindowRateLimiter(MemoryStorage())
 
-    def identify(self, headers: Headers, client: str, key: str | None) -> Caller:
-        """Raises Refused 401 (no key, unknown key) or 429 (too many wrong ones)."""
-        if key is None:
-            if self.open and is_loopback(client) and host_is_loopback(headers) and not _forwarded(headers):
-                return Caller(self.user, "admin", None)
-            raise _unauthenticated(
-                "an API key is required: Authorization: Bearer KEY (create one with `refdiff keys add`)"
-            )
-        found = self.keys.check(key)
-        if found is None:  # only unknown keys are limited: behind a proxy all callers share one address
-            if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
-                raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
+    def identify(self, headers: Headers, client: str, key: str | None, port: int = 0) -> Caller:
+        """port: of this server, which names its cookie. Raises Refused 401 (no key, unknown key) or 429 (too many)."""
+        if key is not None and (found := self.keys.check(key)) is not None:
+            return Caller(found.name, found.role, found.key_id)
+        proxy = proxy_header(headers)
+        local = self._loopback and proxy is None and is_loopback(client) and host_is_loopback(headers)
+        if self.open and local and not self.keys.any_good():
+            return Caller(self.user, "admin", None)
+        if key is not None:
+            self.count_wrong(client)
             raise _unauthenticated("this API key is unknown or revoked")
-        return Caller(found.name, found.role, found.key_id)
+        if (
+            local
+            and self.sign_in
+            and self.sign_in.holds(cookie_parser(headers.get("cookie", "")).get(cookie_name(port), ""))
+        ):
+            operator = self.keys.check(self.sign_in.text)  # None once it is revoked
+            if operator is not None:
+                return Caller(operator.name, operator.role, operator.key_id)
+        raise _unauthenticated(self._way_in(proxy))
+
+    def count_wrong(self, client: str) -> None:
+        """Count a wrong key or token; nothing else, as all callers behind a proxy share one address. Raises Refused."""
+        if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
+            raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
+
+    def _way_in(self, proxy: str | None) -> str:
+        if proxy is not None and (self.open or self.sign_in):
+            return f"this request came through a proxy (header {proxy[:40]}) and needs an API key: Authorization: Bearer KEY"
+        if self.sign_in is not None:
+            return (
+                "an API key is required: open the link that `refdiff serve` printed when it started, or send "
+                f"Authorization: Bearer KEY, with the key that it printed ({OPERATOR_FILE} in its home folder holds it)"
+            )
+        return "an API key is required: Authorization: Bearer KEY (create one with `refdiff keys add`)"
 
     def host_allowed(self, headers: Headers) -> bool:
         """Whether the Host header is allowed; on loopback other names than localhost would permit DNS rebinding."""
@@ -95,8 +123,15 @@ def host_is_loopback(headers: Headers) -> bool:
     return is_loopback(name)
 
 
-def _forwarded(headers: Headers) -> bool:
-    return any(name in headers for name in _FORWARDED)
+def cookie_name(port: int) -> str:
+    """The name of the cookie: browsers send the cookies of one port to all ports of a host."""
+    return f"refdiff-{port}"
+
+
+def server_port(request: Request) -> int:
+    """The port that this server listens on, whatever the Host header says."""
+    server = request.scope.get("server")
+    return int(server[1] or 0) if server else 0
 
 
 # ---- dependencies of the routes ----

@@ -20,6 +20,7 @@ from refdiff.server.web.routes import (
     health,
     inspections,
     line_cameras,
+    login,
     openai,
     people,
     products,
@@ -35,6 +36,7 @@ ROUTERS = (
     people.router,
     openai.router,
     health.router,
+    login.router,
 )
 
 

@@ -8,6 +8,8 @@ import sys
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from refdiff.server.logs import keep_addresses_out
+
 
 def json_formatter() -> JsonFormatter:
     """Lines with `time` (UTC), `level`, `logger`, `message`, the fields of `extra`, and `exception` where there is one."""
@@ -27,3 +29,4 @@ def log_json(level: str) -> None:
     handler.setFormatter(json_formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("refdiff").setLevel("DEBUG" if level == "DEBUG" else "INFO")
+    keep_addresses_out()

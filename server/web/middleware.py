@@ -21,8 +21,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from refdiff.memory.audit_chain import using_key
 from refdiff.server.web import errors
-from refdiff.server.web.access import Access, Caller, given_key
+from refdiff.server.web.access import Access, Caller, given_key, server_port
 from refdiff.server.web.metrics import Metrics
 
 log = logging.getLogger("refdiff.http")
@@ -84,7 +85,8 @@ class RequestAdmission:
             await answer(scope, receive, sending)
         else:
             try:
-                await self._app(scope, self._limited(request, receive), sending)
+                with using_key(_key_of(request)):
+                    await self._app(scope, self._limited(request, receive), sending)
             except Exception:  # a bug: the response has no details, the log has
                 log.exception("internal error", extra={"request_id": request.state.request_id})
                 if status:
@@ -104,21 +106,27 @@ class RequestAdmission:
         if not self._access.host_allowed(headers):
             raise errors.Refused(403, f"unknown host {headers.get('host', '')[:80]!r}: use localhost, or add the "
                                  "host to REFDIFF_ALLOWED_HOSTS")  # fmt: skip
-        if key is None and request.method not in _SAFE and _is_cross_site(headers):
+        if (key is None or self._access.open) and request.method not in _SAFE and _is_cross_site(headers):
             raise errors.Refused(403, "requests from web pages of other sites are not allowed")
         client = request.client.host if request.client else ""
-        guarded = path.startswith(_GUARDED)
-        caller = self._access.identify(headers, client, key) if guarded else None
-        if caller:
+        if key is None:
+            self._count(client)
+        if path.startswith(_GUARDED):
+            caller = self._access.identify(headers, client, key, server_port(request))
             request.state.caller = caller
+            if key is not None:
+                self._count(caller.key_id or client)
+        elif key is not None:
+            self._count(client)
         if (length := headers.get("content-length", "0")).isdecimal() and int(length) > self._limit(request):
             raise _too_large(self._limit(request))
-        if self._rate and guarded:
-            who = caller.key_id if caller and caller.key_id else client
-            if not self._window.hit(self._rate, who):
-                reset = self._window.get_window_stats(self._rate, who).reset_time
-                wait = {"Retry-After": str(max(1, round(reset - time.time())))}
-                raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", wait)
+
+    def _count(self, who: str) -> None:
+        """Count a request against the rate of a key, or of an address without one. Raises Refused."""
+        if self._rate and not self._window.hit(self._rate, who):
+            reset = self._window.get_window_stats(self._rate, who).reset_time
+            wait = {"Retry-After": str(max(1, round(reset - time.time())))}
+            raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", wait)
 
     def _limit(self, request: Request) -> int:
         """Size limit of the body, in bytes; higher where images are expected."""
@@ -143,17 +151,21 @@ class RequestAdmission:
     def _log(self, request: Request, scope: Mapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "")  # the route template: ids must not become labels
         self._metrics.request(request.method, route or "unknown", status, seconds)
-        caller: Caller | None = getattr(request.state, "caller", None)
         fields = {
             "request_id": request.state.request_id,
             "method": request.method,
             "path": request.url.path[:300],
             "status": status,
             "ms": round(seconds * 1000, 1),
-            "key": caller.key_id if caller else None,
+            "key": _key_of(request),
             "client": request.client.host if request.client else None,
         }
         log.log(logging.INFO if status < 500 else logging.ERROR, "request", extra=fields)
+
+
+def _key_of(request: Request) -> str | None:
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller.key_id if caller else None
 
 
 def _too_large(limit: int) -> errors.Refused:

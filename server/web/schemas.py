@@ -85,11 +85,16 @@ class DispositionBody(_Strict):
     judged: Judgement | None = Field(
         default=None, description="What the part really is; needed for a REVIEW, otherwise it follows from the decision"
     )
-    as_reference: bool = Field(default=False, description="Let the photo of this good part become a golden sample")
+    as_reference: bool = Field(
+        default=False, description="Propose the photo of this good part as a golden sample; an admin's word is enough"
+    )
 
 
 class DecidedView(BaseModel):
-    """A disposition. learned: outcome of the adoption as reference; null without consent, or while it waits."""
+    """A disposition. learned: outcome of the adoption as reference; null without consent, or while it waits.
+
+    waits_for_approval: an admin or a second person has to approve the reference first (`/v1/references`).
+    """
 
     inspection_id: str
     decision: Literal["accept", "override"]
@@ -99,6 +104,7 @@ class DecidedView(BaseModel):
     judged: Judgement | None
     as_reference: bool
     learned: Adoption | None
+    waits_for_approval: bool = False
 
 
 class QuestionBody(_Strict):

@@ -13,12 +13,13 @@ import uvicorn
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import bots
-from refdiff.server.settings import ChatSettings, ServerSettings, Settings
+from refdiff.server.settings import ServerSettings, Settings
 from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.json_logs import log_json
+from refdiff.server.web.sign_in import OperatorSignIn
 
 _STOP_S = 10  # how long open requests may take after a stop signal
 _CONNECTIONS = 512
@@ -28,20 +29,22 @@ def serve(
     listener: socket.socket,
     host: str,
     settings: Settings,
-    ready: Callable[[str], None],
+    ready: Callable[[str, OperatorSignIn | None], None],
+    without_keys: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end.
 
-    host: the address that the listener is bound to. ready: called with the URL once requests are accepted. Raises
-    UnavailableError if another server owns the home, InputError if other machines could connect without a key.
+    host: the address that the listener is bound to. ready: called with the URL once requests are accepted, and with the
+    operator's sign-in if there is one. without_keys: whoever calls from this machine may do everything. Raises
+    UnavailableError if another server owns the home, InputError if strangers could connect without a key.
     """
     with contextlib.ExitStack() as running:
         service = running.enter_context(
             InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
         )
         keys = running.enter_context(KeyStore(service.stores.settings.home))
-        check_open_to(host, keys)
-        access = access_to(keys, host, settings.server, settings.chat)
+        check_open_to(host, keys, without_keys, settings.behind_a_proxy)
+        access = access_to(keys, host, settings.server, without_keys)
         log_json(settings.server.log_level)
         app = create_app(service, access, settings.server, settings.chat.public_url)
         running.enter_context(bots(app, service, settings.chat))
@@ -49,17 +52,22 @@ def serve(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
         )  # fmt: skip
-        server = GracefulServer(config, lambda: ready(address(host, listener)), service.drain)
+        server = GracefulServer(config, lambda: ready(address(host, listener), access.sign_in), service.drain)
         server.run([listener])
     if server.interrupted:
         raise KeyboardInterrupt
 
 
-def access_to(keys: KeyStore, host: str, settings: ServerSettings, chat: ChatSettings) -> Access:
-    """The access rules that follow from host and settings."""
+def access_to(keys: KeyStore, host: str, settings: ServerSettings, without_keys: bool = False) -> Access:
+    """The access rules that follow from host and settings.
+
+    On loopback the operator signs in with a key of their own, made here unless others were given out.
+    """
+    loopback = is_loopback(host)
+    operator = keys.operator(settings.user, make=not keys.any_good()) if loopback and not without_keys else None
     return Access(
-        keys, loopback=is_loopback(host), user=settings.user, hosts=tuple(settings.allowed_hosts),
-        require_key=settings.require_key or chat.called_from_outside,
+        keys, loopback=loopback, user=settings.user, hosts=tuple(settings.allowed_hosts), without_keys=without_keys,
+        sign_in=OperatorSignIn(*operator) if operator else None,
     )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ class Server:
             if not line:
                 raise RuntimeError(f"the server did not start: {self.log.read_text()[-2000:]}")
             text += line
-        self.url = json.loads(text)["address"]
+        said = json.loads(text)
+        self.url, self.headers = said["address"], {"Authorization": f"Bearer {said['api_key']}"}
         self._port = int(self.url.rpartition(":")[2])
 
     def kill(self) -> None:
@@ -98,7 +99,7 @@ class Client:
     def _run(self) -> None:
         while time.monotonic() < self._until:
             try:
-                with httpx2.Client(base_url=self._server.url, timeout=120) as http:
+                with httpx2.Client(base_url=self._server.url, headers=self._server.headers, timeout=120) as http:
                     while time.monotonic() < self._until:
                         self._turn(http)
             except httpx2.TransportError:
@@ -171,7 +172,7 @@ def load(root: Path, clients: int, minutes: float, kill_every: float | None, see
     for person in people:
         person.thread.join(300)
     accepted = [i for person in people for i in person.accepted]
-    with httpx2.Client(base_url=server.url, timeout=60) as http:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
         while http.get("/v1/inspections/queue").json()["items"]:
             time.sleep(0.5)
         listed: list[str] = []

@@ -64,7 +64,7 @@ def server(photos: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_server_killed_in_mid_inspection_files_each_accepted_inspection_once(server: Any, photos: list[bytes]) -> None:
     accepted = []
-    with httpx2.Client(base_url=server.url, timeout=60) as http:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
         for i, data in enumerate(photos):
             form = {"part_id": str(i), "product": "board"}
             made = http.post("/v1/inspections", files={"image": data}, data=form, headers={"Idempotency-Key": f"k{i}"})
@@ -74,7 +74,7 @@ def test_server_killed_in_mid_inspection_files_each_accepted_inspection_once(ser
             time.sleep(0.01)
     server.kill()
     server.start()
-    with httpx2.Client(base_url=server.url, timeout=60) as http:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
         again = http.post("/v1/inspections", json={"part_id": "0"}, headers={"Idempotency-Key": "k0"})
         assert again.json()["inspection_id"] == accepted[0]
         for inspection_id in accepted:
@@ -88,18 +88,25 @@ def test_server_killed_in_mid_inspection_files_each_accepted_inspection_once(ser
 def test_curl_uploads_a_photo_and_follows_its_events(server: Any, photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "part.png").write_bytes(photos[0])
     form = [f"image=@{tmp_path / 'part.png'}", "part_id=4412", "product=board"]
-    command = ["curl", "-sS", *(f for part in form for f in ("-F", part)), f"{server.url}/v1/inspections?wait_s=60"]
+    key = ["-H", f"Authorization: {server.headers['Authorization']}"]
+    command = [
+        "curl",
+        "-sS",
+        *key,
+        *(f for part in form for f in ("-F", part)),
+        f"{server.url}/v1/inspections?wait_s=60",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert (found["state"], found["report"]["part_id"]) == ("done", "4412")
     stream = subprocess.run(
-        ["curl", "-sSN", server.url + found["links"]["events"]], capture_output=True, text=True, check=True
+        ["curl", "-sSN", *key, server.url + found["links"]["events"]], capture_output=True, text=True, check=True
     )
     assert stream.stdout.rstrip().rpartition("event: ")[2].startswith("done")
 
 
 def test_server_log_is_json_lines(server: Any) -> None:
-    httpx2.get(f"{server.url}/v1/inspections", headers={"X-Request-ID": "request-77"})
+    httpx2.get(f"{server.url}/v1/inspections", headers=server.headers | {"X-Request-ID": "request-77"})
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + 30
     while not found and time.monotonic() < deadline:  # it is written after the answer

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from refdiff.memory.audit_chain import using_key
 from refdiff.memory.records.adoptions import Confirmed
 from refdiff.memory.records.blind_checks import Waiting, is_drawn
 from refdiff.memory.stores import Stores
@@ -129,10 +130,70 @@ def test_only_parts_judged_good_may_become_references(stores: Stores) -> None:
     with pytest.raises(InputError, match="say that it is good"):
         stores.dispositions.add("r", "accept", "bob", "?", as_reference=True)
     stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
+    assert stores.adoptions.consented() == []
+    assert [w.inspection_id for w in stores.adoptions.waiting()] == ["g"]
+    stores.adoptions.decide("g", True, "ann", admin=False)
     assert stores.adoptions.consented() == ["g"]
+    assert stores.adoptions.waiting() == []
     first = stores.adoptions.add("g", "g-0123456789ab", "enrolled")
     assert stores.adoptions.add("g", None, "refused") == first
     assert stores.adoptions.consented() == []
+
+
+@pytest.mark.parametrize(
+    ("by", "admin", "approved", "allowed"),
+    [
+        ("bob", False, True, False),  # it is bob's own proposal
+        (" BOB ", False, True, False),
+        ("bob", False, False, True),  # who may take it back
+        ("bob", True, True, True),
+        ("eve", False, True, True),
+        ("eve", False, False, True),
+        ("", True, True, False),
+    ],
+)
+def test_reference_needs_an_admin_or_a_second_person(
+    stores: Stores, by: str, admin: bool, approved: bool, allowed: bool
+) -> None:
+    file(stores, "g", "FAIL")
+    with pytest.raises(UnknownRecordError, match="nobody has proposed"):
+        stores.adoptions.decide("g", approved, "ann", admin=True)
+    stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
+    [waiting] = stores.adoptions.waiting("g")
+    assert (waiting.part_id, waiting.by, waiting.reason, waiting.source) == ("g", "bob", "dust", "disposition")
+    if not allowed:
+        with pytest.raises(InputError):
+            stores.adoptions.decide("g", approved, by, admin=admin)
+        assert stores.adoptions.waiting("g") == [waiting]
+        return
+    made = stores.adoptions.decide("g", approved, by, "looked at it", admin=admin)
+    assert stores.adoptions.approval("g") == made
+    assert stores.adoptions.consented() == (["g"] if approved else [])
+    learned = stores.adoptions.get("g")
+    assert (learned.outcome if learned else None) == (None if approved else f"refused by {by}: looked at it")
+    with pytest.raises(DuplicateError):
+        stores.adoptions.decide("g", not approved, "zoe", admin=True)
+    assert [r.kind for r in stores.audit.of("g")][:3] == ["filed", "disposition", "approval"]
+    assert stores.audit.verify_store().problem is None
+    with stores.db.transaction() as conn:
+        conn.execute("UPDATE approvals SET approved = NOT approved")
+    assert "approvals" in str(stores.audit.verify_store().problem)
+
+
+def test_two_people_who_propose_the_same_photo_approve_it(stores: Stores) -> None:
+    file(stores, "g", "FAIL", blind_share=1.0)
+    stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
+    stores.blind_checks.answer("g", "good", "eve", as_reference=True)
+    assert [w.by for w in stores.adoptions.waiting()] == ["bob"]
+    assert stores.adoptions.decide("g", True, "eve", admin=False).approved
+
+
+def test_audit_records_name_the_api_key_of_their_author(stores: Stores) -> None:
+    with using_key("k-1a2b3c4d"):
+        file(stores, "g", "FAIL")
+    stores.dispositions.add("g", "override", "bob", "dust")
+    assert [r.facts.get("by_key") for r in stores.audit.of("g")] == ["k-1a2b3c4d", None]
+    assert stores.audit.verify_store().problem is None
 
 
 def test_confirmed_defects_are_counted_once_per_part(stores: Stores) -> None:

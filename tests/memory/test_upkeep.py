@@ -23,7 +23,7 @@ from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.journals.watch import WatchJournal
-from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import MAIN, Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore
@@ -269,6 +269,14 @@ def test_backup_of_a_home_that_is_written_meanwhile_fits_together(
         stop.set()
         writer.join()
     assert held[0] < held[-1]
+
+
+def test_operators_key_is_not_in_a_backup(home: Path, tmp_path: Path) -> None:
+    with KeyStore(home) as keys:
+        assert keys.operator("ann", make=True)
+    assert (home / OPERATOR_FILE).is_file()
+    back_up(home, tmp_path / "copy")
+    assert not (tmp_path / "copy" / OPERATOR_FILE).exists()
 
 
 def test_backup_refuses_what_would_destroy_or_mislead(home: Path, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ class FakeServer(ThreadingHTTPServer):
 def serving(service: InspectionService, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
     """Its address."""
     with KeyStore(service.stores.settings.home) as keys:
-        app = create_app(service, Access(keys, loopback=True, user="tester"), ServerSettings(user="tester"))
+        app = create_app(
+            service, Access(keys, loopback=True, user="tester", without_keys=True), ServerSettings(user="tester")
+        )
         with bots(app, service, ChatSettings(**settings), teams or TeamsCloud()):
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
             listening = socket.socket()

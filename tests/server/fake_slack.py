@@ -33,6 +33,8 @@ class FakeSlack:
     fail: dict[str, int | str] = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
+    people: dict[str, dict[str, Any]] = field(default_factory=dict)  # what users.info says beyond a member's profile
+    shared: set[str] = field(default_factory=set)  # channels with another organisation
     socket_url: str = ""  # where Socket Mode is told to connect
 
     def __post_init__(self) -> None:
@@ -97,7 +99,10 @@ class FakeSlack:
         if method == "apps.connections.open":
             return {"url": self.socket_url}
         if method == "users.info":
-            return {"user": {"id": arguments["user"], "real_name": f"Name of {arguments['user']}"}}
+            known = {"id": arguments["user"], "real_name": f"Name of {arguments['user']}", "team_id": TEAM}
+            return {"user": known | self.people.get(arguments["user"], {})}
+        if method == "conversations.info":
+            return {"channel": {"id": arguments["channel"], "is_ext_shared": arguments["channel"] in self.shared}}
         if method == "chat.postMessage":
             return {"channel": f"D{arguments['channel']}" if arguments["channel"].startswith("U") else arguments["channel"],
                     "ts": f"9000.{number:06}"}  # fmt: skip
@@ -135,6 +140,7 @@ class FakeSlack:
 
     def event(self, app: str, event: dict[str, Any], event_id: str = "Ev1", **how: Any) -> httpx2.Response:
         body = {"type": "event_callback", "team_id": TEAM, "api_app_id": "A1", "event_id": event_id, "event": event,
+                "is_ext_shared_channel": event.get("channel") in self.shared,
                 "authorizations": [{"team_id": TEAM, "user_id": BOT, "is_bot": True}]}  # fmt: skip
         return self.send(app, json.dumps(body), "application/json", **how)
 

@@ -86,7 +86,7 @@ def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     assert {(c["before"], c["label"]) for c in effect["changed"]} == {("FAIL", 0)}
 
     code, trail = said(capsys, "audit", "verify", "--store")
-    assert (code, trail["checks"][0]["records"]) == (0, 6)  # filed, disposition and learned, twice
+    assert (code, trail["checks"][0]["records"]) == (0, 8)  # filed, disposition, approval and learned, twice
 
 
 def test_duplicate_reference_is_refused_with_the_reason(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +122,28 @@ def test_reference_is_adopted_later_while_the_bank_is_in_use(
     assert (code, shown["learned"][0]["inspection_id"]) == (0, report["inspection_id"])
     assert shown["learned"][0]["golden_id"]
     assert said(capsys, "goldens", "adopt")[1] == {"learned": []}
+
+
+def test_reference_proposed_by_an_inspector_is_listed_and_decided(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = inspect(capsys, "a", lamp_photo(400))
+    with Stores.open() as stores:  # as the server does for an inspector
+        stores.dispositions.add(report["inspection_id"], "override", "carol", "dust", as_reference=True)
+    code, shown = said(capsys, "review")
+    assert [(r["part_id"], r["by"], r["reason"]) for r in shown["references"]] == [("a", "carol", "dust")]
+    assert said(capsys, "goldens", "adopt")[1] == {"learned": []}
+    assert main.run(["review"]) == 0
+    assert "--approve-reference" in capsys.readouterr().out
+    for usage in (["--approve-reference"], [report["inspection_id"], "--approve-reference", "--accept"]):
+        assert said(capsys, "review", *usage)[0] == 64
+    code, made = said(
+        capsys, "review", report["inspection_id"], "--approve-reference", "--reason", "seen", "--by", "dave"
+    )
+    assert (code, made["approved"], made["by"], made["note"]) == (0, True, "dave", "seen")
+    assert made["learned"]["outcome"].startswith("enrolled")
+    assert said(capsys, "review")[1]["references"] == []
+    assert said(capsys, "review", report["inspection_id"], "--refuse-reference")[0] == 65
 
 
 def test_adoption_killed_after_enrolling_is_recorded_as_enrolled(

@@ -24,12 +24,15 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
+from starlette.responses import PlainTextResponse
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
+from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES, KeyStore
 from refdiff.server.cli import main
 from refdiff.server.mcp import server as mcp_server
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
+from refdiff.server.mcp.http import Admission, known_to
 from refdiff.server.mcp.server import build_server
 
 from .conftest import bad_photo, good_photo
@@ -206,9 +209,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[str]:
+def serving(*options: str, **environment: str) -> Iterator[str]:
     port = _free_port()
-    command = [str(REFDIFF), "mcp", "--http", "--port", str(port)]
+    command = [str(REFDIFF), "mcp", "--http", "--port", str(port), *options]
     process = subprocess.Popen(
         command, env={**os.environ, "REFDIFF_LLM": "off", **environment}, stderr=subprocess.PIPE, text=True
     )
@@ -239,6 +242,33 @@ def test_mcp_session_over_http_needs_token_and_local_host_name(ready: Path) -> N
         anyio.run(run, url)
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
             assert httpx2.post(url, json={}, headers=wrong).status_code == 401
+
+
+def test_mcp_over_http_without_a_token_needs_the_operators_key(ready: Path) -> None:
+    with serving() as url:
+        for wrong in ({}, {"authorization": "Bearer local"}):
+            assert httpx2.post(url, json={}, headers=wrong, timeout=120).status_code == 401
+        key = (ready / "home" / OPERATOR_FILE).read_text()
+        assert httpx2.post(url, json={}, headers={"x-api-key": key}).status_code == 401
+        assert httpx2.post(url, json={}, headers={"authorization": f"Bearer {key}"}).status_code != 401
+
+
+@pytest.mark.parametrize("name", [None, "Via", "X-Forwarded-For", "CF-Ray"])
+def test_mcp_without_keys_refuses_what_came_through_a_proxy(name: str | None) -> None:
+    async def run() -> int:
+        transport = httpx2.ASGITransport(Admission(PlainTextResponse("in"), None))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return (await http.get("/mcp", headers={name: "x"} if name else {})).status_code
+
+    assert anyio.run(run) == (200 if name is None else 401)
+
+
+def test_mcp_takes_the_keys_of_those_who_may_inspect(tmp_path: Path) -> None:
+    with KeyStore(tmp_path) as keys:
+        known = known_to(keys)
+        for role in ROLES:
+            assert known(keys.add(role, role, "ann")[1]) is (role != "viewer")
+        assert not known("made up")
 
 
 # ---- mistakes, in this process ----

@@ -84,6 +84,7 @@ def test_consent_recorded_by_another_process_is_adopted(
     def consent(inspection_id: str) -> None:
         with Stores.open() as stores:
             stores.dispositions.add(inspection_id, "override", "eve", "part is good", as_reference=True)
+            stores.adoptions.decide(inspection_id, True, "eve", admin=True)
 
     def outcome(service: InspectionService, inspection_id: str) -> str:
         deadline = time.monotonic() + 30

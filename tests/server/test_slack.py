@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from slack_sdk.errors import SlackApiError
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
@@ -31,6 +32,8 @@ from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bot import ChatRequest, may_decide
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.slack import app as slack_app
+from refdiff.server.chat.slack.platform import make_client
+from refdiff.server.chat.slack.readers import SlackReaders
 from refdiff.server.settings import ChatSettings, ConfigurationError
 
 from .bot_server import serving, wait
@@ -604,6 +607,69 @@ def test_server_with_incomplete_slack_secrets_exits_with_64(ready: Path) -> None
     done = subprocess.run(command, env={**os.environ, "SLACK_BOT_TOKEN": TOKEN}, capture_output=True, text=True)
     assert done.returncode == 64, done.stderr
     assert "SLACK_SIGNING_SECRET" in done.stderr
+
+
+GUEST, STRANGER = {"is_restricted": True}, {"team_id": "T9", "is_stranger": True}
+
+
+@pytest.mark.parametrize(
+    ("readers", "profile", "shared", "may"),
+    [
+        ("", {}, False, True),
+        ("", {"is_restricted": True}, False, False),
+        ("", {"is_ultra_restricted": True}, False, False),
+        ("", {"team_id": "T9"}, True, False),
+        ("", {"team_id": "T9", "is_stranger": True}, False, False),
+        ("", {"team_id": "T2", "enterprise_user": {"teams": ["T2", TEAM]}}, False, True),
+        ("", {"deleted": True}, False, False),
+        ("", {}, True, False),  # a member asks, strangers would read
+        ("U1", GUEST, True, True),
+        ("U2", {}, False, False),
+        (f"{TEAM}, T9", STRANGER, False, False),
+        ("T9", {"team_id": "T9"}, False, True),
+        ("T9", {}, False, False),
+        ("*", STRANGER, True, True),
+    ],
+)
+def test_slack_readers_are_members_of_the_workspace_or_named(
+    slack: FakeSlack, readers: str, profile: dict[str, Any], shared: bool, may: bool
+) -> None:
+    slack.people["U1"] = profile
+    slack.shared = {"C1"} if shared else set()
+    known = SlackReaders(make_client(TOKEN, f"{slack.url}/api/"), readers)
+    for told in (shared, None):  # by the event, or by the channel
+        assert (known.refusal("U1", "C1", told) == "") is may
+    for error in ("user_not_found", "missing_scope"):
+        slack.fail = {"users.info": error}
+        assert (known.refusal("U1", "C1", shared) == "") is (readers in ("*", "U1"))
+
+
+def test_slack_outage_lets_nobody_read(slack: FakeSlack) -> None:
+    slack.fail = {"users.info": "internal_error"}
+    with pytest.raises(SlackApiError):
+        SlackReaders(make_client(TOKEN, f"{slack.url}/api/"), "").refusal("U1")
+
+
+def test_slack_guest_gets_neither_report_nor_pictures_nor_a_decision(
+    service: InspectionService, slack: FakeSlack
+) -> None:
+    service.capture("5", Upload("p.png", bad_photo(100)), "board")
+    done = service.wait(service.submit("inspect part #5", by="qa").inspection_id)
+    slack.people["U9"] = GUEST
+    with serving(service, **settings_for(slack), slack_deciders="*") as url:
+        slack.event(url, mention("inspect part #5", "2.1", user="U9"), "Ev2")
+        wait(lambda: slack.posts()["2.1"])
+        body = {"type": "block_actions", "user": {"id": "U9", "name": "guest", "team_id": TEAM},
+                "container": {"channel_id": "C1", "message_ts": "3.1", "thread_ts": "3.1"}}  # fmt: skip
+        for action in ("refdiff_zoom", "refdiff_accept"):
+            button = {"action_id": action, "block_id": "b", "value": done.inspection_id, "type": "button"}
+            assert slack.interact(url, body | {"actions": [button]}).status_code == 200
+        wait(lambda: len(slack.of("chat.postEphemeral")) == 2)
+        assert all("no guests" in told["text"] for told in slack.of("chat.postEphemeral"))
+    assert ["no guests" in text for text in texts(slack.posts()["2.1"])] == [True]
+    assert slack.files == {}
+    assert len(filed(service)) == 1
+    assert service.stores.dispositions.get(done.inspection_id) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Adoption: the photo of a part that a person found good becomes a golden sample, with that person's consent.
+"""Adoption: the photo of a part that a person found good becomes a golden sample, with that person's consent and the
+approval of an admin or a second person.
 
 It is enrolled like any other photo (refused if it is there already, flagged if it is odd), keeps its source, and can be
 retired like any other golden. A golden from a disposition serves as a reference but is excluded from calibration.
@@ -17,10 +18,10 @@ from refdiff.tools.workspace import Workspace
 
 
 def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
-    """Enrol the photo of an inspection that a person gave consent for, once; later calls return the first outcome.
+    """Enrol the approved photo of an inspection, once; later calls return the first outcome.
 
-    Raises InputError (nobody gave consent), UnknownRecordError, StorageError, BankBusyError, UnavailableError. The consent
-    stays then, and the call can be repeated.
+    Raises InputError (nobody gave consent or approved it), UnknownRecordError, StorageError, BankBusyError,
+    UnavailableError. The consent stays then, and the call can be repeated.
     """
     stores = workspace.stores
     known = stores.adoptions.get(inspection_id)
@@ -28,6 +29,12 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         return known
     record = stores.inspections.get(inspection_id)
     by, source = _consent(workspace, inspection_id)
+    approval = stores.adoptions.approval(inspection_id)
+    if approval is None or not approval.approved:
+        raise InputError(
+            f"inspection {inspection_id}: its photo waits for the word of an admin or a second person; "
+            f"`refdiff review {inspection_id} --approve-reference` gives it"
+        )
     sha256 = str(record.report.get("query_sha256") or "")
     try:
         data = stores.images.get(sha256)

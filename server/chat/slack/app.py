@@ -45,7 +45,7 @@ def _keep(bot: ChatBot, body: dict[str, Any]) -> BoltResponse | None:
     event = body.get("event") or {}
     if body.get("type") != "event_callback":
         return None
-    request = message_of(event, str(body.get("team_id") or ""))
+    request = message_of(event, str(body.get("team_id") or ""), bool(body.get("is_ext_shared_channel")))
     if request is None:
         return BoltResponse(status=200, body="")
     addressed = _is_for_us(event, body)
@@ -63,8 +63,8 @@ def _is_for_us(event: dict[str, Any], body: dict[str, Any]) -> bool:
     return any(re.search(rf"<@{re.escape(user)}[|>]", str(event.get("text") or "")) for user in users)
 
 
-def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
-    """A message event as a request; None for messages of bots, edits and the like.
+def message_of(event: dict[str, Any], team: str, shared: bool = False) -> ChatRequest | None:
+    """A message event as a request; None for messages of bots, edits and the like. shared: with other organisations.
 
     The key identifies the message: Slack sends up to two events per message (app_mention, message), each with retries.
     """
@@ -81,7 +81,7 @@ def message_of(event: dict[str, Any], team: str) -> ChatRequest | None:
         user=str(event["user"]),
         user_name="",
         text=plain(str(event.get("text") or "")),
-        place={"channel": channel, "thread_ts": thread_ts, "ts": ts},
+        place={"channel": channel, "thread_ts": thread_ts, "ts": ts, "shared": shared},
         photos=photos,
         halves=not photos and event.get("channel_type") != "im",
     )
@@ -185,9 +185,13 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
         refresh(about["channel"], about["ts"], about["inspection_id"])
 
     @app.action(blocks.ZOOM)
-    def zoom(ack: Any, body: dict[str, Any]) -> None:
+    def zoom(ack: Any, body: dict[str, Any], client: Any) -> None:
         ack()
         channel, ts, thread, inspection_id = _where(body)
+        user = str(body["user"]["id"])
+        if refusal := platform.refusal(user, {"channel": channel}):
+            tell(client, channel, user, thread, refusal)
+            return
         platform.zoom(channel, thread or ts, inspection_id)
 
     @app.action(blocks.PAGE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from slack_sdk import WebClient
@@ -17,12 +18,13 @@ from slack_sdk.http_retry.builtin_handlers import (
 
 from refdiff.agent.report.summary import ReportSummary
 from refdiff.agent.service import InspectionService, Upload
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import media_type
 from refdiff.server.chat.bot import ChatRequest
 from refdiff.server.chat.download import download
 from refdiff.server.chat.pictures import crops, overlay
 from refdiff.server.chat.slack import blocks
+from refdiff.server.chat.slack.readers import SlackReaders
 
 _TIMEOUT_S = 30
 _NAMES_KEPT = 1000
@@ -38,8 +40,8 @@ def make_client(token: str, api_url: str) -> WebClient:
 class SlackPlatform:
     name = "slack"
 
-    def __init__(self, service: InspectionService, client: WebClient) -> None:
-        self._service, self.client = service, client
+    def __init__(self, service: InspectionService, client: WebClient, readers: SlackReaders) -> None:
+        self._service, self.client, self._readers = service, client, readers
         self._names: OrderedDict[str, str] = OrderedDict()
         self._announced: OrderedDict[str, None] = OrderedDict()  # requests whose status is posted as a message
         self._pictured: OrderedDict[str, None] = OrderedDict()  # requests whose picture is already posted
@@ -60,13 +62,19 @@ class SlackPlatform:
                 self._names.popitem(last=False)
         return name
 
+    def refusal(self, user: str, place: dict[str, Any]) -> str:
+        try:
+            return self._readers.refusal(user, str(place.get("channel") or ""), place.get("shared"))
+        except (SlackClientError, OSError) as e:
+            raise UnavailableError(f"Slack does not say who you are ({e}); try again later") from e
+
     def opened(self, request: ChatRequest) -> ChatRequest:
         """Open a thread with a message to the person, because a dialog belongs to no conversation."""
         place = request.place
         posted = self.client.chat_postMessage(channel=place["channel"], text=blocks.escape(place["opening"]))
         channel, ts = str(posted["channel"]), str(posted["ts"])
         thread = f"{place['team']}:{channel}:{ts}"
-        return replace(request, thread=thread, place={"channel": channel, "thread_ts": ts, "ts": ts})
+        return replace(request, thread=thread, place={"channel": channel, "thread_ts": ts, "ts": ts, "shared": False})
 
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:

@@ -58,6 +58,9 @@ class TeamsPlatform:
     def name_of(self, user: str) -> str:
         return ""  # every message carries its sender's name
 
+    def refusal(self, user: str, place: dict[str, Any]) -> str:
+        return ""  # people of other tenants are refused before (REFDIFF_TEAMS_TENANT_ID)
+
     def opened(self, request: ChatRequest) -> ChatRequest:
         return request  # every message belongs to a conversation
 

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.agent.people.rates import Rates, rates
+from refdiff.memory.records.adoptions import Adoption, WaitingReference
 from refdiff.memory.records.blind_checks import BlindCheck, Waiting
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
@@ -22,7 +23,7 @@ JSON_LINES = "application/jsonl"
 
 
 class Me(BaseModel):
-    """The caller. needs_key: a key was sent; false for local access without a key."""
+    """The caller. needs_key: signed in, by a key or the operator's link; false on a server without keys."""
 
     name: str
     role: Literal["viewer", "inspector", "admin"]
@@ -42,7 +43,29 @@ class BlindAnswer(BaseModel):
 
     judged: Literal["good", "bad"]
     note: str = Field(default="", max_length=2000)
-    as_reference: bool = Field(default=False, description="The photo of this good part may become a golden sample")
+    as_reference: bool = Field(default=False, description="Propose the photo of this good part as a golden sample")
+
+
+class WaitingReferences(BaseModel):
+    items: list[WaitingReference]
+
+
+class ReferenceDecision(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Literal["approve", "refuse"]
+    note: str = Field(default="", max_length=2000)
+
+
+class DecidedReference(BaseModel):
+    """learned: outcome of the adoption; null while the golden bank is unavailable."""
+
+    inspection_id: str
+    approved: bool
+    by: str
+    note: str
+    created_at: str
+    learned: Adoption | None
 
 
 class AuditHead(BaseModel):
@@ -85,7 +108,28 @@ def blind_photo(service: TheService, _caller: Viewer, inspection_id: str, max_px
 @router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
 def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
     """A person's blind judgement. The first answer stands; someone who decided about the verdict is not blind (422)."""
-    return service.judge_blind(inspection_id, body.judged, caller.name, body.note, body.as_reference)
+    return service.judge_blind(
+        inspection_id, body.judged, caller.name, body.note, body.as_reference, admin=caller.may("admin")
+    )
+
+
+@router.get("/references", responses=responses())
+def list_waiting_references(
+    service: TheService, _caller: Viewer, inspection_id: Annotated[str | None, Query(max_length=64)] = None
+) -> WaitingReferences:
+    """Photos that one person proposed as golden samples, and that wait for an admin or a second person."""
+    return WaitingReferences(items=service.stores.adoptions.waiting(inspection_id))
+
+
+@router.post("/references/{inspection_id}", status_code=201, responses=responses(404, 409))
+def decide_reference(
+    service: TheService, caller: InspectorRole, inspection_id: str, body: ReferenceDecision
+) -> DecidedReference:
+    """Approve or refuse a proposed golden sample. The person who proposed it cannot approve it, unless an admin (422)."""
+    made = service.decide_reference(
+        inspection_id, body.decision == "approve", caller.name, body.note, admin=caller.may("admin")
+    )
+    return DecidedReference(**vars(made), learned=service.stores.adoptions.get(inspection_id))
 
 
 @router.get("/rates", responses=responses(404))

@@ -19,26 +19,41 @@ import uvicorn
 from refdiff.agent.service import InspectionService
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.settings import ServerSettings
-from refdiff.server.web.access import Access
+from refdiff.server.web.access import Access, cookie_name
 from refdiff.server.web.app import create_app
+from refdiff.server.web.serve import access_to
+from refdiff.server.web.sign_in import OperatorSignIn
 
 
 @dataclass
 class Running:
-    """photos: bytes by name (good.png, bad.png)."""
+    """client: calls with the operator's key. photos: bytes by name (good.png, bad.png)."""
 
     url: str
     service: InspectionService
     keys: KeyStore
+    access: Access
     client: httpx2.Client
     photos: dict[str, bytes]
     home: Path
     settings: ServerSettings = field(default_factory=ServerSettings)
-    made: dict[str, str] = field(default_factory=dict)
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def key(self, role: Any, name: str = "tester") -> dict[str, str]:
-        """Headers of a new key."""
-        return {"Authorization": f"Bearer {self.keys.add(name, role, 'test')[1]}"}
+    def key(self, role: Any, name: str = "") -> dict[str, str]:
+        """Headers of the key of that name."""
+        name = name or f"a {role}"
+        if (role, name) not in self.made:
+            self.made[role, name] = self.keys.add(name, role, "test")[1]
+        return {"Authorization": f"Bearer {self.made[role, name]}"}
+
+    def cookie(self, url: str = "") -> dict[str, str]:
+        """What a browser keeps that opened the operator's link."""
+        assert self.access.sign_in
+        sign_in = OperatorSignIn(self.access.sign_in.key, self.access.sign_in.text)
+        value = sign_in.exchange(sign_in.link("").rpartition("/")[2])
+        assert value
+        url = url or self.url
+        return {"name": cookie_name(int(url.rpartition(":")[2])), "value": value, "url": url}
 
     def inspected(self, name: str, part: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """The inspection of a photo, filed."""
@@ -61,7 +76,7 @@ def start(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
 
 @pytest.fixture(scope="module")
 def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Open without a key on loopback; the scripted driver inspects."""
+    """On loopback, as `refdiff serve` makes it; the scripted driver inspects."""
     root = tmp_path_factory.mktemp("served") / "ready"
     shutil.copytree(_made_once, root)
     with pytest.MonkeyPatch.context() as m:
@@ -73,9 +88,12 @@ def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         m.setenv("REFDIFF_LLM", "off")
         settings = ServerSettings(user="ann", http_max_bytes=3_000_000, rate_per_minute=0)
         with InspectionService.open() as service, KeyStore(root / "home") as keys:
-            running, thread, url = start(create_app(service, Access(keys, loopback=True, user="ann"), settings))
+            access = access_to(keys, "127.0.0.1", settings)
+            assert access.sign_in
+            running, thread, url = start(create_app(service, access, settings))
             photos = {name: (root / name).read_bytes() for name in ("good.png", "bad.png")}
-            with httpx2.Client(base_url=url, timeout=90) as client:
-                yield Running(url, service, keys, client, photos, root / "home", settings)
+            operator = {"Authorization": f"Bearer {access.sign_in.text}"}
+            with httpx2.Client(base_url=url, timeout=90, headers=operator) as client:
+                yield Running(url, service, keys, access, client, photos, root / "home", settings)
             running.should_exit = True
             thread.join(20)

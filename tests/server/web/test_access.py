@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import httpx2
 import pytest
 from starlette.datastructures import Headers
 
-from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.model.errors import InputError, UnknownRecordError
-from refdiff.server.settings import ChatSettings, ServerSettings
-from refdiff.server.sockets import is_loopback
+from refdiff.server.settings import ServerSettings, load_settings
+from refdiff.server.sockets import check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.errors import Refused
@@ -28,23 +29,41 @@ HOW = {
 }
 
 
-@pytest.fixture
-def strict(server: Running) -> Iterator[httpx2.Client]:
-    """The same service as on an address that other machines can reach."""
-    app = create_app(server.service, Access(server.keys, loopback=False, user="ann"), server.settings)
-    running, thread, url = start(app)
-    with httpx2.Client(base_url=url) as client:
+@contextmanager
+def serving(server: Running, access: Access, settings: ServerSettings | None = None) -> Iterator[httpx2.Client]:
+    """The same service under other rules."""
+    running, thread, url = start(create_app(server.service, access, settings or server.settings))
+    with httpx2.Client(base_url=url, timeout=90) as client:
         yield client
     running.should_exit = True
     thread.join(10)
 
 
-def test_request_without_a_key_gets_401_except_healthz(strict: httpx2.Client) -> None:
-    assert strict.get("/healthz").status_code == 200
-    for method, path in [route for routes in HOW.values() for route in routes]:
-        answer = strict.request(method, path)
-        assert answer.status_code == 401, path
-        assert answer.headers["www-authenticate"] == "Bearer"
+@pytest.fixture
+def strict(server: Running) -> Iterator[httpx2.Client]:
+    """The same service as on an address that other machines can reach."""
+    with serving(server, Access(server.keys, loopback=False, user="ann")) as client:
+        yield client
+
+
+@pytest.fixture
+def keyless(server: Running, tmp_path: Path) -> Iterator[tuple[httpx2.Client, KeyStore]]:
+    """`refdiff serve --without-keys` on loopback, and its own keys: none."""
+    with KeyStore(tmp_path) as keys, serving(server, access_to(keys, "127.0.0.1", server.settings, True)) as client:
+        yield client, keys
+
+
+@pytest.mark.parametrize("loopback", [False, True])
+def test_request_without_a_key_gets_401_except_healthz(server: Running, loopback: bool) -> None:
+    access = server.access if loopback else Access(server.keys, loopback=False, user="ann")
+    with serving(server, access) as client:
+        assert client.get("/healthz").status_code == 200
+        for method, path in [route for routes in HOW.values() for route in routes]:
+            answer = client.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+            way_in = "`refdiff serve` printed" if loopback else "`refdiff keys add`"
+            assert way_in in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("role", HOW)
@@ -69,7 +88,7 @@ def test_key_works_in_either_header_until_revoked(server: Running, strict: httpx
 
 
 def test_wrong_keys_get_401_and_are_rate_limited(server: Running, strict: httpx2.Client) -> None:
-    good = server.keys.add("x", "viewer", "test")[1]
+    good = server.key("viewer", "x")["Authorization"].partition(" ")[2]
     wrong = [
         good[:-1] + ("A" if good[-1] != "A" else "B"),
         good + "x",
@@ -97,8 +116,84 @@ def test_foreign_host_name_on_loopback_is_refused(server: Running, host: str) ->
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:80", "[::1]:9", "127.1.2.3", "LOCALHOST:1"])
-def test_loopback_host_names_need_no_key(server: Running, host: str) -> None:
+def test_loopback_host_names_are_local(server: Running, keyless: tuple[httpx2.Client, KeyStore], host: str) -> None:
     assert server.client.get("/v1/products", headers={"Host": host}).status_code == 200
+    assert keyless[0].get("/v1/products", headers={"Host": host}).status_code == 200
+
+
+def test_operators_link_signs_one_browser_in_once(server: Running) -> None:
+    access = access_to(server.keys, "127.0.0.1", server.settings)
+    assert access.sign_in
+    token = access.sign_in.link("http://127.0.0.1:1").rpartition("/")[2]
+    with serving(server, access) as client:
+        assert client.post("/login", json={"token": "guessed"}).status_code == 401
+        assert (
+            client.post("/login", json={"token": token}, headers={"Origin": "https://evil.example"}).status_code == 403
+        )
+        signed_in = client.post("/login", json={"token": token})
+        assert signed_in.status_code == 204
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(signed_in.headers["set-cookie"].split("; "))
+        assert client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": True}
+        for name in ("Via", "X-Forwarded-For"):  # the cookie is for this machine alone
+            assert client.get("/v1/me", headers={name: "x"}).status_code == 401
+        other_page = {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:9"}
+        assert client.post("/v1/inspections", json={"part_id": "1"}, headers=other_page).status_code == 403
+        again = httpx2.post(f"{client.base_url}/login", json={"token": token})
+        assert (again.status_code, "used already" in again.json()["error"]["message"]) == (401, True)
+        kept = dict(client.cookies)
+        assert client.post("/logout").status_code == 204
+        assert client.get("/v1/me").status_code == 401
+    restarted = access_to(server.keys, "127.0.0.1", server.settings)
+    with serving(server, restarted) as client:  # on another port, so under another name
+        assert restarted.sign_in
+        [value] = kept.values()
+        assert restarted.sign_in.holds(value)
+        assert not restarted.sign_in.holds(value[:-1])
+        assert not restarted.sign_in.holds(f"9{value}")
+
+
+def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(tmp_path: Path) -> None:
+    settings = ServerSettings(user="ann")
+    with KeyStore(tmp_path) as keys:
+        first = access_to(keys, "127.0.0.1", settings).sign_in
+        assert first
+        file = tmp_path / OPERATOR_FILE
+        assert (file.read_text(), file.stat().st_mode & 0o777) == (first.text, 0o600)
+        again = access_to(keys, "127.0.0.1", settings).sign_in
+        assert again
+        assert again.text == first.text
+        assert not keys.any_good()  # it opens the server to nobody else
+        keys.revoke(first.key.key_id)
+        new = access_to(keys, "127.0.0.1", settings).sign_in
+        assert new
+        assert keys.check(first.text) is None
+        file.unlink()
+        assert access_to(keys, "127.0.0.1", settings).sign_in
+        assert keys.check(new.text) is None  # whoever has the lost file has nothing
+        assert access_to(keys, "0.0.0.0", settings).sign_in is None
+
+
+def test_no_operators_key_is_made_beside_other_keys(tmp_path: Path) -> None:
+    with KeyStore(tmp_path) as keys:
+        keys.add("line 3", "admin", "ann")
+        access = access_to(keys, "127.0.0.1", ServerSettings(user="ann"))
+        assert access.sign_in is None
+        with pytest.raises(Refused, match="refdiff keys add"):
+            access.identify(Headers({"host": "localhost"}), "127.0.0.1", None)
+    assert not (tmp_path / OPERATOR_FILE).exists()
+
+
+def test_server_without_keys_takes_any_key_until_there_is_one(keyless: tuple[httpx2.Client, KeyStore]) -> None:
+    client, keys = keyless
+    for headers in ({}, {"Authorization": "Bearer local"}, {"X-API-Key": "made up"}):
+        assert client.get("/v1/me", headers=headers).json() == {"name": "ann", "role": "admin", "needs_key": False}
+    foreign = {"Authorization": "Bearer local", "Origin": "https://evil.example"}
+    assert client.post("/v1/inspections", json={"part_id": "1"}, headers=foreign).status_code == 403
+    key, _ = keys.add("line 3", "viewer", "ann")
+    assert client.get("/v1/me").status_code == 401
+    assert client.get("/v1/me", headers={"X-API-Key": "made up"}).status_code == 401
+    keys.revoke(key.key_id)
+    assert client.get("/v1/me").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -110,65 +205,87 @@ def test_loopback_host_names_need_no_key(server: Running, host: str) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_cross_site_post_gets_403(server: Running, headers: dict[str, str]) -> None:
-    answer = server.client.post("/v1/inspections", data={"part_id": "77"}, headers=headers)
-    assert answer.status_code == 403
-    own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
-    assert server.client.post("/v1/inspections", data={"part_id": "nobody"}, headers=own).status_code == 404
-
-
-@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host"])
-def test_forwarded_request_needs_a_key(server: Running, name: str) -> None:
-    assert server.client.get("/v1/products", headers={name: "127.0.0.1"}).status_code == 401
-
-
-def test_requests_above_the_rate_get_429_with_retry_after(server: Running) -> None:
-    settings = ServerSettings(rate_per_minute=5)
-    running, thread, url = start(create_app(server.service, Access(server.keys, loopback=True, user="ann"), settings))
-    with httpx2.Client(base_url=url) as client:
-        answers = [client.get("/v1/products") for _ in range(6)]
-        assert [a.status_code for a in answers] == [200] * 5 + [429]
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
-        assert client.get("/v1/products", headers=server.key("viewer")).status_code == 200  # has its own count
-        assert client.get("/healthz").status_code == 200
-    running.should_exit = True
-    thread.join(10)
-
-
-def test_require_key_applies_to_loopback_too(server: Running) -> None:
-    access = Access(server.keys, loopback=True, user="ann", require_key=True, hosts=("QA.example",))
-    running, thread, url = start(create_app(server.service, access, server.settings))
-    with httpx2.Client(base_url=url) as client:
-        assert client.get("/v1/products").status_code == 401
-        headers = server.key("viewer")
-        assert client.get("/v1/products", headers=headers | {"Host": "qa.example"}).status_code == 200
-        assert client.get("/v1/products", headers=headers | {"Host": "other.example"}).status_code == 403
-    running.should_exit = True
-    thread.join(10)
+def test_cross_site_post_without_a_key_gets_403(server: Running, headers: dict[str, str]) -> None:
+    with httpx2.Client(base_url=server.url) as browser:
+        browser.cookies.set(server.cookie()["name"], server.cookie()["value"])
+        answer = browser.post("/v1/inspections", data={"part_id": "77"}, headers=headers)
+        assert answer.status_code == 403
+        own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+        assert browser.post("/v1/inspections", data={"part_id": "nobody"}, headers=own).status_code == 404
 
 
 @pytest.mark.parametrize(
-    "told",
+    "name",
+    ["Forwarded", "Via", "CDN-Loop", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Server",
+     "X-Forwarded-Port", "X-Real-IP", "X-Client-IP", "True-Client-IP", "Client-IP", "Fastly-Client-IP", "Fly-Client-IP",
+     "X-Cluster-Client-IP", "CF-Connecting-IP", "CF-Ray", "X-Original-Forwarded-For", "X-Envoy-External-Address",
+     "X-Amzn-Trace-Id", "X-Remote-Addr"],
+)  # fmt: skip
+def test_request_through_a_proxy_needs_a_key(
+    server: Running, keyless: tuple[httpx2.Client, KeyStore], name: str
+) -> None:
+    for headers in ({name: "127.0.0.1"}, {name: "127.0.0.1", "X-API-Key": "made up"}):
+        assert keyless[0].get("/v1/products", headers=headers).status_code == 401
+    assert name.lower() in keyless[0].get("/v1/products", headers={name: "x"}).json()["error"]["message"]
+    assert server.client.get("/v1/products", headers={name: "127.0.0.1"}).status_code == 200
+
+
+def test_requests_above_the_rate_get_429_with_retry_after(server: Running) -> None:
+    key, other = server.key("viewer"), server.key("viewer", "another")
+    with serving(server, server.access, ServerSettings(rate_per_minute=5)) as client:
+        answers = [client.get("/v1/products", headers=key) for _ in range(6)]
+        assert [a.status_code for a in answers] == [200] * 5 + [429]
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+        assert client.get("/v1/products", headers=other).status_code == 200  # has its own count
+        assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "paths", [["/v1/me"], ["/openapi.json"], ["/"], ["/page/style.css"], ["/nothing"], ["/docs", "/v1/me", "/metrics"]]
+)
+def test_requests_without_a_key_are_counted_by_address_on_every_path(server: Running, paths: list[str]) -> None:
+    with serving(server, server.access, ServerSettings(rate_per_minute=4)) as client:
+        statuses = [client.get(path).status_code for path in (paths * 5)[:5]]
+        assert 429 not in statuses[:4]
+        assert statuses[4] == 429
+        assert client.get("/v1/products", headers=server.key("viewer")).status_code == 200
+        assert client.get("/healthz").status_code == 200
+
+
+def test_other_host_names_of_a_loopback_server_need_a_key(server: Running) -> None:
+    access = access_to(server.keys, "127.0.0.1", ServerSettings(user="ann", allowed_hosts=["QA.example"]))
+    headers = server.key("viewer")
+    with serving(server, access) as client:
+        assert client.get("/v1/products", headers={"Host": "qa.example"}).status_code == 401
+        assert client.get("/v1/products", headers=headers | {"Host": "qa.example"}).status_code == 200
+        assert client.get("/v1/products", headers=headers | {"Host": "other.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "why"),
     [
-        {"allowed_hosts": ["qa.example"]},
-        {"require_key": True},
-        {"public_url": "https://qa.example"},
-        {"slack_signing_secret": "s"},
-        {"teams_client_id": "t"},
+        ("0.0.0.0", {}, "reachable from other machines"),
+        ("127.0.0.1", {"allowed_hosts": ["qa.example"]}, "REFDIFF_ALLOWED_HOSTS"),
+        ("127.0.0.1", {"require_key": True}, "REFDIFF_REQUIRE_KEY"),
+        ("127.0.0.1", {"public_url": "https://qa.example"}, "REFDIFF_PUBLIC_URL"),
+        ("127.0.0.1", {"slack_signing_secret": "s"}, "SLACK_SIGNING_SECRET"),
+        ("127.0.0.1", {"teams_client_id": "t"}, "REFDIFF_TEAMS_CLIENT_ID"),
+        ("127.0.0.1", {"a key": True}, "has API keys"),
+        ("127.0.0.1", {"slack_app_token": "xapp-1"}, None),
+        ("::1", {}, None),
     ],
 )
-def test_loopback_behind_a_proxy_needs_a_key(server: Running, told: dict[str, Any]) -> None:
-    """A proxy calls from this machine as localhost and does not identify its user."""
-    kept, chat = ({n: v for n, v in told.items() if n in kind.model_fields} for kind in (ServerSettings, ChatSettings))
-    access = access_to(server.keys, "127.0.0.1", ServerSettings(**kept), ChatSettings(**chat))
-    asked = Headers({"host": "127.0.0.1:8000"})
-    with pytest.raises(Refused) as refused:
-        access.identify(asked, "127.0.0.1", None)
-    assert refused.value.status_code == 401
-    text = server.keys.add("ann", "viewer", "test")[1]
-    assert access.identify(asked, "127.0.0.1", text).role == "viewer"
-    alone = access_to(server.keys, "127.0.0.1", ServerSettings(user="ann"), ChatSettings(slack_app_token="xapp-1"))
-    assert alone.identify(asked, "127.0.0.1", None).role == "admin"
+def test_serve_without_keys_is_refused_where_strangers_could_call(
+    tmp_path: Path, host: str, told: dict[str, Any], why: str | None
+) -> None:
+    with KeyStore(tmp_path) as keys:
+        if told.pop("a key", False):
+            keys.add("line 3", "viewer", "ann")
+        if why is None:
+            check_open_to(host, keys, True, load_settings(**told).behind_a_proxy)
+            return
+        with pytest.raises(InputError, match=f"--without-keys is not possible here: .*{why}"):
+            check_open_to(host, keys, True, load_settings(**told).behind_a_proxy)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +311,8 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
         assert [k.key_id for k in keys.list()] == [key.key_id]
         with pytest.raises(UnknownRecordError):
             keys.revoke("k-00000000")
-        for name in ("", " ", "a\nb", "x" * 129):
+        keys.add("line 3", "viewer", "ann")  # its name is free again
+        for name in ("", " ", "a\nb", "x" * 129, "line 3", " LINE  3"):
             with pytest.raises(InputError):
                 keys.add(name, "viewer", "ann")
         with pytest.raises(InputError):

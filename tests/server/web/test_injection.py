@@ -150,11 +150,8 @@ def site(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ):
             assert service.status().model == "refdiff"
             service.enroll("board", [Upload(f"{i}.png", good_photo(i)) for i in range(22)], by="ann")
-            running, thread, url = start(
-                create_app(
-                    service, Access(keys, loopback=True, user="ann"), ServerSettings(user="ann", rate_per_minute=0)
-                )
-            )
+            access = Access(keys, loopback=True, user="ann", without_keys=True)
+            running, thread, url = start(create_app(service, access, ServerSettings(user="ann", rate_per_minute=0)))
             with httpx2.Client(base_url=url, timeout=400) as http:
                 yield Site(http, service)
             running.should_exit = True

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from refdiff.agent.service import InspectionService
-from refdiff.server.web.access import Access
+from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.web.app import create_app
 from refdiff.server.web.openai_turn import Turn
+from refdiff.server.web.serve import access_to
 
 from .conftest import Running, start
 
 MODEL = "refdiff-inspector"
+README = Path(__file__).parents[3] / "README.md"
 ASK = "inspect part #{} against the nearest good sample"
 
 
@@ -42,6 +47,26 @@ def test_chat_model_is_listed_and_others_get_404(client: openai.OpenAI) -> None:
     assert client.models.retrieve(MODEL).owned_by == "refdiff"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("without_keys", [False, True])
+def test_lines_of_the_readme_inspect_a_part(server: Running, tmp_path: Path, without_keys: bool) -> None:
+    """With the key that `refdiff serve` prints, or any where it runs without keys."""
+    server.inspected("bad.png", "4412")
+    [lines] = re.findall(r"## Any OpenAI client.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(lines.splitlines()) == 3
+    with KeyStore(tmp_path) as keys:
+        access = access_to(keys, "127.0.0.1", server.settings, without_keys)
+        running, thread, url = start(create_app(server.service, access, server.settings))
+        key = access.sign_in.text if access.sign_in else "local"
+        code = lines.replace("http://127.0.0.1:8000", url)
+        done = subprocess.run(
+            [sys.executable, "-c", f"import openai\nKEY = {key!r}\n{code}"], capture_output=True, text=True, check=False
+        )
+        running.should_exit = True
+        thread.join(10)
+    assert done.stdout.startswith("**FAIL**: part 4412 (board)"), done.stderr
+    assert without_keys is (key == "local")
 
 
 def test_chat_inspects_a_part_and_answers_questions_about_it(server: Running, client: openai.OpenAI) -> None:
@@ -141,9 +166,7 @@ def test_client_retry_after_restart_is_recognised_for_an_hour(
     server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = with_photo(server, ASK.format("c-5") + " (board)")
-    running, thread, url = start(
-        create_app(server.service, Access(server.keys, loopback=True, user="ann"), server.settings)
-    )
+    running, thread, url = start(create_app(server.service, server.access, server.settings))
     restarted = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
 
     def ask(asked: openai.OpenAI, sent: int) -> str:
@@ -314,8 +337,7 @@ def test_image_in_base64_of_several_lines_is_inspected(server: Running, client: 
 
 
 def test_links_lead_to_the_public_review_page(server: Running, client: openai.OpenAI) -> None:
-    access = Access(server.keys, loopback=True, user="ann")
-    app = create_app(server.service, access, server.settings, "https://qa.example/")
+    app = create_app(server.service, server.access, server.settings, "https://qa.example/")
     running, thread, url = start(app)
     public = openai.OpenAI(base_url=f"{url}/v1", api_key=client.api_key)
     assert "(https://qa.example/#/inspections/insp-" in said(public, with_photo(server, ASK.format("q-8") + " (board)"))

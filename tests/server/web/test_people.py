@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from refdiff.memory.audit_export import verify_export
 
@@ -14,9 +16,9 @@ from .conftest import Running
 
 
 def test_me_returns_name_and_role_of_the_caller(server: Running) -> None:
-    assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": False}
-    viewer = server.key("viewer", "line 3")
-    assert server.client.get("/v1/me", headers=viewer).json() == {"name": "line 3", "role": "viewer", "needs_key": True}
+    assert server.client.get("/v1/me").json() == {"name": "ann", "role": "admin", "needs_key": True}
+    viewer = server.key("viewer", "line 4")
+    assert server.client.get("/v1/me", headers=viewer).json() == {"name": "line 4", "role": "viewer", "needs_key": True}
 
 
 def test_blind_checks_hide_the_verdict_and_count_in_the_rates(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,7 @@ def test_blind_checks_hide_the_verdict_and_count_in_the_rates(server: Running, m
     )
     path = f"/v1/blind-checks/{bad['inspection_id']}"
     assert server.client.post(path, json={"judged": "bad"}).status_code == 422  # ann has decided about its verdict
-    assert server.client.post(path, json={"judged": "bad"}, headers=server.key("inspector")).status_code == 201
+    assert server.client.post(path, json={"judged": "bad"}, headers=server.key("inspector", "eve")).status_code == 201
     rates = server.client.get("/v1/rates", params={"product": "board"}).json()
     assert (rates["overall"]["n_good"], rates["overall"]["n_bad"], rates["n_waiting"]) == (1, 1, 0)
     assert rates["overall"]["escape"]["events"] == 0
@@ -66,6 +68,50 @@ def test_overridden_part_with_consent_becomes_a_reference(server: Running) -> No
     golden = server.client.get(f"/v1/goldens/{learned['golden_id']}").json()
     assert (golden["source"], golden["enrolled_by"]) == ("disposition", "ann")
     server.client.patch(f"/v1/goldens/{learned['golden_id']}", json={"status": "retired"})
+
+
+def test_inspectors_reference_waits_for_an_admin_or_a_second_person(server: Running) -> None:
+    """One inspector alone must not make a defect the measure of what comes next."""
+    carol, dave = server.key("inspector", "carol"), server.key("inspector", "dave")
+    n = len(server.service.goldens("board", "active"))
+    other = io.BytesIO()  # of the same part, but not enrolled before
+    Image.open(io.BytesIO(server.photos["bad.png"])).save(other, "JPEG", quality=95)
+    server.photos["dust.jpg"] = other.getvalue()
+
+    def overridden(part: str, headers: dict[str, str]) -> str:
+        found = server.inspected("dust.jpg", part, headers)
+        body = {"decision": "override", "reason": "only dust", "as_reference": True}
+        made = server.client.post(f"/v1/inspections/{found['inspection_id']}/disposition", json=body, headers=headers)
+        assert made.status_code == 201
+        assert (made.json()["learned"], made.json()["waits_for_approval"]) == (None, True)
+        return str(found["inspection_id"])
+
+    def decide(inspection_id: str, decision: str, headers: dict[str, str] | None = None) -> Any:
+        return server.client.post(f"/v1/references/{inspection_id}", json={"decision": decision}, headers=headers)
+
+    first = overridden("ref-1", carol)
+    assert len(server.service.goldens("board", "active")) == n
+    assert server.inspected("dust.jpg", "ref-2")["report"]["verdict"] == "FAIL"
+    waiting = server.client.get("/v1/references", params={"inspection_id": first}).json()["items"]
+    assert [(w["part_id"], w["by"], w["reason"]) for w in waiting] == [("ref-1", "carol", "only dust")]
+    assert decide(first, "approve", carol).status_code == 422
+    assert decide(first, "approve", server.key("viewer")).status_code == 403
+    assert decide("insp-none", "approve").status_code == 404
+    approved = decide(first, "approve", dave)
+    assert approved.status_code == 201, approved.text
+    golden = approved.json()["learned"]["golden_id"]
+    assert golden
+    assert decide(first, "refuse").status_code == 409
+    [key] = [k.key_id for k in server.keys.list() if k.name == "dave"]
+    [record] = [r for r in server.service.stores.audit.of(first) if r.kind == "approval"]
+    assert (record.by, record.facts["by_key"]) == ("dave", key)
+    assert {r.facts["by_key"] for r in server.service.stores.audit.of(first) if r.by == "carol"} != {key}
+    server.client.patch(f"/v1/goldens/{golden}", json={"status": "retired"})
+    second = overridden("ref-3", dave)
+    refused = decide(second, "refuse").json()
+    assert (refused["approved"], refused["learned"]["outcome"]) == (False, "refused by ann")
+    assert server.client.get("/v1/references").json()["items"] == []
+    assert server.client.get("/v1/audit/check").json()["problem"] is None
 
 
 def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> None:

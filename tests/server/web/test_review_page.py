@@ -13,8 +13,8 @@ import pytest
 from refdiff.memory.audit_export import verify_export
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
-from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
+from refdiff.server.web.serve import access_to
 
 from .conftest import Running, start
 
@@ -40,6 +40,8 @@ def open_page(chromium: Any, server: Running) -> Iterator[Callable[..., Any]]:
     def opener(path: str = "", url: str = "", watched: bool = True, **options: Any) -> Any:
         context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
         contexts.append(context)
+        if not url:
+            context.add_cookies([server.cookie()])
         page = context.new_page()
         page.set_default_timeout(60_000)
         base = url or server.url
@@ -239,8 +241,7 @@ def test_audit_page_downloads_and_checks_the_chain(
 def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
     server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
 ) -> None:
-    access = Access(server.keys, loopback=True, user="ann", require_key=True)
-    closed, thread, url = start(create_app(server.service, access, server.settings))
+    closed, thread, url = start(create_app(server.service, server.access, server.settings))
     try:
         page = open_page(url=url)
         page.get_by_label("Key", exact=True).fill("wrong")
@@ -263,6 +264,33 @@ def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
         assert page.evaluate("sessionStorage.length + localStorage.length") == 0
     finally:
         closed.should_exit = True
+        thread.join(20)
+
+
+def test_printed_link_signs_the_browser_in_once(server: Running, open_page: Callable[..., Any]) -> None:
+    server.inspected("good.png", "signed in")
+    access = access_to(server.keys, "127.0.0.1", server.settings)
+    assert access.sign_in
+    started, thread, url = start(create_app(server.service, access, server.settings))
+    try:
+        link = access.sign_in.link("").removeprefix("/")
+        page = open_page(link, url=url)
+        page.wait_for_selector("table.list")
+        assert "ann" in page.locator("#who").inner_text()
+        assert "login" not in page.url
+        [cookie] = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert page.evaluate("document.cookie + sessionStorage.length + localStorage.length") == "00"
+        page.reload()
+        page.wait_for_selector("table.list")
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_selector("dialog[open]")
+        assert page.context.cookies() == []
+        again = open_page(link, url=url)
+        again.wait_for_selector("dialog[open] >> text=printed when it started")
+        assert "used already" in again.locator("#said").inner_text()
+    finally:
+        started.should_exit = True
         thread.join(20)
 
 

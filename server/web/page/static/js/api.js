@@ -1,6 +1,6 @@
 // The server's HTTP API: JSON, pictures and files, with the key of this tab if one is needed.
 
-const KEY = "refdiff-key"; // in sessionStorage: gone with the tab, never in a cookie, so no other site can use it
+const KEY = "refdiff-key"; // in sessionStorage: gone with the tab, and never sent by itself
 
 export class ApiError extends Error {
   constructor(status, detail) {
@@ -45,7 +45,7 @@ async function send(method, path, { query, json, form, signal } = {}) {
     const detail = await answer.json().then((body) => body.error ?? {}, () => ({}));
     if (answer.status === 401) {
       if (given) key.drop();
-      const entered = await askForKey(given ? detail.message : "");
+      const entered = path === LOGIN ? null : await askForKey(detail.message);
       if (entered) {
         key.set(entered);
         continue;
@@ -55,6 +55,9 @@ async function send(method, path, { query, json, form, signal } = {}) {
   }
 }
 
+const LOGIN = "/login";
+export const signIn = async (token) => { await send("POST", LOGIN, { json: { token } }); };
+export const signOut = async () => { await send("POST", "/logout"); };
 export const get = async (path, query, signal) => (await send("GET", path, { query, signal })).json();
 export const post = async (path, json) => (await send("POST", path, { json })).json();
 export const patch = async (path, json) => (await send("PATCH", path, { json })).json();

@@ -1,6 +1,6 @@
 // The shell: which page is shown, who one is, the shortcuts that work everywhere.
 
-import { ApiError, get, key, onKeyNeeded } from "./api.js";
+import { ApiError, get, key, onKeyNeeded, signIn, signOut as forget } from "./api.js";
 import { showAudit } from "./audit.js";
 import { showBlind } from "./blind.js";
 import { field, h, replace, say } from "./dom.js";
@@ -59,12 +59,13 @@ async function show() {
 async function whoAmI() {
   Object.assign(me, await get("/v1/me"));
   replace(document.getElementById("who"), h("span", { title: `role: ${me.role}` }, me.name),
-    key.get() && h("button", { type: "button", class: "plain", onclick: signOut }, "Sign out"),
+    me.needs_key && h("button", { type: "button", class: "plain", onclick: signOut }, "Sign out"),
     h("button", { type: "button", class: "plain", title: "Keyboard shortcuts (?)", "aria-label": "Keyboard shortcuts", onclick: showHelp }, "?"));
 }
 
-function signOut() {
+async function signOut() {
   key.drop();
+  await forget();
   me.name = "";
   replace(document.getElementById("who"));
   show();
@@ -76,7 +77,7 @@ function askForKey(why) {
   return new Promise((resolve) => {
     replace(dialog, h("form", { method: "dialog", onsubmit: () => { dialog.returnValue = "given"; } },
       h("h2", { id: "dialog-title" }, "API key"),
-      h("p", {}, why || "This server asks who you are. A key is made with ", !why && h("code", {}, "refdiff keys add NAME")),
+      h("p", {}, why || "This server asks who you are."),
       field("Key", entry, "It stays in this tab and is forgotten when you close it."),
       h("div", { class: "actions" }, h("button", { class: "primary", value: "given" }, "Sign in"),
         h("button", { type: "button", onclick: () => dialog.close("") }, "Cancel"))));
@@ -95,9 +96,19 @@ function start() {
   ]);
   onKeyNeeded(askForKey);
   listen();
-  addEventListener("hashchange", show);
+  addEventListener("hashchange", () => useLink().then(show));
   addEventListener("unhandledrejection", (e) => say(e.reason?.message ?? String(e.reason), "bad"));
-  show();
+  useLink().then(show);
+}
+
+/** The link that `refdiff serve` prints: its token signs this browser in, once, and leaves the address bar at once. */
+async function useLink() {
+  const token = location.hash.match(/^#\/login\/(.+)$/)?.[1];
+  if (!token) return;
+  history.replaceState(null, "", "#/inspections");
+  key.drop();
+  me.name = "";
+  await signIn(token).catch((error) => say(error.message, "bad"));
 }
 
 start();

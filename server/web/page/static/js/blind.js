@@ -53,7 +53,7 @@ export async function showBlind({ place, me, isShown }) {
         h("button", { type: "button", class: "good", disabled: !me.may("inspector"), onclick: () => answer("good"), "aria-keyshortcuts": "y" }, "Good ", h("kbd", {}, "y")),
         h("button", { type: "button", class: "defective", disabled: !me.may("inspector"), onclick: () => answer("bad"), "aria-keyshortcuts": "x" }, "Defective ", h("kbd", {}, "x")),
         h("button", { type: "button", onclick: skip }, "Skip ", h("kbd", {}, "n"))),
-      field("Note", note), h("label", { class: "check" }, consent, " If good: the photo may become a golden sample")));
+      field("Note", note), h("label", { class: "check" }, consent, me.may("admin") ? " If good: the photo may become a golden sample" : " If good: propose the photo as a golden sample")));
     onThisPage([
       ["y", "good", () => answer("good")],
       ["x", "defective", () => answer("bad")],

@@ -1,6 +1,6 @@
 // The golden samples of a product: look, flag, retire, enrol.
 
-import { get, patch, picture, upload } from "./api.js";
+import { get, patch, picture, post, upload } from "./api.js";
 import { facts, field, h, number, replace, say, select, when } from "./dom.js";
 import { onThisPage } from "./keys.js";
 
@@ -22,9 +22,10 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
   const chooser = select(products.map((p) => [p, p]), product, { onchange: () => to(chooser.value) });
   const filter = select(STATUSES, status, { onchange: () => to(product, { status: filter.value }) });
   const about = h("div", {});
+  const proposed = h("div", {});
   const grid = h("ul", { class: "samples" });
   const more = h("button", { type: "button", hidden: true }, "More");
-  replace(place, head, h("div", { class: "filters" }, field("Product", chooser), field("Status", filter)), about, grid, more, enrolling);
+  replace(place, head, h("div", { class: "filters" }, field("Product", chooser), field("Status", filter)), about, proposed, grid, more, enrolling);
   const lazy = new IntersectionObserver((entries) => {
     for (const { target } of entries.filter((e) => e.isIntersecting)) {
       lazy.unobserve(target);
@@ -46,7 +47,14 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
   async function reload() {
     count = 0;
     grid.replaceChildren();
-    await Promise.all([page(), tell()]);
+    await Promise.all([page(), tell(), propose()]);
+  }
+  async function propose() {
+    const { items } = await get("/v1/references");
+    if (!isShown()) return;
+    replace(proposed, items.length > 0 && h("section", { "aria-labelledby": "h-proposed" }, h("h2", { id: "h-proposed" }, `Proposed as golden samples (${items.length})`),
+      h("p", { class: "muted" }, "A golden sample decides about every later part: an admin or a second person approves it."),
+      h("ul", { class: "samples" }, items.map((item) => proposal(item, me, reload)))));
   }
   async function tell() {
     const known = await get(`/v1/products/${encodeURIComponent(product)}`);
@@ -90,6 +98,28 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
   await reload();
   document.getElementById(query.get("id") ?? "")?.focus();
   onThisPage([["/", "the product", () => chooser.focus()], ["e", "enrol photos", () => enrolling?.querySelector("input[type=file]").focus()]]);
+}
+
+/** A photo that one person proposed; somebody else, or an admin, decides. */
+function proposal(item, me, done) {
+  const image = h("img", { alt: `Photo of part ${item.part_id}` });
+  const path = `/v1/inspections/${encodeURIComponent(item.inspection_id)}`;
+  picture(`${path}/pictures/query`, { max_px: 320 }).then((url) => { image.src = url; }, () => { image.alt += " (not there)"; });
+  const decide = async (decision) => {
+    try {
+      const made = await post(`/v1/references/${encodeURIComponent(item.inspection_id)}`, { decision });
+      say(`Part ${item.part_id}: ${made.learned?.outcome ?? "approved"}.`);
+      await done();
+    } catch (error) {
+      say(error.message, "bad");
+    }
+  };
+  return h("li", { class: "golden proposed" }, image,
+    h("div", {}, h("a", { href: `#/inspections/${encodeURIComponent(item.inspection_id)}` }, "Part ", item.part_id), ` (${item.product})`),
+    h("small", {}, `${item.by}, `, when(item.at)), item.reason && h("p", { class: "note" }, item.reason),
+    me.may("inspector") && h("div", { class: "actions" },
+      (me.may("admin") || me.name !== item.by) && h("button", { type: "button", onclick: () => decide("approve") }, "Approve"),
+      h("button", { type: "button", onclick: () => decide("refuse") }, "Refuse")));
 }
 
 const DOES = { active: "Take it (back) into use", flagged: "Mark it for a look; it stays in use", retired: "Take it out of use" };

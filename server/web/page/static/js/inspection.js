@@ -181,7 +181,8 @@ function drawDecision(place, report, disposition, me, draw) {
     replace(place, title, h("p", { class: "decided" }, h("strong", {}, DECIDED[disposition.decision]), ` by ${disposition.by}, `, when(disposition.created_at)),
       h("blockquote", {}, disposition.reason),
       disposition.judged && h("p", {}, `The part is ${disposition.judged === "good" ? "good" : "defective"}.`),
-      disposition.as_reference && h("p", { class: "muted" }, `Photo as golden sample: ${learned ? learned.outcome : "agreed"}${learned?.golden_id ? ` (${learned.golden_id})` : ""}.`));
+      disposition.as_reference && h("p", { class: "muted" }, `Photo as golden sample: ${learned ? learned.outcome : "proposed"}${learned?.golden_id ? ` (${learned.golden_id})` : ""}.`),
+      disposition.as_reference && !learned && h("p", {}, h("a", { href: "#/goldens" }, "Proposed samples"), " wait for an admin or a second person."));
     return;
   }
   if (!me.may("inspector")) {
@@ -192,7 +193,7 @@ function drawDecision(place, report, disposition, me, draw) {
   const radio = (name, value, text, hint) => h("label", { class: "choice" }, h("input", { type: "radio", name, value, required: true }), h("span", {}, h("strong", {}, text), h("small", {}, hint)));
   const reason = h("textarea", { rows: 2, maxlength: 2000, required: true, "aria-label": "Reason", placeholder: "Why? It is kept with the report." });
   const consent = h("input", { type: "checkbox" });
-  const consentLine = h("label", { class: "check", hidden: true }, consent, " The photo may become a golden sample");
+  const consentLine = h("label", { class: "check", hidden: true }, consent, me.may("admin") ? " The photo may become a golden sample" : " Propose the photo as a golden sample; somebody else has to approve it");
   const send = h("button", { class: "primary", type: "submit" }, "Decide");
   const form = h("form", { onsubmit: submit, onchange: update }, 
     h("fieldset", {}, h("legend", { class: "sr" }, "The verdict"),
