@@ -6,16 +6,20 @@ A key is long and random, so a plain digest cannot be reversed by guessing; a pa
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import hmac
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from refdiff.memory.changes import KEY, State, recorded
 from refdiff.memory.database import Database, Migrations
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 
@@ -55,6 +59,7 @@ class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
+        self._home = home
         self._db = Database(home / "keys.sqlite", _MIGRATIONS)
 
     def __exit__(self, *error: object) -> None:
@@ -69,7 +74,7 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             raise InputError(f"role {role!r}: a role is one of {', '.join(ROLES)}")
         key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), created_by, None)
         text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
-        with self._db.transaction() as conn:
+        with self._recorded(key.key_id, created_by, None, key), self._db.transaction() as conn:
             conn.execute(
                 "INSERT INTO keys (key_id, name, role, sha256, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?)",
                 (key.key_id, key.name, key.role, _digest(text), key.created_at, key.created_by),
@@ -98,14 +103,35 @@ class KeyStore(AbstractContextManager["KeyStore"]):
         with self._db.connection() as conn:
             return conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
-    def revoke(self, key_id: str) -> ApiKey:
+    def revoke(self, key_id: str, by: str = "unknown") -> ApiKey:
         """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
-        with self._db.transaction() as conn:
-            conn.execute("UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (utc_now(), key_id))
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()
         if row is None:
             raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
-        return _key(row)
+        known = _key(row)
+        if known.revoked_at is not None:
+            return known
+        ended = replace(known, revoked_at=utc_now())
+        with self._recorded(key_id, by, known, ended), self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (ended.revoked_at, key_id)
+            )
+        return ended
+
+    @contextlib.contextmanager
+    def _recorded(self, key_id: str, by: str, before: ApiKey | None, after: ApiKey) -> Iterator[None]:
+        """The audit record of a change, on the disk of the main database before the keys change."""
+        with (
+            Database(self._home / "refdiff.sqlite", MIGRATIONS) as chain,
+            recorded(chain, KEY, key_id, by, key_state(before) if before else None, key_state(after)),
+        ):
+            yield
+
+
+def key_state(key: ApiKey) -> State:
+    """What an audit record says of a key."""
+    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at}
 
 
 def _digest(text: str) -> str:

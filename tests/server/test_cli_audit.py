@@ -45,12 +45,12 @@ def test_audit_export_traces_an_inspection_and_reports_tampering(
     (ready / "a.jsonl").write_text(text.replace('"by":"bob"', '"by":"eve"'))
     code, checked = said(capsys, "audit", "verify", "a.jsonl")
     assert (code, checked["intact"], checked["error"]["type"]) == (65, False, "TamperedError")
-    assert f"record 2 (inspection {inspection})" in checked["error"]["message"]
+    assert f"record {decided['seq']} (inspection {inspection})" in checked["error"]["message"]
     with sqlite3.connect(ready / "home" / "refdiff.sqlite") as outside:
         outside.execute("UPDATE inspections SET report = replace(report, '\"FAIL\"', '\"PASS\"')")
     code, checked = said(capsys, "audit", "verify", "--store")
     assert code == 65
-    assert "record 1" in checked["error"]["message"]
+    assert f"record {filed['seq']} " in checked["error"]["message"]
     code, written = said(capsys, "audit", "export", "--out", "b.jsonl")  # no proof of a trail that is broken
     assert (code, written["error"]["type"]) == (65, "TamperedError")
     with sqlite3.connect(ready / "home" / "refdiff.sqlite") as outside:
