@@ -35,8 +35,8 @@ def reenroll(
 ) -> ReenrollResult:
     """Encode the photos of goldens that another encoder has, or that are damaged, and enrol them with this encoder.
 
-    product: None for all. by: who does it. Each keeps its id, status, part group, scale and who enrolled it. Raises StorageError and
-    UnavailableError where the stores fail; what was restored before stays, and the same call continues.
+    product: None for all. by: who does it. Each keeps its id, status, part group, scale and who enrolled it. Raises
+    StorageError and UnavailableError where the stores fail; what was restored before stays, and the same call continues.
     """
     bank = workspace.bank
     wanted = {g.golden_id: g for g in bank.of_other_encoders(product)}
