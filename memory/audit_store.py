@@ -384,8 +384,8 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
         filed = {k: record.facts.get(k, row[k]) for k in ("part_id", "product", "verdict")}
         if content.get("created_at"):
             filed["created_at"] = to_utc(content["created_at"])
-        differs = [k for k, value in filed.items() if row[k] != value]
-        what = f"the {' and '.join(differs).replace('_', ' ')} it is listed with is not the one that was filed"
+        differs = [_LISTED.get(k, k) for k, value in filed.items() if row[k] != value]
+        what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
     if record.kind in _TABLES:
         table = _TABLES[record.kind]
@@ -405,6 +405,7 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
     return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
 
 
+_LISTED = {"part_id": "part id", "created_at": "time"}  # columns as messages call them
 _TABLES = {BLIND: "blind_checks", LEARNED: "learned"}
 _RECORDED = (  # table, which of its rows, kind of their records, what they are
     ("inspections", "1", FILED, "filed"),

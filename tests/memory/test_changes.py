@@ -112,6 +112,9 @@ def test_settings_are_recorded_only_when_they_differ(stores: Stores) -> None:
     for alpha in (0.01, 0.01, 0.05, 0.05, 0.01):
         record_settings(stores.db, {"alpha": alpha}, "ana")
     words = [r.facts["change"] for r in stores.audit.changes("settings")]
+    with sqlite3.connect(stores.db.path) as outside:
+        outside.execute("UPDATE audit SET content = '{'")
+    record_settings(stores.db, {"alpha": 0.01}, "ana")  # a chain that was tampered with stops no inspection
     assert words == ["new: alpha: 0.01", "alpha: 0.01 -> 0.05", "alpha: 0.05 -> 0.01"]
 
 
@@ -166,7 +169,7 @@ OTHER_MEANS: list[tuple[str, str, str]] = [
     ("a calibration removed", "DELETE FROM calibrations", "the calibration of board"),
     ("a calibration slipped in", "INSERT INTO calibrations (product, key, scores, pixel_threshold, n, reference_count, "
      "created_at, seconds, extra) VALUES ('board', 'other', '[]', 9, 1, 1, '2026', 0, '{}')", "the calibration of board"),
-    ("when an inspection was filed", "UPDATE inspections SET created_at = '2025'", "the created at it is listed with"),
+    ("when an inspection was filed", "UPDATE inspections SET created_at = '2025'", "the time it is listed with"),
 ]  # fmt: skip
 
 
