@@ -279,8 +279,8 @@ class _StoreCheck:
         end = check.end(int(given["seq"]) if given else 0)
         self._problems += [
             *([end] if end else []),
-            *self._cut_off(),
             *_unrecorded(self._conn),
+            *self._cut_off(),
             *self._unlike_present(),
             *self._keys(),
         ]
