@@ -9,6 +9,7 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.memory.artefacts import digests, inspection_folder
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnknownRecordError
 from refdiff.model.files import make_folder, write_atomic
@@ -25,11 +26,6 @@ ARTEFACTS = {
     "reference": "reference.jpg",
     "anomaly": "anomaly.png",
 }
-
-
-def inspection_folder(home: Path, inspection_id: str) -> Path:
-    """Where the files of an inspection lie; ids are made by us, never by a user."""
-    return home / "inspections" / inspection_id
 
 
 def artefacts_of(inspection_id: str) -> Artefacts:
@@ -51,7 +47,7 @@ def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
 
 
 def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
-    """Write the artefacts and file the report. Filed already: the filed one is returned."""
+    """Write the artefacts and file the report with their digests. Filed already: the filed one is returned."""
     inspections = context.tools.workspace.stores.inspections
     try:
         return DefectReport.model_validate(inspections.get(report.inspection_id).report)
@@ -96,5 +92,6 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
         report.created_at,
         report.model_dump(mode="json"),
         blind_share=context.settings.blind_share,
+        facts={"artefacts": digests(paths.values())},
     )
     return report if filed else DefectReport.model_validate(inspections.get(report.inspection_id).report)

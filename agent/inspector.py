@@ -23,9 +23,12 @@ from refdiff.agent.nodes import opening_messages
 from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
 from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
+from refdiff.agent.verdict.in_force import settings_in_force
 from refdiff.memory.audit_chain import using_key
+from refdiff.memory.changes import record_settings
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.settings import login_name
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
 from refdiff.model.language.reading import READ
 from refdiff.tools.context import ToolContext
@@ -171,6 +174,9 @@ class Inspector(AbstractContextManager["Inspector"]):
         self, request: InspectionRequest, state: dict[str, Any] | None, capture: Capture | None = None
     ) -> DefectReport:
         """state: the first state of a new run; None to resume from the checkpoint. capture: the photo, if it is known."""
+        # before the first verdict under them, and again where another process has worked with others meanwhile
+        stores, in_force = self.workspace.stores, settings_in_force(self.workspace, self.settings, self._driver)
+        record_settings(stores.db, in_force, login_name())
         config = run_config(request.inspection_id)
         if state is not None and self._graph.get_state(config).values:
             state = None

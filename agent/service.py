@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from refdiff.agent.filing import ARTEFACTS, filed_report, inspection_folder
+from refdiff.agent.filing import ARTEFACTS, filed_report
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
     Intent,
@@ -35,6 +35,7 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
@@ -47,6 +48,7 @@ from refdiff.model.errors import (
     BusyError,
     InputError,
     StorageError,
+    TamperedError,
     UnavailableError,
     UnknownRecordError,
     unknown_product,
@@ -341,7 +343,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def artefact(self, inspection_id: str, name: str) -> Path:
         """The file of a filed inspection: overlay, heatmap, side_by_side, html, markdown or report.
 
-        Raises UnknownRecordError (also for any other name), StorageError if the file is gone.
+        Raises UnknownRecordError (also for any other name), StorageError if the file is gone, TamperedError if it is not
+        the one that was filed.
         """
         self.stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
@@ -349,6 +352,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         path = inspection_folder(self.stores.settings.home, inspection_id) / ARTEFACTS[name]
         if not path.is_file():
             raise StorageError(f"{path.name} of inspection {inspection_id} is missing; restore it from a backup")
+        if wrong := self.stores.audit.not_as_filed(inspection_id, path.name):
+            raise TamperedError(f"inspection {inspection_id}: {wrong[path.name]}")
         return path
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
@@ -449,7 +454,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def set_golden_status(self, golden_id: str, status: GoldenStatus, by: str, note: str = "") -> Golden:
         """Flag, retire or reactivate a golden. Raises UnknownRecordError."""
-        return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}")
+        return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}", by)
 
     def products(self) -> list[str]:
         return sorted({p.name for p in self.stores.products.list()} | set(self.workspace.bank.products()))
@@ -473,19 +478,19 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         counts = {s: statuses.count(s) for s in ("active", "flagged", "retired")}
         return asdict(found) | {"goldens": counts, "calibration": calibration}
 
-    def set_spec(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
         parsed = parse_spec(spec)
-        self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
+        self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
         return self.product(name)
 
-    def calibrate(self, name: str, alpha: float | None = None) -> dict[str, Any]:
+    def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:
         """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
         with self._enrolling:
-            made = calibrate(self.workspace, name, alpha=alpha)
+            made = calibrate(self.workspace, name, alpha=alpha, by=by)
         return summary(made, requested_alpha(self.workspace, made))
 
     # -- inside

@@ -1,7 +1,9 @@
-"""The audit chain: every step in the life of an inspection as a record that carries the hash of all before it.
+"""The audit chain: every step in the life of an inspection, and every change of what decides (`changes.py`).
+
+Each is a record that carries the hash of all before it.
 
 A record says what happened (who, when, to which inspection, the facts) and holds the sha256 of its content: the filed
-report, the disposition, a blind answer. `record_sha256` is the sha256 of the record as canonical JSON, and
+report, the disposition, a blind answer, a specification. `record_sha256` is the sha256 of the record as canonical JSON, and
 
     hash = sha256(hash of the record before + record_sha256),    64 zeros before the first
 
@@ -34,11 +36,11 @@ _key: ContextVar[str | None] = ContextVar("used_key", default=None)
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One step in the life of an inspection."""
+    """One step in the life of an inspection, or one change of what decides."""
 
     seq: int  # 1, 2, 3, ... without gaps
-    kind: str  # "filed", "disposition", "blind_check", "approval" or "learned"
-    inspection_id: str
+    kind: str  # "filed", "disposition", "blind_check", "approval", "learned", or of a change: "product", "golden", ...
+    inspection_id: str  # "" for a change
     at: str  # ISO 8601, UTC
     by: str  # the person or program that did it
     facts: dict[str, Any]  # JSON data; `by_key`: id of the API key that the person or program used
@@ -55,7 +57,7 @@ class AuditRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """The first place where a chain does not hold."""
+    """A place where a chain does not hold."""
 
     where: str  # "record 3", "line 5"
     seq: int | None  # number of the record, if it concerns one
@@ -137,7 +139,7 @@ def append_filed(conn: sqlite3.Connection, inspection_id: str, report: Mapping[s
 
 def report_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     """What an auditor asks for first: the request, the photo, the goldens, the tools, versions and weights."""
-    kept = ("part_id", "product", "request", "verdict", "query_sha256", "judge", "software")
+    kept = ("part_id", "product", "request", "verdict", "query_sha256", "specification", "judge", "software")
     facts: dict[str, Any] = {name: report[name] for name in kept if name in report}
     references = report.get("references") or ([report["reference"]] if report.get("reference") else [])
     facts["goldens"] = [{k: r.get(k) for k in ("golden_id", "sha256")} for r in references if isinstance(r, dict)]
@@ -170,30 +172,31 @@ class ChainCheck:
 
     def __init__(self, seq: int = 0, previous: str = GENESIS) -> None:
         """Start after record `seq`, whose hash is `previous`."""
-        self.seq, self.hash = seq, previous  # of the last record that held
+        self.seq, self.hash = seq, previous  # of the last record
 
     def record(self, record: AuditRecord, content: Any, place: str = "") -> Problem | None:
-        """Check the next record and its content; the problem, or None. place: where it stands, for the message."""
-        where = place or f"record {record.seq}"
+        """Check the next record and its content; the problem, or None. place: where it stands, for the message.
+
+        After a problem the chain is followed from what the record says of itself, so later problems are found too.
+        """
+        what = self._wrong(record, content)
+        self.seq, self.hash = record.seq, record.hash
+        return Problem(place or f"record {record.seq}", record.seq, record.inspection_id, what) if what else None
+
+    def _wrong(self, record: AuditRecord, content: Any) -> str:
         if record.seq != self.seq + 1:
-            return Problem(where, record.seq, record.inspection_id, self._out_of_order(record.seq))
+            return self._out_of_order(record.seq)
         if content_digest(content) != record.content_sha256:
-            return Problem(where, record.seq, record.inspection_id, f"its {_CONTENT.get(record.kind, 'content')} "
-                           "is not the one that was recorded")  # fmt: skip
-        expected = linked(self.hash, record.record_sha256)
-        if expected != record.hash:
-            return Problem(
-                where, record.seq, record.inspection_id, "it was changed, or a record before it was exchanged"
-            )
-        self.seq, self.hash = record.seq, expected
-        return None
+            return f"its {_CONTENT.get(record.kind, 'content')} is not the one that was recorded"
+        if linked(self.hash, record.record_sha256) != record.hash:
+            return "it was changed, or a record before it was exchanged"
+        return ""
 
     def link(self, seq: int, record_sha256: str, place: str) -> Problem | None:
         """Follow a record of which only the digest is known; the problem, or None."""
-        if seq != self.seq + 1:
-            return Problem(place, seq, None, self._out_of_order(seq))
+        problem = None if seq == self.seq + 1 else Problem(place, seq, None, self._out_of_order(seq))
         self.seq, self.hash = seq, linked(self.hash, record_sha256)
-        return None
+        return problem
 
     def end(self, last: int, place: str = "the end") -> Problem | None:
         """Check that record number `last` was reached; the problem, or None."""

@@ -46,30 +46,39 @@ class _ExportCheck:
     def __init__(self, store: AuditStore, against_store: bool) -> None:
         self._store, self._against_store = store, against_store
         self._digest, self._records, self._lines = hashlib.sha256(), 0, 0
+        self._problems: list[Problem] = []
+        self._head = GENESIS  # hash of the chain up to the first problem
         self._only: str | None = None  # id of the one inspection selected
         self._since: str | None = None  # start of the time selected
 
     def run(self, lines: Iterator[bytes]) -> Checked:
+        """Follow the whole file, whatever is wrong with it."""
         check = self._open(next(lines, b""))
         notes = self._selected()
-        if (problem := self._entered(check)) is not None:
-            return self._found(check, problem)
+        self._find(check, self._entered(check))
         for number, raw in enumerate(lines, start=2):
             place = f"line {number}"
             data = _parse(raw)
-            if data is None:
-                return self._found(check, Problem(place, check.seq + 1, None, "it is cut off or does not read"))
-            if "end" in data:
+            if data is not None and "end" in data:
                 problem, note = self._close(check, data, place)
                 if problem is None and next(lines, b""):
                     problem = Problem(f"line {number + 1}", None, None, "it was added after the end")
-                return self._found(check, problem, [*notes, *([note] if note else [])])
+                self._find(check, problem)
+                return self._found([*notes, *([note] if note else [])])
             self._digest.update(raw)
             self._lines += 1
-            problem = self._step(check, data, place)
-            if problem is not None:
-                return self._found(check, problem)
-        return self._found(check, Problem(f"after line {self._lines}", check.seq + 1, None, "the end is cut off"))
+            if data is None:
+                self._find(check, Problem(place, check.seq + 1, None, "it is cut off or cannot be read"))
+            else:
+                self._find(check, self._step(check, data, place))
+        self._find(check, Problem(f"after line {self._lines}", check.seq + 1, None, "the end is cut off"))
+        return self._found(notes)
+
+    def _find(self, check: ChainCheck, problem: Problem | None) -> None:
+        if problem is not None:
+            self._problems.append(problem)
+        elif not self._problems:
+            self._head = check.hash
 
     def _open(self, raw: bytes) -> ChainCheck:
         data = _parse(raw) or {}
@@ -83,7 +92,7 @@ class _ExportCheck:
             or not all(c is None or isinstance(c, str) for c in chosen)
         ):
             raise InputError(
-                "not an audit export of this version: its first line is no header; use `refdiff audit export`"
+                "not an audit export of this version: its first line is not a header; make one with `refdiff audit export`"
             )
         self._digest.update(raw)
         self._lines = 1
@@ -93,8 +102,8 @@ class _ExportCheck:
     def _selected(self) -> list[str]:
         """Notes about what the export leaves out, so a part is not mistaken for everything."""
         if self._only is not None:
-            return [f"of inspection {self._only} alone: records of others are digests, which only a home can tell"]
-        return [] if self._since is None else [f"since {self._since}: it holds no record of before"]
+            return [f"only of inspection {self._only}: other records are digests, which only their home can check"]
+        return [] if self._since is None else [f"since {self._since}: earlier records are not in it"]
 
     def _entered(self, check: ChainCheck) -> Problem | None:
         """Check that the export begins where its selection does; for a part of the chain, only a home can tell."""
@@ -102,9 +111,9 @@ class _ExportCheck:
         if self._only is not None or self._since is not None:
             if not self._against_store:
                 return None
-            first, where = self._store.entry(self._only, self._since), "what was selected, in this home,"
+            first, where = self._store.entry(self._only, self._since), "the same selection in this home"
         elif check.hash != GENESIS:
-            return Problem("line 1", 1, None, "an export of everything begins with nothing before it")
+            return Problem("line 1", 1, None, "an export of everything must begin with the first record")
         if check.seq + 1 == first:
             return None
         return Problem(
@@ -130,10 +139,16 @@ class _ExportCheck:
     def _link(self, check: ChainCheck, seq: int, record_sha256: str, place: str) -> Problem | None:
         """Only an export of one inspection has links, and only for the records of others."""
         if self._only is None:
-            return Problem(place, seq, None, "it is a digest alone, but this is no export of one inspection: hidden")
+            what = "only its digest is here, but the export is not of one inspection: the record was hidden"
+            return Problem(place, seq, None, what)
         problem = check.link(seq, record_sha256, place) or self._compare(check, place, None)
         if problem is None and self._against_store and self._store.inspection_at(seq) == self._only:
-            return Problem(place, seq, self._only, "it is a digest alone, but a record of this very inspection: hidden")
+            return Problem(
+                place,
+                seq,
+                self._only,
+                "only its digest is here, but it belongs to this inspection: the record was hidden",
+            )
         return problem
 
     def _compare(self, check: ChainCheck, place: str, inspection_id: str | None) -> Problem | None:
@@ -153,8 +168,8 @@ class _ExportCheck:
         wrong, note = self._store.check_seal(end)
         return (Problem(place, None, None, wrong) if wrong else None), note
 
-    def _found(self, check: ChainCheck, problem: Problem | None, notes: list[str] | None = None) -> Checked:
-        return Checked(self._records, check.hash, problem, notes or [])
+    def _found(self, notes: list[str]) -> Checked:
+        return Checked.of(self._records, self._head, self._problems, notes)
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

@@ -14,10 +14,11 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 from pydantic import SecretStr
 
+from refdiff.memory.artefacts import inspection_folder, not_as_filed
 from refdiff.memory.audit_chain import (
     DISPOSITION,
     FILED,
@@ -28,14 +29,17 @@ from refdiff.memory.audit_chain import (
     canonical,
 )
 from refdiff.memory.audit_head import AuditHead, missing_from
+from refdiff.memory.changes import CALIBRATION, KEY, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
+from refdiff.memory.records.api_keys import KeyStore, key_state
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 
 FORMAT = 1
+MAX_PROBLEMS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,17 @@ class Checked:
     """The result of a check."""
 
     records: int  # that hold, links not counted
-    head: str  # hash of the chain up to there
-    problem: Problem | None = None  # None if intact
-    notes: list[str] = field(default_factory=list)  # what was not checked, or only in part
+    head: str  # hash of the chain, up to the first problem
+    problem: Problem | None = None  # the first one; None if intact
+    notes: list[str] = field(default_factory=list)  # what was not checked, or only in part, and what is odd
+    problems: list[Problem] = field(default_factory=list)  # all of them, at most `MAX_PROBLEMS`
+
+    @classmethod
+    def of(cls, records: int, head: str, problems: list[Problem], notes: list[str]) -> Self:
+        """The result with those problems."""
+        more = len(problems) - MAX_PROBLEMS
+        notes = [*notes, f"and {more:,} more problems"] if more > 0 else notes
+        return cls(records, head, problems[0] if problems else None, notes, problems[:MAX_PROBLEMS])
 
 
 class AuditStore:
@@ -80,7 +92,7 @@ class AuditStore:
         if inspection_id is not None and since is not None:
             raise InputError("an export is of one inspection or since a time, not both")
         moment = None if since is None else to_utc(since)
-        if inspection_id is not None and not self.of(inspection_id):
+        if inspection_id is not None and not (inspection_id and self.of(inspection_id)):
             raise UnknownRecordError(
                 f"no inspection {inspection_id!r} in the audit; `refdiff inspections list` shows them"
             )
@@ -121,47 +133,60 @@ class AuditStore:
 
     # -- checks
 
-    def verify_store(self, photos: bool = False) -> Checked:
-        """Check every record of this home against the chain, and that nothing was filed or decided without a record.
+    def verify_store(self, photos: bool = False, artefacts: bool = False) -> Checked:
+        """Check every record of this home against the chain, and that nothing was filed, decided or set without a record.
 
-        photos: also read every inspected photo and compare it with its sha256 (slow).
+        Goes on to the end whatever it finds. photos: also read every inspected photo; artefacts: also read every file of
+        the reports; each is compared with its sha256 (slow).
         """
-        check = ChainCheck()
         with self._db.snapshot() as conn:
-            problem = self._verify_rows(conn, check, photos)
-            if problem is None:
-                given = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
-                problem = check.end(int(given["seq"]) if given else 0) or _unrecorded(conn) or self._cut_off(conn)
-        held = check.seq - (problem is not None and problem.seq == check.seq)  # its record fits, the stores do not
-        return Checked(held, check.hash, problem)
+            return _StoreCheck(conn, self._images, photos, artefacts, self._kept).run()
 
-    def _verify_rows(self, conn: sqlite3.Connection, check: ChainCheck, photos: bool) -> Problem | None:
-        for row in conn.execute(f"{_ALL} ORDER BY a.seq"):
-            try:
-                record, content = _record(row), _content(row)
-                problem = check.record(record, content) or _agrees(conn, record, content)
-            except (TamperedError, ValueError, RecursionError):
-                return Problem(f"record {row['seq']}", row["seq"], row["inspection_id"], "it does not read any more")
-            if problem is None and photos and record.kind == FILED:
-                problem = self._photo(record)
-            if problem is not None:
-                return problem
-        return None
+    def not_as_filed(self, inspection_id: str, *names: str) -> dict[str, str] | None:
+        """What is wrong with files of a filed inspection: file name -> words; {} if nothing is.
 
-    def _cut_off(self, conn: sqlite3.Connection) -> Problem | None:
-        kept = self._kept.read() if self._kept is not None else None
-        wrong = "" if kept is None else missing_from(conn, kept)
-        return Problem("the end", None, None, wrong) if wrong else None
-
-    def _photo(self, record: AuditRecord) -> Problem | None:
-        sha256 = str(record.facts.get("query_sha256") or "")
-        if not sha256:
+        names: of the files; default: all. None: it was filed before files had digests. Raises UnknownRecordError (nothing
+        filed), TamperedError (the record or the report itself is not what was filed).
+        """
+        with self._db.connection() as conn:
+            row = conn.execute(
+                f"SELECT x.*, COALESCE((SELECT b.hash FROM audit b WHERE b.seq < x.seq ORDER BY b.seq DESC LIMIT 1), ?) "
+                f"AS previous FROM ({_ALL} WHERE a.inspection_id = ? AND a.kind = ? ORDER BY a.seq LIMIT 1) x",
+                (GENESIS, inspection_id, FILED),
+            ).fetchone()
+        if row is None:
+            raise UnknownRecordError(
+                f"no inspection {inspection_id!r} in the audit; `refdiff inspections list` shows them"
+            )
+        record = _record(row)
+        if problem := ChainCheck(record.seq - 1, row["previous"]).record(record, _content(row)):
+            raise TamperedError(f"{problem}; run `refdiff audit verify --store`")
+        filed = record.facts.get("artefacts")
+        if filed is None:
             return None
-        try:
-            self._images.get(sha256)
-        except RefDiffError as e:
-            return Problem(f"record {record.seq}", record.seq, record.inspection_id, f"its photo: {e}")
-        return None
+        folder = inspection_folder(self._images.root.parent, inspection_id)
+        found = {name: not_as_filed(folder / name, filed.get(name, "")) for name in names or filed}
+        return {name: wrong for name, wrong in found.items() if wrong}
+
+    def changes(
+        self, kind: str | None = None, subject: str | None = None, since: str | None = None, limit: int = -1
+    ) -> list[AuditRecord]:
+        """The newest `limit` (-1: all) records of changes, oldest first. subject: how it begins, e.g. a product's name."""
+        where, values = ["inspection_id = ''"], list[Any]()
+        if kind is not None:
+            where, values = [*where, "kind = ?"], [*values, kind]
+        if subject is not None:
+            where, values = (
+                [*where, "substr(json_extract(facts, '$.subject'), 1, ?) = ?"],
+                [*values, len(subject), subject],
+            )
+        with self._db.connection() as conn:
+            first = 1 if since is None else _entry(conn, None, to_utc(since))[0]
+            rows = conn.execute(
+                f"SELECT * FROM audit WHERE {' AND '.join(where)} AND seq >= ? ORDER BY seq DESC LIMIT ?",
+                (*values, first, limit),
+            ).fetchall()
+        return [_record(row) for row in reversed(rows)]
 
     def hash_at(self, seq: int) -> str | None:
         """Hash of the chain up to record `seq`; None if there is no such record."""
@@ -201,24 +226,166 @@ _ALL = "SELECT a.*, i.report FROM audit a LEFT JOIN inspections i ON a.kind = 'f
 
 def _entry(conn: sqlite3.Connection, inspection_id: str | None, since: str | None) -> tuple[int, str]:
     """Where an export enters the chain: number of its first record and the hash before it."""
-    where, value = "1", []
     if inspection_id is not None:
-        where, value = "inspection_id = ?", [inspection_id]
+        row = conn.execute("SELECT MIN(seq) AS seq FROM audit WHERE inspection_id = ?", (inspection_id,)).fetchone()
     elif since is not None:
-        where, value = "at >= ?", [since]
-    first = conn.execute(f"SELECT MIN(seq) AS seq FROM audit WHERE {where}", value).fetchone()["seq"]
-    if first is None:  # nothing since then: an export without records, at the chain's end
+        # Records dated before an earlier one (clock put back) may be of any later time: those that follow the last record
+        # surely from before `since` belong to the export.
+        row = conn.execute(
+            "WITH dated AS (SELECT seq, at, MAX(at) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) "
+            "AS latest FROM audit) SELECT COALESCE(MAX(seq), 0) + 1 AS seq FROM dated WHERE at >= COALESCE(latest, '') "
+            "AND seq < COALESCE((SELECT MIN(seq) FROM audit WHERE at >= ?), 9223372036854775807)",
+            (since,),
+        ).fetchone()
+    else:
+        row = conn.execute("SELECT MIN(seq) AS seq FROM audit").fetchone()
+    first = row["seq"]
+    if first is None:  # nothing selected: an export without records, at the chain's end
         first = (conn.execute("SELECT MAX(seq) AS seq FROM audit").fetchone()["seq"] or 0) + 1
     before = conn.execute("SELECT hash FROM audit WHERE seq < ? ORDER BY seq DESC LIMIT 1", (first,)).fetchone()
     return int(first), str(before["hash"]) if before else GENESIS
+
+
+class _StoreCheck:
+    """One pass over the records of a home."""
+
+    def __init__(
+        self, conn: sqlite3.Connection, images: ImageStore, photos: bool, artefacts: bool, kept: AuditHead | None
+    ) -> None:
+        self._kept = kept
+        self._conn, self._images, self._home = conn, images, images.root.parent
+        self._photos, self._artefacts = photos, artefacts
+        self._problems: list[Problem] = []
+        self._notes: list[str] = []
+        self._known: dict[str, dict[str, str | None]] = {}  # kind -> subject -> digest of its newest state
+        self._judged_by: dict[str, set[str]] = {}  # product -> digests of all states it had
+        self._without_digests = 0
+
+    def run(self) -> Checked:
+        check, held, head, latest = ChainCheck(), 0, GENESIS, None
+        for row in self._conn.execute(f"{_ALL} ORDER BY a.seq"):
+            found = self._row(check, row)
+            self._problems += found
+            held += not found
+            if not self._problems:
+                head = check.hash
+            if latest is not None and row["at"] < latest:
+                self._notes.append(
+                    f"record {row['seq']} is dated {row['at']}, earlier than the record before it ({latest}): "
+                    "the clock was put back"
+                )
+            latest = row["at"]
+        given = self._conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
+        end = check.end(int(given["seq"]) if given else 0)
+        self._problems += [
+            *([end] if end else []),
+            *_unrecorded(self._conn),
+            *self._cut_off(),
+            *self._unlike_present(),
+            *self._keys(),
+        ]
+        if self._without_digests:
+            self._notes.append(f"{self._without_digests} inspections were filed before their files had digests: "
+                               "the files of those cannot be checked")  # fmt: skip
+        return Checked.of(held, head, self._problems, self._notes)
+
+    def _row(self, check: ChainCheck, row: sqlite3.Row) -> list[Problem]:
+        try:
+            record, content = _record(row), _content(row)
+            problem = check.record(record, content) or _agrees(self._conn, record, content)
+        except (InputError, ValueError, RecursionError):
+            check.seq, check.hash = int(row["seq"]), str(row["hash"])
+            return [Problem(f"record {row['seq']}", row["seq"], row["inspection_id"], "it cannot be read any more")]
+        found = [problem] if problem else []
+        if record.kind == FILED:
+            found += [Problem(f"record {record.seq}", record.seq, record.inspection_id, w) for w in self._filed(record)]
+        elif not record.inspection_id:
+            self._changed(record, content)
+        return found
+
+    def _filed(self, record: AuditRecord) -> Iterator[str]:
+        """What is wrong with a filed inspection besides its records."""
+        judged_by = record.facts.get("specification")
+        product = str(record.facts.get("product"))
+        if isinstance(judged_by, dict):
+            known = self._judged_by.get(product, set()) | {NOTHING_SET}
+            if judged_by.get("sha256") not in known:
+                yield f"it was judged by a specification of product {product!r} that no record tells of"
+        sha256 = str(record.facts.get("query_sha256") or "")
+        if self._photos and sha256:
+            try:
+                self._images.get(sha256)
+            except RefDiffError as e:
+                yield f"its photo: {e}"
+        filed = record.facts.get("artefacts")
+        self._without_digests += filed is None
+        if self._artefacts and isinstance(filed, dict):
+            folder = inspection_folder(self._home, record.inspection_id)
+            yield from (wrong for name, digest in filed.items() if (wrong := not_as_filed(folder / name, digest)))
+
+    def _changed(self, record: AuditRecord, content: Any) -> None:
+        """Follow what decides through the records of its changes."""
+        if record.kind == PRESENT:
+            states = {kind: dict(subjects) for kind, subjects in content.items()}
+        else:
+            states = {record.kind: {str(record.facts["subject"]): record.facts["after"]}}
+        for kind, subjects in states.items():
+            self._known.setdefault(kind, {}).update(subjects)
+            if kind == PRODUCT:
+                for product, digest in subjects.items():
+                    self._judged_by.setdefault(product, set()).add(str(digest))
+
+    def _unlike_present(self) -> Iterator[Problem]:
+        """Where what decides now is not what was recorded last."""
+        now: dict[str, dict[str, str | None]] = {k: dict(v) for k, v in present(self._conn).items()}
+        if not self._known:  # a home in which nothing was set since changes are recorded
+            if any(now.values()):
+                self._notes.append("specifications and calibrations were set before changes were recorded: not checked")
+            return
+        for kind, subjects in now.items():
+            recorded = self._known.get(kind, {})
+            for subject in sorted({*subjects, *recorded}):
+                nothing = NOTHING_SET if kind == PRODUCT else None
+                if subjects.get(subject, nothing) != (recorded.get(subject) or nothing):
+                    what = (
+                        f"the {_KIND[kind]} of {subject} is not the one that was recorded last: changed by other means"
+                    )
+                    yield Problem(f"table {kind}s", None, None, what)
+
+    def _cut_off(self) -> Iterator[Problem]:
+        kept = self._kept.read() if self._kept is not None else None
+        if kept is not None and (wrong := missing_from(self._conn, kept)):
+            yield Problem("the end", None, None, wrong)
+
+    def _keys(self) -> Iterator[Problem]:
+        """Where the keys are not what was recorded last."""
+        if not (self._home / "keys.sqlite").is_file():
+            return
+        with KeyStore(self._home) as kept:
+            keys = {key.key_id: key for key in kept.list()}
+        recorded = self._known.get(KEY, {})
+        for key_id in sorted({*keys, *recorded}):
+            key, digest = keys.get(key_id), recorded.get(key_id)
+            if key and key_id not in recorded:
+                self._notes.append(f"key {key_id} ({key.name}, {key.role}) was added without a record: before keys were "
+                                   "recorded, or by other means")  # fmt: skip
+            elif digest != (state_digest(key_state(key)) if key else None):
+                what = f"the key {key_id} is not the one that was recorded last: changed by other means"
+                yield Problem("table keys", None, None, what)
+
+
+_KIND = {PRODUCT: "specification", CALIBRATION: "calibration"}
 
 
 def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Problem | None:
     """Check that the stores still agree with a record; the problem, or None."""
     if record.kind == FILED:
         row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
-        differs = [k for k in ("part_id", "product", "verdict") if row[k] != record.facts.get(k, row[k])]
-        what = f"the {' and '.join(differs).replace('_', ' ')} it is listed with is not the one that was filed"
+        filed = {k: record.facts.get(k, row[k]) for k in ("part_id", "product", "verdict")}
+        if content.get("created_at"):
+            filed["created_at"] = to_utc(content["created_at"])
+        differs = [_LISTED.get(k, k) for k, value in filed.items() if row[k] != value]
+        what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
     if record.kind in _TABLES:
         table = _TABLES[record.kind]
@@ -238,6 +405,7 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
     return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
 
 
+_LISTED = {"part_id": "part id", "created_at": "time"}  # columns as messages call them
 _TABLES = {BLIND: "blind_checks", LEARNED: "learned", APPROVAL: "approvals"}
 _RECORDED = (  # table, which of its rows, kind of their records, what they are
     ("inspections", "1", FILED, "filed"),
@@ -247,17 +415,15 @@ _RECORDED = (  # table, which of its rows, kind of their records, what they are
 )
 
 
-def _unrecorded(conn: sqlite3.Connection) -> Problem | None:
+def _unrecorded(conn: sqlite3.Connection) -> Iterator[Problem]:
     for table, which, kind, done in _RECORDED:
-        row = conn.execute(
+        rows = conn.execute(
             f"SELECT inspection_id FROM {table} WHERE {which} AND inspection_id NOT IN "
-            "(SELECT inspection_id FROM audit WHERE kind = ?) LIMIT 1",
+            "(SELECT inspection_id FROM audit WHERE kind = ?)",
             (kind,),
-        ).fetchone()
-        if row is not None:
-            what = f"it is {done} without a record: added by other means, or its record was removed"
-            return Problem(f"table {table}", None, row["inspection_id"], what)
-    return None
+        )
+        what = f"it is {done} without a record: added by other means, or its record was removed"
+        yield from (Problem(f"table {table}", None, row["inspection_id"], what) for row in rows)
 
 
 def _record(row: sqlite3.Row) -> AuditRecord:

@@ -24,8 +24,8 @@ ORDER = {
     "defect_types progress settings errors",
     "tools": "registry find_part retrieve_reference align score_difference zoom measure submit_report context evidence "
     "golden_samples inspection workspace feature_cache vision settings",
-    "memory": "upkeep audit_export stores audit_store journals records schema golden_bank database audit_chain audit_head "
-    "image_store locks settings timestamps",
+    "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema database audit_chain "
+    "audit_head artefacts image_store locks settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
     "queue report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals env_files "

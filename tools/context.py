@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.memory.records.captures import Capture
+from refdiff.memory.records.products import Product
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import ToolOrderError, UnknownRecordError
+from refdiff.model.errors import ToolOrderError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.evidence import (
@@ -29,9 +30,12 @@ from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo
 from refdiff.tools.inspection.retrieval import nearest_goldens
+from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
+
+_MAX_TRIES = 3  # of an inspection during which the specification changes
 
 Result = tuple[str, dict[str, Any]]  # what the LLM reads (JSON), what the state keeps (artifact)
 
@@ -119,15 +123,40 @@ class ToolContext:
 
     @cached_property
     def canonical(self) -> PhotoInspection:
-        """The inspection that the verdict rests on: against the nearest goldens, as many as the settings say."""
-        return inspect_photo(
-            self.workspace,
-            self.find_capture(),
-            features=self.features,
-            nearest=self._hits.get(self.workspace.settings.references),
-            clock=self._clock,
-            progress=self._progress,
+        """The inspection that the verdict rests on: against the nearest goldens, as many as the settings say.
+
+        Raises UnavailableError if somebody keeps changing the product meanwhile.
+        """
+        for _ in range(_MAX_TRIES):
+            self._judged_by = self._product_now()
+            found = inspect_photo(
+                self.workspace,
+                self.find_capture(),
+                features=self.features,
+                nearest=self._hits.get(self.workspace.settings.references),
+                clock=self._clock,
+                progress=self._progress,
+            )
+            if self._product_now() == self._judged_by:
+                return found
+        raise UnavailableError(
+            f"the specification of product {self._judged_by.name!r} keeps changing; try again when nobody sets it"
         )
+
+    @property
+    def judged_by(self) -> Product:
+        """The product as it was for `canonical`: what is set later does not concern this inspection."""
+        _ = self.canonical
+        return self._judged_by
+
+    @cached_property
+    def spec(self) -> ProductSpec:
+        """The specification of `judged_by`. Raises SpecError."""
+        return parse_spec(self.judged_by.spec, f"specification of {self.judged_by.name}")
+
+    def _product_now(self) -> Product:
+        name = self.find_capture().product
+        return self.workspace.stores.products.get(name) or Product(name)
 
     def compare(self, golden_ids: Sequence[str]) -> Comparison:
         """The photo against the given goldens. Raises UnknownRecordError."""

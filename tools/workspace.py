@@ -91,7 +91,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         with self._bank_lock:
             if self._bank is None:
                 e = self.encoder
-                self._bank = GoldenBank.open(self.stores.settings, e.fingerprint, e.global_dim, e.patch_dim)
+                self._bank = GoldenBank.open(
+                    self.stores.settings, e.fingerprint, e.global_dim, e.patch_dim, self.stores.db
+                )
             return self._bank
 
     def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:

@@ -155,6 +155,13 @@ class Software(_Model):
     weights: dict[str, str] = {}  # sha256 of each weight file
 
 
+class Specification(_Model):
+    """The product's specification that the part was judged by."""
+
+    version: int  # how often it had been set; 0: never
+    sha256: str  # of specification, scale and intensity window, as the audit records of their changes have it
+
+
 class DefectReport(_Model):
     schema_version: str = SCHEMA_VERSION
     inspection_id: str
@@ -186,3 +193,4 @@ class DefectReport(_Model):
     timings_ms: dict[str, float]
     artefacts: Artefacts
     software: Software
+    specification: Specification | None = None

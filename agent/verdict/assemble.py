@@ -18,6 +18,7 @@ from refdiff.agent.report.schema import (
     Scale,
     SeenBefore,
     Severity,
+    Specification,
     Verdict,
     VerdictBasis,
 )
@@ -40,7 +41,6 @@ from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence
 from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
-from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.vision.regions import MAX_REGIONS
 
 
@@ -224,9 +224,8 @@ def conclude_without_reading(
 ) -> Decision:
     """The verdict as it would be if no model read the pair."""
     canonical = tools.canonical
-    spec = product_spec(tools.workspace, tools.find_capture().product)
     alpha = requested_alpha(tools.workspace, canonical.calibration)
-    return conclude(canonical, claimed_regions(spec, canonical, evidence, claims), alpha, None)
+    return conclude(canonical, claimed_regions(tools.spec, canonical, evidence, claims), alpha, None)
 
 
 def claims_of(state: InspectionState) -> list[CheckedClaim]:
@@ -245,7 +244,7 @@ def assemble(
     alpha = requested_alpha(workspace, calibration)
     claims = claims_of(state)
     reading = LlmReading.model_validate(state["reading"]) if state.get("reading") else None
-    regions = claimed_regions(product_spec(workspace, capture.product), canonical, evidence, claims)
+    regions = claimed_regions(context.tools.spec, canonical, evidence, claims)
     decision = conclude(canonical, regions, alpha, reading)
     score_id = _score_id(evidence, canonical)
     assert score_id is not None
@@ -292,6 +291,9 @@ def assemble(
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
         "evidence": evidence,
+        "specification": Specification(
+            version=context.tools.judged_by.spec_version, sha256=context.tools.judged_by.digest
+        ),
     }
 
 

@@ -23,6 +23,8 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from refdiff.memory.changes import GOLDEN, recorded
+from refdiff.memory.database import Database
 from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors, check_record
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.golden import (
@@ -61,9 +63,17 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
     Every method raises UnavailableError (server) or StorageError (embedded) where Qdrant fails.
     """
 
-    def __init__(self, connection: QdrantConnection, fingerprint: str, global_dim: int, patch_dim: int) -> None:
+    def __init__(
+        self,
+        connection: QdrantConnection,
+        fingerprint: str,
+        global_dim: int,
+        patch_dim: int,
+        chain: Database | None = None,
+    ) -> None:
         """The bank on an open connection, before its collection is checked; `open` does both."""
         self._connection = connection
+        self._chain = chain
         self._client: QdrantClient = connection.client
         self._fingerprint = fingerprint
         self._name = PREFIX + fingerprint
@@ -79,10 +89,18 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         self._patch_cache: dict[int, Vectors] = {}
 
     @classmethod
-    def open(cls, settings: MemorySettings, encoder_fingerprint: str, global_dim: int, patch_dim: int) -> GoldenBank:
+    def open(
+        cls,
+        settings: MemorySettings,
+        encoder_fingerprint: str,
+        global_dim: int,
+        patch_dim: int,
+        chain: Database | None = None,
+    ) -> GoldenBank:
         """Open the bank of that encoder, created if new: under `settings.home`, or on the server `qdrant_url`.
 
-        global_dim, patch_dim: sizes of the encoder's vectors. Raises BankBusyError if another process still
+        global_dim, patch_dim: sizes of the encoder's vectors. chain: the main database, whose audit chain records each
+        change before the bank makes it; None for a bank that decides nothing. Raises BankBusyError if another process still
         holds the embedded bank after `settings.bank_wait_s`, UnavailableError if the server does not answer,
         StorageError if the files cannot be read or written or hold vectors of other sizes.
         """
@@ -90,7 +108,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             raise RefDiffError(f"encoder fingerprint {encoder_fingerprint!r} cannot name a collection")
         connection = QdrantConnection(settings)
         try:
-            bank = cls(connection, encoder_fingerprint, global_dim, patch_dim)
+            bank = cls(connection, encoder_fingerprint, global_dim, patch_dim, chain)
             with bank._qdrant() as client:
                 bank._ensure_collection(client)
                 bank._read_file(client)
@@ -109,10 +127,10 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
 
     # -- writing
 
-    def add(self, golden: Golden, global_vec: Vectors, patches: Vectors) -> bool:
+    def add(self, golden: Golden, global_vec: Vectors, patches: Vectors, by: str = "") -> bool:
         """Enrol a golden, durably on return. False, and nothing changes, if it is there already, also as retired.
 
-        global_vec: (Dg,) float32; patches: (N, Dp) float32, N >= 1.
+        global_vec: (Dg,) float32; patches: (N, Dp) float32, N >= 1. by: who does it; default: who enrolled it.
         """
         self._check_vectors(global_vec, patches)
         _check_status(golden.status)
@@ -124,22 +142,27 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                     raise RefDiffError(f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}")
                 return False
             stored = StoredGolden(golden, _unit(global_vec), _unit(patches))
-            if self._connection.file is not None:
-                self._connection.file.put(self._fingerprint, stored)
-                self._hold(client, [stored])
-                self._damaged.pop(golden.golden_id, None)
-            else:
-                # two processes may enrol the same photo on a server: the first one's payload stays, unless it is damaged
-                replaces = self._damaged.pop(golden.golden_id, None)
-                mode = qm.UpdateMode.UPSERT if replaces else qm.UpdateMode.INSERT_ONLY
-                client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=mode)
+            with recorded(self._chain, GOLDEN, golden.golden_id, by or golden.enrolled_by, None, dict(vars(golden))):
+                if self._connection.file is not None:
+                    self._connection.file.put(self._fingerprint, stored)
+                    self._hold(client, [stored])
+                    self._damaged.pop(golden.golden_id, None)
+                else:
+                    # two processes may enrol the same photo on a server: the first one's payload stays, unless it is damaged
+                    replaces = self._damaged.pop(golden.golden_id, None)
+                    mode = qm.UpdateMode.UPSERT if replaces else qm.UpdateMode.INSERT_ONLY
+                    client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=mode)
         return True
 
-    def set_status(self, golden_id: str, status: GoldenStatus, note: str = "") -> Golden:
-        """Flag, retire or reactivate a golden, saying why. Raises UnknownRecordError."""
+    def set_status(self, golden_id: str, status: GoldenStatus, note: str = "", by: str = "refdiff") -> Golden:
+        """Flag, retire or reactivate a golden, saying why. by: who does it. Raises UnknownRecordError."""
         _check_status(status)
-        golden = replace(self.get(golden_id), status=status, note=note)
-        with self._qdrant() as client:
+        before = self.get(golden_id)
+        golden = replace(before, status=status, note=note)
+        with (
+            recorded(self._chain, GOLDEN, golden_id, by, dict(vars(before)), dict(vars(golden))),
+            self._qdrant() as client,
+        ):
             if self._connection.file is not None:
                 self._connection.file.set_record(self._fingerprint, golden)
             client.set_payload(

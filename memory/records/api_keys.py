@@ -9,17 +9,21 @@ The operator's key is the exception: whoever may read the home folder may do eve
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import hmac
 import secrets
 import sqlite3
 import unicodedata
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from refdiff.memory.changes import KEY, State, recorded
 from refdiff.memory.database import Database, Migrations
+from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
@@ -62,7 +66,8 @@ class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self._db, self._operator_file = Database(home / "keys.sqlite", _MIGRATIONS), home / OPERATOR_FILE
+        self._home, self._operator_file = home, home / OPERATOR_FILE
+        self._db = Database(home / "keys.sqlite", _MIGRATIONS)
 
     def __exit__(self, *error: object) -> None:
         self._db.close()
@@ -87,8 +92,10 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             return known, text
         if not make:
             return None
-        with self._db.transaction() as conn:  # the file was lost, or holds another home's key
-            conn.execute("UPDATE keys SET revoked_at = ? WHERE operator AND revoked_at IS NULL", (utc_now(),))
+        with self._db.connection() as conn:
+            lost = conn.execute("SELECT key_id FROM keys WHERE operator AND revoked_at IS NULL").fetchall()
+        for row in lost:  # the file was lost, or holds another home's key
+            self.revoke(row["key_id"], name)
         taken = {person(k.name) for k in self.list() if k.revoked_at is None}
         key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
         write_atomic(self._operator_file, text.encode())
@@ -101,13 +108,10 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             raise InputError(f"role {role!r}: a role is one of {', '.join(ROLES)}")
         key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), created_by, None)
         text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
-        with self._db.transaction() as conn:
-            for row in conn.execute("SELECT key_id, name FROM keys WHERE revoked_at IS NULL"):
-                if person(row["name"]) == person(name):
-                    raise InputError(
-                        f"the key {row['key_id']} already has the name {row['name']!r}, which stands in reports; choose "
-                        f"another name, or revoke that key first: refdiff keys revoke {row['key_id']}"
-                    )
+        with self._db.connection() as conn:
+            _check_free(conn, name)  # a refused name leaves no record
+        with self._recorded(key.key_id, created_by, None, key), self._db.transaction() as conn:
+            _check_free(conn, name)
             conn.execute(
                 "INSERT INTO keys (key_id, name, role, sha256, created_at, created_by, operator) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -138,14 +142,45 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             found = conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL AND NOT operator LIMIT 1").fetchone()
         return found is not None
 
-    def revoke(self, key_id: str) -> ApiKey:
+    def revoke(self, key_id: str, by: str = "unknown") -> ApiKey:
         """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
-        with self._db.transaction() as conn:
-            conn.execute("UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (utc_now(), key_id))
+        with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()
         if row is None:
             raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
-        return _key(row)
+        known = _key(row)
+        if known.revoked_at is not None:
+            return known
+        ended = replace(known, revoked_at=utc_now())
+        with self._recorded(key_id, by, known, ended), self._db.transaction() as conn:
+            conn.execute(
+                "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (ended.revoked_at, key_id)
+            )
+        return ended
+
+    @contextlib.contextmanager
+    def _recorded(self, key_id: str, by: str, before: ApiKey | None, after: ApiKey) -> Iterator[None]:
+        """The audit record of a change, on the disk of the main database before the keys change."""
+        with (
+            Database(self._home / "refdiff.sqlite", MIGRATIONS) as chain,
+            recorded(chain, KEY, key_id, by, key_state(before) if before else None, key_state(after)),
+        ):
+            yield
+
+
+def key_state(key: ApiKey) -> State:
+    """What an audit record says of a key."""
+    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at}
+
+
+def _check_free(conn: sqlite3.Connection, name: str) -> None:
+    """Raises InputError where a valid key has that name."""
+    for row in conn.execute("SELECT key_id, name FROM keys WHERE revoked_at IS NULL"):
+        if person(row["name"]) == person(name):
+            raise InputError(
+                f"the key {row['key_id']} already has the name {row['name']!r}, which stands in reports; choose "
+                f"another name, or revoke that key first: refdiff keys revoke {row['key_id']}"
+            )
 
 
 def person(name: str) -> str:

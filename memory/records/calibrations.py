@@ -6,6 +6,7 @@ import json
 import sqlite3
 from dataclasses import dataclass, field
 
+from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
@@ -38,8 +39,11 @@ class CalibrationStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def save(self, calibration: Calibration) -> None:
-        """Keep it as the product's latest; one of the same product and key is replaced."""
+    def save(self, calibration: Calibration, by: str = "refdiff") -> None:
+        """Keep it as the product's latest; one of the same product and key is replaced.
+
+        by: who asked for it, for the audit record; an inspection that found the last one stale does so by itself.
+        """
         c = calibration
         product, created_at = check_product_name(c.product), to_utc(c.created_at)
         try:
@@ -48,7 +52,9 @@ class CalibrationStore:
             extra = json.dumps(more, allow_nan=False)
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
-        with self._db.transaction() as conn:
+        newest = "SELECT * FROM calibrations WHERE product = ? ORDER BY seq DESC LIMIT 1"
+        with changing(self._db) as conn:
+            known = conn.execute(newest, (product,)).fetchone()
             # not an upsert: the new row must also become the newest
             conn.execute("DELETE FROM calibrations WHERE product = ? AND key = ?", (product, c.key))
             conn.execute(
@@ -56,6 +62,9 @@ class CalibrationStore:
                 "created_at, seconds, extra) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (product, c.key, scores, c.pixel_threshold, c.n, c.references, created_at, c.seconds, extra),
             )
+            row = conn.execute(newest, (product,)).fetchone()
+            before = calibration_state(known) if known else None
+            record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
 
     def latest(self, product: str) -> Calibration | None:
         """The product's newest calibration, stale or not; None if there is none."""

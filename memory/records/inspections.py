@@ -5,11 +5,13 @@ from __future__ import annotations
 import builtins
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
 from refdiff.memory.audit_chain import append_filed
+from refdiff.memory.changes import changing
 from refdiff.memory.database import Database
 from refdiff.memory.records.blind_checks import draw
 from refdiff.memory.records.captures import normalise_part_id
@@ -76,10 +78,11 @@ class InspectionStore:
         created_at: datetime | str,
         report: dict[str, Any],
         blind_share: float = 0.0,
+        facts: Mapping[str, Any] | None = None,
     ) -> bool:
         """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed.
 
-        blind_share: 0..1, share of all inspections to draw for a blind check.
+        blind_share: 0..1, share of all inspections to draw for a blind check. facts: further ones of the audit record.
         """
         _check_verdict(verdict)
         if not inspection_id:
@@ -89,14 +92,14 @@ class InspectionStore:
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"report of inspection {inspection_id} is not JSON ({e}); it is not filed") from e
         part_id, product = normalise_part_id(part_id), check_product_name(product)
-        with self._db.transaction() as conn:
+        with changing(self._db) as conn:
             cursor = conn.execute(
                 "INSERT INTO inspections (inspection_id, part_id, product, verdict, created_at, report) "
                 "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (inspection_id) DO NOTHING",
                 (inspection_id, part_id, product, verdict, to_utc(created_at), text),
             )
             if cursor.rowcount == 1:
-                append_filed(conn, inspection_id, report)
+                append_filed(conn, inspection_id, report, **(facts or {}))
                 draw(conn, inspection_id, blind_share)
             return cursor.rowcount == 1
 

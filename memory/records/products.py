@@ -11,6 +11,16 @@ import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
+from refdiff.memory.audit_chain import content_digest
+from refdiff.memory.changes import (
+    CALIBRATION,
+    PRODUCT,
+    calibration_state,
+    calibration_subject,
+    changing,
+    product_state,
+    record_change,
+)
 from refdiff.memory.database import Database
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, SpecError, UnknownRecordError
@@ -58,6 +68,16 @@ class Product:
     spec_version: int = 0  # how often the specification was set
     updated_at: str = ""  # ISO 8601, UTC
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What decides, as the audit records of its changes have it."""
+        return product_state(self.scale_mm_per_px, self.intensity_window, self.spec)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of `state`."""
+        return content_digest(self.state)
+
 
 class ProductStore:
     """The products by name."""
@@ -86,7 +106,7 @@ class ProductStore:
         with self._db.transaction() as conn:
             return _ensure(conn, name)
 
-    def set_window_once(self, name: str, window: tuple[float, float]) -> Product:
+    def set_window_once(self, name: str, window: tuple[float, float], by: str = "unknown") -> Product:
         """Set the intensity window; a product that has one keeps it, because its goldens were enrolled with it.
 
         Raises InputError unless both ends are finite and lo < hi.
@@ -94,36 +114,39 @@ class ProductStore:
         lo, hi = float(window[0]), float(window[1])
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise InputError(f"intensity window ({lo}, {hi}): lo and hi must be finite and lo < hi")
-        with self._db.transaction() as conn:
+        with changing(self._db) as conn:
             product = _ensure(conn, name)
-            conn.execute(
-                "UPDATE products SET window_lo = ?, window_hi = ?, updated_at = ? WHERE name = ? AND window_lo IS NULL",
-                (lo, hi, utc_now(), product.name),
-            )
-            return _ensure(conn, product.name)
+            if product.intensity_window is not None:
+                return product
+            return _change(
+                conn, product.name, by,
+                "window_lo = ?, window_hi = ?, updated_at = ?", (lo, hi, utc_now()),
+            )  # fmt: skip
 
-    def set_spec(self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None) -> Product:
-        """Replace specification and scale; the product is created if new. Raises SpecError if `spec` is not JSON data."""
+    def set_spec(
+        self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None, by: str = "unknown"
+    ) -> Product:
+        """Replace specification and scale; the product is created if new. Raises SpecError if `spec` is not JSON data.
+
+        by: who sets them, for the audit record.
+        """
         name, scale = self.name_of(name), check_scale(scale_mm_per_px)
         try:
             text = json.dumps(spec, allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as e:
             raise SpecError(f"specification of {name!r}: {e}; use numbers, text, lists and mappings only") from e
-        with self._db.transaction() as conn:
-            _ensure(conn, name)
-            conn.execute(
-                "UPDATE products SET spec = ?, scale_mm_per_px = ?, spec_version = spec_version + 1, "
-                "updated_at = ? WHERE name = ?",
-                (text, scale, utc_now(), name),
-            )
-            return _ensure(conn, name)
+        with changing(self._db) as conn:
+            return _change(
+                conn, name, by,
+                "spec = ?, scale_mm_per_px = ?, spec_version = spec_version + 1, updated_at = ?", (text, scale, utc_now()),
+            )  # fmt: skip
 
-    def remove(self, name: str) -> Product:
+    def remove(self, name: str, by: str = "unknown") -> Product:
         """Forget a product that nothing was captured of; its calibrations too. The caller has checked the golden bank.
 
         Raises UnknownRecordError, InputError.
         """
-        with self._db.transaction() as conn:
+        with changing(self._db) as conn:
             name = known_name(conn, name)
             row = conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone()
             if row is None:
@@ -134,9 +157,21 @@ class ProductStore:
                     f"product {name!r} has {photos} captured photos; remove them first: refdiff captures remove --product "
                     f"{shlex.quote(name)}"
                 )
+            for kept in conn.execute("SELECT * FROM calibrations WHERE product = ?", (name,)).fetchall():
+                record_change(conn, CALIBRATION, calibration_subject(kept), by, calibration_state(kept), None)
+            record_change(conn, PRODUCT, name, by, _product(row).state, None)
             conn.execute("DELETE FROM calibrations WHERE product = ?", (name,))
             conn.execute("DELETE FROM products WHERE name = ?", (name,))
             return _product(row)
+
+
+def _change(conn: sqlite3.Connection, name: str, by: str, assignments: str, values: tuple[Any, ...]) -> Product:
+    """Set columns of a product, which is created if new, with the audit record of the change."""
+    before = _ensure(conn, name)
+    conn.execute(f"UPDATE products SET {assignments} WHERE name = ?", (*values, before.name))
+    after = _ensure(conn, before.name)
+    record_change(conn, PRODUCT, before.name, by, before.state, after.state, spec_version=after.spec_version)
+    return after
 
 
 def _ensure(conn: sqlite3.Connection, name: str) -> Product:

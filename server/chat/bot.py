@@ -26,6 +26,7 @@ from refdiff.model.errors import (
     DuplicateError,
     InputError,
     RefDiffError,
+    TamperedError,
     UnavailableError,
     UnknownPartError,
     UnknownRecordError,
@@ -340,7 +341,10 @@ class ChatBot:
                 return
             inspection = self.service.inspection(inspection_id)
             if inspection.report is not None:
-                self._platform.show(request, self.summary(inspection_id))
+                try:
+                    self._platform.show(request, self.summary(inspection_id))
+                except TamperedError as e:  # to repeat it would not help
+                    self._platform.say(request, f"The report of part {inspection.part_id} is not shown: {e}")
             else:
                 reason = (inspection.error or {}).get("message", "it was abandoned")
                 self._platform.say(request, f"Part {inspection.part_id} could not be inspected: {reason}")

@@ -1,24 +1,36 @@
-"""`refdiff audit`: export the audit trail, and verify that nobody changed it."""
+"""`refdiff audit`: list what was changed, export the audit trail, and verify that nobody changed it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from refdiff.memory import changes
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.audit_store import Checked
 from refdiff.model.errors import InputError, TamperedError
+from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import Json, clean, shown_path
 from refdiff.server.cli.output import emit
 
 audit = typer.Typer(
-    help="Export the tamper-evident audit trail (requests, evidence, reports, decisions), or verify it.",
+    help="List, export or verify the tamper-evident audit trail: requests, evidence, reports, decisions, and every "
+    "change of what decides.",
     no_args_is_help=True,
 )
+
+
+class Kind(StrEnum):
+    product = changes.PRODUCT
+    calibration = changes.CALIBRATION
+    golden = changes.GOLDEN
+    key = changes.KEY
+    settings = changes.SETTINGS
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +71,36 @@ def export(
     )
 
 
+@audit.command("list", epilog="Examples: refdiff audit list · refdiff audit list --kind product --about bracket")
+def list_changes(
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Only changes of this kind.")] = None,
+    about: Annotated[
+        str | None, typer.Option("--about", metavar="TEXT", help="Only of this product, golden sample or key.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only changes from this time on (ISO 8601; UTC without a zone)."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list, the newest.")] = 100,
+    _json: Json = False,
+) -> None:
+    """List who changed what decides: specifications, golden samples, calibrations, settings, keys. Oldest first.
+
+    A specification that was set for a while and put back shows as two changes; the reports in between carry its digest.
+    """
+    with open_stores() as stores:
+        found = stores.audit.changes(kind.value if kind else None, clean(about) if about else None, since, limit)
+    shown = output.table("Record", "When", "Who", "What", "Change")
+    for r in found:
+        key = f" ({r.facts['by_key']})" if r.facts.get("by_key") else ""
+        failed = f"taken back: {r.facts['failed']}; " if r.facts.get("failed") else ""
+        cells = (str(r.seq), r.at[:19].replace("T", " "), f"{r.by}{key}", f"{r.kind} {r.facts.get('subject', '')}".strip(),
+                 f"{failed}{r.facts.get('change', '')}")  # fmt: skip
+        shown.add_row(*map(output.printable, cells))
+    document = [{k: v for k, v in asdict(r).items() if k != "inspection_id"} for r in found]
+    emit({"changes": document}, shown if found else "no changes recorded")
+
+
 @audit.command(
     epilog="Examples: refdiff audit verify audit.jsonl · refdiff audit verify --store · "
     "refdiff audit verify audit.jsonl --store"
@@ -71,9 +113,9 @@ def verify(
     photos: Annotated[bool, typer.Option("--photos", help="With --store: check every inspected photo too.")] = False,
     _json: Json = False,
 ) -> None:
-    """Check an exported file or this home, and name the first record that was tampered with.
+    """Check an exported file or this home, and name all that was tampered with, damaged or lost.
 
-    Exit code: 0 intact, 65 tampered with.
+    A home is checked with the pages and pictures of its reports. Exit code: 0 intact, 65 not.
     """
     if file is None and not store:
         raise typer.BadParameter("name a FILE, or give --store.", param_hint="FILE")
@@ -84,14 +126,20 @@ def verify(
         if file is not None:
             checks.append((clean(str(file)), verify_export(stores.audit, file, against_store=store)))
         if store:
-            checks.append((str(stores.settings.home), stores.audit.verify_store(photos)))
-    for what, checked in checks:
-        if checked.problem is not None:
-            error = TamperedError(f"{what}: tampered with at {checked.problem}")
-            if current().as_json:
-                details = {"type": "TamperedError", "message": str(error), "exit_code": error.exit_code}
-                emit({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
-            raise error
+            checks.append((str(stores.settings.home), stores.audit.verify_store(photos, artefacts=True)))
+    wrong = [(what, problem) for what, c in checks for problem in c.problems]
+    notes = [note for _, c in checks for note in c.notes]
+    if wrong:
+        (what, problem), more = wrong[0], len(wrong) - 1
+        error = TamperedError(f"{what}: not intact: {problem}" + (f"; and {more} more" if more else ""))
+        if current().as_json:
+            details = {"type": "TamperedError", "message": str(error), "exit_code": error.exit_code}
+            emit({"error": details, "intact": False, "checks": [_plain(w, c) for w, c in checks]})
+        for what, problem in wrong[1:]:
+            output.note(f"{what}: {problem}")
+        for text in notes:
+            output.note(text)
+        raise error
     shown = [
         line for what, c in checks for line in (f"{what}: intact, {c.records} records", f"head {c.head}", *c.notes)
     ]

@@ -123,7 +123,7 @@ def reenroll_goldens(product: MaybeProduct = None, _json: Json = False) -> None:
     from refdiff.tools.golden_samples.reenroll import reenroll
 
     with open_workspace() as workspace, output.progress("enrolling again") as moved:
-        result = reenroll(workspace, product, progress=moved)
+        result = reenroll(workspace, product, by=settings().server.user, progress=moved)
     for refused in result.refused[:_REASONS_SHOWN]:
         output.say(f"refused: {refused.golden_id} {clean(refused.filename)}: {refused.reason}", "red")
     if result.refused and not result.restored:
@@ -209,10 +209,11 @@ def adopt(_json: Json = False) -> None:
 
 
 def _change(ids: list[str], status: GoldenStatus, note: str) -> None:
-    note = clean(note).strip() or f"{status} by {settings().server.user}"
+    user = settings().server.user
+    note = clean(note).strip() or f"{status} by {user}"
     with open_workspace() as workspace:
         for golden_id in ids:  # all or nothing: a mistyped id changes none
             workspace.bank.get(golden_id)
-        changed: list[Golden] = [workspace.bank.set_status(golden_id, status, note) for golden_id in ids]
+        changed: list[Golden] = [workspace.bank.set_status(golden_id, status, note, user) for golden_id in ids]
     lines = [f"{g.golden_id} ({g.product}, {output.printable(g.filename)}): {g.status}" for g in changed]
     emit({"goldens": [asdict(g) for g in changed]}, "\n".join(lines))

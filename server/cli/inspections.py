@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdict
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import StorageError, TamperedError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, clean
@@ -104,16 +104,23 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
             f"inspection {inspection_id} was filed in another format ({e.error_count()} fields differ); "
             "open it with the version that filed it"
         ) from e
+    wrong = stores.audit.not_as_filed(record.inspection_id)
     lines = [hint] if hint else []
     if decided:
         lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
     artefacts = {name: getattr(report.artefacts, name) for name in record.report["artefacts"]}
     emit(
-        record.report | {"artefacts": artefacts, "disposition": _plain(decided)},
+        record.report
+        | {"artefacts": artefacts, "disposition": _plain(decided)}
+        | ({"damaged": wrong} if wrong else {}),
         output.report_view(report),
         output.files_view(report),
         *map(output.printable, lines),
     )
+    if wrong is None:
+        output.note("filed before its files had digests in the audit: they are not checked")
+    elif wrong:
+        raise TamperedError(f"inspection {record.inspection_id}: {'; '.join(wrong.values())}")
 
 
 @inspections.command("resume", epilog="Example: refdiff inspections resume")

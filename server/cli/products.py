@@ -61,7 +61,7 @@ def calibrate(
         if not workspace.bank.count(name):
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
-            calibration = measure(workspace, name, references, moved, alpha)
+            calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
         asked = requested_alpha(workspace, calibration)
     found = summary(calibration, asked)
     emit(found, output.facts(_calibration_rows(found)))
@@ -113,7 +113,9 @@ def set_product(
 
     parsed = load_spec(spec)
     with open_stores() as stores:
-        kept = stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px)
+        kept = stores.products.set_spec(
+            name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, settings().server.user
+        )
     zones, limits = len(parsed.zones), len(parsed.limits)
     line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
     emit(asdict(kept), line)
@@ -154,7 +156,7 @@ def remove_product(
         name = workspace.stores.products.name_of(name)
         if n := workspace.bank.count(name):
             raise InputError(f"product {name!r} has {n} golden samples, which reports refer to; retire them instead")
-        gone = workspace.stores.products.remove(name)
+        gone = workspace.stores.products.remove(name, settings().server.user)
     emit({"removed": asdict(gone)}, f"{gone.name}: removed")
 
 

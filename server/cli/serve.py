@@ -115,5 +115,5 @@ def revoke(
 ) -> None:
     """Revoke a key, immediately and permanently."""
     with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        ended = kept.revoke(clean(key_id))
+        ended = kept.revoke(clean(key_id), settings().server.user)
     emit(asdict(ended), f"{ended.key_id} ({output.printable(ended.name)}): revoked")

@@ -19,6 +19,7 @@ from refdiff.model.errors import (
     DuplicateError,
     InputError,
     RefDiffError,
+    TamperedError,
     UnavailableError,
     UnknownPartError,
     UnknownProductError,
@@ -31,6 +32,7 @@ STATUSES: tuple[tuple[type[RefDiffError], int], ...] = (
     (UnknownPartError, 404),
     (UnknownProductError, 404),
     (DuplicateError, 409),
+    (TamperedError, 409),
     (InputError, 422),
     (BusyError, 429),
     (UnavailableError, 503),
@@ -68,9 +70,9 @@ def responses(*statuses: int, answers: str = "") -> dict[int | str, dict[str, An
 
     answers: media types of a success that is not JSON, separated by blanks.
     """
-    words = {404: "Unknown", 409: "Already decided", 413: "Too large", 422: "Invalid", 429: "Try again later",
-             503: "Unavailable", 401: "API key missing", 403: "Role not sufficient", 400: "Malformed", 415: "Body type",
-             405: "Method not allowed"}  # fmt: skip
+    words = {404: "Unknown", 409: "Already decided, or changed since", 413: "Too large", 422: "Invalid",
+             429: "Try again later", 503: "Unavailable", 401: "API key missing", 403: "Role not sufficient",
+             400: "Malformed", 415: "Body type", 405: "Method not allowed"}  # fmt: skip
     wanted = dict.fromkeys((*statuses, 400, 401, 403, 422, 429, 503))
     found: dict[int | str, dict[str, Any]] = {s: {"model": ErrorBody, "description": words[s]} for s in wanted}
     if answers:

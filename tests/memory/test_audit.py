@@ -76,7 +76,7 @@ STORE_TAMPERING: list[tuple[str, str, str]] = [
     ("a disposition and its record", "UPDATE audit SET content = replace(content, 'bob', 'eve') WHERE seq = 3", "record 3 "),
     ("who asked", "UPDATE audit SET by = 'eve' WHERE seq = 4", "record 4 (inspection i2): it was changed"),
     ("a fact", "UPDATE audit SET facts = replace(facts, 'g-1', 'g-2') WHERE seq = 2", "record 2 "),
-    ("a fact to nonsense", "UPDATE audit SET facts = '{' WHERE seq = 2", "record 2 (inspection i1): it does not read"),
+    ("a fact to nonsense", "UPDATE audit SET facts = '{' WHERE seq = 2", "record 2 (inspection i1): it cannot be read"),
     ("a record removed", "DELETE FROM audit WHERE seq = 3", "record 4 (inspection i2): record 3 should come here"),
     ("the first removed", "DELETE FROM audit WHERE seq = 1", "record 2 (inspection i1): record 1 should come here"),
     ("records exchanged", "UPDATE audit SET seq = CASE seq WHEN 2 THEN -1 WHEN 4 THEN -2 ELSE seq END;"
@@ -176,7 +176,7 @@ def test_record_replaced_by_its_digest_is_reported(filled: Stores, tmp_path: Pat
     path = _resealed(tmp_path / "b.jsonl", [*lines[:4], _hide(lines[4]), *lines[5:]])
     for against_store in (False, True):
         problem = verify_export(filled.audit, path, against_store).problem
-        assert str(problem).startswith("line 5, record 4: it is a digest alone"), str(problem)
+        assert str(problem).startswith("line 5, record 4: only its digest is here"), str(problem)
 
 
 def test_hidden_record_of_a_selected_inspection_is_reported_against_the_store(filled: Stores, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_hidden_record_of_a_selected_inspection_is_reported_against_the_store(fi
     path = _resealed(tmp_path / "b.jsonl", [*lines[:2], _hide(lines[2]), *lines[3:]])
     checked = verify_export(filled.audit, path)
     assert (checked.records, checked.problem) == (1, None)  # only a home can know, and the checker says so
-    assert checked.notes == ["of inspection i1 alone: records of others are digests, which only a home can tell"]
+    assert checked.notes == ["only of inspection i1: other records are digests, which only their home can check"]
     problem = verify_export(filled.audit, path, against_store=True).problem
-    assert str(problem).startswith("line 3, record 3 (inspection i1): it is a digest alone"), str(problem)
+    assert str(problem).startswith("line 3, record 3 (inspection i1): only its digest is here"), str(problem)
 
 
 @pytest.mark.parametrize("inspection_id", [None, "i1"])
@@ -223,8 +223,8 @@ FILE_TAMPERING: list[tuple[str, Callable[[list[str]], list[str]], str]] = [
     ("a link in place of a record", lambda x: [*x[:2], '{"link":"' + "a" * 64 + '","seq":2}', *x[3:]], "line 3, record 2"),
     ("the opening line", lambda x: [x[0].replace("eve", "bob"), *x[1:]], "line 8: the closing line does not fit"),
     ("something added", lambda x: [*x, x[1]], "line 9: it was added after the end"),
-    ("nonsense", lambda x: [*x[:2], "[[[", *x[3:]], "line 3: it is cut off or does not read"),
-    ("depth", lambda x: [*x[:2], "[" * 100_000, *x[3:]], "line 3: it is cut off or does not read"),
+    ("nonsense", lambda x: [*x[:2], "[[[", *x[3:]], "line 3: it is cut off or cannot be read"),
+    ("depth", lambda x: [*x[:2], "[" * 100_000, *x[3:]], "line 3: it is cut off or cannot be read"),
     ("not a number", lambda x: [*x[:2], x[2].replace('"image_score":0.4', '"image_score":NaN,"y":0.4'), *x[3:]], "line 3"),
 ]  # fmt: skip
 

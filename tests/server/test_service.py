@@ -376,7 +376,7 @@ def test_service_manages_goldens_and_products(service: InspectionService, ready:
     assert service.goldens("gear", "active") == []
     board = service.product("board")
     assert (board["goldens"]["active"], board["calibration"]["stale"]) == (22, False)
-    assert service.set_spec("gear", {"scale_mm_per_px": 0.5})["scale_mm_per_px"] == 0.5
+    assert service.set_spec("gear", {"scale_mm_per_px": 0.5}, "ann")["scale_mm_per_px"] == 0.5
     with pytest.raises(UnknownProductError):
         service.product("nothing")
 

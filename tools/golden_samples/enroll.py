@@ -70,7 +70,7 @@ def enroll(
             if known is not None:
                 result.already_there.append(Refusal(path, _present(known)))
                 continue
-            image = _decode_golden(workspace, product, data, path.name)
+            image = _decode_golden(workspace, product, data, path.name, enrolled_by)
             thumbnails = thumbnails or ThumbnailIndex(workspace, product)
             thumbnail = grey_thumbnail(image, THUMBNAIL_PX)
             twin = thumbnails.twin(thumbnail)
@@ -132,7 +132,7 @@ def _present(golden: Golden) -> str:
     return f"already enrolled as {golden.golden_id}" + (retired if golden.status == "retired" else "")
 
 
-def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -> RgbImage:
+def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str, by: str) -> RgbImage:
     """Decode with the product's intensity window; the first deep golden fixes that window."""
     settings, products = workspace.model_settings, workspace.stores.products
     name = storable(name)
@@ -147,5 +147,5 @@ def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str) -
         # a window would make the 8-bit goldens that are there unreadable
         if suggested is None or workspace.bank.count(product):
             raise
-    window = products.set_window_once(product, suggested).intensity_window
+    window = products.set_window_once(product, suggested, by).intensity_window
     return decode_image(data, name=name, window=window, settings=settings)

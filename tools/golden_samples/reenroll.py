@@ -30,11 +30,13 @@ class ReenrollResult:
     refused: list[NotRestored] = field(default_factory=list)
 
 
-def reenroll(workspace: Workspace, product: str | None = None, *, progress: Progress = silent) -> ReenrollResult:
+def reenroll(
+    workspace: Workspace, product: str | None = None, *, by: str = "refdiff", progress: Progress = silent
+) -> ReenrollResult:
     """Encode the photos of goldens that another encoder has, or that are damaged, and enrol them with this encoder.
 
-    product: None for all. Each keeps its id, status, part group, scale and who enrolled it. Raises StorageError and
-    UnavailableError where the stores fail; what was restored before stays, and the same call continues.
+    product: None for all. by: who does it. Each keeps its id, status, part group, scale and who enrolled it. Raises
+    StorageError and UnavailableError where the stores fail; what was restored before stays, and the same call continues.
     """
     bank = workspace.bank
     wanted = {g.golden_id: g for g in bank.of_other_encoders(product)}
@@ -49,7 +51,7 @@ def reenroll(workspace: Workspace, product: str | None = None, *, progress: Prog
     for done, golden in enumerate(wanted.values(), start=1):
         try:
             features = workspace.golden_features(golden)
-            bank.add(golden, features.global_vec, features.patches)
+            bank.add(golden, features.global_vec, features.patches, by)
             result.restored.append(golden)
         except InputError as e:
             result.refused.append(NotRestored(golden.golden_id, golden.filename, str(e)))

@@ -76,10 +76,12 @@ def calibrate(
     references: int | None = None,
     progress: Progress = silent,
     alpha: float | None = None,
+    by: str = "refdiff",
 ) -> Calibration:
     """Measure and keep the calibration of a product. Raises InputError with fewer than two parts.
 
     alpha: false-reject rate that inspections of this product shall ask for from now on; None keeps what was said before.
+    by: who asked for it; an inspection that finds it stale does so by itself.
     If what it depends on changes meanwhile (someone enrols), it is measured again;
     after three tries UnavailableError is raised. Scores of one bank are never kept as those of another.
     """
@@ -88,7 +90,7 @@ def calibrate(
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
-            workspace.stores.calibrations.save(calibration)
+            workspace.stores.calibrations.save(calibration, by)
             _flag(workspace, calibration)
             return calibration
     raise UnavailableError(

@@ -172,11 +172,11 @@ async def follow(service: TheService, _caller: Viewer, inspection_id: str) -> St
 @router.get(
     "/{inspection_id}/artefacts/{name}",
     response_class=FileResponse,
-    responses=responses(404, answers="image/png image/jpeg text/html text/markdown application/json"),
+    responses=responses(404, 409, answers="image/png image/jpeg text/html text/markdown application/json"),
 )
 def get_artefact(service: TheService, _caller: Viewer, inspection_id: str, name: str) -> FileResponse:
     """A file of the report: overlay, heatmap, side_by_side, query or registered reference (JPEG), anomaly, html, markdown
-    or report."""
+    or report. 409 if it is not the file that was filed."""
     path = service.artefact(inspection_id, name)
     kind = _ARTEFACT_TYPES[path.suffix]
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "private, max-age=3600"}

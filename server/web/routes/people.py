@@ -76,11 +76,14 @@ class AuditHead(BaseModel):
 
 
 class AuditCheck(BaseModel):
-    """problem: the first record that was tampered with; null if none was."""
+    """problem: the first record that was tampered with; null if none was. problems: all of them. notes: what is odd, or was
+    not checked."""
 
     records: int
     head: str
     problem: str | None
+    problems: list[str] = []
+    notes: list[str] = []
 
 
 @router.get("/me", responses=responses())
@@ -146,10 +149,12 @@ def audit_head(service: TheService, _caller: Viewer) -> AuditHead:
 
 @router.get("/audit/check", responses=responses())
 def check_audit(service: TheService, _caller: InspectorRole) -> AuditCheck:
-    """Verify the whole chain; names the first record that was changed, removed or added."""
+    """Verify the whole chain; names the records that were changed, removed or added. `refdiff audit verify --store` also
+    reads the files of the reports."""
     found = service.stores.audit.verify_store()
     problem = None if found.problem is None else str(found.problem)
-    return AuditCheck(records=found.records, head=found.head, problem=problem)
+    problems = [str(p) for p in found.problems]
+    return AuditCheck(records=found.records, head=found.head, problem=problem, problems=problems, notes=found.notes)
 
 
 @router.get("/audit/export", response_class=StreamingResponse, responses=responses(404, answers=JSON_LINES))

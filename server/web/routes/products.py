@@ -25,14 +25,14 @@ def get_product(service: TheService, _caller: Viewer, name: str) -> dict[str, An
 
 
 @router.put("/{name}/spec", responses=responses())
-def set_spec(service: TheService, _caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
+def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
     """Replace scale, zones and limits, as `refdiff product set` does."""
-    return service.set_spec(name, spec.model_dump(mode="json"))
+    return service.set_spec(name, spec.model_dump(mode="json"), caller.name)
 
 
 @router.post("/{name}/calibration", responses=responses(404))
 def calibrate(
-    service: TheService, _caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
+    service: TheService, caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
 ) -> dict[str, Any]:
     """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
-    return service.calibrate(name, alpha)
+    return service.calibrate(name, alpha, by=caller.name)

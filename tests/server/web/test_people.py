@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_export import verify_export
 
 from .conftest import Running
@@ -128,6 +129,29 @@ def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> Non
     assert json.loads(one[0])["exported_by"] == "ann"
     assert server.client.get("/v1/audit/export", params={"inspection_id": "none"}).status_code == 404
     assert server.client.get("/v1/audit/check").json()["problem"] is None
+    forged = inspection_folder(server.home, found["inspection_id"]) / "report.html"
+    kept = forged.read_bytes()
+    forged.write_bytes(kept.replace(b"PASS", b"FAIL"))
+    shown = server.client.get(f"/v1/inspections/{found['inspection_id']}/artefacts/html")
+    assert (shown.status_code, shown.json()["error"]["type"]) == (409, "TamperedError")
+    forged.write_bytes(kept)
+    assert server.client.get(f"/v1/inspections/{found['inspection_id']}/artefacts/html").status_code == 200
+
+
+def test_specification_and_golden_changes_over_http_are_recorded_with_the_caller(server: Running) -> None:
+    by = server.key("admin", "eve")
+    golden = server.client.get("/v1/goldens", headers=by).json()["items"][0]["golden_id"]
+    changes = [
+        ("PUT", "/v1/products/board/spec", {"limits": []}),
+        ("PATCH", f"/v1/goldens/{golden}", {"status": "flagged", "note": "look"}),
+        ("PATCH", f"/v1/goldens/{golden}", {"status": "active", "note": "seen"}),
+    ]
+    for method, path, body in changes:
+        assert server.client.request(method, path, json=body, headers=by).status_code == 200
+    records = server.service.stores.audit.changes(limit=3)
+    assert [(r.kind, r.by, r.facts["subject"]) for r in records] == [
+        ("product", "eve", "board"), ("golden", "eve", golden), ("golden", "eve", golden),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

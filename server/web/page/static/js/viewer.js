@@ -68,8 +68,8 @@ export class Viewer {
       try {
         img.src = await picture(path);
         await img.decode();
-      } catch {
-        this.stage.append(h("p", { class: "missing" }, `${img.alt || "Anomaly map"}: not there`));
+      } catch (error) { // an error without a status is the browser's, which cannot show what came
+        this.stage.append(h("p", { class: "missing" }, `${img.alt || "Anomaly map"}: ${error.status ? error.message : "not there"}`));
       }
     };
     await Promise.all([set(this.query, this.sources.query), set(this.reference, this.sources.reference), set(this.heat, this.sources.anomaly)]);

@@ -1,0 +1,181 @@
+"""Changes of what decides: specifications, calibrations, golden samples, keys and settings, each with its audit record.
+
+A record of a change is about no inspection: its `inspection_id` is "". Its facts are the subject, the digest before and
+after, and the change in words; its content is both states, small JSON data. What is in the main database is written in the
+transaction of its record (`changing`, `record_change`). What is in another store is written after its record is on the disk
+(`recorded`), so a crash can leave a record without its change, never a change without its record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_digest
+from refdiff.memory.database import Database
+from refdiff.model.errors import StorageError
+
+PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS = "product", "calibration", "golden", "key", "settings"
+PRESENT = "present"  # what an older version had kept without records, digests alone
+KINDS = (PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS)
+
+_VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words
+
+State = Mapping[str, Any]  # JSON data
+
+
+@contextlib.contextmanager
+def changing(db: Database) -> Iterator[sqlite3.Connection]:
+    """A write transaction for a change and its record."""
+    with db.transaction() as conn:
+        record_present(conn)
+        yield conn
+
+
+def record_change(
+    conn: sqlite3.Connection, kind: str, subject: str, by: str, before: State | None, after: State | None, **more: Any
+) -> AuditRecord:
+    """Add the record of a change within the caller's `changing`.
+
+    subject: what was changed, e.g. a product's name. before, after: its states; None: it was not there. more: further facts.
+    """
+    facts = {"subject": subject, "before": state_digest(before), "after": state_digest(after),
+             "change": in_words(before, after)}  # fmt: skip
+    content = {"before": before, "after": after}
+    return append(conn, kind, "", by or "unknown", content, facts=facts | more)
+
+
+@contextlib.contextmanager
+def recorded(
+    db: Database | None, kind: str, subject: str, by: str, before: State | None, after: State | None
+) -> Iterator[None]:
+    """Record a change that the block makes in another store. If the block fails, a second record takes the first back.
+
+    db: None for a store that belongs to no home; nothing is recorded then.
+    """
+    if db is None:
+        yield
+        return
+    with changing(db) as conn:
+        record_change(conn, kind, subject, by, before, after)
+    try:
+        yield
+    except BaseException as e:
+        failed = f"{type(e).__name__}: {e}"[:_CHANGE]
+        # a disk that is full refuses this record too; then the first one stays, which `audit verify` reports
+        with contextlib.suppress(StorageError), changing(db) as conn:
+            record_change(conn, kind, subject, by, after, before, failed=failed)
+        raise
+
+
+def record_settings(db: Database, settings: State, by: str) -> None:
+    """Record the settings that change verdicts, unless they are those that were recorded last."""
+    with db.connection() as conn:
+        if _last_settings(conn) == settings:
+            return  # the usual case takes no write lock
+    with changing(db) as conn:
+        before = _last_settings(conn)
+        if before != settings:
+            record_change(conn, SETTINGS, SETTINGS, by, before, settings)
+
+
+def _last_settings(conn: sqlite3.Connection) -> State | None:
+    row = conn.execute(
+        "SELECT content FROM audit WHERE inspection_id = '' AND kind = ? ORDER BY seq DESC LIMIT 1", (SETTINGS,)
+    ).fetchone()
+    try:
+        found: State | None = json.loads(row["content"])["after"] if row else None
+    except (ValueError, KeyError, TypeError):  # tampered with, which `audit verify` reports; no reason to stop a line
+        return None
+    return found
+
+
+# -- states
+
+
+def product_state(
+    scale_mm_per_px: float | None = None, window: Sequence[float] | None = None, spec: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What of a product decides; without arguments, that of a product of which nothing was set."""
+    kept = None if window is None else list(window)
+    return {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
+
+
+def product_state_of(row: sqlite3.Row) -> dict[str, Any]:
+    """The same of a row of `products`."""
+    window = None if row["window_lo"] is None else (row["window_lo"], row["window_hi"])
+    return product_state(row["scale_mm_per_px"], window, json.loads(row["spec"]))
+
+
+def calibration_state(row: sqlite3.Row) -> dict[str, Any]:
+    """A row of `calibrations`, with a digest in place of its hundreds of numbers."""
+    extra = json.loads(row["extra"])
+    return {
+        "key": row["key"], "parts": row["n"], "references": row["reference_count"], "alpha": extra.get("alpha"),
+        "pixel_threshold": row["pixel_threshold"], "created_at": row["created_at"],
+        "scores": content_digest([json.loads(row["scores"]), extra.get("peaks"), extra.get("similarities")]),
+    }  # fmt: skip
+
+
+def calibration_subject(row: sqlite3.Row) -> str:
+    return f"{row['product']}, {row['key'][:12]}"
+
+
+NOTHING_SET = content_digest(product_state())
+
+
+def present(conn: sqlite3.Connection) -> dict[str, dict[str, str]]:
+    """Digests of all that decides in the main database now: kind -> subject -> sha256."""
+    products = {r["name"]: content_digest(product_state_of(r)) for r in conn.execute("SELECT * FROM products")}
+    calibrations = conn.execute("SELECT * FROM calibrations").fetchall()
+    return {
+        PRODUCT: {name: digest for name, digest in products.items() if digest != NOTHING_SET},
+        CALIBRATION: {calibration_subject(r): content_digest(calibration_state(r)) for r in calibrations},
+    }
+
+
+def record_present(conn: sqlite3.Connection) -> None:
+    """In a home of an older version, record once what it had kept without records."""
+    if conn.execute("SELECT 1 FROM audit WHERE inspection_id = '' LIMIT 1").fetchone() is None:
+        kept = present(conn)
+        if any(kept.values()):
+            append(conn, PRESENT, "", "refdiff", kept, facts={"change": "set before changes were recorded"})
+
+
+# -- words
+
+
+def state_digest(state: State | None) -> str | None:
+    """sha256 (hex) of a state; None for None."""
+    return None if state is None else content_digest(state)
+
+
+def in_words(before: State | None, after: State | None) -> str:
+    """What differs, e.g. `status: "active" -> "retired"; note: "" -> "old"`; cut off where it is long."""
+    if after is None:
+        return "removed"
+    lines = list(_differences(before or {}, after, ""))
+    words = "; ".join(lines) if lines else "the same again"
+    words = words if len(words) <= _CHANGE else f"{words[:_CHANGE]}..."
+    return words if before is not None else f"new: {words}"
+
+
+def _differences(before: State, after: State, path: str) -> Iterator[str]:
+    for name in sorted({*before, *after}):
+        old, new, place = before.get(name), after.get(name), f"{path}{name}"
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{place}.")
+        elif name not in before:
+            yield f"{place}: {_short(new)}"
+        else:
+            yield f"{place}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."
