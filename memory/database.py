@@ -1,7 +1,7 @@
 """SQLite files: transactions, threads and migrations. Knows no schema.
 
-One connection, guarded by a lock: threads take turns, and SQLite (WAL) keeps other processes apart.
-A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
+Threads take turns to write, over one connection. Readers have connections of their own and wait for nobody: in WAL mode
+they see what was committed last. A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import make_folder, make_private, storage_error
 
 BUSY_TIMEOUT_S = 30.0
+READERS = 8  # at once; each holds file descriptors
 
 Step = str | Callable[[sqlite3.Connection], None]  # an SQL statement, or a function that runs some
 
@@ -45,16 +46,18 @@ class Database(contextlib.AbstractContextManager["Database"]):
         self.path = path
         self._migrations, self._lost, self._after_commit = migrations, lost, after_commit
         self._lock = threading.RLock()
+        self._mine = threading.local()  # the connection that this thread is using
+        self._idle: list[sqlite3.Connection] = []  # of readers
+        self._free = threading.BoundedSemaphore(READERS)
+        self._closed = False
         make_folder(path.parent)
         if lost and not path.exists():
             raise StorageError(f"{path}: {lost}")
         make_private(path)
         with self._errors():
-            # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
-            self._conn = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+            self._conn = self._connect(busy_timeout_s)
         try:
             with self._errors():
-                self._conn.row_factory = sqlite3.Row
                 _enter_wal(self._conn, busy_timeout_s)
                 self._conn.execute("PRAGMA synchronous=FULL")
                 self._conn.execute("PRAGMA foreign_keys=ON")
@@ -69,7 +72,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         with self._lock, self._errors():
             self._conn.execute("BEGIN IMMEDIATE")
             try:
-                yield self._conn
+                with self._used(self._conn):
+                    yield self._conn
                 self._conn.execute("COMMIT")
             except BaseException:
                 if self._conn.in_transaction:
@@ -79,9 +83,48 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """The connection for SELECT statements, never blocked by another process that writes."""
-        with self._lock, self._errors():
-            yield self._conn
+        """A connection for SELECT statements, never blocked by a writer of this or another process.
+
+        Inside a transaction or another `connection` of the same thread it is the same one.
+        """
+        if (conn := getattr(self._mine, "conn", None)) is not None:
+            with self._errors():
+                yield conn
+            return
+        with self._free, self._errors():
+            conn = self._reader()
+            try:
+                with self._used(conn):
+                    yield conn
+            finally:
+                if self._closed or conn.in_transaction:
+                    conn.close()
+                else:
+                    self._idle.append(conn)
+
+    def _reader(self) -> sqlite3.Connection:
+        if self._closed:
+            raise sqlite3.ProgrammingError("the database is closed")
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        conn = self._connect()
+        conn.execute("PRAGMA query_only=ON")
+        return conn
+
+    def _connect(self, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+        # isolation_level=None: transactions begin where this module says, not where sqlite3 guesses
+        conn = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+        conn.row_factory = sqlite3.Row
+        return conn
+
+    @contextlib.contextmanager
+    def _used(self, conn: sqlite3.Connection) -> Iterator[None]:
+        before = getattr(self._mine, "conn", None)
+        self._mine.conn = conn
+        try:
+            yield
+        finally:
+            self._mine.conn = before
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -90,9 +133,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         May move between threads, as a server's streams do.
         """
         with self._errors():
-            conn = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            conn = self._connect()
             try:
-                conn.row_factory = sqlite3.Row
                 conn.execute("PRAGMA query_only=ON")
                 conn.execute("BEGIN")
                 yield conn
@@ -100,9 +142,12 @@ class Database(contextlib.AbstractContextManager["Database"]):
                 conn.close()
 
     def close(self) -> None:
-        """Close the connection; snapshots stay open."""
+        """Close the connections; snapshots stay open."""
         with self._lock, self._errors():
+            self._closed = True
             self._conn.close()
+            while self._idle:
+                self._idle.pop().close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -117,8 +162,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
             raise InputError(f"a text or number cannot be stored or looked up ({e}); correct it") from e
 
     def _migrate(self) -> None:
-        with self.connection() as conn:
-            if _version(conn) == len(self._migrations):
+        with self._errors():
+            if _version(self._conn) == len(self._migrations):
                 return  # the usual case takes no write lock
         with self.transaction() as conn:
             version = _version(conn)  # again: another process may have migrated meanwhile
