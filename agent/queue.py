@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,11 +21,15 @@ from refdiff.agent.events import AgentEvent
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import Job, JobState, JobStore
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
+from refdiff.model.files import outage
 
 T = TypeVar("T")
 Listener = Callable[["Progress"], None]
 
-MAX_CRASHES = 4  # of the process while it ran one job; the job may be the cause
+MAX_CRASHES_ALONE = (
+    3  # of the process while it ran a job that had crashed before, and did nothing else: it is the cause
+)
+MAX_CRASHES = 12  # while it ran one job, whatever else was at work
 BACKOFF = Backoff(first_s=1.0, longest_s=60.0, factor=4.0)  # while something that an inspection needs is unavailable
 _EARLY_RETRIES = 4  # of a job that go before newer jobs
 _MAX_EXCLUSIVE = 16  # each holds a thread of its caller
@@ -75,6 +79,10 @@ class InspectionQueue:
         self._listeners: dict[str, list[Listener]] = {}
         self._stopping = threading.Event()
         self._current: str | None = None
+        self._beside = 0  # pieces of work in other threads that might crash the process
+        self._blamed: str | None = None  # the running job, if a crash now would be its own
+        self._outage: str | None = None  # the last one, logged already
+        self.sign_of_life = time.monotonic()  # of the thread
         self.seconds_each = 5.0  # moving average
         self.finished = {"done": 0, "failed": 0}
         # a daemon: a process that stops does not wait for an inspection, which is resumed after the next start
@@ -113,6 +121,11 @@ class InspectionQueue:
         return self._current
 
     @property
+    def outage(self) -> str | None:
+        """What the inspections that are tried again later lack; None if there are none."""
+        return self._outage if self._later else None
+
+    @property
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
@@ -141,6 +154,40 @@ class InspectionQueue:
             self._exclusive.append((future, work))
             self._changed.notify_all()
         return future.result()
+
+    def cancel(self, inspection_id: str, by: str) -> None:
+        """End a waiting job. Raises UnknownRecordError, InputError if it runs or has ended."""
+        job = self._jobs.cancel(inspection_id, by)
+        with self._changed:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(inspection_id)
+            self._later = [(when, i) for when, i in self._later if i != inspection_id]
+            heapq.heapify(self._later)
+            self._failures.pop(inspection_id, None)
+        if job.error:
+            self._report(inspection_id, "failed", str(job.error["message"]), "failed")
+
+    def retry(self, inspection_id: str) -> Job:
+        """Put a failed job back in the queue. Raises UnknownRecordError, InputError if it has not failed."""
+        job = self._jobs.retry(inspection_id)
+        with self._changed:
+            self._histories.pop(inspection_id, None)  # whoever listens from now on is not told that it has failed
+        self.enqueue(job)
+        return job
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Work in another thread that might crash the process: it is not blamed on the inspection that runs meanwhile."""
+        with self._changed:
+            self._beside += 1
+            blamed, self._blamed = self._blamed, None
+        try:
+            if blamed is not None:
+                self._jobs.not_alone(blamed)
+            yield
+        finally:
+            with self._changed:
+                self._beside -= 1
 
     # -- progress
 
@@ -171,6 +218,7 @@ class InspectionQueue:
     def _report(
         self, inspection_id: str, kind: str, message: str, state: JobState, done: int = 0, total: int = 0
     ) -> None:
+        self.sign_of_life = time.monotonic()
         with self._changed:
             history = self._histories.setdefault(inspection_id, [])
             number = history[-1].number + 1 if history else 1
@@ -195,6 +243,7 @@ class InspectionQueue:
     def _run(self) -> None:
         self._idle()
         while True:
+            self.sign_of_life = time.monotonic()
             with self._changed:
                 if not (self._is_due() or self._exclusive or self._stopping.is_set()):
                     later = self._later[0][0] - time.monotonic() if self._later else _IDLE_S
@@ -211,8 +260,7 @@ class InspectionQueue:
                 try:
                     self._run_job(inspection_id)
                 except Exception as e:  # the journal itself fails, e.g. because the disk is full
-                    log.exception("inspection %s waits until the journal is writable", inspection_id)
-                    self._retry_later(inspection_id, e)
+                    self._retry_later(inspection_id, outage(e) or e)
             if not work:
                 self._idle()
 
@@ -228,6 +276,10 @@ class InspectionQueue:
     def _retry_later(self, inspection_id: str, error: Exception) -> None:
         failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
         delay = BACKOFF.wait_s(failures)
+        if self._outage != str(error):  # once, not with each try of each inspection
+            log.warning("inspection %s and perhaps others wait: %s", inspection_id, error,
+                        exc_info=None if isinstance(error, UnavailableError) else error)  # fmt: skip
+            self._outage = str(error)
         self._report(inspection_id, "retry", f"{error}; retrying in {delay:g} s", "queued")
         with self._changed:
             heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
@@ -241,24 +293,35 @@ class InspectionQueue:
     def _run_job(self, inspection_id: str) -> None:
         """Run it once. While something is unavailable it is retried for as long as it takes, and other jobs run."""
         started = time.monotonic()
-        job = self._jobs.begin(inspection_id)
-        self._current = inspection_id
+        with self._changed:
+            alone = not self._beside
+            self._current = self._blamed = inspection_id
         try:
+            job = self._jobs.begin(inspection_id, alone)
+            if job is None:  # cancelled, perhaps by another process
+                return self._report_end(inspection_id)
+            if not job.crashes or not alone:
+                self._blamed = None  # a first crash makes it suspect, whatever else is at work
             self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
             outcome = self._inspect(job)
-        except UnavailableError as e:
-            log.warning("inspection %s: %s; retrying", inspection_id, e)
-            self._jobs.requeue(inspection_id)
-            return self._retry_later(inspection_id, e)
         except Exception as e:
-            return self._fail(inspection_id, e)
+            if (lacking := outage(e)) is None:
+                return self._fail(inspection_id, e)
+            self._jobs.requeue(inspection_id)
+            return self._retry_later(inspection_id, lacking)
         finally:
-            self._current = None
+            self._current = self._blamed = None
         self._jobs.finish(inspection_id)
         self._failures.pop(inspection_id, None)
+        self._outage = None
         self.finished["done"] += 1
         self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
         return self._report(inspection_id, "done", outcome, "done")
+
+    def _report_end(self, inspection_id: str) -> None:
+        job = self._jobs.get(inspection_id)
+        if job.error:
+            self._report(inspection_id, "failed", str(job.error["message"]), "failed")
 
     def _fail(self, inspection_id: str, error: Exception) -> None:
         known = isinstance(error, RefDiffError)

@@ -11,8 +11,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -30,15 +31,15 @@ from refdiff.agent.language.intent import (
 )
 from refdiff.agent.language.parts import parts_in
 from refdiff.agent.people.reviews import decide_reference, dispose, judge_blind
-from refdiff.agent.queue import MAX_CRASHES, InspectionQueue, Progress
+from refdiff.agent.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
-from refdiff.memory.journals.jobs import Job, JobState, JobStore
-from refdiff.memory.locks import hold_lock
+from refdiff.memory.journals.jobs import CRASHED, Job, JobState, JobStore
+from refdiff.memory.locks import hold_lock, remove_abandoned
 from refdiff.memory.records.adoptions import Approval
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.captures import Capture
@@ -67,6 +68,8 @@ T = TypeVar("T")
 __all__ = ["Inspection", "InspectionService", "Job", "Progress", "ServiceStatus", "Upload"]
 
 MAX_TEXT = 20_000
+_MAX_ENROLLING = 4  # enrolments and calibrations that run or wait; each holds a thread of its caller
+_STUCK_S = 900.0  # without a sign of life of a running inspection
 _FULL_PX = 4096  # long side of a shown picture
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,16 @@ class Inspection:
     error: dict[str, Any] | None = None  # {"type", "message", "exit_code"} of a failed one
     report: DefectReport | None = None  # once it is filed
     disposition: Disposition | None = None  # once a person has decided
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether accepted work gets done now."""
+
+    problems: tuple[str, ...]  # in words; none: ready
+    free_bytes: int  # on the disk of the home folder
+    oldest_s: float  # age of the oldest inspection that waits or runs; 0 without one
+    silent_s: float  # since the inspecting thread was last heard of; 0 while it has nothing to do
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self.workspace, self.settings = workspace, settings
         self.stores = workspace.stores
         self._stack = ExitStack()
-        self._enrolling = threading.Lock()
+        self._enrolling, self._enrol_places = threading.Lock(), threading.BoundedSemaphore(_MAX_ENROLLING)
         self._began = time.monotonic()
         try:
             home = self.stores.settings.home
@@ -125,6 +138,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
             self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
             self._recover()
+            threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
         except BaseException:
             self._stack.close()
             raise
@@ -168,6 +182,33 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the inspecting thread lives. Waits for nothing."""
+        return self._queue.alive
+
+    def readiness(self) -> Readiness:
+        """Whether accepted work gets done now. Reads the stores, so it may take long in an outage."""
+        problems = []
+        oldest = self.jobs.oldest_open()
+        oldest_s = 0.0 if oldest is None else (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()
+        silent_s = time.monotonic() - self._queue.sign_of_life if self._queue.current else 0.0
+        if not self.alive:
+            problems.append("the inspecting thread has died; restart the server")
+        elif self.stopping:
+            problems.append("the server is stopping")
+        elif silent_s > _STUCK_S:
+            problems.append(f"the running inspection has shown no progress for {silent_s:.0f} s; restart the server")
+        elif self._queue.outage:
+            problems.append("inspections wait for something that is unavailable; the log says for what")
+        try:
+            self.workspace.bank.products()
+        except UnavailableError:
+            problems.append("the golden bank cannot be read; the log says why")
+        if self.stores.free_bytes() < self.stores.settings.min_free_bytes:
+            problems.append("the disk is nearly full; free some space (REFDIFF_MIN_FREE_BYTES)")
+        return Readiness(tuple(problems), self.stores.free_bytes(), oldest_s, silent_s)
+
     def status(self) -> ServiceStatus:
         return ServiceStatus(
             version=version("refdiff"),
@@ -195,7 +236,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
         Raises ImageError, InputError.
         """
-        return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
+        with self._queue.beside():
+            return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
 
     def understand(self, said: Sequence[Said], about: Subject | None = None) -> Intent:
         """What the newest of a person's messages asks for (see `intent.understand`)."""
@@ -234,16 +276,20 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         scale_mm_per_px: float | None = None,
         capture_id: str | None = None,
         origin: str | None = None,
+        digest: str | None = None,
+        origin_lasts: timedelta | None = None,
         judge: Judge = "always",
     ) -> Job:
         """Accept an inspection; on return it is on the disk and will be filed exactly once.
 
         text: the request in the caller's words; the part may be named there or by part_id. photo, capture_id: see `prepare`.
-        origin: the caller's key for this request, e.g. an event id; the same key again returns the same job. judge: what
-        the language model does (see InspectionRequest).
+        origin: the caller's key for this request, e.g. an event id; the same key again returns the same job, and tries it
+        again if it failed for no fault of the request. digest: of what the caller sent; the same key with another one is
+        refused. origin_lasts: how long the key is remembered; default: for good. judge: what the language model does (see
+        InspectionRequest).
         Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError if too many wait.
         """
-        if origin is not None and (known := self.jobs.by_origin(origin)) is not None:
+        if origin is not None and (known := self._known(origin, digest, origin_lasts)) is not None:
             return known
         self._check_room()
         if len(text) > MAX_TEXT:
@@ -251,18 +297,34 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         named = the_part(text, self.stores.captures.stored, part_id)
         if not named:
             raise InputError(HOW_TO_ASK)
-        request = prepare(
-            self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
-            capture_id=capture_id, requested_by=by, judge=judge,
-        )  # fmt: skip
+        with self._queue.beside() if photo else nullcontext():
+            request = prepare(
+                self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
+                capture_id=capture_id, requested_by=by, judge=judge,
+            )  # fmt: skip
         try:
-            job, new = self.jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit)
+            job, new = self.jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit, digest)
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
         if new:
             self._queue.enqueue(job)
         return job
+
+    def cancel(self, inspection_id: str, by: str) -> Inspection:
+        """End an inspection that waits; its photo is kept. Raises UnknownRecordError, InputError (running, filed)."""
+        self._queue.cancel(inspection_id, by)
+        log.info("inspection %s was cancelled by %s", inspection_id, by)
+        return self.inspection(inspection_id)
+
+    def retry(self, inspection_id: str) -> Inspection:
+        """Run a failed or cancelled inspection again. Raises UnknownRecordError, InputError (not failed), BusyError."""
+        if self._filed(inspection_id):
+            raise InputError(f"inspection {inspection_id} is filed; inspect the part again for a new one")
+        self.jobs.get(inspection_id)
+        self._check_room()
+        self._queue.retry(inspection_id)
+        return self.inspection(inspection_id)
 
     def inspection(self, inspection_id: str) -> Inspection:
         """The current state of an inspection, also of one from the command line. Raises UnknownRecordError."""
@@ -385,8 +447,17 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         sample, at once if the person is an admin, else after `decide_reference`; `stores.adoptions` holds the outcome.
         Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
         """
-        with self._enrolling if as_reference else nullcontext():
-            return dispose(self._inspector, inspection_id, decision, by, reason, judged, as_reference, admin=admin)
+        return dispose(
+            self._inspector,
+            inspection_id,
+            decision,
+            by,
+            reason,
+            judged,
+            as_reference,
+            admin=admin,
+            turn=self._enrol_now,
+        )
 
     def judge_blind(
         self,
@@ -402,16 +473,16 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
         Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
         """
-        with self._enrolling if as_reference else nullcontext():
-            return judge_blind(self.workspace, inspection_id, judged, by, note, as_reference, admin=admin)
+        return judge_blind(
+            self.workspace, inspection_id, judged, by, note, as_reference, admin=admin, turn=self._enrol_now
+        )
 
     def decide_reference(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
         """The word of an admin or a second person about a proposed golden sample; it stands.
 
         Raises UnknownRecordError (nothing proposed), InputError (one's own proposal), DuplicateError.
         """
-        with self._enrolling if approved else nullcontext():
-            return decide_reference(self.workspace, inspection_id, approved, by, note, admin=admin)
+        return decide_reference(self.workspace, inspection_id, approved, by, note, admin=admin, turn=self._enrol_now)
 
     def ask(self, inspection_id: str, question: str) -> str:
         """The answer to a question about a filed report. Raises UnknownRecordError, InputError."""
@@ -440,8 +511,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         part_group: str | None = None,
         station: str | None = None,
     ) -> EnrollResult:
-        """Enrol photos of good parts; the result lists refused ones with the reason."""
-        with self._enrolling:
+        """Enrol photos of good parts; the result lists refused ones with the reason. Raises BusyError if many wait."""
+        with self._enrolment():
             return enroll(
                 self.workspace, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
                 station=station, enrolled_by=by,
@@ -485,11 +556,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.product(name)
 
     def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:
-        """Calibrate from the golden samples. Raises UnknownProductError, InputError."""
+        """Calibrate from the golden samples. Raises UnknownProductError, InputError, BusyError if many wait."""
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
-        with self._enrolling:
+        with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
         return summary(made, requested_alpha(self.workspace, made))
 
@@ -501,14 +572,22 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             request = self._inspector.request_of(inspection_id)
             if request is not None:
                 self.jobs.adopt(inspection_id, asdict(request))
-        self.jobs.count_deaths()
+        self.jobs.count_crashes()
         ahead = 0
-        for job in self.jobs.list(limit=-1):
-            if job.deaths >= MAX_CRASHES and not self._filed(job.inspection_id):
-                message = f"given up: the process crashed {job.deaths} times while running it; see the log"
-                self.jobs.finish(job.inspection_id, {"type": "RefDiffError", "message": message, "exit_code": 70})
+        for job in self.jobs.list(limit=-1):  # those that crashed come last
+            crashed = job.crashes >= MAX_CRASHES or job.crashes_alone >= MAX_CRASHES_ALONE
+            if crashed and not self._filed(job.inspection_id):
+                message = (
+                    f"given up: the server ended {job.crashes} times while it inspected this photo "
+                    f"({job.crashes_alone} times while it did nothing else). To try it again: "
+                    f"POST /v1/inspections/{job.inspection_id}/retry, or, with the server stopped, "
+                    f"refdiff inspections resume {job.inspection_id}"
+                )
+                log.error("inspection %s is %s", job.inspection_id, message)
+                self.jobs.finish(job.inspection_id, {"type": CRASHED, "message": message, "exit_code": 70})
                 continue
-            log.info("inspection %s was accepted before the last stop and is resumed", job.inspection_id)
+            how = f"after {job.crashes} crashes, last and alone" if job.crashes else "and is resumed"
+            log.info("inspection %s was accepted before the last stop %s", job.inspection_id, how)
             self._queue.enqueue(job, ahead)
             ahead += 1
 
@@ -520,12 +599,45 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _adopt(self) -> None:
         """Enrol photos with consent given elsewhere, e.g. at the command line while this process had the bank."""
-        if not self.stores.adoptions.consented() or not self._enrolling.acquire(blocking=False):
-            return  # enrolment or calibration may take minutes; inspections do not wait for it
-        try:
+        if not self.stores.adoptions.consented():
+            return
+        with suppress(BusyError), self._enrol_now():  # an enrolment may take minutes; inspections do not wait for it
             adopt_all(self.workspace)
+
+    @contextmanager
+    def _enrolment(self) -> Iterator[None]:
+        """The turn of one enrolment or calibration. Raises BusyError if many wait: each keeps a thread from others."""
+        if not self._enrol_places.acquire(blocking=False):
+            raise BusyError(f"{_MAX_ENROLLING} enrolments or calibrations run or wait already; try again later", 10.0)
+        try:
+            with self._enrolling, self._queue.beside():
+                yield
+        finally:
+            self._enrol_places.release()
+
+    @contextmanager
+    def _enrol_now(self) -> Iterator[None]:
+        """The turn of an enrolment that can also be done later. Raises BusyError instead of waiting."""
+        if not self._enrolling.acquire(blocking=False):
+            raise BusyError("an enrolment or calibration is running")
+        try:
+            with self._queue.beside():
+                yield
         finally:
             self._enrolling.release()
+
+    def _known(self, origin: str, digest: str | None, lasts: timedelta | None) -> Job | None:
+        """The job of that origin. Raises InputError if it was another request."""
+        known = self.jobs.by_origin(origin)
+        if known is None:
+            return None
+        if lasts is not None and datetime.now(UTC) - datetime.fromisoformat(known.created_at) > lasts:
+            self.jobs.forget_origin(origin)
+            return None
+        known = self.jobs.by_origin(origin, digest)
+        if known and known.state == "failed" and not known.is_final and not self._filed(known.inspection_id):
+            return self._queue.retry(known.inspection_id)
+        return known
 
     def _filed(self, inspection_id: str) -> bool:
         try:
@@ -542,6 +654,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
                 f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)",
                 self._queue.seconds_each,
             )
+
+
+def _sweep(home: Path) -> None:
+    """Remove what killed processes left behind. Waits for nobody, and nothing depends on it."""
+    try:
+        remove_abandoned(home)
+    except OSError as e:
+        log.info("the leftovers of killed processes are not removed: %s", e)
 
 
 def _check_question(text: str) -> None:

@@ -1,7 +1,7 @@
 """SQLite files: transactions, threads and migrations. Knows no schema.
 
-One connection, guarded by a lock: threads take turns, and SQLite (WAL) keeps other processes apart.
-A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
+Threads take turns to write, over one connection. Readers have connections of their own and wait for nobody: in WAL mode
+they see what was committed last. A transaction is on the disk when its `with` block ends (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import is_read_only, make_private, open_folder, storage_error
 
 BUSY_TIMEOUT_S = 30.0
+READERS = 8  # at once; each holds file descriptors
 
 Step = str | Callable[[sqlite3.Connection], None]  # an SQL statement, or a function that runs some
 
@@ -46,6 +47,10 @@ class Database(contextlib.AbstractContextManager["Database"]):
         self.path, self._busy_timeout_s = path, busy_timeout_s
         self._migrations, self._lost, self._after_commit = migrations, lost, after_commit
         self._lock = threading.RLock()
+        self._mine = threading.local()  # the connection that this thread is using
+        self._idle: list[sqlite3.Connection] = []  # of readers
+        self._free = threading.BoundedSemaphore(READERS)
+        self._closed = False
         open_folder(path.parent)
         if lost and not path.exists():
             raise StorageError(f"{path}: {lost}")
@@ -71,7 +76,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         with self._lock, self._errors():
             self._conn.execute("BEGIN IMMEDIATE")
             try:
-                yield self._conn
+                with self._used(self._conn):
+                    yield self._conn
                 self._conn.execute("COMMIT")
             except BaseException:
                 if self._conn.in_transaction:
@@ -81,9 +87,42 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """The connection for SELECT statements, never blocked by another process that writes."""
-        with self._lock, self._errors():
-            yield self._conn
+        """A connection for SELECT statements, never blocked by a writer of this or another process.
+
+        Inside a transaction or another `connection` of the same thread it is the same one.
+        """
+        if (conn := getattr(self._mine, "conn", None)) is not None:
+            with self._errors():
+                yield conn
+            return
+        with self._free, self._errors():
+            conn = self._reader()
+            try:
+                with self._used(conn):
+                    yield conn
+            finally:
+                if self._closed or conn.in_transaction:
+                    conn.close()
+                else:
+                    self._idle.append(conn)
+
+    def _reader(self) -> sqlite3.Connection:
+        if self._closed:
+            raise sqlite3.ProgrammingError("the database is closed")
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        conn = self._connect()
+        conn.execute("PRAGMA query_only=ON")
+        return conn
+
+    @contextlib.contextmanager
+    def _used(self, conn: sqlite3.Connection) -> Iterator[None]:
+        before = getattr(self._mine, "conn", None)
+        self._mine.conn = conn
+        try:
+            yield
+        finally:
+            self._mine.conn = before
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -101,9 +140,12 @@ class Database(contextlib.AbstractContextManager["Database"]):
                 conn.close()
 
     def close(self) -> None:
-        """Close the connection; snapshots stay open."""
+        """Close the connections; snapshots stay open."""
         with self._lock, self._errors():
+            self._closed = True
             self._conn.close()
+            while self._idle:
+                self._idle.pop().close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -145,8 +187,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         return conn
 
     def _migrate(self) -> None:
-        with self.connection() as conn:
-            version = _version(conn)
+        with self._errors():
+            version = _version(self._conn)
             if version == len(self._migrations):
                 return  # the usual case takes no write lock
         if self._read_only and version < len(self._migrations):

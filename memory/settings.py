@@ -39,6 +39,11 @@ class MemorySettings(BaseSettings):
         validation_alias=AliasChoices("QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"),
         description="API key of the Qdrant server.",
     )
+    min_free_bytes: int = Field(
+        default=200_000_000,
+        ge=0,
+        description="Free disk space below which no new photo is accepted, in bytes (REFDIFF_MIN_FREE_BYTES).",
+    )
     bank_wait_s: float = Field(
         default=30.0,
         ge=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.files import open_folder
+from refdiff.model.errors import StorageError
+from refdiff.model.files import open_folder, storage_error
 
 MAIN = "refdiff.sqlite"
 _OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
@@ -84,6 +86,22 @@ class Stores(AbstractContextManager["Stores"]):
             adoptions=AdoptionStore(db),
             settings=settings,
         )
+
+    def free_bytes(self) -> int:
+        """What is free on the disk of the home folder. Raises StorageError."""
+        try:
+            return shutil.disk_usage(self.settings.home).free
+        except OSError as e:
+            raise storage_error(self.settings.home, e) from e
+
+    def check_free(self) -> None:
+        """Raises StorageError if no new photo should be taken: accepted inspections need the rest of the disk."""
+        free, floor = self.free_bytes(), self.settings.min_free_bytes
+        if free < floor:
+            raise StorageError(
+                f"{self.settings.home}: only {free / 1e6:.0f} MB are free, and {floor / 1e6:.0f} MB are kept for accepted "
+                "inspections; free some space, or lower REFDIFF_MIN_FREE_BYTES"
+            )
 
     def close(self) -> None:
         """Close the database."""

@@ -11,10 +11,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
 _TEMPORARY = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
+# torch, OpenCV and threads have no exception type for it
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "insufficient memory", "start new thread")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -60,13 +63,38 @@ def is_leftover(path: Path) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
+    for leftover in leftovers(folder):
         leftover.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files in `folder`, of writers that crashed or are at work."""
+    return folder.glob(f"{_TEMPORARY}*")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
     """The StorageError for `error` at `path`: an OSError, an sqlite3.Error, or damage found while reading."""
     return StorageError(f"{path}: {_explain(path, error)}")
+
+
+def outage(error: BaseException) -> UnavailableError | None:
+    """`error` as what the machine lacks just now (memory, disk, open files), which ends; None for any other error."""
+    if isinstance(error, UnavailableError):
+        return error
+    if isinstance(error, RefDiffError):
+        return None
+    if isinstance(error, sqlite3.Error):
+        return storage_error(Path("a database"), error)
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        return UnavailableError("this machine is out of memory; it is tried again, but give it more or load it less")
+    if isinstance(error, OSError):
+        if error.errno in _NO_FILES:
+            return UnavailableError(f"too many files and connections are open ({error}); raise the limit (ulimit -n)")
+        if error.errno is not None or isinstance(
+            error, TimeoutError
+        ):  # without a number it is a library's own complaint
+            return storage_error(Path(str(error.filename or "the system")), error)
+    return None
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -43,6 +43,11 @@ class ServerSettings(BaseSettings):
     rate_per_minute: int = Field(
         default=1200, ge=0, description="HTTP requests a minute of one key, or one address without a key; 0: no limit."
     )
+    bytes_per_minute: int = Field(
+        default=2_000_000_000,
+        ge=0,
+        description="Bytes of photos a minute of one key, or one address without a key; 0: no limit.",
+    )
     require_key: bool = Field(default=False, description="Forbid `refdiff serve --without-keys`.")
     allowed_hosts: list[str] = Field(
         default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import difflib
+import heapq
+import itertools
 import sqlite3
 import uuid
 from collections.abc import Collection
@@ -17,7 +19,8 @@ from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordErro
 
 MAX_PART_ID = 128
 _AT_ONCE = 500  # parameters of one statement
-_NEAR_POOL = 10_000  # newest part ids that an unknown one is compared with
+_NEAR_POOL = 2_000  # newest part ids among which the ones like an unknown id are sought
+_COMPARED = 20  # of them, those that look most like it
 
 
 def normalise_part_id(text: str) -> str:
@@ -94,11 +97,12 @@ class CaptureStore:
             product = None if product is None else known_name(conn, product)
             rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
             products = [row["product"] for row in rows]
-            if not products:
-                raise UnknownPartError(self._unknown(conn, part_id))
+            newest_ids = [] if products else _newest_ids(conn)
             if product is None and len(products) > 1:
                 raise InputError(f"part {part_id} is in the products {', '.join(products)}; say which product")
-            newest = _newest(conn, part_id, product or products[0])
+            newest = _newest(conn, part_id, product or products[0]) if products else None
+        if not products:
+            raise UnknownPartError(_unknown(part_id, newest_ids))
         if newest is None:
             raise UnknownPartError(
                 f"part {part_id} has no capture in product {product}; it has in {', '.join(products)}"
@@ -156,15 +160,27 @@ class CaptureStore:
             raise UnknownRecordError(f"no capture {capture_id!r}; record the photo with `refdiff capture`")
         return _capture(row)
 
-    @staticmethod
-    def _unknown(conn: sqlite3.Connection, part_id: str) -> str:
-        rows = conn.execute(
-            "SELECT part_id FROM captures GROUP BY part_id ORDER BY MAX(seq) DESC LIMIT ?", (_NEAR_POOL,)
-        )
-        folded = {row["part_id"].casefold(): row["part_id"] for row in rows}
-        near = difflib.get_close_matches(part_id.casefold(), folded, n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
-        return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+
+def _newest_ids(conn: sqlite3.Connection) -> list[str]:
+    rows = conn.execute("SELECT part_id FROM captures GROUP BY part_id ORDER BY MAX(seq) DESC LIMIT ?", (_NEAR_POOL,))
+    return [row["part_id"] for row in rows]
+
+
+def _unknown(part_id: str, others: list[str]) -> str:
+    """The message about an unknown part, with the most similar ones of the others."""
+    folded = {other.casefold(): other for other in others}
+    wanted = part_id.casefold()
+    pairs = _pairs(wanted)
+    # comparing takes milliseconds a pair of long ids, so only those that share most pairs of characters are compared
+    likely = heapq.nlargest(_COMPARED, folded, key=lambda other: len(pairs & _pairs(other)))
+    near = difflib.get_close_matches(wanted, likely, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
+    return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+
+
+def _pairs(text: str) -> set[str]:
+    """Its neighbouring characters, and its ends: ids of one character have pairs too."""
+    return {a + b for a, b in itertools.pairwise(f" {text} ")}
 
 
 def _matching(

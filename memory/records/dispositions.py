@@ -6,6 +6,7 @@ They are a biased sample: people look at what failed or is open. Rates and calib
 from __future__ import annotations
 
 import sqlite3
+import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,7 @@ from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
 Decision = Literal["accept", "override"]
 Judgement = Literal["good", "bad"]
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800"  # Hangul fillers and the empty Braille cell: letters and symbols without ink
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class DispositionStore:
         if decision not in get_args(Decision):
             raise InputError(f"decision {decision!r}: decide accept or override")
         by, reason = by.strip(), reason.strip()
-        if not by or not reason:
-            missing = "who decides" if not by else "a reason"
+        if not _is_legible(by) or not _is_legible(reason):
+            missing = "a reason" if _is_legible(by) else "who decides"
             raise InputError(f"disposition of inspection {inspection_id}: {missing} is missing")
         with self._db.transaction() as conn:
             filed = conn.execute("SELECT verdict FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
@@ -98,6 +100,11 @@ class DispositionStore:
                 (product, None if since is None else to_utc(since)),
             )
             return {"accept": 0, "override": 0} | {row["decision"]: int(row["n"]) for row in rows}
+
+
+def _is_legible(text: str) -> bool:
+    """Whether a person sees anything of it: blanks, control and zero-width characters alone are nothing."""
+    return any(c.isprintable() and unicodedata.category(c)[0] in "LNPS" and c not in _BLANK for c in text)
 
 
 def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 
 from refdiff.agent.service import InspectionService
@@ -22,11 +25,13 @@ from refdiff.server.settings import ChatSettings, ConfigurationError
 if TYPE_CHECKING:  # importing the SDK takes a second
     from microsoft_teams.api.auth.cloud_environment import CloudEnvironment
     from microsoft_teams.api.auth.credentials import TokenProvider
+    from slack_sdk.signature import SignatureVerifier
 
 log = logging.getLogger(__name__)
 
 SLACK_PATH = "/slack/events"
 _RECONNECT_S = 30.0
+_UNSIGNED_PER_MINUTE = 20  # requests of one address; signed ones are not counted
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,17 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
     secret = settings.slack_signing_secret
     bolt = build_app(platform, bot, secret.get_secret_value() if secret else None)
     if secret:
+        from slack_sdk.signature import SignatureVerifier
+
+        verifier = SignatureVerifier(secret.get_secret_value())
+        window, rate = MovingWindowRateLimiter(MemoryStorage()), RateLimitItemPerMinute(_UNSIGNED_PER_MINUTE)
 
         @app.post(SLACK_PATH, include_in_schema=False)
         async def slack_events(request: Request) -> Response:
             body = await request.body()
+            if not _is_signed(verifier, body, dict(request.headers)):  # before anything is parsed
+                client = request.client.host if request.client else ""
+                return Response("not signed by Slack", 401 if window.hit(rate, client) else 429)
             answer = await run_in_threadpool(dispatch, bolt, body, dict(request.headers))
             return Response(answer.body, answer.status, answer.first_headers_without_set_cookie())
 
@@ -106,6 +118,16 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
         stack.callback(socket.close)
         _connect(socket)
     return True
+
+
+def _is_signed(verifier: SignatureVerifier, body: bytes, headers: dict[str, str]) -> bool:
+    try:
+        return bool(verifier.is_valid_request(body, headers))
+    except (
+        ValueError,
+        TypeError,
+    ):  # a timestamp that is no number, a signature that is no ASCII, a body that is no text
+        return False
 
 
 _REFUSED = (

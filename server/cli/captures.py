@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from refdiff.memory.records.captures import Capture
 from refdiff.server.cli import output
@@ -42,7 +43,7 @@ def remove_captures(
     emit({"removed": [asdict(c) for c in gone]}, _table(gone), f"{len(gone)} removed")
 
 
-def _table(found: list[Capture]) -> object:
+def _table(found: list[Capture]) -> Table:
     shown = output.table("Capture", "Part", "Product", "Taken", "File")
     for c in found:
         at = c.created_at[:16].replace("T", " ")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdict
 from refdiff.memory.stores import Stores
@@ -17,7 +18,13 @@ from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, clean
 from refdiff.server.cli.output import emit
 
-inspections = typer.Typer(help="List filed inspections, show one, resume interrupted ones.", no_args_is_help=True)
+if TYPE_CHECKING:  # importing it takes seconds
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.report.schema import DefectReport
+
+inspections = typer.Typer(
+    help="List filed inspections, show one; cancel waiting, resume interrupted ones.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -123,6 +130,25 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
         raise TamperedError(f"inspection {record.inspection_id}: {'; '.join(wrong.values())}")
 
 
+@inspections.command("cancel", epilog="Example: refdiff inspections cancel insp-20260131-141500-5f3a9c1e")
+def cancel_inspection(
+    inspection_id: Annotated[
+        str, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+    ],
+    _json: Json = False,
+) -> None:
+    """Cancel an inspection that waits in the server's queue; its photo is kept. The server may be running."""
+    with open_stores() as stores, JobStore(stores.settings.home) as jobs:
+        job = jobs.cancel(clean(inspection_id), settings().server.user)
+    lines = [
+        f"{job.inspection_id}: part {job.request['part_id']}, cancelled",
+        f"to inspect it after all: refdiff inspections resume {job.inspection_id}",
+    ]
+    emit(
+        {"inspection_id": job.inspection_id, "state": job.state, "error": job.error}, output.printable("\n".join(lines))
+    )
+
+
 @inspections.command("resume", epilog="Example: refdiff inspections resume")
 def resume_inspections(
     inspection_id: Annotated[
@@ -130,18 +156,38 @@ def resume_inspections(
     ] = None,
     _json: Json = False,
 ) -> None:
-    """Finish inspections that a crash or power loss interrupted: all of them, or one. Each is filed once."""
+    """Finish inspections that a crash, an outage or a bug interrupted: all of them, or one. Each is filed once.
+
+    Also one that the server gave up or that was cancelled, if you name it. Stop the server first.
+    """
     from refdiff.agent.inspector import Inspector
 
     with (
         open_workspace() as workspace,
+        JobStore(workspace.stores.settings.home) as jobs,
         output.watching("resuming") as show,
         Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
-        ids = inspector.pending() if inspection_id is None else [clean(inspection_id)]
-        reports = [inspector.resume(i) for i in ids]
+        if inspection_id is not None:
+            ids = [clean(inspection_id)]
+        else:
+            broken = (j.inspection_id for j in jobs.list(("failed",), -1) if not j.is_final)
+            ids = list(dict.fromkeys([*inspector.pending(), *broken]))
+        reports = [_finish(inspector, jobs, i) for i in ids]
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
     emit(
         {"inspections": [r.model_dump(mode="json") for r in reports]},
         output.printable("\n".join(lines) or "no interrupted inspections"),
     )
+
+
+def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectReport:
+    from refdiff.agent.request import InspectionRequest
+
+    job = jobs.find(inspection_id)
+    if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
+        report = inspector.resume(inspection_id)
+    else:  # it ended before its first checkpoint
+        report = inspector.run(InspectionRequest(**job.request))
+    jobs.finish(inspection_id)
+    return report

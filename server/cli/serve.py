@@ -55,7 +55,7 @@ def serve(
     One process at a time owns a home folder: it holds the golden bank and inspects one part after another.
     After a crash it resumes everything that it had accepted. It logs to stderr, one JSON document per line.
 
-    Documentation: http://HOST:PORT/docs · health: /healthz · metrics: /metrics
+    Documentation: http://HOST:PORT/docs · health: /healthz · readiness: /readyz · metrics: /metrics
     """
     chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before the heavy imports

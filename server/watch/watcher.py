@@ -24,6 +24,7 @@ from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
+from refdiff.model.files import outage
 from refdiff.server.watch.folder import FOLDERS, TAKE_BACK_S, UNFINISHED, NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
@@ -104,6 +105,7 @@ class FolderWatcher:
         self._later: dict[FileIdentity, float] = {}
         self._mine: set[FileIdentity] = set()  # claimed files, and those not moved yet
         self._again: list[WatchedPhoto] = []  # claimed by a process that crashed
+        self._alone = False  # one of those is at work
         self._pool: ThreadPoolExecutor
         self.state = WatchState()
 
@@ -165,17 +167,23 @@ class FolderWatcher:
         return not (self._again or self._later or self._ready() or self._folder.unsettled)
 
     def _begin(self, ready: list[FileIdentity]) -> None:
-        """Claim and start photos while workers are free; never two photos of one part at a time."""
-        while len(self._working) < self._options.workers:
+        """Claim and start photos while workers are free; never two photos of one part at a time.
+
+        Photos that were at work in a crash come first, one by one and alone: the next crash shows which of them it was.
+        """
+        while len(self._working) < (1 if self._alone else self._options.workers):
             busy = {(p.part_id, p.product) for p in self._working.values()}
             if self._again:
-                photo = self._again[0]
-                if (photo.part_id, photo.product) in busy:
+                if self._working:
                     return
-                self._again.pop(0)
+                photo = self._again.pop(0)
                 starts = self._journal.start_again(photo.seq)
                 if starts > MAX_STARTS:
-                    self._refuse(photo, f"its inspection was interrupted {starts - 1} times; see REFDIFF_HOME/logs")
+                    self._refuse(
+                        photo,
+                        f"its inspection was interrupted {starts - 1} times; see REFDIFF_HOME/logs. "
+                        "To try it again, move it back to the watched folder",
+                    )
                     continue
             elif ready:
                 identity = ready[0]
@@ -196,6 +204,7 @@ class FolderWatcher:
                 self._mine.add(identity)
             else:
                 return
+            self._alone = starts > 1
             self._working[self._pool.submit(self._work, photo, starts > 1)] = photo
 
     def _collect(self) -> None:
@@ -298,6 +307,8 @@ class FolderWatcher:
             self._end_refused(photo, str(e))
             return None
         except Exception as e:
+            if (lacking := outage(e)) is not None:
+                raise lacking from e
             log.exception("inspection of %s failed", photo.identity.name)
             self._end_refused(photo, f"internal error ({type(e).__name__}: {e})")
             return None

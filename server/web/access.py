@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -137,7 +137,7 @@ def server_port(request: Request) -> int:
 # ---- dependencies of the routes ----
 
 
-def _service(request: Request) -> InspectionService:
+async def _service(request: Request) -> InspectionService:
     return cast(InspectionService, request.app.state.service)
 
 
@@ -149,16 +149,22 @@ def given_key(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _needs(role: Role) -> Callable[..., Caller]:
-    def check(
+def check_role(caller: Caller, role: Role) -> None:
+    """Raises Refused 403."""
+    if not caller.may(role):
+        raise Refused(403, f"the key of {caller.name!r} has the role {caller.role}; this needs {role}")
+
+
+# the dependencies are async: a sync one would need one of the threads that uploads and questions may hold
+def _needs(role: Role) -> Callable[..., Awaitable[Caller]]:
+    async def check(
         request: Request,
         _bearer_shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
         _header_shown: Annotated[str | None, Security(_header)],
     ) -> Caller:
         # the caller was identified before the body was read (middleware.py); the parameters document it in OpenAPI
         caller = cast(Caller, request.state.caller)
-        if not caller.may(role):
-            raise Refused(403, f"the key of {caller.name!r} has the role {caller.role}; this needs {role}")
+        check_role(caller, role)
         return caller
 
     return check

@@ -12,7 +12,7 @@ from refdiff.server.settings import ServerSettings
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
-from refdiff.server.web.middleware import DOCS_PATH, RequestAdmission
+from refdiff.server.web.middleware import DOCS_PATH, REQUESTS, Limits, RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
@@ -41,9 +41,14 @@ ROUTERS = (
 
 
 def create_app(
-    service: InspectionService, access: Access, settings: ServerSettings, public_url: str | None = None
+    service: InspectionService,
+    access: Access,
+    settings: ServerSettings,
+    public_url: str | None = None,
+    requests: int = REQUESTS,
 ) -> FastAPI:
-    """The application. service: stays open; the caller closes it. access: who may connect. public_url: for links."""
+    """The application. service: stays open; the caller closes it. access: who may connect. public_url: for links. requests:
+    at most at a time."""
     app = FastAPIOffline(  # /docs loads its scripts from this server, not from a CDN
         docs_url=DOCS_PATH,
         redoc_url=None,
@@ -63,7 +68,12 @@ def create_app(
         RequestAdmission,
         access=access,
         metrics=app.state.metrics,
-        rate_per_minute=settings.rate_per_minute,
-        max_bytes=settings.http_max_bytes,
+        limits=Limits(
+            rate_per_minute=settings.rate_per_minute,
+            bytes_per_minute=settings.bytes_per_minute,
+            max_bytes=settings.http_max_bytes,
+            max_photo_bytes=service.workspace.model_settings.max_bytes,
+            requests=requests,
+        ),
     )
     return app

@@ -86,12 +86,12 @@ def body(request: Request, type: str, message: str, code: str | None = None, **m
 
 
 def register(app: FastAPI) -> None:
-    app.add_exception_handler(RefDiffError, _known)
+    app.add_exception_handler(RefDiffError, known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, http_error)
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+async def known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefDiffError)
     status = next((s for kind, s in STATUSES if isinstance(error, kind)), 500)
     headers = {}

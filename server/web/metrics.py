@@ -25,11 +25,17 @@ class Metrics:
         self._seconds = Histogram(
             "refdiff_http_request_seconds", "Time until a request was answered", ["route"], registry=self._registry
         )
+        self._received = Counter(
+            "refdiff_http_received_bytes", "Bytes of requests that carry photos", registry=self._registry
+        )
         self._registry.register(_ServiceCollector(service))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def received(self, size: int) -> None:
+        self._received.inc(size)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -49,6 +55,22 @@ class _ServiceCollector(Collector):
             "refdiff_inspection_seconds", "Duration of an inspection, moving average", value=status.seconds_each
         )
         yield GaugeMetricFamily("refdiff_up_seconds", "Time since the start", value=status.uptime_s)
+        ready = self._service.readiness()
+        yield GaugeMetricFamily("refdiff_ready", "1 while accepted work gets done", value=not ready.problems)
+        yield GaugeMetricFamily(
+            "refdiff_oldest_inspection_seconds", "Age of the oldest inspection that waits or runs", value=ready.oldest_s
+        )
+        yield GaugeMetricFamily(
+            "refdiff_worker_silent_seconds", "Since the running inspection last showed progress", value=ready.silent_s
+        )
+        yield GaugeMetricFamily(
+            "refdiff_disk_free_bytes", "Free on the disk of the home folder", value=ready.free_bytes
+        )
+        yield GaugeMetricFamily(
+            "refdiff_disk_floor_bytes",
+            "Free space below which no new photo is accepted",
+            value=self._service.stores.settings.min_free_bytes,
+        )
         ended = CounterMetricFamily("refdiff_inspections", "Inspections that ended since the start", labels=["state"])
         for state, n in self._service.finished.items():
             ended.add_metric([state], n)

@@ -9,35 +9,44 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refdiff.memory.audit_chain import using_key
+from refdiff.memory.records.api_keys import Role
+from refdiff.model.files import outage
 from refdiff.server.web import errors
-from refdiff.server.web.access import Access, Caller, given_key, server_port
+from refdiff.server.web.access import Access, Caller, check_role, given_key, server_port
 from refdiff.server.web.metrics import Metrics
 
 log = logging.getLogger("refdiff.http")
 
 _GUARDED = ("/v1/", "/metrics")  # paths that need an identified caller
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-WITH_PICTURES = {"/v1/chat/completions"}  # paths whose JSON bodies carry images
-SMALL = 1_000_000  # limit of any other body, in bytes
+PROBES = {"/healthz", "/readyz"}  # answered to everybody, whatever the limits
+SMALL = 1_000_000  # limit of a body without photos, in bytes
+MAX_JSON = 40_000_000  # limit of JSON with photos, in bytes: the parser holds up every thread
+MAX_MEMBERS = 200_000  # of the lists and objects of a JSON body; parsing takes its time by them, not by bytes
+STREAMS = 8  # event streams of one caller at a time
+REQUESTS = 512  # at a time; of one caller half of them
 DOCS_PATH = "/docs"
 # Swagger UI starts with an inline script; the page holds no caller's data
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_STREAM = re.compile(r"/v1/inspections/[^/]+/events")
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -49,13 +58,46 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """rate_per_minute, bytes_per_minute: of one key, or one address without a key; 0: no limit. max_bytes: of a body with
+    images. max_photo_bytes: of one photo."""
+
+    rate_per_minute: int
+    bytes_per_minute: int
+    max_bytes: int
+    max_photo_bytes: int
+    requests: int = REQUESTS
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """A route that takes photos: who may send them, and the kinds of bodies that carry them."""
+
+    path: str
+    role: Role
+    kind: str = "multipart/"
+    many: bool = False
+
+
+_PHOTO_ROUTES = (
+    _Photos("/v1/inspections", "inspector"),
+    _Photos("/v1/captures", "inspector"),
+    _Photos("/v1/lines/", "inspector"),
+    _Photos("/v1/goldens", "admin", many=True),
+    _Photos("/v1/chat/completions", "inspector", kind="", many=True),  # a conversation repeats its photos
+)
+
+
 class RequestAdmission:
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, rate_per_minute: int, max_bytes: int) -> None:
-        """max_bytes: limit of a body with images. rate_per_minute: per key, or per address without a key; 0: no limit."""
-        self._app, self._access, self._metrics = app, access, metrics
-        self._max_bytes = max_bytes
-        self._rate = RateLimitItemPerMinute(rate_per_minute) if rate_per_minute else None
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, limits: Limits) -> None:
+        self._app, self._access, self._metrics, self._limits = app, access, metrics, limits
+        self._rate = RateLimitItemPerMinute(limits.rate_per_minute) if limits.rate_per_minute else None
         self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._volume = RateLimitItemPerMinute(limits.bytes_per_minute) if limits.bytes_per_minute else None
+        self._volumes = FixedWindowRateLimiter(MemoryStorage())
+        self._running: Counter[str] = Counter()  # requests by caller
+        self._streams: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,16 +126,34 @@ class RequestAdmission:
             answer = await errors.http_error(request, refusal)
             await answer(scope, receive, sending)
         else:
+            who = _who(request)
+            counted = [self._running] if request.url.path not in PROBES else []
+            if _STREAM.fullmatch(request.url.path):
+                counted.append(self._streams)
+            for counter in counted:
+                counter[who] += 1
             try:
                 with using_key(_key_of(request)):
                     await self._app(scope, self._limited(request, receive), sending)
-            except Exception:  # a bug: the response has no details, the log has
-                log.exception("internal error", extra={"request_id": request.state.request_id})
+            except ClientDisconnect:
+                log.info("the client hung up", extra={"request_id": request.state.request_id})
+            except Exception as error:
                 if status:
                     raise
+                if (lacking := outage(error)) is not None:
+                    log.warning("%s", lacking, extra={"request_id": request.state.request_id})
+                    await (await errors.known(request, lacking))(scope, receive, sending)
+                    return
+                # a bug: the response has no details, the log has
+                log.exception("internal error", extra={"request_id": request.state.request_id})
                 text = "internal error; see the server's log under this request_id"
                 failed = JSONResponse(errors.body(request, "InternalError", text, "internal_error"), 500)
                 await failed(scope, receive, sending)
+            finally:
+                for counter in counted:
+                    counter[who] -= 1
+                    if not counter[who]:
+                        del counter[who]
         finally:
             self._log(request, scope, status, time.perf_counter() - started)
 
@@ -101,7 +161,7 @@ class RequestAdmission:
         """Raises Refused."""
         headers, path = request.headers, request.url.path
         key = given_key(headers)
-        if path == "/healthz":
+        if path in PROBES:
             return
         if not self._access.host_allowed(headers):
             raise errors.Refused(403, f"unknown host {headers.get('host', '')[:80]!r}: use localhost, or add the "
@@ -118,32 +178,66 @@ class RequestAdmission:
                 self._count(caller.key_id or client)
         elif key is not None:
             self._count(client)
-        if (length := headers.get("content-length", "0")).isdecimal() and int(length) > self._limit(request):
-            raise _too_large(self._limit(request))
+        who = _who(request)
+        if self._running[who] >= self._limits.requests // 2 or self._running.total() >= self._limits.requests:
+            raise errors.Refused(503, "too many requests at a time; try again", {"Retry-After": "1"})
+        if _STREAM.fullmatch(path) and self._streams[who] >= STREAMS:
+            raise errors.Refused(
+                429, f"{STREAMS} event streams are open already; close one, or ask for the inspection's state instead",
+                {"Retry-After": "10"},
+            )  # fmt: skip
+        photos = _photos(request)
+        if photos and request.method == "POST":
+            check_role(request.state.caller, photos.role)  # before the body is read
+        if (length := headers.get("content-length", "0")).isdecimal():
+            if int(length) > self._limit(photos):
+                raise _too_large(self._limit(photos), photos)
+            if photos and self._volume and not self._volumes.test(self._volume, who, cost=int(length)):
+                raise self._too_much(who)
 
     def _count(self, who: str) -> None:
         """Count a request against the rate of a key, or of an address without one. Raises Refused."""
         if self._rate and not self._window.hit(self._rate, who):
             reset = self._window.get_window_stats(self._rate, who).reset_time
-            wait = {"Retry-After": str(max(1, round(reset - time.time())))}
-            raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", wait)
+            raise errors.Refused(429, f"more than {self._rate.amount} requests a minute; slow down", _wait(reset))
 
-    def _limit(self, request: Request) -> int:
+    def _limit(self, photos: _Photos | None) -> int:
         """Size limit of the body, in bytes; higher where images are expected."""
-        kind = request.headers.get("content-type", "").lower()
-        pictures = kind.startswith("multipart/") or request.url.path in WITH_PICTURES
-        return self._max_bytes if pictures else SMALL
+        if photos is None:
+            return SMALL
+        one = self._limits.max_photo_bytes + SMALL
+        most = MAX_JSON if not photos.kind else self._limits.max_bytes if photos.many else one
+        return min(most, self._limits.max_bytes)
+
+    def _too_much(self, who: str) -> errors.Refused:
+        assert self._volume is not None
+        reset = self._volumes.get_window_stats(self._volume, who).reset_time
+        return errors.Refused(
+            429, f"more than {self._volume.amount:,} bytes of photos a minute (REFDIFF_BYTES_PER_MINUTE); slow down",
+            _wait(reset),
+        )  # fmt: skip
 
     def _limited(self, request: Request, receive: Receive) -> Receive:
-        """`receive` with the size limit enforced, also for a body without a stated length."""
-        limit, seen = self._limit(request), 0
+        """`receive` with the limits of the body enforced, also for one without a stated length."""
+        photos, who = _photos(request), _who(request)
+        limit, seen, members = self._limit(photos), 0, 0
+        is_json = "json" in request.headers.get("content-type", "").lower()
 
         async def receiving() -> Message:
-            nonlocal seen
+            nonlocal seen, members
             message = await receive()
-            seen += len(message.get("body", b""))
+            body = message.get("body", b"")
+            seen += len(body)
             if seen > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, photos)
+            if is_json:
+                members += body.count(b",")
+                if members > MAX_MEMBERS:
+                    raise errors.Refused(413, f"the JSON has more than {MAX_MEMBERS:,} members; send less at a time")
+            if photos and body:
+                self._metrics.received(len(body))
+                if self._volume and not self._volumes.hit(self._volume, who, cost=len(body)):
+                    raise self._too_much(who)
             return message
 
         return receiving
@@ -168,8 +262,30 @@ def _key_of(request: Request) -> str | None:
     return caller.key_id if caller else None
 
 
-def _too_large(limit: int) -> errors.Refused:
-    return errors.Refused(413, f"the body exceeds {limit:,} bytes (REFDIFF_HTTP_MAX_BYTES sets the limit for images)")
+def _photos(request: Request) -> _Photos | None:
+    path, kind = request.url.path, request.headers.get("content-type", "").lower()
+    return next((r for r in _PHOTO_ROUTES if _is_at(path, r.path) and kind.startswith(r.kind)), None)
+
+
+def _is_at(path: str, route: str) -> bool:
+    return path.startswith(route) if route.endswith("/") else path == route
+
+
+def _who(request: Request) -> str:
+    """Whom the limits count: the key, or the address without one."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return (caller and caller.key_id) or (request.client.host if request.client else "")
+
+
+def _wait(reset_time: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, round(reset_time - time.time())))}
+
+
+def _too_large(limit: int, photos: _Photos | None) -> errors.Refused:
+    way_out = "REFDIFF_HTTP_MAX_BYTES sets the limit for images"
+    if photos and not photos.kind:
+        way_out = "send large photos to /v1/captures, then name the part in the conversation"
+    return errors.Refused(413, f"the body exceeds {limit:,} bytes ({way_out})")
 
 
 def _is_cross_site(headers: Headers) -> bool:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.model.images import media_type
 from refdiff.server.base64_images import check_size
+from refdiff.server.web.errors import Refused
 
 MaxPx = Annotated[int, Query(ge=32, le=8192, description="Longest side, in px")]
 IMAGE_TYPES = "image/png image/jpeg"
+
+
+async def each_once(request: Request) -> None:
+    """Refuse a form that has a field twice: only one of them would count, without a word."""
+    check_once((await request.form()).multi_items())
+
+
+def check_once(fields: Iterable[tuple[str, object]]) -> None:
+    """Raises Refused 400 if a name comes twice."""
+    twice = [name for name, n in Counter(name for name, _ in fields).items() if n > 1]
+    if twice:
+        raise Refused(400, f"the field {twice[0][:40]!r} is given more than once; send each field once")
 
 
 async def read_upload(file: UploadFile, service: InspectionService) -> Upload:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -143,6 +145,11 @@ class EnrolledView(BaseModel):
     flagged: list[Golden]
     notes: list[str]
     n_in_bank: int
+
+
+def request_digest(*sent: object) -> str:
+    """What distinguishes a request from another one under the same key."""
+    return hashlib.sha256(json.dumps(sent).encode()).hexdigest()
 
 
 def inspection_view(found: Inspection, learned: Adoption | None = None) -> InspectionView:

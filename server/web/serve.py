@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -18,11 +19,13 @@ from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
+from refdiff.server.web.connections import BACKLOG, LoopErrors, most_connections, patient
 from refdiff.server.web.json_logs import log_json
+from refdiff.server.web.middleware import REQUESTS
 from refdiff.server.web.sign_in import OperatorSignIn
 
+_QUEUE = 2048
 _STOP_S = 10  # how long open requests may take after a stop signal
-_CONNECTIONS = 512
 
 
 def serve(
@@ -46,11 +49,15 @@ def serve(
         check_open_to(host, keys, without_keys, settings.behind_a_proxy)
         access = access_to(keys, host, settings.server, without_keys)
         log_json(settings.server.log_level)
-        app = create_app(service, access, settings.server, settings.chat.public_url)
+        most = most_connections()
+        app = create_app(
+            service, access, settings.server, settings.chat.public_url, requests=min(REQUESTS, most * 3 // 4)
+        )
         running.enter_context(bots(app, service, settings.chat))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
-            lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_STOP_S, ws="none",
+            lifespan="off", timeout_graceful_shutdown=_STOP_S, ws="none", loop="asyncio", http=patient(most),
+            backlog=BACKLOG,
         )  # fmt: skip
         server = GracefulServer(config, lambda: ready(address(host, listener), access.sign_in), service.drain)
         server.run([listener])
@@ -94,7 +101,10 @@ class GracefulServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         await super().startup(sockets)
+        for listener in sockets or ():  # many may queue, though few are taken at once
+            listener.listen(_QUEUE)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

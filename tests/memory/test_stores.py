@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import sqlite3
 import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from refdiff.memory.database import Database
+from refdiff.memory.database import READERS, Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import normalise_part_id
@@ -139,6 +143,30 @@ def test_locked_database_is_a_storage_error_and_readers_are_not_blocked(tmp_path
         with one.transaction() as conn, two.connection() as reader:
             conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
             assert reader.execute("SELECT count(*) FROM products").fetchone()[0] == 0
+
+
+def test_readers_do_not_wait_for_a_writer_of_the_same_process(stores: Stores) -> None:
+    stores.captures.add("1", "gear", A)
+    read: list[int] = []
+    with stores.db.transaction() as conn:
+        conn.execute("DELETE FROM captures")
+        assert stores.captures.history("1") == [], "a writer reads what it has written"
+        reader = threading.Thread(target=lambda: read.append(len(stores.captures.history("1"))), daemon=True)
+        reader.start()
+        reader.join(5)
+    assert read == [1], "others read what was committed last"
+    assert stores.captures.history("1") == []
+
+
+def test_many_readers_share_few_connections(stores: Stores) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        assert {p.result() for p in [pool.submit(stores.products.get, "x") for _ in range(200)]} == {None}
+    assert len(stores.db._idle) <= READERS
+
+
+def test_reading_connection_cannot_write(stores: Stores) -> None:
+    with pytest.raises(StorageError), stores.db.connection() as conn:
+        conn.execute("DELETE FROM captures")
 
 
 def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
@@ -291,6 +319,24 @@ def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:
         stores.captures.get("c-none")
 
 
+def test_unknown_part_among_many_long_ids_is_answered_quickly(stores: Stores) -> None:
+    """Comparing 10,000 ids of 127 characters took 18 s, and nobody else reached the database."""
+    draw = random.Random(1)
+    ids = ["".join(draw.choices("0123456789ab", k=127)) for _ in range(5000)]
+    with stores.db.transaction() as conn:
+        conn.execute("INSERT INTO products (name, updated_at) VALUES ('gear', '2026')")
+        conn.executemany(
+            "INSERT INTO captures (capture_id, part_id, product, sha256, filename, created_at) "
+            "VALUES (?, ?, 'gear', ?, '', '2026')",
+            [(f"c-{i}", part_id, A) for i, part_id in enumerate(ids)],
+        )
+    wanted = ids[-7]
+    began = time.monotonic()
+    with pytest.raises(UnknownPartError, match=rf"did you mean {wanted}"):
+        stores.captures.latest(wanted[:50] + "x" + wanted[52:])
+    assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -394,6 +440,10 @@ def test_second_disposition_of_an_inspection_is_rejected(stores: Stores) -> None
         (("i1", "maybe", "ana", "why"), InputError),
         (("i1", "accept", " ", "why"), InputError),
         (("i1", "accept", "ana", ""), InputError),
+        (("i1", "accept", "ana", "\0"), InputError),
+        (("i1", "accept", "ana", " \u200b\u2060\ufeff\u00ad "), InputError),
+        (("i1", "accept", "ana", "\u3164\u2800"), InputError),
+        (("i1", "accept", "\u200b", "why"), InputError),
     ],
 )
 def test_invalid_disposition_is_refused(stores: Stores, arguments: tuple[str, ...], error: type[Exception]) -> None:

@@ -177,7 +177,7 @@ def test_stopped_mcp_server_exits_cleanly_and_the_inspection_is_resumed(
     monkeypatch.setenv("REFDIFF_LLM", "off")
     with InspectionService.open() as service:  # the home is free
         [job] = service.unfinished()
-        assert job.deaths == 0
+        assert job.crashes == 0
         assert service.wait(job.inspection_id, 60).report is not None
         assert len(service.stores.inspections.list()) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -11,7 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +27,7 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import JobStore
+from refdiff.memory.locks import hold_lock, remove_abandoned
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import (
@@ -36,6 +41,9 @@ from refdiff.model.errors import (
     UnknownProductError,
     UnknownRecordError,
 )
+from refdiff.model.settings import ModelSettings
+from refdiff.server.cli import main as cli
+from refdiff.tools.golden_samples.captures import record_capture
 
 ASK = "inspect part #{} against the nearest good sample"
 
@@ -440,20 +448,250 @@ def test_job_over_a_golden_without_its_photo_fails_at_once_and_names_the_way_out
         assert words in message
 
 
-def test_job_that_crashes_the_process_repeatedly_is_failed(ready: Path, no_model: None) -> None:
+def journal(home: Path, *inspection_ids: str) -> JobStore:
+    jobs = JobStore(home)
+    for inspection_id in inspection_ids:
+        request = InspectionRequest("x", "1", "board", "t", inspection_id)
+        jobs.add(inspection_id, asdict(request), None, 9)
+    return jobs
+
+
+def crash(jobs: JobStore, inspection_id: str, alone: bool = True) -> None:
+    jobs.begin(inspection_id, alone)
+    jobs.count_crashes()
+
+
+def test_job_that_crashes_the_process_while_nothing_else_runs_is_given_up_and_can_be_retried(
+    ready: Path, no_model: None
+) -> None:
     with InspectionService.open() as service:
         service.capture("1", photo(ready, "good.png"), "board")
-    with JobStore(MemorySettings().home) as jobs:
-        jobs.add("insp-deadly", {"text": "x", "part_id": "1", "product": "board", "requested_by": "t"}, None, 9)
+    with journal(MemorySettings().home, "insp-deadly") as jobs:
         for _ in range(3):
-            jobs.begin("insp-deadly")
-            jobs.count_deaths()
-        jobs.begin("insp-deadly")
+            crash(jobs, "insp-deadly")
+        jobs.begin("insp-deadly", alone=True)
     with InspectionService.open() as service:
         found = service.inspection("insp-deadly")
-    assert found.state == "failed"
-    assert found.error
-    assert "given up" in found.error["message"]
+        assert found.state == "failed"
+        assert found.error
+        assert "refdiff inspections resume insp-deadly" in found.error["message"]
+        assert service.retry("insp-deadly").state in ("queued", "running", "done")
+        assert service.wait("insp-deadly", 60).report is not None
+        with pytest.raises(InputError, match="is filed"):
+            service.retry("insp-deadly")
+
+
+def test_job_at_work_in_crashes_of_something_else_is_not_given_up(ready: Path, no_model: None) -> None:
+    with InspectionService.open() as service:
+        service.capture("1", photo(ready, "good.png"), "board")
+    with journal(MemorySettings().home, "insp-unlucky") as jobs:
+        for _ in range(queue_module.MAX_CRASHES - 2):
+            crash(jobs, "insp-unlucky", alone=False)
+        jobs.begin("insp-unlucky", alone=True)  # killed once more, after an upload came in
+        jobs.not_alone("insp-unlucky")
+    with InspectionService.open() as service:
+        assert service.wait("insp-unlucky", 60).report is not None
+
+
+def test_job_that_crashed_the_process_is_tried_after_the_others(ready: Path, no_model: None) -> None:
+    with journal(MemorySettings().home, "insp-a", "insp-b", "insp-c") as jobs:
+        crash(jobs, "insp-a")
+        assert [j.inspection_id for j in jobs.list()] == ["insp-b", "insp-c", "insp-a"]
+
+
+def test_work_beside_a_suspect_job_takes_the_blame_from_it(ready: Path, no_model: None, monkeypatch: Any) -> None:
+    begun, end = threading.Event(), threading.Event()
+    monkeypatch.setattr(Inspector, "run", lambda *_: (begun.set(), end.wait(30)))
+    monkeypatch.setattr(queue_module, "_STOP_WAIT_S", 0.05)
+    with journal(MemorySettings().home, "insp-a") as jobs:
+        crash(jobs, "insp-a")
+    with InspectionService.open() as service:
+        assert begun.wait(30)
+        assert _alone(service) == 1
+        service.capture("2", photo(ready, "good.png"), "board")
+        assert _alone(service) == 0
+    end.set()
+
+
+def _alone(service: InspectionService) -> int:
+    with sqlite3.connect(service.stores.settings.home / "jobs.sqlite") as conn:
+        found = conn.execute("SELECT alone FROM jobs").fetchone()[0]
+    conn.close()
+    return int(found)
+
+
+LACKING = [
+    OSError(errno.ENOSPC, "No space left on device", "locks/insp-1.lock"),
+    OSError(errno.EMFILE, "Too many open files"),
+    PermissionError(errno.EROFS, "Read-only file system"),
+    MemoryError(),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    sqlite3.OperationalError("unable to open database file"),
+]
+
+
+@pytest.mark.parametrize("error", LACKING, ids=lambda e: f"{type(e).__name__}-{e.args[:1]}")
+def test_inspection_waits_while_the_machine_lacks_something(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.01))
+    tries: list[str] = []
+
+    def inspect(job: object) -> str:
+        tries.append("")
+        if len(tries) < 5:
+            raise error
+        return "PASS"
+
+    with journal(tmp_path, "insp-1") as jobs:
+        queue = InspectionQueue(jobs, inspect)
+        queue.enqueue(jobs.get("insp-1"))
+        heard: list[str] = []
+        done = threading.Event()
+        queue.subscribe("insp-1", lambda p: (heard.append(p.kind), done.set() if p.last else None))  # type: ignore[arg-type]
+        queue.start()
+        assert done.wait(10)
+        queue.stop()
+    assert heard == ["queued", *["started", "retry"] * 4, "started", "done"]
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1, "the log is not flooded"
+
+
+def test_error_that_is_no_outage_still_fails_the_job(tmp_path: Path) -> None:
+    def inspect(job: object) -> str:
+        raise OSError("cannot identify image file")  # Pillow's; it has no error number
+
+    with journal(tmp_path, "insp-1") as jobs:
+        queue = InspectionQueue(jobs, inspect)
+        queue.enqueue(jobs.get("insp-1"))
+        queue.start()
+        deadline = time.monotonic() + 10
+        while jobs.get("insp-1").open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        queue.stop()
+        assert jobs.get("insp-1").state == "failed"
+
+
+def test_waiting_inspection_can_be_cancelled_and_a_running_or_filed_one_not(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, begun = threading.Event(), threading.Event()
+    run = Inspector.run
+    monkeypatch.setattr(Inspector, "run", lambda self, r: (begun.set(), hold.wait(30)) and run(self, r))
+    with InspectionService.open() as service:
+        first, second, third = (
+            service.submit(by="a", part_id=p, product="board", photo=photo(ready, "good.png")).inspection_id
+            for p in "123"
+        )
+        assert begun.wait(30)
+        gone = service.cancel(second, "ann")
+        assert gone.state == "failed"
+        assert gone.error == {"type": "Cancelled", "message": "cancelled by ann", "exit_code": 65}
+        assert service.cancel(second, "bob") == gone
+        with pytest.raises(InputError, match="is running"):
+            service.cancel(first, "ann")
+        with pytest.raises(UnknownRecordError):
+            service.cancel("insp-nobody", "ann")
+        with JobStore(service.stores.settings.home) as elsewhere:  # the command line, beside the server
+            elsewhere.cancel(third, "eve")
+        hold.set()
+        assert [p.state for p in service.follow(third, 30)][-1] == "failed"
+        with pytest.raises(InputError, match="has ended"):
+            service.cancel(service.wait(first).inspection_id, "ann")
+        assert service.stores.inspections.search().total == 1
+        service.retry(second)
+        assert service.wait(second, 60).report is not None
+
+
+def test_repeated_key_with_another_request_is_refused_and_forgotten_in_time(
+    service: InspectionService, ready: Path
+) -> None:
+    def sent(part: str, digest: str | None, lasts: timedelta | None = None) -> str:
+        job = service.submit(
+            by="ann", part_id=part, product="board", photo=photo(ready, "good.png"), origin="k", digest=digest,
+            origin_lasts=lasts,
+        )  # fmt: skip
+        return job.inspection_id
+
+    first = sent("1", "d1")
+    assert sent("1", "d1") == first
+    with pytest.raises(InputError, match=rf"{first}, part 1,.*key of its own"):
+        sent("2", "d2")
+    assert sent("2", "d2", timedelta(0)) != first, "after its time the key is free"
+
+
+@pytest.mark.parametrize(("error", "again"), [(ZeroDivisionError(), True), (ImageError("damaged"), False)])
+def test_repeated_key_tries_a_failed_inspection_again_unless_the_request_was_at_fault(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    asked: dict[str, Any] = {"by": "a", "part_id": "1", "product": "board", "origin": "key"}
+    with monkeypatch.context() as m:
+        m.setattr(Inspector, "run", fail)
+        job = service.submit(**asked, photo=photo(ready, "good.png"))
+        assert service.wait(job.inspection_id, 60).state == "failed"
+    assert service.submit(**asked).inspection_id == job.inspection_id
+    assert service.wait(job.inspection_id, 60).state == ("done" if again else "failed")
+
+
+def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many people as there are threads may not wait for an enrolment that takes minutes."""
+    job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
+    service.wait(job.inspection_id)
+    with service._enrolment():
+        began = time.monotonic()
+        with pytest.raises(UnknownRecordError):
+            service.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
+        service.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True)
+        assert time.monotonic() - began < 2
+        assert service.stores.adoptions.consented() == [job.inspection_id]
+    service._adopt()
+    assert service.stores.adoptions.consented() == []
+
+
+def test_more_enrolments_than_may_wait_are_refused(service: InspectionService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_enrol_places", threading.BoundedSemaphore(1))
+    with service._enrolment(), pytest.raises(BusyError, match="try again later"):
+        service.calibrate("board")
+
+
+def test_full_disk_refuses_new_photos_and_still_inspects(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.capture("1", photo(ready, "good.png"), "board")
+    assert service.readiness().problems == ()
+    monkeypatch.setattr(service.stores.settings, "min_free_bytes", 10**18)
+    for refused in (
+        lambda: service.capture("2", photo(ready, "good.png"), "board"),
+        lambda: service.submit(by="a", part_id="2", product="board", photo=photo(ready, "good.png")),
+        lambda: service.enroll("board", [photo(ready, "bad.png")], by="a"),
+    ):
+        with pytest.raises(StorageError, match="REFDIFF_MIN_FREE_BYTES"):
+            refused()
+    assert service.wait(service.submit(by="a", part_id="1").inspection_id, 60).report is not None
+    assert "disk is nearly full" in service.readiness().problems[0]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_those_at_work_kept(tmp_path: Path) -> None:
+    names = {
+        "images/ab/.tmp-0123": (7200, False), "inspections/insp-1/.tmp-4567": (7200, False), ".tmp-89": (7200, False),
+        "images/ab/.tmp-new": (0, True), "images/ab/abcd": (7200, True), "locks/insp-1.lock": (7200, False),
+        "locks/insp-2.lock": (7200, True), "locks/insp-3.lock": (0, True),
+    }  # fmt: skip
+    for name, (age_s, _) in names.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    with hold_lock(tmp_path / "locks/insp-2.lock", UnavailableError("held")):
+        os.utime(tmp_path / "locks/insp-2.lock", (0, 0))
+        assert remove_abandoned(tmp_path) == 4
+    assert {n for n in names if (tmp_path / n).exists()} == {n for n, (_, kept) in names.items() if kept}
 
 
 def test_unfinished_command_line_inspection_is_finished_by_the_service(
@@ -482,3 +720,23 @@ def make_pending() -> Callable[[Path], str]:
         return pending
 
     return make
+
+
+def test_cancel_and_resume_commands_end_and_revive_a_waiting_job(
+    ready: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stores.open() as stores:
+        record_capture(stores, "1", "board", photo(ready, "good.png"), settings=ModelSettings())
+    with journal(MemorySettings().home, "insp-1"):
+        pass
+    assert cli.run(["inspections", "cancel", "insp-1"]) == 0
+    assert "refdiff inspections resume insp-1" in capsys.readouterr().out
+    with journal(MemorySettings().home) as jobs:
+        assert jobs.get("insp-1").state == "failed"
+        assert cli.run(["inspections", "resume"]) == 0  # a cancelled one only by name
+        assert "no interrupted inspections" in capsys.readouterr().out
+        assert cli.run(["inspections", "resume", "insp-1"]) == 0
+        assert "part 1, PASS" in capsys.readouterr().out
+        assert jobs.get("insp-1").state == "done"
+    assert cli.run(["inspections", "cancel", "insp-1"]) == 65
+    assert cli.run(["inspections", "cancel", "insp-nobody"]) == 65

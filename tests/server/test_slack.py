@@ -144,6 +144,27 @@ def test_bad_slack_signature_gets_401_and_stores_nothing(
 
 
 @pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ("[1]", {}),
+        ("5", {}),
+        ('{"a":', {}),
+        ("payload=%7B", {}),
+        ("{}", {"x-slack-request-timestamp": "abc"}),
+        ("{}", {"x-slack-signature": "v0=é".encode()}),
+        (b"\xff\xfe", {}),
+    ],
+)
+def test_unsigned_garbage_gets_401_without_a_traceback(
+    slack: FakeSlack, bot: str, body: str | bytes, headers: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    signed = {"x-slack-request-timestamp": str(int(time.time())), "x-slack-signature": "v0=0"}
+    answers = [httpx2.post(f"{bot}/slack/events", content=body, headers=signed | headers) for _ in range(22)]
+    assert [a.status_code for a in answers] == [401] * 20 + [429] * 2
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+@pytest.mark.parametrize(
     ("text", "with_photo", "words"),
     [
         ("inspect part #404", None, "No capture of part 404.*Send its photo"),

@@ -27,6 +27,7 @@ def record_capture(
     inspected), StorageError.
     """
     part_id, product = normalise_part_id(part_id), stores.products.name_of(product)
+    stores.check_free()
     scale = check_scale(scale_mm_per_px)
     name = storable((photo.path if isinstance(photo, Upload) else photo).name)
     data = read_photo(photo, settings)

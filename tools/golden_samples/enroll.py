@@ -76,6 +76,7 @@ def enroll(
             twin = thumbnails.twin(thumbnail)
             if twin is not None:
                 result.notes.append(twin_note(path, twin, group))
+            workspace.stores.check_free()
             sha256 = workspace.stores.images.put(data)
             golden = Golden(
                 make_golden_id(product, sha256),

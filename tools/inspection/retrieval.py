@@ -50,7 +50,7 @@ def nearest_goldens(
     small = resize_to(query, features.work_size)  # what the encoder sees
     if found.ok:
         own = workspace.golden_features(hits[0].golden)
-        back = np.linalg.inv(in_work_px(found.matrix, features, own))
+        back = np.linalg.inv(in_work_px(found.matrix, features, own)).astype(np.float64)
         views = [warp_reference(small, back, own.work_size)[0]]
     else:
         views = [np.ascontiguousarray(np.rot90(small, quarters)) for quarters in (1, 2, 3)]

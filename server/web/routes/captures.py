@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, UploadFile
 
 from refdiff.memory.records.captures import Capture
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.photos import read_upload
+from refdiff.server.web.photos import each_once, read_upload
 
 router = APIRouter(prefix="/v1/captures", tags=["captures"])
 
 
-@router.post("", status_code=201, responses=responses(404, 413))
+@router.post("", status_code=201, responses=responses(404, 413), dependencies=[Depends(each_once)])
 async def add_capture(
     service: TheService,
     _caller: InspectorRole,

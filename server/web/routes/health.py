@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import cast
+import asyncio
+import logging
+from functools import cache
+from importlib.metadata import version
+from typing import Literal, cast
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from refdiff.model.files import outage
 from refdiff.server.web.access import TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["service"])
+log = logging.getLogger(__name__)
+_READY_S = 2.0
+_VERSION = version("refdiff")
 
 
 class Health(BaseModel):
     status: str
     version: str
+
+
+class Ready(BaseModel):
+    """problems: why accepted work does not get done now, in words; [] if it does."""
+
+    status: Literal["ready", "not ready"]
+    problems: list[str]
 
 
 class VersionView(BaseModel):
@@ -30,11 +47,34 @@ class VersionView(BaseModel):
 @router.get(
     "/healthz", responses={503: {"model": Health, "description": "The inspection thread has died; restart the server"}}
 )
-def healthz(service: TheService) -> JSONResponse:
-    """Health for load balancers and process managers; needs no key."""
-    status = service.status()
-    shown = Health(status="ok" if status.healthy else "failing", version=status.version)
-    return JSONResponse(shown.model_dump(), 200 if status.healthy else 503)
+async def healthz(service: TheService) -> JSONResponse:
+    """Health for process managers: whether a restart would help. Needs no key, and waits for no thread, lock or disk."""
+    shown = Health(status="ok" if service.alive else "failing", version=_VERSION)
+    return JSONResponse(shown.model_dump(), 200 if service.alive else 503)
+
+
+@router.get("/readyz", responses={503: {"model": Ready, "description": "Accepted work does not get done now"}})
+async def readyz(service: TheService) -> JSONResponse:
+    """Readiness for load balancers and alarms: worker, stores, golden bank and free disk. Needs no key."""
+    try:
+        async with asyncio.timeout(_READY_S):
+            ready = await run_sync(service.readiness, abandon_on_cancel=True, limiter=_probes())
+        problems = list(ready.problems)
+    except TimeoutError:
+        problems = [f"the stores have not answered within {_READY_S:g} s"]
+    except Exception as e:
+        if outage(e) is None:
+            raise
+        problems = ["the stores cannot be read; the log says why"]
+        log.warning("not ready: %s", outage(e))
+    shown = Ready(status="not ready" if problems else "ready", problems=problems)
+    return JSONResponse(shown.model_dump(), 503 if problems else 200)
+
+
+@cache
+def _probes() -> CapacityLimiter:
+    """Threads of their own: those of the other routes may all be held."""
+    return CapacityLimiter(2)
 
 
 @router.get("/v1/version", responses=responses())

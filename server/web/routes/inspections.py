@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,7 +25,7 @@ from refdiff.memory.records.inspections import Verdict
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, check_once, image_response, read_upload
 from refdiff.server.web.schemas import (
     AnswerView,
     DecidedView,
@@ -37,11 +39,13 @@ from refdiff.server.web.schemas import (
     QueueView,
     inspection_view,
     job_view,
+    request_digest,
 )
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
 EVENT_STREAM = "text/event-stream"
 MAX_WAIT_S = 600
+_KEY_LASTS = timedelta(days=1)
 MAX_FIELD = 100_000  # size limit of a form field, in bytes
 # a report page may run no script and load nothing
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
@@ -56,11 +60,12 @@ async def _asked(request: Request, service: TheService) -> Asked:
     photo = None
     if kind == "application/json":
         try:
-            given = json.loads(await request.body())
+            given = json.loads(await request.body(), object_pairs_hook=_object)
         except (ValueError, RecursionError) as e:
             raise Refused(400, f"the body is not JSON ({str(e)[:100]})") from e
     elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        async with request.form(max_files=1, max_fields=16, max_part_size=MAX_FIELD) as form:
+        async with request.form(max_files=2, max_fields=16, max_part_size=MAX_FIELD) as form:
+            check_once(form.multi_items())
             given = dict(form)
             image = given.pop("image", None)
             if isinstance(image, UploadFile):
@@ -74,6 +79,11 @@ async def _asked(request: Request, service: TheService) -> Asked:
         return InspectionRequestBody.model_validate(given), photo
     except ValidationError as e:
         raise RequestValidationError([p | {"loc": ("body", *p["loc"])} for p in e.errors(include_url=False)]) from e
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_once(members)
+    return dict(members)
 
 
 _SCHEMA: dict[str, Any] = InspectionRequestBody.model_json_schema()
@@ -95,7 +105,11 @@ async def create_inspection(
         float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the report before answering")
     ] = 0,
     idempotency_key: Annotated[
-        str | None, Header(max_length=200, description="A repeated key returns the same inspection")
+        str | None,
+        Header(
+            max_length=200,
+            description="A repeated key returns the same inspection for a day; with another request it is refused (422)",
+        ),
     ] = None,
 ) -> JSONResponse:
     """Inspect a part against its nearest golden samples, with its newest photo or the attached one.
@@ -104,9 +118,11 @@ async def create_inspection(
     """
     wish, photo = asked
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
+    digest = request_digest(wish.model_dump(), hashlib.sha256(photo.data).hexdigest() if photo else None)
     work = partial(
         service.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
-        scale_mm_per_px=wish.scale_mm_per_px, capture_id=wish.capture_id, origin=origin,
+        scale_mm_per_px=wish.scale_mm_per_px, capture_id=wish.capture_id, origin=origin, digest=digest,
+        origin_lasts=_KEY_LASTS,
     )  # fmt: skip
     job = await run_sync(work)
     if wait_s:
@@ -152,6 +168,18 @@ def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueVi
 def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> InspectionView:
     """State of an inspection, with the whole report once it is filed."""
     return inspection_view(service.inspection(inspection_id), service.stores.adoptions.get(inspection_id))
+
+
+@router.delete("/{inspection_id}", responses=responses(404))
+def cancel(service: TheService, caller: InspectorRole, inspection_id: str) -> InspectionView:
+    """Cancel an inspection that waits; its photo is kept. One that runs or has ended is refused (422)."""
+    return inspection_view(service.cancel(inspection_id, caller.name))
+
+
+@router.post("/{inspection_id}/retry", status_code=202, responses=responses(404))
+def retry(service: TheService, _caller: InspectorRole, inspection_id: str) -> InspectionView:
+    """Inspect a failed or cancelled inspection again, under its id. One that has not failed is refused (422)."""
+    return inspection_view(service.retry(inspection_id))
 
 
 @router.get("/{inspection_id}/events", response_class=StreamingResponse, responses=responses(404, answers=EVENT_STREAM))

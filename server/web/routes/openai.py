@@ -20,10 +20,11 @@ from refdiff.agent.service import InspectionService, Progress
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
+from refdiff.server.web.large_json import LargeJson
 from refdiff.server.web.openai_turn import ChatBody, Reply, SentBody, Turn, finished
 from refdiff.server.web.routes.inspections import event_stream
 
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=LargeJson)
 MODEL = "refdiff-inspector"
 _CREATED = 1764547200
 _SHOWN = ("calibrating", "llm", "tool", "verify", "fallback", "retry")

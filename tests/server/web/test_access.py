@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import httpx2
 import pytest
 from starlette.datastructures import Headers
 
+from refdiff.agent.inspector import Inspector
 from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.server.settings import ServerSettings, load_settings
@@ -18,6 +23,7 @@ from refdiff.server.sockets import check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.errors import Refused
+from refdiff.server.web.middleware import STREAMS
 from refdiff.server.web.serve import access_to
 
 from .conftest import Running, start
@@ -54,10 +60,10 @@ def keyless(server: Running, tmp_path: Path) -> Iterator[tuple[httpx2.Client, Ke
 
 
 @pytest.mark.parametrize("loopback", [False, True])
-def test_request_without_a_key_gets_401_except_healthz(server: Running, loopback: bool) -> None:
+def test_request_without_a_key_gets_401_except_the_probes(server: Running, loopback: bool) -> None:
     access = server.access if loopback else Access(server.keys, loopback=False, user="ann")
     with serving(server, access) as client:
-        assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
         for method, path in [route for routes in HOW.values() for route in routes]:
             answer = client.request(method, path)
             assert answer.status_code == 401, path
@@ -320,3 +326,104 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
     kept = b"".join(p.read_bytes() for p in tmp_path.iterdir())
     assert text.encode() not in kept
     assert text.split("_", 2)[2].encode() not in kept
+
+
+@pytest.mark.parametrize("path", ["/v1/captures", "/v1/inspections", "/v1/lines/cam/photos", "/v1/goldens"])
+def test_role_that_may_send_no_photo_is_refused_before_the_body_is_read(
+    server: Running, strict: httpx2.Client, path: str
+) -> None:
+    """A body that is announced and never sent: whoever answers has not waited for it."""
+    key = server.key("viewer")["Authorization"]
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 2000000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    with socket.create_connection((strict.base_url.host, strict.base_url.port or 0), timeout=10) as peer:
+        peer.sendall(head.encode())
+        assert peer.recv(1000).startswith(b"HTTP/1.1 403")
+
+
+@pytest.fixture
+def limited(server: Running) -> Iterator[httpx2.Client]:
+    """The same service with low limits."""
+    settings = ServerSettings(rate_per_minute=0, bytes_per_minute=300_000, http_max_bytes=3_000_000)
+    app = create_app(server.service, Access(server.keys, loopback=True, user="ann"), settings, requests=40)
+    running, thread, url = start(app)
+    with httpx2.Client(base_url=url, timeout=30, limits=httpx2.Limits(max_connections=200)) as client:
+        yield client
+    running.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_bytes_of_photos_above_the_limit_of_a_minute_get_429(
+    server: Running, limited: httpx2.Client, stated: bool
+) -> None:
+    key, other = server.key("inspector"), server.key("inspector")
+
+    def send(headers: dict[str, str]) -> httpx2.Response:
+        form = (
+            b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+            + bytes(200_000)
+            + b"\r\n--b--\r\n"
+        )
+        body: Any = form if stated else iter([form[:9], form[9:]])
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        return limited.post("/v1/captures", content=body, headers=headers | kind)
+
+    assert send(key).status_code == 422, "the fields are missing"
+    refused = send(key)
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert "REFDIFF_BYTES_PER_MINUTE" in refused.json()["error"]["message"]
+    assert send(other).status_code == 422, "another key has its own"
+    assert "refdiff_http_received_bytes_total" in limited.get("/metrics").text
+
+
+def test_caller_has_a_few_event_streams_and_others_are_served(
+    server: Running, limited: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.inspected("good.png", "300")
+    hold = threading.Event()
+    run = Inspector.run
+    monkeypatch.setattr(Inspector, "run", lambda self, r: hold.wait(30) and run(self, r))
+    made = limited.post("/v1/inspections", json={"part_id": "300"}).json()
+    events = made["links"]["events"]
+    one, other = server.key("viewer"), server.key("viewer")
+    try:
+        with ExitStack() as stack:
+            for _ in range(STREAMS):
+                answer = stack.enter_context(limited.stream("GET", events, headers=one))
+                assert answer.status_code == 200
+            refused = limited.get(events, headers=one)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+            assert limited.get("/v1/version", headers=one).status_code == 200
+            with limited.stream("GET", events, headers=other) as answer:
+                assert answer.status_code == 200
+        deadline = time.monotonic() + 10
+        status = 0
+        while status != 200:  # closed streams are free again
+            assert time.monotonic() < deadline, status
+            with limited.stream("GET", events, headers=one) as answer:
+                status = answer.status_code
+    finally:
+        hold.set()
+    server.service.wait(made["inspection_id"], 60)
+
+
+def test_caller_with_half_of_all_requests_gets_503_and_others_are_served(
+    server: Running, limited: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = threading.Event()
+    monkeypatch.setattr(server.service.stores.captures, "history", lambda _: (hold.wait(20), [])[1])
+    one, other = server.key("viewer"), server.key("viewer")
+    with ThreadPoolExecutor(25) as people:
+        asked = [people.submit(limited.get, "/v1/captures?part_id=1", headers=one) for _ in range(25)]
+        try:
+            time.sleep(1)
+            assert limited.get("/v1/me", headers=other).status_code == 200
+            assert limited.get("/v1/me", headers=one).status_code == 503
+            assert limited.get("/healthz").status_code == 200
+        finally:
+            hold.set()
+        assert sorted({a.result().status_code for a in asked}) == [200, 503]

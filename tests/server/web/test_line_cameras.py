@@ -38,3 +38,16 @@ def test_invalid_photo_or_line_name_gets_422(server: Running) -> None:
     assert status("/v1/lines/cam-1/photos", b"text") == 422
     assert status("/v1/lines/cam%201/photos", server.photos["good.png"]) == 422
     assert status("/v1/lines/cam-1/photos", b"") == 422
+
+
+def test_same_file_with_another_part_or_product_is_refused(server: Running) -> None:
+    def send(**data: str) -> Any:
+        files = {"image": ("B-1.png", server.photos["good.png"])}
+        return server.client.post("/v1/lines/cam-2/photos", files=files, data=data)
+
+    first = send(part_id="B-1", product="board").json()["inspection_id"]
+    assert send(part_id="B-1", product="board").json()["inspection_id"] == first
+    for other in ({"part_id": "B-2", "product": "board"}, {"part_id": "B-1", "product": "gear"}, {}):
+        answer = send(**other)
+        assert answer.status_code == 422, other
+        assert first in answer.json()["error"]["message"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
+from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
+from refdiff.memory.records.inspections import InspectionPage
+from refdiff.server.web.routes import health
 
 from .conftest import Running
 
@@ -71,6 +79,123 @@ def test_same_idempotency_key_returns_the_same_inspection(server: Running) -> No
     ids = {server.client.post("/v1/inspections", json={"part_id": "78"}, headers=headers).json()["inspection_id"]
            for _ in range(3)}  # fmt: skip
     assert len(ids) == 1
+
+
+def test_same_idempotency_key_with_another_request_is_refused(server: Running) -> None:
+    for part, name in (("78", "good.png"), ("79", "bad.png")):
+        server.inspected(name, part)
+    headers = {"Idempotency-Key": "shift 1, part 1"}
+
+    def send(**request: Any) -> httpx2.Response:
+        return server.client.post("/v1/inspections", headers=headers, **request)
+
+    first = send(json={"part_id": "78"})
+    assert first.status_code == 202
+    form = {"part_id": "78", "product": "board"}
+    for other in (
+        {"json": {"part_id": "79"}},
+        {"json": {"part_id": "78", "text": "again"}},
+        {"data": form, "files": {"image": server.photos["good.png"]}},
+        {"data": form, "files": {"image": server.photos["bad.png"]}},
+    ):
+        refused = send(**other)
+        assert refused.status_code == 422
+        assert first.json()["inspection_id"] in error(refused)["message"]
+    assert send(json={"part_id": "78"}).json()["inspection_id"] == first.json()["inspection_id"]
+
+
+def test_inspection_is_cancelled_and_tried_again_over_http(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, begun = threading.Event(), threading.Event()
+    run = Inspector.run
+    server.inspected("good.png", "90")
+    with monkeypatch.context() as m:
+        m.setattr(Inspector, "run", lambda self, r: (begun.set(), hold.wait(30)) and run(self, r))
+        running, waiting = (
+            server.client.post("/v1/inspections", json={"part_id": "90"}).json()["links"]["self"] for _ in range(2)
+        )
+        assert begun.wait(10)
+        gone = server.client.delete(waiting)
+        assert (gone.status_code, gone.json()["state"]) == (200, "failed")
+        assert gone.json()["error"]["message"] == "cancelled by ann"
+        assert "is running" in error(server.client.delete(running))["message"]
+        assert server.client.delete("/v1/inspections/insp-nobody").status_code == 404
+        assert error(server.client.post(f"{running}/retry"))["code"] == "invalid_request"
+        assert server.client.post(f"{waiting}/retry").status_code == 202
+        hold.set()
+    assert server.service.wait(waiting.rpartition("/")[2], 60).report is not None
+    assert server.client.delete(waiting).status_code == 422, "what is filed stays"
+
+
+@pytest.mark.parametrize("path", ["/v1/inspections", "/v1/captures", "/v1/lines/cam-9/photos"])
+@pytest.mark.parametrize("twice", ["image", "part_id"])
+def test_field_that_comes_twice_is_refused(server: Running, path: str, twice: str) -> None:
+    files = [("image", (f"{n}.png", server.photos[n])) for n in ("good.png", "bad.png")]
+    fields = {"part_id": ["T1", "T2"] if twice == "part_id" else ["T1"], "product": ["board"]}
+    answer = server.client.post(path, files=files if twice == "image" else files[:1], data=fields)
+    assert answer.status_code == 400
+    assert "more than once" in error(answer)["message"]
+    assert server.client.get("/v1/captures", params={"part_id": "T1"}).json() == []
+
+
+def test_json_member_that_comes_twice_is_refused(server: Running) -> None:
+    body, kind = b'{"part_id": "77", "part_id": "78"}', {"Content-Type": "application/json"}
+    assert server.client.post("/v1/inspections", content=body, headers=kind).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/inspections", "/v1/inspections/x/disposition"])
+def test_json_of_very_many_members_is_refused_before_it_is_parsed(server: Running, path: str) -> None:
+    body = b"[" + b"{}," * 300_000 + b"{}]"
+    answer = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, error(answer)["code"]) == (413, "too_large")
+
+
+def test_health_is_answered_while_every_thread_and_the_database_are_held(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = threading.Event()
+    monkeypatch.setattr(
+        server.service.stores.inspections, "search", lambda **_: hold.wait(20) and InspectionPage([], 0)
+    )
+    many = httpx2.Client(base_url=server.url, timeout=30)
+    with many, ThreadPoolExecutor(45) as people, server.service.stores.db.transaction():
+        for _ in range(45):
+            people.submit(many.get, "/v1/inspections")
+        try:
+            time.sleep(1)
+            began = time.monotonic()
+            assert server.client.get("/healthz").json()["status"] == "ok"
+            assert time.monotonic() - began < 1
+            assert server.client.get("/readyz").json() == {"status": "ready", "problems": []}
+        finally:
+            hold.set()
+
+
+def test_readiness_says_why_work_does_not_get_done(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.client.get("/readyz").status_code == 200
+    with monkeypatch.context() as m:
+        m.setattr(server.service.stores.settings, "min_free_bytes", 10**18)
+        answer = server.client.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "not ready")
+        assert "disk" in answer.json()["problems"][0]
+        assert "refdiff_ready 0.0" in server.client.get("/metrics").text
+    with monkeypatch.context() as m:
+        m.setattr(health, "_READY_S", 0.1)
+        m.setattr(server.service, "readiness", lambda: time.sleep(1))
+        assert "have not answered" in server.client.get("/readyz").json()["problems"][0]
+        assert server.client.get("/healthz").status_code == 200
+
+
+def test_outage_in_a_route_gets_503_and_no_traceback(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(server.service.stores.inspections, "search", lacking)
+    answer = server.client.get("/v1/inspections")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert not [r for r in caplog.records if r.exc_info]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from refdiff.server.web.middleware import PROBES
+
 from .conftest import Running
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
@@ -31,7 +33,7 @@ def test_generated_requests_are_answered_as_openapi_declares(server: Running, tm
     assert f"Tested: {routes - 1}" in done.stdout  # all but calibration
 
 
-PUBLIC = {"/healthz", "/login", "/logout"}
+PUBLIC = {*PROBES, "/login", "/logout"}
 
 
 def test_every_route_declares_who_may_use_it(server: Running) -> None:
@@ -39,4 +41,4 @@ def test_every_route_declares_who_may_use_it(server: Running) -> None:
     for path, methods in document["paths"].items():
         for method, route in methods.items():
             assert path in PUBLIC or route["security"], f"{method} {path}"
-            assert path == "/healthz" or {"401", "403", "429"} <= set(route["responses"]), f"{method} {path}"
+            assert path in PROBES or {"401", "403", "429"} <= set(route["responses"]), f"{method} {path}"

@@ -61,6 +61,7 @@ export const signOut = async () => { await send("POST", "/logout"); };
 export const get = async (path, query, signal) => (await send("GET", path, { query, signal })).json();
 export const post = async (path, json) => (await send("POST", path, { json })).json();
 export const patch = async (path, json) => (await send("PATCH", path, { json })).json();
+export const remove = async (path) => (await send("DELETE", path)).json();
 export const upload = async (path, form) => (await send("POST", path, { form })).json();
 
 const pictures = new Map(); // path -> object URL, the newest last

@@ -1,6 +1,6 @@
 // One inspection: pictures, findings with their measurements, reasoning, trace, and a person's decision.
 
-import { ApiError, download, get, post } from "./api.js";
+import { ApiError, download, get, post, remove } from "./api.js";
 import { facts, h, number, percent, replace, say, verdict, when, words } from "./dom.js";
 import { onThisPage } from "./keys.js";
 import { DECIDED, last } from "./list.js";
@@ -10,8 +10,9 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
   const found = await get(`/v1/inspections/${encodeURIComponent(id)}`);
   if (!isShown()) return;
   if (!found.report) {
-    showUnfinished(place, found);
-    const timer = setTimeout(() => { if (isShown()) showInspection({ place, rest: [id], me, isShown, onLeave }); }, 2000);
+    const again = () => { if (isShown()) showInspection({ place, rest: [id], me, isShown, onLeave }); };
+    showUnfinished(place, found, me, again);
+    const timer = setTimeout(again, 2000);
     onLeave(() => clearTimeout(timer));
     return;
   }
@@ -71,10 +72,29 @@ function size(report) {
   return { width: numbers.width_px ?? reach("x1"), height: numbers.height_px ?? reach("y1") };
 }
 
-function showUnfinished(place, found) {
+function showUnfinished(place, found, me, again) {
+  const state = `${found.state} ${found.ahead}`;
+  if (place.querySelector(`[data-state="${state}"]`)) return; // nothing new: whoever is about to press the button keeps it
   const words_ = { queued: `waits, ${found.ahead} before it`, running: "is being inspected", failed: "could not be inspected" };
+  const problem = h("p", { class: "notice bad", role: "alert", hidden: true });
+  const act = (label, work) => me.role !== "viewer" && h("button", { type: "button", onclick: async (event) => {
+    event.target.disabled = true;
+    try {
+      await work();
+      say(`${label}: done`);
+    } catch (error) { // it may run by now
+      problem.textContent = error.message;
+      problem.hidden = false;
+    }
+    again();
+  } }, label);
+  const path = `/v1/inspections/${encodeURIComponent(found.inspection_id)}`;
   replace(place, h("h1", {}, "Part ", found.part_id),
-    h("p", { class: found.state === "failed" ? "notice bad" : "notice", role: "status" }, `This part ${words_[found.state] ?? found.state}. `, found.error?.message),
+    h("p", { class: found.state === "failed" ? "notice bad" : "notice", role: "status", "data-state": state }, `This part ${words_[found.state] ?? found.state}. `, found.error?.message),
+    problem,
+    h("p", {},
+      found.state === "queued" && act("Cancel this inspection", () => remove(path)),
+      found.state === "failed" && act("Try again", () => post(`${path}/retry`))),
     h("p", {}, h("a", { href: "#/inspections" }, "All inspections")));
 }
 

@@ -91,6 +91,8 @@ function row(item) {
 
 export const DECIDED = { accept: "accepted", override: "overridden" };
 
+const SHOWN_WAITING = 5; // by name, e.g. to cancel one
+
 async function watchQueue(place, isShown, onLeave) {
   let timer = null;
   onLeave(() => clearTimeout(timer));
@@ -98,7 +100,8 @@ async function watchQueue(place, isShown, onLeave) {
     const queue = await get("/v1/inspections/queue").catch(() => null);
     if (!isShown() || !queue) return;
     const n = queue.items.length;
-    replace(place, n > 0 && facts([["In work", `${n} inspection${n === 1 ? "" : "s"}${queue.running ? ", one runs" : ""}`]]));
+    const links = queue.items.slice(0, SHOWN_WAITING).flatMap((job) => [" ", h("a", { href: `#/inspections/${encodeURIComponent(job.inspection_id)}` }, job.part_id)]);
+    replace(place, n > 0 && facts([["In work", [`${n} inspection${n === 1 ? "" : "s"}${queue.running ? ", one runs" : ""}:`, ...links, n > SHOWN_WAITING ? " …" : ""]]]));
     timer = setTimeout(look, n ? 3000 : 15000);
   };
   await look();

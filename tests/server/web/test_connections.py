@@ -1,0 +1,144 @@
+"""Silent, slow and too many connections: real sockets against the protocol over a small application."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from refdiff.server.web import connections
+from refdiff.server.web.connections import BACKLOG, patient
+
+MOST = 12
+BIG = b"x" * 30_000_000
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the whole body; /big answers more than the buffers of a socket take."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": BIG if scope["path"] == "/big" else b"ok"})
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    monkeypatch.setattr(connections, "HEADERS_S", 0.4)
+    monkeypatch.setattr(connections, "SILENCE_S", 0.4)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(_app, log_config=None, lifespan="off", http=patient(MOST), backlog=BACKLOG, ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = server.force_exit = True
+    thread.join(10)
+
+
+def _dripping(peer: socket.socket, pieces: bytes) -> None:
+    with contextlib.suppress(OSError):
+        for byte in pieces:
+            peer.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+PARTS: dict[str, Callable[[socket.socket], object]] = {
+    "nothing": lambda peer: None,
+    "headers without an end": lambda peer: peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n"),
+    "headers byte by byte": lambda peer: _dripping(peer, b"GET / HTTP/1.1\r\n" + b"a" * 40),
+    "no body": lambda peer: peer.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"),
+    "half a body": lambda peer: peer.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1234"),
+    "half a chunk": lambda peer: peer.sendall(
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n12"
+    ),
+}
+
+
+@pytest.mark.parametrize("sent", PARTS)
+def test_connection_that_keeps_the_server_waiting_is_closed(address: tuple[str, int], sent: str) -> None:
+    began = time.monotonic()
+    with socket.create_connection(address, timeout=10) as peer:
+        PARTS[sent](peer)
+        with contextlib.suppress(ConnectionError):
+            assert peer.recv(1000) == b""
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_client_that_reads_nothing_is_cut_off(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=10) as peer:
+        peer.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(1.2)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := peer.recv(1 << 20):
+                received += len(piece)
+    assert received < len(BIG)
+
+
+def test_body_that_comes_slowly_but_steadily_is_read(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=10) as peer:
+        peer.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n")
+        _dripping(peer, b"123456789012")
+        assert b"200" in peer.recv(1000)
+
+
+def test_silent_connections_do_not_keep_others_out(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_S", 60.0)
+    with contextlib.ExitStack() as silent:
+        for _ in range(5 * MOST):
+            silent.enter_context(socket.create_connection(address, timeout=10))
+        for _ in range(3):
+            with socket.create_connection(address, timeout=10) as peer:
+                peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200" in peer.recv(1000)
+
+
+OUT_OF_FILES = """
+import asyncio, logging, resource, socket, sys
+import uvicorn
+from refdiff.server.web.connections import BACKLOG, LoopErrors, patient
+from tests.server.web.test_connections import _app
+logging.basicConfig(level="WARNING")
+class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
+        await super().startup(sockets)
+        print(sockets[0].getsockname()[1], flush=True)
+listener = socket.create_server(("127.0.0.1", 0))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+Server(uvicorn.Config(_app, log_config=None, lifespan="off", http=patient(1000), backlog=BACKLOG)).run([listener])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of open files")
+def test_server_without_free_file_descriptors_says_so_once_and_recovers() -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", OUT_OF_FILES], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    assert server.stderr
+    address = ("127.0.0.1", int(server.stdout.readline()))
+    with contextlib.ExitStack() as many:
+        for _ in range(60):
+            many.enter_context(socket.create_connection(address, timeout=10))
+        time.sleep(2.5)
+    with socket.create_connection(address, timeout=10) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in peer.recv(1000)
+    server.terminate()
+    log = server.communicate(timeout=10)[1]
+    assert len(re.findall("too many files and connections are open", log)) == 1, log
+    assert "Traceback" not in log
