@@ -237,7 +237,7 @@ def test_request_through_a_proxy_needs_a_key(
 
 
 def test_requests_above_the_rate_get_429_with_retry_after(server: Running) -> None:
-    key, other = server.key("viewer"), server.key("viewer", "another")
+    key, other = server.key("viewer"), server.key("viewer", "another viewer")
     with serving(server, server.access, ServerSettings(rate_per_minute=5)) as client:
         answers = [client.get("/v1/products", headers=key) for _ in range(6)]
         assert [a.status_code for a in answers] == [200] * 5 + [429]
@@ -349,7 +349,8 @@ def limited(server: Running) -> Iterator[httpx2.Client]:
     settings = ServerSettings(rate_per_minute=0, bytes_per_minute=300_000, http_max_bytes=3_000_000)
     app = create_app(server.service, Access(server.keys, loopback=True, user="ann"), settings, requests=40)
     running, thread, url = start(app)
-    with httpx2.Client(base_url=url, timeout=30, limits=httpx2.Limits(max_connections=200)) as client:
+    most = httpx2.Limits(max_connections=200)
+    with httpx2.Client(base_url=url, timeout=30, limits=most, headers=server.key("admin")) as client:
         yield client
     running.should_exit = True
     thread.join(10)
@@ -359,7 +360,7 @@ def limited(server: Running) -> Iterator[httpx2.Client]:
 def test_bytes_of_photos_above_the_limit_of_a_minute_get_429(
     server: Running, limited: httpx2.Client, stated: bool
 ) -> None:
-    key, other = server.key("inspector"), server.key("inspector")
+    key, other = server.key("inspector"), server.key("inspector", "another inspector")
 
     def send(headers: dict[str, str]) -> httpx2.Response:
         form = (
@@ -377,7 +378,7 @@ def test_bytes_of_photos_above_the_limit_of_a_minute_get_429(
     assert 0 < int(refused.headers["retry-after"]) <= 60
     assert "REFDIFF_BYTES_PER_MINUTE" in refused.json()["error"]["message"]
     assert send(other).status_code == 422, "another key has its own"
-    assert "refdiff_http_received_bytes_total" in limited.get("/metrics").text
+    assert "refdiff_http_received_bytes_total" in limited.get("/metrics", headers=key).text
 
 
 def test_caller_has_a_few_event_streams_and_others_are_served(
@@ -389,7 +390,7 @@ def test_caller_has_a_few_event_streams_and_others_are_served(
     monkeypatch.setattr(Inspector, "run", lambda self, r: hold.wait(30) and run(self, r))
     made = limited.post("/v1/inspections", json={"part_id": "300"}).json()
     events = made["links"]["events"]
-    one, other = server.key("viewer"), server.key("viewer")
+    one, other = server.key("viewer"), server.key("viewer", "another viewer")
     try:
         with ExitStack() as stack:
             for _ in range(STREAMS):
@@ -416,7 +417,7 @@ def test_caller_with_half_of_all_requests_gets_503_and_others_are_served(
 ) -> None:
     hold = threading.Event()
     monkeypatch.setattr(server.service.stores.captures, "history", lambda _: (hold.wait(20), [])[1])
-    one, other = server.key("viewer"), server.key("viewer")
+    one, other = server.key("viewer"), server.key("viewer", "another viewer")
     with ThreadPoolExecutor(25) as people:
         asked = [people.submit(limited.get, "/v1/captures?part_id=1", headers=one) for _ in range(25)]
         try:
