@@ -324,7 +324,7 @@ def _images(folder: Path, notes: list[str]) -> list[Path]:
         return []
     refused: list[Refusal] = []
     others: list[Path] = []
-    images = [path for path in find_images([folder], refused, others) if isinstance(path, Path)]
+    images = [path for path in find_images([folder], refused, others, links=True) if isinstance(path, Path)]
     if others and images:  # of a folder without images the refusal says it
         where = f"{folder.parent.name}/{folder.name}"
         notes.append(f"{where}: skipped {len(others)} files that are not images; {left_out(others)}")

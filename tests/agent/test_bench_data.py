@@ -88,7 +88,7 @@ def test_laid_out_sources_share_no_image_between_train_and_test(sources: Path, t
 def test_masks_of_every_source_are_written_with_bright_defects(sources: Path, tmp_path: Path) -> None:
     run("--data", str(sources), "--out", str(tmp_path / "out"), "--test-good", "5", "--test-bad", "5")
     for name in ("magnetic_tile", "piped_aaa01_tl", "piped_bbb01_rl"):
-        masks = [s.mask for s in read_dataset(tmp_path / "out" / name).test if s.mask]
+        masks = [mask for s in read_dataset(tmp_path / "out" / name).test for mask in s.masks]
         assert len(masks) == (7 if name == "magnetic_tile" else 16)  # an empty mask is no mask
         for path in masks:
             assert load_mask(path, (16, 16))[0].sum() == 16

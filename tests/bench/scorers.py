@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from refdiff.agent.evaluation.layouts import load_mask, read_mvtec
+from refdiff.agent.evaluation.layouts import load_masks, read_mvtec
 from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image_auroc, paired_auroc_difference
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
@@ -164,8 +164,8 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options
     draw.shuffle(bad)
     goldens = min(options.goldens, len(good) // 2)
     chosen, rest = good[:goldens], good[goldens:]
-    tests: list[tuple[Path, int, Any]] = [(p, 0, None) for p in rest[: options.test]]
-    tests += [(s.path, 1, s.mask) for s in bad[: options.test]]
+    tests: list[tuple[Path, int, Any]] = [(p, 0, ()) for p in rest[: options.test]]
+    tests += [(s.path, 1, s.masks) for s in bad[: options.test]]
     out = _Scores()
     with (
         tempfile.TemporaryDirectory(prefix="refdiff-scorers-") as folder,
@@ -178,10 +178,10 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options
             image, features = workspace.golden_image(golden), workspace.golden_features(golden)
             for name, row in bench.rows(path, image, features, [golden.golden_id]).items():
                 out.goldens.setdefault(name, []).append(row.score)
-        for path, label, mask_path in tests:
+        for path, label, masks in tests:
             image = decode_image(path.read_bytes(), name=path.name)
             features = workspace.encoder.embed(image)
-            mask = load_mask(mask_path, image.shape[:2])[0] if mask_path else None
+            mask = load_masks(masks, image.shape[:2])[0] if masks else None
             out.labels.append(label)
             for name, row in bench.rows(path, image, features).items():
                 out.scores.setdefault(name, []).append(row.score)

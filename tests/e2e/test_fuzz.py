@@ -127,7 +127,9 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
     elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
         _WRITING.append(f"/a process: {arguments[0]!r}")
     elif event in _CHANGES:
-        _WRITING.append(os.fsdecode(arguments[_CHANGES[event]]))
+        path = arguments[_CHANGES[event]]
+        if not isinstance(path, int):  # of an open file, which was noted when it was opened
+            _WRITING.append(os.fsdecode(path))
 
 
 sys.addaudithook(_watch)

@@ -75,7 +75,8 @@ def test_server_killed_in_mid_inspection_files_each_accepted_inspection_once(ser
     server.kill()
     server.start()
     with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
-        again = http.post("/v1/inspections", json={"part_id": "0"}, headers={"Idempotency-Key": "k0"})
+        form = {"part_id": "0", "product": "board"}
+        again = http.post("/v1/inspections", files={"image": photos[0]}, data=form, headers={"Idempotency-Key": "k0"})
         assert again.json()["inspection_id"] == accepted[0]
         for inspection_id in accepted:
             with http.stream("GET", f"/v1/inspections/{inspection_id}/events") as stream:
@@ -124,7 +125,7 @@ def test_backup_beside_a_working_server_restores_whole_inspections(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with httpx2.Client(base_url=server.url, timeout=60) as http:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
         for i, data in enumerate(photos[:4]):
             form = {"part_id": f"b{i}", "product": "board"}
             assert http.post("/v1/inspections", files={"image": data}, data=form).status_code == 202
@@ -146,7 +147,7 @@ def test_backup_beside_a_working_server_restores_whole_inspections(
     # what the server had accepted and not filed is filed here too
     again = http_load.Server(os.environ, tmp_path / "again.log")
     try:
-        with httpx2.Client(base_url=again.url, timeout=120) as http:
+        with httpx2.Client(base_url=again.url, headers=again.headers, timeout=120) as http:
             while http.get("/v1/inspections/queue").json()["items"]:
                 time.sleep(0.1)
             parts = {i["part_id"] for i in http.get("/v1/inspections").json()["items"]}

@@ -88,7 +88,7 @@ def test_reading_commands_work_on_a_read_only_home(home: Path) -> None:
     assert (review[0], len(review[1]["open_reviews"])) == (0, 1)
     assert (keys[0], [k["name"] for k in keys[1]["keys"]]) == (0, ["line 3"])
     assert (audit[0], audit[1]["intact"]) == (0, True)
-    assert (export[0], export[1]["records"]) == (0, 1)
+    assert (export[0], export[1]["records"]) == (0, 2)  # the settings in force, and the report
     assert (rates[0], rates[1]["n_inspections"]) == (0, 1)
     assert product[0] in (64, 65)  # nothing is known of it
     assert (captured[0], "cannot be written" in captured[2]) == (69, True)

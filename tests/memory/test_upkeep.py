@@ -161,9 +161,10 @@ def test_replaced_main_database_is_told_for_good(
         shutil.copy(tmp_path / "other" / MAIN, old)
     if swap == "records cut off":
         with contextlib.closing(sqlite3.connect(home / MAIN, isolation_level=None)) as conn:
-            conn.execute("DELETE FROM audit WHERE seq = 3")
+            (first,) = conn.execute("SELECT seq FROM audit WHERE inspection_id = 'i3'").fetchone()
+            conn.execute("DELETE FROM audit WHERE seq >= ?", (first,))
             conn.execute("DELETE FROM inspections WHERE inspection_id = 'i3'")
-            conn.execute("UPDATE sqlite_sequence SET seq = 2 WHERE name = 'audit'")
+            conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'audit'", (first - 1,))
     else:
         for name in (f"{MAIN}-wal", f"{MAIN}-shm"):
             (home / name).unlink(missing_ok=True)

@@ -299,7 +299,7 @@ def test_inspect_with_few_goldens_exits_with_2_and_is_decided_by_review(
     code, decided, _ = call(capsys, "review", inspection, "--override", "--reason", "dust")
     assert (code, decided["decision"], decided["by"], decided["reason"]) == (0, "override", "Ada", "dust")
     assert call(capsys, "review", inspection, "--accept", "--reason", "no")[1]["error"]["type"] == "DuplicateError"
-    assert call(capsys, "review")[1] == {"open_reviews": []}
+    assert call(capsys, "review")[1] == {"open_reviews": [], "references": []}
     shown = call(capsys, "inspections", "show", inspection)[1]
     assert (shown["verdict"], shown["disposition"]["decision"]) == ("REVIEW", "override")
     assert call(capsys, "inspections", "resume")[1] == {"inspections": []}

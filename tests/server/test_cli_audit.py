@@ -112,7 +112,7 @@ def test_fail_turned_pass_by_a_specification_that_was_put_back_is_visible(
     )
     assert main.run(["audit", "list"]) == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("golden g-", "calibration board", "settings", "product board", "eve"))
+    assert all(word in shown for word in ("golden", "calibration", "settings", "product", "eve"))
 
     forged = Path(fail["artefacts"]["html"])
     forged.write_text(forged.read_text().replace("FAIL", "PASS"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refdiff.memory.records.adoptions import AdoptionStore
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, Light, render
@@ -86,7 +89,10 @@ def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     assert {(c["before"], c["label"]) for c in effect["changed"]} == {("FAIL", 0)}
 
     code, trail = said(capsys, "audit", "verify", "--store")
-    assert (code, trail["checks"][0]["records"]) == (0, 8)  # filed, disposition, approval and learned, twice
+    assert (code, trail["intact"]) == (0, True)
+    with contextlib.closing(sqlite3.connect(MemorySettings().home / "refdiff.sqlite")) as conn:
+        kinds = dict(conn.execute("SELECT kind, COUNT(*) FROM audit WHERE inspection_id != '' GROUP BY kind"))
+    assert kinds == {"filed": 2, "disposition": 2, "approval": 2, "learned": 2}
 
 
 def test_duplicate_reference_is_refused_with_the_reason(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -647,7 +647,7 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
         began = time.monotonic()
         with pytest.raises(UnknownRecordError):
             service.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
-        service.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True)
+        service.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True, admin=True)
         assert time.monotonic() - began < 2
         assert service.stores.adoptions.consented() == [job.inspection_id]
     service._adopt()
@@ -657,7 +657,7 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
 def test_more_enrolments_than_may_wait_are_refused(service: InspectionService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_enrol_places", threading.BoundedSemaphore(1))
     with service._enrolment(), pytest.raises(BusyError, match="try again later"):
-        service.calibrate("board")
+        service.calibrate("board", by="ann")
 
 
 def test_full_disk_refuses_new_photos_and_still_inspects(

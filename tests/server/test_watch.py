@@ -27,7 +27,7 @@ from refdiff.server.cli import invocation, main
 from refdiff.server.cli import watch as cli_watch
 from refdiff.server.watch import folder as folder_module
 from refdiff.server.watch import watcher as line_module
-from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.folder import GROWING_S, NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
@@ -285,9 +285,9 @@ def test_part_photographed_again_is_inspected_again(camera: Path, capsys: pytest
         (["camera"], 65, "the product is unknown"),
         (["camera", "--product", "screw"], 65, "product 'screw' has no golden samples"),
         (["camera", "--product", "board", "--webhook", "http://host/"], 64, "REFDIFF_WEBHOOK_SECRET"),
-        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "give a URL like"),
-        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "give a URL like"),
-        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "give a URL like"),
+        (["camera", "--product", "board", "--webhook", "http://[::1"], 65, "give one like https://"),
+        (["camera", "--product", "board", "--webhook", "http://host:99999/"], 65, "give one like https://"),
+        (["camera", "--product", "board", "--webhook", "ftp://host/"], 65, "give one like https://"),
     ],
 )
 def test_watch_with_wrong_arguments_is_refused_before_watching(
@@ -365,6 +365,8 @@ def test_file_is_complete_once_unchanged_for_the_settle_time(tmp_path: Path) -> 
     assert [i.name for i in folder.complete()] == ["1.png"]
     assert folder.may_still_grow(folder.complete()[0])
     clock[0] += 10
+    assert folder.may_still_grow(folder.complete()[0])  # it was seen growing: its writer may pause
+    clock[0] += GROWING_S
     assert not folder.may_still_grow(folder.complete()[0])
 
 

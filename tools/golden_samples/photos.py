@@ -37,12 +37,12 @@ class Refusal:
 
 
 def find_images(
-    paths: Iterable[Path | Upload], refused: list[Refusal], others: list[Path] | None = None
+    paths: Iterable[Path | Upload], refused: list[Refusal], others: list[Path] | None = None, *, links: bool = False
 ) -> Iterator[Path | Upload]:
     """The files named, and all images below the folders named, in sorted order.
 
-    Hidden files are skipped; links are followed only within the folder. What is named and gives no file is added to
-    `refused`; files in folders that are no images by their names are added to `others`.
+    Hidden files are skipped; links are followed only within the folder, with `links` also to files elsewhere. What is named
+    and gives no file is added to `refused`; files in folders that are no images by their names are added to `others`.
     """
     others = [] if others is None else others
     for path in paths:
@@ -50,7 +50,7 @@ def find_images(
             yield path
         elif path.is_dir():
             before, found, passed = len(refused), 0, len(others)
-            for file in _walk(path, refused, others):
+            for file in _walk(path, refused, others, links):
                 found += 1
                 yield file
             if not found and len(refused) == before:
@@ -72,7 +72,7 @@ def left_out(others: Sequence[Path]) -> str:
     return f"{files} not in an image format that can be read ({counted}: {few}); save photos as PNG or JPEG"
 
 
-def _walk(folder: Path, refused: list[Refusal], others: list[Path]) -> Iterator[Path]:
+def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool) -> Iterator[Path]:
     root = folder.resolve()
 
     def unreadable(error: OSError) -> None:
@@ -91,7 +91,7 @@ def _walk(folder: Path, refused: list[Refusal], others: list[Path]) -> Iterator[
                 continue
             if file.suffix.lower() not in image_suffixes():
                 others.append(file)
-            elif file.is_symlink() and not file.resolve().is_relative_to(root):
+            elif not links and file.is_symlink() and not file.resolve().is_relative_to(root):
                 refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))
             else:
                 yield file

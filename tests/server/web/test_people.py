@@ -139,7 +139,7 @@ def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> Non
 
 
 def test_specification_and_golden_changes_over_http_are_recorded_with_the_caller(server: Running) -> None:
-    by = server.key("admin", "eve")
+    by = server.key("admin", "zoe")
     golden = server.client.get("/v1/goldens", headers=by).json()["items"][0]["golden_id"]
     changes = [
         ("PUT", "/v1/products/board/spec", {"limits": []}),
@@ -150,7 +150,7 @@ def test_specification_and_golden_changes_over_http_are_recorded_with_the_caller
         assert server.client.request(method, path, json=body, headers=by).status_code == 200
     records = server.service.stores.audit.changes(limit=3)
     assert [(r.kind, r.by, r.facts["subject"]) for r in records] == [
-        ("product", "eve", "board"), ("golden", "eve", golden), ("golden", "eve", golden),
+        ("product", "zoe", "board"), ("golden", "zoe", golden), ("golden", "zoe", golden),
     ]  # fmt: skip
 
 
