@@ -327,8 +327,9 @@ with workspace, module.Inspector(workspace, AgentSettings()) as run:
 
 @pytest.mark.parametrize(
     ("node", "before"),
-    [("agent", True), ("tools", True), ("record", False), ("verify", False), ("read", True), ("decide", False),
-     ("file", True), ("file", False)],
+    [("agent", True), ("decide", False), ("file", True), ("file", False),
+     *(pytest.param(*node, marks=pytest.mark.long)
+       for node in (("tools", True), ("record", False), ("verify", False), ("read", True)))],
 )  # fmt: skip
 def test_run_killed_in_any_node_is_resumed_and_filed_once(node: str, before: bool, home: Path) -> None:
     script = KILL.format(tests=str(Path(__file__).parent), before=before, node=node, home=str(home), ask=ASK)

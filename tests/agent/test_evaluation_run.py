@@ -164,6 +164,7 @@ def test_evaluate_options_that_do_not_apply_are_refused(mvtec: Path, kwargs: dic
         evaluate(mvtec, **kwargs)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_evaluate_with_judge_reads_every_image_with_the_embedded_model(
     mvtec: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from . import line_kills
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.long
 def test_watch_killed_twice_loses_and_repeats_no_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
     outcome = line_kills.run(tmp_path / "line", photos=60, kills=2, timeout_s=240)

@@ -50,6 +50,7 @@ def test_backbone_gives_feature_maps_at_every_stride(make, channels: dict[int, i
     assert features.patches.shape == (36, encoder.patch_dim)
 
 
+@pytest.mark.long
 def test_difference_network_trained_on_a_backbone_works_with_it_only(tmp_path: Path) -> None:
     folder = _convnext(tmp_path / "net")
     recipe = DifferenceRecipe(pairs=128, epochs=0.5, encoder=str(folder), width=16, workers=1)

@@ -132,6 +132,7 @@ def pool(product: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, sources
 
 
+@pytest.mark.long
 def test_pool_rebuilds_missing_shards_only(pool: tuple[Path, list[Source]]) -> None:
     folder, sources = pool
     paths = sorted(folder.glob("*.safetensors"))

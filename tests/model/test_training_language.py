@@ -151,12 +151,14 @@ def test_killed_language_training_resumes_and_its_weights_build(run: Any, base: 
     assert torch.allclose(merged, base.tensors[f"{name}.weight"] + trained.scale * (b @ a), atol=1e-6)
 
 
+@pytest.mark.long
 def test_run_folder_of_another_recipe_is_refused(run: Any) -> None:
     run(LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01})))
     with pytest.raises(InputError, match="another recipe"):
         run()
 
 
+@pytest.mark.long
 def test_language_training_starts_from_earlier_weights(run: Any, recordings: Path, tmp_path: Path) -> None:
     short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
     first = run(short)
@@ -174,6 +176,7 @@ def test_language_training_starts_from_earlier_weights(run: Any, recordings: Pat
         train_language(LanguageRecipe(**(vars(then) | {"rank": then.rank + 1})), [], recordings, tmp_path / "wrong")
 
 
+@pytest.mark.long
 def test_run_folder_with_changed_recordings_is_refused(run: Any, recordings: Path, tmp_path: Path) -> None:
     short = LanguageRecipe(**(vars(RECIPE) | {"projector_epochs": 0.01, "pair_epochs": 0.01, "talk_epochs": 0.01}))
     run(short)

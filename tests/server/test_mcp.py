@@ -154,8 +154,11 @@ class RawClient:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (None, 0)],
-    ids=["SIGTERM", "Ctrl-C", "end of stdin"],
+    [
+        pytest.param(signal.SIGTERM, 0, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C", marks=pytest.mark.long),
+        pytest.param(None, 0, id="end of stdin", marks=pytest.mark.long),
+    ],
 )
 def test_stopped_mcp_server_exits_cleanly_and_the_inspection_is_resumed(
     ready: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None, code: int
