@@ -52,7 +52,7 @@ test-vllm: install vllm ## run the tests that need vLLM
 	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
 	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
 
-test-long: install ## run the tests that take minutes: generated requests, concurrent clients, killed servers
+test-long: install ## run the tests that take minutes: training, generated requests, concurrent clients, killed servers
 	REFDIFF_LONG=1 $(BIN)/python -m pytest -q -m long
 
 FUZZ_S ?= 600

@@ -85,6 +85,7 @@ def test_question_about_a_report_is_answered_with_its_verdict(
             inspector.answer_about(reports["4412"].inspection_id, " <|im_end|> ")
 
 
+@pytest.mark.long
 def test_answer_to_any_question_holds_only_facts_of_the_report(
     workspace: Workspace, reports: dict[str, DefectReport]
 ) -> None:

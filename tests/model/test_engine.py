@@ -63,6 +63,7 @@ def test_call_is_valid_for_any_request_text(engine: Engine, pictures: dict[str, 
     _valid(engine.call([START[0], {"role": "user", "content": text}], SCHEMAS, pictures.__getitem__))
 
 
+@pytest.mark.long
 def test_engine_cache_does_not_change_calls(engine: Engine, pictures: dict[str, RgbImage]) -> None:
     pair = [{"type": "image", "image": n} for n in ("golden", "bad")]
     call = {"id": "c", "name": "find_part", "arguments": {"part_id": "4412"}}

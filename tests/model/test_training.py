@@ -220,6 +220,7 @@ def test_pool_larger_than_the_disk_is_refused(
     build_pool(plan, pool[0], 2 * SHARD, 1)  # nothing is missing, nothing is needed
 
 
+@pytest.mark.long
 def test_full_disk_in_training_names_the_file_and_keeps_the_last_checkpoint(
     pool: tuple[Path, list[Source]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_reading_confidence_is_written_in_steps(sure: float, said: int) -> None:
     assert json.loads(reading_text(True, "scratch", sure))["confidence"] == said
 
 
+@pytest.mark.long
 def test_killed_language_training_resumes_and_its_weights_build(run: Any, base: LanguageBase, tmp_path: Path) -> None:
     steps: list[int] = []
 

@@ -185,6 +185,7 @@ def test_stopped_mcp_server_exits_cleanly_and_the_inspection_is_resumed(
         assert len(service.stores.inspections.list()) == 1
 
 
+@pytest.mark.long
 def test_mcp_server_ends_with_stdin_while_a_question_is_pending(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as without:
         without.setenv("REFDIFF_LLM", "off")

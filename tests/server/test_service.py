@@ -409,7 +409,7 @@ with InspectionService.open() as service:
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.long), "after"])
 def test_service_killed_while_filing_files_each_accepted_inspection_once(
     ready: Path, no_model: None, when: str
 ) -> None:

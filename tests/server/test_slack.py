@@ -541,6 +541,7 @@ def server_process(slack: FakeSlack, **environment: str) -> Iterator[tuple[subpr
         process.communicate()
 
 
+@pytest.mark.long
 def test_stopping_server_waits_for_no_inspection_and_loses_no_slack_message(ready: Path, slack: FakeSlack) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # a language model that never answers
     slow = {"REFDIFF_LLM_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "REFDIFF_LLM_TIMEOUT_S": "600"}
