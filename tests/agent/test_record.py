@@ -96,6 +96,7 @@ def test_recorded_pictures_are_saved(lines: list[dict[str, Any]], recorded: Path
             assert all((recorded / "images" / f"{sha}.png").is_file() for sha in pair)
 
 
+@pytest.mark.long
 def test_stopped_recording_is_resumed_and_another_plan_is_refused(source: Source, recorded: Path) -> None:
     """Killed before the product was complete: its pictures exist, its file does not."""
     before = (recorded / "board.jsonl").read_text()

@@ -77,6 +77,7 @@ def check_bank(wanted: int) -> None:
             assert workspace.bank.nearest("board", *vectors, 1)[0].golden == golden
 
 
+@pytest.mark.long
 def test_concurrent_enrol_and_inspect_commands_all_succeed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three processes on one home give the same results as one after the other."""
     assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(4)))[0] == 0

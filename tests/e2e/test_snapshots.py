@@ -144,6 +144,7 @@ def test_the_script_inspects(old: Old) -> None:
     old.check_calibration()
 
 
+@pytest.mark.long
 def test_the_embedded_model_inspects(old: Old, model_folder: Path) -> None:
     (old.cache / "models").symlink_to(model_folder.parent)
     wish = "inspect part #4500 against the nearest good sample"

@@ -184,6 +184,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return {"g": Source("deeppcb_g", (), (*photos,) * 8, "none")}
 
 
+@pytest.mark.long
 def test_board_training_lowers_the_loss_and_its_weights_load(groups: dict[str, Source], tmp_path: Path) -> None:
     losses: list[float] = []
 

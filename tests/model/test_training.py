@@ -156,6 +156,7 @@ def test_batches_cover_the_pool_once_and_can_be_skipped(pool: tuple[Path, list[S
     assert read_shard(shards[0]).mask.shape == (SHARD, PAIR_PX // 4, PAIR_PX // 4)
 
 
+@pytest.mark.long
 def test_stopped_training_resumes_and_its_weights_load(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
     folder, sources = pool
     recipe = DifferenceRecipe(pairs=2 * SHARD, epochs=2, batch=16, width=8, workers=1)

@@ -432,6 +432,7 @@ def test_slack_dialog_that_cannot_be_stored_is_not_acknowledged(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_twenty_concurrent_slack_users_each_get_one_answer(
     service: InspectionService, slack: FakeSlack, bot: str
 ) -> None:

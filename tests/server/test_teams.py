@@ -215,6 +215,7 @@ def test_only_listed_teams_users_may_decide_a_review(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_twenty_concurrent_teams_users_each_get_one_answer(
     service: InspectionService, teams: FakeTeams, bot: str
 ) -> None:
