@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import Field
@@ -37,5 +38,8 @@ class ModelSettings(BaseSettings):
     )
     language_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train language`; default: those of the package."
+    )
+    number_format: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="What networks compute in; default: what this CPU multiplies faster, measured once."
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")

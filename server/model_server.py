@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx2
 
 from refdiff.model.errors import UnavailableError
-from refdiff.server.vllm_plugin.command import KV_GB, vllm_arguments, vllm_environment
+from refdiff.server.vllm_plugin.command import kv_gb, vllm_arguments, vllm_environment
 
 _ENVIRONMENT = ".venv-vllm"
 _NEEDED_GB = 2.4  # memory of a CPU server without its KV cache, measured
@@ -116,9 +116,9 @@ def check_memory(cuda: bool, environment: dict[str, str]) -> None:
     if cuda or (free := free_gb()) is None:
         return
     try:
-        kv = float(environment.get("VLLM_CPU_KVCACHE_SPACE", KV_GB))
+        kv = float(environment.get("VLLM_CPU_KVCACHE_SPACE", kv_gb()))
     except ValueError:
-        kv = KV_GB
+        kv = kv_gb()
     if free < (needed := _NEEDED_GB + kv):
         raise UnavailableError(
             f"{free:.1f} GB of memory are free, but vLLM needs about {needed:.1f} GB; stop other programs, lower "

@@ -20,8 +20,8 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis weights_file files images pixel_formats decode_budget "
-    "defect_types progress settings errors",
+    "model": "training boards language difference synthesis weights_file number_format files images pixel_formats "
+    "decode_budget defect_types progress settings errors",
     "tools": "registry find_part retrieve_reference align score_difference zoom measure submit_report context evidence "
     "golden_samples inspection workspace feature_cache vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema database audit_chain "

@@ -9,13 +9,13 @@ Knows nothing about goldens or calibration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from refdiff.model.difference.matching import ReferenceView, window_cells
+from refdiff.model.number_format import number_format
 
 VERSION = "fused-2"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
@@ -39,11 +39,6 @@ def descriptors(maps: Mapping[int, Tensor]) -> Tensor:
     return F.normalize(torch.cat(parts, 2), dim=2).permute(2, 0, 1)
 
 
-@lru_cache(maxsize=1)
-def _has_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def _closeness(query: Tensor, reference: Tensor) -> Tensor:
     """(Nq, Nr) cosine similarity of unit-norm descriptors (C, ...), minus 1.
 
@@ -51,7 +46,7 @@ def _closeness(query: Tensor, reference: Tensor) -> Tensor:
     off inside the sum: what is rounded in the end is the small distance.
     """
     q, r = query.flatten(1).T, reference.flatten(1).T
-    if not _has_bfloat16():
+    if number_format() is torch.float32:
         return q @ r.T - 1
     left, right = (x.bfloat16() for x in (q, r))
     q_over, r_over = ((x.float().norm(dim=1, keepdim=True) - 1).bfloat16() for x in (left, right))

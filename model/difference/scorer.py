@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from refdiff.model.difference.matching import Matched, ReferenceView, composite_reference, match
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
+from refdiff.model.number_format import autocast, number_format
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
@@ -73,7 +74,7 @@ class DifferenceScorer:
     @torch.inference_mode()
     def look(self, seen: NetworkInput) -> NetworkDifference:
         """What the network makes of a query and its references."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             out = self._net(seen.matched, seen.pixels)
         return NetworkDifference(out.map_logits[0, 0].float(), F.softmax(out.type_logits[0].float(), 0))
 
@@ -96,7 +97,7 @@ def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[n
 
 
 def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
-    """Batch norm folded into the convolutions before it, and weights in the bfloat16 that autocast would make of them."""
+    """Batch norm folded into the convolutions before it, and weights in the format that autocast would make of them."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.BatchNorm2d):
             assert isinstance(module[0], nn.Conv2d)
@@ -104,7 +105,7 @@ def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
             module[1] = nn.Identity()
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(torch.bfloat16)
+            module.to(number_format())
     return net
 
 

@@ -1,8 +1,8 @@
 """The embedded engine: the RefDiff language model in this process, on a CPU, with answers that cannot be malformed.
 
-transformers runs the network in bfloat16; llguidance holds every answer to its JSON schema. Text that the schema forces is
-appended without asking the network (jump-forward), and the keys and values of the longest prefix that a conversation shares
-with the one before are kept. No LangChain here, no tools: messages and schemas in, text out.
+transformers runs the network in the number format of this CPU; llguidance holds every answer to its JSON schema. Text that
+the schema forces is appended without asking the network (jump-forward), and the keys and values of the longest prefix that a
+conversation shares with the one before are kept. No LangChain here, no tools: messages and schemas in, text out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from refdiff.model.language.configuration import MAX_CONTEXT, PAIR_TOKENS
 from refdiff.model.language.network import RefDiffForConditionalGeneration
 from refdiff.model.language.processor import Processor, Prompt, pair_pixels
 from refdiff.model.language.reading import READ, READING_SCHEMA
+from refdiff.model.number_format import number_format
 
 Pictures = Callable[[str], RgbImage]  # name -> (H, W, 3) uint8
 Key = int | tuple[str, str, int]  # a token, or a visual token: reference, query, which
@@ -70,7 +71,7 @@ class Engine:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self.network: RefDiffForConditionalGeneration = RefDiffForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True
+                folder, dtype=number_format(), local_files_only=True, use_safetensors=True
             )
             self.network.train(False)
         except (OSError, ValueError, RuntimeError, SafetensorError) as e:

@@ -31,6 +31,7 @@ from refdiff.model.boards.network import (
 from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
+from refdiff.model.number_format import autocast
 from refdiff.model.progress import Progress, silent
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.weights_file import write_weights
@@ -103,7 +104,7 @@ def train_boards(recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / 50)
                 group["lr"] = recipe.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast():
                 logits, corrections = net(pair, topology)
             found = kind > 0
             loss = F.cross_entropy(logits.float(), kind, label_smoothing=0.02)

@@ -26,6 +26,7 @@ from refdiff.model.difference.matching import STRIDES
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
+from refdiff.model.number_format import autocast
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.pairs import NO_TYPE, Source
@@ -106,9 +107,9 @@ def losses(out: DifferenceOutput, batch: Batch) -> dict[str, Tensor]:
 
 
 def forward(net: DifferenceNetwork, batch: Batch) -> DifferenceOutput:
-    """In bfloat16 where that is safe."""
+    """In the number format of this CPU where that is safe, else float32."""
     pixels = pixel_input(batch.query, batch.reference, batch.covered)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         out = net(batch.matched, pixels)
     return DifferenceOutput(*(getattr(out, n).float() for n in out.__dataclass_fields__))
 

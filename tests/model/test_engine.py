@@ -92,7 +92,7 @@ def test_engine_cache_changes_logits_only_by_rounding(engine: Engine, pictures: 
     fresh = engine._advance(engine._keys(prompts_[1]), prompts_[1], pictures.__getitem__, _Cache())
     words = engine.config.image_token_id
     apart = (reused[:words] - fresh[:words]).abs()
-    # bfloat16, other shapes of the same products: noise; another conversation is apart by twice the spread
+    # rounding, other shapes of the same products: noise; another conversation is apart by twice the spread
     assert apart.mean() < 0.1 * fresh[:words].std()
     assert reused[:words].argmax() == fresh[:words].argmax()
 

@@ -140,8 +140,9 @@ def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
 def test_closeness_in_bfloat16_stays_near_cosine_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = F.normalize(torch.rand(472, 20, 20, generator=torch.Generator().manual_seed(0)), dim=0)
     query = F.normalize(reference + 0.01 * torch.randn(472, 20, 20, generator=torch.Generator().manual_seed(1)), dim=0)
+    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "bfloat16")
     fast = _closeness(query, reference).float()
-    monkeypatch.setattr("refdiff.model.difference.patch_distance._has_bfloat16", lambda: False)
+    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "float32")
     exact = _closeness(query, reference)
     assert torch.allclose(exact, query.flatten(1).T @ reference.flatten(1) - 1, atol=1e-6)
     assert (fast.amax(1) - exact.amax(1)).abs().max() < 2e-4

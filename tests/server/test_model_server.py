@@ -129,6 +129,7 @@ def test_taken_port_or_unknown_host_is_refused() -> None:
 
 
 def test_too_little_memory_for_vllm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "bfloat16")
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable:    2500000 kB\n")
     assert free_gb(meminfo) == 2.5

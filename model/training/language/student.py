@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from refdiff.model.language.network import RefDiffForConditionalGeneration
 from refdiff.model.language.pair_tokens import PairFeatures
 from refdiff.model.language.tokens import NEW_TOKENS
+from refdiff.model.number_format import number_format
 from refdiff.model.training.language.data import rows_of
 from refdiff.model.training.language.examples import Example
 
@@ -30,12 +31,12 @@ class LoraLinear(nn.Module):
 
 
 class Student(nn.Module):
-    """The network in training: frozen base in bfloat16, projector, new rows and LoRA in float32."""
+    """The network in training: frozen base in the number format of this CPU, projector, new rows and LoRA in float32."""
 
     def __init__(self, model: RefDiffForConditionalGeneration, rank: int) -> None:
         super().__init__()
         self.projector = model.projector.float().requires_grad_(True)
-        self.llama = model.language_model.model.to(torch.bfloat16).requires_grad_(False)
+        self.llama = model.language_model.model.to(number_format()).requires_grad_(False)
         words = self.llama.embed_tokens.weight
         self.n_words = model.config.image_token_id
         self.placeholders = (model.config.image_token_id, model.config.difference_token_id)
