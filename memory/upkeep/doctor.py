@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.schema import MAIN, other_stores
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import MAIN, Stores, other_stores
+from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.files import is_leftover
