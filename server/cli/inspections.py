@@ -158,7 +158,8 @@ def resume_inspections(
 ) -> None:
     """Finish inspections that a crash, an outage or a bug interrupted: all of them, or one. Each is filed once.
 
-    Also one that the server gave up or that was cancelled, if you name it. Stop the server first.
+    Also one that the server gave up or that was cancelled, if you name it. Stop the server first. One that fails again does
+    not keep the others from being finished; the exit code is then that of its error.
     """
     from refdiff.agent.inspector import Inspector
 
@@ -173,12 +174,22 @@ def resume_inspections(
         else:
             broken = (j.inspection_id for j in jobs.list(("failed",), -1) if not j.is_final)
             ids = list(dict.fromkeys([*inspector.pending(), *broken]))
-        reports = [_finish(inspector, jobs, i) for i in ids]
+        reports: list[DefectReport] = []
+        failed: dict[str, Exception] = {}
+        for one in ids:
+            try:
+                reports.append(_finish(inspector, jobs, one))
+            except Exception as e:  # raised below, once the others are finished
+                failed[one] = e
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
     emit(
-        {"inspections": [r.model_dump(mode="json") for r in reports]},
-        output.printable("\n".join(lines) or "no interrupted inspections"),
+        {"inspections": [r.model_dump(mode="json") for r in reports], "failed": {i: str(e) for i, e in failed.items()}},
+        *([output.printable("\n".join(lines) or "no interrupted inspections")] if reports or not failed else []),
     )
+    for one, error in failed.items():
+        output.note(f"{one}: {error}")
+    if failed:
+        raise next(iter(failed.values()))
 
 
 def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectReport:

@@ -722,6 +722,23 @@ def make_pending() -> Callable[[Path], str]:
     return make
 
 
+def test_resume_command_finishes_the_others_where_one_fails_again(
+    ready: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stores.open() as stores:
+        record_capture(stores, "1", "board", photo(ready, "good.png"), settings=ModelSettings())
+    with journal(MemorySettings().home, "insp-2") as jobs:
+        broken = InspectionRequest("x", "nobody", "board", "t", "insp-1")
+        jobs.add("insp-1", asdict(broken), None, 9)
+        for inspection_id in ("insp-1", "insp-2"):
+            jobs.finish(inspection_id, {"type": "ValueError", "message": "a bug", "exit_code": 70})
+        assert cli.run(["inspections", "resume"]) == 65
+        said = capsys.readouterr()
+        assert "insp-2: part 1, PASS" in said.out
+        assert "insp-1: no capture of part nobody" in said.err
+        assert [jobs.get(i).state for i in ("insp-1", "insp-2")] == ["failed", "done"]
+
+
 def test_cancel_and_resume_commands_end_and_revive_a_waiting_job(
     ready: Path, no_model: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
