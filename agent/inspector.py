@@ -20,7 +20,7 @@ from refdiff.agent.graph import build_graph
 from refdiff.agent.language import questions
 from refdiff.agent.language.requests import canonical_request
 from refdiff.agent.nodes import opening_messages
-from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
+from refdiff.agent.report.schema import DefectReport, Verdict
 from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.in_force import settings_in_force
@@ -30,7 +30,6 @@ from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.settings import login_name
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
-from refdiff.model.language.reading import READ
 from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.workspace import Workspace
@@ -148,10 +147,6 @@ class Inspector(AbstractContextManager["Inspector"]):
             except LLMError as e:
                 self._emit(AgentEvent("fallback", str(e)))
         return questions.answer(report, asked, decided)
-
-    def read_pair(self, reference: str, query: str) -> LlmReading | None:
-        """The model's reading of a stored pair (sha256 each); None without a model. Raises LLMError."""
-        return self._driver.read_pair(READ, reference, query) if self._driver else None
 
     @property
     def model(self) -> str | None:
