@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.people.reviews import dispose
+from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -353,10 +353,10 @@ def test_second_disposition_of_a_review_is_rejected(home: Path, serve: Any) -> N
     filed = Path(report.artefacts.html).read_bytes()
     with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == []
-        disposition = dispose(inspector, report.inspection_id, "override", "ann", "dust")
+        disposition = Reviews(inspector).dispose(report.inspection_id, "override", "ann", "dust")
         assert disposition.by == "ann"
         with pytest.raises(DuplicateError, match="ann"):
-            dispose(inspector, report.inspection_id, "accept", "bob", "no")
+            Reviews(inspector).dispose(report.inspection_id, "accept", "bob", "no")
         assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
     assert Path(report.artefacts.html).read_bytes() == filed
 

@@ -196,13 +196,13 @@ def test_request_beyond_the_queue_limit_is_refused(
 def test_concurrent_dispositions_keep_only_the_first(service: InspectionService, ready: Path) -> None:
     job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
     with pytest.raises(UnknownRecordError):
-        service.dispose("insp-nobody", "accept", "ann", "x")
+        service.people.dispose("insp-nobody", "accept", "ann", "x")
     service.wait(job.inspection_id)
     winners, losers = [], []
 
     def decide(who: str) -> None:
         try:
-            winners.append(service.dispose(job.inspection_id, "override", who, "dust"))
+            winners.append(service.people.dispose(job.inspection_id, "override", who, "dust"))
         except DuplicateError as e:
             losers.append(str(e))
 
@@ -646,8 +646,8 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
     with service._enrolment():
         began = time.monotonic()
         with pytest.raises(UnknownRecordError):
-            service.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
-        service.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True, admin=True)
+            service.people.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
+        service.people.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True, admin=True)
         assert time.monotonic() - began < 2
         assert service.stores.adoptions.consented() == [job.inspection_id]
     service._adopt()
