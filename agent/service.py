@@ -51,13 +51,13 @@ from refdiff.model.errors import (
     TamperedError,
     UnavailableError,
     UnknownRecordError,
-    unknown_product,
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibrate, requested_alpha, summary
+from refdiff.tools.inspection.overview import product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -470,7 +470,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}", by)
 
     def products(self) -> list[str]:
-        return sorted({p.name for p in self.stores.products.list()} | set(self.workspace.bank.products()))
+        return product_names(self.workspace)
 
     def only_product(self) -> str | None:
         """The only product with golden samples; None if there are several or none."""
@@ -479,17 +479,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def product(self, name: str) -> dict[str, Any]:
         """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
-        found = self.stores.products.get(name)
-        if found is None:
-            raise unknown_product(name, self.products())
-        statuses = [g.status for g in self.workspace.bank.list(found.name)]
-        latest = self.stores.calibrations.latest(found.name)
-        calibration = None
-        if latest is not None:
-            stale = latest.key != calibration_key(self.workspace, found.name, self.workspace.settings.references)
-            calibration = summary(latest, requested_alpha(self.workspace, latest)) | {"stale": stale}
-        counts = {s: statuses.count(s) for s in ("active", "flagged", "retired")}
-        return asdict(found) | {"goldens": counts, "calibration": calibration}
+        return product_overview(self.workspace, name)
 
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""

@@ -17,7 +17,7 @@ from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
-from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.options import Json, MaybeInspectionId, MaybeProduct, clean, minute
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -36,9 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def review(
-    inspection_id: Annotated[
-        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
-    ] = None,
+    inspection_id: MaybeInspectionId = None,
     accept: Annotated[bool, typer.Option("--accept", help="The filed verdict is right.")] = False,
     override: Annotated[bool, typer.Option("--override", help="The filed verdict is wrong.")] = False,
     good: Annotated[
@@ -170,7 +168,7 @@ def _proposed_view(proposed: list[WaitingReference]) -> list[Any]:
         return []
     shown = output.table("Inspection", "Part", "Product", "Proposed", "By", "Why", title="Proposed as golden samples")
     for p in proposed:
-        cells = (p.inspection_id, p.part_id, p.product, p.at[:16].replace("T", " "), p.by, p.reason)
+        cells = (p.inspection_id, p.part_id, p.product, minute(p.at), p.by, p.reason)
         shown.add_row(*map(output.printable, cells))
     return [shown, "decide one: refdiff review INSPECTION --approve-reference|--refuse-reference"]
 
@@ -179,9 +177,7 @@ def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
     shown = output.table("Inspection", "Part", "Product", "Filed", "Photo")
     for w in waiting:
         photo = str(stores.images.path(w.sha256))
-        shown.add_row(
-            w.inspection_id, output.printable(w.part_id), w.product, w.created_at[:16].replace("T", " "), photo
-        )
+        shown.add_row(w.inspection_id, output.printable(w.part_id), w.product, minute(w.created_at), photo)
     return shown
 
 
