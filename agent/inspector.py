@@ -19,7 +19,7 @@ from refdiff.agent.filing import filed_report
 from refdiff.agent.graph import build_graph
 from refdiff.agent.language import questions
 from refdiff.agent.language.requests import canonical_request
-from refdiff.agent.nodes import opening_messages
+from refdiff.agent.nodes import first_state
 from refdiff.agent.report.schema import DefectReport, Verdict
 from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
@@ -78,16 +78,9 @@ class Inspector(AbstractContextManager["Inspector"]):
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
         check_goldens(self.workspace, capture.product, capture.part_id)
-        state = {
-            "messages": opening_messages(self._shown(request)),
-            "request": asdict(request),
-            "evidence": [],
-            "trace": [],
-            "timings_ms": {},
-            "via": self._driver.via if self._driver and request.judge == "always" else "fallback",
-            "fallback_reason": self.no_model or _SCRIPTED.get(request.judge, ""),
-            "draft": None,
-        }
+        via = self._driver.via if self._driver and request.judge == "always" else "fallback"
+        reason = self.no_model or _SCRIPTED.get(request.judge, "")
+        state = first_state(request, self._shown(request), via=via, fallback_reason=reason)
         return self._drive(request, state, capture)
 
     def pending(self) -> list[str]:

@@ -63,13 +63,8 @@ def is_leftover(path: Path) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
-    for leftover in leftovers(folder):
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
-
-
-def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files in `folder`, of writers that crashed or are at work."""
-    return folder.glob(f"{_TEMPORARY}*")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

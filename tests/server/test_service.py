@@ -27,9 +27,10 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import JobStore
-from refdiff.memory.locks import hold_lock, remove_abandoned
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
     BusyError,
     DuplicateError,
