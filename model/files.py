@@ -16,6 +16,7 @@ from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 _TEMPORARY = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
+SHORTAGES = _NO_FILES | {errno.ENOMEM}  # of the machine: they say nothing about the file that was opened
 # torch, OpenCV and threads have no exception type for it
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "insufficient memory", "start new thread")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
