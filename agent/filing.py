@@ -11,7 +11,6 @@ from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.memory.artefacts import digests, inspection_folder
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import UnknownRecordError
 from refdiff.model.files import make_folder, write_atomic
 from refdiff.model.images import encode_png
 
@@ -49,10 +48,8 @@ def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
 def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     """Write the artefacts and file the report with their digests. Filed already: the filed one is returned."""
     inspections = context.tools.workspace.stores.inspections
-    try:
-        return DefectReport.model_validate(inspections.get(report.inspection_id).report)
-    except UnknownRecordError:
-        pass
+    if (known := inspections.find(report.inspection_id)) is not None:
+        return DefectReport.model_validate(known.report)
     folder = make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
     paths = {name: folder / file for name, file in ARTEFACTS.items()}
     query, canonical = context.tools.query, context.tools.canonical

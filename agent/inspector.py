@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from langgraph.types import Command
+from langgraph.types import Command, StateSnapshot
 
 from refdiff.agent import prompts
 from refdiff.agent.checkpoints import open_checkpoints, run_config
@@ -19,8 +20,8 @@ from refdiff.agent.filing import filed_report
 from refdiff.agent.graph import build_graph
 from refdiff.agent.language import questions
 from refdiff.agent.language.requests import canonical_request
-from refdiff.agent.nodes import opening_messages
-from refdiff.agent.report.schema import DefectReport, LlmReading, Verdict
+from refdiff.agent.nodes import first_state
+from refdiff.agent.report.schema import DefectReport, Verdict
 from refdiff.agent.request import InspectionRequest, check_goldens
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.in_force import settings_in_force
@@ -30,10 +31,11 @@ from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.settings import login_name
 from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
-from refdiff.model.language.reading import READ
 from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 _SCRIPTED = {
     "never": "requested without a language model",
@@ -79,30 +81,23 @@ class Inspector(AbstractContextManager["Inspector"]):
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
         request = replace(request, part_id=capture.part_id)
         check_goldens(self.workspace, capture.product, capture.part_id)
-        state = {
-            "messages": opening_messages(self._shown(request)),
-            "request": asdict(request),
-            "evidence": [],
-            "trace": [],
-            "timings_ms": {},
-            "via": self._driver.via if self._driver and request.judge == "always" else "fallback",
-            "fallback_reason": self.no_model or _SCRIPTED.get(request.judge, ""),
-            "draft": None,
-        }
+        via = self._driver.via if self._driver and request.judge == "always" else "fallback"
+        reason = self.no_model or _SCRIPTED.get(request.judge, "")
+        state = first_state(request, self._shown(request), via=via, fallback_reason=reason)
         return self._drive(request, state, capture)
 
     def pending(self) -> list[str]:
         """Ids of inspections that were interrupted (not those that wait for a person)."""
         left = []
         for inspection_id in self.checkpoints.threads():
-            snapshot = self._graph.get_state(run_config(inspection_id))
+            snapshot = self._kept(inspection_id)
             if snapshot.next and not snapshot.interrupts and not self.checkpoints.is_claimed(inspection_id):
                 left.append(inspection_id)
         return left
 
     def request_of(self, inspection_id: str) -> InspectionRequest | None:
         """The request of an unfinished inspection; None if there is no checkpoint of it."""
-        values = self._graph.get_state(run_config(inspection_id)).values
+        values = self._kept(inspection_id).values
         return InspectionRequest(**values["request"]) if values.get("request") else None
 
     def resume(self, inspection_id: str) -> DefectReport:
@@ -115,8 +110,8 @@ class Inspector(AbstractContextManager["Inspector"]):
 
     def end_review(self, disposition: Disposition) -> None:
         """Let an inspection that waits for a person end with that decision."""
-        config = run_config(disposition.inspection_id)
-        if self._graph.get_state(config).interrupts:
+        if self._kept(disposition.inspection_id).interrupts:
+            config = run_config(disposition.inspection_id)
             self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
             self.checkpoints.saver.delete_thread(disposition.inspection_id)
 
@@ -149,16 +144,23 @@ class Inspector(AbstractContextManager["Inspector"]):
                 self._emit(AgentEvent("fallback", str(e)))
         return questions.answer(report, asked, decided)
 
-    def read_pair(self, reference: str, query: str) -> LlmReading | None:
-        """The model's reading of a stored pair (sha256 each); None without a model. Raises LLMError."""
-        return self._driver.read_pair(READ, reference, query) if self._driver else None
-
     @property
     def model(self) -> str | None:
         """Name of the language model that drives; None for the script (`no_model` says why)."""
         return self._driver.model if self._driver else None
 
     # -- inside
+
+    def _kept(self, inspection_id: str) -> StateSnapshot:
+        """The newest checkpoint of an inspection, empty if there is none. One that cannot be read is removed: the inspection
+        begins anew, or waits for a person all the same."""
+        config = run_config(inspection_id)
+        try:
+            return self._graph.get_state(config)
+        except (ValueError, TypeError, LookupError, AttributeError) as e:
+            log.warning("the checkpoint of inspection %s is damaged and was removed (%s)", inspection_id, e)
+            self.checkpoints.saver.delete_thread(inspection_id)
+            return self._graph.get_state(config)
 
     def _shown(self, request: InspectionRequest) -> InspectionRequest:
         """The request as the model reads it; the report keeps the caller's words.
@@ -178,7 +180,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         stores, in_force = self.workspace.stores, settings_in_force(self.workspace, self.settings, self._driver)
         record_settings(stores.db, in_force, login_name())
         config = run_config(request.inspection_id)
-        if state is not None and self._graph.get_state(config).values:
+        if state is not None and self._kept(request.inspection_id).values:
             state = None
         try:
             # durable before the next node starts: a crash loses at most one node's work

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -46,13 +47,18 @@ MAX_VERIFY_ROUNDS = 1
 MAX_MODEL_MESSAGE = 400
 
 
-def opening_messages(request: InspectionRequest) -> list[AnyMessage]:
-    return [
-        SystemMessage(prompts.SYSTEM),
-        HumanMessage(
-            prompts.request_message(request.text, request.part_id), additional_kwargs={"part_id": request.part_id}
-        ),
-    ]
+def first_state(
+    request: InspectionRequest, shown: InspectionRequest, *, via: str, fallback_reason: str = ""
+) -> dict[str, Any]:
+    """The InspectionState that a run begins with. shown: the request as the model reads it."""
+    asked = prompts.request_message(shown.text, shown.part_id)
+    return {
+        "messages": [
+            SystemMessage(prompts.SYSTEM), HumanMessage(asked, additional_kwargs={"part_id": shown.part_id}),
+        ],
+        "request": asdict(request), "evidence": [], "trace": [], "timings_ms": {}, "via": via,
+        "fallback_reason": fallback_reason, "draft": None,
+    }  # fmt: skip
 
 
 def _fall_back(context: AgentContext, reason: str, cause: BaseException | None = None) -> dict[str, Any]:

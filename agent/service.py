@@ -1,7 +1,8 @@
 """The service of one home folder, without any transport: HTTP, Slack, Teams and MCP are thin layers over it.
 
 One process owns it: it holds the golden bank, inspects one part after the other, and guarantees that every accepted
-inspection is filed, also after crashes and restarts. Plain reads go to `service.stores` and `service.workspace`.
+inspection is filed, also after crashes and restarts. Plain reads go to `service.stores` and `service.workspace`,
+decisions of people to `service.people`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from refdiff.agent.language.intent import (
     understand,
 )
 from refdiff.agent.language.parts import parts_in
-from refdiff.agent.people.reviews import decide_reference, dispose, judge_blind
+from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
@@ -39,12 +40,11 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import CRASHED, Job, JobState, JobStore
-from refdiff.memory.locks import hold_lock, remove_abandoned
-from refdiff.memory.records.adoptions import Approval
-from refdiff.memory.records.blind_checks import BlindCheck
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.captures import Capture
-from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
+from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
     BusyError,
     InputError,
@@ -52,13 +52,13 @@ from refdiff.model.errors import (
     TamperedError,
     UnavailableError,
     UnknownRecordError,
-    unknown_product,
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, calibration_key, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibrate, requested_alpha, summary
+from refdiff.tools.inspection.overview import product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -137,6 +137,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
             self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
+            self.people = Reviews(self._inspector, self._enrol_now)
             self._recover()
             threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
         except BaseException:
@@ -328,11 +329,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def inspection(self, inspection_id: str) -> Inspection:
         """The current state of an inspection, also of one from the command line. Raises UnknownRecordError."""
-        disposition = self.stores.dispositions.get(inspection_id)
-        try:
-            job: Job | None = self.jobs.get(inspection_id)
-        except UnknownRecordError:
-            job = None
+        disposition, job = self.stores.dispositions.get(inspection_id), self.jobs.find(inspection_id)
         # one that failed may have been filed since, by `refdiff inspections resume`
         if job is None or job.state == "done" or (job.state == "failed" and self._filed(inspection_id)):
             report = self.report(inspection_id)
@@ -428,61 +425,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """A stored picture as a PNG or JPEG, with the product's intensity window."""
         return pictures.page_image(self.workspace.image(sha256, product), max_px)
 
-    # -- people
-
-    def dispose(
-        self,
-        inspection_id: str,
-        decision: Decision,
-        by: str,
-        reason: str,
-        judged: Judgement | None = None,
-        as_reference: bool = False,
-        *,
-        admin: bool = False,
-    ) -> Disposition:
-        """A person's accept or override of a filed inspection; the first one stands.
-
-        judged: what the part is; required only for REVIEW. as_reference: the photo of this good part may become a golden
-        sample, at once if the person is an admin, else after `decide_reference`; `stores.adoptions` holds the outcome.
-        Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
-        """
-        return dispose(
-            self._inspector,
-            inspection_id,
-            decision,
-            by,
-            reason,
-            judged,
-            as_reference,
-            admin=admin,
-            turn=self._enrol_now,
-        )
-
-    def judge_blind(
-        self,
-        inspection_id: str,
-        judged: Judgement,
-        by: str,
-        note: str = "",
-        as_reference: bool = False,
-        *,
-        admin: bool = False,
-    ) -> BlindCheck:
-        """The judgement of a person who was not shown the verdict; the first answer stands. admin: as of `dispose`.
-
-        Raises UnknownRecordError (not drawn), InputError (not blind to it), DuplicateError.
-        """
-        return judge_blind(
-            self.workspace, inspection_id, judged, by, note, as_reference, admin=admin, turn=self._enrol_now
-        )
-
-    def decide_reference(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
-        """The word of an admin or a second person about a proposed golden sample; it stands.
-
-        Raises UnknownRecordError (nothing proposed), InputError (one's own proposal), DuplicateError.
-        """
-        return decide_reference(self.workspace, inspection_id, approved, by, note, admin=admin, turn=self._enrol_now)
+    # -- questions
 
     def ask(self, inspection_id: str, question: str) -> str:
         """The answer to a question about a filed report. Raises UnknownRecordError, InputError."""
@@ -528,7 +471,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.workspace.bank.set_status(golden_id, status, note.strip() or f"{status} by {by}", by)
 
     def products(self) -> list[str]:
-        return sorted({p.name for p in self.stores.products.list()} | set(self.workspace.bank.products()))
+        return product_names(self.workspace)
 
     def only_product(self) -> str | None:
         """The only product with golden samples; None if there are several or none."""
@@ -537,17 +480,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def product(self, name: str) -> dict[str, Any]:
         """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
-        found = self.stores.products.get(name)
-        if found is None:
-            raise unknown_product(name, self.products())
-        statuses = [g.status for g in self.workspace.bank.list(found.name)]
-        latest = self.stores.calibrations.latest(found.name)
-        calibration = None
-        if latest is not None:
-            stale = latest.key != calibration_key(self.workspace, found.name, self.workspace.settings.references)
-            calibration = summary(latest, requested_alpha(self.workspace, latest)) | {"stale": stale}
-        counts = {s: statuses.count(s) for s in ("active", "flagged", "retired")}
-        return asdict(found) | {"goldens": counts, "calibration": calibration}
+        return product_overview(self.workspace, name)
 
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
@@ -636,15 +569,12 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             return None
         known = self.jobs.by_origin(origin, digest)
         if known and known.state == "failed" and not known.is_final and not self._filed(known.inspection_id):
-            return self._queue.retry(known.inspection_id)
+            with suppress(InputError):  # the same request, sent twice at once, has put it back already
+                return self._queue.retry(known.inspection_id)
         return known
 
     def _filed(self, inspection_id: str) -> bool:
-        try:
-            self.stores.inspections.get(inspection_id)
-        except UnknownRecordError:
-            return False
-        return True
+        return self.stores.inspections.find(inspection_id) is not None
 
     def _check_room(self) -> None:
         """Raises BusyError before a photo is stored in vain."""

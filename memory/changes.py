@@ -12,15 +12,15 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_digest
 from refdiff.memory.database import Database
 from refdiff.model.errors import StorageError
 
-PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS = "product", "calibration", "golden", "key", "settings"
+ChangeKind = Literal["product", "calibration", "golden", "key", "settings"]
+PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
-KINDS = (PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS)
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words
 

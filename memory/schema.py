@@ -1,9 +1,37 @@
-"""The schema of the one database (`home/refdiff.sqlite`), as migrations."""
+"""The main database of a home (`refdiff.sqlite`): its schema, as migrations, and its one way to be opened."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from refdiff.memory.audit_chain import adopt_earlier
-from refdiff.memory.database import Migrations
+from refdiff.memory.audit_head import NAME as AUDIT_HEAD
+from refdiff.memory.audit_head import AuditHead
+from refdiff.memory.database import Database, Migrations
+
+MAIN = "refdiff.sqlite"
+_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
+_LOST = (
+    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
+    "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
+)
+
+
+def other_stores(home: Path) -> list[str]:
+    """What of a home is there besides the main database; [] in a new one."""
+    found = (home / name for name in _OTHERS)
+    return [p.name for p in found if (any(p.iterdir()) if p.is_dir() else p.exists())]
+
+
+def open_main(home: Path) -> Database:
+    """Open the main database, made if the home is new. Each of its commits moves the audit head.
+
+    Raises StorageError where it is damaged, or lost while other stores remain.
+    """
+    # looked for before the database is: the process that makes a home makes the database first
+    lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
+    return Database(home / MAIN, MIGRATIONS, lost=lost, after_commit=AuditHead(home).follow)
+
 
 MIGRATIONS: Migrations = (
     (

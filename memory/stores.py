@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
-from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database import Database
@@ -20,23 +18,10 @@ from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
-from refdiff.memory.schema import MIGRATIONS
+from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError
 from refdiff.model.files import open_folder, storage_error
-
-MAIN = "refdiff.sqlite"
-_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
-_LOST = (
-    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
-    "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
-)
-
-
-def other_stores(home: Path) -> list[str]:
-    """What of a home is there besides the main database; [] in a new one."""
-    found = (home / name for name in _OTHERS)
-    return [p.name for p in found if (any(p.iterdir()) if p.is_dir() else p.exists())]
 
 
 @dataclass(frozen=True)
@@ -64,10 +49,7 @@ class Stores(AbstractContextManager["Stores"]):
         """
         settings = settings or MemorySettings()
         home = open_folder(settings.home)
-        head = AuditHead(home)
-        # looked for before the database is: the process that makes a home makes the database first
-        lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
-        db = Database(home / MAIN, MIGRATIONS, lost=lost, after_commit=head.follow)
+        db = open_main(home)
         try:
             images = ImageStore(home / "images")
         except BaseException:
@@ -81,7 +63,7 @@ class Stores(AbstractContextManager["Stores"]):
             calibrations=CalibrationStore(db),
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
-            audit=AuditStore(db, images, settings.audit_key, head),
+            audit=AuditStore(db, images, settings.audit_key, AuditHead(home)),
             blind_checks=BlindCheckStore(db),
             adoptions=AdoptionStore(db),
             settings=settings,

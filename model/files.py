@@ -16,6 +16,7 @@ from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 _TEMPORARY = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
+SHORTAGES = _NO_FILES | {errno.ENOMEM}  # of the machine: they say nothing about the file that was opened
 # torch, OpenCV and threads have no exception type for it
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "insufficient memory", "start new thread")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -63,13 +64,8 @@ def is_leftover(path: Path) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
-    for leftover in leftovers(folder):
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
-
-
-def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files in `folder`, of writers that crashed or are at work."""
-    return folder.glob(f"{_TEMPORARY}*")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

@@ -72,6 +72,15 @@ def is_image(path: Path) -> bool:
         return False
 
 
+def check_bytes(size: int, name: str, settings: ModelSettings) -> None:
+    """Raises ImageError for a file that is too large to be read."""
+    if size > settings.max_bytes:
+        raise ImageError(
+            f"{name}: {size:,} bytes is over the limit of {settings.max_bytes:,}; "
+            "send a smaller file or raise REFDIFF_MAX_BYTES"
+        )
+
+
 @contextmanager
 def _reading(name: str, otherwise: str) -> Iterator[None]:
     """PIL and OpenCV raise many types on damaged data; too little memory says nothing about the photo."""
@@ -92,11 +101,7 @@ def _reading(name: str, otherwise: str) -> Iterator[None]:
 def _open(data: bytes, name: str, settings: ModelSettings) -> ImageFile.ImageFile:
     if not data:
         raise ImageError(f"{name}: the file is empty; take the photo again")
-    if len(data) > settings.max_bytes:
-        raise ImageError(
-            f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
-            "send a smaller file or raise REFDIFF_MAX_BYTES"
-        )
+    check_bytes(len(data), name, settings)
     held = unknown_format(data)
     unreadable = (
         f"holds {held}, which cannot be read; save it as PNG"

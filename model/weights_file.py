@@ -67,6 +67,15 @@ def need_space(folder: Path, size: int, what: str) -> None:
         raise StorageError(f"{folder}: {free / 1e6:,.0f} MB free, {what} about {size / 1e6:,.0f} MB; {_WAY_OUT}")
 
 
+def cache_folder(folder: Path, size: int, what: str) -> None:
+    """Make a folder of the cache that `size` bytes more fit into. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        need_space(folder, size, what)
+    except OSError as e:
+        raise StorageError(f"{folder}: cannot be made ({e.strerror}); set REFDIFF_CACHE to a folder of yours") from e
+
+
 def _commit() -> str:
     try:
         done = subprocess.run(

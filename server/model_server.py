@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import httpx2
 
 from refdiff.model.errors import UnavailableError
+from refdiff.server.sockets import listen
 from refdiff.server.vllm_plugin.command import kv_gb, vllm_arguments, vllm_environment
 
 _ENVIRONMENT = ".venv-vllm"
@@ -98,19 +98,6 @@ def find_vllm(given: Path | None) -> VllmPython:
     )
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises UnavailableError if the port cannot be listened on."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as e:
-        raise UnavailableError(
-            f"{host}:{port} cannot be listened on ({e.strerror or e}); free it or choose another --port"
-        ) from e
-
-
 def check_memory(cuda: bool, environment: dict[str, str]) -> None:
     """Raises UnavailableError if a CPU server does not fit into the free memory, where that is known."""
     if cuda or (free := free_gb()) is None:
@@ -150,7 +137,7 @@ def serving(
     environment = vllm_environment(os.environ, cuda=python.cuda)
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # not an argument, which every user of the machine can read
-    check_port(host, port)
+    listen(host, port).close()  # a wrong host, a port in use: known before vLLM loads
     check_memory(python.cuda, environment)
     arguments = vllm_arguments(folder, cuda=python.cuda, further=["--host", host, "--port", str(port), *further])
     started = time.monotonic()

@@ -65,6 +65,11 @@ def reading_of(answer: Mapping[str, Any], probability: bool = False) -> LlmReadi
     )
 
 
+def tool_call(name: str, arguments: dict[str, Any], call_id: str) -> AIMessage:
+    """A model's message that is one tool call."""
+    return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])
+
+
 def calls_by_id(messages: Sequence[BaseMessage]) -> dict[str | None, ToolCall]:
     """All tool calls so far, by their id."""
     return {c["id"]: c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}

@@ -12,7 +12,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent.drivers.allowed_calls import allowed_calls
-from refdiff.agent.drivers.driver import T, reading_of
+from refdiff.agent.drivers.driver import T, reading_of, tool_call
 from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.errors import LLMError
@@ -49,11 +49,7 @@ class EmbeddedDriver:
         for claim in call["arguments"].get("findings", ()):
             if claim["probable_cause"] not in CAUSES.get(claim["type"], ()):
                 claim["probable_cause"] = None  # one of another type of defect
-        call_id = f"call-{len(messages)}"
-        return AIMessage(
-            content="",
-            tool_calls=[{"name": call["name"], "args": call["arguments"], "id": call_id, "type": "tool_call"}],
-        )
+        return tool_call(call["name"], call["arguments"], f"call-{len(messages)}")
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         """The reading of a pair (sha256 each); the prompt is the model's own, whatever is given here."""

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool
 
-from refdiff.agent.drivers.driver import calls_by_id, failures, tool_results
+from refdiff.agent.drivers.driver import calls_by_id, failures, tool_call, tool_results
 
 _CALL_ID_PREFIX = "scripted-"
 
@@ -26,8 +26,7 @@ class ScriptedDriver:
         name, arguments = self._next(messages)
         if failures(messages, name, arguments, _CALL_ID_PREFIX):  # it would fail again
             return AIMessage(content=f"{name} failed twice")
-        call_id = f"{_CALL_ID_PREFIX}{len(messages)}"
-        return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])
+        return tool_call(name, arguments, f"{_CALL_ID_PREFIX}{len(messages)}")
 
     def _next(self, messages: Sequence[BaseMessage]) -> tuple[str, dict[str, Any]]:
         results = tool_results(messages)

@@ -8,7 +8,7 @@ matching of boxes. Knows nothing about files but the detections that DeepPCB's o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from refdiff.model.boards.deeppcb import LabelledBox
 from refdiff.model.defect_types import BOARD_TYPES
 
 Interval = tuple[float, float]  # low, high
+_Positions = NDArray[np.intp]  # (..., n) of the images drawn
 
 RESAMPLES = 2000
 AUPRO_FPR = 0.3
@@ -59,15 +60,7 @@ def auroc_interval(
     truth, values = _checked(labels, scores)
     if not _two_classes(truth):
         return None
-
-    def statistic(
-        bad: NDArray[np.intp],
-        good: NDArray[np.intp],
-        axis: int = -1,
-    ) -> NDArray[np.float64]:
-        return _auroc_of_samples(values[bad], values[good])
-
-    return _bootstrap(truth, statistic, seed, level, resamples)
+    return _bootstrap(truth, lambda bad, good: _auroc_of_samples(values[bad], values[good]), seed, level, resamples)
 
 
 @dataclass(frozen=True)
@@ -93,11 +86,7 @@ def paired_auroc_difference(
     if not _two_classes(truth):
         return None
 
-    def statistic(
-        bad: NDArray[np.intp],
-        good: NDArray[np.intp],
-        axis: int = -1,
-    ) -> NDArray[np.float64]:
+    def statistic(bad: _Positions, good: _Positions) -> NDArray[np.float64]:
         return _auroc_of_samples(a[bad], a[good]) - _auroc_of_samples(b[bad], b[good])
 
     difference = float(roc_auc_score(truth, a) - roc_auc_score(truth, b))
@@ -296,7 +285,13 @@ def _auroc_of_samples(bad: NDArray[np.float64], good: NDArray[np.float64]) -> ND
     return (ranks[..., :n_bad].sum(axis=-1) - n_bad * (n_bad + 1) / 2) / (n_bad * n_good)
 
 
-def _bootstrap(truth: NDArray[np.intp], statistic: object, seed: int, level: float, resamples: int) -> Interval | None:
+def _bootstrap(
+    truth: NDArray[np.intp],
+    statistic: Callable[[_Positions, _Positions], NDArray[np.float64]],
+    seed: int,
+    level: float,
+    resamples: int,
+) -> Interval | None:
     """Bad and good images are two samples for scipy, which resamples each on its own: that is stratified.
 
     They go in as positions, so a paired statistic can look up both scores of the same images.
@@ -306,7 +301,7 @@ def _bootstrap(truth: NDArray[np.intp], statistic: object, seed: int, level: flo
         return None
     result = bootstrap(
         (bad, good),
-        statistic,
+        lambda bad, good, axis: statistic(bad, good),
         n_resamples=resamples,
         batch=max(1, 2_000_000 // truth.size),
         vectorized=True,

@@ -50,18 +50,6 @@ class ImageResult(_Model):
     kind: str | None = None
 
 
-class DetectionResult(_Model):
-    """Box level, DeepPCB: mean AP and F1 at confidence >= .5, IoU > .33, same type."""
-
-    mean_ap: float | None
-    ap: dict[str, float]
-    f1: float | None
-    precision: float | None
-    recall: float | None
-    n_true: int
-    n_detections: int
-
-
 class Changed(_Model):
     path: str
     label: int
@@ -109,7 +97,7 @@ class EvaluationResults(_Model):
     weights: dict[str, str] = Field(default={}, description="sha256 of every file of weights in use")
     created_at: datetime
     intervals: dict[str, Interval | None] = Field(default={}, description="95 %: bootstrap for AUROC, Wilson for rates")
-    detection: DetectionResult | None = None
+    detection: DetectionMetrics | None = None
     learned: LearnedEffect | None = None
     notes: list[str] = []
 
@@ -168,7 +156,7 @@ def build_results(
             "escape_rate": rates.escape.interval,
             "review_rate": rates.review.interval,
         },
-        detection=DetectionResult(**vars(detection)) if detection else None,
+        detection=detection,
         notes=[*data.notes, *notes],
     )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from refdiff.agent.drivers.driver import Driver
 from refdiff.agent.evaluation.layouts import DataSet, Format, Sample, golden_subset, load_masks, read_dataset
 from refdiff.agent.evaluation.metrics import (
     Detection,
@@ -24,13 +25,15 @@ from refdiff.agent.evaluation.metrics import (
     write_detections,
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
-from refdiff.agent.report.schema import Alpha, LlmReading, Verdict
+from refdiff.agent.report.schema import Alpha, Verdict
+from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
-from refdiff.model.images import decode_image, encode_png, measure_window
+from refdiff.model.images import RgbImage, decode_image, encode_png, measure_window
+from refdiff.model.language.reading import READ
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.enroll import enroll
@@ -46,23 +49,12 @@ from refdiff.tools.inspection.calibration import (
     weights_in_use,
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.inspection import problems_of
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.regions import map_window
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "evaluated"
-Reader = Callable[[Workspace, str, str], LlmReading | None]  # query sha256, golden sha256 -> the model's reading
-
-
-@dataclass(frozen=True)
-class _Run:
-    workspace: Workspace
-    data: DataSet
-    references: int
-    alpha: float
-    progress: Progress
-    reader: Reader | None
-    learned: Sequence[LearnedPhoto] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,30 @@ class LearnedPhoto:
 
     golden: Golden
     data: bytes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `evaluate` was asked for."""
+
+    data: DataSet
+    settings: ToolsSettings
+    goldens: int | None
+    references: int
+    judge: bool
+    detections: Path | None
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The plan at work in one home. learned: enrolled besides the plan's goldens. driver: reads the pairs."""
+
+    plan: _Plan
+    learned: Sequence[LearnedPhoto]
+    workspace: Workspace
+    driver: Driver | None
 
 
 def learned_photos(product: str) -> list[LearnedPhoto]:
@@ -128,88 +144,66 @@ def evaluate(
     photos = learned_photos(learned) if learned is not None else []
     data, left_out = _without(data, {p.golden.sha256 for p in photos})
 
-    def measure(photos: Sequence[LearnedPhoto]) -> EvaluationResults:
-        return _measure(data, settings, goldens, references, judge, detections, seed, progress, photos)
-
+    plan = _Plan(data, settings, goldens, references or settings.references, judge, detections, seed, progress)
     if learned is None:
-        return measure([])
-    before, after = measure([]), measure(photos)
+        return _measure(plan, [])
+    before, after = _measure(plan, []), _measure(plan, photos)
     effect = learned_effect(learned, [p.golden.golden_id for p in photos], left_out, before, after)
     return after.model_copy(update={"learned": effect})
 
 
-def _measure(
-    data: DataSet,
-    settings: ToolsSettings,
-    goldens: int | None,
-    references: int | None,
-    judge: bool,
-    detections: Path | None,
-    seed: int,
-    progress: Progress,
-    learned: Sequence[LearnedPhoto],
-) -> EvaluationResults:
+def _measure(plan: _Plan, learned: Sequence[LearnedPhoto]) -> EvaluationResults:
     with tempfile.TemporaryDirectory(prefix="refdiff-evaluate-") as folder:
         home = Path(folder)
         memory = MemorySettings(home=home / "home", qdrant_url=None)
         # golden features are of no use later, but a judge's model folder lies in the user's cache
-        model = ModelSettings() if judge else ModelSettings(cache=home / "cache")
-        with Workspace.open(memory, model, settings) as workspace:
-            run = _Run(
-                workspace,
-                data,
-                references or settings.references,
-                settings.alpha,
-                progress,
-                _reader(workspace) if judge else None,
-                learned,
-            )
-            return _evaluate(run, goldens, detections, seed)
+        model = ModelSettings() if plan.judge else ModelSettings(cache=home / "cache")
+        with Workspace.open(memory, model, plan.settings) as workspace:
+            return _evaluate(_Run(plan, learned, workspace, _judge(workspace) if plan.judge else None))
 
 
-def _reader(workspace: Workspace) -> Reader:
-    from refdiff.agent.inspector import Inspector
-    from refdiff.agent.settings import AgentSettings
+def _judge(workspace: Workspace) -> Driver:
+    from refdiff.agent.drivers.choice import choose_driver  # its clients load in seconds
 
-    inspector = Inspector(workspace, AgentSettings())
-    if inspector.no_model:
-        raise InputError(f"--judge needs a model: {inspector.no_model}; or set REFDIFF_LLM_BASE_URL")
-    return lambda _, query, reference: inspector.read_pair(reference, query)
+    driver, why = choose_driver(workspace, AgentSettings(), lambda _: None)
+    if driver is None:
+        raise InputError(f"--judge needs a model: {why}; or set REFDIFF_LLM_BASE_URL")
+    return driver
 
 
-def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int) -> EvaluationResults:
-    notes: list[str] = []
-    enrolled = _enrol(run, goldens, notes) if run.data.format == "mvtec" else 0
+def _evaluate(run: _Run) -> EvaluationResults:
+    plan, data, notes = run.plan, run.plan.data, list[str]()
+    enrolled = _enrol(run, notes) if data.format == "mvtec" else 0
     calibration = _calibrate(run)
     if calibration and (found_odd := standing_out(calibration)):
         names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
-        notes.append(f"{said_of(calibration, found_odd, run.alpha)} ({names})")
+        notes.append(f"{said_of(calibration, found_odd, plan.settings.alpha)} ({names})")
     n = calibration.n if calibration else 0
-    pixels = PixelMetrics() if run.data.has_masks else None
+    pixels = PixelMetrics() if data.has_masks else None
     found: dict[str, list[Detection]] = {}
     rows: list[ImageResult] = []
-    if run.data.format == "deeppcb" and run.data.split == "trainval":
+    if data.format == "deeppcb" and data.split == "trainval":
         notes.append(
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
         )
-    for done, sample in enumerate(run.data.test):
+    for done, sample in enumerate(data.test):
         row, comparison = _inspect(run, sample, calibration)
         rows.append(row)
         if pixels is not None and (sample.masks or not sample.defective):
             notes += _add_pixels(pixels, sample, comparison)
         if sample.boxes is not None:
             found[sample.id] = _detect(run, sample, comparison)
-        run.progress("inspecting", done + 1, len(run.data.test))
+        plan.progress("inspecting", done + 1, len(data.test))
     boxes: DetectionMetrics | None = None
     if found:
-        boxes = detection_metrics(found, {s.id: s.boxes for s in run.data.test if s.boxes is not None})
-        if detections is not None:
-            write_detections(detections, found)
+        boxes = detection_metrics(found, {s.id: s.boxes for s in data.test if s.boxes is not None})
+        if plan.detections is not None:
+            write_detections(plan.detections, found)
     return build_results(
-        run.data,
+        data,
         rows,
-        alpha=Alpha(requested=run.alpha, attained=attained_alpha(run.alpha, n)),
-        references=run.references if run.data.format == "mvtec" else 1,
+        alpha=Alpha(requested=plan.settings.alpha, attained=attained_alpha(plan.settings.alpha, n)),
+        references=plan.references if data.format == "mvtec" else 1,
         goldens=enrolled,
         weights_sha256=software_fingerprint(run.workspace),
         weights=_weights(run),
@@ -217,20 +211,20 @@ def _evaluate(run: _Run, goldens: int | None, detections: Path | None, seed: int
         pixels=pixels,
         detection=boxes,
         n_calibration=n,
-        seed=seed,
+        seed=plan.seed,
         notes=notes,
     )
 
 
 def _weights(run: _Run) -> dict[str, str]:
     """sha256 of every weight file that the results depend on."""
-    boards = {"boards": run.workspace.boards.sha256} if run.data.format == "deeppcb" else {}
+    boards = {"boards": run.workspace.boards.sha256} if run.plan.data.format == "deeppcb" else {}
     return weights_in_use(run.workspace) | boards
 
 
-def _enrol(run: _Run, goldens: int | None, notes: list[str]) -> int:
-    chosen = golden_subset(run.data.train, goldens)
-    result = enroll(run.workspace, PRODUCT, chosen, progress=run.progress)
+def _enrol(run: _Run, notes: list[str]) -> int:
+    chosen = golden_subset(run.plan.data.train, run.plan.goldens)
+    result = enroll(run.workspace, PRODUCT, chosen, progress=run.plan.progress)
     for what, left in (("cannot be enrolled", result.refused), ("are enrolled already", result.already_there)):
         if left:
             some = "; ".join(f"{r.path.name}: {r.reason}" for r in left[:3]) + ("; ..." if len(left) > 3 else "")
@@ -248,23 +242,24 @@ def _enrol(run: _Run, goldens: int | None, notes: list[str]) -> int:
     if not result.n_in_bank:
         reasons = "; ".join(f"{r.path}: {r.reason}" for r in result.refused[:3])
         raise InputError(
-            f"{run.data.root}: none of the {len(chosen)} good training images could be enrolled ({reasons})"
+            f"{run.plan.data.root}: none of the {len(chosen)} good training images could be enrolled ({reasons})"
         )
     return result.n_in_bank
 
 
 def _calibrate(run: _Run) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
-    if run.data.format == "mvtec":
+    plan, apart = run.plan, run.plan.data.calibrate
+    if plan.data.format == "mvtec":
         if run.workspace.bank.count(PRODUCT) < 2:
             return None
-        return calibrate(run.workspace, PRODUCT, run.references, run.progress)
-    if not run.data.calibrate:
+        return calibrate(run.workspace, PRODUCT, plan.references, plan.progress)
+    if not apart:
         return None
     results = []
-    for done, sample in enumerate(run.data.calibrate):
-        results.append(_compare(run, sample).difference)
-        run.progress("calibrating", done + 1, len(run.data.calibrate))
+    for done, sample in enumerate(apart):
+        results.append(_compare(run, sample)[1].difference)
+        plan.progress("calibrating", done + 1, len(apart))
     return Calibration(
         product=PRODUCT,
         key="pairs",
@@ -276,21 +271,22 @@ def _calibrate(run: _Run) -> Calibration | None:
     )
 
 
-def _compare(run: _Run, sample: Sample) -> Comparison:
+def _compare(run: _Run, sample: Sample) -> tuple[RgbImage, Comparison]:
+    """The photo (H, W, 3) uint8 RGB, and its comparison."""
     data = _read(sample.path)
     sha256 = hashlib.sha256(data).hexdigest()
     known = run.workspace.stores.products.get(PRODUCT)
     window = known.intensity_window if known else None
     if sample.reference is None:
         image = decode_image(data, name=sample.name, window=window)
-        return compare(run.workspace, image, PRODUCT, query_key=sha256, references=run.references)
+        return image, compare(run.workspace, image, PRODUCT, query_key=sha256, references=run.plan.references)
     reference = _read(sample.reference)
     if window is None and (measured := measure_window(reference, name=str(sample.reference))):
         window = run.workspace.stores.products.set_window_once(PRODUCT, measured).intensity_window
     image = decode_image(data, name=sample.name, window=window)
     golden_sha = run.workspace.stores.images.put(reference)
     golden = Golden(make_golden_id(PRODUCT, golden_sha), PRODUCT, golden_sha, sample.reference.name)
-    return compare(run.workspace, image, PRODUCT, query_key=sha256, goldens=[golden])
+    return image, compare(run.workspace, image, PRODUCT, query_key=sha256, goldens=[golden])
 
 
 def _read(path: Path) -> bytes:
@@ -302,25 +298,23 @@ def _read(path: Path) -> bytes:
 
 def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tuple[ImageResult, Comparison]:
     started = time.perf_counter()
-    comparison = _compare(run, sample)
+    image, comparison = _compare(run, sample)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None
-    nearest = comparison.hits[0].golden
+    nearest = comparison.hits[0]
     reading = None
-    if run.reader:
-        window = run.workspace.stores.products.get(PRODUCT)
-        shown = decode_image(_read(sample.path), name=sample.name, window=window.intensity_window if window else None)
-        query = run.workspace.stores.images.put(encode_png(shown))
-        reference = run.workspace.stores.images.put(encode_png(comparison.nearest.reduced))
-        reading = run.reader(run.workspace, query, reference)
-    unlike = unlike_goldens(calibration, p, comparison.hits[0].similarity)
+    if run.driver is not None:
+        images = run.workspace.stores.images
+        pair = images.put(encode_png(comparison.nearest.reduced)), images.put(encode_png(image))
+        reading = run.driver.read_pair(READ, *pair)
+    unlike = unlike_goldens(calibration, p, nearest.similarity)
     facts = PolicyInput(
         p=p,
         n=calibration.n if calibration else 0,
-        alpha=run.alpha,
+        alpha=run.plan.settings.alpha,
         reading=reading,
-        problems=[p for p in (comparison.format_problem, unlike) if p],
+        problems=[*problems_of(comparison), *([unlike] if unlike else [])],
     )
     decision = decide(facts)
     row = ImageResult(
@@ -329,7 +323,9 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         score=score,
         p_value=p,
         verdict=Verdict(decision.verdict),
-        reference=str(sample.reference.relative_to(run.data.root)) if sample.reference else nearest.golden_id,
+        reference=str(sample.reference.relative_to(run.plan.data.root))
+        if sample.reference
+        else nearest.golden.golden_id,
         ms=ms,
         kind=sample.kind,
     )

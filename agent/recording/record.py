@@ -25,10 +25,11 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from refdiff.agent import prompts
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT
+from refdiff.agent.drivers.driver import tool_call, tool_results
 from refdiff.agent.drivers.embedded import plain_messages
 from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.graph import build_graph
-from refdiff.agent.nodes import opening_messages
+from refdiff.agent.nodes import first_state
 from refdiff.agent.recording import templates
 from refdiff.agent.recording.questions import questions_about
 from refdiff.agent.report.schema import LlmReading
@@ -38,7 +39,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.defect_types import DEFECT_TYPES, NO_DEFECT, RENDERED_TYPES, UNKNOWN
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.files import write_atomic
-from refdiff.model.images import decode_image, encode_png
+from refdiff.model.images import Box, decode_image, encode_png
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
@@ -88,7 +89,8 @@ class Teacher:
     url: str | None = None
     weights: dict[str, str] = field(default_factory=dict)
     pairs: list[tuple[str, str]] = field(default_factory=list)
-    wrong: set[str] = field(default_factory=set)
+    wrong: set[str] = field(default_factory=set)  # ids of the calls that are mistakes
+    boxes: dict[str, Box] = field(default_factory=dict)  # of the canonical regions, by their ids
     _other: int = 0
 
     def next_call(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> AIMessage:
@@ -99,19 +101,19 @@ class Teacher:
             return call
         name, arguments = call.tool_calls[0]["name"], dict(call.tool_calls[0]["args"])
         call_id = f"call-{len(messages)}"
-        results = _results(own)
+        results = tool_results(own)
         if self.rng.random() < self.mistakes and name in ("align", "zoom", "measure"):
             self.wrong.add(call_id)
             wrong = {"golden_id": "g-00"} if name == "align" else {"region": f"r{self.rng.randint(7, 9)}"}
-            return _called(name, wrong, call_id)
+            return tool_call(name, wrong, call_id)
         if self.kind == "another" and name in ("zoom", "submit_report") and self._other == 0:
             goldens = results["retrieve_reference"][-1]["goldens"]
             if len(goldens) > 1:
                 self._other = 1
-                return _called("score_difference", {"golden_ids": [goldens[1]["golden_id"]]}, call_id)
+                return tool_call("score_difference", {"golden_ids": [goldens[1]["golden_id"]]}, call_id)
         if name == "submit_report":
             arguments = self._report(results)
-        return _called(name, arguments, call_id)
+        return tool_call(name, arguments, call_id)
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
         self.pairs.append((reference, query))
@@ -139,8 +141,6 @@ class Teacher:
         template = self.rng.choice(prompts.OVERALL_WITH if findings else prompts.OVERALL_WITHOUT)
         return {"findings": findings, "reasoning": template.format(best=best, score=score)}
 
-    boxes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
-
     def _is_defect(self, region: str) -> bool:
         if not self.truth.defective:
             return False
@@ -165,18 +165,6 @@ class Teacher:
             "reasoning": self.rng.choice(prompts.REASONS).format(**slots),
             "probable_cause": self.rng.choice(cause) if cause and self.rng.random() < 0.7 else None,
         }
-
-
-def _called(name: str, arguments: dict[str, Any], call_id: str) -> AIMessage:
-    return AIMessage(content="", tool_calls=[{"name": name, "args": arguments, "id": call_id, "type": "tool_call"}])
-
-
-def _results(messages: Sequence[AnyMessage]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for message in messages:
-        if isinstance(message, ToolMessage) and message.status != "error":
-            found.setdefault(str(message.name), []).append(json.loads(message.text))
-    return found
 
 
 # ---- recording ----
@@ -297,10 +285,7 @@ def _inspect(
     teacher.boxes = {r.region.id: r.region.box for r in tools.canonical.regions}
     request = InspectionRequest(text, capture.part_id, product, requested_by="recorder")
     context = AgentContext(tools, AgentSettings(llm_base_url=None), teacher, lambda _: None)
-    state = {
-        "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [], "timings_ms": {},
-        "via": "embedded", "fallback_reason": "", "draft": None,
-    }  # fmt: skip
+    state = first_state(request, request, via="embedded")
     final: dict[str, Any] = {}
     for final in build_graph(None).stream(state, context=context, stream_mode="values"):
         if final.get("report"):

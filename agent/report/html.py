@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
-from refdiff.agent.report.markdown import FILTERS
+from refdiff.agent.report.markdown import environment
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.report.summary import when
 from refdiff.model.images import data_url
@@ -57,12 +57,4 @@ def render_html(report: DefectReport, pictures: PagePictures) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("refdiff.agent.report", "templates"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    return environment
+    return environment(autoescape=True)

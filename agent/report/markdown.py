@@ -91,7 +91,7 @@ def _arguments(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in arguments.items()) or MISSING
 
 
-FILTERS: dict[str, Any] = {
+_FILTERS: dict[str, Any] = {
     "arguments": _arguments,
     "counted": counted,
     "facts": facts,
@@ -107,16 +107,17 @@ FILTERS: dict[str, Any] = {
 }
 
 
+def environment(**options: Any) -> Environment:
+    """The templates of this package with their filters. options: of Jinja, how values are escaped."""
+    loader = PackageLoader("refdiff.agent.report", "templates")
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
+    made.filters.update(_FILTERS)
+    return made
+
+
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("refdiff.agent.report", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=escape,  # the Markdown counterpart of autoescape: every value passes through it
-        autoescape=False,
-    )
-    environment.filters.update(FILTERS)
-    environment.filters["code"] = code
-    return environment
+    # the Markdown counterpart of autoescape: every value passes through `escape`
+    made = environment(finalize=escape, autoescape=False)
+    made.filters["code"] = code
+    return made

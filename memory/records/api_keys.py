@@ -15,7 +15,6 @@ import hmac
 import secrets
 import sqlite3
 import unicodedata
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Literal, get_args
 
 from refdiff.memory.changes import KEY, State, recorded
 from refdiff.memory.database import Database, Migrations
-from refdiff.memory.schema import MIGRATIONS
+from refdiff.memory.schema import open_main
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
@@ -66,11 +65,14 @@ class KeyStore(AbstractContextManager["KeyStore"]):
     """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
 
     def __init__(self, home: Path) -> None:
-        self._home, self._operator_file = home, home / OPERATOR_FILE
-        self._db = Database(home / "keys.sqlite", _MIGRATIONS)
+        self._operator_file = home / OPERATOR_FILE
+        with contextlib.ExitStack() as opened:
+            self._chain = opened.enter_context(open_main(home))
+            self._db = opened.enter_context(Database(home / "keys.sqlite", _MIGRATIONS))
+            self._open = opened.pop_all()
 
     def __exit__(self, *error: object) -> None:
-        self._db.close()
+        self._open.close()
 
     def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
         """A new key and its secret text, which is not stored. Raises InputError (name, role, name of another valid key)."""
@@ -158,14 +160,9 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             )
         return ended
 
-    @contextlib.contextmanager
-    def _recorded(self, key_id: str, by: str, before: ApiKey | None, after: ApiKey) -> Iterator[None]:
+    def _recorded(self, key_id: str, by: str, before: ApiKey | None, after: ApiKey) -> AbstractContextManager[None]:
         """The audit record of a change, on the disk of the main database before the keys change."""
-        with (
-            Database(self._home / "refdiff.sqlite", MIGRATIONS) as chain,
-            recorded(chain, KEY, key_id, by, key_state(before) if before else None, key_state(after)),
-        ):
-            yield
+        return recorded(self._chain, KEY, key_id, by, key_state(before) if before else None, key_state(after))
 
 
 def key_state(key: ApiKey) -> State:

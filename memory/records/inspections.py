@@ -103,13 +103,18 @@ class InspectionStore:
                 draw(conn, inspection_id, blind_share)
             return cursor.rowcount == 1
 
-    def get(self, inspection_id: str) -> InspectionRecord:
-        """The inspection of that id with its report. Raises UnknownRecordError."""
+    def find(self, inspection_id: str) -> InspectionRecord | None:
+        """The inspection of that id with its report; None if it is not filed."""
         with self._db.connection() as conn:
             row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
-        if row is None:
+        return None if row is None else _record(row)
+
+    def get(self, inspection_id: str) -> InspectionRecord:
+        """The same. Raises UnknownRecordError."""
+        found = self.find(inspection_id)
+        if found is None:
             raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff inspections list` shows them")
-        return _record(row)
+        return found
 
     def list(
         self,
@@ -123,20 +128,13 @@ class InspectionStore:
 
         limit: 1..1000; offset: how many to skip. Raises InputError outside of that.
         """
-        if not 1 <= limit <= MAX_PAGE or offset < 0:
-            raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
-        wanted: dict[str, str] = {}
-        if product is not None:
-            wanted["product"] = check_product_name(product)
-        if verdict is not None:
-            wanted["verdict"] = _check_verdict(verdict)
-        if part_id is not None:
-            wanted["part_id"] = normalise_part_id(part_id)
-        where = " AND ".join(f"{column} = ?" for column in wanted) or "1"
+        _check_page(limit, offset)
+        conditions = _conditions(product, verdict, part_id)
+        where = " AND ".join(conditions) or "1"
         with self._db.connection() as conn:
             rows = conn.execute(
-                f"SELECT * FROM inspections WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
-                (*wanted.values(), limit, offset),
+                f"SELECT * FROM inspections i WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
+                (*conditions.values(), limit, offset),
             )
             return [_record(row) for row in rows]
 
@@ -157,15 +155,8 @@ class InspectionStore:
         since, until: ISO 8601; from (inclusive) and before. open_review: only those that wait for a person (True) or do
         not (False). limit: 1..1000. Raises InputError.
         """
-        if not 1 <= limit <= MAX_PAGE or not 0 <= offset < 2**62:
-            raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
-        conditions: dict[str, str] = {}
-        if product is not None:
-            conditions["i.product = ?"] = check_product_name(product)
-        if verdict is not None:
-            conditions["i.verdict = ?"] = _check_verdict(verdict)
-        if part_id is not None:
-            conditions["i.part_id = ?"] = normalise_part_id(part_id)
+        _check_page(limit, offset)
+        conditions = _conditions(product, verdict, part_id)
         if since is not None:
             conditions["i.created_at >= ?"] = to_utc(since)
         if until is not None:
@@ -196,6 +187,23 @@ class InspectionStore:
                 "(SELECT inspection_id FROM dispositions) ORDER BY created_at, seq"
             )
             return [_record(row) for row in rows]
+
+
+def _check_page(limit: int, offset: int) -> None:
+    if not 1 <= limit <= MAX_PAGE or not 0 <= offset < 2**62:
+        raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
+
+
+def _conditions(product: str | None, verdict: Verdict | None, part_id: str | None) -> dict[str, str]:
+    """SQL conditions on inspections `i` -> their values, for what is given."""
+    conditions = {}
+    if product is not None:
+        conditions["i.product = ?"] = check_product_name(product)
+    if verdict is not None:
+        conditions["i.verdict = ?"] = _check_verdict(verdict)
+    if part_id is not None:
+        conditions["i.part_id = ?"] = normalise_part_id(part_id)
+    return conditions
 
 
 def _check_verdict(verdict: Verdict) -> Verdict:

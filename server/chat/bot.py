@@ -169,7 +169,7 @@ class ChatBot:
             )
         if refusal := self._platform.refusal(user, {}):
             raise InputError(refusal)
-        return self.service.dispose(inspection_id, decision, self._who(user, user_name), reason)
+        return self.service.people.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
     def run_later(self, work: Callable[[], None]) -> None:
         """Run work in the background; errors are logged."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory import changes
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.audit_store import Checked
+from refdiff.memory.changes import ChangeKind
 from refdiff.model.errors import InputError, TamperedError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
@@ -23,14 +22,6 @@ audit = typer.Typer(
     "change of what decides.",
     no_args_is_help=True,
 )
-
-
-class Kind(StrEnum):
-    product = changes.PRODUCT
-    calibration = changes.CALIBRATION
-    golden = changes.GOLDEN
-    key = changes.KEY
-    settings = changes.SETTINGS
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +64,7 @@ def export(
 
 @audit.command("list", epilog="Examples: refdiff audit list · refdiff audit list --kind product --about bracket")
 def list_changes(
-    kind: Annotated[Kind | None, typer.Option("--kind", help="Only changes of this kind.")] = None,
+    kind: Annotated[ChangeKind | None, typer.Option("--kind", help="Only changes of this kind.")] = None,
     about: Annotated[
         str | None, typer.Option("--about", metavar="TEXT", help="Only of this product, golden sample or key.")
     ] = None,
@@ -89,7 +80,7 @@ def list_changes(
     A specification that was set for a while and put back shows as two changes; the reports in between carry its digest.
     """
     with open_stores() as stores:
-        found = stores.audit.changes(kind.value if kind else None, clean(about) if about else None, since, limit)
+        found = stores.audit.changes(kind, clean(about) if about else None, since, limit)
     shown = output.table("Record", "When", "Who", "What", "Change")
     for r in found:
         key = f" ({r.facts['by_key']})" if r.facts.get("by_key") else ""

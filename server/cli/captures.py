@@ -11,7 +11,7 @@ from rich.table import Table
 from refdiff.memory.records.captures import Capture
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores
-from refdiff.server.cli.options import Json, MaybeProduct
+from refdiff.server.cli.options import Json, MaybeProduct, minute
 from refdiff.server.cli.output import emit
 
 captures = typer.Typer(help="List captured photos of parts, or remove some.", no_args_is_help=True)
@@ -46,6 +46,6 @@ def remove_captures(
 def _table(found: list[Capture]) -> Table:
     shown = output.table("Capture", "Part", "Product", "Taken", "File")
     for c in found:
-        at = c.created_at[:16].replace("T", " ")
-        shown.add_row(c.capture_id, output.printable(c.part_id), c.product, at, output.printable(c.filename))
+        cells = (c.capture_id, c.part_id, c.product, minute(c.created_at), c.filename)
+        shown.add_row(*map(output.printable, cells))
     return shown

@@ -13,7 +13,7 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_workspace, settings
-from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean
+from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, minute
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
@@ -141,12 +141,12 @@ def reenroll_goldens(product: MaybeProduct = None, _json: Json = False) -> None:
 def list_goldens(
     product: MaybeProduct = None,
     status: Annotated[
-        str | None, typer.Option(metavar="active|flagged|retired", help="Only goldens with this status.")
+        GoldenStatus | None, typer.Option(metavar="active|flagged|retired", help="Only goldens with this status.")
     ] = None,
     _json: Json = False,
 ) -> None:
     """List the golden samples, oldest first."""
-    statuses = None if status is None else [_status(status)]
+    statuses = None if status is None else [status]
     with open_workspace() as workspace:
         product = None if product is None else workspace.stores.products.name_of(product)
         found, notes = workspace.bank.list(product, statuses), workspace.bank.notes(product)
@@ -155,7 +155,7 @@ def list_goldens(
     for golden in found:
         scale = "" if golden.scale_mm_per_px is None else f"{golden.scale_mm_per_px:g}"
         cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
-                 golden.enrolled_at[:16].replace("T", " "), golden.note)  # fmt: skip
+                 minute(golden.enrolled_at), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
     nothing = "no golden sample is in use here" if notes else _none_found(status)
     emit({"goldens": [asdict(g) for g in found], "notes": notes}, shown if found else nothing)
@@ -167,13 +167,6 @@ def _none_found(status: str | None) -> str:
     if status is not None:
         return f"no golden sample is {status}"
     return "no golden samples; add some: refdiff enroll --product P FOLDER"
-
-
-def _status(text: str) -> GoldenStatus:
-    known: dict[str, GoldenStatus] = {"active": "active", "flagged": "flagged", "retired": "retired"}
-    if text not in known:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(known)}.", param_hint="--status")
-    return known[text]
 
 
 @goldens.command(epilog="Example: refdiff goldens flag g-0123456789ab --note 'scratch at the rim?'")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.stores import MAIN
+from refdiff.memory.schema import MAIN
 from refdiff.memory.upkeep.backup import Manifest, back_up
 from refdiff.memory.upkeep.backup import restore as restore_backup
 from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine

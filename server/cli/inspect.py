@@ -97,19 +97,7 @@ def inspect(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW.
     """
-    _inspect(
-        "",
-        part,
-        Options(
-            image=image,
-            product=product,
-            scale_mm_per_px=scale_mm_per_px,
-            references=references,
-            alpha=alpha,
-            html=html,
-            out=out,
-        ),
-    )
+    _inspect("", part, Options(image, product, scale_mm_per_px, references, alpha, html, out))
 
 
 def ask(
@@ -141,15 +129,7 @@ def ask(
     text = clean(text).strip()
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
-    options = Options(
-        image=image,
-        product=product,
-        scale_mm_per_px=scale_mm_per_px,
-        references=references,
-        alpha=alpha,
-        html=html,
-        out=out,
-    )
+    options = Options(image, product, scale_mm_per_px, references, alpha, html, out)
     if about is not None:
         given = {"part": part, **vars(options)}
         if extra := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:

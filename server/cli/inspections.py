@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.dispositions import Disposition
-from refdiff.memory.records.inspections import VERDICTS, InspectionRecord, Verdict
+from refdiff.memory.records.inspections import InspectionRecord, Verdict
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError, TamperedError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
-from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.options import InspectionId, Json, MaybeInspectionId, MaybeProduct, clean, minute
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
 def list_inspections(
     product: MaybeProduct = None,
     verdict: Annotated[
-        str | None, typer.Option(metavar="PASS|FAIL|REVIEW", help="Only inspections with this verdict.")
+        Verdict | None,
+        typer.Option(metavar="PASS|FAIL|REVIEW", case_sensitive=False, help="Only inspections with this verdict."),
     ] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="ID", help="Only this part.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to list.")] = 50,
@@ -44,21 +45,12 @@ def list_inspections(
 ) -> None:
     """List filed inspections, newest first."""
     with open_stores() as stores:
-        found = stores.inspections.list(product, _verdict(verdict), part, limit, offset)
+        found = stores.inspections.list(product, verdict, part, limit, offset)
         decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
     emit(
         {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
         inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
     )
-
-
-def _verdict(text: str | None) -> Verdict | None:
-    if text is None:
-        return None
-    for known in VERDICTS:
-        if text.upper() == known:
-            return known
-    raise typer.BadParameter(f"{text!r} is not one of {', '.join(VERDICTS)}.", param_hint="--verdict")
 
 
 def inspection_row(record: InspectionRecord) -> dict[str, Any]:
@@ -77,7 +69,7 @@ def inspection_table(found: list[InspectionRecord], decided: dict[str, Dispositi
             output.printable(r.part_id),
             r.product,
             output.verdict_text(r.verdict),
-            r.created_at[:16].replace("T", " "),
+            minute(r.created_at),
             output.printable(decision),
             output.printable(r.report.get("verdict_reason", "")),
         )
@@ -89,12 +81,7 @@ def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
 
 
 @inspections.command("show", epilog="Example: refdiff inspections show insp-20260131-141500-5f3a9c1e")
-def show_inspection(
-    inspection_id: Annotated[
-        str, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
-    ],
-    _json: Json = False,
-) -> None:
+def show_inspection(inspection_id: InspectionId, _json: Json = False) -> None:
     """Show one filed inspection."""
     with open_stores() as stores:
         show_filed(stores, inspection_id)
@@ -131,12 +118,7 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
 
 
 @inspections.command("cancel", epilog="Example: refdiff inspections cancel insp-20260131-141500-5f3a9c1e")
-def cancel_inspection(
-    inspection_id: Annotated[
-        str, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
-    ],
-    _json: Json = False,
-) -> None:
+def cancel_inspection(inspection_id: InspectionId, _json: Json = False) -> None:
     """Cancel an inspection that waits in the server's queue; its photo is kept. The server may be running."""
     with open_stores() as stores, JobStore(stores.settings.home) as jobs:
         job = jobs.cancel(clean(inspection_id), settings().server.user)
@@ -151,14 +133,13 @@ def cancel_inspection(
 
 @inspections.command("resume", epilog="Example: refdiff inspections resume")
 def resume_inspections(
-    inspection_id: Annotated[
-        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
-    ] = None,
+    inspection_id: MaybeInspectionId = None,
     _json: Json = False,
 ) -> None:
     """Finish inspections that a crash, an outage or a bug interrupted: all of them, or one. Each is filed once.
 
-    Also one that the server gave up or that was cancelled, if you name it. Stop the server first.
+    Also one that the server gave up or that was cancelled, if you name it. Stop the server first. One that fails again does
+    not keep the others from being finished; the exit code is then that of its error.
     """
     from refdiff.agent.inspector import Inspector
 
@@ -173,12 +154,22 @@ def resume_inspections(
         else:
             broken = (j.inspection_id for j in jobs.list(("failed",), -1) if not j.is_final)
             ids = list(dict.fromkeys([*inspector.pending(), *broken]))
-        reports = [_finish(inspector, jobs, i) for i in ids]
+        reports: list[DefectReport] = []
+        failed: dict[str, Exception] = {}
+        for one in ids:
+            try:
+                reports.append(_finish(inspector, jobs, one))
+            except Exception as e:  # raised below, once the others are finished
+                failed[one] = e
     lines = [f"{r.inspection_id}: part {r.part_id}, {r.verdict}" for r in reports]
     emit(
-        {"inspections": [r.model_dump(mode="json") for r in reports]},
-        output.printable("\n".join(lines) or "no interrupted inspections"),
+        {"inspections": [r.model_dump(mode="json") for r in reports], "failed": {i: str(e) for i, e in failed.items()}},
+        *([output.printable("\n".join(lines) or "no interrupted inspections")] if reports or not failed else []),
     )
+    for one, error in failed.items():
+        output.note(f"{one}: {error}")
+    if failed:
+        raise next(iter(failed.values()))
 
 
 def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectReport:

@@ -172,7 +172,7 @@ def _usage(error: TyperException) -> int:
             return USAGE  # Typer has shown the help
         return _fail(error, "no command given; see refdiff --help", USAGE)
     command = context.command_path if context is not None else "refdiff"
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace("Value error, ", "")  # pydantic's word, of no use here
     return _fail(error, f"{message}. See: {command} --help", USAGE)
 
 

@@ -24,6 +24,9 @@ def _rate(value: float | None) -> float | None:
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
 ProductName = Annotated[str, typer.Option("--product", metavar="P", help="Product: the kind of part.")]
 MaybeProduct = Annotated[str | None, typer.Option("--product", metavar="P", help="Product: the kind of part.")]
+_INSPECTION = typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
+InspectionId = Annotated[str, _INSPECTION]
+MaybeInspectionId = Annotated[str | None, _INSPECTION]
 ScaleMm = Annotated[
     float | None,
     typer.Option("--scale-mm-per-px", metavar="S", callback=_positive, help="Size of one pixel in mm, if known."),
@@ -47,6 +50,11 @@ AlphaRate = Annotated[
 def clean(text: str) -> str:
     """An argument as text that can be stored: bytes that are not UTF-8 become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def minute(at: str | None) -> str:
+    """A stored time to the minute, UTC: `2026-01-31 14:15`; "" for None."""
+    return (at or "")[:16].replace("T", " ")
 
 
 def shown_path(path: Path) -> str:

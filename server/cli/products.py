@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from refdiff.model.errors import InputError, unknown_product
+from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
@@ -20,24 +19,14 @@ from refdiff.server.cli.options import (
     ProductName,
     References,
     clean,
+    minute,
 )
 from refdiff.server.cli.output import emit
-
-if TYPE_CHECKING:
-    from refdiff.tools.workspace import Workspace
 
 product = typer.Typer(help="Set or show the acceptance rules of a product.", no_args_is_help=True)
 
 
-class Layout(StrEnum):
-    mvtec = "mvtec"
-    pairs = "pairs"
-    deeppcb = "deeppcb"
-
-
-class Split(StrEnum):
-    trainval = "trainval"
-    test = "test"
+Layout = Literal["mvtec", "pairs", "deeppcb"]  # layouts.py, which knows them too, loads in seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +80,7 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         *_stand_out_rows(found),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Verdicts", verdicts),
-        ("Measured", f"{found['created_at'][:16].replace('T', ' ')}, {found['seconds']:.1f} s"),
+        ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]
 
 
@@ -136,12 +125,11 @@ def show_product(
         emit({"products": [asdict(p) for p in known]}, listed)
         return
 
+    from refdiff.tools.inspection.overview import product_overview
+
     with open_workspace() as workspace:
-        found = workspace.stores.products.get(name)
-        if found is None:
-            raise unknown_product(name, [p.name for p in workspace.stores.products.list()])
-        document = asdict(found) | {"goldens": _count(workspace, found.name)} | _calibration(workspace, found.name)
-        notes = workspace.bank.notes(found.name)
+        document = product_overview(workspace, name)
+        notes = workspace.bank.notes(document["name"])
     emit(document, *_product_view(document))
     for text in notes:
         output.note(text)
@@ -158,21 +146,6 @@ def remove_product(
             raise InputError(f"product {name!r} has {n} golden samples, which reports refer to; retire them instead")
         gone = workspace.stores.products.remove(name, settings().server.user)
     emit({"removed": asdict(gone)}, f"{gone.name}: removed")
-
-
-def _count(workspace: Workspace, name: str) -> dict[str, int]:
-    statuses = [g.status for g in workspace.bank.list(name)]
-    return {s: statuses.count(s) for s in ("active", "flagged", "retired")}
-
-
-def _calibration(workspace: Workspace, name: str) -> dict[str, Any]:
-    from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
-
-    latest = workspace.stores.calibrations.latest(name)
-    if latest is None:
-        return {"calibration": None}
-    stale = latest.key != calibration_key(workspace, name, workspace.settings.references)
-    return {"calibration": summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}}
 
 
 def _product_view(document: dict[str, Any]) -> list[Any]:
@@ -205,7 +178,9 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
 def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
     format: Annotated[Layout | None, typer.Option(help="Layout of the data set; default: detected.")] = None,
-    split: Annotated[Split | None, typer.Option(help="Split to use, for the layout deeppcb.")] = None,
+    split: Annotated[
+        Literal["trainval", "test"] | None, typer.Option(help="Split to use, for the layout deeppcb.")
+    ] = None,
     goldens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of golden samples to enrol; default: all.")
     ] = None,
@@ -233,8 +208,8 @@ def evaluate(
     with output.progress(clean(directory.name or str(directory))) as moved:
         results = measure(
             directory,
-            format=format.value if format else None,
-            split=split.value if split else None,
+            format=format,
+            split=split,
             goldens=goldens,
             references=references,
             alpha=chosen.alpha,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +17,11 @@ from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
-from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.options import Json, MaybeInspectionId, MaybeProduct, clean, minute
 from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from refdiff.agent.people.reviews import Reviews
 
 _LISTED = 200
 
@@ -31,9 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def review(
-    inspection_id: Annotated[
-        str | None, typer.Argument(metavar="INSPECTION", help="Inspection id, like insp-20260131-141500-5f3a9c1e.")
-    ] = None,
+    inspection_id: MaybeInspectionId = None,
     accept: Annotated[bool, typer.Option("--accept", help="The filed verdict is right.")] = False,
     override: Annotated[bool, typer.Option("--override", help="The filed verdict is wrong.")] = False,
     good: Annotated[
@@ -104,17 +107,23 @@ def review(
             )
             return
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is reported before the model loads
-    from refdiff.agent.inspector import Inspector
-    from refdiff.agent.people.reviews import dispose
-
     who = clean(by or settings().server.user)
-    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
-        made = dispose(inspector, inspection_id, decision, who, clean(reason or ""), judged, as_reference, admin=True)
-        adoption = workspace.stores.adoptions.get(inspection_id)
+    with _people() as (people, stores):
+        made = people.dispose(inspection_id, decision, who, clean(reason or ""), judged, as_reference, admin=True)
+        adoption = stores.adoptions.get(inspection_id)
     if verdict == "REVIEW" and judged is None:
         output.note("nothing can be learned from this decision without --good or --bad; add one next time")
     lines = [f"{made.inspection_id}: {made.decision} by {made.by}, {made.created_at}"]
     emit(asdict(made) | {"learned": _plain(adoption)}, *lines, *_adoption_lines(as_reference, adoption))
+
+
+@contextmanager
+def _people() -> Iterator[tuple[Reviews, Stores]]:
+    from refdiff.agent.inspector import Inspector
+    from refdiff.agent.people.reviews import Reviews
+
+    with open_workspace() as workspace, Inspector(workspace, settings().agent) as inspector:
+        yield Reviews(inspector), workspace.stores
 
 
 def _blind(
@@ -133,26 +142,22 @@ def _blind(
         inspection_id = clean(inspection_id)
         if judged is None:
             raise typer.BadParameter("say what the part is.", param_hint="--good/--bad")
-    from refdiff.agent.people.reviews import judge_blind
-
     who = clean(by or settings().server.user)
-    with open_workspace() as workspace:
-        made = judge_blind(workspace, inspection_id, judged, who, clean(note or ""), as_reference, admin=True)
-        adoption = workspace.stores.adoptions.get(inspection_id)
-    line = f"{made.inspection_id}: {made.judged}, seen by {made.judged_by}, {made.judged_at}"
-    emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))
+    with _people() as (people, stores):
+        answer = people.judge_blind(inspection_id, judged, who, clean(note or ""), as_reference, admin=True)
+        adoption = stores.adoptions.get(inspection_id)
+    line = f"{answer.inspection_id}: {answer.judged}, seen by {answer.judged_by}, {answer.judged_at}"
+    emit(asdict(answer) | {"learned": _plain(adoption)}, line, *_adoption_lines(as_reference, adoption))
 
 
 def _decide_reference(inspection_id: str | None, approved: bool, note: str | None, by: str | None) -> None:
     """Approve or refuse a photo that was proposed as a golden sample."""
     if inspection_id is None:
         raise typer.BadParameter("say which one; `refdiff review` lists them.", param_hint="INSPECTION")
-    from refdiff.agent.people.reviews import decide_reference
-
     inspection_id, who = clean(inspection_id), clean(by or settings().server.user)
-    with open_workspace() as workspace:
-        made = decide_reference(workspace, inspection_id, approved, who, clean(note or ""), admin=True)
-        adoption = workspace.stores.adoptions.get(inspection_id)
+    with _people() as (people, stores):
+        made = people.decide_reference(inspection_id, approved, who, clean(note or ""), admin=True)
+        adoption = stores.adoptions.get(inspection_id)
     said = "approved" if approved else "refused"
     line = f"{made.inspection_id}: reference {said} by {made.by}, {made.created_at}"
     emit(asdict(made) | {"learned": _plain(adoption)}, line, *_adoption_lines(approved, adoption))
@@ -163,7 +168,7 @@ def _proposed_view(proposed: list[WaitingReference]) -> list[Any]:
         return []
     shown = output.table("Inspection", "Part", "Product", "Proposed", "By", "Why", title="Proposed as golden samples")
     for p in proposed:
-        cells = (p.inspection_id, p.part_id, p.product, p.at[:16].replace("T", " "), p.by, p.reason)
+        cells = (p.inspection_id, p.part_id, p.product, minute(p.at), p.by, p.reason)
         shown.add_row(*map(output.printable, cells))
     return [shown, "decide one: refdiff review INSPECTION --approve-reference|--refuse-reference"]
 
@@ -172,9 +177,7 @@ def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
     shown = output.table("Inspection", "Part", "Product", "Filed", "Photo")
     for w in waiting:
         photo = str(stores.images.path(w.sha256))
-        shown.add_row(
-            w.inspection_id, output.printable(w.part_id), w.product, w.created_at[:16].replace("T", " "), photo
-        )
+        shown.add_row(w.inspection_id, output.printable(w.part_id), w.product, minute(w.created_at), photo)
     return shown
 
 

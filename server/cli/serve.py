@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore, Role
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
-from refdiff.server.cli.options import AlphaRate, Json, References, clean
+from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute
 from refdiff.server.cli.output import emit
 from refdiff.server.sockets import check_open_to, listen
 
@@ -20,12 +19,6 @@ if TYPE_CHECKING:  # FastAPI loads only once the port is free
     from refdiff.server.web.sign_in import OperatorSignIn
 
 keys = typer.Typer(help="Add, list or revoke API keys of the HTTP server.", no_args_is_help=True)
-
-
-class RoleName(StrEnum):
-    viewer = "viewer"
-    inspector = "inspector"
-    admin = "admin"
 
 
 def register(app: typer.Typer) -> None:
@@ -83,13 +76,13 @@ def serve(
 def add_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what uses the key; appears in reports.")],
     role: Annotated[
-        RoleName, typer.Option(help="viewer reads; inspector also inspects and decides; admin may do everything.")
+        Role, typer.Option(help="viewer reads; inspector also inspects and decides; admin may do everything.")
     ],
     _json: Json = False,
 ) -> None:
     """Create an API key. It is shown once; only a digest is stored."""
     with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        key, text = kept.add(clean(name), role.value, settings().server.user)
+        key, text = kept.add(clean(name), role, settings().server.user)
     emit(asdict(key) | {"key": text}, text)
     output.note(f"{key.key_id} ({output.printable(key.name)}, {key.role}): the key is shown only once; store it safely")
 
@@ -101,10 +94,8 @@ def list_keys(_json: Json = False) -> None:
         found = kept.list()
     shown = output.table("Key", "Name", "Role", "Created", "By", "Revoked")
     for key in found:
-        times = [(t or "")[:16].replace("T", " ") for t in (key.created_at, key.revoked_at)]
-        shown.add_row(
-            key.key_id, output.printable(key.name), key.role, times[0], output.printable(key.created_by), times[1]
-        )
+        cells = (key.key_id, key.name, key.role, minute(key.created_at), key.created_by, minute(key.revoked_at))
+        shown.add_row(*map(output.printable, cells))
     hint = "no API keys; create one: refdiff keys add NAME --role inspector"
     emit({"keys": [asdict(k) for k in found]}, shown if found else hint)
 

@@ -14,6 +14,15 @@ from refdiff.server.cli.options import Json, shown_path
 from refdiff.server.cli.output import emit
 from refdiff.server.extras import require_extra
 
+OwnProducts = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Your products: DIR/<product>/train/good/*, optionally test/<defect>/*."),
+]
+LeaveOut = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Leave out sources whose name begins like this.")
+]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of processes that make pairs.")]
+
 train = typer.Typer(help="Train the networks on a CPU; every run can be interrupted and resumed.", no_args_is_help=True)
 
 
@@ -25,10 +34,7 @@ def register(app: typer.Typer) -> None:
     epilog="Examples: refdiff train difference --data my-parts --out runs/mine · run the same command again to resume"
 )
 def difference(
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Your products: DIR/<product>/train/good/*, optionally test/<defect>/*."),
-    ] = None,
+    data: OwnProducts = None,
     research: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, deeppcb (and elpv).")
     ] = None,
@@ -40,10 +46,8 @@ def difference(
     ] = 8000,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that make pairs.")] = 2,
-    leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave out sources whose name begins like this.")
-    ] = None,
+    workers: Workers = 2,
+    leave_out: LeaveOut = None,
     encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A transformers backbone instead of the packaged encoder.")
     ] = None,
@@ -73,10 +77,7 @@ def difference(
 
 @train.command(epilog="Example: refdiff train record --research research-data --data my-parts --out runs/recordings")
 def record(
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Your products: DIR/<product>/train/good/*, optionally test/<defect>/*."),
-    ] = None,
+    data: OwnProducts = None,
     research: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, aliens (and elpv).")
     ] = None,
@@ -117,9 +118,7 @@ def language(
     research: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Public research sets to draw labelled pairs from.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your products, laid out as for `refdiff train difference`.")
-    ] = None,
+    data: OwnProducts = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for pairs, checkpoints and weights.")] = Path(
         "runs/language"
     ),
@@ -127,10 +126,8 @@ def language(
     pair_epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the pairs.")] = 1.0,
     talk_epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the conversations.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same order.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that make pairs.")] = 2,
-    leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave out sources whose name begins like this.")
-    ] = None,
+    workers: Workers = 2,
+    leave_out: LeaveOut = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Start from these language weights instead of the base.")
     ] = None,

@@ -7,9 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,10 +29,7 @@ _SHOWN_EVERY_S = 30.0  # without a terminal
 _DRAIN_S = 10.0
 
 
-class JudgeMode(StrEnum):
-    always = "always"
-    on_anomaly = "on-anomaly"
-    never = "never"
+Judge = Literal["always", "on-anomaly", "never"]  # of agent/request.py, which loads in seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -54,11 +50,11 @@ def watch(
         ),
     ] = "(?P<part>.+)",
     judge: Annotated[
-        JudgeMode,
+        Judge,
         typer.Option(
             help="What the language model does: drive every inspection, read only what is not PASS, or nothing."
         ),
-    ] = JudgeMode.on_anomaly,
+    ] = "on-anomaly",
     scale_mm_per_px: ScaleMm = None,
     lines: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append one JSON line per photo, in order.")
@@ -116,7 +112,7 @@ def watch(
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
 
-    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge.value, count, chosen.server.user)
+    options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
     with ExitStack() as stack:
         busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")

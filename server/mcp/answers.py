@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.report.summary import decision_text, size, summarise
 from refdiff.agent.service import Inspection
-from refdiff.memory.records.inspections import InspectionRecord, Verdict
+from refdiff.memory.records.inspections import InspectionSummary, Verdict
 from refdiff.tools.evidence import Evidence
 
 
@@ -107,11 +107,10 @@ class Row(BaseModel):
     decided: bool
 
     @classmethod
-    def of(cls, record: InspectionRecord, decided: bool) -> Row:
-        reason = str(record.report.get("verdict_reason", ""))
+    def of(cls, s: InspectionSummary) -> Row:
         return cls(
-            inspection_id=record.inspection_id, part_id=record.part_id, product=record.product, verdict=record.verdict,
-            created_at=record.created_at, verdict_reason=reason, decided=decided,
+            inspection_id=s.inspection_id, part_id=s.part_id, product=s.product, verdict=s.verdict,
+            created_at=s.created_at, verdict_reason=s.verdict_reason, decided=s.decision is not None,
         )  # fmt: skip
 
 

@@ -113,25 +113,29 @@ def build_server(service: InspectionService, by: str = "mcp", public_url: str | 
 
 def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str, public_url: str | None) -> None:
     max_bytes = service.workspace.model_settings.max_bytes
-    answered: set[str] = set()  # inspections whose outcome a caller of inspect_part was told
 
     def again(origin: str, part_id: str, product: str | None) -> str | None:
-        """The inspection that the same call asked for and whose outcome nobody was told: its caller gave up."""
+        """The inspection that the same call asked for and whose outcome it was not told (see `told`): its caller gave up."""
         job = service.jobs.by_origin(origin)
         if job is None:
             return None
         recent = datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _SENT_AGAIN
         newest = find_part(service.stores, part_id, product).capture_id
-        untold = job.open or (recent and job.inspection_id not in answered)
-        if untold and job.request["capture_id"] == newest:
+        if (job.open or recent) and job.request["capture_id"] == newest:
             return job.inspection_id
         service.jobs.forget_origin(origin)
         return None
 
+    def told(inspection_id: str) -> None:
+        """A caller of inspect_part is told the outcome: the same call again is a new one."""
+        job = service.jobs.find(inspection_id)
+        if job is not None and job.origin is not None:
+            service.jobs.forget_origin(job.origin)
+
     def answer(inspection: Inspection, *pictures: bytes) -> Any:
         page = review_page(public_url, inspection.inspection_id) if inspection.report else None
-        told = inspection_text(inspection) + (f"\nReview page: {page}" if page else "")
-        return _answer(InspectionAnswer.of(inspection).model_copy(update={"page": page}), told, *pictures)
+        text = inspection_text(inspection) + (f"\nReview page: {page}" if page else "")
+        return _answer(InspectionAnswer.of(inspection).model_copy(update={"page": page}), text, *pictures)
 
     @server.tool(title="Inspect a part", annotations=_ADDS)
     async def inspect_part(
@@ -178,7 +182,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
                     await ctx.report_progress(float(progress.number), None, progress.message + counted)
         inspection = await _off_loop(service.inspection, inspection_id)
         if inspection.state in ("done", "failed"):
-            answered.add(inspection_id)
+            await _off_loop(told, inspection_id)
         if inspection.error:
             raise ToolError(inspection.error["message"])
         pictures = [await _off_loop(_report_picture, service, inspection_id, "overlay")] if inspection.report else []
@@ -213,10 +217,8 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         """Filed inspections, newest first."""
 
         def listed() -> Rows:
-            found = service.stores.inspections.list(product, verdict, part_id, limit)
-            return Rows(
-                inspections=[Row.of(r, service.stores.dispositions.get(r.inspection_id) is not None) for r in found]
-            )
+            page = service.stores.inspections.search(product=product, verdict=verdict, part_id=part_id, limit=limit)
+            return Rows(inspections=[Row.of(summary) for summary in page.items])
 
         return _answer(await _off_loop(listed))
 

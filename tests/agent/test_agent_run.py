@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import pytest
 from PIL import Image
 
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.people.reviews import dispose
+from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
@@ -353,12 +355,25 @@ def test_second_disposition_of_a_review_is_rejected(home: Path, serve: Any) -> N
     filed = Path(report.artefacts.html).read_bytes()
     with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == []
-        disposition = dispose(inspector, report.inspection_id, "override", "ann", "dust")
+        disposition = Reviews(inspector).dispose(report.inspection_id, "override", "ann", "dust")
         assert disposition.by == "ann"
         with pytest.raises(DuplicateError, match="ann"):
-            dispose(inspector, report.inspection_id, "accept", "bob", "no")
+            Reviews(inspector).dispose(report.inspection_id, "accept", "bob", "no")
         assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
     assert Path(report.artefacts.html).read_bytes() == filed
+
+
+def test_damaged_checkpoint_of_a_review_stops_neither_other_inspections_nor_the_decision(
+    home: Path, serve: Any
+) -> None:
+    report = _run(home, serve(lambda body: good(body, reading=False)).url)
+    with contextlib.closing(sqlite3.connect(home / "checkpoints.sqlite")) as conn, conn:
+        assert conn.execute("UPDATE checkpoints SET checkpoint = x'c1'").rowcount > 0
+    with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
+        assert inspector.checkpoints.threads() == [report.inspection_id]
+        assert inspector.pending() == []
+        assert inspector.checkpoints.threads() == []
+        assert Reviews(inspector).dispose(report.inspection_id, "override", "ann", "dust").by == "ann"
 
 
 def test_inspection_claimed_by_another_process_is_refused(home: Path) -> None:

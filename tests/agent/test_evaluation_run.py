@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from refdiff.agent.drivers.embedded import EmbeddedDriver
 from refdiff.agent.evaluation.run import evaluate
-from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.boards.network import load_boards
 from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import DefectSpec, Scene, render
+from refdiff.tools.inspection import inspection
 
 CONTRACT = {
     "n_good", "n_bad", "image_auroc", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "review_rate", "f1",
@@ -80,6 +81,13 @@ def test_black_photo_gets_review_and_changes_no_other_score(mvtec: Path, tmp_pat
     assert results.n_bad == 6
     others = {r.path: r.score for r in evaluate(mvtec, references=1, goldens=8).per_image}
     assert {r.path: r.score for r in results.per_image if r is not black} == others
+
+
+def test_photo_that_the_references_hardly_cover_gets_review_as_in_an_inspection(
+    mvtec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "_MIN_COVERED", 1.1)
+    assert {r.verdict.value for r in evaluate(mvtec, references=1, goldens=2).per_image} == {"REVIEW"}
 
 
 def test_pairs_layout_with_calibration_rows(tmp_path: Path) -> None:
@@ -171,13 +179,13 @@ def test_evaluate_with_judge_reads_every_image_with_the_embedded_model(
     """The model is found in the user's cache folder."""
     monkeypatch.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
     asked: list[tuple[str, str]] = []
-    read = Inspector.read_pair
+    read = EmbeddedDriver.read_pair
 
-    def counted(self: Inspector, reference: str, query: str) -> LlmReading | None:
+    def counted(self: EmbeddedDriver, prompt: str, reference: str, query: str) -> LlmReading:
         asked.append((reference, query))
-        return read(self, reference, query)
+        return read(self, prompt, reference, query)
 
-    monkeypatch.setattr(Inspector, "read_pair", counted)
+    monkeypatch.setattr(EmbeddedDriver, "read_pair", counted)
     results = evaluate(mvtec, judge=True)
     assert len(asked) == len(results.per_image)
 

@@ -13,6 +13,7 @@ import pytest
 from refdiff.memory.artefacts import digests, inspection_folder
 from refdiff.memory.audit_chain import append, using_key
 from refdiff.memory.audit_export import verify_export, write_export
+from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import MAX_PROBLEMS
 from refdiff.memory.changes import in_words, record_settings
 from refdiff.memory.golden_bank.bank import GoldenBank
@@ -135,6 +136,11 @@ def test_change_that_fails_in_another_store_is_taken_back_in_the_chain(
     made, taken_back = stores.audit.changes("golden")
     assert (made.facts["after"], made.facts["before"]) == (taken_back.facts["before"], taken_back.facts["after"])
     assert "No space left" in taken_back.facts["failed"]
+
+
+def test_change_of_a_key_moves_the_audit_head_as_every_record_does(stores: Stores, keys: KeyStore) -> None:
+    keys.add("line 3", "inspector", "ana")
+    assert AuditHead(stores.settings.home).read() == stores.audit.head()
 
 
 def test_change_that_is_refused_leaves_no_record(stores: Stores, bank: GoldenBank, keys: KeyStore) -> None:

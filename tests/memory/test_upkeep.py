@@ -24,8 +24,9 @@ from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import MAIN, Stores
+from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore
 from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
 from refdiff.model.errors import InputError, StorageError
@@ -117,6 +118,8 @@ def test_lost_main_database_is_not_made_anew_beside_other_stores(
     for _ in range(2):
         with pytest.raises(StorageError, match=rf"refdiff.sqlite: .*missing or empty.*{left}.*restore"):
             Stores.open(settings)
+        with pytest.raises(StorageError, match="missing or empty"):
+            KeyStore(home)
     assert (home / MAIN).exists() == before
     assert not examined(settings).sound
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from refdiff.agent.service import InspectionService
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.cli import main
@@ -25,6 +29,13 @@ def bad_photo(instance: int) -> bytes:
         DefectSpec("scratch", size_px=60, contrast=1.0),
     ]
     return encode_png(render("circuit", 1, instance, size=SIZE, noise_seed=instance, defects=defects).image)
+
+
+def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, Any]:
+    """(exit code, the JSON document on stdout) of a command with --json."""
+    capsys.readouterr()
+    code = main.run([*command, "--json"])
+    return code, json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +70,11 @@ def ready(_made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(root)
     assert os.environ["REFDIFF_HOME"] == str(root / "home")
     return root
+
+
+@pytest.fixture
+def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
+    """The service of that home, without a language model."""
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    with InspectionService.open() as opened:
+        yield opened

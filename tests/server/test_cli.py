@@ -302,7 +302,7 @@ def test_inspect_with_few_goldens_exits_with_2_and_is_decided_by_review(
     assert call(capsys, "review")[1] == {"open_reviews": [], "references": []}
     shown = call(capsys, "inspections", "show", inspection)[1]
     assert (shown["verdict"], shown["disposition"]["decision"]) == ("REVIEW", "override")
-    assert call(capsys, "inspections", "resume")[1] == {"inspections": []}
+    assert call(capsys, "inspections", "resume")[1] == {"inspections": [], "failed": {}}
 
 
 def test_inspect_of_a_new_part_without_product_exits_with_64(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,7 @@ from refdiff.agent.service import InspectionService
 from refdiff.model.errors import TamperedError
 from refdiff.server.cli import main
 
-
-def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict]:
-    capsys.readouterr()
-    code = main.run([*command, "--json"])
-    return code, json.loads(capsys.readouterr().out)
+from .conftest import said
 
 
 def test_audit_export_traces_an_inspection_and_reports_tampering(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,11 +15,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import main
 
-
-def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, Any]:
-    capsys.readouterr()
-    code = main.run([*command, "--json"])
-    return code, json.loads(capsys.readouterr().out)
+from .conftest import said
 
 
 def test_backup_is_restored_elsewhere_and_its_reports_name_the_new_place(

@@ -17,7 +17,7 @@ from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, Light, render
 from refdiff.server.cli import main
 
-from .conftest import SIZE, bad_photo
+from .conftest import SIZE, bad_photo, said
 
 OTHER_LAMP = Light(azimuth_deg=300)  # good parts from a second station, which no golden sample shows
 
@@ -25,12 +25,6 @@ OTHER_LAMP = Light(azimuth_deg=300)  # good parts from a second station, which n
 def lamp_photo(instance: int, *defects: DefectSpec) -> bytes:
     scene = render("circuit", 1, instance, size=SIZE, noise_seed=instance, light=OTHER_LAMP, defects=defects)
     return encode_png(scene.image)
-
-
-def said(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, dict[str, Any]]:
-    capsys.readouterr()
-    code = main.run([*command, "--json"])
-    return code, json.loads(capsys.readouterr().out)
 
 
 def inspect(capsys: pytest.CaptureFixture[str], part: str, photo: bytes) -> dict[str, Any]:

@@ -278,13 +278,6 @@ def test_mcp_takes_the_keys_of_those_who_may_inspect(tmp_path: Path) -> None:
 # ---- mistakes, in this process ----
 
 
-@pytest.fixture
-def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
-    monkeypatch.setenv("REFDIFF_LLM", "off")
-    with InspectionService.open() as opened:
-        yield opened
-
-
 @pytest.mark.parametrize(
     ("tool", "arguments", "words"),
     [

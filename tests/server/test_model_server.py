@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from refdiff.model.errors import UnavailableError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.server import model_server
-from refdiff.server.model_server import VllmPython, base_url, check_memory, check_port, find_vllm, free_gb, serving
+from refdiff.server.model_server import VllmPython, base_url, check_memory, find_vllm, free_gb, serving
+from refdiff.server.sockets import listen
 from refdiff.server.vllm_plugin.command import vllm_arguments, vllm_environment
 
 # As `python`: first it says what is installed, then it serves /health as vLLM does, or ends as told
@@ -122,10 +123,10 @@ def test_taken_port_or_unknown_host_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(UnavailableError, match="choose another --port"):
-            check_port("127.0.0.1", other.getsockname()[1])
-    with pytest.raises(UnavailableError, match="cannot be listened on"):
-        check_port("no.such.host.invalid", 8001)
+        with pytest.raises(UnavailableError, match="choose another"):
+            listen("127.0.0.1", other.getsockname()[1])
+    with pytest.raises(InputError, match="no address of this machine"):
+        listen("no.such.host.invalid", 8001)
 
 
 def test_too_little_memory_for_vllm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +175,9 @@ def test_model_server_is_ready_once_healthy_and_stops_with_the_context(
         assert seen["argv"][-6:] == ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
         assert (seen["key"], "sesame" in seen["argv"]) == ("sesame", False)
         with pytest.raises(UnavailableError, match="choose another"):
-            check_port("127.0.0.1", port)
+            listen("127.0.0.1", port)
     assert process.returncode == -signal.SIGTERM
-    check_port("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
 
 
 def test_model_server_that_exits_or_never_answers_is_an_error(stand_in: Path, port: int, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_model_server_that_exits_or_never_answers_is_an_error(stand_in: Path, po
         pass
     with pytest.raises(UnavailableError, match="--wait"), serving(tmp_path, python, "127.0.0.1", port, wait_s=0.1):
         pass
-    check_port("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
 
 
 def test_serve_model_prints_the_url_and_stops_its_server_on_a_signal(

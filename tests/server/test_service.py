@@ -27,9 +27,10 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import JobStore
-from refdiff.memory.locks import hold_lock, remove_abandoned
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
     BusyError,
     DuplicateError,
@@ -196,13 +197,13 @@ def test_request_beyond_the_queue_limit_is_refused(
 def test_concurrent_dispositions_keep_only_the_first(service: InspectionService, ready: Path) -> None:
     job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
     with pytest.raises(UnknownRecordError):
-        service.dispose("insp-nobody", "accept", "ann", "x")
+        service.people.dispose("insp-nobody", "accept", "ann", "x")
     service.wait(job.inspection_id)
     winners, losers = [], []
 
     def decide(who: str) -> None:
         try:
-            winners.append(service.dispose(job.inspection_id, "override", who, "dust"))
+            winners.append(service.people.dispose(job.inspection_id, "override", who, "dust"))
         except DuplicateError as e:
             losers.append(str(e))
 
@@ -646,8 +647,8 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
     with service._enrolment():
         began = time.monotonic()
         with pytest.raises(UnknownRecordError):
-            service.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
-        service.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True, admin=True)
+            service.people.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
+        service.people.dispose(job.inspection_id, "override", "eve", "good", "good", as_reference=True, admin=True)
         assert time.monotonic() - began < 2
         assert service.stores.adoptions.consented() == [job.inspection_id]
     service._adopt()
@@ -720,6 +721,23 @@ def make_pending() -> Callable[[Path], str]:
         return pending
 
     return make
+
+
+def test_resume_command_finishes_the_others_where_one_fails_again(
+    ready: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stores.open() as stores:
+        record_capture(stores, "1", "board", photo(ready, "good.png"), settings=ModelSettings())
+    with journal(MemorySettings().home, "insp-2") as jobs:
+        broken = InspectionRequest("x", "nobody", "board", "t", "insp-1")
+        jobs.add("insp-1", asdict(broken), None, 9)
+        for inspection_id in ("insp-1", "insp-2"):
+            jobs.finish(inspection_id, {"type": "ValueError", "message": "a bug", "exit_code": 70})
+        assert cli.run(["inspections", "resume"]) == 65
+        said = capsys.readouterr()
+        assert "insp-2: part 1, PASS" in said.out
+        assert "insp-1: no capture of part nobody" in said.err
+        assert [jobs.get(i).state for i in ("insp-1", "insp-2")] == ["failed", "done"]
 
 
 def test_cancel_and_resume_commands_end_and_revive_a_waiting_job(

@@ -51,13 +51,6 @@ def slack() -> Iterator[FakeSlack]:
 
 
 @pytest.fixture
-def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
-    monkeypatch.setenv("REFDIFF_LLM", "off")
-    with InspectionService.open() as opened:
-        yield opened
-
-
-@pytest.fixture
 def bot(service: InspectionService, slack: FakeSlack) -> Iterator[str]:
     with serving(service, **settings_for(slack), slack_deciders="UQA, U2", public_url="https://qa.example/") as url:
         yield url

@@ -38,13 +38,6 @@ def teams() -> Iterator[FakeTeams]:
     fake.close()
 
 
-@pytest.fixture
-def service(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InspectionService]:
-    monkeypatch.setenv("REFDIFF_LLM", "off")
-    with InspectionService.open() as opened:
-        yield opened
-
-
 SETTINGS: dict[str, Any] = {
     "teams_client_id": CLIENT, "teams_tenant_id": TENANT, "teams_deciders": "aad-qa", "public_url": "https://qa.example",
 }  # fmt: skip

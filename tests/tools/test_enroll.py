@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ from PIL import Image
 
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import ImageError, InputError, StorageError
+from refdiff.model.errors import ImageError, InputError, StorageError, UnavailableError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import PartKind, render
+from refdiff.tools.golden_samples import photos
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import left_out, read_photo
@@ -260,3 +262,23 @@ def test_invalid_enrolment_arguments_are_refused(
 def test_read_photo_refuses_paths_that_are_no_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError):
         read_photo(tmp_path / name, ModelSettings())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EMFILE, UnavailableError), (errno.ENFILE, UnavailableError), (errno.ENOMEM, UnavailableError),
+        (errno.EACCES, ImageError), (errno.EIO, ImageError),
+    ],
+)  # fmt: skip
+def test_photo_that_the_machine_cannot_open_just_now_is_not_called_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    path = save(tmp_path, "good.png", photo(0))
+
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(photos, "_open_at_once", refused)
+    with pytest.raises(kind):
+        read_photo(path, ModelSettings())

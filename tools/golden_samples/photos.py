@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refdiff.model.errors import ImageError
-from refdiff.model.images import image_suffixes
+from refdiff.model.files import SHORTAGES, outage
+from refdiff.model.images import check_bytes, image_suffixes
 from refdiff.model.settings import ModelSettings
 
 
@@ -100,10 +101,12 @@ def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool)
 def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
     """The bytes of an image file.
 
-    Raises ImageError: absent, not a regular file, unreadable, over `settings.max_bytes`.
+    Raises ImageError: absent, not a regular file, unreadable, over `settings.max_bytes`; UnavailableError where the machine
+    has no file descriptor or memory left for it: nothing is wrong with the photo then.
     """
     if isinstance(path, Upload):
-        return _check_size(path.path.name, path.data, settings)
+        check_bytes(len(path.data), path.path.name, settings)
+        return path.data
     name = storable(str(path))
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -112,27 +115,16 @@ def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
                 raise ImageError(f"{name}: is a folder, not an image file")
             if not stat.S_ISREG(about.st_mode):
                 raise ImageError(f"{name}: is not a regular file; copy the photo to a file first")
-            if about.st_size > settings.max_bytes:
-                raise ImageError(
-                    f"{name}: {about.st_size:,} bytes is over the limit of {settings.max_bytes:,}; "
-                    "send a smaller file or raise REFDIFF_MAX_BYTES"
-                )
+            check_bytes(about.st_size, name, settings)
             return file.read()
     except FileNotFoundError as e:
         raise ImageError(f"{name}: no such file") from e
     except IsADirectoryError as e:
         raise ImageError(f"{name}: is a folder, not an image file") from e
     except (OSError, ValueError) as e:
+        if isinstance(e, OSError) and e.errno in SHORTAGES and (lacking := outage(e)) is not None:
+            raise lacking from e
         raise ImageError(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
-
-
-def _check_size(name: str, data: bytes, settings: ModelSettings) -> bytes:
-    if len(data) > settings.max_bytes:
-        raise ImageError(
-            f"{name}: {len(data):,} bytes is over the limit of {settings.max_bytes:,}; "
-            "send a smaller file or raise REFDIFF_MAX_BYTES"
-        )
-    return data
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -118,17 +118,7 @@ def inspect_photo(
     hits = _references(workspace, query, capture, features, nearest, clock)
     comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
     calibration = current_calibration(workspace, capture.product, progress=progress)
-    problems = (
-        [] if comparison.zones_placed else ["ignore zones could not be placed: the photo could not be registered"]
-    )
-    if comparison.format_problem:
-        problems.append(comparison.format_problem)
-    difference = comparison.difference
-    if difference.covered < _MIN_COVERED:
-        problems.append(
-            f"the references cover only {100 * difference.covered:.0f} % of the photo; "
-            "photograph the part like the golden samples"
-        )
+    problems, difference = problems_of(comparison), comparison.difference
     spec = product_spec(workspace, capture.product)
     if wrong_way := _turned(comparison.alignments[0], spec.max_turn_deg):
         problems.append(wrong_way)
@@ -158,6 +148,20 @@ def inspect_photo(
             )
         )
     return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems)
+
+
+def problems_of(comparison: Comparison) -> list[str]:
+    """What makes a comparison unreliable, whatever its score."""
+    problems = []
+    if not comparison.zones_placed:
+        problems.append("ignore zones could not be placed: the photo could not be registered")
+    if comparison.format_problem:
+        problems.append(comparison.format_problem)
+    if (covered := comparison.difference.covered) < _MIN_COVERED:
+        problems.append(
+            f"the references cover only {100 * covered:.0f} % of the photo; photograph the part like the golden samples"
+        )
+    return problems
 
 
 def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:

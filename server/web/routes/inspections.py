@@ -222,15 +222,10 @@ def get_picture(
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))
 def dispose(service: TheService, caller: InspectorRole, inspection_id: str, body: DispositionBody) -> DecidedView:
     """A person's decision. The first one stands (409; `error.earlier` holds it); the report never changes."""
-    made = service.dispose(
-        inspection_id,
-        body.decision,
-        caller.name,
-        body.reason,
-        body.judged,
-        body.as_reference,
+    made = service.people.dispose(
+        inspection_id, body.decision, caller.name, body.reason, body.judged, body.as_reference,
         admin=caller.may("admin"),
-    )
+    )  # fmt: skip
     adoptions = service.stores.adoptions
     waits = bool(adoptions.waiting(inspection_id))
     return DecidedView(**asdict(made), learned=adoptions.get(inspection_id), waits_for_approval=waits)

@@ -111,7 +111,7 @@ def blind_photo(service: TheService, _caller: Viewer, inspection_id: str, max_px
 @router.post("/blind-checks/{inspection_id}", status_code=201, responses=responses(404, 409))
 def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id: str, body: BlindAnswer) -> BlindCheck:
     """A person's blind judgement. The first answer stands; someone who decided about the verdict is not blind (422)."""
-    return service.judge_blind(
+    return service.people.judge_blind(
         inspection_id, body.judged, caller.name, body.note, body.as_reference, admin=caller.may("admin")
     )
 
@@ -129,7 +129,7 @@ def decide_reference(
     service: TheService, caller: InspectorRole, inspection_id: str, body: ReferenceDecision
 ) -> DecidedReference:
     """Approve or refuse a proposed golden sample. The person who proposed it cannot approve it, unless an admin (422)."""
-    made = service.decide_reference(
+    made = service.people.decide_reference(
         inspection_id, body.decision == "approve", caller.name, body.note, admin=caller.may("admin")
     )
     return DecidedReference(**vars(made), learned=service.stores.adoptions.get(inspection_id))

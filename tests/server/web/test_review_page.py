@@ -149,7 +149,7 @@ def test_second_decision_on_the_page_shows_the_first(
 ) -> None:
     page = open_page(f"#/inspections/{fail['inspection_id']}")
     page.wait_for_selector(".decision form")
-    server.service.dispose(fail["inspection_id"], "accept", "bob", "I was first")
+    server.service.people.dispose(fail["inspection_id"], "accept", "bob", "I was first")
     page.get_by_label("Override").check()
     page.get_by_label("Reason", exact=True).fill("me too")
     page.get_by_role("button", name="Decide").click()
@@ -162,7 +162,7 @@ def test_markup_in_names_is_shown_as_text_on_the_page(server: Running, open_page
     found = server.inspected("bad.png", EVIL)
     server.client.post("/v1/captures", files={"image": (EVIL, server.photos["good.png"])},
                        data={"part_id": EVIL, "product": "board"})  # fmt: skip
-    server.service.dispose(found["inspection_id"], "accept", EVIL, EVIL)
+    server.service.people.dispose(found["inspection_id"], "accept", EVIL, EVIL)
     page = open_page()
     page.wait_for_selector("table.list")
     assert page.get_by_role("link", name=EVIL).count() == 1

@@ -1,0 +1,33 @@
+"""A product with all that decides about its parts: specification, golden samples, calibration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from refdiff.memory.golden_bank.golden import STATUSES
+from refdiff.model.errors import unknown_product
+from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
+from refdiff.tools.workspace import Workspace
+
+
+def product_names(workspace: Workspace) -> list[str]:
+    """The known products, with or without golden samples, sorted."""
+    return sorted({p.name for p in workspace.stores.products.list()} | set(workspace.bank.products()))
+
+
+def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The product's record, the number of its goldens by status, and its newest calibration (None before the first).
+
+    A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
+    """
+    found = workspace.stores.products.get(name)
+    if found is None:
+        raise unknown_product(name, product_names(workspace))
+    statuses = [g.status for g in workspace.bank.list(found.name)]
+    latest = workspace.stores.calibrations.latest(found.name)
+    calibration = None
+    if latest is not None:
+        stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
+        calibration = summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}
+    return asdict(found) | {"goldens": {s: statuses.count(s) for s in STATUSES}, "calibration": calibration}
