@@ -25,9 +25,8 @@ from refdiff.agent.language.intent import (
     Intent,
     Said,
     Subject,
-    mistyped_product,
-    product_in,
     the_part,
+    the_product,
     understand,
 )
 from refdiff.agent.language.parts import parts_in
@@ -252,12 +251,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self, part_id: str, texts: Sequence[str], *, photo: bool, about: Subject | None = None
     ) -> str | None:
         """The product named by the first of the texts that names one, or that `about` has of the same part; for the photo of
-        a new part, the only product with golden samples; else None. Raises InputError for a name that is nearly a product's.
+        a new part, the only product with golden samples; else None. Raises InputError as `the_product`.
         """
-        known = self.products()
-        named = next((p for t in texts if (p := product_in(t, known))), None)
-        if named is None and (wrong := mistyped_product(texts[0], known)):
-            raise InputError(wrong)
+        named = the_product(texts, self.products())
         if named is None and about is not None and about.part_id == part_id:
             return about.product
         if named or not photo or self.stores.captures.history(part_id):
@@ -283,11 +279,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     ) -> Job:
         """Accept an inspection; on return it is on the disk and will be filed exactly once.
 
-        text: the request in the caller's words; the part may be named there or by part_id. photo, capture_id: see `prepare`.
-        origin: the caller's key for this request, e.g. an event id; the same key again returns the same job, and tries it
-        again if it failed for no fault of the request. digest: of what the caller sent; the same key with another one is
-        refused. origin_lasts: how long the key is remembered; default: for good. judge: what the language model does (see
-        InspectionRequest).
+        text: the request in the caller's words; part and product may be named there, or by part_id and product. photo,
+        capture_id: see `prepare`. origin: the caller's key for this request, e.g. an event id; the same key again returns
+        the same job, and tries it again if it failed for no fault of the request. digest: of what the caller sent; the same
+        key with another one is refused. origin_lasts: how long the key is remembered; default: for good. judge: what the
+        language model does (see InspectionRequest).
         Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError if too many wait.
         """
         if origin is not None and (known := self._known(origin, digest, origin_lasts)) is not None:
@@ -295,9 +291,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self._check_room()
         if len(text) > MAX_TEXT:
             raise InputError(f"the request has {len(text):,} characters; {MAX_TEXT:,} is the limit")
-        named = the_part(text, self.stores.captures.stored, part_id)
+        has_photo = photo is not None or capture_id is not None
+        named = the_part(text, self.stores.captures.stored, part_id, photo=has_photo)
         if not named:
             raise InputError(HOW_TO_ASK)
+        product = product or (the_product([text], self.products()) if text else None)
         with self._queue.beside() if photo else nullcontext():
             request = prepare(
                 self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,

@@ -7,6 +7,7 @@ photo is meant, the answer is a question: nothing but the part and the photo tha
 from __future__ import annotations
 
 import difflib
+import mimetypes
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -16,6 +17,7 @@ from typing import Protocol
 from refdiff.agent.language.parts import Named, Stored, none_stored, parts_in
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
+from refdiff.model.images import image_suffixes
 
 _VERB = (
     r"(?:re-?)?(?:inspect|check|examine|look at|test|prüf|untersuch|inspizier|inspecciona|revisa)"
@@ -35,7 +37,14 @@ _BARE = re.compile(
     r"(?:and|und|y|now|next|also|then|what|how|about|please|bitte|por favor|the|part|number|no|teil|pieza|零件|那|呢|\W)*",
     re.IGNORECASE,
 )
-_PRODUCT = re.compile(r"(?:(?<!\w)produ(?:cto?|kt|it)\b|产品) ?[:：=]? ?([A-Za-z0-9][A-Za-z0-9._-]*)", re.IGNORECASE)
+_PRODUCT = re.compile(
+    r"(?P<before>[,;(（，；、]\s*)?(?:(?<!\w)produ(?:cto?|kt|it)\b|产品) ?(?P<given>[:：=])? ?"
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<end>\s*(?:$|[,;.)，；。）]))?",
+    re.IGNORECASE,
+)
+_FILE_NAME = re.compile(
+    r"data:image/|[^\s\"'`<>()\[\],;|，、；：]+\.[A-Za-z][A-Za-z0-9]{1,4}(?![\w.])(?:\?[^\s<>()\"']*)?"
+)
 INSPECTION_ID = re.compile(r"\binsp-\d{8}-\d{6}-[0-9a-f]{8}\b")
 
 NAME_THE_PART = 'Which part is it? Name it with the photo: "inspect part #4412".'
@@ -84,12 +93,19 @@ def part_id_in(text: str, stored: Stored = none_stored) -> str | None:
     return named.ids[0] if len(named.ids) == 1 else None
 
 
-def the_part(text: str, stored: Stored, given: str | None = None) -> str | None:
-    """The part that a request is about; None if it names none. given: the part id that came beside the text.
+def the_part(text: str, stored: Stored, given: str | None = None, *, photo: bool) -> str | None:
+    """The part that a request is about; None if it names none. given: the part id that came beside the text. photo: whether
+    one came, too.
 
-    Raises InputError for a text that leaves open which part is meant, or that names others than `given`.
+    Raises InputError for a text that leaves open which part is meant, or that names others than `given`, or a photo that
+    did not come.
     """
     named = parts_in(text, stored)
+    if not photo and (name := _photo_in(text, stored)):
+        raise InputError(
+            f"the request names a photo ({name}), but none came with it; send the photo itself (nothing is opened or "
+            "fetched by its name), or leave the name out to have the newest photo of the part inspected"
+        )
     if given is None:
         if doubt := _doubt(named):
             raise InputError(doubt)
@@ -97,6 +113,17 @@ def the_part(text: str, stored: Stored, given: str | None = None) -> str | None:
     if named.marked and normalise_part_id(given) not in named.ids:
         raise InputError(f"the request names part {', '.join(named.ids)}, but part {given} was given; name one of them")
     return given
+
+
+def _photo_in(text: str, stored: Stored) -> str | None:
+    """What a text calls a photo: a file, a link or a `data:` URL; not the id of a captured part."""
+    for name in _FILE_NAME.findall(text):
+        path = name.partition("?")[0]
+        kind = mimetypes.guess_type(path)[0] or ""
+        is_image = kind.startswith("image/") or path.lower().endswith(tuple(image_suffixes()))
+        if name.startswith("data:") or (is_image and not stored([name])):
+            return str(name[-80:])
+    return None
 
 
 def understand(
@@ -124,7 +151,7 @@ def understand(
     if about is None and newest.addressed and (doubt := _doubt(named)):
         return Intent(ask=doubt, lacks_part=named.quoted is None)
     # it names no part: does it complete an earlier message?
-    completes = newest.files or product_in(newest.text, products)
+    completes = newest.files or len(products_in(newest.text, products)) == 1
     if completes and (earlier := _completed(said, stored, about)) is not None:
         return earlier
     if about is None:
@@ -212,19 +239,33 @@ def _doubt(named: Named) -> str | None:
 # ---- products ----
 
 
-def product_in(text: str, products: Iterable[str]) -> str | None:
-    """The one known product that a text names as a whole word; the longer of two names where one holds the other."""
+def products_in(text: str, products: Iterable[str]) -> list[str]:
+    """The known products that a text names as whole words; the longer of two names where one holds the other."""
     folded = unicodedata.normalize("NFKC", text[:20_000]).casefold()
     named = [p for p in products if re.search(rf"(?<!\w){re.escape(p.casefold())}(?!\w)", folded)]
-    longest = [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
-    return longest[0] if len(longest) == 1 else None
+    return [p for p in named if not any(p != q and p.casefold() in q.casefold() for q in named)]
 
 
-def mistyped_product(text: str, products: Iterable[str]) -> str | None:
-    """What to say about a text that names nearly a product ("product bords"); None if it does not."""
+def the_product(texts: Sequence[str], products: Collection[str]) -> str | None:
+    """The product that the first of some texts names; None if none does.
+
+    Raises InputError for a text that names several, and for a name that is nearly a product's, or plainly given as one
+    ("product: gear", "part 5, product gear").
+    """
+    for text in texts:
+        if len(named := products_in(text, products)) > 1:
+            raise InputError(f"the request names several products ({', '.join(named)}); name one of them")
+        if named:
+            return named[0]
     known = {p.casefold(): p for p in products}
-    for word in _PRODUCT.findall(text[:2000]):
-        near = difflib.get_close_matches(word.casefold(), known, n=3)
-        if near and word.casefold() not in known:
-            return f"no product {word!r}; did you mean {', '.join(known[n] for n in near)}? Say which product"
+    for found in _PRODUCT.finditer(texts[0][:2000]) if texts else ():
+        word = found["name"].rstrip(".").casefold()
+        if word in known:
+            continue
+        near = [known[n] for n in difflib.get_close_matches(word, known, n=3)]
+        if near:
+            raise InputError(f"no product {found['name']!r}; did you mean {', '.join(near)}? Say which product")
+        if found["given"] or (found["before"] and found["end"] is not None):
+            have = f"there are {', '.join(sorted(known.values()))}" if known else "there is none yet"
+            raise InputError(f"no product {found['name']!r}; {have}. Say which product")
     return None

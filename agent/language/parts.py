@@ -1,7 +1,8 @@
 """Which parts a message names, in whatever language: ids that were captured are looked up in it.
 
 A message may also quote another one, as the background prompts of chat programs do ("make a title of: inspect part #4412").
-What is quoted is nobody's request. It is known by its form (quotation marks, tags, fences, labels), not by its words.
+What is quoted is nobody's request. It is known by its form (quotation marks, tags, fences, labels, lines of its own), not by
+its words.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refdiff.agent.language.requests import SEVERAL
 from refdiff.memory.records.captures import MAX_PART_ID
@@ -33,7 +34,7 @@ _TOKEN = re.compile(rf"(?<![A-Za-z0-9_]){_ID}(?![A-Za-z0-9_])")
 # what is no part: a quantity with its unit, the id of an inspection or a golden
 _QUANTITY = re.compile(
     r"(?<![\w])\d+(?:[.,]\d+)* ?(?:%|°|(?:[µμnckm]?m|px|pixels?|inch|mil|h|min|[mµ]?s|[mk]?g|dpi|lux|mp)(?![^\W_]))"
-    r"|\d[.,]\d+|\b(?:insp|g)-[0-9a-f-]+",
+    r"|(?<![\d.,])\d+[.,]\d+(?![.,]?\d)|\b(?:insp|g)-[0-9a-f-]+",
     re.IGNORECASE,
 )
 _JOINT = re.compile(
@@ -49,10 +50,15 @@ _PIECES = re.compile(r"/|\.{2,}|-{2,}|:")
 _QUOTED = re.compile(
     r'```.*?(?:```|\Z)|""".*?(?:"""|\Z)'
     r"|<(?P<tag>[A-Za-z][\w-]{0,40})\b[^<>]{0,200}>.*?(?:</(?P=tag)\s*>|\Z)"
-    r'|"[^"\\]*(?:\\.[^"\\]*)*"|“[^”“]*[”“]|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|(?<!\w)\'[^\'\n]{3,}\'(?!\w)',
+    r'|"[^"\\]*(?:\\.[^"\\]*)*"|“[^”“]*[”“]|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|(?<!\w)\'[^\'\n]{3,}\'(?!\w)'
+    r"|`[^`\n]+`|\{[^{}]*\}|<\|[^<>|]*\|>.*?(?:<\|[^<>|]*\|>|\Z)",
     re.DOTALL,
 )
-_COLON = re.compile(rf"：|:(?=\s|[{_CJK}\"'“„«]|$)")
+# ends a label: a colon (also in bold type), a dash or an arrow
+_COLON = re.compile(rf"：|:(?=\s|\*|[{_CJK}\"'“„«]|$)|(?<=\s)(?:-{{1,2}}|[–—]|[-=]?[>→⇒])(?=\s)")
+_HEADING = re.compile(r"\s*(?:#+\s+[^\W\d]|\[[^\[\]]+\]\s*$|([^\w\s])\1{2,}\s*$)")  # also a ruler
+_WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+")
+_SHORT_LINE = 4  # words: a greeting, thanks, a product
 _GAP = " \x1f "  # stands for what was taken out: what is beside it is not adjacent
 
 
@@ -88,14 +94,15 @@ def none_stored(ids: Collection[str]) -> Collection[str]:
 def parts_in(text: str, stored: Stored = none_stored, *, labels: bool = False) -> Named:
     """The parts that a message names. stored: looks up the ids of captured parts. labels: see `own_words`.
 
-    A list or a range of parts ("4412 and 4413", "4412-4415") gives at least two of them.
+    A list or a range of parts ("4412 and 4413", "4412-4415") gives at least two of them, also where one of them is quoted.
+    A text of more than 2,000 characters is not read to its end, so it names none for sure.
     """
-    text = text[:_MAX_CHARS]
+    whole, text = text, text[:_MAX_CHARS]
     own = own_words(text, stored, labels=labels)
     found = _named(own, stored)
-    if found.ids or own == text:
-        return found
-    everything = _named(text, stored)
+    everything = found if own == text else _named(text, stored)
+    if found.ids and not (len(whole) > _MAX_CHARS or (labels and _is_task(own, found.ids))):
+        return replace(found, ids=tuple(dict.fromkeys(found.ids + everything.ids)))
     return Named(unsure=found.unsure, quoted=everything.ids[0] if everything.ids else None)
 
 
@@ -119,7 +126,7 @@ def own_words(text: str, stored: Stored = none_stored, *, labels: bool = True) -
     kept: list[str] = []
     labelled = False  # everything after a label is what it introduces
     for line in lines:
-        heading = len(written) > 1 and re.match(r"\s*#{2,}\s", line)
+        heading = len(written) > 1 and _HEADING.match(line)
         labelled |= bool(heading)
         if line.lstrip().startswith(">") or (labelled and not re.fullmatch(rf"\W*{_MARKED.pattern}\W*", line, re.I)):
             continue
@@ -150,6 +157,13 @@ def _label(line: str, alone: bool) -> int | None:
     return None
 
 
+def _is_task(text: str, ids: Collection[str]) -> bool:
+    """Whether a text has a line of its own beside the one that names the part: what a program wants done with that line."""
+    lines = [unicodedata.normalize("NFKC", line) for line in text.splitlines() if line.strip()]
+    known = [unicodedata.normalize("NFKC", id_) for id_ in ids]
+    return any(len(_WORD.findall(line)) > _SHORT_LINE and not any(k in line for k in known) for line in lines)
+
+
 # ---- ids ----
 
 
@@ -168,7 +182,7 @@ def _named(text: str, stored: Stored) -> Named:
         [c for c in found if c.by == "#"],
     ):
         if chosen:
-            named = _with_others(text, chosen, likely)
+            named = _with_others(text, chosen, likely + unsure)
             return Named(tuple(dict.fromkeys(c.id for c in named)), marked=bool(chosen[0].by))
     return Named(unsure=unsure[0].id if unsure else None)
 
@@ -196,7 +210,6 @@ def _candidates(text: str, known: dict[str, str]) -> list[_Candidate]:
     """Captured ids, the longest at each place, and other words with a digit; without what is no part."""
     spans = [(s, s + len(key), id_) for key, id_ in known.items() for s in _places(text, key)]
     spans = [s for s in spans if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in spans)]
-    no_parts = [m.span() for pattern in (_QUANTITY, SEVERAL) for m in pattern.finditer(text)]
     found = []
     for token in _TOKEN.finditer(text):
         start, end = token.span()
@@ -209,6 +222,10 @@ def _candidates(text: str, known: dict[str, str]) -> list[_Candidate]:
             found.append((start, end, token[0]))
         spans = [s for s in spans if s not in inside]
     made = [_Candidate(s, e, i, i in known.values(), _marked_by(text, s)) for s, e, i in {*spans, *found}]
+    rest = text
+    for c in made:  # "part 4412,4413" is no decimal number
+        rest = rest if not c.by else f"{rest[: c.start]}{'#' * (c.end - c.start)}{rest[c.end :]}"
+    no_parts = [m.span() for pattern in (_QUANTITY, SEVERAL) for m in pattern.finditer(rest)]
     kept = [c for c in made if c.by or not any(s < c.end and c.start < e for s, e in no_parts)]
     return sorted(kept, key=lambda c: c.start)
 
@@ -249,10 +266,11 @@ def _with_others(text: str, chosen: list[_Candidate], found: list[_Candidate]) -
             continue
         before = text[: other.start]
         labelled = _WORD_BEFORE_HASH.search(before) and not _JOINING_WORD.search(before.rstrip("# "))
+        plain = not other.by and other.id.isalpha()  # a word that is also the id of a part
         if (
             (other.by == "#" and not labelled)
-            or (other.stored and len(other.id) > 1)
-            or (not other.by and len(other.id) > 1 and any(other.shape == c.shape for c in chosen))
+            or (other.stored and len(other.id) > 1 and not plain)
+            or (not other.by and len(other.id) > 1 and not plain and any(other.shape == c.shape for c in chosen))
             or any(_joined(text, c, other) for c in named)
         ):
             named.append(other)
@@ -263,6 +281,7 @@ def _joined(text: str, one: _Candidate, other: _Candidate) -> bool:
     """Whether only "and", "to", a comma or the like is between two ids."""
     first, second = sorted((one, other), key=lambda c: c.start)
     between = text[first.end : second.start]
-    if len(other.id) < 2 and not re.search(r"\w|[&+/–—~-]", between):  # "part 4412, 3 scratches"
-        return False
+    # "part 4412, 3 scratches", "part 4412 please"
+    if (len(other.id) < 2 and other.shape != one.shape) or (other.id.isalpha() and between.isspace()):
+        return bool(re.search(r"\w|[&+/–—~-]", between) and _JOINT.fullmatch(between))
     return bool(_JOINT.fullmatch(between))

@@ -389,11 +389,15 @@ def _helpful(error: RefDiffError) -> str:
     """The error text for people without a command line."""
     text = str(error)
     if isinstance(error, UnknownPartError):
-        text = text.partition(" Record its photo with")[0]
-        return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}"
+        return _with_advice(text.partition(" Record its photo with")[0])
     if isinstance(error, UnknownRecordError | DuplicateError | InputError):
-        return f"{text[:1].upper()}{text[1:].rstrip('.')}. {HOW_TO_SEND}" if "say which product" in text else text
+        return _with_advice(text) if "say which product" in text else text
     return f"This is unavailable at the moment: {text}"
+
+
+def _with_advice(text: str) -> str:
+    text = f"{text[:1].upper()}{text[1:].rstrip('.; ')}"
+    return f"{text}{'' if text.endswith('?') else '.'} {HOW_TO_SEND}"
 
 
 def may_decide(deciders: str, user: str) -> bool:

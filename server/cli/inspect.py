@@ -124,7 +124,7 @@ def ask(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW; an answer without a verdict is 0.
     """
-    from refdiff.agent.language.intent import product_in, the_part
+    from refdiff.agent.language.intent import the_part, the_product
 
     text = clean(text).strip()
     if not text:
@@ -137,9 +137,9 @@ def ask(
         _answer_about(about, text)
         return
     with open_stores() as stores:
-        named = the_part(text, stores.captures.stored, part)
+        named = the_part(text, stores.captures.stored, part, photo=image is not None)
         if product is None:
-            options = replace(options, product=product_in(text, [p.name for p in stores.products.list()]))
+            options = replace(options, product=the_product([text], [p.name for p in stores.products.list()]))
     if named is not None:
         _inspect(text, named, options)
         return

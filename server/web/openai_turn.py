@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -137,6 +137,9 @@ class Turn:
         self._about, since = self._report_so_far(messages)
         self._asked = [m for m in reversed(messages[since:]) if m.role == "user"]  # newest first
         self._text = self._asked[0].text
+        # "Generate a title for this conversation:" in a message of its own, as some programs do, introduces the next one
+        before = messages[-2].text if len(messages) > 1 and messages[-2].role == "user" else ""
+        self._introduced = f"{before}\n{self._text}" if before.rstrip().endswith((":", "：")) else self._text
         self._told = _digest([m.text for m in messages if m.role not in ("user", "assistant")])
         content = [m.content for m in self._asked], self._given, self._about and self._about.inspection_id
         self._origin = f"chat:{_digest([caller.key_id, caller.name, content])}:{self._told}"
@@ -163,6 +166,7 @@ class Turn:
         if not self._text.strip() and not self._asked[0].files:
             raise InputError("the message is empty")
         said = [Said(m.text, len(m.files), prompt=True) for m in self._asked]
+        said[0] = replace(said[0], text=self._introduced)
         intent = self._service.understand(said, self._about)
         if intent.about is not None:
             return Reply(self._service.ask(intent.about, self._text), self._about)
@@ -197,7 +201,7 @@ class Turn:
         if job is None or job.origin == self._origin:
             return None
         now = find_part(self._service.stores, job.request["part_id"], job.request["product"])
-        recent = datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _MOMENT
+        recent = job.open or datetime.now(UTC) - datetime.fromisoformat(job.updated_at) < _MOMENT
         return job.inspection_id if recent and now.capture_id == job.request["capture_id"] else None
 
     def _report_so_far(self, messages: list[ChatMessage]) -> tuple[DefectReport | None, int]:

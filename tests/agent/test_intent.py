@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from refdiff.agent.language.intent import Intent, Said, mistyped_product, product_in, the_part, understand
+from refdiff.agent.language.intent import Intent, Said, products_in, the_part, the_product, understand
 from refdiff.agent.language.parts import parts_in
 from refdiff.model.errors import InputError
 
@@ -69,6 +69,14 @@ def stored(ids: Collection[str]) -> set[str]:
         ("零件4412到4415", ["4412", "4415"]),
         ("检查4412和4413", ["4412", "4413"]),
         ("parts A7 and A12", ["A7", "A12"]),
+        ("inspect part 4412,4413", ["4412", "4413"]),
+        ("Teile 4412,4413,4414", ["4412", "4413", "4414"]),
+        ("检查零件4412，4413", ["4412", "4413"]),
+        ("inspect part 1, 2", ["1", "2"]),
+        ("inspect part 4412 and gearbox", ["4412", "gearbox"]),
+        ("inspect part gearbox, good", ["gearbox", "good"]),
+        ("inspect part 4412 'and 4413'", ["4412", "4413"]),
+        ('is 4412 fine? "part 5"', ["4412", "5"]),
         ("inspect part 5555 12", ["5555", "12"]),
         # numbers that are no parts
         ("part #4412 against golden #3", ["4412"]),
@@ -76,6 +84,9 @@ def stored(ids: Collection[str]) -> set[str]:
         ("inspect part 4412, 30 mm wide", ["4412"]),
         ("part 4412 lot 17", ["4412"]),
         ("part 98, 3 scratches", ["98"]),
+        ("part 4412,30 mm wide", ["4412"]),
+        ("part 4412, 1.98 mm", ["4412"]),
+        ("inspect part 4412 good and proper", ["4412"]),
         ("part 4412 at 10:30", ["4412"]),
         ("insp-20260101-000000-00000000 was part 4412", ["4412"]),
     ],
@@ -109,6 +120,19 @@ PROMPTS = {
     "introduced": "Create a short title (3-7 words) for this conversation:\ninspect part #4412\nPASS",
     "one line": "Summarize in four words: inspect part #4412",
     "query": 'Available tools: []\nQuery: History:\nUSER: """inspect part #4412"""\nQuery: inspect part #4412',
+    "lines of their own": "Write a title for the following chat\n\ninspect part #4412 please\n\nPASS: part 4412 is good",
+    "instruction afterwards": "inspect part #4412\n\nGiven the above, suggest a short title",
+    "list": "Write a title for this chat\n1. inspect part #4412\n2. PASS",
+    "rulers": "Create a title\n---\ninspect part #4412\n---",
+    "heading": "# Task\nTitle\n# Input\ninspect part #4412",
+    "roles in brackets": "[user]\ninspect part #4412\n[/user]\nSuggest 3 follow-ups",
+    "bold labels": "**User:** inspect part #4412\n\nWrite a title",
+    "ChatML": "Summarise\n<|im_start|>user\ninspect part #4412<|im_end|>",
+    "dash": "Title this chat - inspect part #4412",
+    "arrow": "Translate to German -> inspect part #4412",
+    "code": "Write a title for `inspect part #4412`",
+    "braces": "Give a title for {inspect part #4412}",
+    "long": "inspect part #4412" + " hello" * 400,
     "Markdown quote": "Suggest three follow-up questions.\n\n> inspect part #4412",
 }
 
@@ -131,6 +155,9 @@ def test_prompt_that_quotes_a_request_asks_for_no_inspection(prompt: str, known:
         "Teilenummer: 4412",
         "QA check: part 4412",
         "part 4412: any scratches?",
+        "part 4412 - any scratches?",
+        "Good morning,\n\ninspect part 4412 against the nearest good sample and tell me what you see.\n\nThanks\nAda",
+        "Part: 4412\nProduct: board",
         'inspect part "4412"',
     ],
 )
@@ -263,10 +290,10 @@ def test_message_that_adds_nothing_repeats_no_earlier_request() -> None:
 )
 def test_part_beside_a_text_agrees_with_it_or_is_refused(text: str, given: str | None, found: str | None) -> None:
     if found is None or found.lstrip("#") == "4412":
-        assert the_part(text, stored, given) == found
+        assert the_part(text, stored, given, photo=False) == found
     else:
         with pytest.raises(InputError, match=found):
-            the_part(text, stored, given)
+            the_part(text, stored, given, photo=False)
 
 
 @pytest.mark.parametrize(
@@ -281,22 +308,61 @@ def test_hostile_text_takes_less_than_a_second_of_cpu_time(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "product"),
+    "text",
     [
-        ("a board", "board"),
-        ("a BOARD-2!", "board-2"),
-        ("boards", None),
-        ("board or gear", None),
-        ("x", None),
-        ("零件 gear。", "gear"),
+        "part 4412, photo bad.png",
+        "part 4412 https://cam.example/a.JPG?x=1",
+        "part 4412 ![photo](data:image/png;base64,AA)",
+        "part 4412.tif",
+        "零件4412，照片bad.bmp",
     ],
 )
-def test_product_is_recognised_as_a_whole_word(text: str, product: str | None) -> None:
-    assert product_in(text, ["board", "board-2", "gear"]) == product
+def test_photo_that_a_request_only_names_is_asked_for(text: str) -> None:
+    with pytest.raises(InputError, match="names a photo"):
+        the_part(text, stored, photo=False)
+    assert the_part(f"part 4412 as {text[9:]}", stored, "4412", photo=True) == "4412"
 
 
-@pytest.mark.parametrize(("text", "near"), [("product bords", "board"), ("Produkt: gaer", "gear"), ("product Board", None),
-                                            ("the product looks fine", None)])  # fmt: skip
-def test_mistyped_product_gets_the_near_one(text: str, near: str | None) -> None:
-    said = mistyped_product(text, ["board", "gear"])
-    assert said is None if near is None else f"did you mean {near}" in str(said)
+@pytest.mark.parametrize(
+    "text", ["part 4412 see www.example.com", "part 4412 rev. B.c", "part 4412, e.g. 3.5 mm", "part cam.png"]
+)
+def test_what_is_no_photo_is_not_taken_for_one(text: str) -> None:
+    assert the_part(text, lambda ids: {"4412", "cam.png"} & set(ids), photo=False) in ("4412", "cam.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a board", ["board"]),
+        ("a BOARD-2!", ["board-2"]),
+        ("boards", []),
+        ("board or gear", ["board", "gear"]),
+        ("x", []),
+        ("零件 gear。", ["gear"]),
+    ],
+)
+def test_product_is_recognised_as_a_whole_word(text: str, named: list[str]) -> None:
+    assert products_in(text, ["board", "board-2", "gear"]) == named
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("product bords", "did you mean board"),
+        ("Produkt: gaer", "did you mean gear"),
+        ("part 5, product bottle", "no product 'bottle'; there are board, gear"),
+        ("part 5 (Produkt bottle)", "no product 'bottle'"),
+        ("检查零件5，产品bottle", "no product 'bottle'"),
+        ("product: bottle", "no product 'bottle'"),
+        ("part 5 of the board, not of the gear", "several products"),
+        ("part 5, product Board", None),
+        ("the product looks fine", None),
+        ("part 5, the product failed", None),
+    ],
+)
+def test_product_that_is_unknown_or_one_of_several_is_asked_for(text: str, said: str | None) -> None:
+    if said is None:
+        assert the_product([text], ["board", "gear"]) in (None, "board")
+    else:
+        with pytest.raises(InputError, match=said):
+            the_product([text], ["board", "gear"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from urllib.parse import quote
 
 import pytest
 
@@ -11,6 +12,8 @@ from refdiff.server.base64_images import from_base64, from_data_url
 
 DATA = bytes(range(100))
 TEXT = base64.b64encode(DATA).decode("ascii")
+ODD = bytes(range(150, 255))  # with both letters that the alphabet for URLs replaces, and padding
+ODD_TEXT = base64.b64encode(ODD).decode("ascii")
 
 
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:image/svg+xml;charset=utf-8;BASE64,"])
@@ -23,9 +26,10 @@ def test_base64_data_url_is_decoded(head: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        (TEXT, "URLs are not fetched"),
+        ("part-4412.png", "URLs are not fetched"),
+        ("file:///etc/passwd", "URLs are not fetched"),
+        ("data:image/svg+xml,%3Csvg%3E", "URLs are not fetched"),
         ("https://a.example/p.png", "URLs are not fetched"),
-        (f"data:text/html;base64,{TEXT}", "URLs are not fetched"),
         ("data:image/png;base64,%%%", "not valid base64"),
     ],
 )
@@ -39,6 +43,33 @@ def test_url_that_is_no_base64_image_data_is_refused(url: str, words: str) -> No
 )
 def test_base64_is_decoded_with_and_without_a_data_url_prefix(head: str) -> None:
     assert from_base64(head + TEXT, 1000).data == base64.b64decode(TEXT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(ODD).decode(),
+        base64.encodebytes(ODD).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(ODD).decode(),
+        ODD_TEXT.rstrip("="),
+        base64.urlsafe_b64encode(ODD).decode().rstrip("="),
+        quote(ODD_TEXT, safe=""),
+    ],
+    ids=["lines", "lines of Windows", "for URLs", "without padding", "for URLs, without padding", "escaped"],
+)
+@pytest.mark.parametrize(
+    "head", ["", "data:image/png;base64,", "data:application/octet-stream;base64,", "data:;base64,"]
+)
+def test_base64_is_decoded_however_it_is_written(text: str, head: str) -> None:
+    assert from_base64(head + text, 1000).data == ODD
+    if head or "%" not in text:
+        assert from_data_url(head + text, 1000).data == ODD
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_base64_whose_plus_signs_became_blanks_is_refused(lost: int) -> None:
+    with pytest.raises(ImageError, match="not valid base64"):
+        from_base64(ODD_TEXT.replace("+", " ", lost), 1000)
 
 
 @pytest.mark.parametrize("text", ["%%%", "photo.png", f"file:///etc/passwd,{TEXT}", "ä"])

@@ -185,7 +185,7 @@ def test_photo_outside_slack_is_not_fetched_and_gets_no_token(
     slack.event(bot, mention("inspect part #7", "1.1", files=[stolen]))
     [post] = wait(lambda: slack.posts()["1.1"])
     other.close()
-    assert "not stored in Slack" in post["text"]
+    assert "not a file stored in Slack" in post["text"]
     assert other.downloads == []
 
 
@@ -259,10 +259,19 @@ def test_slack_attachments_are_inspected_or_named_but_never_replaced_by_an_older
     ]
     for n, (files, _) in enumerate(cases):
         slack.event(bot, mention("inspect part #5, product board", f"{n}.1", files=files), f"Ev{n}")
-    shared = {"attachments": [{"is_share": True, "files": [archive]}]}
-    slack.event(bot, mention("inspect part #5", "9.1", **shared), "Ev9")
-    wait(lambda: all(words in str(slack.posts()[f"{n}.1"]) for n, (_, words) in enumerate(cases)))
-    wait(lambda: "not an image" in str(slack.posts()["9.1"]))
+    slack.fail["files.info"] = "file_deleted"
+    image = {"type": "image", "alt_text": "camera", "image_url": "https://cam.example/5.png"}
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"attachments": [{"is_share": True, "files": [archive]}]}, "not an image"),
+        ({"files": [{"id": "F9", "mode": "tombstone"}]}, "does not hand over"),
+        ({"blocks": [image]}, "not a file stored in Slack"),
+        ({"blocks": [image | {"slack_file": {"id": "F9"}}]}, "does not hand over"),
+        ({"attachments": [{"image_url": "https://cam.example/5.png", "title": "5.png"}]}, "not a file stored in Slack"),
+    ]
+    for n, (message, _) in enumerate(others, len(cases)):
+        slack.event(bot, mention("inspect part #5", f"{n}.1", **message), f"Ev{n}")
+    for n, words in enumerate([words for _, words in (*cases, *others)]):
+        wait(lambda n=n, words=words: words in str(slack.posts()[f"{n}.1"]))
     assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(101)).hexdigest()]
 
 

@@ -94,12 +94,24 @@ def plain(text: str) -> str:
 
 
 def _files(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """All files of a message and of a message shared in it: whether they are photos, their bytes tell."""
+    """All files of a message and of a message shared in it: whether they are photos, their bytes tell. Pictures that a
+    program's message only shows count too."""
     kept = ("id", "name", "url_private", "url_private_download")
-    shared = message.get("attachments")
-    holders = [message, *(shared if isinstance(shared, list) else [])]
-    listed = [f for h in holders if isinstance(h, dict) and isinstance(h.get("files"), list) for f in h["files"]]
-    return [{k: f[k] for k in kept if f.get(k)} for f in listed if isinstance(f, dict)]
+    holders = [message, *_dicts(message, "attachments")]
+    files = [f for h in holders for f in _dicts(h, "files")]
+    for holder in holders:
+        shown = [b for b in _dicts(holder, "blocks") if b.get("type") == "image"]
+        files += [
+            {"name": b.get("alt_text")} | (b.get("slack_file") or {"url_private": b.get("image_url")}) for b in shown
+        ]
+        if holder.get("image_url"):
+            files.append({"name": holder.get("title"), "url_private": holder["image_url"]})
+    return [{k: f[k] for k in kept if f.get(k)} | ({"url_private": f["url"]} if f.get("url") else {}) for f in files]
+
+
+def _dicts(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    listed = holder.get(name)
+    return [d for d in listed if isinstance(d, dict)] if isinstance(listed, list) else []
 
 
 def _add_shortcuts(app: App, bot: ChatBot) -> None:

@@ -80,11 +80,15 @@ class SlackPlatform:
         if not request.photos:
             return None
         file = request.photos[0]
+        name = str(file.get("name") or "photo")
         url = file.get("url_private_download") or file.get("url_private")
         if not url and file.get("id"):  # files of a shared channel come without a URL
-            found = self.client.files_info(file=file["id"])["file"]
+            try:
+                found = self.client.files_info(file=file["id"]).get("file") or {}
+            except SlackApiError as e:  # deleted, for example
+                said = e.response.get("error", "")
+                raise InputError(f"Slack does not hand over the attached file {name} ({said}); send it again") from e
             url = found.get("url_private_download") or found.get("url_private")
-        name = str(file.get("name") or "photo")
         return Upload(name, self._download(str(url or ""), name))
 
     def working(self, request: ChatRequest, text: str) -> None:
@@ -149,7 +153,7 @@ class SlackPlatform:
         parts, api = urlsplit(url), urlsplit(self.client.base_url)
         at_slack = parts.scheme == "https" and (parts.hostname or "").endswith(".slack.com")
         if not at_slack and (parts.scheme, parts.netloc) != (api.scheme, api.netloc):
-            raise InputError(f"the photo {name} is not stored in Slack; attach the image itself")
+            raise InputError(f"the attached {name} is not a file stored in Slack; attach the image itself")
         headers = {"Authorization": f"Bearer {self.client.token}"}
         return download(url, name, "Slack", headers, self._service.workspace.model_settings.max_bytes)
 

@@ -247,6 +247,8 @@ def captured(server: Running, part: str) -> None:
         [{"role": "user", "content": "### Task:\nGenerate a title.\n<history>\nUSER: inspect part #q-1\n</history>"}],
         [{"role": "user", "content": "inspect part #q-1"}, {"role": "assistant", "content": "Send its photo."},
          {"role": "user", "content": "Generate a four word title of our conversation"}],
+        [{"role": "user", "content": "Generate a title for this conversation:\n"},
+         {"role": "user", "content": "inspect part #q-1"}],
     ],
 )  # fmt: skip
 def test_background_prompt_of_a_chat_program_gets_a_short_answer_and_no_inspection(
