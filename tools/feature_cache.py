@@ -17,6 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import StorageError
 from refdiff.model.files import write_atomic
 
@@ -42,7 +43,7 @@ class FeatureCache:
         features = _read(path) if on_disk else None
         if features is None:
             encoded = encode()
-            features = replace(encoded, maps={s: m.half().float() for s, m in encoded.maps.items()})
+            features = replace(encoded, maps=FeatureMaps({s: m.half().float() for s, m in encoded.maps.items()}))
             if on_disk:
                 _write(path, features)
         return features
@@ -54,7 +55,7 @@ def _read(path: Path) -> Features | None:
         tensors = load_safetensors(path.read_bytes())
         size, work = (tuple(int(v) for v in tensors[n]) for n in ("size", "work_size"))
         return Features(
-            maps={int(n[4:]): t.float() for n, t in tensors.items() if n.startswith("map_")},
+            maps=FeatureMaps({int(n[4:]): t.float() for n, t in tensors.items() if n.startswith("map_")}),
             global_vec=tensors["global_vec"].numpy(),
             patches=tensors["patches"].numpy(),
             size=(size[0], size[1]),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refdiff.model.difference.backbones import TransformersBackbone
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
@@ -40,7 +41,7 @@ _RETRIEVAL_GRID = 6  # retrieval patches: 6 x 6 average-pooled cells of the stri
 class Features:
     """What one image looks like to the network."""
 
-    maps: dict[int, Tensor]  # stride -> (C, h, w) float32, h = H_work / stride
+    maps: FeatureMaps  # stride -> (C, h, w) float32, h = H_work / stride
     global_vec: NDArray[np.float32]  # (D,) unit norm; only for retrieval
     patches: NDArray[np.float32]  # (36, C16) rows of unit norm; only for retrieval
     size: tuple[int, int]  # (H, W) px of the original image
@@ -220,7 +221,7 @@ class Encoder:
         pooled = F.adaptive_avg_pool2d(maps[16], _RETRIEVAL_GRID).flatten(1).T  # (36, C16)
         patches = F.normalize(pooled, dim=1)
         return Features(
-            maps={s: m.contiguous() for s, m in maps.items()},
+            maps=FeatureMaps({s: m.contiguous() for s, m in maps.items()}),
             global_vec=global_vec.numpy().copy(),
             patches=patches.numpy().copy(),
             size=size,

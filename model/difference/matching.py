@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,7 +77,7 @@ def _resized(valid: Tensor, h: int, w: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What the N query cells may match in one reference of M cells."""
+    """What the N = h * w query cells may match in one reference of M cells."""
 
     similarity: Tensor  # (N, M)
     at: Tensor  # (N, n): the cells of the window
@@ -91,16 +93,33 @@ class _Candidates:
             value[self.anywhere], cell[self.anywhere] = self.similarity[self.anywhere].max(1)
         return value, cell
 
-    def weights(self, top: Tensor) -> Tensor:
-        """(N, M) exp((similarity - top) / temperature), 0 for what is no candidate."""
+    def weighted(self, features: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the candidates of the features (C, h, w) times exp((similarity - top) / temperature), (N, C), and of
+        these weights alone, (N,)."""
         if self.anywhere.all():
-            return _exponential(self.similarity, top)
-        out = torch.zeros_like(self.similarity)
-        # cells out of the picture share an index with others and add nothing
-        out.scatter_add_(1, self.at, _exponential(self.near, top))
+            weights = _exponential(self.similarity, top)
+            return weights @ features.flatten(1).T, weights.sum(1)
+        weights = _exponential(self.near, top)
+        sums, total = _window_sums(weights, features), weights.sum(1)
         if self.anywhere.any():
-            out[self.anywhere] = _exponential(self.similarity[self.anywhere], top[self.anywhere])
-        return out
+            weights = _exponential(self.similarity[self.anywhere], top[self.anywhere])
+            sums[self.anywhere], total[self.anywhere] = weights @ features.flatten(1).T, weights.sum(1)
+        return sums, total
+
+
+def _window_sums(weights: Tensor, features: Tensor) -> Tensor:
+    """(N, C) sums of the features (C, h, w) in the window round every cell, times weights (N, side**2)."""
+    c, h, w = features.shape
+    side = round(weights.shape[1] ** 0.5)
+    wide = w + side - 1
+    # per row of cells one product: the window's rows of features, each with what stands on both sides of the picture
+    rows = F.pad(features, (side // 2,) * 4).permute(1, 2, 0).contiguous()  # (h + side - 1, wide, C)
+    strips = rows.as_strided((h, side * wide, c), (wide * c, c, 1))
+    spread = weights.new_zeros(h, w, side * wide)
+    spread.as_strided((h, w, side, side), (w * side * wide, side * wide + 1, wide, 1)).copy_(
+        weights.view(h, w, side, side)
+    )
+    return torch.bmm(spread, strips).flatten(0, 1)
 
 
 def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
@@ -129,17 +148,15 @@ def _match(q: Tensor, references: Sequence[ReferenceView], stride: int) -> tuple
     _c, h, w = q.shape
     unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
     found = [_candidates(unit, r, stride, h, w) for r in references]
-    flat = [r.maps[stride].flatten(1) for r in references]
     values, cells = (torch.stack(x) for x in zip(*(c.best() for c in found), strict=True))  # (K, N) each
     top, which = values.max(0)
-    firsts = torch.tensor([0, *(x.shape[1] for x in flat[:-1])]).cumsum(0)
+    firsts = torch.tensor([0, *(c.similarity.shape[1] for c in found[:-1])]).cumsum(0)
     best_index = (cells + firsts[:, None]).gather(0, which[None])[0]
-    weights = [c.weights(top) for c in found]
-    total = torch.stack([x.sum(1) for x in weights]).sum(0)
-    matched = torch.stack([m @ x.T for m, x in zip(flat, weights, strict=True)]).sum(0) / total
+    sums, totals = zip(*(c.weighted(r.maps[stride], top) for c, r in zip(found, references, strict=True)), strict=True)
+    matched = (torch.stack(sums).sum(0) / torch.stack(totals).sum(0)[:, None]).T  # (C, N)
     anywhere = torch.stack([c.similarity.amax(1) for c in found]).amax(0)
     distances = 1 - torch.stack([top, values.mean(0), anywhere])
-    return matched.view(-1, h, w), distances.view(N_DISTANCES, h, w).clamp_min(0), best_index
+    return matched.reshape(-1, h, w), distances.view(N_DISTANCES, h, w).clamp_min(0), best_index
 
 
 def _match_guided(
@@ -148,29 +165,30 @@ def _match_guided(
     """Stride 4, among the 4 x 4 fine cells round the place that the stride-8 match points at."""
     c, h, w = q.shape
     h8, w8 = coarse_size
-    blocks, norms = [], []
+    step = torch.arange(_GUIDED, device=q.device)
+    rows, blocks, first = [], [], 0
     for r in references:
         # block of fine cells 2y-1 .. 2y+2, 2x-1 .. 2x+2 of every coarse cell of the reference
-        fine = F.pad(r.maps[4][None], (1, 1, 1, 1), mode="replicate")
-        blocks.append(F.unfold(fine, _GUIDED, stride=2)[0])  # (C*16, M8)
-        norms.append(F.unfold(fine.norm(dim=1, keepdim=True), _GUIDED, stride=2)[0])  # (16, M8)
-    chosen = torch.cat(blocks, 1).index_select(1, coarse_best).view(c, _GUIDED**2, 1, h8 * w8)
-    norm = torch.cat(norms, 1).index_select(1, coarse_best).clamp_min(1e-12)  # (16, N8)
+        fine = F.pad(r.maps[4][None], (1, 1, 1, 1), mode="replicate")[0]
+        _c, high, wide = fine.shape
+        y, x = (torch.arange(0, n - _GUIDED + 1, 2, device=q.device) for n in (high, wide))
+        corner = first + (y[:, None] * wide + x).flatten()  # (M8,)
+        blocks.append(corner[:, None] + (step[:, None] * wide + step).flatten())  # (M8, 16)
+        rows.append(fine.flatten(1).T)
+        first += high * wide
+    at = torch.cat(blocks).index_select(0, coarse_best)  # (N8, 16)
+    chosen = torch.cat(rows).index_select(0, at.flatten()).view(*at.shape, c)  # (N8, 16, C)
     # the four fine cells of every coarse query cell
-    mine = q.view(c, h8, 2, w8, 2).permute(0, 2, 4, 1, 3).reshape(c, 4, h8 * w8)  # (C, 4, N8)
-    unit = F.normalize(mine, dim=0)
-    # cell by cell of the block: one large product would not fit the cache, a batch of small matrices is slower still
-    similarity = torch.stack([(unit * chosen[:, i]).sum(0) for i in range(_GUIDED**2)], 1) / norm  # (4, 16, N8)
-    weights = torch.softmax(similarity / TEMPERATURE, 1)
-    matched = torch.zeros_like(mine)
-    for i in range(_GUIDED**2):
-        matched.addcmul_(weights[None, :, i], chosen[:, i])
-    distance = 1 - similarity.amax(1)  # (4, N8)
+    mine = q.view(c, h8, 2, w8, 2).permute(1, 3, 2, 4, 0).reshape(h8 * w8, 4, c)
+    norm = chosen.norm(dim=2).clamp_min(1e-12)
+    similarity = F.normalize(mine, dim=2) @ chosen.transpose(1, 2) / norm[:, None]  # (N8, 4, 16)
+    matched = torch.softmax(similarity / TEMPERATURE, 2) @ chosen  # (N8, 4, C)
+    distance = 1 - similarity.amax(2, keepdim=True)  # (N8, 4, 1)
 
     def back(x: Tensor) -> Tensor:
-        return x.view(-1, 2, 2, h8, w8).permute(0, 3, 1, 4, 2).reshape(-1, h, w)
+        return x.view(h8, w8, 2, 2, -1).permute(4, 0, 2, 1, 3).reshape(-1, h, w)
 
-    return back(matched), back(distance[None]).clamp_min(0)
+    return back(matched), back(distance).clamp_min(0)
 
 
 @torch.inference_mode()
@@ -196,9 +214,15 @@ def match(query: dict[int, Tensor], references: Sequence[ReferenceView]) -> Matc
 
 
 def composite_reference(query: Tensor, references: Tensor) -> Tensor:
-    """Of several registered reference pictures (K, 3, H, W) the one that fits the query (3, H, W) best, place by place."""
+    """Of several registered reference pictures (K, 3, H, W) the one that fits the query (3, H, W) best, place by place.
+
+    All uint8.
+    """
     if len(references) == 1:
         return references[0]
-    difference = F.avg_pool2d((references - query).abs().mean(1, keepdim=True), 9, 1, 4)  # (K, 1, H, W)
-    pick = difference.argmin(0, keepdim=True).expand(1, 3, -1, -1)
+    difference = (references.short() - query).abs_().sum(1, dtype=torch.int16).numpy()  # (K, H, W)
+    nearby = np.stack(
+        [cv2.boxFilter(d, cv2.CV_32S, (9, 9), normalize=False, borderType=cv2.BORDER_CONSTANT) for d in difference]
+    )
+    pick = torch.from_numpy(nearby.argmin(0))[None, None].expand(1, 3, -1, -1)
     return references.gather(0, pick)[0]

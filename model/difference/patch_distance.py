@@ -14,71 +14,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView, window_cells
-from refdiff.model.number_format import number_format
 
 VERSION = "fused-2"  # part of every calibration key: raise when scores change
-GRID_STRIDE = 8
-_STRIDES = (8, 16, 32)
 _WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
 _SCORED_PART = 0.01  # the image score is the mean of this part of the cells
+_ALL = slice(None)
 
 
-def descriptors(maps: Mapping[int, Tensor]) -> Tensor:
-    """(C, h, w) float32 unit-norm descriptors on the stride-8 grid, C = 40 + 112 + 320; each lies in one piece in memory.
+def distance(query: FeatureMaps, reference: ReferenceView) -> Tensor:
+    """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference.
 
-    maps: encoder maps, stride -> (C, h, w).
+    Counterparts are looked for in a sketch of the reference, and their distance is then measured in full.
     """
-    h, w = maps[GRID_STRIDE].shape[-2:]
-    parts = []
-    for stride in _STRIDES:
-        x = maps[stride][None].contiguous(memory_format=torch.channels_last)
-        if x.shape[-2:] != (h, w):
-            x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
-        parts.append(x[0].permute(1, 2, 0))
-    return F.normalize(torch.cat(parts, 2), dim=2).permute(2, 0, 1)
-
-
-def _closeness(query: Tensor, reference: Tensor) -> Tensor:
-    """(Nq, Nr) cosine similarity of unit-norm descriptors (C, ...), minus 1.
-
-    In bfloat16 where the CPU multiplies that itself, six times as fast. The 1 and what rounding did to the lengths are taken
-    off inside the sum: what is rounded in the end is the small distance.
-    """
-    q, r = query.flatten(1).T, reference.flatten(1).T
-    if number_format() is torch.float32:
-        return q @ r.T - 1
-    left, right = (x.bfloat16() for x in (q, r))
-    q_over, r_over = ((x.float().norm(dim=1, keepdim=True) - 1).bfloat16() for x in (left, right))
-    q_one, r_one = q_over.new_ones(len(q), 1), q_over.new_ones(len(r), 1)
-    left = torch.cat([left, q_one, q_over, q_one], 1)
-    right = torch.cat([right, -r_one, -r_one, -r_over], 1)
-    return left @ right.T
-
-
-def distance(query: Tensor, reference: ReferenceView) -> Tensor:
-    """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference. query: its `descriptors`."""
-    _c, h, w = query.shape
-    cells = descriptors(reference.maps)
-    closeness = _closeness(query, cells)
-    anywhere = closeness.amax(1).float()
+    h, w = query.grid
+    cells = FeatureMaps.of(reference.maps)
+    rough = _search(query, cells)  # (N, M)
+    anywhere = _closeness(query, cells, _best(rough))
     if not reference.registered:
-        return -anywhere.view(h, w)
+        return (1 - anywhere).view(h, w)
     at, usable = window_cells(h, w, max(1, round(_WINDOW_PART * max(h, w))))
     if not reference.valid.all():
         usable = usable & reference.valid.flatten()[at]
-    nearby = closeness.gather(1, at).masked_fill_(~usable, -2.0).amax(1).float()
+    place = _best(rough.gather(1, at).masked_fill_(~usable, -torch.inf))
+    nearby = _closeness(query, cells, at.gather(1, place[:, None])[:, 0])
+    anywhere = torch.maximum(anywhere, nearby)
     matched = (nearby + anywhere) / 2
     # Where the reference does not reach there is no counterpart nearby to miss, and close to its end its features are
     # those of the made-up pixels beyond: there the unmoved reference may answer too.
     unsure = _grown(~reference.valid).flatten()
     if unsure.any():
-        rows = anywhere[unsure]
-        if reference.own_maps is not None:
-            own = cells if reference.own_maps is reference.maps else descriptors(reference.own_maps)
-            rows = torch.maximum(rows, _closeness(query.flatten(1)[:, unsure], own).amax(1).float())
-        matched[unsure] = torch.maximum(matched[unsure], rows)
-    return -matched.view(h, w)
+        if reference.own_maps is not None and reference.own_maps is not reference.maps:
+            own = FeatureMaps.of(reference.own_maps)
+            closest = _closeness(query, own, _best(_search(query, own, unsure)), unsure)
+            anywhere[unsure] = torch.maximum(anywhere[unsure], closest)
+        matched[unsure] = anywhere[unsure]
+    return (1 - matched).view(h, w)
+
+
+def _search(query: FeatureMaps, cells: FeatureMaps, rows: Tensor | slice = _ALL) -> Tensor:
+    """(N, M) about how close each of M cells is to N query cells, `rows` of them."""
+    sketch, directions = cells.sketch
+    return query.descriptors[rows] @ directions @ sketch.T
+
+
+def _best(rough: Tensor) -> Tensor:
+    """(N,) int64: where each row of (N, M) is largest."""
+    return torch.from_numpy(rough.numpy().argmax(1))  # several times as fast as torch's own
+
+
+def _closeness(query: FeatureMaps, cells: FeatureMaps, at: Tensor, rows: Tensor | slice = _ALL) -> Tensor:
+    """(N,) cosine similarity of N query cells, `rows` of them, to the cell `at` (N,)."""
+    return torch.linalg.vecdot(query.descriptors[rows], cells.descriptors.index_select(0, at))
 
 
 def _grown(cells: Tensor, by: int = 2) -> Tensor:
@@ -91,8 +79,8 @@ def anomaly_map(query: Mapping[int, Tensor], references: Sequence[ReferenceView]
 
     query: encoder maps, stride -> (C, h, w).
     """
-    cells = descriptors(query)
-    return torch.stack([distance(cells, r) for r in references]).amin(0).clamp_min(0)
+    maps = FeatureMaps.of(query)
+    return torch.stack([distance(maps, r) for r in references]).amin(0).clamp_min(0)
 
 
 def reached_cells(references: Sequence[ReferenceView], grid: tuple[int, int]) -> Tensor:

@@ -56,7 +56,7 @@ def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence
     if len(pictures) == 1:
         reference, covered = pictures[0], reaches[0]
     elif pictures:
-        reference = composite_reference(picture.float(), torch.stack(pictures).float()).to(torch.uint8)
+        reference = composite_reference(picture, torch.stack(pictures))
         covered = torch.stack(reaches).all(0)
     else:
         reference, covered = picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)

@@ -149,7 +149,7 @@ def _encoded(pair: Pair, encoder: object) -> dict[str, Tensor]:
         references.append(ReferenceView(f.maps, torch.from_numpy(cells), r.registered))
     matched = match(features[0].maps, references)
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    best = composite_reference(pictures[0].float(), pictures[1:].float()).to(torch.uint8)
+    best = composite_reference(pictures[0], pictures[1:])
     covered = np.logical_and.reduce([r.covered for r in pair.references])
     covered &= all(r.registered for r in pair.references)
     mask, types = cell_targets(pair)

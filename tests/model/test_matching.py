@@ -89,7 +89,7 @@ def test_stacked_matches_form_a_batch() -> None:
 
 
 def test_composite_reference_takes_the_better_reference_at_each_place() -> None:
-    query = torch.rand(3, 32, 32) * 255
+    query = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
     a, b = query.clone(), query.clone()
     a[:, :16], b[:, 16:] = 0, 0
     for pair in (torch.stack([a, b]), torch.stack([b, a])):

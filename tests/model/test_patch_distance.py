@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.patch_distance import _closeness, anomaly_map, descriptors, image_score, reached_cells
+from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
 from refdiff.model.difference.patch_distance import distance as patch_distance
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
@@ -39,7 +40,7 @@ def view(
 
 
 def distance(query: Tensor, reference: ReferenceView) -> Tensor:
-    return patch_distance(descriptors(maps(query)), reference)
+    return patch_distance(FeatureMaps(maps(query)), reference)
 
 
 def test_patch_distance_of_equal_images_is_zero() -> None:
@@ -131,19 +132,47 @@ def test_image_score_is_the_mean_of_the_largest_hundredth() -> None:
 
 
 def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
-    features = Encoder(ModelSettings(working_px=128)).embed(render("weave", 1, 1, size=(96, 128)).image)
-    cells = descriptors(features.maps)
-    assert cells.shape == (472, 12, 16)
-    assert torch.allclose(cells.norm(dim=0), torch.ones(12, 16), atol=1e-5)
+    cells = _features("weave", 1, (96, 128)).descriptors
+    assert cells.shape == (12 * 16, 472)
+    assert torch.allclose(cells.norm(dim=1), torch.ones(12 * 16), atol=1e-5)
 
 
-def test_closeness_in_bfloat16_stays_near_cosine_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = F.normalize(torch.rand(472, 20, 20, generator=torch.Generator().manual_seed(0)), dim=0)
-    query = F.normalize(reference + 0.01 * torch.randn(472, 20, 20, generator=torch.Generator().manual_seed(1)), dim=0)
-    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "bfloat16")
-    fast = _closeness(query, reference).float()
-    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "float32")
-    exact = _closeness(query, reference)
-    assert torch.allclose(exact, query.flatten(1).T @ reference.flatten(1) - 1, atol=1e-6)
-    assert (fast.amax(1) - exact.amax(1)).abs().max() < 2e-4
-    assert (fast - exact).abs().max() < 5e-3
+def test_sketch_keeps_the_similarity_of_descriptors() -> None:
+    maps = _features("label", 1, (256, 320))
+    sketch, directions = maps.sketch
+    assert sketch.shape[1] < maps.descriptors.shape[1]
+    assert torch.allclose(maps.descriptors @ directions, sketch, atol=1e-5)
+    # few channels: nothing is left out
+    small = FeatureMaps({8: noise(0), 16: noise(1, 2, 2)[:2], 32: noise(2, 2, 2)[:1]})
+    assert torch.allclose(small.sketch[0] @ small.sketch[0].T, small.descriptors @ small.descriptors.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["label", "circuit", "weave", "moulded"])
+def test_search_in_a_sketch_finds_what_a_full_search_finds(kind: str) -> None:
+    query, *others = (_features(kind, photo, (256, 320)) for photo in range(3))
+    valid = torch.ones(query.grid, dtype=torch.bool)
+    for registered in (True, False):
+        views = [ReferenceView(o, valid, registered) for o in others]
+        found, right = anomaly_map(query, views), torch.stack([_full(query, v) for v in views]).amin(0)
+        assert (found > right - 1e-5).all(), "a counterpart that is closer than the closest"
+        assert (found - right).mean() < 1e-3 * right.mean()
+        assert image_score(found) == pytest.approx(image_score(right), rel=1e-3)
+
+
+def _features(kind: str, photo: int, size: tuple[int, int]) -> FeatureMaps:
+    encoder = Encoder(ModelSettings(working_px=max(size)))
+    return encoder.embed(render(kind, 1, photo, size=size).image).maps
+
+
+def _full(query: FeatureMaps, reference: ReferenceView) -> Tensor:
+    """The distance by whole descriptors of all cells; the reference covers everything."""
+    h, w = query.grid
+    closeness = query.descriptors @ FeatureMaps.of(reference.maps).descriptors.T
+    anywhere = closeness.amax(1)
+    if not reference.registered:
+        return (1 - anywhere).view(h, w).clamp_min(0)
+    y, x = (v.flatten() for v in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    radius = round(0.1 * max(h, w))
+    inside = ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)
+    nearby = closeness.masked_fill(~inside, -2).amax(1)
+    return (1 - (nearby + anywhere) / 2).view(h, w).clamp_min(0)

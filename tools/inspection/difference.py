@@ -18,9 +18,10 @@ from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.patch_distance import GRID_STRIDE, image_score, reached_cells
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
+from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
 from refdiff.model.images import RgbImage
 from refdiff.tools.vision.regions import map_size
