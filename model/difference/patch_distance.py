@@ -17,7 +17,7 @@ from torch import Tensor
 from refdiff.model.difference.matching import ReferenceView, window_cells
 from refdiff.model.number_format import number_format
 
-VERSION = "fused-2"  # part of every calibration key: raise when scores change
+VERSION = "fused-3"  # part of every calibration key: raise when scores change
 GRID_STRIDE = 8
 _STRIDES = (8, 16, 32)
 _WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
