@@ -132,4 +132,15 @@ MIGRATIONS: Migrations = (
             created_at TEXT NOT NULL
         )""",
     ),
+    (
+        # where each golden lies in its frame, the pixel grid of the golden that is its anchor; derived, made again if lost
+        """CREATE TABLE frames (
+            golden_id TEXT PRIMARY KEY,
+            product TEXT NOT NULL,
+            anchor_id TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            place TEXT NOT NULL
+        )""",
+        "CREATE INDEX frames_by_product ON frames(product, anchor_id)",
+    ),
 )

@@ -16,6 +16,7 @@ from refdiff.memory.records.blind_checks import BlindCheckStore
 from refdiff.memory.records.calibrations import CalibrationStore
 from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.records.dispositions import DispositionStore
+from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.schema import open_main
@@ -38,6 +39,7 @@ class Stores(AbstractContextManager["Stores"]):
     audit: AuditStore
     blind_checks: BlindCheckStore
     adoptions: AdoptionStore
+    frames: FrameStore
     settings: MemorySettings
 
     @classmethod
@@ -66,6 +68,7 @@ class Stores(AbstractContextManager["Stores"]):
             audit=AuditStore(db, images, settings.audit_key, AuditHead(home)),
             blind_checks=BlindCheckStore(db),
             adoptions=AdoptionStore(db),
+            frames=FrameStore(db),
             settings=settings,
         )
 

@@ -25,6 +25,7 @@ from refdiff.tools.evidence import (
     ScoreEvidence,
     ScoreNumbers,
 )
+from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
@@ -119,7 +120,7 @@ class ToolContext:
         return self._hits[k]
 
     def align(self, golden: Golden) -> Alignment:
-        return self.workspace.alignment(self.query, self.find_capture().sha256, golden)
+        return alignment(self.workspace, self.query, self.find_capture().sha256, golden)
 
     @cached_property
     def canonical(self) -> PhotoInspection:

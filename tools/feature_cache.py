@@ -1,27 +1,88 @@
-"""Features of golden samples, encoded once: kept in memory and, as half-precision safetensors, in `REFDIFF_CACHE`."""
+"""What is computed once of golden samples: kept in memory, limited by bytes, and as safetensors in `REFDIFF_CACHE`."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import safetensors
 import torch
 from cachetools import LRUCache, cachedmethod
+from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from torch import Tensor
 
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import StorageError
 from refdiff.model.files import write_atomic
+from refdiff.model.images import RgbImage
 
-_KEPT = 96  # features in memory
+KEPT_BYTES = 384 << 20  # in memory, of features; of pictures a quarter
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image on another pixel grid."""
+
+    pixels: Tensor  # (3, H, W) uint8 RGB
+    covered: Tensor  # (H, W) bool: pixels that the image really reaches
+
+    @classmethod
+    def of(cls, image: RgbImage, covered: NDArray[np.bool_] | None = None) -> Self:
+        """From (H, W, 3) and (H, W); covered: None for all of it."""
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        everywhere = torch.ones(image.shape[:2], dtype=torch.bool)
+        return cls(pixels, everywhere if covered is None else torch.from_numpy(covered))
+
+    @property
+    def image(self) -> RgbImage:
+        """(H, W, 3) uint8."""
+        return np.asarray(self.pixels.permute(1, 2, 0).numpy(), np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes + self.covered.nbytes
+
+
+T = TypeVar("T", Features, Picture)
+
+
+class _TensorCache(Generic[T]):
+    """Items by key; threads may share it."""
+
+    def __init__(
+        self, folder: Path, kept_bytes: int, pack: Callable[[T], dict[str, Tensor]], unpack: Callable[[dict[str, Tensor]], T]
+    ) -> None:  # fmt: skip
+        """folder: where files are kept, made when the first one is written."""
+        self._folder = folder
+        self._pack: Callable[[T], dict[str, Tensor]] = pack
+        self._unpack: Callable[[dict[str, Tensor]], T] = unpack
+        self._memory: LRUCache[str, T] = LRUCache(kept_bytes, _nbytes)
+        self._lock = threading.Lock()
+
+    @cachedmethod(attrgetter("_memory"), key=lambda self, key, *_: key, lock=attrgetter("_lock"))
+    def get(self, key: str, make: Callable[[], T], on_disk: bool) -> T:
+        """The item of that key, made now if it is not there. on_disk: keep it in a file as well."""
+        path = self._folder / f"{key}.safetensors"
+        # a cache is rebuilt, never trusted
+        with contextlib.suppress(OSError, KeyError, ValueError, IndexError, safetensors.SafetensorError):
+            if on_disk:
+                return self._unpack(load_safetensors(path.read_bytes()))
+        item = make()
+        if on_disk:
+            tensors = {name: t.contiguous() for name, t in self._pack(item).items()}
+            with contextlib.suppress(OSError, StorageError):  # a full or read-only cache only slows the next one down
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, save_safetensors(tensors), private=False)
+        return item
 
 
 class FeatureCache:
@@ -29,47 +90,61 @@ class FeatureCache:
 
     def __init__(self, folder: Path) -> None:
         """folder: where files are kept, made when the first one is written."""
-        self._folder = folder
-        self._memory: LRUCache[str, Features] = LRUCache(_KEPT)
-        self._lock = threading.Lock()
+        self._items = _TensorCache(folder, KEPT_BYTES, _pack_features, _unpack_features)
 
-    @cachedmethod(attrgetter("_memory"), key=lambda self, key, *_: key, lock=attrgetter("_lock"))
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """The features of that key, encoded now if they are not there. on_disk: keep them in a file as well.
 
         Maps are rounded to float16, as a file holds them, so a first and a later inspection agree exactly.
         """
-        path = self._folder / f"{key}.safetensors"
-        features = _read(path) if on_disk else None
-        if features is None:
-            encoded = encode()
-            features = replace(encoded, maps=FeatureMaps({s: m.half().float() for s, m in encoded.maps.items()}))
-            if on_disk:
-                _write(path, features)
-        return features
+        return self._items.get(key, lambda: rounded(encode()), on_disk)
 
 
-def _read(path: Path) -> Features | None:
-    """Cached features, or None if there are none or they cannot be read: a cache is rebuilt, never trusted."""
-    try:
-        tensors = load_safetensors(path.read_bytes())
-        size, work = (tuple(int(v) for v in tensors[n]) for n in ("size", "work_size"))
-        return Features(
-            maps=FeatureMaps({int(n[4:]): t.float() for n, t in tensors.items() if n.startswith("map_")}),
-            global_vec=tensors["global_vec"].numpy(),
-            patches=tensors["patches"].numpy(),
-            size=(size[0], size[1]),
-            work_size=(work[0], work[1]),
-        )
-    except (OSError, KeyError, ValueError, IndexError, safetensors.SafetensorError):
-        return None
+class PictureCache:
+    """Pictures by key; threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: where files are kept, made when the first one is written."""
+        self._items = _TensorCache(folder, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
+
+    def get(self, key: str, draw: Callable[[], Picture], on_disk: bool) -> Picture:
+        """The picture of that key, drawn now if it is not there. on_disk: keep it in a file as well."""
+        return self._items.get(key, draw, on_disk)
 
 
-def _write(path: Path, features: Features) -> None:
-    tensors = {f"map_{s}": m.half().contiguous() for s, m in features.maps.items()}
+def _nbytes(item: Features | Picture) -> int:
+    if isinstance(item, Picture):
+        return item.nbytes
+    return item.maps.nbytes + item.patches.nbytes + item.global_vec.nbytes
+
+
+def rounded(features: Features) -> Features:
+    """Features whose maps are no finer than float16 holds."""
+    return replace(features, maps=FeatureMaps({s: m.half().float() for s, m in features.maps.items()}))
+
+
+def _unpack_features(tensors: dict[str, Tensor]) -> Features:
+    size, work = (tuple(int(v) for v in tensors[n]) for n in ("size", "work_size"))
+    return Features(
+        maps=FeatureMaps({int(n[4:]): t.float() for n, t in tensors.items() if n.startswith("map_")}),
+        global_vec=tensors["global_vec"].numpy(),
+        patches=tensors["patches"].numpy(),
+        size=(size[0], size[1]),
+        work_size=(work[0], work[1]),
+    )
+
+
+def _pack_features(features: Features) -> dict[str, Tensor]:
+    tensors = {f"map_{s}": m.half() for s, m in features.maps.items()}
     tensors["global_vec"] = torch.from_numpy(np.array(features.global_vec))
     tensors["patches"] = torch.from_numpy(np.array(features.patches))
     tensors["size"], tensors["work_size"] = torch.tensor(features.size), torch.tensor(features.work_size)
-    with contextlib.suppress(OSError, StorageError):  # a full or read-only cache only slows the next inspection down
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save_safetensors(tensors), private=False)
+    return tensors
+
+
+def _unpack_picture(tensors: dict[str, Tensor]) -> Picture:
+    return Picture(tensors["pixels"], tensors["covered"])
+
+
+def _pack_picture(picture: Picture) -> dict[str, Tensor]:
+    return {"pixels": picture.pixels, "covered": picture.covered}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Self
+from typing import Any, Self
 
 from cachetools import LRUCache, cachedmethod
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.records.frames import GoldenPlace
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
@@ -23,11 +25,13 @@ from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_d
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.feature_cache import FeatureCache
+from refdiff.tools.feature_cache import FeatureCache, Picture, PictureCache
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import Alignment, align
+from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
 
 _IMAGES_KEPT_BYTES = 512 << 20
+_VIEWS_KEPT_BYTES = 128 << 20
+_WARPED_KEPT_BYTES = 64 << 20
 _ALIGNMENTS_KEPT = 512
 
 Window = tuple[float, float]  # (lo, hi) sample values shown as 0..255
@@ -43,8 +47,11 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def __post_init__(self) -> None:
         self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
+        self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._cache_lock = threading.Lock()
+        self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
+        self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
         self._bank: GoldenBank | None = None
         self._bank_lock = threading.Lock()
 
@@ -118,19 +125,51 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def golden_features(self, golden: Golden) -> Features:
         """Features of a golden at its own working size: computed once, kept in memory and under `REFDIFF_CACHE`."""
-        window = self._window(golden.product)
+        key, on_disk = self.cache_key(golden.sha256, golden.product)
+        return self.features.get(key, lambda: self.encoder.embed(self.golden_image(golden)), on_disk)
+
+    def cache_key(self, sha256: str, product: str) -> tuple[str, bool]:
+        """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
+        window = self._window(product)
         # deep images depend on the window, which is the product's: they stay in memory only
-        key = f"{golden.sha256}-{window}" if window else golden.sha256
-        return self._features.get(key, lambda: self.encoder.embed(self.golden_image(golden)), not window)
+        return (f"{sha256}-{window}", False) if window else (sha256, True)
 
     @cachedmethod(
         attrgetter("_alignments"),
-        key=lambda self, query, query_key, golden: (query_key, golden.sha256, golden.product),
+        key=lambda self, query, query_key, sha256, product: (query_key, sha256, product),
         lock=attrgetter("_cache_lock"),
     )
-    def alignment(self, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
-        """Registration of a golden to a photo, computed once per pair. query_key: sha256 of the photo."""
-        return align(query, self.golden_image(golden))
+    def registration(self, query: RgbImage, query_key: str, sha256: str, product: str) -> Alignment:
+        """Registration of a golden's stored photo to a photo, computed once per pair. query_key: sha256 of the photo.
+
+        Raises as `image` does.
+        """
+        golden = self._view(sha256, product, lambda: self.image(sha256, product, "golden sample"))
+        return align(self._view(query_key, product, lambda: query), golden)
+
+    @cachedmethod(
+        attrgetter("_views"), key=lambda self, sha256, product, _: (sha256, product), lock=attrgetter("_cache_lock")
+    )
+    def _view(self, sha256: str, product: str, image: Callable[[], RgbImage]) -> View:
+        return View(image())
+
+    @cachedmethod(
+        attrgetter("_warped"),
+        key=lambda self, query, query_key, matrix, size, beyond: (query_key, matrix.tobytes(), size),
+        lock=attrgetter("_cache_lock"),
+    )
+    def warped(
+        self, query: RgbImage, query_key: str, matrix: Matrix, size: tuple[int, int], beyond: Callable[[], RgbImage]
+    ) -> tuple[Picture, Features]:
+        """A photo on another pixel grid and its features there, encoded once for retrieval and score.
+
+        matrix: (3, 3), photo px -> grid px. size: (H, W) of the grid, multiples of 32. beyond: (H, W, 3), what is shown
+        where the photo ends: next to an edge that no golden has, features would differ.
+        """
+        drawn, covered = on_grid(query, matrix, size)
+        if not covered.all():
+            drawn = completed(drawn, covered, beyond())
+        return Picture.of(drawn, covered), self.encoder.embed(drawn, size)
 
     def close(self) -> None:
         """Close the bank and the stores."""
@@ -144,8 +183,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self.close()
 
     @cached_property
-    def _features(self) -> FeatureCache:
+    def features(self) -> FeatureCache:
+        """Features of goldens, of this encoder."""
         return FeatureCache(self.model_settings.cache / "features" / self.encoder.fingerprint)
+
+    @cached_property
+    def pictures(self) -> PictureCache:
+        """Goldens as they are drawn in their frames."""
+        return PictureCache(self.model_settings.cache / "pictures")
 
     @cachedmethod(
         attrgetter("_images"), key=lambda self, sha256, window, _: (sha256, window), lock=attrgetter("_cache_lock")
@@ -159,3 +204,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def _window(self, product: str) -> Window | None:
         known = self.stores.products.get(product)
         return known.intensity_window if known else None
+
+
+def _nbytes(warped: tuple[Picture, Features]) -> int:
+    picture, features = warped
+    return picture.nbytes + sum(m.nbytes for m in features.maps.values())

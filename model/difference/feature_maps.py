@@ -28,6 +28,12 @@ class FeatureMaps(dict[int, Tensor]):
         h, w = self[GRID_STRIDE].shape[-2:]
         return h, w
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, with descriptors and sketch."""
+        (h, w), channels = self.grid, sum(self[s].shape[0] for s in _STRIDES)
+        return sum(m.nbytes for m in self.values()) + 4 * (h * w * (channels + _SEARCHED) + channels * _SEARCHED)
+
     @cached_property
     def descriptors(self) -> Tensor:
         """(h*w, C) float32 rows of unit norm, one for each cell of the stride-8 grid; C = 40 + 112 + 320."""

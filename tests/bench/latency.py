@@ -20,14 +20,14 @@ from scorers import peer_cells, peer_map
 
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import resize_to
 from refdiff.model.difference.patch_distance import anomaly_map
 from refdiff.model.difference.scorer import network_input
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
+from refdiff.tools.framing.photos import frame_grid, photo_on
 from refdiff.tools.inspection.comparison import compare
-from refdiff.tools.inspection.difference import RegisteredGolden, as_tensor, reference_view, score_difference
+from refdiff.tools.inspection.difference import RegisteredGolden, reference_view, score_difference
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -93,17 +93,20 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 features = workspace.encoder.embed(photo)
                 at = lap("encoder pass", begun)
                 registered = RegisteredGolden(workspace, golden, still, photo.shape[:2])
-                views = [reference_view(features, registered)]
+                grid = frame_grid(workspace, photo, str(i), features, golden, still)
+                seen = photo_on(workspace, photo, str(i), features, grid)
+                views = [reference_view(seen, grid, registered)]
                 at = lap("golden from the cache", at)
                 anomaly_map(features.maps, views)
                 at = lap("patch distance", at)
-                looked = network_input(as_tensor(resize_to(photo, features.work_size)), features.maps, views)
+                looked = network_input(seen.picture.pixels, seen.maps, views)
                 at = lap("soft matching, pixels", at)
                 workspace.difference.look(looked)
                 lap("network", at)
                 at = time.perf_counter()
                 features = workspace.encoder.embed(photo)
-                score_difference(workspace, photo, features, [registered])
+                seen = photo_on(workspace, photo, str(i), features, grid)
+                score_difference(photo, seen, grid, [registered])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])
                 lap("patch-kNN without its encoder pass", at)

@@ -35,13 +35,14 @@ from refdiff.agent.evaluation.layouts import load_masks, read_mvtec
 from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image_auroc, paired_auroc_difference
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
 from refdiff.model.difference.scorer import SCORED_PART, DifferenceScorer, fuse, load_difference, network_input
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.inspection.difference import RegisteredGolden, as_tensor, reference_view
+from refdiff.tools.framing.photos import Grid, alignment, own_grid, photo_on
+from refdiff.tools.inspection.difference import OnPhoto, RegisteredGolden, comparison_grid, reference_view
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.workspace import Workspace
 
@@ -61,9 +62,10 @@ class _Scores:
 
 @dataclass(frozen=True)
 class _Row:
-    """What one method says of one image: map, its stride, score, ms if it was timed."""
+    """What one method says of one image: map, where it lies, its stride, score, ms if it was timed."""
 
     cells: np.ndarray
+    grid: Grid
     stride: int
     score: float
     ms: float | None = None
@@ -82,9 +84,9 @@ def peer_map(query: Tensor, references: Sequence[Tensor]) -> Tensor:
     return (1 - best).view(query.shape[1:])
 
 
-def _full(cells: np.ndarray, size: tuple[int, int], stride: int, work: tuple[int, int]) -> np.ndarray:
-    full = cv2.resize(cells.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return cv2.GaussianBlur(full, (0, 0), stride / 2 * max(size) / max(work))
+def _full(row: _Row, size: tuple[int, int]) -> np.ndarray:
+    fine = cv2.resize(row.cells.astype(np.float32), row.grid.size[::-1], interpolation=cv2.INTER_LINEAR)
+    return OnPhoto(size, row.grid).to(cv2.GaussianBlur(fine, (0, 0), row.stride / 2), size)
 
 
 class _ToolSession:
@@ -116,27 +118,29 @@ class _ToolSession:
         if options.random_golden:
             others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
             hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
-        pairs = [(h.golden, workspace.alignment(image, str(path), h.golden)) for h in hits]
+        pairs = [(h.golden, alignment(workspace, image, str(path), h.golden)) for h in hits]
         if options.no_alignment:
             pairs = [(g, replace(a, ok=False)) for g, a in pairs]
         size = (image.shape[0], image.shape[1])
-        views = [reference_view(features, RegisteredGolden(workspace, g, a, size)) for g, a in pairs]
-        picture = as_tensor(resize_to(image, features.work_size))
+        references = [RegisteredGolden(workspace, g, a, size) for g, a in pairs]
+        grid = comparison_grid(image, str(path), features, references)
+        seen = photo_on(workspace, image, str(path), features, grid)
+        views = [reference_view(seen, grid, r) for r in references]
         rows: dict[str, _Row] = {}
         query = peer_cells(features)
         started = time.perf_counter()
         cells = peer_map(query, [self.peers[hits[0].golden.golden_id]])
-        rows[PEER] = _Row(cells.numpy(), 8, image_score(cells), _ms(started))
+        rows[PEER] = _Row(cells.numpy(), own_grid(image, features), 8, image_score(cells), _ms(started))
         cells = peer_map(query, [c for i, c in self.peers.items() if i not in without])
-        rows[BANK] = _Row(cells.numpy(), 8, image_score(cells))
+        rows[BANK] = _Row(cells.numpy(), own_grid(image, features), 8, image_score(cells))
         started = time.perf_counter()
-        own = anomaly_map(features.maps, views)
+        own = anomaly_map(seen.maps, views)
         reached = reached_cells(views, tuple(own.shape))  # type: ignore[arg-type]
         own = own * reached
         free = _ms(started)
-        rows[OURS] = _Row(own.numpy(), 8, image_score(own, reached), free)
+        rows[OURS] = _Row(own.numpy(), grid, 8, image_score(own, reached), free)
         started = time.perf_counter()
-        looked = network_input(picture, features.maps, views)
+        looked = network_input(seen.picture.pixels, seen.maps, views)
         shared = _ms(started)
         keep = np.kron(reached.numpy(), np.ones((2, 2), bool))
         for name, model in self._models.items():
@@ -144,9 +148,9 @@ class _ToolSession:
             learned = model.look(looked)
             fused = fuse(own.numpy(), learned.logits.numpy()) * keep
             score = image_score(torch.from_numpy(fused), torch.from_numpy(keep), SCORED_PART)
-            rows[name] = _Row(fused, 4, score, _ms(started) + shared + free)
+            rows[name] = _Row(fused, grid, 4, score, _ms(started) + shared + free)
             alone = F.softplus(learned.logits)
-            rows[f"{name}, network alone"] = _Row(alone.numpy(), 4, image_score(alone, part=SCORED_PART))
+            rows[f"{name}, network alone"] = _Row(alone.numpy(), grid, 4, image_score(alone, part=SCORED_PART))
         return rows
 
 
@@ -188,7 +192,7 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options
                 if row.ms is not None:
                     out.ms.setdefault(name, []).append(row.ms)
                 if data.has_masks and (label == 0 or mask is not None):
-                    full = _full(row.cells, image.shape[:2], row.stride, features.work_size)
+                    full = _full(row, image.shape[:2])
                     out.pixels.setdefault(name, PixelMetrics()).add(full, mask)
     return out
 

@@ -53,7 +53,6 @@ class Old:
             text=True, timeout=280, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr[-2000:]
-        assert "calibrating from" not in done.stderr
         return json.loads(done.stdout)
 
     def check(self, case: str, answer: Any) -> None:
@@ -70,10 +69,10 @@ class Old:
                 assert cv2.imread(str(file), cv2.IMREAD_UNCHANGED).size
 
     def check_calibration(self) -> None:
-        """The old calibration is in use and was not measured again."""
+        """The old calibration, made before goldens had frames, was measured again, and with the alpha asked for then."""
         product = self.run("product", "show", "board")
         self.check("product", product)
-        assert product["calibration"]["created_at"] == self.told["calibrated_at"]
+        assert product["calibration"]["created_at"] > self.told["calibrated_at"]
         assert product["calibration"]["stale"] is False
 
 

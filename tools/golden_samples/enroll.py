@@ -17,6 +17,7 @@ from refdiff.memory.records.products import check_scale
 from refdiff.model.errors import ImageError, InputError, StorageError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.framing.frames import place_golden, place_goldens
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
@@ -76,6 +77,8 @@ def enroll(
             twin = thumbnails.twin(thumbnail)
             if twin is not None:
                 result.notes.append(twin_note(path, twin, group))
+            if not result.added:
+                place_goldens(workspace, product)  # those of earlier versions come first
             workspace.stores.check_free()
             sha256 = workspace.stores.images.put(data)
             golden = Golden(
@@ -91,6 +94,7 @@ def enroll(
             )
             features = workspace.golden_features(golden)
             if workspace.bank.add(golden, features.global_vec, features.patches):
+                place_golden(workspace, golden)
                 result.added.append(golden)
                 thumbnails.keep(golden, thumbnail)
             else:  # with a Qdrant server, another process may have enrolled it meanwhile

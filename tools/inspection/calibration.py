@@ -21,6 +21,7 @@ from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import product_spec
@@ -103,6 +104,7 @@ def _measure(
 ) -> Calibration:
     """The calibration of the golden samples as they are found now, not kept."""
     started = time.perf_counter()
+    place_goldens(workspace, product, progress)
     groups: dict[str, list[Golden]] = defaultdict(list)
     for golden in workspace.bank.list(product, IN_USE):
         groups[golden.group].append(golden)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,9 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.photos import alignments, photo_on
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.difference import Difference, RegisteredGolden, score_difference
+from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
@@ -80,17 +80,18 @@ def compare_with(
     with clock.stage("align"):
         masks, placed = place_zones(workspace, query, query_key, product, "ignore")
         ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-        alignments = [workspace.alignment(query, query_key, h.golden) for h in hits]
+        registered = alignments(workspace, query, query_key, [h.golden for h in hits])
     size = (query.shape[0], query.shape[1])
-    nearest = RegisteredGolden(workspace, hits[0].golden, alignments[0], size)
-    # one after the other: their registered pictures are not needed again
-    others = (RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits[1:], alignments[1:], strict=True))
+    references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
+    with clock.stage("encode"):
+        grid = comparison_grid(query, query_key, features, references)
+        seen = photo_on(workspace, query, query_key, features, grid)
     with clock.stage("score"):
-        difference = score_difference(workspace, query, features, chain([nearest], others), ignore)
+        difference = score_difference(query, seen, grid, references, ignore)
     known = workspace.stores.products.get(product)
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
-    return Comparison(hits, alignments, nearest, difference, ignore, placed, problem, clock.ms)
+    return Comparison(hits, registered, references[0], difference, ignore, placed, problem, clock.ms)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

@@ -1,12 +1,11 @@
 """The difference of a photo and its registered golden samples: anomaly map, image score, types.
 
-Golden features come from the cache where the golden lies as the photo does (a fixed camera); else the registered golden is
-encoded again.
+Both lie in one frame, whose golden features come from the cache; what is found there goes back to the photo's pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,21 +13,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.encoder import Features, resize_to, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.photos import Grid, Seen, frame_grid, golden_on, own_grid, scaling
 from refdiff.tools.vision.regions import map_size
-from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp_reference
+from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp, warp_reference
 from refdiff.tools.workspace import Workspace
-
-_MAX_MOVE_CELLS = 0.25  # displacement at which two images still count as lying alike
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Difference:
     score: float  # image score, continuous
     peak: float  # largest value of the map
     covered: float  # part 0..1 of the photo that some reference reaches
-    types: NDArray[np.float32]  # (T, H/4, W/4) probabilities of DIFFERENCE_TYPES, at working size
+    types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
 
 
 @dataclass(frozen=True)
@@ -68,76 +65,100 @@ class RegisteredGolden:
         return warp_reference(small, matrix, size)[0]
 
 
-def scaling(size: tuple[int, ...], target: tuple[int, ...]) -> Matrix:
-    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
-    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])
+def comparison_grid(
+    query: RgbImage, query_key: str, features: Features, references: Sequence[RegisteredGolden]
+) -> Grid:
+    """Where a photo is compared: in the frame of the first reference that registered, else on its own pixels."""
+    for one in references:
+        if one.alignment.ok:
+            return frame_grid(one.workspace, query, query_key, features, one.golden, one.alignment)
+    return own_grid(query, features)
 
 
-def as_tensor(image: RgbImage) -> Tensor:
-    """(H, W, 3) -> (3, H, W)."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)
-
-
-def reference_view(features: Features, registered: RegisteredGolden) -> ReferenceView:
-    """A golden as the photo with these features sees it: on the photo's grid if it could be registered."""
-    workspace, golden, alignment = registered.workspace, registered.golden, registered.alignment
-    own = workspace.golden_features(golden)
-    if not alignment.ok:
+def reference_view(seen: Seen, grid: Grid, reference: RegisteredGolden) -> ReferenceView:
+    """A golden as the photo on this grid sees it; in its own pixels if it could not be registered."""
+    workspace, golden = reference.workspace, reference.golden
+    if not reference.alignment.ok:
+        own = workspace.golden_features(golden)
         anywhere = torch.ones(own.maps[GRID_STRIDE].shape[-2:], dtype=torch.bool)
         return ReferenceView(own.maps, anywhere, registered=False)
-    work = in_work_px(alignment.matrix, features, own)
-    covered = coverage(work, own.work_size, features.work_size)
-    grid = features.maps[GRID_STRIDE].shape[-2:]
-    valid = torch.from_numpy(cv2.resize(covered.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)) > 0.5
-    moves = _moves(work, features, own)
-    picture = resize_to(registered.reduced if moves else workspace.golden_image(golden), features.work_size)
-    # interpolating features instead would be cheaper, but blurs them: a good part that lies 2 degrees off then scores high
-    maps = workspace.encoder.embed(picture, features.work_size).maps if moves else own.maps
-    return ReferenceView(maps, valid, True, as_tensor(picture), torch.from_numpy(covered), own.maps)
+    there = golden_on(workspace, golden, reference.alignment, grid)
+    photo, reaches = seen.picture.covered, there.picture.covered
+    # where the photo ends there is as little to compare as where the golden does
+    covered = reaches & photo
+    cells = cv2.resize(
+        covered.numpy().astype(np.float32), _cells(grid, GRID_STRIDE)[::-1], interpolation=cv2.INTER_AREA
+    )
+    # what the golden does not show on this grid may lie beyond its edge
+    own_maps = workspace.golden_features(golden).maps if bool((photo & ~reaches).any()) else there.maps
+    return ReferenceView(there.maps, torch.from_numpy(cells) > 0.5, True, there.picture.pixels, covered, own_maps)
 
 
-def in_work_px(matrix: Matrix, query: Features, reference: Features) -> Matrix:
-    """The registration between the two images as they were encoded: reference px -> query px, (3, 3)."""
-    q, r = scaling(query.size, query.work_size), scaling(reference.size, reference.work_size)
-    return np.asarray(q @ matrix @ np.linalg.inv(r), np.float64)
-
-
-def _moves(work: Matrix, query: Features, reference: Features) -> bool:
-    """Does the registration move any place by more than a matching window forgives unnoticed?"""
-    if query.work_size != reference.work_size:
-        return True
-    h, w = query.work_size
-    corners = np.array([[[0, 0], [w, 0], [0, h], [w, h]]], np.float64)
-    moved = float(np.abs(cv2.perspectiveTransform(corners, work) - corners).max())
-    return moved > _MAX_MOVE_CELLS * GRID_STRIDE
+def _cells(grid: Grid, stride: int) -> tuple[int, int]:
+    return grid.size[0] // stride, grid.size[1] // stride
 
 
 def score_difference(
-    workspace: Workspace,
     query: RgbImage,
-    features: Features,
-    references: Iterable[RegisteredGolden],
+    seen: Seen,
+    grid: Grid,
+    references: Sequence[RegisteredGolden],
     ignore: NDArray[np.bool_] | None = None,
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
-    features: of the photo. ignore: bool, at the photo's `map_size`, what does not count (the map is 0 there).
+    seen: the photo on `grid`. ignore: bool, at the photo's `map_size`, what does not count (the map is 0 there).
     """
     size = map_size(query.shape)
-    views = [reference_view(features, r) for r in references]
-    picture = as_tensor(resize_to(query, features.work_size))
-    network = workspace.difference.compare(picture, features.maps, views)
-    grid = (features.work_size[0] // MAP_STRIDE, features.work_size[1] // MAP_STRIDE)
-    reached = reached_cells(views, (grid[0] * MAP_STRIDE // GRID_STRIDE, grid[1] * MAP_STRIDE // GRID_STRIDE))
-    keep = cv2.resize(reached.numpy().astype(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    views = [reference_view(seen, grid, r) for r in references]
+    workspace = references[0].workspace
+    network = workspace.difference.compare(seen.picture.pixels, seen.maps, views)
+    reached = reached_cells(views, _cells(grid, GRID_STRIDE)).numpy()
+    keep = cv2.resize(reached.astype(np.uint8), _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    back = OnPhoto(query.shape, grid)
     if ignore is not None and ignore.any():
-        keep &= cv2.resize(ignore.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) <= 0.5
-    cells = fuse(patch_distance(features.maps, views).numpy(), network.logits.numpy()) * keep
-    full = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_LINEAR)
+        keep &= back.onto(ignore) <= 0.5
+    cells = fuse(patch_distance(seen.maps, views).numpy(), network.logits.numpy()) * keep
     # half a cell of smoothing: the map must not show the grid
-    sigma = MAP_STRIDE / 2 * max(size) / max(features.work_size)
-    smooth = cv2.GaussianBlur(full, (0, 0), sigma).astype(np.float32)
+    fine = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
+    smooth = back.to(np.asarray(cv2.GaussianBlur(fine, (0, 0), MAP_STRIDE / 2), np.float32), size)
     if ignore is not None:
         smooth[ignore] = 0
     score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), SCORED_PART)
-    return Difference(smooth, score, float(smooth.max()), float(reached.float().mean()), network.types.numpy())
+    covered = float((back.to(reached.astype(np.float32), back.cells) > 0.5).mean())
+    types = np.stack([back.to(kind, back.cells) for kind in network.types.numpy()])
+    return Difference(smooth, score, float(smooth.max()), covered, types)
+
+
+class OnPhoto:
+    """Brings planes of a grid to the photo of size `photo` that lies on it, and back.
+
+    cells: (h, w) of the photo in cells of the map.
+    """
+
+    def __init__(self, photo: tuple[int, ...], grid: Grid) -> None:
+        self._photo, self._grid = photo, grid
+        self.cells = _cells(grid, MAP_STRIDE)
+        if not grid.still:
+            work = work_size((photo[0], photo[1]), max(grid.size))
+            self.cells = work[0] // MAP_STRIDE, work[1] // MAP_STRIDE
+
+    def to(self, plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """A plane of the whole grid, of any resolution, on the photo at `size` (H, W); 0 where the grid ends."""
+        if self._grid.still:
+            return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+        matrix = self._matrix(plane.shape, size)
+        return np.asarray(warp(plane, matrix, size) * coverage(matrix, plane.shape, size), np.float32)
+
+    def onto(self, plane: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """What part 0..1 of each cell of the grid a plane of the photo covers: (h, w) at the stride of the map."""
+        cells = _cells(self._grid, MAP_STRIDE)
+        small = cv2.resize(plane.astype(np.float32), self.cells[::-1], interpolation=cv2.INTER_AREA)
+        if self._grid.still:
+            return np.asarray(small, np.float32)
+        matrix = np.asarray(np.linalg.inv(self._matrix(cells, self.cells)), np.float64)
+        return np.asarray(warp(small, matrix, cells), np.float32)
+
+    def _matrix(self, plane: tuple[int, ...], size: tuple[int, int]) -> Matrix:
+        on_photo = np.linalg.inv(self._grid.matrix) @ scaling(plane, self._grid.size)
+        return np.asarray(scaling(self._photo, size) @ on_photo, np.float64)

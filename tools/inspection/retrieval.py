@@ -9,9 +9,10 @@ import numpy as np
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.model.difference.encoder import Features, resize_to
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.frames import place_of
+from refdiff.tools.framing.photos import alignment, frame_grid, warped
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.difference import in_work_px
-from refdiff.tools.vision.registration import Alignment, warp_reference
+from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
 
@@ -28,39 +29,47 @@ def nearest_goldens(
     """The k nearest goldens of a photo (H, W, 3), best first, whichever way round the part lies.
 
     The encoder knows no angles: a part upside down resembles no golden. So a photo that does not lie as its nearest golden
-    does is searched for again as that registration turns it back; without one, at the three other right angles. The other
+    does is searched for again in that golden's frame; without a registration, at the three other right angles. The other
     goldens are taken if they are more similar and register; a part that lies upright costs nothing more.
+    All are of the frame of the nearest. Where that has fewer, those of other frames that register fill up.
     features: of the photo as it is; the similarities are those of the photo as it was searched for. query_key: sha256 of
     the photo. Raises UnknownProductError if there is no golden.
     """
     clock = clock or Clock()
 
-    def search(features: Features) -> list[GoldenHit]:
+    def search(features: Features, without: Collection[str] = exclude_ids) -> list[GoldenHit]:
         with clock.stage("retrieve"):
-            return retrieve_reference(workspace, features, product, k, exclude_ids)
+            return retrieve_reference(workspace, features, product, k, without)
 
     def register(hit: GoldenHit) -> Alignment:
         with clock.stage("align"):
-            return workspace.alignment(query, query_key, hit.golden)
+            return alignment(workspace, query, query_key, hit.golden)
 
     hits = search(features)
     found = register(hits[0])
-    if found.ok and found.upright:
+    if not (found.ok and found.upright):
+        if found.ok:
+            grid = frame_grid(workspace, query, query_key, features, hits[0].golden, found)
+            with clock.stage("encode"):
+                views = [warped(workspace, query, query_key, grid)[1]]
+        else:
+            small = resize_to(query, features.work_size)  # what the encoder sees
+            turned = [np.ascontiguousarray(np.rot90(small, quarters)) for quarters in (1, 2, 3)]
+            with clock.stage("encode"):
+                views = [workspace.encoder.embed(view) for view in turned]
+        for view in views:
+            others = search(view)
+            if others[0].similarity > hits[0].similarity and (turned_back := register(others[0])).ok:
+                hits, found, features = others, turned_back, view
+    if not found.ok:
         return hits
-    small = resize_to(query, features.work_size)  # what the encoder sees
-    if found.ok:
-        own = workspace.golden_features(hits[0].golden)
-        back = np.linalg.inv(in_work_px(found.matrix, features, own)).astype(np.float64)
-        views = [warp_reference(small, back, own.work_size)[0]]
-    else:
-        views = [np.ascontiguousarray(np.rot90(small, quarters)) for quarters in (1, 2, 3)]
-    for view in views:
-        with clock.stage("encode"):
-            turned = workspace.encoder.embed(view)
-        others = search(turned)
-        if others[0].similarity > hits[0].similarity and register(others[0]).ok:
-            hits = others
-    return hits
+    frame = place_of(workspace, hits[0].golden).anchor_id
+    outside = [h for h in hits if place_of(workspace, h.golden).anchor_id != frame]
+    if not outside:
+        return hits
+    elsewhere = {golden_id for golden_id, anchor in workspace.stores.frames.of(product).items() if anchor != frame}
+    inside = search(features, {*exclude_ids, *elsewhere})
+    return [*inside, *(h for h in outside if len(inside) < k and register(h).ok)][:k]
 
 
 def retrieve_reference(

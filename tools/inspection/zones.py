@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.photos import alignment, scaling
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.workspace import Workspace
@@ -39,11 +40,11 @@ def place_zones(
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:
         return {}, True
-    alignment = workspace.alignment(query, query_key, zone_golden(workspace, product, spec))
+    found = alignment(workspace, query, query_key, zone_golden(workspace, product, spec))
     size = map_size(query.shape)
-    matrix = np.diag([size[1] / query.shape[1], size[0] / query.shape[0], 1.0]) @ alignment.matrix
+    matrix = scaling(query.shape, size) @ found.matrix
     masks: dict[str, NDArray[np.bool_]] = {}
     for zone in zones:  # zones of one name add up
         mask = zone_mask(zone, matrix, size)
         masks[zone.name] = masks[zone.name] | mask if zone.name in masks else mask
-    return masks, alignment.ok
+    return masks, found.ok

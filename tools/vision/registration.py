@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -25,8 +26,10 @@ Matrix = NDArray[np.float64]
 _WORK_PX = 256  # long side, in px, at which registration works
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
+_SEARCH_SIDE = scipy.fft.next_fast_len(3 * _WORK_PX // (2 * _SEARCH_LEVEL), real=True)  # px of its square canvas
 UPRIGHT_DEG = _SEARCH_DEG  # a part turned by less lies as its reference does
 _SCALES = (0.71, 0.84, 1.19, 1.41)  # besides 1; ECC bridges the steps
+_ANGLES = [i * _SEARCH_DEG for i in range(round(360 / _SEARCH_DEG))]
 _MAX_PLACES = 4  # places of the search that are refined
 _SIFT_SHRINK = 0.75  # SIFT takes twice as long at full work px and adds no precision that ECC does not
 
@@ -86,6 +89,7 @@ class _Candidate:
     ncc: float = -1.0
     look: float = -1.0
     overlap: float = 0.0
+    level: int = 0  # at which it was judged, 0: not yet
 
     @property
     def score(self) -> float:
@@ -93,10 +97,14 @@ class _Candidate:
         return 0.75 * self.ncc + 0.25 * self.look
 
 
-class _View:
-    """One image as registration sees it: grey at work px, gradient and normalised intensity also at 1/2, 1/4, 1/8."""
+class View:
+    """One image as registration sees it: grey at work px, gradient and normalised intensity also at 1/2, 1/4, 1/8.
+
+    What is derived from these alone is computed when it is first needed and stays, so a golden's View is worth keeping.
+    """
 
     def __init__(self, image: RgbImage) -> None:
+        self.original_size = (image.shape[0], image.shape[1])
         self.grey, self.from_original = _work_grey(image, _WORK_PX)
         gradient, look = _gradient(self.grey), _look(self.grey)
         self.gradient = {1: gradient}
@@ -105,6 +113,47 @@ class _View:
             size = (max(8, round(gradient.shape[1] / k)), max(8, round(gradient.shape[0] / k)))
             self.gradient[k] = np.asarray(cv2.resize(gradient, size, interpolation=cv2.INTER_AREA), np.float32)
             self.look[k] = np.asarray(cv2.resize(look, size, interpolation=cv2.INTER_AREA), np.float32)
+        self._spectra: dict[float, tuple[NDArray[np.complex64], F32]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of memory, with the spectra of one scale."""
+        return 12 * self.grey.nbytes // 4 + self.grey.nbytes // 2 + 8 * 21 * _SEARCH_SIDE**2
+
+    @cached_property
+    def spectrum(self) -> NDArray[np.complex64]:
+        """(side, side // 2 + 1) of the small gradient image."""
+        return np.asarray(scipy.fft.rfft2(_on_canvas(self.gradient[_SEARCH_LEVEL])), np.complex64)
+
+    def spectra(self, scale: float) -> tuple[NDArray[np.complex64], F32]:
+        """(angles, side, side // 2 + 1) conjugate spectra of the small gradient image turned, and their norms (angles,)."""
+        if scale not in self._spectra:
+            canvas, centre = _on_canvas(self.gradient[_SEARCH_LEVEL]), ((_SEARCH_SIDE - 1) / 2, (_SEARCH_SIDE - 1) / 2)
+            turns = [cv2.getRotationMatrix2D(centre, a, scale) for a in _ANGLES]
+            turned = np.stack([cv2.warpAffine(canvas, turn, (_SEARCH_SIDE, _SEARCH_SIDE)) for turn in turns])
+            spectra = scipy.fft.rfft2(turned)
+            norms = np.sqrt(np.einsum("nij,nij->n", turned, turned))
+            self._spectra[scale] = (np.asarray(spectra.conj(), np.complex64), np.asarray(norms, np.float32))
+        return self._spectra[scale]
+
+    @cached_property
+    def sift(self) -> tuple[Sequence[cv2.KeyPoint], NDArray[np.float32] | None]:
+        """Its keypoints and their descriptors (n, 128), None if there are none."""
+        sift = cv2.SIFT.create(nfeatures=400, contrastThreshold=0.02)
+        keypoints, described = sift.detectAndCompute(_shrunk(self.grey), None)
+        return keypoints, None if described is None else np.asarray(described, np.float32)
+
+    @cached_property
+    def textured(self) -> list[tuple[slice, slice]]:
+        """Tiles that show enough for their displacement to be measured."""
+        gradient = self.gradient[1]
+        h, w = gradient.shape
+        tile = min(h, w, max(24, min(h, w) // 4))
+        least = 0.5 * max(float(gradient.std()), 1e-3)
+        step = max(1, tile * 3 // 4)
+        places = ((y, x) for y in range(0, h - tile + 1, step) for x in range(0, w - tile + 1, step))
+        boxes = (np.s_[y : y + tile, x : x + tile] for y, x in places)
+        return [box for box in boxes if float(cv2.meanStdDev(gradient[box])[1][0, 0]) >= least]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,6 +182,11 @@ def _gradient(grey: F32) -> F32:
     return np.asarray(cv2.GaussianBlur(np.sqrt(cv2.magnitude(gx, gy) + 1.0), (0, 0), 1.0), dtype=np.float32)
 
 
+def edges(image: RgbImage) -> F32:
+    """(H, W) gradient magnitude of (H, W, 3), as registration compares it."""
+    return _gradient(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32))
+
+
 def _look(grey: F32) -> F32:
     """Intensity relative to its wide surroundings: tells the dark marker from the bright one, not the lamp."""
     side = int(0.32 * max(grey.shape)) | 1
@@ -141,8 +195,8 @@ def _look(grey: F32) -> F32:
     return np.asarray(np.clip(log - wide, -0.7, 0.7), np.float32)
 
 
-def _warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE) -> NDArray:
-    """Warp by `matrix` (pixel corners at integers) to `size` (H, W)."""
+def warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE) -> NDArray:
+    """Warp by `matrix` (pixel corners at integers) to `size` (H, W), bilinear."""
     m = _HALF @ matrix @ _UNHALF
     return np.asarray(cv2.warpPerspective(image, m, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
 
@@ -150,35 +204,70 @@ def _warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = c
 def coverage(matrix: Matrix, reference_size: tuple[int, int], query_size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) bool: query pixels that the warped reference covers."""
     ones = np.full(reference_size, 255, np.uint8)
-    return _warp(ones, matrix, query_size, cv2.BORDER_CONSTANT) > 127
+    return warp(ones, matrix, query_size, cv2.BORDER_CONSTANT) > 127
 
 
 def warp_reference(
     reference: RgbImage, matrix: Matrix, query_size: tuple[int, int]
 ) -> tuple[RgbImage, NDArray[np.bool_]]:
     """The reference on the query's pixel grid, (H, W, 3) uint8, and which pixels it really covers, (H, W) bool."""
-    warped = _warp(reference, matrix, query_size, cv2.BORDER_REPLICATE)
+    warped = warp(reference, matrix, query_size, cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8), coverage(matrix, reference.shape[:2], query_size)
 
 
+def on_grid(image: RgbImage, matrix: Matrix, size: tuple[int, int]) -> tuple[RgbImage, NDArray[np.bool_]]:
+    """An image on another pixel grid of `size` (H, W): (H, W, 3) uint8, and which pixels it covers, (H, W) bool.
+
+    matrix: (3, 3), image px -> grid px. What shrinks is averaged over the area, as `resize_to` does.
+    """
+    h, w = image.shape[:2]
+    scale = _angle_scale(matrix, (h, w))[1]
+    finer = 2 if scale < 0.75 else 1
+    f = min(1.0, finer * scale)
+    small = (max(1, round(h * f)), max(1, round(w * f)))
+    if small != (h, w):
+        image = np.asarray(cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    matrix = matrix @ np.diag([w / small[1], h / small[0], 1.0])
+    covered = coverage(matrix, small, size)
+    warped = warp(image, np.diag([finer, finer, 1.0]) @ matrix, (finer * size[0], finer * size[1]))
+    if finer > 1:
+        warped = cv2.resize(warped, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(warped, np.uint8), covered
+
+
+def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) -> RgbImage:
+    """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one."""
+    if covered.all() or not covered.any():
+        return picture
+    here, there = (image[covered].mean(0, dtype=np.float64) for image in (picture, other))
+    gain = np.clip((here + 1) / (there + 1), 0.5, 2.0)
+    filling = np.clip(other[~covered] * gain, 0, 255)
+    whole = picture.copy()
+    whole[~covered] = filling.astype(np.uint8)
+    return whole
+
+
 def _correlation(a: F32, b: F32) -> float:
+    """Of two rows (n,)."""
     a, b = a - a.mean(), b - b.mean()
-    return float((a * b).mean() / (a.std() * b.std() + 1e-6))
+    return float(a @ b) / (math.sqrt(float(a @ a) * float(b @ b)) + 1e-6 * len(a))
 
 
-def _judge(candidate: _Candidate, q: _View, r: _View, level: int) -> _Candidate:
+def _judge(candidate: _Candidate, q: View, r: View, level: int) -> _Candidate:
     """The candidate with its correlations in the overlap, at work resolution / level."""
+    if candidate.level == level:
+        return candidate
     size = q.gradient[level].shape[:2]
     matrix = q.to_level(level) @ candidate.matrix @ np.linalg.inv(r.to_level(level))
     mask = coverage(matrix, r.gradient[level].shape[:2], size)
     overlap = float(mask.mean())
     if overlap < 0.2:
-        return replace(candidate, ncc=-1.0, look=-1.0, overlap=overlap)
+        return replace(candidate, ncc=-1.0, look=-1.0, overlap=overlap, level=level)
     ncc, look = (
-        _correlation(a[mask], _warp(b, matrix, size)[mask])
+        _correlation(a[mask], warp(b, matrix, size)[mask])
         for a, b in ((q.gradient[level], r.gradient[level]), (q.look[level], r.look[level]))
     )
-    return replace(candidate, ncc=ncc, look=look, overlap=overlap)
+    return replace(candidate, ncc=ncc, look=look, overlap=overlap, level=level)
 
 
 def _plausible(matrix: Matrix, size: tuple[int, int]) -> bool:
@@ -209,11 +298,9 @@ def _jacobian(matrix: Matrix, x: float, y: float) -> Matrix:
     return np.asarray((matrix[:2, :2] - np.outer((u, v), matrix[2, :2])) / d, np.float64)
 
 
-def _sift(q: _View, r: _View) -> list[_Candidate]:
+def _sift(q: View, r: View) -> list[_Candidate]:
     """Feature matches with a similarity and a homography, for parts rich in detail seen in strong perspective or cut off."""
-    sift = cv2.SIFT.create(nfeatures=400, contrastThreshold=0.02)
-    kq, dq = sift.detectAndCompute(_shrunk(q.grey), None)
-    kr, dr = sift.detectAndCompute(_shrunk(r.grey), None)
+    (kq, dq), (kr, dr) = q.sift, r.sift
     if dq is None or dr is None or len(kq) < 8 or len(kr) < 8:
         return []
     pairs = cv2.BFMatcher().knnMatch(dr, dq, k=2)
@@ -237,24 +324,15 @@ def _shrunk(grey: F32) -> NDArray[np.uint8]:
     return cv2.resize(grey, None, fx=_SIFT_SHRINK, fy=_SIFT_SHRINK, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
-def _rotation_search(q: _View, r: _View, scales: Sequence[float]) -> list[_Candidate]:
+def _rotation_search(q: View, r: View, scales: Sequence[float]) -> list[_Candidate]:
     """Best rotations and scales, each with its best shift by correlation of the small gradient images (FFT)."""
-    gq, gr = q.gradient[_SEARCH_LEVEL], r.gradient[_SEARCH_LEVEL]
-    side = scipy.fft.next_fast_len(int(1.5 * max(*gq.shape, *gr.shape)), real=True)
-    centre = (side / 2 - 0.5, side / 2 - 0.5)
-    poses = [(a, s) for s in scales for a in np.arange(0.0, 360.0, _SEARCH_DEG).tolist()]
-    canvas = _on_canvas(gr, side)
-    turned = np.stack(
-        [cv2.warpAffine(canvas, cv2.getRotationMatrix2D(centre, a, s), (side, side)) for a, s in poses]
-    )  # (poses, side, side)
-    fixed = _on_canvas(gq, side)
-    spectra = scipy.fft.rfft2(turned)
-    np.conj(spectra, out=spectra)
-    spectra *= scipy.fft.rfft2(fixed)
-    surface = scipy.fft.irfft2(spectra, s=(side, side)).reshape(len(poses), -1)
+    gq, gr, side = q.gradient[_SEARCH_LEVEL], r.gradient[_SEARCH_LEVEL], _SEARCH_SIDE
+    poses = [(a, s) for s in scales for a in _ANGLES]
+    known = [r.spectra(s) for s in scales]
+    spectra, norms = (np.concatenate(parts) for parts in zip(*known, strict=True))
+    surface = scipy.fft.irfft2(spectra * q.spectrum, s=(side, side)).reshape(len(poses), -1)
     place = surface.argmax(1)
-    norm = np.sqrt(np.einsum("nij,nij->n", turned, turned)) * float(np.linalg.norm(fixed)) + 1e-6
-    peak = surface[np.arange(len(poses)), place] / norm
+    peak = surface[np.arange(len(poses)), place] / (norms + 1e-9)
     (qh, qw), (rh, rw) = gq.shape, gr.shape
     to_q, to_r = np.linalg.inv(q.to_level(_SEARCH_LEVEL)), r.to_level(_SEARCH_LEVEL)
     found: list[_Candidate] = []
@@ -276,15 +354,16 @@ def _rotation_search(q: _View, r: _View, scales: Sequence[float]) -> list[_Candi
     return found
 
 
-def _on_canvas(gradient: F32, side: int) -> F32:
+def _on_canvas(gradient: F32) -> F32:
     """In the middle of a larger square, the background at 0: turning and shifting then cut nothing off."""
+    side = _SEARCH_SIDE
     out = np.zeros((side, side), np.float32)
     y, x = (side - gradient.shape[0]) // 2, (side - gradient.shape[1]) // 2
     out[y : y + gradient.shape[0], x : x + gradient.shape[1]] = gradient - np.median(gradient)
     return out
 
 
-def _refine(candidate: _Candidate, q: _View, r: _View, level: int, iterations: int, homography: bool) -> _Candidate:
+def _refine(candidate: _Candidate, q: View, r: View, level: int, iterations: int, homography: bool) -> _Candidate:
     """ECC refinement at work resolution / level; the candidate unchanged if ECC fails or makes it worse."""
     before = _judge(candidate, q, r, level)
     to_q, to_r = q.to_level(level), r.to_level(level)
@@ -312,7 +391,7 @@ def _refine(candidate: _Candidate, q: _View, r: _View, level: int, iterations: i
     return after if after.ncc > before.ncc else before
 
 
-def _best(candidates: Iterable[_Candidate], q: _View, r: _View) -> _Candidate | None:
+def _best(candidates: Iterable[_Candidate], q: View, r: View) -> _Candidate | None:
     """Coarse to fine: all at a quarter of the resolution, those in the lead also at half of it, as homographies."""
     coarse = [_refine(c, q, r, 4, 15, c.method == "sift") for c in candidates]
     usable = (c for c in coarse if c.overlap >= MIN_OVERLAP and c.score >= _MIN_COARSE_SCORE)
@@ -323,30 +402,27 @@ def _best(candidates: Iterable[_Candidate], q: _View, r: _View) -> _Candidate | 
     return max(fine, key=lambda c: c.score, default=None)
 
 
-def _residual(candidate: _Candidate, q: _View, r: _View) -> float | None:
+def _residual(candidate: _Candidate, q: View, r: View) -> float | None:
     """Median displacement in work px over textured tiles, by phase correlation; None if no tile has texture."""
+    if not q.textured:
+        return None
     gq = q.gradient[1]
-    warped = _warp(r.gradient[1], candidate.matrix, q.size)
+    warped = warp(r.gradient[1], candidate.matrix, q.size)
     mask = coverage(candidate.matrix, r.size, q.size)
-    h, w = gq.shape
-    tile = min(h, w, max(24, min(h, w) // 4))
+    tile = q.textured[0][0].stop - q.textured[0][0].start
     window = cv2.createHanningWindow((tile, tile), cv2.CV_32F)
-    texture = max(float(gq.std()), 1e-3)
-    step = max(1, tile * 3 // 4)
     moves = []
-    for y in range(0, h - tile + 1, step):
-        for x in range(0, w - tile + 1, step):
-            box = np.s_[y : y + tile, x : x + tile]
-            if mask[box].mean() < 0.9 or gq[box].std() < 0.5 * texture:
-                continue
-            # phaseCorrelate multiplies the window into its arguments: it must get copies
-            (dx, dy), response = cv2.phaseCorrelate(warped[box].copy(), gq[box].copy(), window)
-            if response > 0.15:
-                moves.append(math.hypot(dx, dy))
+    for box in q.textured:
+        if mask[box].mean() < 0.9:
+            continue
+        # phaseCorrelate multiplies the window into its arguments: it must get copies
+        (dx, dy), response = cv2.phaseCorrelate(warped[box].copy(), gq[box].copy(), window)
+        if response > 0.15:
+            moves.append(math.hypot(dx, dy))
     return float(np.median(moves)) if moves else None
 
 
-def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
+def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
     """The best candidate and its residual in work px, without judging whether it is good enough."""
     # 1. a fixed camera: the cheapest answer, unless some rotation fits better
     resize = np.diag([q.size[1] / r.size[1], q.size[0] / r.size[0], 1.0])
@@ -358,10 +434,15 @@ def _register(q: _View, r: _View) -> tuple[_Candidate, float | None]:
     if in_place and upright:
         return identity, residual
     # 2. about the same scale, any rotation
-    unturned = _best([_Candidate("identity", resize)], q, r)
-    best = unturned
-    if best is None or not upright or best.score < _UNQUESTIONED_SCORE:
-        best = _preferred(best, _best(turned, q, r), _MAX_ERROR_RATIO if identity.ncc >= _MIN_NCC_PLACED else 1.0)
+    placed = identity.ncc >= _MIN_NCC_PLACED
+    best = None if upright or placed else _best(turned, q, r)
+    unturned = None
+    if best is None or best.score < _UNQUESTIONED_SCORE:
+        unturned = _best([_Candidate("identity", resize)], q, r)
+        if unturned is None or not upright or unturned.score < _UNQUESTIONED_SCORE:
+            best = _preferred(unturned, best or _best(turned, q, r), _MAX_ERROR_RATIO if placed else 1.0)
+        else:
+            best = unturned
     # 3. other scales; 4. matched features, for strong perspective and parts that leave the frame
     if (best is None or best.score < _ACCEPT_SCORE) and not (best is unturned and identity.ncc >= _MIN_NCC_FIXED):
         best = _preferred(best, _best(_rotation_search(q, r, _SCALES), q, r))
@@ -382,9 +463,12 @@ def _preferred(first: _Candidate | None, later: _Candidate | None, max_error_rat
     return later if 1 - later.score < max_error_ratio * (1 - first.score) else first
 
 
-def align(query: RgbImage, reference: RgbImage) -> Alignment:
-    """Register `reference` to `query`, both (H, W, 3) uint8 RGB of any size. Deterministic; never raises on odd content."""
-    q, r = _View(query), _View(reference)
+def align(query: RgbImage | View, reference: RgbImage | View) -> Alignment:
+    """Register `reference` to `query`, both (H, W, 3) uint8 RGB of any size, or their Views.
+
+    Deterministic; never raises on odd content.
+    """
+    q, r = (v if isinstance(v, View) else View(v) for v in (query, reference))
     best, residual = _register(q, r)
     matrix = np.linalg.inv(q.from_original) @ best.matrix @ r.from_original
     matrix = matrix / matrix[2, 2]
@@ -402,21 +486,49 @@ def align(query: RgbImage, reference: RgbImage) -> Alignment:
     if residual is not None and residual > MAX_RESIDUAL_PART * max(q.size):
         problems.append((f"residual {residual_px:.1f} px", f"{residual:.1f} px of displacement remain"))
     if problems:
-        plain = np.diag([query.shape[1] / reference.shape[1], query.shape[0] / reference.shape[0], 1.0])
+        (qh, qw), (rh, rw) = q.original_size, r.original_size
         said, trained = (", ".join(texts) for texts in zip(*problems, strict=True))
         return Alignment(
-            method="none", ok=False, matrix=plain, residual_px=None, overlap=1.0, ncc=best.ncc,
+            method="none", ok=False, matrix=np.diag([qw / rw, qh / rh, 1.0]), residual_px=None, overlap=1.0, ncc=best.ncc,
             angle_deg=0.0, scale=1.0, reason=f"Registration rejected ({said}); compared without registration",
             trained_reason=f"no honest registration: {trained}; compared unregistered",
         )  # fmt: skip
-    rotation, scale = _angle_scale(matrix, reference.shape[:2])
+    return registered(best.method, matrix, residual_px, best.overlap, best.ncc, r.original_size)
+
+
+def registered(
+    method: str, matrix: Matrix, residual_px: float | None, overlap: float, ncc: float, size: tuple[int, int]
+) -> Alignment:
+    """An accepted registration, in words too. size: (H, W) of the reference; the others as in `Alignment`."""
+    rotation, scale = _angle_scale(matrix, size)
     left = "" if residual_px is None else f", residual {residual_px:.1f} px"
-    correlation = f"edge correlation {best.ncc:z.2f}, overlap {100 * best.overlap:.0f} %"
+    correlation = f"edge correlation {ncc:z.2f}, overlap {100 * overlap:.0f} %"
     return Alignment(
-        method=best.method, ok=True, matrix=matrix, residual_px=residual_px, overlap=best.overlap, ncc=best.ncc,
-        angle_deg=rotation, scale=scale, reason=f"Registered by {best.method} ({correlation}{left}){_turn(rotation)}",
-        trained_reason=f"{best.method}: edges correlate {best.ncc:.2f}, overlap {best.overlap:.0%}{left}",
+        method=method, ok=True, matrix=matrix, residual_px=residual_px, overlap=overlap, ncc=ncc,
+        angle_deg=rotation, scale=scale, reason=f"Registered by {method} ({correlation}{left}){_turn(rotation)}",
+        trained_reason=f"{method}: edges correlate {ncc:.2f}, overlap {overlap:.0%}{left}",
     )  # fmt: skip
+
+
+def carried(
+    known: Alignment, between: Matrix, residual_px: float | None, size: tuple[int, int], query_size: tuple[int, int]
+) -> Alignment:
+    """How an image of `size` (H, W) lies on a query of `query_size`, from how a reference does that it is registered to.
+
+    known: registration of that reference to the query. between: (3, 3), the image's px -> the reference's, with what that
+    registration left over, in px of the image.
+    """
+    matrix = known.matrix @ between
+    matrix = matrix / matrix[2, 2]
+    if np.allclose(matrix, known.matrix, rtol=0, atol=1e-9) and not residual_px:
+        return known  # the reference itself, or one of the same fixed camera
+    coarse = [tuple(max(1, round(64 * n / max(whole))) for n in whole) for whole in (query_size, size)]
+    to, back = (np.diag([c[1] / n[1], c[0] / n[0], 1.0]) for c, n in zip(coarse, (query_size, size), strict=True))
+    overlap = float(coverage(to @ matrix @ np.linalg.inv(back), *reversed(coarse)).mean())  # type: ignore[arg-type]
+    scale = _angle_scale(matrix, size)[1]
+    parts = [r for r in (known.residual_px, None if residual_px is None else residual_px * scale) if r is not None]
+    residual = math.hypot(*parts) if parts else None
+    return registered(known.method, matrix, residual, overlap, known.ncc, size)
 
 
 def turn_in_words(angle_deg: float) -> str:

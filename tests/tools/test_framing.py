@@ -1,0 +1,219 @@
+"""Frames: goldens are registered to each other once, photos warped and encoded once, results are in the photo's pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
+from refdiff.tools import workspace as workspace_module
+from refdiff.tools.framing import frames
+from refdiff.tools.framing.frames import matrix_of, place_of
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.registration import align, carried, completed, on_grid
+from refdiff.tools.workspace import Workspace
+
+SIZE = (160, 200)
+VARIANTS = {"a": 102, "b": 103}
+TURNS = (0.0, 4.0, 180.0, 0.0)  # degrees of the goldens of each variant
+
+
+def scene(variant: str, instance: int, angle: float = 0.0, *, scale: float = 1.0, **more: Any) -> Scene:
+    pose = Pose(angle_deg=angle, scale=scale)
+    return render("circuit", VARIANTS[variant], instance, size=SIZE, pose=pose, noise_seed=instance, **more)
+
+
+def opened(root: Path) -> Workspace:
+    memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
+    return Workspace.open(memory, ModelSettings(cache=root / "cache", working_px=160), ToolsSettings(references=4))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with four goldens of each of two variants, a0.png ... b3.png."""
+    folder = tmp_path_factory.mktemp("frames")
+    with opened(folder) as made:
+        for name in VARIANTS:
+            for i, angle in enumerate(TURNS):
+                (folder / f"{name}{i}.png").write_bytes(encode_png(scene(name, i, angle).image))
+        enroll(made, "board", [folder])
+    return folder
+
+
+@pytest.fixture
+def workspace(root: Path) -> Iterator[Workspace]:
+    with opened(root) as made:
+        yield made
+
+
+def named(workspace: Workspace) -> dict[str, Golden]:
+    return {g.filename.removesuffix(".png"): g for g in workspace.bank.list("board")}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the costly parts run."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (counted.update([name]), real(*a, **k))[1])
+
+    count(workspace_module, "align")
+    count(workspace_module, "on_grid")
+    count(Encoder, "embed")
+    return counted
+
+
+def test_goldens_of_a_variant_share_a_frame_whichever_way_they_lie(workspace: Workspace) -> None:
+    goldens = named(workspace)
+    for name in VARIANTS:
+        first = goldens[f"{name}0"]
+        for i, angle in enumerate(TURNS):
+            place = place_of(workspace, goldens[f"{name}{i}"])
+            assert (place.anchor_id, place.anchor_sha256) == (first.golden_id, first.sha256)
+            truth = scene(name, 0).transform @ np.linalg.inv(scene(name, i, angle).transform)
+            points = np.array([[[50, 50], [150, 50], [50, 110], [150, 110]]], float)
+            moved, wanted = (cv2.perspectiveTransform(points, m)[0] for m in (matrix_of(place), truth))
+            assert np.linalg.norm(moved - wanted, axis=1).mean() < 2.0
+
+
+def test_places_are_kept_and_outlast_the_anchor(root: Path, calls: Counter[str]) -> None:
+    with opened(root) as workspace:
+        goldens = named(workspace)
+        workspace.bank.set_status(goldens["a0"].golden_id, "retired", "scratched later")
+        places = {name: place_of(workspace, g) for name, g in goldens.items()}
+        result = compare(workspace, scene("a", 30, 95.0).image, "board", references=3)
+        assert {h.golden.filename[0] for h in result.hits} == {"a"}
+        assert all(a.ok for a in result.alignments)
+        workspace.bank.set_status(goldens["a0"].golden_id, "active", "")
+    assert places["a3"].anchor_id == goldens["a0"].golden_id
+    assert calls["align"] == 1, "the photo alone was registered"
+
+
+def test_home_of_an_earlier_version_gets_the_same_frames(workspace: Workspace) -> None:
+    before = {g.golden_id: place_of(workspace, g) for g in workspace.bank.list("board")}
+    with workspace.stores.db.transaction() as conn:
+        conn.execute("DELETE FROM frames")
+    workspace.places.clear()
+    assert {g.golden_id: place_of(workspace, g) for g in workspace.bank.list("board")} == before
+
+
+def test_golden_that_registers_to_none_is_its_own_anchor(workspace: Workspace, tmp_path: Path) -> None:
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 255, (*SIZE, 3), np.uint8)
+        (tmp_path / f"{i}.png").write_bytes(encode_png(noise))
+    added = enroll(workspace, "noise", [tmp_path]).added
+    assert len(added) == 3
+    assert all(place_of(workspace, g).is_anchor for g in added)
+    photo = np.random.default_rng(9).integers(0, 255, (*SIZE, 3), np.uint8)
+    result = compare(workspace, photo, "noise", references=3)
+    assert [a.ok for a in result.alignments] == [False] * 3
+    assert np.isfinite(result.difference.score)
+
+
+@pytest.mark.parametrize(("angle", "encoded", "drawn"), [(0.0, 1, 0), (3.0, 2, 1), (77.0, 2, 1)])
+def test_photo_is_registered_warped_and_encoded_once(
+    workspace: Workspace, calls: Counter[str], angle: float, encoded: int, drawn: int
+) -> None:
+    compare(workspace, scene("a", 50).image, "board")  # the golden features are known from now on
+    compare(workspace, scene("a", 51, 120.0).image, "board")
+    calls.clear()
+    result = compare(workspace, scene("a", 40, angle).image, "board")
+    assert len(result.hits) == 4
+    assert calls == Counter({"align": 1, "embed": encoded, "on_grid": drawn})
+
+
+def test_references_are_of_the_frame_of_the_nearest(workspace: Workspace) -> None:
+    for angle in (0.0, 140.0):
+        result = compare(workspace, scene("b", 41, angle).image, "board", references=4)
+        assert sorted(h.golden.filename[0] for h in result.hits) == ["b"] * 4
+    many = compare(workspace, scene("b", 41).image, "board", references=7)
+    assert [h.golden.filename[0] for h in many.hits[:4]] == ["b"] * 4
+    assert all(a.ok for a in many.alignments), "what is of another frame must register itself"
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(0.0, 1.0), (65.0, 1.0), (-160.0, 0.8), (10.0, 1.25)])
+def test_result_is_in_the_pixels_of_the_photo(workspace: Workspace, angle: float, scale: float) -> None:
+    # a defect in the middle of the part: it is on the photo whatever the pose
+    defects = [DefectSpec("stain", size_px=22, where=(100, 80), contrast=1.0, seed=3)]
+    found = scene("a", 42, angle, scale=scale, defects=defects)
+    result = compare(workspace, found.image, "board")
+    assert result.alignments[0].ok
+    heat = result.difference.anomaly_map
+    assert heat.shape == SIZE
+    y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+    x0, y0, x1, y1 = found.defects[0].box
+    assert x0 - 8 <= x < x1 + 8
+    assert y0 - 8 <= y < y1 + 8
+
+
+def test_photo_of_other_pixels_than_the_goldens_is_compared_in_their_frame(workspace: Workspace) -> None:
+    image = cv2.resize(scene("a", 43).image, (500, 400), interpolation=cv2.INTER_CUBIC)
+    usual = compare(workspace, scene("a", 43).image, "board").difference
+    large = compare(workspace, image, "board")
+    assert large.difference.anomaly_map.shape == (400, 500)
+    assert large.difference.covered == pytest.approx(1.0, abs=0.02)
+    assert large.difference.score < usual.score + 0.05
+
+
+def test_registration_is_carried_to_a_neighbour() -> None:
+    anchor, neighbour, photo = scene("a", 0), scene("a", 1, 30.0), scene("a", 2, -50.0)
+    known, between = align(photo.image, anchor.image), align(anchor.image, neighbour.image)
+    found = carried(known, between.matrix, between.residual_px, SIZE, SIZE)
+    truth = photo.transform @ np.linalg.inv(neighbour.transform)
+    points = np.array([[[60, 50], [140, 110]]], float)
+    moved, wanted = (cv2.perspectiveTransform(points, m)[0] for m in (found.matrix, truth))
+    assert np.linalg.norm(moved - wanted, axis=1).max() < 3
+    assert found.ok
+    assert found.angle_deg == pytest.approx(80, abs=2)
+    assert found.residual_px
+    assert known.residual_px
+    assert found.residual_px >= known.residual_px
+    assert 0.5 < found.overlap < 1
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.8, 1.0, 1.6])
+def test_image_on_another_grid_keeps_its_look(scale: float) -> None:
+    image: RgbImage = scene("a", 0).image
+    size = (round(SIZE[0] * scale), round(SIZE[1] * scale))
+    drawn, covered = on_grid(image, np.diag([size[1] / SIZE[1], size[0] / SIZE[0], 1.0]), size)
+    wanted = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    assert covered.all()
+    assert np.abs(drawn.astype(int) - wanted).mean() < 2.5
+
+
+def test_picture_is_completed_as_bright_as_it_is() -> None:
+    other = np.full((8, 8, 3), 100, np.uint8)
+    picture = np.full((8, 8, 3), 80, np.uint8)
+    covered = np.ones((8, 8), bool)
+    covered[:, 5:] = False
+    picture[:, 5:] = 0
+    assert np.abs(completed(picture, covered, other).astype(int) - 80).max() <= 1
+    assert completed(picture, np.ones_like(covered), other) is picture
+
+
+def test_goldens_are_tried_in_the_frames_of_the_most_similar(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    real = workspace.registration
+    monkeypatch.setattr(workspace, "registration", lambda *a: (tried.append(a[2]), real(*a))[1])
+    (tmp_path / "new.png").write_bytes(encode_png(scene("b", 60, 20.0).image))
+    [added] = enroll(workspace, "board", [tmp_path]).added
+    assert len(tried) <= frames._TRIED
+    assert place_of(workspace, added).anchor_id == named(workspace)["b0"].golden_id
+    workspace.bank.set_status(added.golden_id, "retired", "")

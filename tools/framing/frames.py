@@ -1,0 +1,139 @@
+"""Which frame a golden belongs to: goldens of one product are registered to each other once, and the result is kept.
+
+A frame is the pixel grid of one golden, its anchor. Goldens are placed in the order of their enrolment, each in a frame of
+the goldens most similar to it; one that registers to none of them becomes an anchor itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from refdiff.memory.golden_bank.golden import STATUSES, Golden
+from refdiff.memory.records.frames import GoldenPlace
+from refdiff.model.errors import DamagedError, UnknownRecordError
+from refdiff.model.progress import Progress, silent
+from refdiff.tools.vision.registration import Alignment, Matrix, carried, registered
+from refdiff.tools.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+_TRIED = 2  # frames that a golden is registered to before it becomes an anchor
+_SIMILAR = 8  # goldens whose frames are tried
+# asked of a golden besides what is asked of a photo: it stays where it was put
+_MIN_OVERLAP = 0.6
+_MAX_RESIDUAL_PART = 0.01  # of the long side
+
+
+def place_of(workspace: Workspace, golden: Golden) -> GoldenPlace:
+    """Where a golden lies in its frame; if nobody knows, all goldens of its product are placed first.
+
+    A golden that is in no bank is its own anchor. Raises DamagedError where its photo is missing or damaged.
+    """
+    known = workspace.places.get(golden.golden_id)
+    if known is not None:
+        return known
+    known = workspace.stores.frames.get(golden.golden_id)
+    if known is None:
+        with contextlib.suppress(UnknownRecordError):
+            workspace.bank.get(golden.golden_id)
+            place_goldens(workspace, golden.product)
+            known = workspace.stores.frames.get(golden.golden_id)
+    if known is None:
+        return _anchor(workspace, golden)
+    workspace.places[golden.golden_id] = known
+    return known
+
+
+def place_goldens(workspace: Workspace, product: str, progress: Progress = silent) -> None:
+    """Place all goldens of a product that have no place yet, oldest first; one whose photo is damaged stays without."""
+    placed = workspace.stores.frames.of(product)
+    waiting = [g for g in workspace.bank.list(product) if g.golden_id not in placed]
+    for done, golden in enumerate(waiting, start=1):
+        try:
+            place_golden(workspace, golden, [g.golden_id for g in waiting[done:]])
+        except DamagedError as e:
+            log.warning("%s", e)
+        progress("registering golden samples", done, len(waiting))
+
+
+def place_golden(workspace: Workspace, golden: Golden, without: Sequence[str] = ()) -> GoldenPlace:
+    """Register a golden to those that have a place, and keep its own. without: ids of goldens that have none.
+
+    Raises DamagedError where its photo is missing or damaged.
+    """
+    return workspace.stores.frames.put(_place(workspace, golden, without))
+
+
+def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> GoldenPlace:
+    image = workspace.golden_image(golden)
+    for anchor_id in _likely(workspace, golden, without):
+        anchor = workspace.bank.get(anchor_id)
+        with contextlib.suppress(DamagedError, UnknownRecordError):
+            found = workspace.registration(image, golden.sha256, anchor.sha256, golden.product)
+            if _fits(found, (image.shape[0], image.shape[1])):
+                back = np.linalg.inv(found.matrix)
+                return GoldenPlace(
+                    golden_id=golden.golden_id,
+                    product=golden.product,
+                    anchor_id=anchor_id,
+                    anchor_sha256=anchor.sha256,
+                    size=(image.shape[0], image.shape[1]),
+                    anchor_size=workspace.golden_image(anchor).shape[:2],
+                    matrix=tuple((back / back[2, 2]).ravel().tolist()),
+                    method=found.method,
+                    residual_px=found.residual_px,
+                    overlap=found.overlap,
+                    ncc=found.ncc,
+                )
+    return _anchor(workspace, golden)
+
+
+def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> list[str]:
+    """Anchors of the frames that the most similar goldens are in, best first."""
+    features = workspace.golden_features(golden)
+    hits = workspace.bank.nearest(
+        golden.product, features.global_vec, features.patches, _SIMILAR,
+        exclude_ids=[golden.golden_id, *without], statuses=STATUSES,
+    )  # fmt: skip
+    places = (workspace.stores.frames.get(h.golden.golden_id) for h in hits)
+    return list(dict.fromkeys(p.anchor_id for p in places if p is not None))[:_TRIED]
+
+
+def _fits(found: Alignment, size: tuple[int, int]) -> bool:
+    left = found.residual_px or 0.0
+    return found.ok and found.overlap >= _MIN_OVERLAP and left <= _MAX_RESIDUAL_PART * max(size)
+
+
+def _anchor(workspace: Workspace, golden: Golden) -> GoldenPlace:
+    h, w = workspace.golden_image(golden).shape[:2]
+    return GoldenPlace(
+        golden_id=golden.golden_id,
+        product=golden.product,
+        anchor_id=golden.golden_id,
+        anchor_sha256=golden.sha256,
+        size=(h, w),
+        anchor_size=(h, w),
+        matrix=tuple(np.eye(3).ravel().tolist()),
+    )
+
+
+def matrix_of(place: GoldenPlace) -> Matrix:
+    """(3, 3) float64: golden px -> anchor px."""
+    return np.array(place.matrix, np.float64).reshape(3, 3)
+
+
+def anchor_on_golden(place: GoldenPlace) -> Alignment:
+    """The registration of the anchor to the golden, as it was measured when the golden was placed."""
+    back = np.linalg.inv(matrix_of(place))
+    return registered(place.method, back / back[2, 2], place.residual_px, place.overlap, place.ncc, place.anchor_size)
+
+
+def carried_over(known: Alignment, place: GoldenPlace, other: GoldenPlace, query_size: tuple[int, int]) -> Alignment:
+    """How `other` lies on a photo of `query_size` (H, W), from how a golden of the same frame (`place`) does."""
+    between = np.linalg.inv(matrix_of(place)) @ matrix_of(other)
+    left = None if other.residual_px is None or other.golden_id == place.golden_id else other.residual_px
+    return carried(known, between, left, other.size, query_size)
