@@ -20,21 +20,29 @@ from refdiff.model.files import make_private
 # checkpoints may only hold types that can be read back safely: None allows the built-in ones and nothing else
 # (LANGGRAPH_STRICT_MSGPACK is read when langgraph is imported, too early for us to set it)
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
-Select = Callable[[str], Sequence[Mapping[str, Any]]]
 _RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
+_CONNECTIONS, _CONNECT_S = 8, 10  # to Postgres
+
+Select = Callable[[str], Sequence[Mapping[str, Any]]]
+Failing = Callable[[], AbstractContextManager[None]]
 
 
 class Checkpoints:
     """The checkpoints of all inspections, and who runs which."""
 
-    def __init__(self, saver: BaseCheckpointSaver[Any], home: Path, select: Select) -> None:
-        """select: the rows of a query to the saver's own tables."""
-        self.saver, self._home, self._select = saver, home, select
+    def __init__(self, saver: BaseCheckpointSaver[Any], home: Path, select: Select, failing: Failing) -> None:
+        """select: the rows of a query to the saver's own tables. failing: turns errors of its database into ours."""
+        self.saver, self._home, self._select, self.failing = saver, home, select, failing
 
     def threads(self) -> list[str]:
         """Ids of the inspections that have checkpoints, sorted; what is in the checkpoints is not read."""
-        rows = self._select("SELECT DISTINCT thread_id AS thread FROM checkpoints ORDER BY thread")
+        with self.failing():
+            rows = self._select("SELECT DISTINCT thread_id AS thread FROM checkpoints ORDER BY thread")
         return [str(row["thread"]) for row in rows]
+
+    def remove(self, inspection_id: str) -> None:
+        with self.failing():
+            self.saver.delete_thread(inspection_id)
 
     def claim(self, inspection_id: str) -> AbstractContextManager[None]:
         """Lock an inspection. Raises UnavailableError if another process holds it."""
@@ -54,11 +62,10 @@ class Checkpoints:
 def open_checkpoints(home: Path, url: SecretStr | None = None) -> Iterator[Checkpoints]:
     """url: postgresql://...; default: SQLite under the home folder. Raises StorageError, UnavailableError."""
     with ExitStack() as stack:
-        saver, select = _open_sqlite(home, stack) if url is None else _open_postgres(url, stack)
-        yield Checkpoints(saver, home, select)
+        yield _open_sqlite(home, stack) if url is None else _open_postgres(home, url, stack)
 
 
-def _open_sqlite(home: Path, stack: ExitStack) -> tuple[BaseCheckpointSaver[Any], Select]:
+def _open_sqlite(home: Path, stack: ExitStack) -> Checkpoints:
     make_private(home / "checkpoints.sqlite")
     try:
         connection = sqlite3.connect(home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
@@ -75,23 +82,56 @@ def _open_sqlite(home: Path, stack: ExitStack) -> tuple[BaseCheckpointSaver[Any]
         cursor.row_factory = sqlite3.Row
         return cursor.execute(query).fetchall()
 
-    return saver, select
+    @contextmanager
+    def failing() -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as e:
+            raise StorageError(f"checkpoints under {home} cannot be read or written: {e}") from e
+
+    return Checkpoints(saver, home, select, failing)
 
 
-def _open_postgres(url: SecretStr, stack: ExitStack) -> tuple[BaseCheckpointSaver[Any], Select]:
+def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
     try:
+        import psycopg
         from langgraph.checkpoint.postgres import PostgresSaver
+        from psycopg.rows import dict_row
+        from psycopg_pool import ConnectionPool
     except ImportError as e:
         raise UnavailableError("checkpoints in Postgres need: pip install 'refdiff[postgres]'") from e
-    import psycopg
 
-    try:
-        saver = stack.enter_context(PostgresSaver.from_conn_string(url.get_secret_value()))
-        saver.serde = _SERDE
+    @contextmanager
+    def failing() -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as e:
+            raise UnavailableError(
+                f"the checkpoint database is unavailable ({type(e).__name__}); is it running?"
+            ) from e
+
+    where, how = url.get_secret_value(), {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    with failing():
+        psycopg.connect(where, connect_timeout=_CONNECT_S).close()  # the pool would keep trying
+        # a pool, since a connection that was lost once stays lost
+        pool = stack.enter_context(
+            ConnectionPool(
+                where,
+                kwargs=how,
+                min_size=1,
+                max_size=_CONNECTIONS,
+                timeout=_CONNECT_S,
+                check=ConnectionPool.check_connection,
+            )
+        )
+        saver = PostgresSaver(pool, serde=_SERDE)
         saver.setup()
-    except psycopg.Error as e:
-        raise UnavailableError(f"the checkpoint database is unavailable ({type(e).__name__}); is it running?") from e
-    return saver, lambda query: saver.conn.execute(query).fetchall()
+
+    def select(query: str) -> list[Any]:
+        with pool.connection() as conn:
+            return conn.execute(query).fetchall()
+
+    return Checkpoints(saver, home, select, failing)
 
 
 def run_config(inspection_id: str) -> Any:

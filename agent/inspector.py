@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from refdiff.memory.changes import record_settings
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.settings import login_name
-from refdiff.model.errors import InputError, LLMError, StorageError, UnavailableError, out_of_memory
+from refdiff.model.errors import InputError, LLMError, UnavailableError, out_of_memory
 from refdiff.tools.context import ToolContext
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.workspace import Workspace
@@ -112,8 +111,9 @@ class Inspector(AbstractContextManager["Inspector"]):
         """Let an inspection that waits for a person end with that decision."""
         if self._kept(disposition.inspection_id).interrupts:
             config = run_config(disposition.inspection_id)
-            self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
-            self.checkpoints.saver.delete_thread(disposition.inspection_id)
+            with self.checkpoints.failing():
+                self._graph.invoke(Command(resume=asdict(disposition)), config, context=None)
+            self.checkpoints.remove(disposition.inspection_id)
 
     def answer(self, text: str) -> str:
         """A short answer to a request that names no part."""
@@ -156,10 +156,11 @@ class Inspector(AbstractContextManager["Inspector"]):
         begins anew, or waits for a person all the same."""
         config = run_config(inspection_id)
         try:
-            return self._graph.get_state(config)
+            with self.checkpoints.failing():
+                return self._graph.get_state(config)
         except (ValueError, TypeError, LookupError, AttributeError) as e:
             log.warning("the checkpoint of inspection %s is damaged and was removed (%s)", inspection_id, e)
-            self.checkpoints.saver.delete_thread(inspection_id)
+            self.checkpoints.remove(inspection_id)
             return self._graph.get_state(config)
 
     def _shown(self, request: InspectionRequest) -> InspectionRequest:
@@ -184,13 +185,10 @@ class Inspector(AbstractContextManager["Inspector"]):
             state = None
         try:
             # durable before the next node starts: a crash loses at most one node's work
-            with using_key(request.by_key):
+            with using_key(request.by_key), self.checkpoints.failing():
                 self._graph.invoke(state, config, context=self._context(request, capture), durability="sync")
-        except sqlite3.Error as e:
-            home = self.workspace.stores.settings.home
-            raise StorageError(f"checkpoints under {home} cannot be written: {e}") from e
         except InputError:  # resuming would end the same way
-            self.checkpoints.saver.delete_thread(request.inspection_id)
+            self.checkpoints.remove(request.inspection_id)
             raise
         except Exception as e:
             if not out_of_memory(e):
@@ -199,7 +197,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         report = self._filed(request.inspection_id)
         # an interrupted run may have been reviewed before it was resumed
         if report.verdict != Verdict.REVIEW or self.workspace.stores.dispositions.get(request.inspection_id):
-            self.checkpoints.saver.delete_thread(request.inspection_id)
+            self.checkpoints.remove(request.inspection_id)
         return report
 
     def _context(self, request: InspectionRequest, capture: Capture | None) -> AgentContext:

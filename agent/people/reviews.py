@@ -13,7 +13,7 @@ from refdiff.memory.records.adoptions import Approval
 from refdiff.memory.records.blind_checks import BlindCheck
 from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.files import outage
 from refdiff.tools.golden_samples.adopt import adopt
 
@@ -46,7 +46,10 @@ class Reviews:
         Raises UnknownRecordError, InputError, DuplicateError (says who decided, and when).
         """
         made = self._stores.dispositions.add(inspection_id, decision, by, reason, judged, as_reference)
-        self.inspector.end_review(made)
+        try:
+            self.inspector.end_review(made)
+        except UnavailableError as e:  # the decision stands
+            log.warning("the checkpoint of inspection %s stays: %s", inspection_id, e)
         if as_reference:
             self._approve(inspection_id, by, admin)
         return made
