@@ -31,7 +31,7 @@ class FeatureMaps(dict[int, Tensor]):
     @property
     def nbytes(self) -> int:
         """Memory that it takes, with descriptors and sketch."""
-        (h, w), channels = self.grid, sum(self[s].shape[0] for s in _STRIDES)
+        (h, w), channels = self.grid, sum(m.shape[0] for s, m in self.items() if s in _STRIDES)
         return sum(m.nbytes for m in self.values()) + 4 * (h * w * (channels + _SEARCHED) + channels * _SEARCHED)
 
     @cached_property
