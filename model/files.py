@@ -86,9 +86,8 @@ def outage(error: BaseException) -> UnavailableError | None:
     if isinstance(error, OSError):
         if error.errno in _NO_FILES:
             return UnavailableError(f"too many files and connections are open ({error}); raise the limit (ulimit -n)")
-        if error.errno is not None or isinstance(
-            error, TimeoutError
-        ):  # without a number it is a library's own complaint
+        # without a number it is a library's own complaint
+        if error.errno is not None or isinstance(error, TimeoutError):
             return storage_error(Path(str(error.filename or "the system")), error)
     return None
 

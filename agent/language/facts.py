@@ -147,9 +147,8 @@ def _finding(finding: Finding) -> Line:
         _fact("area", area=with_unit("area_px", finding.area_px)),
         _fact("box", box=f"{place.x0}, {place.y0}, {place.x1}, {place.y1}"),
         *([_fact("zone", zone=finding.zone)] if finding.zone else []),
-        *(
-            [_fact("limits")] if finding.within_limits else []
-        ),  # if not, perhaps no limit applies: the reasoning says so
+        # if not, perhaps no limit applies: the reasoning says so
+        *([_fact("limits")] if finding.within_limits else []),
     ]
     if finding.seen_before is not None:
         facts.append(_fact("seen", parts=str(finding.seen_before.parts), days=str(finding.seen_before.days)))

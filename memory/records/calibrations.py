@@ -28,9 +28,8 @@ class Calibration:
     peaks: list[float] = field(default_factory=list)  # highest value of each part's anomaly map, sorted
     similarities: list[float] = field(default_factory=list)  # of each part to its nearest golden, sorted
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
-    golden_ids: list[str] = field(
-        default_factory=list
-    )  # of the part of each score; empty if measured by earlier versions
+    # of the part of each score; empty if measured by earlier versions
+    golden_ids: list[str] = field(default_factory=list)
 
 
 class CalibrationStore:

@@ -25,10 +25,8 @@ from refdiff.model.language.configuration import DIFFERENCE_GRID, IMAGE_GRID, MA
 _WAVES = 4
 _PLACE_DIM = 2 + 4 * _WAVES
 _WINDOWS = (3, 7, 15, 31, 61)  # stride-4 cells: how far a strong place reaches
-_PATCH, _PATCH_CELLS = (
-    12,
-    24,
-)  # grey cut-out of query and reference round a place: samples a side, stride-4 cells a side
+# grey cut-out of query and reference round a place: samples a side, stride-4 cells a side
+_PATCH, _PATCH_CELLS = 12, 24
 _FRACTIONS = (0.0005, 0.005, 0.03, 0.2)
 _N_TYPES = len(DIFFERENCE_TYPES)
 _N_DISTANCES = len(STRIDES) * N_DISTANCES
@@ -169,9 +167,8 @@ def _regions(out: DifferenceOutput, matched: Matched, difference: DifferenceNetw
     h, w = logits.shape[-2:]
     peaks = logits.masked_fill(logits < F.max_pool2d(logits, _SUPPRESSED, 1, _SUPPRESSED // 2), -torch.inf)
     at = peaks.flatten(1).topk(MAX_REGIONS, 1).indices  # (B, 16) flat index
-    xy = torch.stack(
-        [(at % w + 0.5) / w, (torch.div(at, w, rounding_mode="floor") + 0.5) / h], -1
-    )  # (B, 16, 2) in 0..1
+    # (B, 16, 2) in 0..1
+    xy = torch.stack([(at % w + 0.5) / w, (torch.div(at, w, rounding_mode="floor") + 0.5) / h], -1)
 
     def take(x: Tensor) -> Tensor:
         """(B, C, any, any) -> (B, 16, C) at the places."""

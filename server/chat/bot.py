@@ -31,6 +31,7 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownRecordError,
 )
+from refdiff.model.files import outage
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,8 @@ class ChatRequest:
     user_name: str  # may be ""
     text: str
     place: dict[str, Any]  # where the platform answers (JSON data)
-    photos: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # what the platform fetches attached files with (JSON data)
+    # what the platform fetches attached files with (JSON data)
+    photos: list[dict[str, Any]] = field(default_factory=list)
     addressed: bool = True  # to the bot; else a message in a thread that it answers in
     halves: bool = False  # another event of the same message may follow, with its files
 
@@ -105,9 +105,8 @@ class ChatBot:
         self.service, self._store, self._platform = service, store, platform
         self._deciders, self._public_url = deciders, public_url
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=platform.name)
-        self._busy: dict[
-            str, tuple[ChatRequest, str]
-        ] = {}  # by key: request that waits for its inspection, and its status
+        # by key: request that waits for its inspection, and its status
+        self._busy: dict[str, tuple[ChatRequest, str]] = {}
         self._read: set[str] = set()  # keys of messages in progress whose request was read: nothing can be added
         self._claimed: set[str] = set()  # keys of messages in progress, until they are answered
         self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next one is due (monotonic clock)
@@ -242,9 +241,8 @@ class ChatBot:
         if message.inspection_id is not None:
             self._wait_for(request, message.inspection_id)
             return True
-        if (
-            not request.thread
-        ):  # after a crash between these two lines a second thread is opened, and the first stays empty
+        # after a crash between these two lines a second thread is opened, and the first stays empty
+        if not request.thread:
             request = self._platform.opened(request)
             self._store.change(request.key, asdict(request), request.thread)
         refusal, unsettled = self._platform.refusal(request.user, request.place), False
@@ -256,7 +254,8 @@ class ChatBot:
             said, unsettled = _helpful(e), isinstance(e, InputError)
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)
-            said = f"Internal error ({type(e).__name__}); see the log of the server."
+            lacking = outage(e)
+            said = _helpful(lacking) if lacking else f"Internal error ({type(e).__name__}); see the log of the server."
         if said is None:
             return True
         if said:

@@ -233,8 +233,8 @@ def copy_artefacts(report: DefectReport, html: Path | None, out: Path | None) ->
         assert target is not None
         try:
             shutil.copyfile(source, target)
-        except (OSError, shutil.SameFileError) as e:
-            error = storage_error(target, e if isinstance(e, OSError) else OSError(str(e)))
+        except OSError as e:
+            error = storage_error(target, e)
             error.add_note(f"inspection {report.inspection_id} is filed")
             raise error from e
         written.append(target)

@@ -146,9 +146,8 @@ def only_home_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield inputs
     written, _WRITING = _WRITING, None
     allowed = [tmp_path / "home", tmp_path / "cache", inputs, Path(os.devnull)]
-    paths = {
-        Path(os.path.abspath(w)) for w in written if w and "__pycache__" not in w
-    }  # Python's own, of modules loaded now
+    # Python's own, of modules loaded now
+    paths = {Path(os.path.abspath(w)) for w in written if w and "__pycache__" not in w}
     assert [p for p in paths if not any(p.is_relative_to(a) for a in allowed)] == []
     assert paths, "the watch saw nothing at all"
 

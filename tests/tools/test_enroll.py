@@ -229,9 +229,8 @@ def test_enrolment_stores_the_photo_before_the_golden(
         m.setattr(type(workspace.bank), "add", killed)
         with pytest.raises(KeyboardInterrupt):
             enroll(workspace, "board", [path])
-    assert (
-        workspace.bank.count("board") == 0
-    )  # nothing was acknowledged, and nothing points at a photo that is not there
+    # nothing was acknowledged, and nothing points at a photo that is not there
+    assert workspace.bank.count("board") == 0
     golden = enroll(workspace, "board", [path]).added[0]
     assert workspace.stores.images.get(golden.sha256) == path.read_bytes()
 

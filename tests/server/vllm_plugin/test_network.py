@@ -91,9 +91,8 @@ def test_vllm_never_generates_placeholder_tokens(llm: Any, reader: TorchReader, 
 def test_malformed_prompt_leaves_the_next_vllm_reading_right(
     llm: Any, reader: TorchReader, pairs: list[Pair], broken: Any
 ) -> None:
-    with contextlib.suppress(
-        ValueError, RuntimeError, VLLMValidationError
-    ):  # what a server answers with 400; text may also just be text
+    # what a server answers with 400; text may also just be text
+    with contextlib.suppress(ValueError, RuntimeError, VLLMValidationError):
         llm.chat(broken(pairs[1]), SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
     assert compare(reader, pairs[1:2], vllm_readings(llm, pairs[1:2])).largest < TOLERANCE
 
