@@ -52,9 +52,8 @@ class FeatureMaps(dict[int, Tensor]):
 
     def _times(self, stride: int, directions: Tensor) -> Tensor:
         """(d, h, w): a map (C, h, w) times directions (C, d)."""
-        return (self[stride].flatten(1).T @ directions).T.unflatten(
-            1, self[stride].shape[1:]
-        )  # channels last in memory
+        product = (self[stride].flatten(1).T @ directions).T  # channels last in memory
+        return product.view(-1, *self[stride].shape[1:])
 
     def _on_grid(self, x: Tensor) -> Tensor:
         """(C, any, any) -> (h*w, C), interpolated."""
