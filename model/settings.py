@@ -42,4 +42,7 @@ class ModelSettings(BaseSettings):
     number_format: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="What networks compute in; default: what this CPU multiplies faster, measured once."
     )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        default="auto", description="What runs the encoder and the difference network; default: OpenVINO if installed."
+    )
     threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")

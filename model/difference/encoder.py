@@ -8,7 +8,7 @@ folded into the convolutions at load. Knows nothing about goldens, registration 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refdiff.model.difference.backbones import TransformersBackbone
+from refdiff.model.difference.compiled import Compiled, uses_openvino
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
@@ -143,9 +144,29 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+class _MapList(nn.Module):
+    """The maps of a network as a plain tuple."""
+
+    def __init__(self, net: nn.Module, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.strides = strides
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.net(x)
+        return tuple(maps[s] for s in self.strides)
+
+
 @lru_cache(maxsize=1)
 def _shared_network() -> EfficientNetLite0:
     return load_efficientnet_lite0()
+
+
+@lru_cache(maxsize=2)
+def _shared_compiled(cache: Path, threads: int | None) -> Compiled:
+    example = torch.zeros(2, 3, 64, 96)
+    plain = _MapList(load_efficientnet_lite0().to(memory_format=torch.contiguous_format), tuple(CHANNELS))  # type: ignore[call-overload]
+    return Compiled(plain, [example], ModelSettings(cache=cache, threads=threads))
 
 
 def work_size(size: tuple[int, int], working_px: int) -> tuple[int, int]:
@@ -182,8 +203,11 @@ class Encoder:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.digest = WEIGHTS_SHA256
-        self._net: nn.Module
-        if self.settings.encoder is None:
+        self._net: Callable[[Tensor], dict[int, Tensor]]
+        if self.settings.encoder is None and uses_openvino(self.settings):
+            compiled, self.channels = _shared_compiled(self.settings.cache, self.settings.threads), CHANNELS
+            self._net = lambda x: dict(zip(CHANNELS, compiled(x), strict=True))
+        elif self.settings.encoder is None:
             self._net, self.channels = _shared_network(), CHANNELS
         else:
             backbone = _shared_backbone(self.settings.encoder.resolve())

@@ -6,7 +6,7 @@ or calibration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from refdiff.model.difference.matching import Matched, ReferenceView, composite_reference, match
+from refdiff.model.difference.compiled import Compiled, uses_openvino
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
-from refdiff.model.number_format import autocast, number_format
+from refdiff.model.number_format import number_format
+from refdiff.model.settings import ModelSettings
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
@@ -63,20 +65,61 @@ def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence
     return NetworkInput(matched, pixel_input(picture[None], reference[None], covered[None]))
 
 
+class _Plain(nn.Module):
+    """A difference network that takes and returns plain tensors: what is `matched`, stride by stride, and the pixels."""
+
+    def __init__(self, net: DifferenceNetwork) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map and type logits."""
+        *matched, pixels = inputs
+        n = len(STRIDES)
+        parts = (dict(zip(STRIDES, matched[i : i + n], strict=True)) for i in range(0, 3 * n, n))
+        out = self.net(Matched(*parts), pixels)
+        return out.map_logits, out.type_logits
+
+    @staticmethod
+    def inputs(matched: Matched, pixels: Tensor) -> list[Tensor]:
+        """What `forward` takes."""
+        parts = (matched.query, matched.reference, matched.distances)
+        return [*(part[s] for part in parts for s in STRIDES), pixels]
+
+    def example(self) -> list[Tensor]:
+        """Inputs of a pair of nothing."""
+        h, w = 64, 96
+        maps = {s: torch.zeros(2, c, h // s, w // s) for s, c in self.net.config.channels.items()}
+        distances = {s: torch.zeros(2, N_DISTANCES, h // s, w // s) for s in STRIDES}
+        return self.inputs(Matched(maps, maps, distances), torch.zeros(2, 8, h, w))
+
+
 class DifferenceScorer:
     """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
 
     def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str) -> None:
         self.sha256 = sha256
         self.encoder = encoder
-        self._net = _folded(net.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._format = number_format()
+        plain = _Plain(_folded(net.eval(), self._format))
+        self._run: Callable[..., tuple[Tensor, ...]]
+        settings = ModelSettings()
+        if self._format is torch.float32 and uses_openvino(settings):
+            self._run = Compiled(plain, plain.example(), settings)
+        else:
+            self._run = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
+    def look_at(self, seen: Sequence[NetworkInput]) -> list[NetworkDifference]:
+        """What the network makes of several queries of one size, in one batch."""
+        matched = Matched.stack([s.matched for s in seen])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._format is torch.bfloat16):
+            logits, types = self._run(*_Plain.inputs(matched, torch.cat([s.pixels for s in seen])))
+        return [NetworkDifference(m[0].float(), F.softmax(t.float(), 0)) for m, t in zip(logits, types, strict=True)]
+
     def look(self, seen: NetworkInput) -> NetworkDifference:
         """What the network makes of a query and its references."""
-        with autocast():
-            out = self._net(seen.matched, seen.pixels)
-        return NetworkDifference(out.map_logits[0, 0].float(), F.softmax(out.type_logits[0].float(), 0))
+        return self.look_at([seen])[0]
 
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
@@ -96,7 +139,7 @@ def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[n
     return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
 
 
-def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
+def _folded(net: DifferenceNetwork, dtype: torch.dtype) -> DifferenceNetwork:
     """Batch norm folded into the convolutions before it, and weights in the format that autocast would make of them."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.BatchNorm2d):
@@ -105,7 +148,7 @@ def _folded(net: DifferenceNetwork) -> DifferenceNetwork:
             module[1] = nn.Identity()
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(number_format())
+            module.to(dtype)
     return net
 
 
