@@ -20,8 +20,9 @@ from refdiff.model.images import F32
 
 _TEXT = "refdiff"  # key of the PNG's text
 _WHITE = 255
-_UNIT = 0.25  # thresholds: the grey scale is linear well below it, logarithmic above
-_TOLERANCE = 0.08  # what halving the map may change, as a part of the value and `_UNIT` together
+_UNIT = 0.5  # thresholds: the grey scale is linear well below it, logarithmic above
+# parts of the value and `_UNIT` together: what halving the map may change, and from one grey to the next
+_TOLERANCE, _STEP = 0.05, 0.02
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,20 @@ class KeptDifference:
     matrix: NDArray[np.float64]
 
     def encode(self) -> bytes:
-        """PNG bytes: the map in 255 greys, as coarse as it is smooth. In pictures it looks the same."""
+        """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
         level = np.log1p(self.anomaly_map / (_UNIT * self.threshold))
         while min(level.shape) > 1:
             halved = _resize(level, ((level.shape[0] + 1) // 2, (level.shape[1] + 1) // 2), cv2.INTER_AREA)
             if float(np.abs(_resize(halved, level.shape, cv2.INTER_LINEAR) - level).max()) > _TOLERANCE:
                 break
             level = halved
-        top = max(float(level.max()), 1.0)
-        grey = np.rint(level * (_WHITE / top)).astype(np.uint8)
+        step = max(_STEP, float(level.max()) / _WHITE)
+        grey = np.rint(level / step).astype(np.uint8)
         text = PngImagePlugin.PngInfo()
         about = {
             "size": self.anomaly_map.shape,
             "threshold": self.threshold,
-            "top": top,
+            "step": step,
             "matrix": self.matrix.tolist(),
         }
         text.add_text(_TEXT, json.dumps(about))
@@ -65,7 +66,7 @@ class KeptDifference:
                 grey = np.asarray(image, np.float32)
                 about = json.loads(image.info[_TEXT])
             threshold, (height, width) = float(about["threshold"]), about["size"]
-            level = _resize(grey * np.float32(about["top"] / _WHITE), (int(height), int(width)), cv2.INTER_LINEAR)
+            level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
             anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
             return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3))
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error) as e:
