@@ -17,3 +17,4 @@ class AgentContext:
     settings: AgentSettings
     driver: Driver | None  # who calls the tools; None: the script
     emit: Callable[[AgentEvent], None]  # shows progress
+    draws: bool = True  # the report's files are written when it is filed; else they are drawn when somebody asks

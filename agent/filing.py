@@ -1,18 +1,31 @@
-"""File a report exactly once: pictures, JSON, Markdown and HTML on disk first, then one row in the store."""
+"""File a report exactly once, and give its files: pictures, JSON, Markdown and HTML.
+
+Where a person waits they are drawn and written first, and filed with their digests. Else they are drawn whenever somebody
+asks, from what is filed: report, photo, golden sample and anomaly map, which the audit record has the digests of.
+"""
 
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from refdiff.agent.context import AgentContext
-from refdiff.agent.report import pictures
-from refdiff.agent.report.html import PagePictures, render_html
-from refdiff.agent.report.markdown import render_markdown
+from refdiff.agent.report.drawing import Drawing
+from refdiff.agent.report.kept import KeptDifference
 from refdiff.agent.report.schema import Artefacts, DefectReport
-from refdiff.memory.artefacts import digests, inspection_folder
+from refdiff.memory.artefacts import inspection_folder
+from refdiff.memory.audit_chain import ARTEFACTS as FILES
+from refdiff.memory.audit_chain import DIFFERENCE
 from refdiff.memory.stores import Stores
-from refdiff.model.files import make_folder, write_atomic
-from refdiff.model.images import encode_png
+from refdiff.model.errors import StorageError, TamperedError, UnknownRecordError
+from refdiff.model.files import make_folder, storage_error, write_atomic
+from refdiff.tools.workspace import Workspace
+
+_DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
 
 ARTEFACTS = {
     "overlay": "overlay.png",
@@ -46,41 +59,25 @@ def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
 
 
 def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
-    """Write the artefacts and file the report with their digests. Filed already: the filed one is returned."""
-    inspections = context.tools.workspace.stores.inspections
+    """File the report, in one transaction with its audit record; with its files where somebody waits for them.
+
+    Filed already: the filed one is returned.
+    """
+    workspace, canonical = context.tools.workspace, context.tools.canonical
+    inspections = workspace.stores.inspections
     if (known := inspections.find(report.inspection_id)) is not None:
         return DefectReport.model_validate(known.report)
-    folder = make_folder(inspection_folder(context.tools.workspace.stores.settings.home, report.inspection_id))
-    paths = {name: folder / file for name, file in ARTEFACTS.items()}
-    query, canonical = context.tools.query, context.tools.canonical
-    nearest = canonical.comparison.nearest
-    anomaly_map, reference = canonical.comparison.difference.anomaly_map, nearest.reduced
-    drawn = {
-        "overlay": pictures.overlay(query, report.findings, anomaly_map, canonical.threshold),
-        "heatmap": pictures.heatmap(query, anomaly_map, canonical.threshold),
-        "side_by_side": pictures.side_by_side(reference, query, registered=report.alignment.ok),
-    }
-    crops = {}
-    for finding in report.findings:
-        at = finding.location
-        pair = pictures.crops(query, nearest.picture, (at.x0, at.y0, at.x1, at.y1))
-        crops[finding.id] = (pictures.page_image(pair.query), pictures.page_image(pair.reference))
-    page = PagePictures(
-        query=pictures.page_image(query),
-        reference=pictures.page_image(reference),
-        overlay=pictures.page_image(drawn["overlay"]),
-        heatmap=pictures.page_image(drawn["heatmap"]),
-        side_by_side=pictures.page_image(drawn["side_by_side"]),
-        crops=crops,
-    )
-    for name, picture in drawn.items():
-        write_atomic(paths[name], encode_png(picture))
-    write_atomic(paths["query"], pictures.plain_jpeg(query))
-    write_atomic(paths["reference"], pictures.plain_jpeg(reference))
-    write_atomic(paths["anomaly"], pictures.anomaly_layer(anomaly_map, canonical.threshold))
-    write_atomic(paths["html"], render_html(report, page).encode())
-    write_atomic(paths["markdown"], render_markdown(report).encode())
-    write_atomic(paths["report"], report.model_dump_json(indent=2).encode())
+    nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
+    kept = KeptDifference(difference.anomaly_map, canonical.threshold, nearest.alignment.matrix).encode()
+    digests: dict[str, str] = {}
+    if context.draws:
+        golden = workspace.golden_image(nearest.golden)
+        drawing = Drawing(report, context.tools.query, golden, KeptDifference.decode(kept))
+        folder = make_folder(inspection_folder(workspace.stores.settings.home, report.inspection_id))
+        for name, file in ARTEFACTS.items():
+            data = drawing.file(name)
+            write_atomic(folder / file, data)
+            digests[file] = sha256(data).hexdigest()
     filed = inspections.file(
         report.inspection_id,
         report.part_id,
@@ -89,6 +86,109 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
         report.created_at,
         report.model_dump(mode="json"),
         blind_share=context.settings.blind_share,
-        facts={"artefacts": digests(paths.values())},
+        facts={FILES: digests},
+        difference=kept,
     )
     return report if filed else DefectReport.model_validate(inspections.get(report.inspection_id).report)
+
+
+class ReportFiles:
+    """The files of filed reports. Safe to share between threads.
+
+    Those that are drawn lie in the cache folder, the oldest go first. Only what this process drew is given again: what else
+    lies there may be anybody's.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._root = workspace.model_settings.cache / "pictures"
+        self._lock = threading.Lock()
+        self._digests: dict[Path, str] = {}
+        self._last: tuple[str, Drawing] | None = None  # a page asks for several pictures of one inspection
+
+    def path(self, inspection_id: str, name: str) -> Path:
+        """A file of a filed inspection, of the names of `ARTEFACTS`.
+
+        Raises UnknownRecordError (also for any other name), StorageError if it was filed and is gone, TamperedError if it,
+        or what it would be drawn from, is not what was filed.
+        """
+        stores = self._workspace.stores
+        if name not in ARTEFACTS:
+            stores.inspections.get(inspection_id)
+            raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
+        file = ARTEFACTS[name]
+        if not _is_drawn(stores.audit.filed(inspection_id).facts, file):
+            path = inspection_folder(stores.settings.home, inspection_id) / file
+            if not path.is_file():
+                raise StorageError(f"{path.name} of inspection {inspection_id} is missing; restore it from a backup")
+            if wrong := stores.audit.not_as_filed(inspection_id, file):
+                raise TamperedError(f"inspection {inspection_id}: {wrong[file]}")
+            return path
+        with self._lock:
+            return self._drawn(inspection_id, name)
+
+    def report(self, inspection_id: str) -> DefectReport:
+        """A filed report with the absolute paths of its files; what was not filed is drawn. Raises as `path`."""
+        stores = self._workspace.stores
+        report, facts = filed_report(stores, inspection_id), stores.audit.filed(inspection_id).facts
+        named = report.artefacts.model_dump(exclude_none=True)
+        drawn = {n: str(self.path(inspection_id, n)) for n in named if _is_drawn(facts, ARTEFACTS[n])}
+        return report.model_copy(update={"artefacts": Artefacts(**named | drawn)})
+
+    def drawing(self, inspection_id: str) -> Drawing | None:
+        """What draws the pictures of an inspection; None for one of an earlier version. Raises as `path`."""
+        facts = self._workspace.stores.audit.filed(inspection_id).facts
+        if DIFFERENCE not in facts:
+            return None
+        with self._lock:
+            return self._drawing(inspection_id)
+
+    def _drawing(self, inspection_id: str) -> Drawing:
+        if self._last is None or self._last[0] != inspection_id:
+            inspections = self._workspace.stores.inspections
+            report = DefectReport.model_validate(inspections.get(inspection_id).report)
+            image, product = self._workspace.image, report.product
+            kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
+            query, golden = image(report.query_sha256, product), image(report.reference.sha256, product)
+            self._last = inspection_id, Drawing(report, query, golden, kept)
+        return self._last[1]
+
+    def _drawn(self, inspection_id: str, name: str) -> Path:
+        path = self._root / inspection_id / ARTEFACTS[name]
+        if (digest := self._digests.get(path)) and _digest(path) == digest:
+            return path
+        data = self._drawing(inspection_id).file(name)
+        try:
+            make_folder(path.parent)
+            write_atomic(path, data)
+            self._make_room(path.parent)
+        except OSError as e:
+            raise storage_error(path, e) from e
+        self._digests[path] = sha256(data).hexdigest()
+        return path
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the files of the inspections that were drawn longest ago, until the others fit."""
+        sizes = {folder: sum(f.stat().st_size for f in _inside(folder)) for folder in _inside(self._root)}
+        total = sum(sizes.values())
+        for folder in sorted(sizes.keys() - {newest}, key=lambda f: f.stat().st_mtime):
+            if total <= _DRAWN_BYTES:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= sizes[folder]
+
+
+def _is_drawn(facts: Mapping[str, Any], file: str) -> bool:
+    """Whether a file is drawn when somebody asks, by the facts of the audit record: earlier versions wrote all of them."""
+    return DIFFERENCE in facts and file not in (facts.get(FILES) or {})
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError:  # another process made room
+        return ""

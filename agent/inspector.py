@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
+from langgraph.graph import START
 from langgraph.types import Command, StateSnapshot
 
 from refdiff.agent import prompts
@@ -16,7 +17,7 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.choice import choose_driver
 from refdiff.agent.events import AgentEvent
 from refdiff.agent.filing import filed_report
-from refdiff.agent.graph import build_graph
+from refdiff.agent.graph import build_graph, run_script
 from refdiff.agent.language import questions
 from refdiff.agent.language.requests import canonical_request
 from refdiff.agent.nodes import first_state
@@ -55,7 +56,11 @@ class Inspector(AbstractContextManager["Inspector"]):
         workspace: Workspace,
         settings: AgentSettings | None = None,
         on_event: Callable[[AgentEvent], None] | None = None,
+        *,
+        unattended: bool = False,
     ) -> None:
+        """unattended: what is accepted is in a journal, and nobody waits for files. A run by script then keeps nothing on
+        its way, and pictures are drawn when somebody asks for them."""
         self.workspace = workspace
         self.settings = settings or AgentSettings()
         self._emit = on_event or (lambda _: None)
@@ -63,6 +68,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         home = workspace.stores.settings.home
         self.checkpoints = self._stack.enter_context(open_checkpoints(home, self.settings.checkpoint_url))
         self._graph = build_graph(self.checkpoints.saver)
+        self._unattended = unattended
         self._driver, self.no_model = choose_driver(workspace, self.settings, self._emit)
 
     def __exit__(self, *error: object) -> None:
@@ -181,12 +187,20 @@ class Inspector(AbstractContextManager["Inspector"]):
         stores, in_force = self.workspace.stores, settings_in_force(self.workspace, self.settings, self._driver)
         record_settings(stores.db, in_force, login_name())
         config = run_config(request.inspection_id)
-        if state is not None and self._kept(request.inspection_id).values:
-            state = None
+        begun = self._kept(request.inspection_id).values
+        state = begun or state or {}
+        # the script does the same again: after a crash it begins anew, and needs no checkpoint on its way
+        scripted = state.get("via") == "fallback" and not state.get("steps")
+        context = self._context(request, capture, scripted)
         try:
-            # durable before the next node starts: a crash loses at most one node's work
             with using_key(request.by_key), self.checkpoints.failing():
-                self._graph.invoke(state, config, context=self._context(request, capture), durability="sync")
+                if scripted:
+                    if not (begun or self._unattended):  # no journal tells that it is to be finished
+                        self._graph.update_state(config, state, as_node=START)
+                    run_script(state, context)
+                else:
+                    # durable before the next node starts: a crash loses at most one node's work
+                    self._graph.invoke(None if begun else state, config, context=context, durability="sync")
         except InputError:  # resuming would end the same way
             self.checkpoints.remove(request.inspection_id)
             raise
@@ -195,17 +209,24 @@ class Inspector(AbstractContextManager["Inspector"]):
                 raise
             raise UnavailableError("too little memory is free for this inspection; try again later") from e
         report = self._filed(request.inspection_id)
+        if scripted and self._unattended and not begun:
+            return report
         # an interrupted run may have been reviewed before it was resumed
-        if report.verdict != Verdict.REVIEW or self.workspace.stores.dispositions.get(request.inspection_id):
+        if scripted or report.verdict != Verdict.REVIEW or stores.dispositions.get(request.inspection_id):
             self.checkpoints.remove(request.inspection_id)
+        else:
+            self.checkpoints.compact(request.inspection_id)
         return report
 
-    def _context(self, request: InspectionRequest, capture: Capture | None) -> AgentContext:
+    def _context(self, request: InspectionRequest, capture: Capture | None, scripted: bool) -> AgentContext:
         def progress(what: str, done: int, total: int, note: str = "") -> None:
             self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
 
-        tools = ToolContext(self.workspace, request.part_id, request.product, request.capture_id, progress, capture)
-        return AgentContext(tools, self.settings, self._driver, self._emit)
+        tools = ToolContext(
+            self.workspace, request.part_id, request.product, request.capture_id, progress, capture,
+            keeps_pictures=not scripted,
+        )  # fmt: skip
+        return AgentContext(tools, self.settings, self._driver, self._emit, draws=not self._unattended)
 
     def _filed(self, inspection_id: str) -> DefectReport:
         return filed_report(self.workspace.stores, inspection_id)

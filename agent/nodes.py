@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -22,6 +21,7 @@ from refdiff.agent.events import AgentEvent
 from refdiff.agent.filing import artefacts_of, file_report
 from refdiff.agent.report.schema import DefectReport, Judge, Software, ToolCall, Verdict
 from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import software_version
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.assemble import assemble, claims_of, complete_evidence, conclude_without_reading
 from refdiff.agent.verdict.verify import verify
@@ -276,7 +276,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         },
         artefacts=artefacts_of(request["inspection_id"]),
         software=Software(
-            version=version("refdiff"),
+            version=software_version(),
             weights_sha256=software_fingerprint(workspace),
             weights=weights_in_use(workspace) | (driver.weights if driver else {}),
         ),

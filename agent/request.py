@@ -102,7 +102,7 @@ def capture_part(
     """
     return record_capture(
         workspace.stores, part_id, product or product_of(workspace.stores, part_id), photo,
-        scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings,
+        scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings, decoded=workspace.keep_decoded,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from refdiff.agent.filing import ARTEFACTS, filed_report
+from refdiff.agent.filing import ReportFiles, filed_report
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
     Intent,
@@ -36,7 +36,6 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
-from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.jobs import CRASHED, Job, JobState, JobStore
 from refdiff.memory.locks import hold_lock
@@ -47,10 +46,7 @@ from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
     BusyError,
     InputError,
-    StorageError,
-    TamperedError,
     UnavailableError,
-    UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
@@ -122,7 +118,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def __init__(self, workspace: Workspace, settings: AgentSettings) -> None:
         """Raises as `open`, which also opens the workspace."""
         self.workspace, self.settings = workspace, settings
-        self.stores = workspace.stores
+        self.stores, self.files = workspace.stores, ReportFiles(workspace)
         self._stack = ExitStack()
         self._enrolling, self._enrol_places = threading.Lock(), threading.BoundedSemaphore(_MAX_ENROLLING)
         self._began = time.monotonic()
@@ -135,7 +131,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             _ = workspace.bank  # now: if another process holds it, this fails at once
             self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
             self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
-            self._inspector = self._stack.enter_context(Inspector(workspace, settings, on_event=self._queue.on_event))
+            self._inspector = self._stack.enter_context(
+                Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
+            )
             self.people = Reviews(self._inspector, self._enrol_now)
             self._recover()
             threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
@@ -398,20 +396,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return unsubscribe
 
     def artefact(self, inspection_id: str, name: str) -> Path:
-        """The file of a filed inspection: overlay, heatmap, side_by_side, html, markdown or report.
-
-        Raises UnknownRecordError (also for any other name), StorageError if the file is gone, TamperedError if it is not
-        the one that was filed.
-        """
-        self.stores.inspections.get(inspection_id)
-        if name not in ARTEFACTS:
-            raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
-        path = inspection_folder(self.stores.settings.home, inspection_id) / ARTEFACTS[name]
-        if not path.is_file():
-            raise StorageError(f"{path.name} of inspection {inspection_id} is missing; restore it from a backup")
-        if wrong := self.stores.audit.not_as_filed(inspection_id, path.name):
-            raise TamperedError(f"inspection {inspection_id}: {wrong[path.name]}")
-        return path
+        """The file of a filed inspection: overlay, heatmap, side_by_side, html, markdown, report, ...; see `ReportFiles`."""
+        return self.files.path(inspection_id, name)
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
         """The photo or its nearest golden as it was taken, as a PNG or JPEG."""

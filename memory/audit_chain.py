@@ -30,6 +30,8 @@ from refdiff.memory.timestamps import utc_now
 
 GENESIS = "0" * 64
 FILED, DISPOSITION = "filed", "disposition"
+# facts of a filed report: sha256 of each file of its folder, by name, and of what further pictures are drawn from
+ARTEFACTS, DIFFERENCE = "artefacts", "difference_sha256"
 
 _key: ContextVar[str | None] = ContextVar("used_key", default=None)
 

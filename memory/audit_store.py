@@ -20,6 +20,8 @@ from pydantic import SecretStr
 
 from refdiff.memory.artefacts import inspection_folder, not_as_filed
 from refdiff.memory.audit_chain import (
+    ARTEFACTS,
+    DIFFERENCE,
     DISPOSITION,
     FILED,
     GENESIS,
@@ -142,11 +144,11 @@ class AuditStore:
         with self._db.snapshot() as conn:
             return _StoreCheck(conn, self._images, photos, artefacts, self._kept).run()
 
-    def not_as_filed(self, inspection_id: str, *names: str) -> dict[str, str] | None:
-        """What is wrong with files of a filed inspection: file name -> words; {} if nothing is.
+    def filed(self, inspection_id: str) -> AuditRecord:
+        """The record of a filed inspection.
 
-        names: of the files; default: all. None: it was filed before files had digests. Raises UnknownRecordError (nothing
-        filed), TamperedError (the record or the report itself is not what was filed).
+        Raises UnknownRecordError (nothing filed), TamperedError (the record, the report, or what pictures are drawn from is
+        not what was filed).
         """
         with self._db.connection() as conn:
             row = conn.execute(
@@ -161,7 +163,17 @@ class AuditStore:
         record = _record(row)
         if problem := ChainCheck(record.seq - 1, row["previous"]).record(record, _content(row)):
             raise TamperedError(f"{problem}; run `refdiff audit verify --store`")
-        filed = record.facts.get("artefacts")
+        with self._db.connection() as conn:
+            if wrong := _difference_problem(conn, record):
+                raise TamperedError(f"inspection {inspection_id}: {wrong}; restore it from a backup")
+        return record
+
+    def not_as_filed(self, inspection_id: str, *names: str) -> dict[str, str] | None:
+        """What is wrong with files of a filed inspection: file name -> words; {} if nothing is.
+
+        names: of files that were filed; default: all. None: it was filed before files had digests. Raises as `filed`.
+        """
+        filed = self.filed(inspection_id).facts.get(ARTEFACTS)
         if filed is None:
             return None
         folder = inspection_folder(self._images.root.parent, inspection_id)
@@ -317,7 +329,9 @@ class _StoreCheck:
                 self._images.get(sha256)
             except RefDiffError as e:
                 yield f"its photo: {e}"
-        filed = record.facts.get("artefacts")
+        if wrong := _difference_problem(self._conn, record):
+            yield wrong
+        filed = record.facts.get(ARTEFACTS)
         self._without_digests += filed is None
         if self._artefacts and isinstance(filed, dict):
             folder = inspection_folder(self._home, record.inspection_id)
@@ -375,6 +389,17 @@ class _StoreCheck:
 
 
 _KIND = {PRODUCT: "specification", CALIBRATION: "calibration"}
+
+
+def _difference_problem(conn: sqlite3.Connection, record: AuditRecord) -> str:
+    """What is wrong with what the pictures of a filed inspection are drawn from; "" if nothing is."""
+    if (digest := record.facts.get(DIFFERENCE)) is None:  # filed before it was kept
+        return ""
+    row = conn.execute("SELECT picture FROM differences WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
+    if row is None:
+        return "its anomaly map is missing"
+    same = hashlib.sha256(row["picture"]).hexdigest() == digest
+    return "" if same else "its anomaly map is not the one that was filed"
 
 
 def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Problem | None:

@@ -143,4 +143,11 @@ MIGRATIONS: Migrations = (
         )""",
         "CREATE INDEX frames_by_product ON frames(product, anchor_id)",
     ),
+    (
+        # what the pictures of an inspection are drawn from, beside its photos: a small PNG of a few kB
+        """CREATE TABLE differences (
+            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
+            picture BLOB NOT NULL
+        )""",
+    ),
 )

@@ -58,15 +58,20 @@ class ToolContext:
         capture_id: str | None = None,
         progress: Progress = silent,
         capture: Capture | None = None,
+        *,
+        keeps_pictures: bool = True,
     ) -> None:
         """part_id: tools refuse any other. product, capture_id: of the request. capture: the photo, if it is known.
-        progress: of a calibration that is redone."""
+        progress: of a calibration that is redone. keeps_pictures: those that tools make are stored, for a model that is
+        shown them and may be resumed; without, evidence names none of them."""
         self.workspace = workspace
         self.part_id = part_id
         self.product = product
         self.capture_id = capture_id
         self._progress = progress
         self._capture = capture
+        self._keeps_pictures = keeps_pictures
+        self._lent: list[RgbImage] = []  # lives as long as this inspection
         self._hits: dict[int, list[GoldenHit]] = {}
         self._clock = Clock()
 
@@ -177,8 +182,16 @@ class ToolContext:
         return self.keep_image(self.canonical.comparison.nearest.reduced)
 
     def keep_image(self, image: RgbImage) -> str:
-        """Store a picture that a tool made; returns its sha256."""
-        return self.workspace.stores.images.put(encode_png(image))
+        """The id by which a model is shown a picture that a tool made: its sha256 where it is stored."""
+        if self._keeps_pictures:
+            return self.workspace.stores.images.put(encode_png(image))
+        self._lent.append(image)
+        return self.workspace.lend(image)
+
+    def evidence_images(self, **made: RgbImage | None) -> dict[str, str]:
+        """Pictures that a tool made, by role, as evidence names them: those that are there and stored."""
+        stored = made if self._keeps_pictures else {}
+        return {role: self.keep_image(image) for role, image in stored.items() if image is not None}
 
     # ---- evidence that a tool gives, or that is added where no tool was asked for it ----
 
@@ -207,13 +220,18 @@ class ToolContext:
                 ],
                 canonical=is_canonical,
             ),
-            images={
-                "query": self.shown_query,
-                "reference": self.shown_reference if is_canonical else self.keep_image(comparison.nearest.reduced),
-            },
+            images=self._compared(comparison),
             summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
             f"regions above the threshold: {len(regions)}",
         )  # fmt: skip
+
+    def _compared(self, comparison: Comparison) -> dict[str, str]:
+        """The photo and its nearest golden on the photo's pixels."""
+        if not self._keeps_pictures:
+            return {"query": self.find_capture().sha256}
+        is_canonical = comparison is self.canonical.comparison
+        reference = self.shown_reference if is_canonical else self.keep_image(comparison.nearest.reduced)
+        return {"query": self.shown_query, "reference": reference}
 
 
 @runtime_checkable  # the tools' argument schemas check it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shlex
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache, cachedmethod
 
@@ -49,6 +51,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
+        self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
@@ -109,6 +112,23 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         name: what errors call it. Raises UnknownRecordError, DamagedError, ImageError, StorageError.
         """
         return self._decoded(sha256, self._window(product), name)
+
+    def keep_decoded(self, sha256: str, window: Window | None, image: RgbImage) -> None:
+        """Take a stored image that was decoded elsewhere, with that intensity window, for `image` to give."""
+        image.flags.writeable = False
+        with self._cache_lock, contextlib.suppress(ValueError):  # larger than the cache
+            self._images[sha256, window] = image
+
+    def lend(self, picture: RgbImage) -> str:
+        """The id by which `picture` finds it, as long as somebody else holds it: it is not stored."""
+        picture_id = hashlib.sha256(picture.tobytes()).hexdigest()
+        self._lent[picture_id] = picture
+        return picture_id
+
+    def picture(self, sha256: str) -> RgbImage:
+        """What a model is shown: a lent picture, or a stored one of 8 bits. Raises as `image`."""
+        lent = self._lent.get(sha256)
+        return decode_image(self.stores.images.get(sha256), settings=self.model_settings) if lent is None else lent
 
     def golden_image(self, golden: Golden) -> RgbImage:
         """The photo of a golden, as `image` gives it. Raises DamagedError where it is missing or damaged."""

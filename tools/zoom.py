@@ -24,14 +24,11 @@ def zoom_tool(
     scored, found = scored_region(evidence, region)
     nearest = context.canonical.comparison.nearest
     crops = zoom(context.query, context.workspace.golden_image(nearest.golden), nearest.alignment, found.box)
-    images = {"query": context.keep_image(crops.query)}
-    if crops.reference is not None:
-        images["reference"] = context.keep_image(crops.reference)
     x0, y0, x1, y1 = crops.box
     record = ZoomEvidence(
         arguments=RegionArguments(region=region, score=scored.id),
         numbers=ZoomNumbers(x0=x0, y0=y0, x1=x1, y1=y1, reference_covers=crops.covered),
-        images=images,
+        images=context.evidence_images(query=crops.query, reference=crops.reference),
         summary=f"{region} at native resolution, {x1 - x0} x {y1 - y0} px",
     )
     return answer(record, region=region, score=scored.id)

@@ -11,7 +11,7 @@ from refdiff.agent.events import AgentEvent
 from refdiff.agent.report import pictures
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import StorageError
-from refdiff.model.images import RgbImage, data_url, decode_image
+from refdiff.model.images import data_url
 from refdiff.model.language.build import is_built, model_folder, unfit
 from refdiff.tools.workspace import Workspace
 
@@ -21,12 +21,9 @@ def choose_driver(
 ) -> tuple[Driver | None, str]:
     """The chat model and "", or None and why only the scripted driver is available."""
 
-    def picture(sha256: str) -> RgbImage:
-        return decode_image(workspace.stores.images.get(sha256), settings=workspace.model_settings)
-
     def picture_url(sha256: str) -> str:
-        """A stored picture as a data URL, its long side at most `llm_image_px`."""
-        return data_url(pictures.page_image(picture(sha256), settings.llm_image_px))
+        """A picture as a data URL, its long side at most `llm_image_px`."""
+        return data_url(pictures.page_image(workspace.picture(sha256), settings.llm_image_px))
 
     if settings.llm == "off":
         return None, "the language model is switched off by REFDIFF_LLM"
@@ -39,7 +36,7 @@ def choose_driver(
         folder = model_folder(model)
         if not is_built(folder):
             return None, "the embedded model is not built yet; build it: refdiff model build"
-        return EmbeddedDriver(folder, picture, model.threads), ""
+        return EmbeddedDriver(folder, workspace.picture, model.threads), ""
     except StorageError as e:  # reported as the reason for the fallback; a broken model must never stop a line
         emit(AgentEvent("fallback", str(e)))
         return None, "the embedded model is unreadable; rebuild it: refdiff model build --again"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from refdiff.agent.drivers.driver import Driver
-from refdiff.agent.settings import AgentSettings
+from refdiff.agent.settings import AgentSettings, software_version
 from refdiff.tools.inspection.calibration import weights_in_use
 from refdiff.tools.workspace import Workspace
 
@@ -18,7 +17,7 @@ def settings_in_force(workspace: Workspace, settings: AgentSettings, driver: Dri
     """
     tools, model = workspace.settings, workspace.model_settings
     return {
-        "software": version("refdiff"),
+        "software": software_version(),
         "weights": weights_in_use(workspace) | (driver.weights if driver else {}),
         "working_px": model.working_px,
         "references": tools.references,

@@ -8,9 +8,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
-from refdiff.memory.audit_chain import append_filed
+from refdiff.memory.audit_chain import DIFFERENCE, append_filed
 from refdiff.memory.changes import changing
 from refdiff.memory.database import Database
 from refdiff.memory.records.blind_checks import draw
@@ -79,10 +80,12 @@ class InspectionStore:
         report: dict[str, Any],
         blind_share: float = 0.0,
         facts: Mapping[str, Any] | None = None,
+        difference: bytes | None = None,
     ) -> bool:
         """File an inspection and its audit record, durably on return. False, and nothing changes, if that id is filed.
 
         blind_share: 0..1, share of all inspections to draw for a blind check. facts: further ones of the audit record.
+        difference: what its pictures are drawn from, beside its photos; the audit record has its sha256.
         """
         _check_verdict(verdict)
         if not inspection_id:
@@ -99,7 +102,11 @@ class InspectionStore:
                 (inspection_id, part_id, product, verdict, to_utc(created_at), text),
             )
             if cursor.rowcount == 1:
-                append_filed(conn, inspection_id, report, **(facts or {}))
+                more = dict(facts or {})
+                if difference is not None:
+                    conn.execute("INSERT INTO differences VALUES (?, ?)", (inspection_id, difference))
+                    more[DIFFERENCE] = sha256(difference).hexdigest()
+                append_filed(conn, inspection_id, report, **more)
                 draw(conn, inspection_id, blind_share)
             return cursor.rowcount == 1
 
@@ -115,6 +122,12 @@ class InspectionStore:
         if found is None:
             raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff inspections list` shows them")
         return found
+
+    def difference(self, inspection_id: str) -> bytes | None:
+        """What the pictures of an inspection are drawn from; None if it was filed before that was kept."""
+        with self._db.connection() as conn:
+            row = conn.execute("SELECT picture FROM differences WHERE inspection_id = ?", (inspection_id,)).fetchone()
+        return None if row is None else bytes(row["picture"])
 
     def list(
         self,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from refdiff.memory.audit_chain import ARTEFACTS
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.schema import MAIN, other_stores
@@ -171,12 +172,15 @@ class _Doctor:
         there = {place for place in self._files if place.parts[0] == "inspections"}
         folders = {place.parts[1] for place in there if len(place.parts) > 2}
         filed, missing, empty = set(), [], []
-        for row in conn.execute("SELECT inspection_id, report FROM inspections"):
+        for row in conn.execute(
+            "SELECT i.inspection_id, i.report, a.facts FROM inspections i "
+            "LEFT JOIN audit a ON a.inspection_id = i.inspection_id AND a.kind = 'filed'"
+        ):
             inspection_id = row["inspection_id"]
             filed.add(inspection_id)
-            for path in (_json(row["report"]).get("artefacts") or {}).values():
-                if not path:
-                    continue
+            written = _json(row["facts"] or "").get(ARTEFACTS)  # earlier versions wrote all that the report names
+            named = (_json(row["report"]).get("artefacts") or {}).values() if written is None else written
+            for path in filter(None, named):
                 place = Path("inspections", inspection_id, Path(path).name)
                 if place not in there:
                     missing.append(f"{inspection_id}/{place.name}")

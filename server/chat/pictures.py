@@ -20,12 +20,13 @@ def overlay(service: InspectionService, inspection_id: str) -> bytes:
 
 def crops(service: InspectionService, inspection_id: str) -> list[tuple[str, bytes]]:
     """The strongest findings enlarged, reference beside photo: (title, PNG or JPEG) each."""
-    report = service.report(inspection_id)
-    shown = _compared(report)
-    if shown is None:
-        return []
-    query = service.workspace.image(shown["query"], report.product)
-    reference = service.workspace.image(shown["reference"], report.product)
+    report, drawing = service.report(inspection_id), service.files.drawing(inspection_id)
+    if drawing is None:  # of an earlier version
+        if (shown := _compared(report)) is None:
+            return []
+        query, reference = (service.workspace.image(shown[role], report.product) for role in ("query", "reference"))
+    else:
+        query, reference = drawing.query, drawing.registered
     made = []
     for f in report.findings[:MAX_CROPS]:
         at = f.location

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,13 +10,15 @@ import typer
 
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
-from refdiff.model.files import storage_error
 from refdiff.server.cli import output
+from refdiff.server.cli.copies import check_targets, copy_artefacts
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
+    Html,
     Json,
     MaybeProduct,
+    Out,
     ProductName,
     References,
     ScaleMm,
@@ -28,14 +28,12 @@ from refdiff.server.cli.options import (
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
-    from refdiff.agent.report.schema import DefectReport
+    pass
 
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 
 PartId = Annotated[str, typer.Option("--part", metavar="ID", help="Part id, with or without a leading #.")]
 Photo = Annotated[Path | None, typer.Option("--image", metavar="IMAGE", help="Capture this photo first.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _answer_about(inspection_id: str, text: str) -> None:
 def _inspect(text: str, part: str, options: Options) -> None:
     if options.image is None and options.scale_mm_per_px is not None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
-    _check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
+    check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
     part_id, product = normalise_part_id(part), _product(part, options)
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import prepare
@@ -202,44 +200,3 @@ def _product(part: str, options: Options) -> str:
             return product_of(stores, part)
         except InputError as e:
             raise typer.BadParameter(f"{e}.", param_hint="--product") from e
-
-
-# ---- copies of the artefacts ----
-
-
-def _check_targets(html: Path | None, out: Path | None) -> None:
-    """Create the folders that copies go to. Raises InputError where that fails."""
-    for option, target, folder in (("--html", html, html and html.absolute().parent), ("--out", out, out)):
-        if target is None or folder is None:
-            continue
-        if option == "--html" and target.is_dir():
-            raise InputError(f"--html {clean(str(target))}: a folder; name the file to write")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(f"{option} {clean(str(target))}: cannot be made ({e.strerror}); name another place") from e
-        if not os.access(folder, os.W_OK | os.X_OK) or (target.is_file() and not os.access(target, os.W_OK)):
-            raise InputError(f"{option} {clean(str(target))}: cannot be written; name another place")
-
-
-def copy_artefacts(report: DefectReport, html: Path | None, out: Path | None) -> list[Path]:
-    """Copy the page to `html`, and everything to the folder `out`; the files written. Raises StorageError."""
-    artefacts = report.artefacts.model_dump(exclude_none=True)
-    wanted = [(Path(artefacts["html"]), html)] if html else []
-    if out:
-        wanted += [(Path(path), out / Path(path).name) for path in artefacts.values()]
-    written = []
-    for source, target in wanted:
-        assert target is not None
-        try:
-            shutil.copyfile(source, target)
-        except OSError as e:
-            error = storage_error(target, e)
-            error.add_note(f"inspection {report.inspection_id} is filed")
-            raise error from e
-        written.append(target)
-    if out and "report" not in artefacts:
-        target = out / "report.json"
-        target.write_text(report.model_dump_json(indent=2), encoding="utf-8")
-        written.append(target)
-    return written

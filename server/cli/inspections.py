@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,16 +12,27 @@ from pydantic import ValidationError
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.records.inspections import InspectionRecord, Verdict
-from refdiff.memory.stores import Stores
-from refdiff.model.errors import StorageError, TamperedError
+from refdiff.model.errors import RefDiffError, StorageError, TamperedError
 from refdiff.server.cli import output
+from refdiff.server.cli.copies import check_targets, copy_artefacts
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
-from refdiff.server.cli.options import InspectionId, Json, MaybeInspectionId, MaybeProduct, clean, minute
+from refdiff.server.cli.options import (
+    Html,
+    InspectionId,
+    Json,
+    MaybeInspectionId,
+    MaybeProduct,
+    Out,
+    clean,
+    minute,
+    shown_path,
+)
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # importing it takes seconds
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.report.schema import DefectReport
+    from refdiff.tools.workspace import Workspace
 
 inspections = typer.Typer(
     help="List filed inspections, show one; cancel waiting, resume interrupted ones.", no_args_is_help=True
@@ -80,16 +92,24 @@ def _plain(disposition: Disposition | None) -> dict[str, Any] | None:
     return None if disposition is None else asdict(disposition)
 
 
-@inspections.command("show", epilog="Example: refdiff inspections show insp-20260131-141500-5f3a9c1e")
-def show_inspection(inspection_id: InspectionId, _json: Json = False) -> None:
-    """Show one filed inspection."""
-    with open_stores() as stores:
-        show_filed(stores, inspection_id)
+@inspections.command(
+    "show",
+    epilog="Examples: refdiff inspections show insp-20260131-141500-5f3a9c1e · "
+    "refdiff inspections show insp-20260131-141500-5f3a9c1e --html report.html",
+)
+def show_inspection(inspection_id: InspectionId, html: Html = None, out: Out = None, _json: Json = False) -> None:
+    """Show one filed inspection. Pictures that were not filed with it are drawn; they stay in the cache for a while."""
+    check_targets(html, out)
+    with open_workspace() as workspace:
+        show_filed(workspace, inspection_id, html=html, out=out)
 
 
-def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
-    from refdiff.agent.filing import filed_report
+def show_filed(
+    workspace: Workspace, inspection_id: str, hint: str = "", html: Path | None = None, out: Path | None = None
+) -> None:
+    from refdiff.agent.filing import ReportFiles, filed_report
 
+    stores = workspace.stores
     record, decided = stores.inspections.get(clean(inspection_id)), stores.dispositions.get(clean(inspection_id))
     try:
         report = filed_report(stores, record.inspection_id)
@@ -99,9 +119,16 @@ def show_filed(stores: Stores, inspection_id: str, hint: str = "") -> None:
             "open it with the version that filed it"
         ) from e
     wrong = stores.audit.not_as_filed(record.inspection_id)
+    try:
+        report = ReportFiles(workspace).report(record.inspection_id)
+    except RefDiffError as e:
+        if html or out:
+            raise
+        output.note(f"its pictures cannot be drawn: {e}")
     lines = [hint] if hint else []
     if decided:
-        lines = [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
+        lines += [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
+    lines += [] if wrong else [f"copied to     {shown_path(p)}" for p in copy_artefacts(report, html, out)]
     artefacts = {name: getattr(report.artefacts, name) for name in record.report["artefacts"]}
     emit(
         record.report

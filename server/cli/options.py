@@ -46,6 +46,9 @@ AlphaRate = Annotated[
     typer.Option("--alpha", metavar="A", callback=_rate, help="Requested false-reject rate (REFDIFF_ALPHA)."),
 ]
 
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
+
 
 def clean(text: str) -> str:
     """An argument as text that can be stored: bytes that are not UTF-8 become U+FFFD."""

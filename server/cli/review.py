@@ -100,12 +100,12 @@ def review(
         emit(document, *shown, *_proposed_view(proposed))
         return
     inspection_id = clean(inspection_id)
+    if decision is None:
+        hint = f"decide it: refdiff review {inspection_id} --accept|--override --reason TEXT"
+        with open_workspace() as workspace:
+            show_filed(workspace, inspection_id, hint)
+        return
     with open_stores() as stores:
-        if decision is None:
-            show_filed(
-                stores, inspection_id, f"decide it: refdiff review {inspection_id} --accept|--override --reason TEXT"
-            )
-            return
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is reported before the model loads
     who = clean(by or settings().server.user)
     with _people() as (people, stores):

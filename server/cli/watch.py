@@ -120,7 +120,7 @@ def watch(
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
-        inspector = stack.enter_context(Inspector(workspace, chosen.agent))
+        inspector = stack.enter_context(Inspector(workspace, chosen.agent, unattended=True))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)
         show = stack.enter_context(_progress())

@@ -203,7 +203,7 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
     @server.tool(title="Read a whole report", annotations=_READS)
     async def get_report(inspection_id: InspectionId) -> Annotated[CallToolResult, DefectReport]:
         """The filed report with all evidence, the tool trace and timings."""
-        report = await _off_loop(service.report, inspection_id)
+        report = await _off_loop(service.files.report, inspection_id)
         text = await _off_loop(lambda: service.artefact(inspection_id, "markdown").read_text(encoding="utf-8"))
         return _answer(report, text)
 

@@ -366,7 +366,5 @@ def _filed_event(photo: WatchedPhoto, report: DefectReport, seconds: float) -> d
         "findings": found,
         "judge": report.judge.via,
         "read": report.llm_reading is not None,
-        "report": report.artefacts.report,
-        "html": report.artefacts.html,
         "seconds": round(seconds, 3),
     }

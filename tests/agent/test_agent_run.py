@@ -20,13 +20,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from refdiff.agent import filing
+from refdiff.agent import inspector as inspector_module
+from refdiff.agent.filing import ARTEFACTS, ReportFiles
+from refdiff.agent.graph import build_graph
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import DuplicateError, UnavailableError
+from refdiff.model.errors import DamagedError, DuplicateError, TamperedError, UnavailableError, UnknownRecordError
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
@@ -355,10 +359,13 @@ def test_second_disposition_of_a_review_is_rejected(home: Path, serve: Any) -> N
     filed = Path(report.artefacts.html).read_bytes()
     with _services(home) as workspace, Inspector(workspace, AgentSettings()) as inspector:
         assert inspector.pending() == []
+        assert inspector.checkpoints.threads() == [report.inspection_id]
+        assert len(list(inspector.checkpoints.saver.list(None))) == 1  # the one that waits for a person
         disposition = Reviews(inspector).dispose(report.inspection_id, "override", "ann", "dust")
         assert disposition.by == "ann"
         with pytest.raises(DuplicateError, match="ann"):
             Reviews(inspector).dispose(report.inspection_id, "accept", "bob", "no")
+        assert inspector.checkpoints.threads() == []
         assert workspace.stores.inspections.get(report.inspection_id).report["verdict"] == "REVIEW"
     assert Path(report.artefacts.html).read_bytes() == filed
 
@@ -385,3 +392,123 @@ def test_inspection_claimed_by_another_process_is_refused(home: Path) -> None:
         ):
             Inspector(workspace, AgentSettings()).run(request)
         assert inspector.run(request).verdict == "FAIL"
+
+
+# ---- what is kept, and what is drawn later ----
+
+
+def _unattended(workspace: Workspace, part: str = "4412", inspection_id: str = "insp-line") -> DefectReport:
+    with Inspector(workspace, AgentSettings(llm="off"), unattended=True) as line:
+        return line.run(InspectionRequest(ASK, part, requested_by="t", inspection_id=inspection_id))
+
+
+def _of_a_run(report: DefectReport) -> dict[str, Any]:
+    """What differs between two runs of the same inspection is left out."""
+    return report.model_dump(exclude={"inspection_id", "created_at", "timings_ms", "artefacts", "requested_by"})
+
+
+def test_unattended_script_keeps_the_photo_and_a_map_and_draws_the_same_files_later(home: Path) -> None:
+    with _services(home) as workspace:
+        with Inspector(workspace, AgentSettings(llm="off")) as person:
+            shown = person.run(InspectionRequest(ASK, "4412"))
+            assert list(person.checkpoints.saver.list(None)) == []
+        before = {p: p.stat().st_size for p in home.rglob("*") if p.is_file() and ".sqlite" not in p.name}
+        report = _unattended(workspace)
+        after = {p: p.stat().st_size for p in home.rglob("*") if p.is_file() and ".sqlite" not in p.name}
+        assert after.keys() == before.keys()  # the photo was there; nothing else is a file
+        assert len(workspace.stores.inspections.difference("insp-line") or b"") < 8_000
+        assert _of_a_run(report) == _of_a_run(shown)
+
+        files = ReportFiles(workspace)
+        for name in ARTEFACTS:
+            drawn, filed = files.path("insp-line", name), files.path(shown.inspection_id, name)
+            assert drawn.is_relative_to(home.parent / "cache")
+            assert filed.is_relative_to(home)
+            if name not in ("html", "markdown", "report"):  # they name the inspection
+                assert drawn.read_bytes() == filed.read_bytes(), name
+        with_files = files.report("insp-line")
+        assert all(Path(p).is_file() for p in with_files.artefacts.model_dump(exclude_none=True).values())
+        assert "insp-line" in Path(with_files.artefacts.html).read_text()
+        assert _of_a_run(with_files) == _of_a_run(report)
+        checked = workspace.stores.audit.verify_store(photos=True, artefacts=True)
+        assert (checked.problems, checked.notes) == ([], [])
+        with pytest.raises(UnknownRecordError, match="choose from overlay"):
+            files.path("insp-line", "refdiff.sqlite")
+
+
+def test_script_without_checkpoints_reports_what_the_graph_does(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _services(home) as workspace:
+        script = _unattended(workspace, inspection_id="insp-script")
+        monkeypatch.setattr(
+            inspector_module, "run_script", lambda state, context: build_graph().invoke(state, context=context)
+        )
+        assert _of_a_run(_unattended(workspace, inspection_id="insp-graph")) == _of_a_run(script)
+    assert [step.tool for step in script.tool_trace][-1] == "submit_report"
+
+
+def _other_map(home: Path, workspace: Workspace, files: ReportFiles) -> None:
+    with workspace.stores.db.transaction() as conn:
+        conn.execute("UPDATE differences SET picture = x'00' WHERE inspection_id = 'insp-line'")
+
+
+def _no_map(home: Path, workspace: Workspace, files: ReportFiles) -> None:
+    with workspace.stores.db.transaction() as conn:
+        conn.execute("DELETE FROM differences WHERE inspection_id = 'insp-line'")
+
+
+def _other_report(home: Path, workspace: Workspace, files: ReportFiles) -> None:
+    with workspace.stores.db.transaction() as conn:
+        conn.execute(
+            "UPDATE inspections SET report = replace(report, 'FAIL', 'PASS') WHERE inspection_id = 'insp-line'"
+        )
+
+
+def _other_golden(home: Path, workspace: Workspace, files: ReportFiles) -> None:
+    sha256 = workspace.stores.inspections.get("insp-line").report["reference"]["sha256"]
+    workspace.stores.images.path(sha256).write_bytes(b"another photo")
+    workspace._images.clear()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "error", "words"),
+    [
+        (_other_map, TamperedError, "anomaly map is not the one that was filed"),
+        (_no_map, TamperedError, "anomaly map is missing"),
+        (_other_report, TamperedError, "its report is not the one"),
+        (_other_golden, DamagedError, "is damaged"),
+    ],
+)
+def test_nothing_is_drawn_from_what_is_not_what_was_filed(
+    tamper: Callable[[Path, Workspace, ReportFiles], None], error: type[Exception], words: str, home: Path
+) -> None:
+    with _services(home) as workspace:
+        _unattended(workspace)
+        files = ReportFiles(workspace)
+        tamper(home, workspace, files)
+        with pytest.raises(error, match=words):
+            files.path("insp-line", "overlay")
+        if error is TamperedError:
+            (problem,) = workspace.stores.audit.verify_store().problems
+            assert words in problem.what
+
+
+def test_drawn_file_that_was_altered_or_removed_is_drawn_again_and_old_ones_make_room(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _services(home) as workspace:
+        for part, inspection_id in (("4412", "insp-a"), ("4413", "insp-b")):
+            _unattended(workspace, part, inspection_id)
+        files, another = ReportFiles(workspace), ReportFiles(workspace)
+        path = files.path("insp-a", "overlay")
+        drawn, since = path.read_bytes(), path.stat().st_mtime_ns
+        assert files.path("insp-a", "overlay").stat().st_mtime_ns == since  # given again
+        path.write_bytes(b"forged")
+        assert another.path("insp-a", "overlay").read_bytes() == drawn
+        path.write_bytes(b"forged")
+        assert files.path("insp-a", "overlay").read_bytes() == drawn
+        path.unlink()
+        assert files.path("insp-a", "overlay").read_bytes() == drawn
+        monkeypatch.setattr(filing, "_DRAWN_BYTES", 1)
+        newest = files.path("insp-b", "query")
+        assert [p.name for p in (workspace.model_settings.cache / "pictures").iterdir()] == ["insp-b"]
+        assert newest.is_file()

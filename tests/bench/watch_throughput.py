@@ -51,7 +51,7 @@ def measure(
     model = ModelSettings(cache=root / "cache", working_px=working_px, threads=1)
     with Workspace.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as workspace:
         enroll(workspace, _PRODUCT, [good])
-        current_calibration(workspace, _PRODUCT, None, None)
+        current_calibration(workspace, _PRODUCT)
         cores = max(workers)
         with ThreadPoolExecutor(cores) as threads:
             list(threads.map(workspace.encoder.embed, pool[:cores]))
@@ -85,7 +85,7 @@ def _run(root: Path, workspace: Workspace, pool: list[Any], workers: int) -> dic
     options = WatchOptions(NamePattern.parse("(?P<part>.+)", _PRODUCT), judge="never", workers=workers)
     with (
         WatchJournal(root / "journal.sqlite") as journal,
-        Inspector(workspace, AgentSettings(llm="off")) as inspector,
+        Inspector(workspace, AgentSettings(llm="off"), unattended=True) as inspector,
         JsonLinesFile(root / "lines.jsonl") as lines,
     ):
         time.sleep(0.6)  # until the files rest

@@ -408,6 +408,26 @@ def test_doctor_names_what_is_missing_and_damaged(home: Path, settings: MemorySe
     assert len(found) == 4
 
 
+def test_doctor_misses_no_files_of_an_inspection_whose_pictures_are_drawn_when_asked_for(
+    home: Path, settings: MemorySettings, tmp_path: Path
+) -> None:
+    with Stores.open(settings) as stores:
+        report = stores.inspections.get("i1").report | {
+            "part_id": "part-i3",
+            "artefacts": {"overlay": "inspections/i3/o.png"},
+        }
+        stores.inspections.file(
+            "i3", "part-i3", "board", "PASS", "2026-01-02", report, facts={"artefacts": {}}, difference=b"a map"
+        )
+    assert kinds(examined(settings)) == []
+    back_up(settings.home, tmp_path / "backup.tar")
+    restored = MemorySettings(home=tmp_path / "restored", qdrant_url=None)
+    restore(tmp_path / "backup.tar", restored.home)
+    with Stores.open(restored) as stores:
+        assert stores.inspections.difference("i3") == b"a map"
+        assert stores.audit.verify_store(photos=True, artefacts=True).problems == []
+
+
 def test_doctor_names_what_belongs_to_nothing(home: Path, settings: MemorySettings) -> None:
     for name in ("stray", "waiting"):  # one waits in the queue
         (home / "inspections" / name).mkdir(mode=0o700)

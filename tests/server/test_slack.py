@@ -324,7 +324,7 @@ def test_only_listed_slack_users_may_decide_a_review(
     assert all(t["user"] == "U3" and "REFDIFF_SLACK_DECIDERS" in t["text"] for t in told)
     assert slack.of("views.open") == []
     assert service.stores.dispositions.get(inspection_id) is None
-    assert service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
+    assert [r.inspection_id for r in service.stores.inspections.open_reviews()] == [inspection_id]
 
     press(slack, url, "refdiff_override", inspection_id, "UQA")
     [opened] = wait(lambda: slack.of("views.open"))
@@ -338,7 +338,7 @@ def test_only_listed_slack_users_may_decide_a_review(
     decided = service.stores.dispositions.get(inspection_id)
     assert decided is not None
     assert (decided.decision, decided.by, decided.reason) == ("override", "uqa (slack UQA)", "dust <b>, part is good")
-    assert not service._inspector._graph.get_state({"configurable": {"thread_id": inspection_id}}).values
+    assert service.stores.inspections.open_reviews() == []
     shown = str(update["blocks"])
     assert "dust &lt;b&gt;, part is good" in shown
     assert not {"refdiff_accept", "refdiff_override"} & set(buttons(update))

@@ -181,8 +181,7 @@ def test_only_listed_teams_users_may_decide_a_review(
             [record] = filed(service)
             inspection_id, card_id = record.inspection_id, teams.id_of_card(THREAD)
             assert record.verdict == "REVIEW"
-            graph = service._inspector._graph
-            assert graph.get_state({"configurable": {"thread_id": inspection_id}}).interrupts
+            assert [r.inspection_id for r in service.stores.inspections.open_reviews()] == [inspection_id]
             override = actions(card)["Override…"]["card"]["actions"][0]
             data = override["data"] | {"reason": "dust, part is good"}
 
@@ -198,7 +197,7 @@ def test_only_listed_teams_users_may_decide_a_review(
             assert (decided.decision, decided.by, decided.reason) == (
                 "override", "Aad-Qa (teams aad-qa)", "dust, part is good",
             )  # fmt: skip
-            assert not graph.get_state({"configurable": {"thread_id": inspection_id}}).values
+            assert service.stores.inspections.open_reviews() == []
             assert not {"Accept", "Override…"} & set(actions(changed))
             wait(lambda: not {"Accept", "Override…"} & set(actions(teams.cards(THREAD)[0])))  # for everybody
             assert any("Decided: overridden by" in t for t in texts(teams.cards(THREAD)[0]))

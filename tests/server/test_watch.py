@@ -23,6 +23,7 @@ from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.model.errors import BankBusyError, InputError, StorageError
+from refdiff.model.images import RgbImage
 from refdiff.server.cli import invocation, main
 from refdiff.server.cli import watch as cli_watch
 from refdiff.server.watch import folder as folder_module
@@ -33,7 +34,7 @@ from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
 from refdiff.tools.workspace import Workspace
 
-from .conftest import bad_photo, good_photo
+from .conftest import SIZE, bad_photo, good_photo
 
 PATTERN = r"(?P<product>[a-z]+)_(?P<part>\d+)"
 SECRET = "a secret that is long enough"
@@ -103,7 +104,11 @@ def test_watched_photos_are_inspected_in_order_and_other_files_quarantined(
     assert len(list((camera / "done").iterdir())) == 5
     assert (summary["filed"], summary["quarantined"], summary["waiting"]) == (5, 3, 0)
     assert len(filed(capsys)) == 5
-    assert all(Path(t["report"]).is_file() and Path(t["html"]).is_file() for t in lines[:5])
+    assert list((camera.parent / "home" / "inspections").glob("*/*")) == []  # drawn when somebody asks
+    assert main.run(["inspections", "show", lines[3]["inspection_id"], "--json", "--html", "page.html"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert all(Path(p).is_file() for p in shown["artefacts"].values())
+    assert Path("page.html").read_bytes() == Path(shown["artefacts"]["html"]).read_bytes()
 
 
 def test_quarantined_names_that_are_taken_get_a_number(tmp_path: Path) -> None:
@@ -610,24 +615,25 @@ class Reader:
     via, model, url = "embedded", "reader", None
     weights: ClassVar[dict[str, str]] = {"language": "0" * 64}
 
-    def __init__(self) -> None:
-        self.read: list[str] = []
+    def __init__(self, picture: Callable[[str], RgbImage]) -> None:
+        self.read: list[tuple[int, ...]] = []
+        self._picture = picture
 
     def read_pair(self, prompt: str, reference: str, query: str) -> LlmReading:
-        self.read.append(query)
+        self.read += [self._picture(reference).shape, self._picture(query).shape]
         return LlmReading(defect=True, type="stain", confidence=0.9)
 
 
 def test_judge_on_anomaly_reads_only_parts_that_would_not_pass(camera: Path) -> None:
     drop(camera, "board_0.png", good_photo(100), age_s=60)
     drop(camera, "board_1.png", bad_photo(100), age_s=50)
-    reader = Reader()
     with (
         WatchJournal(camera.parent / "j.sqlite") as journal,
         Workspace.open() as workspace,
-        Inspector(workspace, AgentSettings(llm="off")) as inspector,
+        Inspector(workspace, AgentSettings(llm="off"), unattended=True) as inspector,
         JsonLinesFile(camera.parent / "lines.jsonl") as lines,
     ):
+        reader, stored = Reader(workspace.picture), len(list(workspace.stores.images.ids()))
         inspector._driver, inspector.no_model = reader, ""  # type: ignore[assignment]
         options = WatchOptions(NamePattern.parse(PATTERN, None), judge="on-anomaly")
         FolderWatcher(WatchedFolder(camera), journal, inspector, options, lines=lines).run(once=True)
@@ -635,7 +641,8 @@ def test_judge_on_anomaly_reads_only_parts_that_would_not_pass(camera: Path) -> 
         assert (good["verdict"], good["read"], good["judge"]) == ("PASS", False, "fallback")
         assert (bad["read"], bad["judge"]) == (True, "embedded")
         assert bad["verdict"] != "PASS"
-        assert len(reader.read) == 1
+        assert reader.read == [(*SIZE, 3)] * 2
+        assert len(list(workspace.stores.images.ids())) == stored + 2  # the photos, not what the model was shown
         report = workspace.stores.inspections.get(bad["inspection_id"]).report
         assert report["judge"]["model"] == "reader"
         assert report["llm_reading"]["type"] == "stain"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_export import verify_export
 
 from .conftest import Running
@@ -129,13 +128,21 @@ def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> Non
     assert json.loads(one[0])["exported_by"] == "ann"
     assert server.client.get("/v1/audit/export", params={"inspection_id": "none"}).status_code == 404
     assert server.client.get("/v1/audit/check").json()["problem"] is None
-    forged = inspection_folder(server.home, found["inspection_id"]) / "report.html"
-    kept = forged.read_bytes()
-    forged.write_bytes(kept.replace(b"PASS", b"FAIL"))
-    shown = server.client.get(f"/v1/inspections/{found['inspection_id']}/artefacts/html")
-    assert (shown.status_code, shown.json()["error"]["type"]) == (409, "TamperedError")
-    forged.write_bytes(kept)
-    assert server.client.get(f"/v1/inspections/{found['inspection_id']}/artefacts/html").status_code == 200
+
+    page = f"/v1/inspections/{found['inspection_id']}/artefacts/html"
+    drawn = server.client.get(page)
+    assert drawn.status_code == 200
+    cached = server.service.files.path(found["inspection_id"], "html")
+    cached.write_bytes(drawn.content.replace(b"PASS", b"FAIL"))
+    assert server.client.get(page).content == drawn.content
+    change = "UPDATE differences SET picture = ? WHERE inspection_id = ?"
+    stores = server.service.stores
+    for picture, status in ((b"forged", 409), (stores.inspections.difference(found["inspection_id"]), 200)):
+        with stores.db.transaction() as conn:
+            conn.execute(change, (picture, found["inspection_id"]))
+        shown = server.client.get(page)
+        assert shown.status_code == status
+        assert status == 200 or shown.json()["error"]["type"] == "TamperedError"
 
 
 def test_specification_and_golden_changes_over_http_are_recorded_with_the_caller(server: Running) -> None:

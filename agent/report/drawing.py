@@ -1,0 +1,99 @@
+"""Every file of a report, from what is kept of the inspection: the same bytes whenever it is drawn.
+
+Knows nothing about stores; the way here is `agent/filing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from refdiff.agent.report import pictures
+from refdiff.agent.report.html import PagePictures, render_html
+from refdiff.agent.report.kept import KeptDifference
+from refdiff.agent.report.markdown import render_markdown
+from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.model.difference.encoder import resize_to
+from refdiff.model.images import RgbImage, encode_png
+from refdiff.tools.vision.regions import map_size
+from refdiff.tools.vision.registration import warp_reference
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """query, golden: the photo and its nearest golden sample, each (H, W, 3) uint8 RGB at its own resolution."""
+
+    report: DefectReport
+    query: RgbImage
+    golden: RgbImage
+    kept: KeptDifference
+
+    @cached_property
+    def registered(self) -> RgbImage:
+        """The golden sample on the photo's pixels, (H, W, 3) uint8."""
+        return warp_reference(self.golden, self.kept.matrix, self.query.shape[:2])[0]
+
+    @cached_property
+    def reference(self) -> RgbImage:
+        """The same at the `map_size` of the photo, for all that needs no finer pixels."""
+        size, full = map_size(self.query.shape), self.query.shape[:2]
+        if size == full:
+            return self.registered
+        small = resize_to(self.golden, map_size(self.golden.shape))
+        matrix = _scaling(full, size) @ self.kept.matrix @ _scaling(small.shape, self.golden.shape)
+        return warp_reference(small, matrix, size)[0]
+
+    def crops(self, finding: Finding) -> pictures.CropPair:
+        """The surroundings of a finding in photo and reference."""
+        at = finding.location
+        return pictures.crops(self.query, self.registered, (at.x0, at.y0, at.x1, at.y1))
+
+    def file(self, name: str) -> bytes:
+        """The file of that name of `Artefacts`."""
+        return _FILES[name](self)
+
+    @cached_property
+    def _overlay(self) -> RgbImage:
+        return pictures.overlay(self.query, self.report.findings, self.kept.anomaly_map, self.kept.threshold)
+
+    @cached_property
+    def _heatmap(self) -> RgbImage:
+        return pictures.heatmap(self.query, self.kept.anomaly_map, self.kept.threshold)
+
+    @cached_property
+    def _side_by_side(self) -> RgbImage:
+        return pictures.side_by_side(self.reference, self.query, registered=self.report.alignment.ok)
+
+    def _page(self) -> bytes:
+        shown = pictures.page_image
+        pairs = {f.id: self.crops(f) for f in self.report.findings}
+        page = PagePictures(
+            query=shown(self.query),
+            reference=shown(self.reference),
+            overlay=shown(self._overlay),
+            heatmap=shown(self._heatmap),
+            side_by_side=shown(self._side_by_side),
+            crops={name: (shown(pair.query), shown(pair.reference)) for name, pair in pairs.items()},
+        )
+        return render_html(self.report, page).encode()
+
+
+_FILES: dict[str, Callable[[Drawing], bytes]] = {
+    "overlay": lambda d: encode_png(d._overlay),
+    "heatmap": lambda d: encode_png(d._heatmap),
+    "side_by_side": lambda d: encode_png(d._side_by_side),
+    "html": Drawing._page,
+    "markdown": lambda d: render_markdown(d.report).encode(),
+    "report": lambda d: d.report.model_dump_json(indent=2).encode(),
+    "query": lambda d: pictures.plain_jpeg(d.query),
+    "reference": lambda d: pictures.plain_jpeg(d.reference),
+    "anomaly": lambda d: pictures.anomaly_layer(d.kept.anomaly_map, d.kept.threshold),
+}
+
+
+def _scaling(size: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
+    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
+    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])

@@ -1,0 +1,77 @@
+"""What is kept of a comparison, so that its pictures can be drawn whenever somebody asks: a small grey PNG.
+
+Its pixels are the anomaly map, its text is how the reference lies on the photo. With the photo, the golden sample and the
+report that makes every picture of an inspection.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from refdiff.model.errors import DamagedError
+from refdiff.model.images import F32
+
+_TEXT = "refdiff"  # key of the PNG's text
+_WHITE = 255
+_UNIT = 0.5  # thresholds: the grey scale is linear well below it, logarithmic above
+# parts of the value and `_UNIT` together: what halving the map may change, and from one grey to the next
+_TOLERANCE, _STEP = 0.05, 0.02
+
+
+@dataclass(frozen=True)
+class KeptDifference:
+    """anomaly_map: (H, W) float32 >= 0, `map_size` of the photo. threshold: > 0, of the map.
+
+    matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
+    """
+
+    anomaly_map: F32
+    threshold: float
+    matrix: NDArray[np.float64]
+
+    def encode(self) -> bytes:
+        """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
+        level = np.log1p(self.anomaly_map / (_UNIT * self.threshold))
+        while min(level.shape) > 1:
+            halved = _resize(level, ((level.shape[0] + 1) // 2, (level.shape[1] + 1) // 2), cv2.INTER_AREA)
+            if float(np.abs(_resize(halved, level.shape, cv2.INTER_LINEAR) - level).max()) > _TOLERANCE:
+                break
+            level = halved
+        step = max(_STEP, float(level.max()) / _WHITE)
+        grey = np.rint(level / step).astype(np.uint8)
+        text = PngImagePlugin.PngInfo()
+        about = {
+            "size": self.anomaly_map.shape,
+            "threshold": self.threshold,
+            "step": step,
+            "matrix": self.matrix.tolist(),
+        }
+        text.add_text(_TEXT, json.dumps(about))
+        buffer = io.BytesIO()
+        Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
+        return buffer.getvalue()
+
+    @classmethod
+    def decode(cls, data: bytes) -> KeptDifference:
+        """What `encode` made. Raises DamagedError for anything else."""
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                grey = np.asarray(image, np.float32)
+                about = json.loads(image.info[_TEXT])
+            threshold, (height, width) = float(about["threshold"]), about["size"]
+            level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
+            anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
+            return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3))
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error) as e:
+            raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
+
+
+def _resize(values: F32, size: tuple[int, ...], how: int) -> F32:
+    return np.asarray(cv2.resize(values, (size[1], size[0]), interpolation=how), np.float32)
