@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refdiff.model.difference.compiled import Compiled, uses_openvino
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
@@ -120,6 +121,12 @@ class DifferenceScorer:
     def look(self, seen: NetworkInput) -> NetworkDifference:
         """What the network makes of a query and its references."""
         return self.look_at([seen])[0]
+
+    def compare_all(
+        self, pairs: Sequence[tuple[Tensor, FeatureMaps, Sequence[ReferenceView]]]
+    ) -> list[NetworkDifference]:
+        """Several queries (picture, maps, references; see `network_input`) of one working size, in one batch."""
+        return self.look_at([network_input(*pair) for pair in pairs])
 
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]

@@ -2,7 +2,9 @@
 
 transformers runs the network in the number format of this CPU; llguidance holds every answer to its JSON schema. Text that
 the schema forces is appended without asking the network (jump-forward), and the keys and values of the longest prefix that a
-conversation shares with the one before are kept. No LangChain here, no tools: messages and schemas in, text out.
+conversation shares with the one before are kept. Calls often repeat words of earlier ones: these are offered to the network
+all at once, and kept as far as it would have said them one by one (Saxena, "Prompt lookup decoding", 2023). No LangChain
+here, no tools: messages and schemas in, text out.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,9 @@ Pictures = Callable[[str], RgbImage]  # name -> (H, W, 3) uint8
 Key = int | tuple[str, str, int]  # a token, or a visual token: reference, query, which
 
 MAX_NEW = 700
+_EARLIER = 32  # calls whose words are offered again
+_AHEAD = 8  # tokens offered at once: about what costs the network as much as two, one by one
+_ALIKE = 3  # last tokens that must be the same
 _TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -45,6 +51,7 @@ class Usage:
     reused: int = 0  # of the prompt, from the cache
     generated: int = 0
     forced: int = 0  # of the generated, by the grammar
+    guessed: int = 0  # of the generated, as in an earlier answer
     seconds: float = 0.0
     # probability of every token that was the model's own choice, in order
     chosen: list[float] = field(default_factory=list)
@@ -79,6 +86,7 @@ class Engine:
         self.config = self.network.config
         self._guide = llguidance.hf.from_tokenizer(self.processor.tokenizer, n_vocab=self.config.text_config.vocab_size)
         self._conversation = _Cache()
+        self._calls: deque[list[int]] = deque(maxlen=_EARLIER)  # tokens of the last calls
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._mutex = threading.Lock()
         self.last = Usage()
@@ -110,7 +118,8 @@ class Engine:
         with self._mutex:
             prompt = self.processor.render(messages, tools)
             opening = [self.processor.call_id, *self._ids("\n")]
-            text = self._constrained(prompt, self._grammar({"anyOf": choices}), pictures, self._conversation, opening)
+            grammar = self._grammar({"anyOf": choices})
+            text = self._constrained(prompt, grammar, pictures, self._conversation, opening, self._calls)
         answer: dict[str, Any] = json.loads(text)
         return answer
 
@@ -169,49 +178,90 @@ class Engine:
         return str(llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_TIGHT))
 
     @torch.inference_mode()
-    def _constrained(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
-        """Greedy text that fits the grammar. Whatever fails leaves an empty cache, never one that is wrong."""
+    def _constrained(
+        self,
+        prompt: Prompt,
+        grammar: str,
+        pictures: Pictures,
+        cache: _Cache,
+        opening: list[int],
+        earlier: deque[list[int]] | None = None,
+    ) -> str:
+        """Greedy text that fits the grammar. Whatever fails leaves an empty cache, never one that is wrong.
+
+        earlier: answers like it; this one is added.
+        """
         try:
-            return self._generated(prompt, grammar, pictures, cache, opening)
+            return self._generated(prompt, grammar, pictures, cache, opening, earlier)
         except BaseException:
             cache.keys, cache.values = [], DynamicCache()
             raise
 
-    def _generated(self, prompt: Prompt, grammar: str, pictures: Pictures, cache: _Cache, opening: list[int]) -> str:
+    def _generated(
+        self,
+        prompt: Prompt,
+        grammar: str,
+        pictures: Pictures,
+        cache: _Cache,
+        opening: list[int],
+        earlier: deque[list[int]] | None,
+    ) -> str:
         import llguidance
 
         started = time.perf_counter()
         matcher = llguidance.LLMatcher(self._guide, grammar)
-        logits: Tensor | None = None
-        pending = self._keys(prompt) + opening
         said: list[int] = []
         self.last = Usage(prompt=len(prompt.ids))
-        while not matcher.is_stopped():
-            forced = matcher.compute_ff_tokens()
-            if forced:
-                matcher.consume_tokens(forced)
-                said += forced
-                pending += forced
-                self.last.forced += len(forced)
-                continue
+
+        def forced() -> list[int]:
+            """What the grammar says now, if it leaves no choice."""
+            tokens: list[int] = [] if matcher.is_stopped() else matcher.compute_ff_tokens()
+            if tokens:
+                matcher.consume_tokens(tokens)
+                said.extend(tokens)
+                self.last.forced += len(tokens)
+            return tokens
+
+        def choice(logits: Tensor) -> list[int]:
+            """The token that is likeliest, and what the grammar says then; nothing where the answer ends."""
             if matcher.is_error():
                 raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
             if len(said) >= MAX_NEW:
                 raise LLMError(f"the embedded model did not end its answer within {MAX_NEW} tokens")
-            if logits is None:
-                logits = self._advance(pending, prompt, pictures, cache)
-            else:
-                logits = self._step([k for k in pending if isinstance(k, int)], cache)
-            allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: logits.shape[-1]]
+            allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: len(logits)]
             likely = torch.softmax(logits.masked_fill(allowed == 0, -torch.inf), 0)
             token = int(likely.argmax())
             self.last.chosen.append(float(likely[token]))
             if token == self._guide.eos_token:
-                break
+                return []
             if not matcher.consume_token(token):
                 raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
             said.append(token)
-            pending = [token]
+            return [token, *forced()]
+
+        pending = self._keys(prompt) + opening + forced()
+        begun = False
+        while pending and not matcher.is_stopped():
+            guess = _continued(said, earlier or ())
+            if begun:
+                logits = self._step([k for k in pending if isinstance(k, int)] + guess, cache, 1 + len(guess))
+            else:
+                logits, begun = self._advance(pending + guess, prompt, pictures, cache, 1 + len(guess)), True
+            right = 0
+            while pending := choice(logits[right]):
+                same = _common(pending, guess[right:])
+                right += same
+                self.last.guessed += same
+                if same < len(pending):
+                    pending = pending[same:]
+                    break
+                if matcher.is_stopped():
+                    break
+            if wrong := len(guess) - right:
+                cache.values.crop(-wrong)
+                del cache.keys[-wrong:]
+        if earlier is not None:
+            earlier.append(said)
         self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
         return str(self.processor.tokenizer.decode(said, skip_special_tokens=False))
 
@@ -229,8 +279,8 @@ class Engine:
         return keys
 
     @torch.inference_mode()
-    def _advance(self, keys: list[Key], prompt: Prompt, pictures: Pictures, cache: _Cache) -> Tensor:
-        """Read the conversation, reusing what the cache shares with it: logits (V,) of what comes next."""
+    def _advance(self, keys: list[Key], prompt: Prompt, pictures: Pictures, cache: _Cache, last: int = 1) -> Tensor:
+        """Read the conversation, reusing what the cache shares with it: logits (last, V) of what follows its last keys."""
         if len(keys) > MAX_CONTEXT:
             raise LLMError(f"the conversation has {len(keys)} tokens, the embedded model reads {MAX_CONTEXT}")
         shared = 0
@@ -238,7 +288,7 @@ class Engine:
             if a != b:
                 break
             shared += 1
-        shared = min(shared, len(keys) - 1)
+        shared = min(shared, len(keys) - last)
         if (held := cache.values.get_seq_length()) > shared:
             cache.values.crop(shared - held)  # negative: how many to drop
         self.last.reused = shared
@@ -254,17 +304,34 @@ class Engine:
         while len(self._seen) > 16:
             self._seen.pop(next(iter(self._seen)))
         cache.keys = list(keys)
-        return self._forward(x, cache)
+        return self._forward(x, cache, last)
 
     @torch.inference_mode()
-    def _step(self, ids: list[int], cache: _Cache) -> Tensor:
+    def _step(self, ids: list[int], cache: _Cache, last: int = 1) -> Tensor:
         cache.keys += ids
-        return self._forward(self.network.get_input_embeddings()(torch.tensor([ids])), cache)
+        return self._forward(self.network.get_input_embeddings()(torch.tensor([ids])), cache, last)
 
-    def _forward(self, x: Tensor, cache: _Cache) -> Tensor:
-        out = self.network(inputs_embeds=x, past_key_values=cache.values, use_cache=True, logits_to_keep=1)
-        logits: Tensor = out.logits[0, -1].float()
+    def _forward(self, x: Tensor, cache: _Cache, last: int) -> Tensor:
+        out = self.network(inputs_embeds=x, past_key_values=cache.values, use_cache=True, logits_to_keep=last)
+        logits: Tensor = out.logits[0].float()
         return logits
+
+
+def _continued(said: Sequence[int], earlier: Iterable[Sequence[int]]) -> list[int]:
+    """What followed in the latest of the earlier answers that says the same last tokens; [] if none does."""
+    if len(said) < _ALIKE:
+        return []
+    tail = list(said[-_ALIKE:])
+    for answer in reversed(list(earlier)):
+        for i in range(len(answer) - _ALIKE):
+            if list(answer[i : i + _ALIKE]) == tail:
+                return list(answer[i + _ALIKE : i + _ALIKE + _AHEAD])
+    return []
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first elements are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _nothing() -> RgbImage:

@@ -15,7 +15,7 @@ from refdiff.model.defect_types import READING_TYPES
 from refdiff.model.errors import LLMError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.language import engine as engine_module
-from refdiff.model.language.engine import Engine, _Cache
+from refdiff.model.language.engine import Engine, _Cache, _continued
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.registry import TOOLS
 
@@ -91,10 +91,44 @@ def test_engine_cache_changes_logits_only_by_rounding(engine: Engine, pictures: 
     assert engine.last.reused > 200
     fresh = engine._advance(engine._keys(prompts_[1]), prompts_[1], pictures.__getitem__, _Cache())
     words = engine.config.image_token_id
+    reused, fresh = reused[0], fresh[0]
     apart = (reused[:words] - fresh[:words]).abs()
     # rounding, other shapes of the same products: noise; another conversation is apart by twice the spread
     assert apart.mean() < 0.1 * fresh[:words].std()
     assert reused[:words].argmax() == fresh[:words].argmax()
+
+
+def test_earlier_calls_are_offered_and_change_no_answer(engine: Engine, pictures: dict[str, RgbImage]) -> None:
+    other = [START[0], {"role": "user", "content": START[1]["content"].replace("4412", "4478")}]
+    engine._calls.clear()
+    said = {}
+    for name, messages in (("first", START), ("other", other), ("again", START), ("other again", other)):
+        said[name] = engine.call(messages, SCHEMAS, pictures.__getitem__)
+        guessed, keys, held = engine.last.guessed, engine._conversation.keys, engine._conversation.values
+        assert held.get_seq_length() == len(keys), "what was offered in vain is taken back"
+        if name == "first":
+            assert guessed == 0
+    assert guessed > 0
+    assert said["again"] == said["first"] == {"name": "find_part", "arguments": {"part_id": "4412"}}
+    assert said["other again"] == said["other"] == {"name": "find_part", "arguments": {"part_id": "4478"}}
+
+
+@pytest.mark.parametrize(
+    ("said", "earlier", "following"),
+    [
+        ([1, 2, 3], [[9, 1, 2, 3, 4, 5]], [4, 5]),
+        ([7, 1, 2, 3], [[1, 2, 3, 4], [1, 2, 3, 8]], [8]),  # the latest
+        ([1, 2, 3], [[1, 2, 3]], []),
+        ([1, 2, 3], [[1, 2, 4, 5]], []),
+        ([2, 3], [[1, 2, 3, 4]], []),
+        ([1, 2, 3], [[1, 2, 3, *range(20)]], list(range(8))),
+        ([1, 2, 3], [], []),
+    ],
+)
+def test_continuation_is_what_followed_the_same_words(
+    said: list[int], earlier: list[list[int]], next_ones: list[int]
+) -> None:
+    assert _continued(said, earlier) == next_ones
 
 
 def test_missing_picture_clears_the_cache(engine: Engine, pictures: dict[str, RgbImage]) -> None:
