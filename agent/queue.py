@@ -167,9 +167,9 @@ class InspectionQueue:
         if job.error:
             self._report(inspection_id, "failed", str(job.error["message"]), "failed")
 
-    def retry(self, inspection_id: str) -> Job:
+    def retry(self, inspection_id: str, by: str) -> Job:
         """Put a failed job back in the queue. Raises UnknownRecordError, InputError if it has not failed."""
-        job = self._jobs.retry(inspection_id)
+        job = self._jobs.retry(inspection_id, by)
         with self._changed:
             self._histories.pop(inspection_id, None)  # whoever listens from now on is not told that it has failed
         self.enqueue(job)

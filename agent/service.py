@@ -129,7 +129,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now: if another process holds it, this fails at once
-            self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home))
+            self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home, self.stores.db))
             self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
@@ -314,13 +314,16 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         log.info("inspection %s was cancelled by %s", inspection_id, by)
         return self.inspection(inspection_id)
 
-    def retry(self, inspection_id: str) -> Inspection:
-        """Run a failed or cancelled inspection again. Raises UnknownRecordError, InputError (not failed), BusyError."""
+    def retry(self, inspection_id: str, by: str) -> Inspection:
+        """Run a failed or cancelled inspection again. by: who wants it, for the audit.
+
+        Raises UnknownRecordError, InputError (not failed), BusyError.
+        """
         if self._filed(inspection_id):
             raise InputError(f"inspection {inspection_id} is filed; inspect the part again for a new one")
         self.jobs.get(inspection_id)
         self._check_room()
-        self._queue.retry(inspection_id)
+        self._queue.retry(inspection_id, by)
         return self.inspection(inspection_id)
 
     def inspection(self, inspection_id: str) -> Inspection:
@@ -554,7 +557,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         known = self.jobs.by_origin(origin, digest)
         if known and known.state == "failed" and not known.is_final and not self._filed(known.inspection_id):
             with suppress(InputError):  # the same request, sent twice at once, has put it back already
-                return self._queue.retry(known.inspection_id)
+                return self._queue.retry(known.inspection_id, str(known.request["requested_by"]))
         return known
 
     def _filed(self, inspection_id: str) -> bool:

@@ -1,4 +1,6 @@
-"""Changes of what decides: specifications, calibrations, golden samples, keys and settings, each with its audit record.
+"""Changes of what decides: specifications, calibrations, golden samples, keys, settings, and which photos are inspected.
+
+Each has its audit record.
 
 A record of a change is about no inspection: its `inspection_id` is "". Its facts are the subject, the digest before and
 after, and the change in words; its content is both states, small JSON data. What is in the main database is written in the
@@ -18,8 +20,8 @@ from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_d
 from refdiff.memory.database import Database
 from refdiff.model.errors import StorageError
 
-ChangeKind = Literal["product", "calibration", "golden", "key", "settings"]
-PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS = get_args(ChangeKind)
+ChangeKind = Literal["product", "calibration", "golden", "key", "settings", "capture", "job"]
+PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words

@@ -26,6 +26,7 @@ from refdiff.model.pixel_formats import (
     FormatError,
     check_format,
     depth_name,
+    load_pixels,
     mend_palette,
     read_deep,
     unknown_format,
@@ -37,7 +38,7 @@ MAX_ASPECT = 30  # longer side / shorter side
 MIN_CROP_PX = 48  # a smaller crop shows the defect without anything to compare it with
 # What cameras and people send. Not all that PIL knows: for EPS, say, it would run Ghostscript on the file.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
-_BAND_PX = 1 << 20  # px that are converted at a time: a whole photo more would be a quarter of a gigabyte
+_BAND_PX = 1 << 16  # px that are converted at a time: other threads wait for each, and a copy of a whole photo is large
 _ORIENTATION = 0x0112  # EXIF
 
 _DAMAGED = "the image data is damaged ({error}); take the photo again"
@@ -145,7 +146,7 @@ def _has_second_frame(data: bytes) -> bool:
 
 
 @contextmanager
-def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
+def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[Image.Image, str, int]]:
     """The image with its pixels, its `depth_name` and how it is still to be turned; within the budget of this process."""
     image = _open(data, name, settings)
     width, height = image.size
@@ -153,8 +154,8 @@ def _loaded(data: bytes, name: str, settings: ModelSettings) -> Iterator[tuple[I
         depth = depth_name(image, data)
     with BUDGET.take(width * height * (2 if depth else 1), settings.max_pixels, name):
         with _reading(name, _DAMAGED):
-            image.load()
-        yield image, depth, _orientation(image)  # after loading: TIFF is turned upright by then, whoever reads it
+            pixels = load_pixels(image, data)
+        yield pixels, depth, _orientation(image)  # after loading: TIFF is turned upright by then, whoever reads it
 
 
 def _orientation(image: Image.Image) -> int:
@@ -226,7 +227,7 @@ def measure_window(
 
 
 def _bands(height: int, width: int) -> Iterator[slice]:
-    """Rows, about a megapixel at a time."""
+    """Rows, about `_BAND_PX` at a time."""
     rows = max(1, _BAND_PX // width)
     return (slice(y, min(y + rows, height)) for y in range(0, height, rows))
 

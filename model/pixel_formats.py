@@ -8,6 +8,7 @@ as it was meant or refused by name.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # PIL modes whose samples exceed 8 bits
-_SAMPLES = {1: "", 2: "signed ", 3: "float ", 4: "undefined "}
+_KINDS = {1: "", 2: "signed ", 3: "float ", 4: "undefined "}
 _WHITE_IS_ZERO, _RGB = 0, 2
 _PHOTOMETRIC = {
     0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB",
@@ -27,6 +28,9 @@ _PHOTOMETRIC = {
 _PREMULTIPLIED = 1  # of ExtraSamples
 _J2K_SIZE_MARKER = b"\xff\x4f\xff\x51"
 _J2K_DEPTH_AT = 42  # bytes from there to the first component's bit depth
+_J2K_YCC = re.compile(rb"colr\x01..\0\0\0\x12", re.DOTALL)  # libraries convert these colours each in their way
+_HELD_BY_PIL = ("JPEG2000", "WEBP")  # it decodes or copies them without letting another thread run, for seconds
+_SAMPLES = {"L": (1, np.uint8), "RGB": (3, np.uint8), "RGBA": (4, np.uint8), "I;16": (1, np.uint16)}  # bands, by mode
 
 
 class FormatError(ValueError):
@@ -54,7 +58,7 @@ class _Tiff:
 
     def __str__(self) -> str:
         depth = "/".join(str(b) for b in sorted(set(self.bits)))
-        kind = "".join(_SAMPLES.get(k, "") for k in sorted(set(self.kinds)))
+        kind = "".join(_KINDS.get(k, "") for k in sorted(set(self.kinds)))
         colour = _PHOTOMETRIC.get(self.photometric, f"photometric {self.photometric}")
         bands = f", {len(self.bits)} bands" if len(self.bits) > 1 else ""
         return f"{depth}-bit {kind}{colour}{bands}{' in separate planes' if self.planes else ''}"
@@ -135,6 +139,31 @@ def _deep_colour(image: ImageFile.ImageFile, data: bytes) -> bool:
         at = data.find(_J2K_SIZE_MARKER) + _J2K_DEPTH_AT
         return at < len(data) and (data[at] & 0x7F) + 1 > 8
     return False
+
+
+def load_pixels(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The image with its pixels; `read_deep` reads those of JPEG 2000 in deep colours. Other threads run meanwhile.
+
+    Raises FormatError, and OSError for damaged data.
+    """
+    if image.format not in _HELD_BY_PIL:
+        image.load()
+        return image
+    if image.format == "JPEG2000" and _deep_colour(image, data):
+        return image
+    of_mode = _SAMPLES.get(image.mode)
+    if of_mode is None or _J2K_YCC.search(data):
+        raise FormatError(f"{image.format} of mode {image.mode if of_mode is None else 'YCC'}")
+    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None:
+        raise OSError("damaged")
+    bands, kind = of_mode
+    shape = (*image.size[::-1], bands)[: 3 if bands > 1 else 2]
+    if samples.shape != shape or samples.dtype != kind:
+        raise FormatError(f"{image.format} whose samples are not of the mode {image.mode}")
+    if bands > 1:  # from OpenCV's BGR
+        cv2.cvtColor(samples, cv2.COLOR_BGR2RGB if bands == 3 else cv2.COLOR_BGRA2RGBA, dst=samples)
+    return Image.fromarray(samples)
 
 
 def read_deep(image: Image.Image, data: bytes) -> DeepSamples:

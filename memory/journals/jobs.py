@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from refdiff.memory.changes import JOB, recorded
 from refdiff.memory.database import Database, Migrations
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
@@ -80,8 +81,9 @@ class Job:
 class JobStore(AbstractContextManager["JobStore"]):
     """The journal `home/jobs.sqlite`; a context manager, safe to share between threads."""
 
-    def __init__(self, home: Path) -> None:
-        self._db = Database(home / "jobs.sqlite", _MIGRATIONS)
+    def __init__(self, home: Path, chain: Database | None = None) -> None:
+        """chain: the main database, whose audit holds who cancelled a job or had it tried again."""
+        self._db, self._chain = Database(home / "jobs.sqlite", _MIGRATIONS), chain
 
     def __exit__(self, *error: object) -> None:
         self._db.close()
@@ -178,31 +180,41 @@ class JobStore(AbstractContextManager["JobStore"]):
 
     def cancel(self, inspection_id: str, by: str) -> Job:
         """End a waiting job. Raises UnknownRecordError, InputError if it runs or has ended."""
-        message = f"cancelled by {by}"
-        with self._db.transaction() as conn:
+        message, known = f"cancelled by {by}", self.get(inspection_id)
+        with self._recorded(known, by, "failed", message, known.state == "queued"), self._db.transaction() as conn:
             error = json.dumps({"type": CANCELLED, "message": message, "exit_code": InputError.exit_code})
             conn.execute(
                 "UPDATE jobs SET state = 'failed', error = ?, updated_at = ? WHERE inspection_id = ? AND state = 'queued'",
                 (error, utc_now(), inspection_id),
             )
             job = self.get(inspection_id)
-        if job.error is None or job.error["type"] != CANCELLED:
-            now = "is running" if job.open else f"has ended ({job.state})"
-            raise InputError(f"inspection {inspection_id} {now}; only one that waits can be cancelled")
+            if job.error is None or job.error["type"] != CANCELLED:
+                now = "is running" if job.open else f"has ended ({job.state})"
+                raise InputError(f"inspection {inspection_id} {now}; only one that waits can be cancelled")
         return job
 
-    def retry(self, inspection_id: str) -> Job:
+    def retry(self, inspection_id: str, by: str) -> Job:
         """Put a failed job back in the queue. Raises UnknownRecordError, InputError if it has not failed."""
-        with self._db.transaction() as conn:
+        known = self.get(inspection_id)
+        with self._recorded(known, by, "queued", None, known.state == "failed"), self._db.transaction() as conn:
             again = conn.execute(
                 "UPDATE jobs SET state = 'queued', error = NULL, deaths = 0, crashes_alone = 0, updated_at = ? "
                 "WHERE inspection_id = ? AND state = 'failed'",
                 (utc_now(), inspection_id),
             )
             job = self.get(inspection_id)
-        if not again.rowcount:
-            raise InputError(f"inspection {inspection_id} has not failed (it is {job.state}); nothing to try again")
+            if not again.rowcount:
+                raise InputError(f"inspection {inspection_id} has not failed (it is {job.state}); nothing to try again")
         return job
+
+    def _recorded(
+        self, known: Job, by: str, state: JobState, why: str | None, will: bool
+    ) -> AbstractContextManager[None]:
+        """The audit record of what a person does to a job. will: false if nothing is to be done to it."""
+        said = None if known.error is None else known.error["message"]
+        before = {"part_id": known.request.get("part_id"), "state": known.state, "error": said}
+        after = before | {"state": state, "error": why}
+        return recorded(self._chain if will else None, JOB, known.inspection_id, by, before, after)
 
     def finish(self, inspection_id: str, error: dict[str, Any] | None = None) -> None:
         """Mark the job as done, or as failed with that error."""

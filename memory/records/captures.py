@@ -9,8 +9,9 @@ import itertools
 import sqlite3
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from refdiff.memory.changes import CAPTURE, changing, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import check_sha256
 from refdiff.memory.records.products import check_scale, known_name
@@ -136,19 +137,21 @@ class CaptureStore:
             return [_capture(r) for r in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq DESC", values)]
 
     def remove(
-        self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None
+        self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None, *, by: str
     ) -> builtins.list[Capture]:
-        """Forget the captures that match all that is given; filed reports keep their photos.
+        """Forget the captures that match all that is given; filed reports keep their photos. by: who, for the audit.
 
         Raises UnknownRecordError if there is none, InputError if nothing is given.
         """
-        with self._db.transaction() as conn:
+        with changing(self._db) as conn:
             where, values = _matching(conn, capture_id, part_id, product)
             if not where:
                 raise InputError("name what to remove: a capture, a part or a product")
             gone = [_capture(row) for row in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq", values)]
             if not gone:
                 raise UnknownRecordError(f"no captured photo of {', '.join(values)}; see `refdiff captures list`")
+            for capture in gone:
+                record_change(conn, CAPTURE, capture.capture_id, by, asdict(capture), None)
             conn.execute(f"DELETE FROM captures {where}", values)
         return gone
 

@@ -123,8 +123,8 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
 def _is_signed(verifier: SignatureVerifier, body: bytes, headers: dict[str, str]) -> bool:
     try:
         return bool(verifier.is_valid_request(body, headers))
-    # a timestamp that is no number, a signature that is no ASCII, a body that is no text
-    except (ValueError, TypeError):
+    # a timestamp that is no number or no time, a signature that is no ASCII, a body that is no text
+    except (ArithmeticError, TypeError, ValueError):
         return False
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from refdiff.memory.records.captures import Capture
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_stores
+from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import Json, MaybeProduct, minute
 from refdiff.server.cli.output import emit
 
@@ -39,7 +39,7 @@ def remove_captures(
 ) -> None:
     """Forget photos that were captured under a wrong part or product. Filed reports keep theirs."""
     with open_stores() as stores:
-        gone = stores.captures.remove(capture, part, product)
+        gone = stores.captures.remove(capture, part, product, by=settings().server.user)
     emit({"removed": [asdict(c) for c in gone]}, _table(gone), f"{len(gone)} removed")
 
 

@@ -147,7 +147,7 @@ def show_filed(
 @inspections.command("cancel", epilog="Example: refdiff inspections cancel insp-20260131-141500-5f3a9c1e")
 def cancel_inspection(inspection_id: InspectionId, _json: Json = False) -> None:
     """Cancel an inspection that waits in the server's queue; its photo is kept. The server may be running."""
-    with open_stores() as stores, JobStore(stores.settings.home) as jobs:
+    with open_stores() as stores, JobStore(stores.settings.home, stores.db) as jobs:
         job = jobs.cancel(clean(inspection_id), settings().server.user)
     lines = [
         f"{job.inspection_id}: part {job.request['part_id']}, cancelled",
@@ -172,7 +172,7 @@ def resume_inspections(
 
     with (
         open_workspace() as workspace,
-        JobStore(workspace.stores.settings.home) as jobs,
+        JobStore(workspace.stores.settings.home, workspace.stores.db) as jobs,
         output.watching("resuming") as show,
         Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
@@ -203,6 +203,8 @@ def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectR
     from refdiff.agent.request import InspectionRequest
 
     job = jobs.find(inspection_id)
+    if job is not None and job.state == "failed":
+        jobs.record_retry(job, settings().server.user)
     if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
         report = inspector.resume(inspection_id)
     else:  # it ended before its first checkpoint

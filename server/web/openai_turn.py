@@ -24,6 +24,7 @@ from refdiff.tools.inspection.captures import find_part
 
 _SENT_AGAIN = timedelta(minutes=30)  # clients time out after ten minutes and retry twice; later it is a new request
 _MOMENT = timedelta(minutes=2)
+_LONG = 1000  # characters
 _LOOKED_UP = 20  # longest search for inspection ids in a conversation
 
 
@@ -235,7 +236,16 @@ class Turn:
 
 
 def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_shortened(data), sort_keys=True).encode()).hexdigest()
+
+
+def _shortened(data: Any) -> Any:
+    """The data with digests for long texts: writing a photo as JSON would keep other threads waiting for a second."""
+    if isinstance(data, str):
+        return data if len(data) < _LONG else hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
+    if isinstance(data, dict):
+        return {name: _shortened(value) for name, value in data.items()}
+    return [_shortened(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def finished(service: InspectionService, inspection_id: str, base_url: str, public_url: str | None) -> Reply:

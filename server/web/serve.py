@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -19,12 +21,15 @@ from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
-from refdiff.server.web.connections import BACKLOG, LoopErrors, most_connections, patient
+from refdiff.server.web.connections import BACKLOG, LoopErrors, PatientProtocol, most_connections, patient
+from refdiff.server.web.doorkeeper import Doorkeeper
 from refdiff.server.web.json_logs import log_json
 from refdiff.server.web.middleware import REQUESTS
+from refdiff.server.web.routes.health import health_of
 from refdiff.server.web.sign_in import OperatorSignIn
 
 _QUEUE = 2048
+_M_ARENA_MAX = -8  # of mallopt(3)
 _STOP_S = 10  # how long open requests may take after a stop signal
 
 
@@ -41,6 +46,7 @@ def serve(
     operator's sign-in if there is one. without_keys: whoever calls from this machine may do everything. Raises
     UnavailableError if another server owns the home, InputError if strangers could connect without a key.
     """
+    many_threads()
     with contextlib.ExitStack() as running:
         service = running.enter_context(
             InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
@@ -57,9 +63,13 @@ def serve(
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", timeout_graceful_shutdown=_STOP_S, ws="none", loop="asyncio", http=patient(most),
-            backlog=BACKLOG,
         )  # fmt: skip
-        server = GracefulServer(config, lambda: ready(address(host, listener), access.sign_in), service.drain)
+        server = GracefulServer(
+            config,
+            lambda: ready(address(host, listener), access.sign_in),
+            service.drain,
+            lambda: health_of(service),
+        )
         server.run([listener])
     if server.interrupted:
         raise KeyboardInterrupt
@@ -82,12 +92,19 @@ class GracefulServer(uvicorn.Server):
     """uvicorn with graceful shutdown: the service is closed before a signal is raised again.
 
     ready: called once requests are accepted. ending: called before open requests are awaited; must be quick.
-    interrupted: whether Ctrl-C stopped it.
+    health: status and body of /healthz, which a Doorkeeper answers. interrupted: whether Ctrl-C stopped it.
     """
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        ending: Callable[[], None],
+        health: Callable[[], tuple[int, bytes]],
+    ) -> None:
         super().__init__(config)
-        self._ready, self._ending = ready, ending
+        self._ready, self._ending, self._health = ready, ending, health
+        self._doors: list[Doorkeeper] = []
         self.interrupted = False
 
     @contextlib.contextmanager
@@ -102,11 +119,30 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
-        await super().startup(sockets)
-        for listener in sockets or ():  # many may queue, though few are taken at once
+        await super().startup([])
+        self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
+        for listener, door in zip(sockets or (), self._doors, strict=True):
             listener.listen(_QUEUE)
+            door.start()
         self._ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: type[PatientProtocol] = self.config.http_protocol_class  # type: ignore[assignment]
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._ending()
+        for door in self._doors:
+            door.stop()
         await super().shutdown(sockets)
+
+
+def many_threads() -> None:
+    """Let the event loop have its turn soon beside forty threads of uploads, and let those share memory.
+
+    A thread that wants to run Python waits 5 ms for each that does, by default. glibc gives each thread an arena of its own
+    that keeps what it was once given: eight large uploads at a time then hold two gigabytes for good.
+    """
+    sys.setswitchinterval(0.0005)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

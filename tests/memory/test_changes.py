@@ -17,6 +17,7 @@ from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import MAX_PROBLEMS
 from refdiff.memory.changes import in_words, record_settings
 from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.products import Product
@@ -64,6 +65,12 @@ def _golden_change(status: Any) -> Callable[[Stores, GoldenBank, KeyStore], obje
     return lambda s, bank, k: bank.set_status(make_golden(1).golden_id, status, "why", "ana")
 
 
+def _with_job(stores: Stores, work: Callable[[JobStore], object]) -> None:
+    with JobStore(stores.settings.home, stores.db) as jobs:
+        jobs.adopt("insp-1", {"part_id": "80"})
+        work(jobs)
+
+
 CHANGES: list[tuple[str, str, Callable[[Stores, GoldenBank, KeyStore], object], str]] = [
     ("a specification", "product", lambda s, b, k: s.products.set_spec("board", LENIENT, 0.5, "ana"),
      'scale_mm_per_px: null -> 0.5; spec.limits: [{"max_area_px":1000000,"severity":"minor","type":"any"}]'),
@@ -80,6 +87,13 @@ CHANGES: list[tuple[str, str, Callable[[Stores, GoldenBank, KeyStore], object], 
     ("a retirement", "golden", _golden_change("retired"), 'status: "active" -> "retired"'),
     ("a key", "key", lambda s, b, k: k.add("line 3", "viewer", "ana"), 'new: name: "line 3"; role: "viewer"'),
     ("a revocation", "key", lambda s, b, k: k.revoke(k.list()[0].key_id, "ana"), "revoked_at: null -> "),
+    ("a photo forgotten", "capture",
+     lambda s, b, k: (s.captures.add("80", "x", "a" * 64), s.captures.remove(part_id="80", by="ana")), "removed"),
+    ("a cancelled inspection", "job", lambda s, b, k: _with_job(s, lambda jobs: jobs.cancel("insp-1", "ana")),
+     'error: null -> "cancelled by ana"; state: "queued" -> "failed"'),
+    ("an inspection tried again", "job",
+     lambda s, b, k: _with_job(s, lambda jobs: (jobs.cancel("insp-1", "bob"), jobs.retry("insp-1", "ana"))),
+     'error: "cancelled by bob" -> null; state: "failed" -> "queued"'),
     ("settings", "settings", lambda s, b, k: record_settings(s.db, {"alpha": 0.05}, "ana"), "new: alpha: 0.05"),
 ]  # fmt: skip
 
@@ -151,6 +165,9 @@ def test_change_that_is_refused_leaves_no_record(stores: Stores, bank: GoldenBan
         lambda: bank.set_status("g-000000000000", "retired"),
         lambda: keys.revoke("k-00000000"),
         lambda: keys.add("", "viewer", "ana"),
+        lambda: stores.captures.remove(part_id="80", by="ana"),
+        lambda: _with_job(stores, lambda jobs: jobs.retry("insp-1", "ana")),
+        lambda: _with_job(stores, lambda jobs: (jobs.begin("insp-1", False), jobs.cancel("insp-1", "ana"))),
     ]
     for change in refused:
         with pytest.raises(InputError):

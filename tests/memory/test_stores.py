@@ -283,15 +283,15 @@ def test_captures_and_empty_products_are_removed(stores: Stores) -> None:
     kept, wrong = stores.captures.add("80", "alien", A), stores.captures.add("80", "Alein", B)
     with pytest.raises(InputError, match="1 captured photo"):
         stores.products.remove("alein")
-    assert stores.captures.remove(product="alein") == [wrong]
+    assert stores.captures.remove(product="alein", by="ann") == [wrong]
     assert stores.products.remove("alein").name == "Alein"
     assert stores.captures.list() == [kept]
     assert stores.captures.latest("80") == kept
     for nothing in ({"part_id": "81"}, {"capture_id": wrong.capture_id}, {"product": "alein"}):
         with pytest.raises(UnknownRecordError):
-            stores.captures.remove(**nothing)
+            stores.captures.remove(**nothing, by="ann")
     with pytest.raises(InputError, match="name what to remove"):
-        stores.captures.remove()
+        stores.captures.remove(by="ann")
     with pytest.raises(UnknownRecordError):
         stores.products.remove("alein")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from refdiff.model.decode_budget import PixelBudget
 from refdiff.model.errors import BusyError, out_of_memory
+from refdiff.model.images import decode_image
 
 
 def test_budget_is_never_exceeded_and_everybody_gets_a_turn() -> None:
@@ -99,3 +102,30 @@ def test_shortage_of_memory_is_told_from_other_errors(who: str) -> None:
         SHORTAGES[who]()
     assert out_of_memory(caught.value)
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def _file(format_: str, mode: str) -> bytes:
+    small = np.random.default_rng(1).integers(0, 255, (300, 400, 4), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(small).resize((1600, 1200)).convert(mode).save(file, format_)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("format_", "mode"), [("JPEG2000", "RGB"), ("WEBP", "RGB")])
+def test_other_threads_run_while_an_image_is_decoded(format_: str, mode: str) -> None:
+    data, done, gaps = _file(format_, mode), threading.Event(), [0.0]
+
+    def tick() -> None:
+        while not done.is_set():
+            began = time.perf_counter()
+            time.sleep(0.001)
+            gaps.append(time.perf_counter() - began)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    began = time.perf_counter()
+    decode_image(data)
+    took = time.perf_counter() - began
+    done.set()
+    ticking.join()
+    assert max(gaps) < took / 2, f"{max(gaps):.2f} of {took:.2f} s"

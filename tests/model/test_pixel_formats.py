@@ -189,6 +189,12 @@ def test_suggested_window_shows_the_whole_range_of_a_12_bit_photo(name: str) -> 
     assert 200 < image.max() < 230
 
 
+def by_pil(mode: str, format_: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(LARGE[..., 0].astype(np.uint8)).convert("RGB").convert(mode).save(file, format_)
+    return file.getvalue()
+
+
 REFUSED = {
     "10-bit packed TIFF": (tiff(GREY, 1, bits=10, packed=bytes(H * W * 10 // 8)), "10-bit grey"),
     "14-bit packed TIFF": (tiff(GREY, 1, bits=14, packed=bytes(H * W * 14 // 8)), "14-bit grey"),
@@ -212,6 +218,8 @@ REFUSED = {
     "linear raw": (tiff(TWELVE, 34892), "linear raw sensor data"),
     "five bands": (tiff(np.dstack([EIGHT, ALPHA, ALPHA]), 1, extra=(0,) * 4), "8-bit grey, 5 bands"),
     "preview": (tiff(EIGHT, 2, tags={254: [1]}), "reduced preview"),
+    **{f"JPEG 2000 of mode {mode}": (by_pil(mode, "JPEG2000"), f"JPEG2000 of mode {shown}")
+       for mode, shown in {"LA": "LA", "CMYK": "CMYK", "YCbCr": "YCC"}.items()},
     "PFM in colour": (b"PF\n32 24\n-1.0\n" + TWELVE.astype("<f4").tobytes(), "PFM in colour"),
     "PAM": (b"P7\nWIDTH 32\nHEIGHT 24\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + EIGHT.tobytes(), "PAM"),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "heic"),

@@ -476,10 +476,10 @@ def test_job_that_crashes_the_process_while_nothing_else_runs_is_given_up_and_ca
         assert found.state == "failed"
         assert found.error
         assert "refdiff inspections resume insp-deadly" in found.error["message"]
-        assert service.retry("insp-deadly").state in ("queued", "running", "done")
+        assert service.retry("insp-deadly", "ann").state in ("queued", "running", "done")
         assert service.wait("insp-deadly", 60).report is not None
         with pytest.raises(InputError, match="is filed"):
-            service.retry("insp-deadly")
+            service.retry("insp-deadly", "ann")
 
 
 def test_job_at_work_in_crashes_of_something_else_is_not_given_up(ready: Path, no_model: None) -> None:
@@ -601,7 +601,7 @@ def test_waiting_inspection_can_be_cancelled_and_a_running_or_filed_one_not(
         with pytest.raises(InputError, match="has ended"):
             service.cancel(service.wait(first).inspection_id, "ann")
         assert service.stores.inspections.search().total == 1
-        service.retry(second)
+        service.retry(second, "ann")
         assert service.wait(second, 60).report is not None
 
 

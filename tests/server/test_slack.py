@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import pytest
@@ -144,6 +145,7 @@ def test_bad_slack_signature_gets_401_and_stores_nothing(
         ('{"a":', {}),
         ("payload=%7B", {}),
         ("{}", {"x-slack-request-timestamp": "abc"}),
+        ("{}", {"x-slack-request-timestamp": "9" * 400}),
         ("{}", {"x-slack-signature": "v0=é".encode()}),
         (b"\xff\xfe", {}),
     ],
@@ -155,6 +157,28 @@ def test_unsigned_garbage_gets_401_without_a_traceback(
     answers = [httpx2.post(f"{bot}/slack/events", content=body, headers=signed | headers) for _ in range(22)]
     assert [a.status_code for a in answers] == [401] * 20 + [429] * 2
     assert not [r for r in caplog.records if r.exc_info]
+
+
+def _event(event: Any) -> str:
+    return json.dumps({"type": "event_callback", "team_id": TEAM, "event": event})
+
+
+SENSELESS = [
+    *("", "5", "null", "[1]", '"x"', '{"a":', "payload=%7B", "payload=[]", "payload=null", "payload=5", "command=/x"),
+    *("[" * 100_000, '{"a":' * 5000, "x" * 900_000, '{"type":["a"]}', '{"type":"url_verification","challenge":[1]}'),
+    *(_event(e) for e in (None, [], "x", 5, {}, {"type": ["message"]})),
+    *(json.dumps({"type": "event_callback", "authorizations": a, "event": {"type": "message"}}) for a in (5, [5])),
+    *(_event(mention(text, ts)) for text, ts in (("\ud800", "1.1"), ("a", "\ud800"))),
+    *(json.dumps(p) for p in ({"type": "block_actions"}, {"type": "block_actions", "actions": [5], "user": "x"},
+                              {"type": "view_submission", "view": 5}, {"type": "message_action"})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
+def test_signed_request_without_sense_is_no_failure_of_the_server(slack: FakeSlack, bot: str, kind: str) -> None:
+    bodies = [*SENSELESS, *(urlencode({"payload": b}) for b in SENSELESS)]
+    failed = [b[:80] for b in bodies if slack.send(bot, b, kind).status_code >= 500]
+    assert failed == []
 
 
 @pytest.mark.parametrize(

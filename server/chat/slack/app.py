@@ -16,7 +16,7 @@ from slack_bolt import App, BoltRequest, BoltResponse
 from slack_bolt.authorization import AuthorizeResult
 from slack_sdk.errors import SlackClientError
 
-from refdiff.model.errors import RefDiffError
+from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.chat.bot import ChatBot, ChatRequest
 from refdiff.server.chat.slack import blocks
 from refdiff.server.chat.slack.platform import SlackPlatform
@@ -27,6 +27,8 @@ INSPECT_MESSAGE, INSPECT_PART = "refdiff_inspect_message", "refdiff_inspect_part
 _MENTION = re.compile(r"<@[A-Z0-9]+(?:\|[^>]*)?>")
 _LINK = re.compile(r"<(?:[^|>]*\|)?([^>]*)>")
 _SUBTYPES = (None, "file_share", "thread_broadcast")  # subtypes of messages that people write
+# what Bolt and we stumble over where a field is missing or of another type than Slack's
+_SENSELESS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, InputError)
 
 
 def build_app(platform: SlackPlatform, bot: ChatBot, signing_secret: str | None) -> App:
@@ -34,6 +36,7 @@ def build_app(platform: SlackPlatform, bot: ChatBot, signing_secret: str | None)
     # our identity is known; a call of auth.test would delay every acknowledgement
     ourselves = AuthorizeResult(enterprise_id=None, team_id=None, bot_token=platform.client.token)
     app = App(client=platform.client, signing_secret=signing_secret or "", name="refdiff", authorize=lambda: ourselves)
+    app.error(_answer_to)
     app.middleware(lambda body, next: _keep(bot, body) or next())
     _add_shortcuts(app, bot)
     _add_buttons(app, platform, bot)
@@ -219,5 +222,15 @@ def _where(body: dict[str, Any]) -> tuple[str, str, str | None, str]:
 
 
 def dispatch(app: App, body: bytes, headers: dict[str, str]) -> BoltResponse:
-    """Answer an HTTP request from Slack. Blocks until the acknowledgement."""
-    return app.dispatch(BoltRequest(body=body.decode("utf-8", "replace"), headers=dict(headers)))
+    """Answer an HTTP request from Slack; 400 if it makes no sense. Blocks until the acknowledgement."""
+    try:
+        return app.dispatch(BoltRequest(body=body.decode("utf-8", "replace"), headers=dict(headers)))
+    except _SENSELESS as e:  # Bolt parses some of it outside its own error handling
+        return _answer_to(e) or BoltResponse(status=500)
+
+
+def _answer_to(error: Exception) -> BoltResponse | None:
+    """What Slack gets for a request that failed; None: 500, and Slack sends it again."""
+    senseless = isinstance(error, _SENSELESS)
+    log.warning("a request of Slack %s", "makes no sense" if senseless else "failed", exc_info=error)
+    return BoltResponse(status=400, body="not what Slack sends") if senseless else None

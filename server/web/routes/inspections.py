@@ -177,9 +177,9 @@ def cancel(service: TheService, caller: InspectorRole, inspection_id: str) -> In
 
 
 @router.post("/{inspection_id}/retry", status_code=202, responses=responses(404))
-def retry(service: TheService, _caller: InspectorRole, inspection_id: str) -> InspectionView:
+def retry(service: TheService, caller: InspectorRole, inspection_id: str) -> InspectionView:
     """Inspect a failed or cancelled inspection again, under its id. One that has not failed is refused (422)."""
-    return inspection_view(service.retry(inspection_id))
+    return inspection_view(service.retry(inspection_id, caller.name))
 
 
 @router.get("/{inspection_id}/events", response_class=StreamingResponse, responses=responses(404, answers=EVENT_STREAM))

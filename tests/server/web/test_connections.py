@@ -1,4 +1,4 @@
-"""Silent, slow and too many connections: real sockets against the protocol over a small application."""
+"""Silent, slow and too many connections, and probes beside them: real sockets against a small application."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import uvicorn
 
 from refdiff.server.web import connections
 from refdiff.server.web.connections import BACKLOG, patient
+from refdiff.server.web.serve import GracefulServer
 
 MOST = 12
 BIG = b"x" * 30_000_000
@@ -142,3 +143,68 @@ def test_server_without_free_file_descriptors_says_so_once_and_recovers() -> Non
     log = server.communicate(timeout=10)[1]
     assert len(re.findall("too many files and connections are open", log)) == 1, log
     assert "Traceback" not in log
+
+
+class _InThread(GracefulServer):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # only the main thread can
+
+
+@pytest.fixture
+def door() -> Iterator[tuple[str, int]]:
+    """A doorkeeper before an application that is busy: each request keeps the event loop for 0.3 s."""
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        time.sleep(0.3)
+        await _app(scope, receive, send)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(busy, log_config=None, lifespan="off", http=patient(1000), ws="none")
+    server = _InThread(config, lambda: None, lambda: None, lambda: (200, b"{}"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = server.force_exit = True
+    thread.join(10)
+
+
+def _answer(address: tuple[str, int], request: bytes) -> bytes:
+    with socket.create_connection(address, timeout=10) as peer:
+        peer.sendall(request)
+        return b"".join(iter(lambda: peer.recv(1000), b""))
+
+
+def test_health_is_answered_while_the_event_loop_is_busy(door: tuple[str, int]) -> None:
+    with contextlib.ExitStack() as many:
+        peers = [many.enter_context(socket.create_connection(door, timeout=10)) for _ in range(10)]
+        for peer in peers:
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+        began = time.monotonic()
+        answers = [_answer(door, b"%s /healthz HTTP/1.1\r\nHost: x\r\n\r\n" % m) for m in (b"GET", b"HEAD", b"GET")]
+        assert time.monotonic() - began < 1.5  # the ten take three seconds
+        assert [(a.startswith(b"HTTP/1.1 200 OK\r\n"), a.endswith(b"{}")) for a in answers] == [
+            (True, m) for m in (1, 0, 1)
+        ]
+        assert all(b"200" in peer.recv(1000) for peer in peers)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /healthz HTTP/1.1\r\n", b"Host: x\r\n\r\n"],  # in two pieces
+        [b"GET /healthzz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"],
+        [b"POST /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"],
+        [b"", b"", b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"],  # silent at first
+        [b"\xff\n\n"],
+    ],
+)
+def test_everything_but_a_plain_probe_is_the_event_loops(door: tuple[str, int], pieces: list[bytes]) -> None:
+    with socket.create_connection(door, timeout=10) as peer:
+        for piece in pieces:
+            time.sleep(0.3)
+            peer.sendall(piece)
+        received = peer.recv(1000)
+    assert received.startswith(b"HTTP/1.1 ")
+    assert b"{}" not in received
