@@ -53,6 +53,7 @@ from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, requested_alpha, summary
+from refdiff.tools.inspection.fineness import check_specification, product_fineness
 from refdiff.tools.inspection.overview import product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
@@ -472,6 +473,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
         parsed = parse_spec(spec)
+        check_specification(self.workspace, self.stores.products.name_of(name), parsed)
         self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
         return self.product(name)
 
@@ -482,7 +484,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise self.workspace.bank.no_goldens(name)
         with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
-        return summary(made, requested_alpha(self.workspace, made))
+        smallest = {"smallest_defect": product_fineness(self.workspace, name)}
+        return summary(made, requested_alpha(self.workspace, made)) | smallest
 
     # -- inside
 

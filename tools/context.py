@@ -29,10 +29,9 @@ from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
-from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo
+from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
-from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -202,7 +201,7 @@ class ToolContext:
         regions = (
             [r.region for r in canonical.regions]
             if is_canonical
-            else find_regions(difference.anomaly_map, canonical.threshold, difference.types, comparison.nearest.size)
+            else regions_of(comparison, canonical.threshold, at_least_one=False)
         )
         p = canonical.p_value if is_canonical else None
         return ScoreEvidence(

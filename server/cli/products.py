@@ -44,6 +44,7 @@ def calibrate(
     """
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import requested_alpha, said_of, standing_out, summary
+    from refdiff.tools.inspection.fineness import product_fineness
 
     with open_workspace(references=references, alpha=alpha) as workspace:
         name = workspace.stores.products.name_of(product)
@@ -52,7 +53,7 @@ def calibrate(
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
         asked = requested_alpha(workspace, calibration)
-    found = summary(calibration, asked)
+        found = summary(calibration, asked) | {"smallest_defect": product_fineness(workspace, name)}
     emit(found, output.facts(_calibration_rows(found)))
     if odd := standing_out(calibration):
         output.note(
@@ -79,6 +80,7 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Scores", f"{low:.4f} to {high:.4f}"),
         *_stand_out_rows(found),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
+        ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
         ("Verdicts", verdicts),
         ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]
@@ -94,22 +96,43 @@ def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
 @product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")
 def set_product(
     name: Annotated[str, typer.Argument(metavar="P", help="Product: the kind of part.")],
-    spec: Annotated[Path, typer.Option("--spec", metavar="FILE.yaml", help="Scale, zones and limits.")],
+    spec: Annotated[
+        Path | None,
+        typer.Option("--spec", metavar="FILE.yaml", help="Scale, zones and limits; replaces what was set before."),
+    ] = None,
+    smallest_defect_mm: Annotated[
+        float | None, typer.Option(metavar="MM", help="Size of the smallest defect that matters; needs a scale.")
+    ] = None,
+    smallest_defect_px: Annotated[
+        float | None, typer.Option(metavar="PX", help="The same in pixels of the photo.")
+    ] = None,
     _json: Json = False,
 ) -> None:
-    """Set the acceptance rules: scale, ignored and critical zones, limits by type and size."""
-    from refdiff.tools.inspection.specification import load_spec
+    """Set the acceptance rules: scale, ignored and critical zones, limits by type and size, the smallest defect.
 
-    parsed = load_spec(spec)
+    Photos are compared as finely as the smallest defect needs, which takes longer the smaller it is.
+    """
+    from refdiff.tools.inspection.fineness import check_specification
+    from refdiff.tools.inspection.specification import load_spec, parse_spec
+
+    smallest = {"smallest_defect_mm": smallest_defect_mm, "smallest_defect_px": smallest_defect_px}
+    asked = {k: v for k, v in smallest.items() if v is not None}
+    if spec is None and not asked:
+        raise typer.BadParameter("give a FILE.yaml, --smallest-defect-mm or --smallest-defect-px.", param_hint="--spec")
     with open_stores() as stores:
-        kept = stores.products.set_spec(
-            name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, settings().server.user
-        )
-    zones, limits = len(parsed.zones), len(parsed.limits)
-    line = f"{kept.name}: specification {kept.spec_version} set, {zones} zones, {limits} limits"
+        name, known = stores.products.name_of(name), stores.products.get(name)
+        rules = load_spec(spec) if spec else parse_spec(known.spec if known else {}, f"specification of {name}")
+        if asked:
+            rules = parse_spec(rules.model_dump(mode="json") | dict.fromkeys(smallest) | asked, "smallest defect")
+        if rules.smallest_defect_mm is not None:
+            with open_workspace() as workspace:
+                check_specification(workspace, name, rules)
+        scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px
+        kept = stores.products.set_spec(name, rules.model_dump(mode="json"), scale, settings().server.user)
+    line = f"{kept.name}: specification {kept.spec_version} set, {len(rules.zones)} zones, {len(rules.limits)} limits"
     emit(asdict(kept), line)
-    if any(zone.kind == "ignore" for zone in parsed.zones):
-        output.note("ignored zones change the scores; the next inspection calibrates again")
+    if asked or any(zone.kind == "ignore" for zone in rules.zones):
+        output.note("this changes the scores; the next inspection calibrates again")
 
 
 @product.command("show", epilog="Example: refdiff product show bracket")
@@ -158,6 +181,7 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
         ("Goldens", goldens),
         ("Scale", f"{scale:g} mm/px" if scale else "unknown"),
         ("Intensity window", f"{window[0]:.6g} to {window[1]:.6g}" if window else None),
+        ("Fineness", document["smallest_defect"]["summary"] if document["smallest_defect"] else None),
     ]
     spec = {k: v for k, v in document["spec"].items() if v}
     parts: list[Any] = [output.facts(rows)]

@@ -27,7 +27,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.tools.framing.photos import frame_grid, photo_on
 from refdiff.tools.inspection.comparison import compare
-from refdiff.tools.inspection.difference import RegisteredGolden, reference_view, score_difference
+from refdiff.tools.inspection.difference import ReferenceViews, RegisteredGolden, score_difference
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -94,8 +94,8 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 at = lap("encoder pass", begun)
                 registered = RegisteredGolden(workspace, golden, still, photo.shape[:2])
                 grid = frame_grid(workspace, photo, str(i), features, golden, still)
-                seen = photo_on(workspace, photo, str(i), features, grid)
-                views = [reference_view(seen, grid, registered)]
+                (seen,) = photo_on(workspace, photo, str(i), features, grid)
+                views = [ReferenceViews(registered, grid).view(seen)]
                 at = lap("golden from the cache", at)
                 anomaly_map(features.maps, views)
                 at = lap("patch distance", at)
@@ -105,8 +105,8 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 lap("network", at)
                 at = time.perf_counter()
                 features = workspace.encoder.embed(photo)
-                seen = photo_on(workspace, photo, str(i), features, grid)
-                score_difference(photo, seen, grid, [registered])
+                tiles = photo_on(workspace, photo, str(i), features, grid)
+                score_difference(photo, tiles, grid, [registered])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])
                 lap("patch-kNN without its encoder pass", at)

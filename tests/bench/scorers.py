@@ -42,7 +42,7 @@ from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.framing.photos import Grid, alignment, own_grid, photo_on
-from refdiff.tools.inspection.difference import OnPhoto, RegisteredGolden, comparison_grid, reference_view
+from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, RegisteredGolden, comparison_grid
 from refdiff.tools.inspection.retrieval import retrieve_reference
 from refdiff.tools.workspace import Workspace
 
@@ -124,8 +124,8 @@ class _ToolSession:
         size = (image.shape[0], image.shape[1])
         references = [RegisteredGolden(workspace, g, a, size) for g, a in pairs]
         grid = comparison_grid(image, str(path), features, references)
-        seen = photo_on(workspace, image, str(path), features, grid)
-        views = [reference_view(seen, grid, r) for r in references]
+        (seen,) = photo_on(workspace, image, str(path), features, grid)
+        views = [ReferenceViews(r, grid).view(seen) for r in references]
         rows: dict[str, _Row] = {}
         query = peer_cells(features)
         started = time.perf_counter()

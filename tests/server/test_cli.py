@@ -384,6 +384,22 @@ def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pyt
     assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
 
 
+def test_smallest_defect_is_set_and_what_is_too_small_is_said(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (ready / "spec.yaml").write_text("limits:\n  - {severity: major, reject: true}\n")
+    call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+    before = call(capsys, "product", "show", "board")[1]["smallest_defect"]
+    code, document, err = call(capsys, "product", "set", "board", "--smallest-defect-px", "6")
+    assert (code, document["spec"]["smallest_defect_px"], document["spec_version"]) == (0, 6, 2)
+    assert document["spec"]["limits"][0]["severity"] == "major", "the rules that were set before stay"
+    assert "calibrates again" in err
+    after = call(capsys, "product", "show", "board")[1]["smallest_defect"]
+    assert after["px"] <= before["px"]
+    assert after["summary"].startswith("defects under about ")
+    for wrong in (("--smallest-defect-px", "0"), ("--smallest-defect-px", "3", "--smallest-defect-mm", "1")):
+        assert call(capsys, "product", "set", "board", *wrong)[0] == 65
+    assert call(capsys, "product", "set", "board", "--smallest-defect-mm", "0.2", "--spec", "spec.yaml")[0] == 65
+
+
 def test_evaluate_writes_results_and_leaves_the_home_unchanged(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place, name in (("train/good", "photos"), ("test/good", "good.png"), ("test/stain", "bad.png")):
         (ready / "data" / place).mkdir(parents=True)

@@ -86,7 +86,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, counting)
 
     for owner, name in ((CaptureStore, "latest"), (CaptureStore, "get"), (GoldenBank, "nearest"), (Encoder, "embed"),
-                        (difference, "warp_reference"), (difference, "reference_view")):  # fmt: skip
+                        (difference, "warp_reference"), (difference.ReferenceViews, "view")):  # fmt: skip
         count(owner, name)
     return counted
 
@@ -97,7 +97,7 @@ def test_tool_context_computes_each_stage_once(workspace: Workspace, calls: Coun
     assert evidence[3].images["reference"] == context.shown_reference
     # the photo is encoded and searched for twice, as it lies and in the frame of its references, which are not encoded;
     # one golden is warped to be shown
-    assert calls == {"latest": 1, "nearest": 2, "reference_view": 2, "warp_reference": 1, "embed": 2}
+    assert calls == {"latest": 1, "nearest": 2, "view": 2, "warp_reference": 1, "embed": 2}
 
 
 def test_comparison_with_other_references_is_not_canonical(workspace: Workspace, calls: Counter[str]) -> None:

@@ -16,6 +16,7 @@ from refdiff.memory.golden_bank.golden import STATUSES, Golden
 from refdiff.memory.records.frames import GoldenPlace
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.vision.refinement import refined
 from refdiff.tools.vision.registration import Alignment, Matrix, carried, registered
 from refdiff.tools.workspace import Workspace
 
@@ -75,14 +76,15 @@ def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> Gold
         with contextlib.suppress(DamagedError, UnknownRecordError):
             found = workspace.registration(image, golden.sha256, anchor.sha256, golden.product)
             if _fits(found, (image.shape[0], image.shape[1])):
-                back = np.linalg.inv(found.matrix)
+                other = workspace.golden_image(anchor)
+                back = np.linalg.inv(refined(image, other, found.matrix))
                 return GoldenPlace(
                     golden_id=golden.golden_id,
                     product=golden.product,
                     anchor_id=anchor_id,
                     anchor_sha256=anchor.sha256,
                     size=(image.shape[0], image.shape[1]),
-                    anchor_size=workspace.golden_image(anchor).shape[:2],
+                    anchor_size=(other.shape[0], other.shape[1]),
                     matrix=tuple((back / back[2, 2]).ravel().tolist()),
                     method=found.method,
                     residual_px=found.residual_px,

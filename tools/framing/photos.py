@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import cache, cached_property
 
 import cv2
 import numpy as np
@@ -18,26 +19,38 @@ from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.feature_cache import Picture, rounded
 from refdiff.tools.framing.frames import anchor_on_golden, carried_over, matrix_of, place_of
-from refdiff.tools.vision.registration import Alignment, Matrix, on_grid
+from refdiff.tools.framing.tiles import TILE_PX, Tile, tiles_of
+from refdiff.tools.vision.refinement import refined
+from refdiff.tools.vision.registration import Alignment, Matrix, OnGrid, completed, registered
 from refdiff.tools.workspace import Workspace
 
-_MAX_MOVE_CELLS = 0.25  # displacement at which two images still count as lying alike
+# displacement, in work px, at which an image still lies on a grid as it is: a quarter of a cell for a photo, which matching
+# forgives unnoticed; less for goldens, whose errors would add to it
+_STILL_PHOTO_PX = 0.25 * GRID_STRIDE
+_STILL_GOLDEN_PX = 0.5
+_BATCH = 8  # tiles that are encoded at once
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The pixels on which a photo and its references are compared."""
+    """The pixels on which a photo and its references are compared, tile by tile."""
 
     size: tuple[int, int]  # (H, W) work px, multiples of 32
     matrix: Matrix  # (3, 3): photo px -> grid px
     frame: GoldenPlace | None  # of a golden of the frame that it is; None: the photo's own pixels
     still: bool  # the photo lies on it as it is, merely resized
+    tiles: list[Tile]
+
+    @property
+    def whole(self) -> bool:
+        return len(self.tiles) == 1
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An image on a grid, as the network sees it."""
+    """An image on a tile of a grid, as the network sees it."""
 
+    tile: Tile
     maps: dict[int, Tensor]  # stride -> (C, H / stride, W / stride)
     picture: Picture
 
@@ -81,8 +94,13 @@ def _anchor_alignment(workspace: Workspace, query: RgbImage, query_key: str, pla
         return None
 
 
-def alignments(workspace: Workspace, query: RgbImage, query_key: str, goldens: Sequence[Golden]) -> list[Alignment]:
-    """Registrations of several goldens to a photo; those in the frame of the first that registers follow from its own."""
+def alignments(
+    workspace: Workspace, query: RgbImage, query_key: str, goldens: Sequence[Golden], working_px: int | None = None
+) -> list[Alignment]:
+    """Registrations of several goldens to a photo; those in the frame of the first that registers follow from its own.
+
+    working_px: at which they will be compared; where that asks for it, the registration is refined.
+    """
     found: list[Alignment] = []
     known: tuple[Alignment, GoldenPlace] | None = None
     for golden in goldens:
@@ -92,48 +110,97 @@ def alignments(workspace: Workspace, query: RgbImage, query_key: str, goldens: S
             continue
         found.append(alignment(workspace, query, query_key, golden))
         if known is None and found[-1].ok:
+            if working_px is not None and working_px > workspace.model_settings.working_px:
+                found[-1] = _refined(workspace, query, found[-1], place)
             known = (found[-1], place)
     return found
+
+
+def _refined(workspace: Workspace, query: RgbImage, found: Alignment, place: GoldenPlace) -> Alignment:
+    """The registration of a golden to a photo, its frame's anchor registered to the photo's own pixels."""
+    on_anchor = matrix_of(place)
+    try:
+        anchor = workspace.image(place.anchor_sha256, place.product, "golden sample")
+    except (DamagedError, UnknownRecordError):
+        return found
+    matrix = refined(query, anchor, found.matrix @ np.linalg.inv(on_anchor)) @ on_anchor
+    return registered(found.method, matrix / matrix[2, 2], found.residual_px, found.overlap, found.ncc, place.size)
 
 
 # ---- on the grid ----
 
 
 def frame_grid(
-    workspace: Workspace, query: RgbImage, query_key: str, features: Features, golden: Golden, on_photo: Alignment
+    workspace: Workspace,
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    golden: Golden,
+    on_photo: Alignment,
+    working_px: int | None = None,
 ) -> Grid:
-    """The frame of a golden that is registered to a photo, at working size. features: of the photo as it is.
+    """The frame of a golden that is registered to a photo. features: of the photo as it is.
 
-    It is the same for all goldens of the frame where the photo is registered to their anchor.
+    working_px: of its long side; default: that of retrieval. Then it is the same for all goldens of the frame, where the
+    photo is registered to their anchor.
     """
-    place = place_of(workspace, golden)
-    size = work_size(place.anchor_size, workspace.model_settings.working_px)
-    known = _anchor_alignment(workspace, query, query_key, place)
+    place, least = place_of(workspace, golden), workspace.model_settings.working_px
+    size = work_size(place.anchor_size, working_px or least)
+    tiles = tiles_of(size, max(TILE_PX, least))
+    known = _anchor_alignment(workspace, query, query_key, place) if len(tiles) == 1 else None
     of_anchor = known.matrix if known and known.ok else on_photo.matrix @ np.linalg.inv(matrix_of(place))
     matrix = scaling(place.anchor_size, size) @ np.linalg.inv(of_anchor)
     matrix = matrix / matrix[2, 2]
-    still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size)
-    return Grid(size, matrix, place, still)
+    still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)
+    return Grid(size, matrix, place, still, tiles)
 
 
 def own_grid(query: RgbImage, features: Features) -> Grid:
-    """The photo's own pixels at working size."""
-    return Grid(features.work_size, scaling(query.shape, features.work_size), None, True)
+    """The photo's own pixels at the working size of retrieval."""
+    h, w = features.work_size
+    return Grid((h, w), scaling(query.shape, (h, w)), None, True, [Tile(0, 0, h, w)])
 
 
-def _moves(matrix: Matrix, size: tuple[int, int], least: float = _MAX_MOVE_CELLS * GRID_STRIDE) -> bool:
-    """Does it move any place of a grid by more px than a matching window forgives unnoticed?"""
+def _moves(matrix: Matrix, size: tuple[int, int], least: float) -> bool:
+    """Does it move any place of a grid by more than `least` px?"""
     h, w = size
     corners = np.array([[[0, 0], [w, 0], [0, h], [w, h]]], np.float64)
     return float(np.abs(cv2.perspectiveTransform(corners, matrix) - corners).max()) > least
 
 
-def photo_on(workspace: Workspace, query: RgbImage, query_key: str, features: Features, grid: Grid) -> Seen:
-    """A photo on a grid, encoded there if it must be warped. features: of the photo as it is."""
+def photo_on(workspace: Workspace, query: RgbImage, query_key: str, features: Features, grid: Grid) -> Iterator[Seen]:
+    """A photo on the tiles of a grid, encoded there if it must be warped. features: of the photo as it is."""
     if grid.still:
-        return Seen(features.maps, Picture.of(resize_to(query, grid.size)))
-    picture, encoded = warped(workspace, query, query_key, grid)
-    return Seen(encoded.maps, picture)
+        yield Seen(grid.tiles[0], features.maps, Picture.of(resize_to(query, grid.size)))
+    elif grid.whole:
+        picture, encoded = warped(workspace, query, query_key, grid)
+        yield Seen(grid.tiles[0], encoded.maps, picture)
+    else:
+        source, beyond = OnGrid(query, grid.matrix), _anchor_drawing(workspace, grid)
+        for at in range(0, len(grid.tiles), _BATCH):
+            tiles = grid.tiles[at : at + _BATCH]
+            pictures = []
+            for tile in tiles:
+                drawn, covered = source.window(*astuple(tile))
+                if not covered.all():
+                    drawn = completed(drawn, covered, beyond().window(*astuple(tile))[0])
+                pictures.append(Picture.of(drawn, covered))
+            encoded_tiles = workspace.encoder.embed_batch([p.image for p in pictures], (tiles[0].h, tiles[0].w))
+            for tile, picture, features_ in zip(tiles, pictures, encoded_tiles, strict=True):
+                yield Seen(tile, features_.maps, picture)
+
+
+def _anchor_drawing(workspace: Workspace, grid: Grid) -> Callable[[], OnGrid]:
+    """Draws the anchor on the grid of its frame, once it is asked for."""
+    frame = grid.frame
+    assert frame is not None, "a photo's own pixels need nothing beyond"
+
+    @cache
+    def drawing() -> OnGrid:
+        anchor = workspace.image(frame.anchor_sha256, frame.product, "golden sample")
+        return OnGrid(anchor, scaling(frame.anchor_size, grid.size))
+
+    return drawing
 
 
 def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) -> tuple[Picture, Features]:
@@ -157,26 +224,45 @@ def _resized(workspace: Workspace, sha256: str, product: str, size: tuple[int, i
     return workspace.pictures.get(f"{photo}-{size[0]}x{size[1]}", draw, on_disk)
 
 
-def golden_on(workspace: Workspace, golden: Golden, on_photo: Alignment, grid: Grid) -> Seen:
-    """A registered golden on a grid: from the cache where that is its own frame."""
-    place = place_of(workspace, golden)
-    in_frame = grid.frame is not None and place.anchor_id == grid.frame.anchor_id
-    matrix = scaling(place.anchor_size, grid.size) @ matrix_of(place) if in_frame else grid.matrix @ on_photo.matrix
+class GoldenOnGrid:
+    """A registered golden on the tiles of a grid: from the cache where that is its own frame."""
 
-    def draw() -> Picture:
-        return Picture.of(*on_grid(workspace.golden_image(golden), matrix, grid.size))
+    def __init__(self, workspace: Workspace, golden: Golden, on_photo: Alignment, grid: Grid) -> None:
+        self._workspace, self._golden, self._grid = workspace, golden, grid
+        place = place_of(workspace, golden)
+        self._framed = grid.frame is not None and place.anchor_id == grid.frame.anchor_id
+        if self._framed:
+            self._matrix = scaling(place.anchor_size, grid.size) @ matrix_of(place)
+        else:
+            self._matrix = np.asarray(grid.matrix @ on_photo.matrix, np.float64)
+        # in the frame as it is, it was encoded for retrieval
+        as_it_is = grid.size == work_size(place.size, workspace.model_settings.working_px)
+        plain = self._matrix @ scaling(grid.size, place.size)
+        self._still = self._framed and grid.whole and as_it_is and not _moves(plain, grid.size, _STILL_GOLDEN_PX)
+        self._frame = f"{place.anchor_sha256}{place.matrix}"
 
-    def encode(picture: Picture) -> Features:
-        return workspace.encoder.embed(picture.image, grid.size)
+    def on(self, tile: Tile) -> Seen:
+        """The golden as it lies on a tile."""
+        workspace, grid, golden = self._workspace, self._grid, self._golden
+        if self._still:
+            picture = _resized(workspace, golden.sha256, golden.product, grid.size)
+            return Seen(tile, workspace.golden_features(golden).maps, picture)
+        if not self._framed:
+            picture = self._draw(tile)
+            return Seen(tile, rounded(self._encode(picture)).maps, picture)
+        photo, on_disk = workspace.cache_key(golden.sha256, golden.product)
+        where = hashlib.sha256(f"{self._frame}{grid.size}{astuple(tile)}".encode()).hexdigest()[:16]
+        # many tiles are drawn faster than read
+        picture = workspace.pictures.get(f"{photo}-{where}", lambda: self._draw(tile), on_disk and grid.whole)
+        encoded = workspace.features.get(f"{photo}-{where}", lambda: self._encode(picture), on_disk)
+        return Seen(tile, encoded.maps, picture)
 
-    if not in_frame:
-        picture = draw()
-        return Seen(rounded(encode(picture)).maps, picture)
-    photo, on_disk = workspace.cache_key(golden.sha256, golden.product)
-    own = work_size(place.size, workspace.model_settings.working_px)
-    if own == grid.size and not _moves(matrix @ scaling(grid.size, place.size), grid.size, least=1e-3):
-        picture = _resized(workspace, golden.sha256, golden.product, grid.size)
-        return Seen(workspace.golden_features(golden).maps, picture)
-    where = hashlib.sha256(repr((place.anchor_sha256, place.matrix, grid.size)).encode()).hexdigest()[:16]
-    picture = workspace.pictures.get(f"{photo}-{where}", draw, on_disk)
-    return Seen(workspace.features.get(f"{photo}-{where}", lambda: encode(picture), on_disk).maps, picture)
+    @cached_property
+    def _source(self) -> OnGrid:
+        return OnGrid(self._workspace.golden_image(self._golden), self._matrix)
+
+    def _draw(self, tile: Tile) -> Picture:
+        return Picture.of(*self._source.window(*astuple(tile)))
+
+    def _encode(self, picture: Picture) -> Features:
+        return self._workspace.encoder.embed(picture.image, (picture.pixels.shape[1], picture.pixels.shape[2]))

@@ -66,6 +66,11 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
     }
+    for name in ("smallest_defect_mm", "smallest_defect_px"):
+        if (smallest := getattr(spec, name)) is not None:
+            parts[name] = smallest
+    if spec.smallest_defect_mm is not None:
+        parts["scale"] = [spec.scale_mm_per_px, *sorted({str(g.scale_mm_per_px) for g in in_use})]
     if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):
         parts["uncounted"] = uncounted
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,14 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.frames import place_of
 from refdiff.tools.framing.photos import alignments, photo_on
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
+from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
-from refdiff.tools.inspection.zones import place_zones
+from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -80,14 +83,17 @@ def compare_with(
     with clock.stage("align"):
         masks, placed = place_zones(workspace, query, query_key, product, "ignore")
         ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-        registered = alignments(workspace, query, query_key, [h.golden for h in hits])
+        spec = product_spec(workspace, product)
+        px = working_px(workspace, spec, hits[0].golden, place_of(workspace, hits[0].golden).anchor_size)
+        registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
     size = (query.shape[0], query.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
     with clock.stage("encode"):
-        grid = comparison_grid(query, query_key, features, references)
-        seen = photo_on(workspace, query, query_key, features, grid)
+        grid = comparison_grid(query, query_key, features, references, px)
+        tiles = photo_on(workspace, query, query_key, features, grid)
+        tiles = chain([next(tiles)], tiles)  # the first, of most grids the only one
     with clock.stage("score"):
-        difference = score_difference(query, seen, grid, references, ignore)
+        difference = score_difference(query, tiles, grid, references, ignore)
     known = workspace.stores.products.get(product)
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)

@@ -5,7 +5,7 @@ Both lie in one frame, whose golden features come from the cache; what is found 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,8 @@ from refdiff.model.difference.patch_distance import anomaly_map as patch_distanc
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import Grid, Seen, frame_grid, golden_on, own_grid, scaling
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid, scaling
+from refdiff.tools.framing.tiles import TILE_PX, Blend
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp, warp_reference
 from refdiff.tools.workspace import Workspace
@@ -37,6 +38,7 @@ class Difference:
     peak: float  # largest value of the map
     covered: float  # part 0..1 of the photo that some reference reaches
     types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
+    cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
 
 
 @dataclass(frozen=True)
@@ -66,32 +68,50 @@ class RegisteredGolden:
 
 
 def comparison_grid(
-    query: RgbImage, query_key: str, features: Features, references: Sequence[RegisteredGolden]
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    references: Sequence[RegisteredGolden],
+    working_px: int | None = None,
 ) -> Grid:
-    """Where a photo is compared: in the frame of the first reference that registered, else on its own pixels."""
+    """Where a photo is compared: in the frame of the first reference that registered, else on its own pixels.
+
+    working_px: of the frame's long side; default: that of retrieval.
+    """
     for one in references:
         if one.alignment.ok:
-            return frame_grid(one.workspace, query, query_key, features, one.golden, one.alignment)
+            return frame_grid(one.workspace, query, query_key, features, one.golden, one.alignment, working_px)
     return own_grid(query, features)
 
 
-def reference_view(seen: Seen, grid: Grid, reference: RegisteredGolden) -> ReferenceView:
-    """A golden as the photo on this grid sees it; in its own pixels if it could not be registered."""
-    workspace, golden = reference.workspace, reference.golden
-    if not reference.alignment.ok:
-        own = workspace.golden_features(golden)
-        anywhere = torch.ones(own.maps[GRID_STRIDE].shape[-2:], dtype=torch.bool)
-        return ReferenceView(own.maps, anywhere, registered=False)
-    there = golden_on(workspace, golden, reference.alignment, grid)
-    photo, reaches = seen.picture.covered, there.picture.covered
-    # where the photo ends there is as little to compare as where the golden does
-    covered = reaches & photo
-    cells = cv2.resize(
-        covered.numpy().astype(np.float32), _cells(grid, GRID_STRIDE)[::-1], interpolation=cv2.INTER_AREA
-    )
-    # what the golden does not show on this grid may lie beyond its edge
-    own_maps = workspace.golden_features(golden).maps if bool((photo & ~reaches).any()) else there.maps
-    return ReferenceView(there.maps, torch.from_numpy(cells) > 0.5, True, there.picture.pixels, covered, own_maps)
+class ReferenceViews:
+    """A golden as the photo on a grid sees it, tile by tile; in its own pixels if it could not be registered."""
+
+    def __init__(self, reference: RegisteredGolden, grid: Grid) -> None:
+        self._workspace, self._golden = reference.workspace, reference.golden
+        on_grid = GoldenOnGrid(reference.workspace, reference.golden, reference.alignment, grid)
+        self._there = on_grid if reference.alignment.ok else None
+
+    def view(self, seen: Seen) -> ReferenceView:
+        """The golden where a tile of the photo is."""
+        if self._there is None:
+            own = self._workspace.golden_features(self._golden)
+            anywhere = torch.ones(own.maps[GRID_STRIDE].shape[-2:], dtype=torch.bool)
+            return ReferenceView(own.maps, anywhere, registered=False)
+        there = self._there.on(seen.tile)
+        photo, reaches = seen.picture.covered, there.picture.covered
+        # where the photo ends there is as little to compare as where the golden does
+        covered = reaches & photo
+        cells = cv2.resize(
+            covered.numpy().astype(np.float32),
+            (seen.tile.w // GRID_STRIDE, seen.tile.h // GRID_STRIDE),
+            interpolation=cv2.INTER_AREA,
+        )
+        # what the golden does not show on this grid may lie beyond its edge
+        beyond = bool((photo & ~reaches).any())
+        own_maps = self._workspace.golden_features(self._golden).maps if beyond else there.maps
+        valid = torch.from_numpy(cells) > 0.5
+        return ReferenceView(there.maps, valid, True, there.picture.pixels, covered, own_maps)
 
 
 def _cells(grid: Grid, stride: int) -> tuple[int, int]:
@@ -100,34 +120,44 @@ def _cells(grid: Grid, stride: int) -> tuple[int, int]:
 
 def score_difference(
     query: RgbImage,
-    seen: Seen,
+    tiles: Iterable[Seen],
     grid: Grid,
     references: Sequence[RegisteredGolden],
     ignore: NDArray[np.bool_] | None = None,
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
-    seen: the photo on `grid`. ignore: bool, at the photo's `map_size`, what does not count (the map is 0 there).
+    tiles: the photo on `grid`, as `photo_on` gives it. ignore: bool, at the photo's `map_size`, what does not count (the map
+    is 0 there).
     """
-    size = map_size(query.shape)
-    views = [reference_view(seen, grid, r) for r in references]
-    workspace = references[0].workspace
-    network = workspace.difference.compare(seen.picture.pixels, seen.maps, views)
-    reached = reached_cells(views, _cells(grid, GRID_STRIDE)).numpy()
-    keep = cv2.resize(reached.astype(np.uint8), _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    size, workspace = map_size(query.shape), references[0].workspace
+    views = [ReferenceViews(r, grid) for r in references]
+    fine, coarse = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE)
+    for seen in tiles:
+        here = [v.view(seen) for v in views]
+        network = workspace.difference.compare(seen.picture.pixels, seen.maps, here)
+        found = fuse(patch_distance(seen.maps, here).numpy(), network.logits.numpy())
+        fine.add("cells", seen.tile, found)
+        fine.add("types", seen.tile, network.types.numpy())
+        reaches = reached_cells(here, (seen.tile.h // GRID_STRIDE, seen.tile.w // GRID_STRIDE))
+        coarse.add("reached", seen.tile, reaches.numpy().astype(np.float32))
+    reached = coarse.mean("reached")
+    keep = cv2.resize(reached, _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0.5
     back = OnPhoto(query.shape, grid)
     if ignore is not None and ignore.any():
         keep &= back.onto(ignore) <= 0.5
-    cells = fuse(patch_distance(seen.maps, views).numpy(), network.logits.numpy()) * keep
+    cells = fine.mean("cells") * keep
     # half a cell of smoothing: the map must not show the grid
-    fine = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
-    smooth = back.to(np.asarray(cv2.GaussianBlur(fine, (0, 0), MAP_STRIDE / 2), np.float32), size)
+    large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
+    smooth = back.to(np.asarray(cv2.GaussianBlur(large, (0, 0), MAP_STRIDE / 2), np.float32), size)
     if ignore is not None:
         smooth[ignore] = 0
-    score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), SCORED_PART)
-    covered = float((back.to(reached.astype(np.float32), back.cells) > 0.5).mean())
-    types = np.stack([back.to(kind, back.cells) for kind in network.types.numpy()])
-    return Difference(smooth, score, float(smooth.max()), covered, types)
+    # as many cells as of one tile: a defect does not score less because more is looked at
+    part = SCORED_PART * min(1.0, (TILE_PX // MAP_STRIDE) ** 2 / max(1, int(keep.sum())))
+    score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
+    covered = float((back.to(reached, back.cells) > 0.5).mean())
+    types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
+    return Difference(smooth, score, float(smooth.max()), covered, types, back.cell_px(size))
 
 
 class OnPhoto:
@@ -149,6 +179,15 @@ class OnPhoto:
             return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
         matrix = self._matrix(plane.shape, size)
         return np.asarray(warp(plane, matrix, size) * coverage(matrix, plane.shape, size), np.float32)
+
+    def cell_px(self, size: tuple[int, int]) -> float:
+        """Side of a cell of the distance to the nearest patch, px of the photo at `size` (H, W)."""
+        # px of the photo that a px of the grid shows, in the middle
+        h, w = self._grid.size
+        middle = np.array([[[w / 2, h / 2], [w / 2 + 1, h / 2], [w / 2, h / 2 + 1]]], np.float64)
+        a, b, c = cv2.perspectiveTransform(middle, self._matrix(self._grid.size, size))[0]
+        # a working size below one tile never counted for more: specks were left out by the size of the photo
+        return max(float(np.hypot(*(b - a))), float(np.hypot(*(c - a)))) * GRID_STRIDE * min(1.0, max(h, w) / TILE_PX)
 
     def onto(self, plane: NDArray[np.bool_]) -> NDArray[np.float32]:
         """What part 0..1 of each cell of the grid a plane of the photo covers: (h, w) at the stride of the map."""

@@ -63,9 +63,10 @@ class PhotoInspection:
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
     """Regions above the threshold; if there is none but one is needed (the score is high), the place of the peak."""
     difference, size = comparison.difference, comparison.nearest.size
-    regions = find_regions(difference.anomaly_map, threshold, difference.types, size)
+    heat, types, cell = difference.anomaly_map, difference.types, difference.cell
+    regions = find_regions(heat, threshold, types, size, cell)
     if not regions and at_least_one and difference.peak > 0:
-        regions = find_regions(difference.anomaly_map, 0.8 * difference.peak, difference.types, size)[:1]
+        regions = find_regions(heat, 0.8 * difference.peak, types, size, cell)[:1]
     return regions
 
 
@@ -79,6 +80,7 @@ def measure_region(query: RgbImage, comparison: Comparison, region: Region, scal
         comparison.difference.anomaly_map,
         region.box,
         mask=region.mask,
+        cell=comparison.difference.cell * max(query.shape[:2]) / max(comparison.difference.anomaly_map.shape),
         mm_per_px=scale.mm_per_px,
         scale_uncertainty=scale.uncertainty,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from refdiff.memory.golden_bank.golden import STATUSES
 from refdiff.model.errors import unknown_product
 from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
+from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
 
 
@@ -19,6 +20,7 @@ def product_names(workspace: Workspace) -> list[str]:
 def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     """The product's record, the number of its goldens by status, and its newest calibration (None before the first).
 
+    smallest_defect: how fine photos are looked at, None without goldens.
     A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
@@ -30,4 +32,8 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     if latest is not None:
         stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
         calibration = summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}
-    return asdict(found) | {"goldens": {s: statuses.count(s) for s in STATUSES}, "calibration": calibration}
+    return asdict(found) | {
+        "goldens": {s: statuses.count(s) for s in STATUSES},
+        "calibration": calibration,
+        "smallest_defect": product_fineness(workspace, found.name),
+    }

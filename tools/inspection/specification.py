@@ -1,4 +1,4 @@
-"""Product specification (`refdiff product set P --spec FILE.yaml`): scale, zones, limits by type and size."""
+"""Product specification (`refdiff product set P --spec FILE.yaml`): scale, zones, limits by type and size, fineness."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ EXAMPLE = """\
 scale_mm_per_px: 0.05          # of the golden samples; leave out if unknown
 frame: g-0123456789ab          # golden whose pixels the zones are drawn in (default: the first one enrolled)
 max_turn_deg: 10               # a part turned further is reviewed; leave out if it may lie any way round
+smallest_defect_mm: 0.5        # photos are compared as finely as this needs; or smallest_defect_px, px of the photo
 zones:
   - name: bore
     kind: critical             # any finding here fails the part
@@ -87,8 +88,16 @@ class ProductSpec(_Model):
     scale_mm_per_px: float | None = Field(default=None, gt=0)
     frame: str | None = Field(default=None, pattern=r"^g-[0-9a-f]{12}$")
     max_turn_deg: float | None = Field(default=None, ge=0, le=180)  # against the goldens, either way
+    smallest_defect_mm: float | None = Field(default=None, gt=0, le=_FAR)  # what must be seen; one of the two
+    smallest_defect_px: float | None = Field(default=None, ge=1, le=_FAR)  # px of the photo
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
+
+    @model_validator(mode="after")
+    def _one_smallest(self) -> Self:
+        if self.smallest_defect_mm is not None and self.smallest_defect_px is not None:
+            raise ValueError("give the smallest defect in mm or in px, not both")
+        return self
 
 
 def parse_spec(data: Any, name: str = "specification") -> ProductSpec:

@@ -92,11 +92,13 @@ def measure(
     mask: Mask | None = None,
     mm_per_px: float | None = None,
     scale_uncertainty: float = 0.0,
+    cell: float | None = None,
 ) -> Measurement:
     """Measure what the anomaly map found in `box` (x0, y0, x1, y1, exclusive end) of the query (H, W, 3).
 
     anomaly_map: of the query's `map_size`. mask: (y1 - y0, x1 - x0) bool, the region's own shape in the box.
-    scale_uncertainty: relative, one standard deviation.
+    scale_uncertainty: relative, one standard deviation. cell: query px that the map cannot tell apart; default that of a map
+    of one tile.
     Deterministic. Raises InputError: box outside the image, map or mask of another size, scale not above 0.
     """
     size = query.shape[:2]
@@ -108,7 +110,9 @@ def measure(
         raise InputError(f"scale uncertainty {scale_uncertainty} must be >= 0 (0.01 is one percent)")
     inside = clip_box(box, size)
     region = _region(anomaly_map, box, inside, size, mask)
-    return _in_mm(_measure_px(query, reference, alignment, anomaly_map, inside, region), mm_per_px, scale_uncertainty)
+    cell = max(1.0, _CELL_PART * max(size) if cell is None else cell)
+    measured = _measure_px(query, reference, alignment, anomaly_map, inside, region, cell)
+    return _in_mm(measured, mm_per_px, scale_uncertainty)
 
 
 def _in_mm(m: Measurement, mm_per_px: float | None, scale_uncertainty: float) -> Measurement:
@@ -143,9 +147,9 @@ def _measure_px(
     anomaly_map: NDArray[np.float32],
     inside: Box,
     region: Mask,
+    cell: float,
 ) -> Measurement:
     size = query.shape[:2]
-    cell = max(1.0, _CELL_PART * max(size))
     pad = round(max(2 * cell, 0.4 * max(inside[2] - inside[0], inside[3] - inside[1])))
     for _ in range(3):
         window = _cut(query, anomaly_map, widen(inside, pad, _MIN_WINDOW_PX, size), inside, region, cell)

@@ -82,19 +82,20 @@ def find_regions(
     threshold: float,
     types: NDArray[np.float32] | None = None,
     size: tuple[int, ...] | None = None,
+    cell: float | None = None,
 ) -> list[Region]:
-    """Regions above `threshold`, strongest first, at most 16. types: as in `Difference`, names the regions.
+    """Regions above `threshold`, strongest first, at most 16. types, cell: as in `Difference`; types name the regions.
 
-    size: (H, W, ...) of the photo, if it is larger than its map.
+    size: (H, W, ...) of the photo, if it is larger than its map. cell: default that of a map of one tile.
     Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
     """
     h, w = anomaly_map.shape
     above = anomaly_map > threshold
-    cell = max(3, round(max(h, w) / 40))
-    joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (cell, cell)))
+    side = max(3, round(max(h, w) / 40 if cell is None else cell))
+    joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
     labels[~above] = 0
-    smallest = max(4.0, (cell / 2) ** 2)
+    smallest = max(4.0, (side / 2) ** 2)
     found = []
     for index, at in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[at] == index

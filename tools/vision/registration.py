@@ -24,6 +24,7 @@ from refdiff.model.images import F32, RgbImage
 Matrix = NDArray[np.float64]
 
 _WORK_PX = 256  # long side, in px, at which registration works
+_COVERAGE_PX = 256  # long side of the plane that says what an image covers
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
 _SEARCH_SIDE = scipy.fft.next_fast_len(3 * _WORK_PX // (2 * _SEARCH_LEVEL), real=True)  # px of its square canvas
@@ -203,7 +204,11 @@ def warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv
 
 def coverage(matrix: Matrix, reference_size: tuple[int, int], query_size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) bool: query pixels that the warped reference covers."""
-    ones = np.full(reference_size, 255, np.uint8)
+    # the edge of a coarse plane lies where that of a fine one does
+    f = min(1.0, _COVERAGE_PX / max(reference_size))
+    h, w = (max(1, round(n * f)) for n in reference_size)
+    ones = np.full((h, w), 255, np.uint8)
+    matrix = matrix @ np.diag([reference_size[1] / w, reference_size[0] / h, 1.0])
     return warp(ones, matrix, query_size, cv2.BORDER_CONSTANT) > 127
 
 
@@ -215,24 +220,35 @@ def warp_reference(
     return np.asarray(warped, np.uint8), coverage(matrix, reference.shape[:2], query_size)
 
 
-def on_grid(image: RgbImage, matrix: Matrix, size: tuple[int, int]) -> tuple[RgbImage, NDArray[np.bool_]]:
-    """An image on another pixel grid of `size` (H, W): (H, W, 3) uint8, and which pixels it covers, (H, W) bool.
+class OnGrid:
+    """An image on another pixel grid, drawn window by window; what shrinks is averaged over the area."""
 
-    matrix: (3, 3), image px -> grid px. What shrinks is averaged over the area, as `resize_to` does.
-    """
-    h, w = image.shape[:2]
-    scale = _angle_scale(matrix, (h, w))[1]
-    finer = 2 if scale < 0.75 else 1
-    f = min(1.0, finer * scale)
-    small = (max(1, round(h * f)), max(1, round(w * f)))
-    if small != (h, w):
-        image = np.asarray(cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    matrix = matrix @ np.diag([w / small[1], h / small[0], 1.0])
-    covered = coverage(matrix, small, size)
-    warped = warp(image, np.diag([finer, finer, 1.0]) @ matrix, (finer * size[0], finer * size[1]))
-    if finer > 1:
-        warped = cv2.resize(warped, size[::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(warped, np.uint8), covered
+    def __init__(self, image: RgbImage, matrix: Matrix) -> None:
+        """matrix: (3, 3), image px -> grid px."""
+        h, w = image.shape[:2]
+        scale = _angle_scale(matrix, (h, w))[1]
+        self._finer = 2 if scale < 0.75 else 1
+        f = min(1.0, self._finer * scale)
+        small = (max(1, round(h * f)), max(1, round(w * f)))
+        self._image = image
+        if small != (h, w):
+            self._image = np.asarray(cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+        self._matrix = matrix @ np.diag([w / small[1], h / small[0], 1.0])
+
+    def window(self, y: int, x: int, h: int, w: int) -> tuple[RgbImage, NDArray[np.bool_]]:
+        """The window of the grid that begins at (y, x): (h, w, 3) uint8, and which pixels the image covers, (h, w) bool."""
+        matrix = np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]]) @ self._matrix
+        covered = coverage(matrix, self._image.shape[:2], (h, w))
+        finer = self._finer
+        warped = warp(self._image, np.diag([finer, finer, 1.0]) @ matrix, (finer * h, finer * w))
+        if finer > 1:
+            warped = cv2.resize(warped, (w, h), interpolation=cv2.INTER_AREA)
+        return np.asarray(warped, np.uint8), covered
+
+
+def on_grid(image: RgbImage, matrix: Matrix, size: tuple[int, int]) -> tuple[RgbImage, NDArray[np.bool_]]:
+    """The whole grid of `size` (H, W), as `OnGrid` draws it."""
+    return OnGrid(image, matrix).window(0, 0, *size)
 
 
 def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) -> RgbImage:

@@ -1,0 +1,237 @@
+"""As fine as the smallest defect that matters: the working size, its tiles, and what is said to be too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import SpecError
+from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import Pose, render
+from refdiff.tools.framing.tiles import TILE_PX, Blend, tiles_of
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.calibration import calibration_key
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.fineness import (
+    MAX_WORKING_PX,
+    SMALLEST_PX,
+    check_specification,
+    fineness,
+    product_fineness,
+    working_px,
+)
+from refdiff.tools.inspection.inspection import regions_of
+from refdiff.tools.inspection.specification import ProductSpec, parse_spec
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.refinement import refined
+from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.workspace import Workspace
+
+SIZE = (480, 640)
+GOLDENS = 3
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """Product "board" with three goldens of 640 x 480 px, a little turned and moved."""
+    root = tmp_path_factory.mktemp("fine")
+    memory = MemorySettings(home=root / "home", qdrant_url=None)
+    model = ModelSettings(cache=root / "cache", working_px=160)
+    with Workspace.open(memory, model, ToolsSettings(references=2)) as opened:
+        for i in range(GOLDENS):
+            pose = Pose(angle_deg=i - 1.0, shift_px=(3.0 * i, -2.0 * i))
+            image = render("label", 11, i, size=SIZE, pose=pose, noise_seed=i).image
+            (root / f"{i}.png").write_bytes(encode_png(image))
+        enroll(opened, "board", [root], scale_mm_per_px=0.1)
+        yield opened
+
+
+def photo(dot_px: float = 0.0, at: tuple[int, int] = (420, 330)) -> RgbImage:
+    """A part that was never enrolled, with a dark dot of contrast .7."""
+    image = render("label", 11, 40, size=SIZE, pose=Pose(angle_deg=1.5), noise_seed=9).image
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    dot = np.clip(dot_px / 2 + 0.5 - np.hypot(x - at[0], y - at[1]), 0, 1)[..., None] if dot_px else 0.0
+    return np.asarray(image * (1 - 0.7 * dot), np.uint8)
+
+
+# ---- tiles ----
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [((320, 320), 1), ((384, 384), 1), ((224, 416), 2), ((800, 1600), 18), ((1920, 2560), 80), ((64, 4096), 16)],
+)
+def test_tiles_cover_a_grid_and_overlap(size: tuple[int, int], count: int) -> None:
+    tiles = tiles_of(size)
+    assert len(tiles) == count
+    assert len({(t.h, t.w) for t in tiles}) == 1
+    assert all(n % 32 == 0 and n <= TILE_PX + 64 for t in tiles for n in (t.h, t.w))
+    assert all(n % 8 == 0 for t in tiles for n in (t.y, t.x))
+    seen = np.zeros(size, int)
+    for t in tiles:
+        assert min(t.y, t.x) >= 0
+        assert (t.y + t.h <= size[0], t.x + t.w <= size[1]) == (True, True)
+        seen[t.y : t.y + t.h, t.x : t.x + t.w] += 1
+    assert seen.min() >= 1
+    for axis, (n, side) in enumerate(zip(size, (tiles[0].h, tiles[0].w), strict=True)):
+        if n > side:  # neighbours share at least a tenth
+            assert (seen.max(1 - axis) >= 2).sum() >= n // 10
+
+
+@pytest.mark.parametrize("size", [(320, 320), (416, 704), (800, 1600)])
+def test_blended_tiles_of_one_plane_are_that_plane(size: tuple[int, int]) -> None:
+    plane = np.random.default_rng(0).random((size[0] // 4, size[1] // 4), np.float32)
+    blend = Blend(size, 4)
+    for t in tiles_of(size):
+        blend.add("plane", t, plane[t.y // 4 : (t.y + t.h) // 4, t.x // 4 : (t.x + t.w) // 4])
+    assert np.allclose(blend.mean("plane"), plane, atol=1e-5)
+
+
+def test_blended_tiles_that_disagree_show_no_step() -> None:
+    size = (320, 1088)
+    blend = Blend(size, 4)
+    for i, t in enumerate(tiles_of(size)):
+        blend.add("plane", t, np.full((t.h // 4, t.w // 4), float(i), np.float32))
+    assert np.abs(np.diff(blend.mean("plane"), axis=1)).max() < 0.1
+
+
+# ---- the working size ----
+
+GOLDEN = Golden("g-000000000000", "board", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale", "size", "wanted"),
+    [
+        ({}, None, (480, 640), 160),
+        ({}, 0.1, (5000, 7000), 160),
+        ({"smallest_defect_px": SMALLEST_PX}, None, (480, 640), 640),
+        ({"smallest_defect_px": 2 * SMALLEST_PX}, None, (480, 640), 320),
+        ({"smallest_defect_px": 1000}, None, (480, 640), 160),
+        ({"smallest_defect_px": 1}, None, (480, 640), 640),  # no more than the photo has
+        ({"smallest_defect_px": 1}, None, (40, 90), 160),
+        ({"smallest_defect_px": 1}, None, (8000, 8000), MAX_WORKING_PX),
+        ({"smallest_defect_mm": 1.2}, 0.1, (480, 640), 640),
+        ({"smallest_defect_mm": 2.4, "scale_mm_per_px": 0.1}, None, (480, 640), 320),
+        (
+            {"smallest_defect_mm": 2.4, "scale_mm_per_px": 9},
+            0.1,
+            (480, 640),
+            320,
+        ),  # the golden's own is nearer the truth
+    ],
+)
+def test_working_size_follows_from_the_smallest_defect(
+    workspace: Workspace, spec: dict[str, float], scale: float | None, size: tuple[int, int], wanted: int
+) -> None:
+    golden = replace(GOLDEN, scale_mm_per_px=scale)
+    assert working_px(workspace, parse_spec(spec), golden, size) == wanted
+    found = fineness(workspace, parse_spec(spec), golden, size)
+    assert found.smallest_px == pytest.approx(SMALLEST_PX * max(size) / wanted)
+
+
+def test_what_is_too_small_is_said_in_words(workspace: Workspace) -> None:
+    assert product_fineness(workspace, "board") == {
+        "px": 48.0, "mm": 4.8, "working_px": 160, "summary": "defects under about 4.8 mm (48 px) are not looked for",
+    }  # fmt: skip
+    assert fineness(workspace, ProductSpec(), GOLDEN, (480, 640)).said == "defects under about 48 px are not looked for"
+    assert product_fineness(workspace, "unheard of") is None
+
+
+def test_smallest_defect_in_mm_needs_a_scale(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode_png(photo()))
+    enroll(workspace, "no scale", [tmp_path])
+    spec = parse_spec({"smallest_defect_mm": 0.3})
+    with pytest.raises(SpecError, match=r"0\.3 mm is unknown in px.*--smallest-defect-px"):
+        check_specification(workspace, "no scale", spec)
+    check_specification(workspace, "board", spec)
+    check_specification(workspace, "no scale", parse_spec({"smallest_defect_px": 9}))
+    with pytest.raises(SpecError, match="in mm or in px, not both"):
+        parse_spec({"smallest_defect_mm": 1, "smallest_defect_px": 9})
+
+
+def test_another_smallest_defect_makes_the_calibration_stale(workspace: Workspace) -> None:
+    keys = []
+    for spec in ({}, {"smallest_defect_px": 30}, {"smallest_defect_px": 20}, {"smallest_defect_mm": 2}):
+        workspace.stores.products.set_spec("board", spec)
+        keys.append(calibration_key(workspace, "board", 2))
+    workspace.stores.products.set_spec("board", {})
+    assert len(set(keys)) == 4
+
+
+# ---- what is seen ----
+
+
+@pytest.fixture
+def fine(workspace: Workspace) -> Iterator[Workspace]:
+    """Compared at 640 px, six tiles."""
+    workspace.stores.products.set_spec("board", {"smallest_defect_px": SMALLEST_PX})
+    yield workspace
+    workspace.stores.products.set_spec("board", {})
+
+
+def test_small_dot_is_found_where_it_is_and_measures_its_size(fine: Workspace) -> None:
+    good, bad = (compare(fine, photo(px), "board") for px in (0, 12))
+    assert bad.difference.score > 3 * good.difference.score
+    y, x = np.unravel_index(int(bad.difference.anomaly_map.argmax()), SIZE)
+    assert np.hypot(x - 420, y - 330) < 8
+    assert bad.difference.anomaly_map.shape == SIZE
+    assert bad.difference.cell == pytest.approx(8, rel=0.1)
+    [region, *_] = regions_of(bad, 0.5 * bad.difference.peak, at_least_one=True)
+    assert max(region.box[2] - region.box[0], region.box[3] - region.box[1]) < 40
+
+
+def test_small_dot_is_overlooked_at_the_size_of_retrieval(workspace: Workspace) -> None:
+    good, bad = (compare(workspace, photo(px), "board").difference.score for px in (0, 4))
+    assert bad < 2 * good + 0.02
+
+
+def test_good_part_shows_no_seams(fine: Workspace) -> None:
+    heat = compare(fine, photo(), "board").difference.anomaly_map
+    # the map of a good part changes no faster where tiles meet (every 160 px here) than elsewhere
+    step = np.abs(np.diff(heat, axis=1)).mean(0)
+    edges = [n + d for n in (320, 160, 480) for d in (-1, 0)]
+    assert step[edges].mean() < 2 * step.mean()
+
+
+def test_photo_that_does_not_register_is_compared_as_a_whole(fine: Workspace) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    result = compare(fine, noise, "board")
+    assert not result.alignments[0].ok
+    assert result.difference.anomaly_map.shape == SIZE
+
+
+def test_regions_are_as_small_as_the_map_can_vouch_for() -> None:
+    heat = np.zeros((400, 800), np.float32)
+    cv2.circle(heat, (300, 200), 5, 1.0, cv2.FILLED)
+    assert find_regions(heat, 0.5) == []  # a speck to a map of one tile
+    [region] = find_regions(heat, 0.5, cell=8)
+    assert region.box == (295, 195, 306, 206)
+
+
+# ---- registration as fine as that ----
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (3.0, -2.0), (-4.5, 3.5)])
+def test_registration_is_refined_at_the_photo_s_own_pixels(shift: tuple[float, float]) -> None:
+    image = render("circuit", 7, 1, size=(600, 1000), noise_seed=1).image
+    move = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1.0]])
+    moved = cv2.warpAffine(image, move[:2], (1000, 600), borderMode=cv2.BORDER_REPLICATE)
+    found = refined(np.asarray(moved, np.uint8), image, np.eye(3))
+    assert np.abs(found - move)[:2, 2].max() < 0.5
+    assert np.abs(found - move)[:2, :2].max() < 2e-3
+    if shift == (0.0, 0.0):
+        assert np.array_equal(found, np.eye(3)), "what lies still stays as it is"
+
+
+def test_registration_without_texture_is_left_as_it_is() -> None:
+    plain = np.full((500, 700, 3), 90, np.uint8)
+    assert np.array_equal(refined(plain, plain, np.eye(3)), np.eye(3))
