@@ -510,5 +510,5 @@ def test_drawn_file_that_was_altered_or_removed_is_drawn_again_and_old_ones_make
         assert files.path("insp-a", "overlay").read_bytes() == drawn
         monkeypatch.setattr(filing, "_DRAWN_BYTES", 1)
         newest = files.path("insp-b", "query")
-        assert [p.name for p in (workspace.model_settings.cache / "pictures").iterdir()] == ["insp-b"]
+        assert [p.name for p in (workspace.model_settings.cache / "reports").iterdir()] == ["insp-b"]
         assert newest.is_file()
