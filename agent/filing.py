@@ -101,7 +101,7 @@ class ReportFiles:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._root = workspace.model_settings.cache / "pictures"
+        self._root = workspace.model_settings.cache / "reports"
         self._lock = threading.Lock()
         self._digests: dict[Path, str] = {}
         self._last: tuple[str, Drawing] | None = None  # a page asks for several pictures of one inspection

@@ -224,7 +224,7 @@ class Inspector(AbstractContextManager["Inspector"]):
 
         tools = ToolContext(
             self.workspace, request.part_id, request.product, request.capture_id, progress, capture,
-            keeps_pictures=not scripted,
+            keeps_pictures=not (scripted and self._unattended),
         )  # fmt: skip
         return AgentContext(tools, self.settings, self._driver, self._emit, draws=not self._unattended)
 

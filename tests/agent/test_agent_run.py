@@ -402,9 +402,9 @@ def _unattended(workspace: Workspace, part: str = "4412", inspection_id: str = "
         return line.run(InspectionRequest(ASK, part, requested_by="t", inspection_id=inspection_id))
 
 
-def _of_a_run(report: DefectReport) -> dict[str, Any]:
+def _of_a_run(report: DefectReport, *but: str) -> dict[str, Any]:
     """What differs between two runs of the same inspection is left out."""
-    return report.model_dump(exclude={"inspection_id", "created_at", "timings_ms", "artefacts", "requested_by"})
+    return report.model_dump(exclude={"inspection_id", "created_at", "timings_ms", "artefacts", "requested_by", *but})
 
 
 def test_unattended_script_keeps_the_photo_and_a_map_and_draws_the_same_files_later(home: Path) -> None:
@@ -417,7 +417,12 @@ def test_unattended_script_keeps_the_photo_and_a_map_and_draws_the_same_files_la
         after = {p: p.stat().st_size for p in home.rglob("*") if p.is_file() and ".sqlite" not in p.name}
         assert after.keys() == before.keys()  # the photo was there; nothing else is a file
         assert len(workspace.stores.inspections.difference("insp-line") or b"") < 8_000
-        assert _of_a_run(report) == _of_a_run(shown)
+        assert _of_a_run(report, "evidence") == _of_a_run(shown, "evidence")
+        for of_line, of_person in zip(report.evidence, shown.evidence, strict=True):
+            stored = {workspace.stores.images.path(sha256).is_file() for sha256 in of_line.images.values()}
+            assert stored <= {True}
+            assert of_line.images.items() <= of_person.images.items()  # not what nobody looked at
+            assert of_line.slots == of_person.slots
 
         files = ReportFiles(workspace)
         for name in ARTEFACTS:
@@ -510,5 +515,5 @@ def test_drawn_file_that_was_altered_or_removed_is_drawn_again_and_old_ones_make
         assert files.path("insp-a", "overlay").read_bytes() == drawn
         monkeypatch.setattr(filing, "_DRAWN_BYTES", 1)
         newest = files.path("insp-b", "query")
-        assert [p.name for p in (workspace.model_settings.cache / "pictures").iterdir()] == ["insp-b"]
+        assert [p.name for p in (workspace.model_settings.cache / "reports").iterdir()] == ["insp-b"]
         assert newest.is_file()

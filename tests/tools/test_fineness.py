@@ -119,10 +119,10 @@ GOLDEN = Golden("g-000000000000", "board", "0" * 64)
         ({"smallest_defect_px": 1}, None, (480, 640), 640),  # no more than the photo has
         ({"smallest_defect_px": 1}, None, (40, 90), 160),
         ({"smallest_defect_px": 1}, None, (8000, 8000), MAX_WORKING_PX),
-        ({"smallest_defect_mm": 1.2}, 0.1, (480, 640), 640),
-        ({"smallest_defect_mm": 2.4, "scale_mm_per_px": 0.1}, None, (480, 640), 320),
+        ({"smallest_defect_mm": SMALLEST_PX / 10}, 0.1, (480, 640), 640),
+        ({"smallest_defect_mm": SMALLEST_PX / 5, "scale_mm_per_px": 0.1}, None, (480, 640), 320),
         (
-            {"smallest_defect_mm": 2.4, "scale_mm_per_px": 9},
+            {"smallest_defect_mm": SMALLEST_PX / 5, "scale_mm_per_px": 9},
             0.1,
             (480, 640),
             320,
@@ -140,9 +140,9 @@ def test_working_size_follows_from_the_smallest_defect(
 
 def test_what_is_too_small_is_said_in_words(workspace: Workspace) -> None:
     assert product_fineness(workspace, "board") == {
-        "px": 48.0, "mm": 4.8, "working_px": 160, "summary": "defects under about 4.8 mm (48 px) are not looked for",
+        "px": 32.0, "mm": 3.2, "working_px": 160, "summary": "defects under about 3.2 mm (32 px) are not looked for",
     }  # fmt: skip
-    assert fineness(workspace, ProductSpec(), GOLDEN, (480, 640)).said == "defects under about 48 px are not looked for"
+    assert fineness(workspace, ProductSpec(), GOLDEN, (480, 640)).said == "defects under about 32 px are not looked for"
     assert product_fineness(workspace, "unheard of") is None
 
 

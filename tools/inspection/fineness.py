@@ -12,7 +12,7 @@ from refdiff.tools.framing.frames import place_of
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.workspace import Workspace
 
-SMALLEST_PX = 12  # work px that a defect must have to be found reliably
+SMALLEST_PX = 8  # work px: a dot of contrast .7 then scores six times as high as the good parts do
 MAX_WORKING_PX = 4096  # long side; the anomaly map is no finer either
 
 
