@@ -79,10 +79,11 @@ def _resized(valid: Tensor, h: int, w: int) -> Tensor:
 class _Candidates:
     """What the N = h * w query cells may match in one reference of M cells."""
 
-    similarity: Tensor  # (N, M)
     at: Tensor  # (N, n): the cells of the window
     near: Tensor  # (N, n): their similarity, -inf where not usable
-    anywhere: Tensor  # (N,) bool: rows in which all M cells count instead
+    anywhere: Tensor  # (N,) bool: the A rows in which all M cells count instead
+    far: Tensor  # (A, M): their similarity
+    closest: Tensor  # (N,): similarity of the closest of all cells
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(N,) similarity of the best candidate and (N,) its cell."""
@@ -90,19 +91,19 @@ class _Candidates:
         cell = self.at.gather(1, place[:, None])[:, 0]
         if self.anywhere.any():
             value, cell = value.clone(), cell.clone()
-            value[self.anywhere], cell[self.anywhere] = self.similarity[self.anywhere].max(1)
+            value[self.anywhere], cell[self.anywhere] = self.far.max(1)
         return value, cell
 
     def weighted(self, features: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over the candidates of the features (C, h, w) times exp((similarity - top) / temperature), (N, C), and of
         these weights alone, (N,)."""
         if self.anywhere.all():
-            weights = _exponential(self.similarity, top)
+            weights = _exponential(self.far, top)
             return weights @ features.flatten(1).T, weights.sum(1)
         weights = _exponential(self.near, top)
         sums, total = _window_sums(weights, features), weights.sum(1)
         if self.anywhere.any():
-            weights = _exponential(self.similarity[self.anywhere], top[self.anywhere])
+            weights = _exponential(self.far, top[self.anywhere])
             sums[self.anywhere], total[self.anywhere] = weights @ features.flatten(1).T, weights.sum(1)
         return sums, total
 
@@ -133,14 +134,17 @@ def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: 
     similarity = unit.T @ cells  # (N, M)
     if not reference.registered:
         at = similarity.new_zeros((h * w, 1), dtype=torch.int64)
-        return _Candidates(similarity, at, at.float(), torch.ones(h * w, dtype=torch.bool))
+        anywhere = torch.ones(h * w, dtype=torch.bool)
+        return _Candidates(at, at.float(), anywhere, similarity, similarity.amax(1))
     at, usable = window_cells(h, w, RADIUS[stride])
     valid = _resized(reference.valid, h, w).flatten()
     if not valid.all():
         usable = usable & valid[at]
     near = similarity.gather(1, at).masked_fill_(~usable, -torch.inf)
     # a cell whose whole window is uncovered has no counterpart to miss: it may look anywhere
-    return _Candidates(similarity, at, near, ~usable.any(1))
+    anywhere = ~usable.any(1)
+    # the whole similarity is large, and not kept: the next reference's takes its place in the CPU's cache
+    return _Candidates(at, near, anywhere, similarity[anywhere], similarity.amax(1))
 
 
 def _match(q: Tensor, references: Sequence[ReferenceView], stride: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,11 +154,11 @@ def _match(q: Tensor, references: Sequence[ReferenceView], stride: int) -> tuple
     found = [_candidates(unit, r, stride, h, w) for r in references]
     values, cells = (torch.stack(x) for x in zip(*(c.best() for c in found), strict=True))  # (K, N) each
     top, which = values.max(0)
-    firsts = torch.tensor([0, *(c.similarity.shape[1] for c in found[:-1])]).cumsum(0)
+    firsts = torch.tensor([0, *(c.far.shape[1] for c in found[:-1])]).cumsum(0)
     best_index = (cells + firsts[:, None]).gather(0, which[None])[0]
     sums, totals = zip(*(c.weighted(r.maps[stride], top) for c, r in zip(found, references, strict=True)), strict=True)
     matched = (torch.stack(sums).sum(0) / torch.stack(totals).sum(0)[:, None]).T  # (C, N)
-    anywhere = torch.stack([c.similarity.amax(1) for c in found]).amax(0)
+    anywhere = torch.stack([c.closest for c in found]).amax(0)
     distances = 1 - torch.stack([top, values.mean(0), anywhere])
     return matched.reshape(-1, h, w), distances.view(N_DISTANCES, h, w).clamp_min(0), best_index
 
