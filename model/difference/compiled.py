@@ -105,9 +105,10 @@ def _keep(model: openvino.Model, path: Path) -> None:
     """A cache that cannot be written only slows the next process down."""
     import openvino
 
-    with contextlib.suppress(OSError, RuntimeError, StorageError), tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / path.name
-        openvino.save_model(model, written, compress_to_fp16=False)
+    with contextlib.suppress(OSError, RuntimeError, StorageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".bin", ".xml"):  # in this order: who finds the second finds the first
-            write_atomic(path.with_suffix(suffix), written.with_suffix(suffix).read_bytes(), private=False)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            openvino.save_model(model, written, compress_to_fp16=False)
+            for suffix in (".bin", ".xml"):  # in this order: who finds the second finds the first
+                write_atomic(path.with_suffix(suffix), written.with_suffix(suffix).read_bytes(), private=False)
