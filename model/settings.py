@@ -43,6 +43,6 @@ class ModelSettings(BaseSettings):
         default="auto", description="What networks compute in; default: what this CPU multiplies faster, measured once."
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
-        default="auto", description="What runs the encoder and the difference network; default: OpenVINO if installed."
+        default="torch", description="What runs encoder and difference network; auto: OpenVINO where it is faster."
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")

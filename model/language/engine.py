@@ -222,7 +222,7 @@ class Engine:
                 self.last.forced += len(tokens)
             return tokens
 
-        def choice(logits: Tensor) -> list[int]:
+        def choice(logits: Tensor) -> list[Key]:
             """The token that is likeliest, and what the grammar says then; nothing where the answer ends."""
             if matcher.is_error():
                 raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
@@ -239,10 +239,10 @@ class Engine:
             said.append(token)
             return [token, *forced()]
 
-        pending = self._keys(prompt) + opening + forced()
+        pending: list[Key] = [*self._keys(prompt), *opening, *forced()]
         begun = False
         while pending and not matcher.is_stopped():
-            guess = _continued(said, earlier or ())
+            guess: list[Key] = [*_continued(said, earlier or ())]
             if begun:
                 logits = self._step([k for k in pending if isinstance(k, int)] + guess, cache, 1 + len(guess))
             else:

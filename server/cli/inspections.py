@@ -203,11 +203,17 @@ def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectR
     from refdiff.agent.request import InspectionRequest
 
     job = jobs.find(inspection_id)
-    if job is not None and job.state == "failed":
-        jobs.record_retry(job, settings().server.user)
-    if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
-        report = inspector.resume(inspection_id)
-    else:  # it ended before its first checkpoint
-        report = inspector.run(InspectionRequest(**job.request))
+    failed = job.error if job is not None and job.state == "failed" else None
+    if failed is not None:
+        jobs.retry(inspection_id, settings().server.user)
+    try:
+        if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
+            report = inspector.resume(inspection_id)
+        else:  # it ended before its first checkpoint
+            report = inspector.run(InspectionRequest(**job.request))
+    except BaseException:
+        if failed is not None:
+            jobs.finish(inspection_id, failed)
+        raise
     jobs.finish(inspection_id)
     return report

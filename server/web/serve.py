@@ -92,7 +92,8 @@ class GracefulServer(uvicorn.Server):
     """uvicorn with graceful shutdown: the service is closed before a signal is raised again.
 
     ready: called once requests are accepted. ending: called before open requests are awaited; must be quick.
-    health: status and body of /healthz, which a Doorkeeper answers. interrupted: whether Ctrl-C stopped it.
+    health: status and body of /healthz, which a Doorkeeper answers; None: there is no such address.
+    interrupted: whether Ctrl-C stopped it.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class GracefulServer(uvicorn.Server):
         config: uvicorn.Config,
         ready: Callable[[], None],
         ending: Callable[[], None],
-        health: Callable[[], tuple[int, bytes]],
+        health: Callable[[], tuple[int, bytes]] | None = None,
     ) -> None:
         super().__init__(config)
         self._ready, self._ending, self._health = ready, ending, health
@@ -119,11 +120,14 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
-        await super().startup([])
-        self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
-        for listener, door in zip(sockets or (), self._doors, strict=True):
-            listener.listen(_QUEUE)
-            door.start()
+        if self._health is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
+            for listener, door in zip(sockets or (), self._doors, strict=True):
+                listener.listen(_QUEUE)
+                door.start()
         self._ready()
 
     def _protocol(self) -> asyncio.Protocol:
