@@ -22,7 +22,12 @@ class ModelSettings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("refdiff")),
         description="Rebuildable files (golden features, model folders).",
     )
-    working_px: int = Field(default=320, ge=96, le=1024, description="Long side, in px, at which pairs are encoded.")
+    working_px: int = Field(
+        default=320,
+        ge=96,
+        le=1024,
+        description="Long side, in px, of retrieval, and the least at which pairs are compared.",
+    )
     max_pixels: int = Field(
         default=64_000_000, ge=1_000_000, description="Largest image, and most decoded at once, in pixels."
     )
