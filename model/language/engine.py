@@ -242,11 +242,11 @@ class Engine:
         pending: list[Key] = [*self._keys(prompt), *opening, *forced()]
         begun = False
         while pending and not matcher.is_stopped():
-            guess: list[Key] = [*_continued(said, earlier or ())]
+            guess = _continued(said, earlier or ())
             if begun:
                 logits = self._step([k for k in pending if isinstance(k, int)] + guess, cache, 1 + len(guess))
             else:
-                logits, begun = self._advance(pending + guess, prompt, pictures, cache, 1 + len(guess)), True
+                logits, begun = self._advance([*pending, *guess], prompt, pictures, cache, 1 + len(guess)), True
             right = 0
             while pending := choice(logits[right]):
                 same = _common(pending, guess[right:])
@@ -329,7 +329,7 @@ def _continued(said: Sequence[int], earlier: Iterable[Sequence[int]]) -> list[in
     return []
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common(a: Sequence[Key], b: Sequence[Key]) -> int:
     """How many first elements are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
