@@ -248,14 +248,13 @@ class Engine:
             else:
                 logits, begun = self._advance([*pending, *guess], prompt, pictures, cache, 1 + len(guess)), True
             right = 0
-            while pending := choice(logits[right]):
-                same = _common(pending, guess[right:])
+            while True:
+                words = choice(logits[right])
+                same = _common(words, guess[right:])
                 right += same
                 self.last.guessed += same
-                if same < len(pending):
-                    pending = pending[same:]
-                    break
-                if matcher.is_stopped():
+                pending = [*words[same:]]
+                if pending or not words or matcher.is_stopped():
                     break
             if wrong := len(guess) - right:
                 cache.values.crop(-wrong)

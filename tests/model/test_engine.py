@@ -126,9 +126,9 @@ def test_earlier_calls_are_offered_and_change_no_answer(engine: Engine, pictures
     ],
 )
 def test_continuation_is_what_followed_the_same_words(
-    said: list[int], earlier: list[list[int]], next_ones: list[int]
+    said: list[int], earlier: list[list[int]], following: list[int]
 ) -> None:
-    assert _continued(said, earlier) == next_ones
+    assert _continued(said, earlier) == following
 
 
 def test_missing_picture_clears_the_cache(engine: Engine, pictures: dict[str, RgbImage]) -> None:
