@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -96,8 +96,12 @@ class Inspector(AbstractContextManager["Inspector"]):
         left = []
         for inspection_id in self.checkpoints.threads():
             snapshot = self._kept(inspection_id)
-            if snapshot.next and not snapshot.interrupts and not self.checkpoints.is_claimed(inspection_id):
-                left.append(inspection_id)
+            if not snapshot.next or snapshot.interrupts or self.checkpoints.is_claimed(inspection_id):
+                continue
+            # a script ends with filing; a model's run may still have to wait for a person
+            if _by_script(snapshot.values) and self.workspace.stores.inspections.find(inspection_id) is not None:
+                continue
+            left.append(inspection_id)
         return left
 
     def request_of(self, inspection_id: str) -> InspectionRequest | None:
@@ -190,7 +194,7 @@ class Inspector(AbstractContextManager["Inspector"]):
         begun = self._kept(request.inspection_id).values
         state = begun or state or {}
         # the script does the same again: after a crash it begins anew, and needs no checkpoint on its way
-        scripted = state.get("via") == "fallback" and not state.get("steps")
+        scripted = _by_script(state)
         context = self._context(request, capture, scripted)
         try:
             with using_key(request.by_key), self.checkpoints.failing():
@@ -230,3 +234,8 @@ class Inspector(AbstractContextManager["Inspector"]):
 
     def _filed(self, inspection_id: str) -> DefectReport:
         return filed_report(self.workspace.stores, inspection_id)
+
+
+def _by_script(state: Mapping[str, Any]) -> bool:
+    """Whether a run begins with the script; one that a model began keeps its checkpoints."""
+    return state.get("via") == "fallback" and not state.get("steps")
