@@ -108,19 +108,17 @@ def test_silent_connections_do_not_keep_others_out(address: tuple[str, int], mon
 
 
 OUT_OF_FILES = """
-import asyncio, logging, resource, socket, sys
+import logging, resource, socket
 import uvicorn
-from refdiff.server.web.connections import BACKLOG, LoopErrors, patient
+from refdiff.server.web.connections import BACKLOG, patient
+from refdiff.server.web.serve import GracefulServer
 from tests.server.web.test_connections import _app
 logging.basicConfig(level="WARNING")
-class Server(uvicorn.Server):
-    async def startup(self, sockets=None):
-        asyncio.get_running_loop().set_exception_handler(LoopErrors())
-        await super().startup(sockets)
-        print(sockets[0].getsockname()[1], flush=True)
 listener = socket.create_server(("127.0.0.1", 0))
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-Server(uvicorn.Config(_app, log_config=None, lifespan="off", http=patient(1000), backlog=BACKLOG)).run([listener])
+config = uvicorn.Config(_app, log_config=None, lifespan="off", http=patient(1000), backlog=BACKLOG)
+tell = lambda: print(listener.getsockname()[1], flush=True)
+GracefulServer(config, tell, lambda: None, lambda: (200, b"{}")).run([listener])
 """
 
 
