@@ -55,6 +55,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
+        # by photo and frame: the golden that the photo was registered to, and how that lies on it
+        self._poses: LRUCache[tuple[str, str], tuple[GoldenPlace, Alignment]] = LRUCache(_ALIGNMENTS_KEPT)
         self._bank: GoldenBank | None = None
         self._bank_lock = threading.Lock()
 
@@ -190,6 +192,16 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         if not covered.all():
             drawn = completed(drawn, covered, beyond())
         return Picture.of(drawn, covered), self.encoder.embed(drawn, size)
+
+    def pose(self, query_key: str, anchor_id: str) -> tuple[GoldenPlace, Alignment] | None:
+        """How a photo lies in a frame, as `keep_pose` was told."""
+        with self._cache_lock:
+            return self._poses.get((query_key, anchor_id))
+
+    def keep_pose(self, query_key: str, place: GoldenPlace, alignment: Alignment) -> None:
+        """Remember the golden of a frame (its place) that a photo was registered to, and how it lies on the photo."""
+        with self._cache_lock:
+            self._poses.setdefault((query_key, place.anchor_id), (place, alignment))
 
     def close(self) -> None:
         """Close the bank and the stores."""

@@ -52,7 +52,7 @@ def test_demo_writes_reports_and_an_index_and_can_be_repeated(
         document = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "home").exists()
     made = {p.name for p in (tmp_path / "cache").iterdir()} if (tmp_path / "cache").exists() else set()
-    assert made <= {"features", "thumbnails"}  # what can be made again, nothing else
+    assert made <= {"features", "pictures", "thumbnails", "number-format.json"}  # what can be made again, nothing else
     assert document["goldens"] == {"solar-cell-mono": 3, "solar-cell-poly": 3}
     assert [p["part_id"] for p in document["parts"]] == [str(n) for n in range(4412, 4418)]
     assert {p["verdict"] for p in document["parts"]} <= {"PASS", "REVIEW"}  # three samples cannot fail a part

@@ -17,7 +17,7 @@ from refdiff.memory.records.frames import GoldenPlace
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.vision.refinement import refined
-from refdiff.tools.vision.registration import Alignment, Matrix, carried, registered
+from refdiff.tools.vision.registration import Alignment, Matrix, carried
 from refdiff.tools.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -128,10 +128,12 @@ def matrix_of(place: GoldenPlace) -> Matrix:
     return np.array(place.matrix, np.float64).reshape(3, 3)
 
 
-def anchor_on_golden(place: GoldenPlace) -> Alignment:
-    """The registration of the anchor to the golden, as it was measured when the golden was placed."""
-    back = np.linalg.inv(matrix_of(place))
-    return registered(place.method, back / back[2, 2], place.residual_px, place.overlap, place.ncc, place.anchor_size)
+def anchor_of(place: GoldenPlace) -> GoldenPlace:
+    """The place of the anchor of the same frame."""
+    return GoldenPlace(
+        place.anchor_id, place.product, place.anchor_id, place.anchor_sha256, place.anchor_size, place.anchor_size,
+        tuple(np.eye(3).ravel().tolist()),
+    )  # fmt: skip
 
 
 def carried_over(known: Alignment, place: GoldenPlace, other: GoldenPlace, query_size: tuple[int, int]) -> Alignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -11,14 +12,14 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from refdiff.memory.golden_bank.golden import Golden, make_golden_id
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.frames import GoldenPlace
 from refdiff.model.difference.encoder import Features, resize_to, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.feature_cache import Picture, rounded
-from refdiff.tools.framing.frames import anchor_on_golden, carried_over, matrix_of, place_of
+from refdiff.tools.framing.frames import anchor_of, carried_over, matrix_of, place_of
 from refdiff.tools.framing.tiles import TILE_PX, Tile, tiles_of
 from refdiff.tools.vision.refinement import refined
 from refdiff.tools.vision.registration import Alignment, Matrix, OnGrid, completed, registered
@@ -66,32 +67,26 @@ def scaling(size: tuple[int, ...], target: tuple[int, ...]) -> Matrix:
 def alignment(workspace: Workspace, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
     """Registration of a golden to a photo (H, W, 3). query_key: sha256 of the photo.
 
-    The photo is registered to the anchor of the golden's frame, which is computed once per photo and frame, and the result
-    carried over; to the golden itself only where that fails. Raises DamagedError where its photo is missing or damaged.
+    A photo is registered to one golden of a frame, the first that is asked for: that is the nearest, under the same lamp.
+    The others of the frame follow. Where that fails, it is registered to the anchor. Raises DamagedError where the photo of
+    the golden is missing or damaged.
     """
     place = place_of(workspace, golden)
-    known = _anchor_alignment(workspace, query, query_key, place)
-    if known is not None and known.ok:
-        anchor = GoldenPlace(
-            place.anchor_id, place.product, place.anchor_id, place.anchor_sha256, place.anchor_size, place.anchor_size,
-            tuple(np.eye(3).ravel().tolist()),
-        )  # fmt: skip
-        return carried_over(known, anchor, place, query.shape[:2])
-    if known is not None and place.is_anchor:
-        return known
+    if (pose := workspace.pose(query_key, place.anchor_id)) is not None:
+        known_place, known = pose
+        same = known_place.golden_id == place.golden_id
+        return known if same else carried_over(known, known_place, place, query.shape[:2])
     workspace.golden_image(golden)  # says which golden is damaged
-    return workspace.registration(query, query_key, golden.sha256, golden.product)
-
-
-def _anchor_alignment(workspace: Workspace, query: RgbImage, query_key: str, place: GoldenPlace) -> Alignment | None:
-    """Registration of a frame's anchor to a photo; None where the anchor's photo is lost."""
-    itself = workspace.stores.frames.get(make_golden_id(place.product, query_key))
-    if itself is not None and itself.anchor_id == place.anchor_id:
-        return anchor_on_golden(itself)  # it was measured when this photo was enrolled
-    try:
-        return workspace.registration(query, query_key, place.anchor_sha256, place.product)
-    except (DamagedError, UnknownRecordError):
-        return None
+    found = workspace.registration(query, query_key, golden.sha256, golden.product)
+    if found.ok:
+        workspace.keep_pose(query_key, place, found)
+    if found.ok or place.is_anchor:
+        return found
+    with contextlib.suppress(DamagedError, UnknownRecordError):
+        known = workspace.registration(query, query_key, place.anchor_sha256, place.product)
+        if known.ok:
+            return carried_over(known, anchor_of(place), place, query.shape[:2])
+    return found
 
 
 def alignments(
@@ -141,16 +136,13 @@ def frame_grid(
 ) -> Grid:
     """The frame of a golden that is registered to a photo. features: of the photo as it is.
 
-    working_px: of its long side; default: that of retrieval. Then it is the same for all goldens of the frame, where the
-    photo is registered to their anchor.
+    working_px: of its long side; default: that of retrieval.
     """
     place, least = place_of(workspace, golden), workspace.model_settings.working_px
     size = work_size(place.anchor_size, working_px or least)
     tiles = tiles_of(size, max(TILE_PX, least))
-    known = _anchor_alignment(workspace, query, query_key, place) if len(tiles) == 1 else None
-    of_anchor = known.matrix if known and known.ok else on_photo.matrix @ np.linalg.inv(matrix_of(place))
-    matrix = scaling(place.anchor_size, size) @ np.linalg.inv(of_anchor)
-    matrix = matrix / matrix[2, 2]
+    matrix = scaling(place.anchor_size, size) @ matrix_of(place) @ np.linalg.inv(on_photo.matrix)
+    matrix = np.round(matrix / matrix[2, 2], 9)  # the same whichever golden of the frame it was carried over from
     still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)
     return Grid(size, matrix, place, still, tiles)
 
