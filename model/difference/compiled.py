@@ -15,8 +15,9 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,6 @@ from torch import Tensor, nn
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import write_atomic
 from refdiff.model.settings import ModelSettings
-
-if TYPE_CHECKING:
-    import openvino
 
 
 def uses_openvino(settings: ModelSettings) -> bool:
@@ -71,9 +69,7 @@ class Compiled:
 def _openvino() -> Any:
     # without this package, which says over the network that it was imported, OpenVINO reports nothing
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
+    return import_module("openvino")  # its own types are incomplete
 
 
 def _digest(module: nn.Module, converter: str) -> str:
@@ -89,26 +85,22 @@ def _digest(module: nn.Module, converter: str) -> str:
 
 
 @torch.no_grad()
-def _converted(module: nn.Module, example: Sequence[Tensor]) -> openvino.Model:
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    frontend = FrontEndManager().load_by_framework("pytorch")
+def _converted(module: nn.Module, example: Sequence[Tensor]) -> Any:
+    frontend = import_module("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
+    decoders = import_module("openvino.frontend.pytorch.ts_decoder")
     with warnings.catch_warnings(
         action="ignore"
     ):  # that sizes become part of the graph: only whether they are equal does
-        decoder = TorchScriptPythonDecoder(module, example_input=tuple(x.clone() for x in example))
+        decoder = decoders.TorchScriptPythonDecoder(module, example_input=tuple(x.clone() for x in example))
     return frontend.convert(frontend.load(decoder))
 
 
-def _keep(model: openvino.Model, path: Path) -> None:
+def _keep(model: Any, path: Path) -> None:
     """A cache that cannot be written only slows the next process down."""
-    import openvino
-
     with contextlib.suppress(OSError, RuntimeError, StorageError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder) / path.name
-            openvino.save_model(model, written, compress_to_fp16=False)
+            import_module("openvino").save_model(model, written, compress_to_fp16=False)
             for suffix in (".bin", ".xml"):  # in this order: who finds the second finds the first
                 write_atomic(path.with_suffix(suffix), written.with_suffix(suffix).read_bytes(), private=False)
