@@ -260,8 +260,9 @@ class InspectionQueue:
                 try:
                     self._run_job(inspection_id)
                 except Exception as e:  # the journal itself fails, e.g. because the disk is full
-                    self._retry_later(inspection_id, outage(e) or e)
-            if not work:
+                    if not self._stopping.is_set():  # else it was closed meanwhile, and the next start goes on
+                        self._retry_later(inspection_id, outage(e) or e)
+            if not (work or self._stopping.is_set()):
                 self._idle()
 
     def _is_due(self) -> bool:

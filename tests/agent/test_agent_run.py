@@ -183,7 +183,7 @@ def _run(home: Path, url: str | None, text: str = ASK) -> DefectReport:
 def _written(report: DefectReport) -> str:
     """Findings and reasoning as a reader sees them, in every form."""
     told = json.dumps([f.model_dump(mode="json") for f in report.findings]) + report.reasoning
-    page = re.sub(r"data:[^\"]+", "", Path(report.artefacts.html).read_text())
+    page = re.sub(r"<style.*?</style>|<[^>]*>", " ", Path(report.artefacts.html).read_text(), flags=re.DOTALL)
     return told + page.split("Claims dropped")[0]
 
 
