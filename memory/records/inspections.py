@@ -120,7 +120,9 @@ class InspectionStore:
         """The same. Raises UnknownRecordError."""
         found = self.find(inspection_id)
         if found is None:
-            raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff inspections list` shows them")
+            raise UnknownRecordError(
+                f"no inspection {inspection_id!r} is filed (perhaps it still runs); `refdiff inspections list` shows those that are"
+            )
         return found
 
     def difference(self, inspection_id: str) -> bytes | None:

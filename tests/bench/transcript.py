@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +17,7 @@ from PIL import Image
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.embedded import EmbeddedDriver, plain_messages
 from refdiff.agent.graph import build_graph
-from refdiff.agent.nodes import opening_messages
+from refdiff.agent.nodes import first_state
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -34,8 +32,8 @@ from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.workspace import Workspace
 
 
-def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
-    """The graph's last state before filing, and seconds."""
+def run(text: str, seed: int) -> dict[str, Any]:
+    """The graph's last state before filing."""
     settings = ModelSettings()
     with tempfile.TemporaryDirectory(prefix="refdiff-transcript-") as folder:
         home = Path(folder)
@@ -56,21 +54,17 @@ def run(text: str, seed: int) -> tuple[dict[str, Any], float]:
             context = AgentContext(tools, AgentSettings(), driver, lambda _: None)
             driver.answer("Warm up.", "Hello")  # loading is not part of the inspection
             current_calibration(workspace, "control-board")  # nor is calibrating
-            state: dict[str, Any] = {
-                "messages": opening_messages(request), "request": asdict(request), "evidence": [], "trace": [],
-                "timings_ms": {}, "via": driver.via, "fallback_reason": "", "draft": None,
-            }  # fmt: skip
-            started = time.perf_counter()
+            state = first_state(request, request, via=driver.via)
             for last in build_graph(None).stream(state, context=context, stream_mode="values"):
                 state = last
                 if state.get("report"):
                     break
-            return state, time.perf_counter() - started
+            return state
 
 
-def as_markdown(state: dict[str, Any], seconds: float) -> str:
+def as_markdown(state: dict[str, Any]) -> str:
     """System prompt, request, calls, results, pairs of pictures, reading and verdict."""
-    parts = ["# One inspection, word for word", "", f"Driven by the embedded model on a CPU, {seconds:.1f} s.", ""]
+    parts = ["# One inspection, word for word", "", "Driven by the embedded model (`python tests/bench/transcript.py`).", ""]
     for message in plain_messages(state["messages"]):
         content = message["content"]
         if isinstance(content, list):
@@ -92,7 +86,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("transcript.md"),
 ) -> None:
     """Run one inspection and write down all that was said."""
-    out.write_text(as_markdown(*run(text, seed)), encoding="utf-8")
+    out.write_text(as_markdown(run(text, seed)), encoding="utf-8")
 
 
 if __name__ == "__main__":
