@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.util
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -233,6 +234,17 @@ def test_typings_link_points_to_the_room(room: str) -> None:
 def test_test_folders_mirror_the_rooms() -> None:
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
     assert folders <= {*MAY_IMPORT, "bench", "e2e", "fuzz"}
+
+
+def test_benches_import_only_what_the_product_has() -> None:
+    """No test runs most of them, and type checks leave them out."""
+    for script in [*(ROOT / "tests/bench").glob("*.py"), *(ROOT / "tests/e2e").glob("*.py")]:
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("refdiff."):
+                found = importlib.import_module(str(node.module))
+                for name in node.names:
+                    there = hasattr(found, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
+                    assert there, f"{script.name}: {node.module} has no {name.name}"
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=str)

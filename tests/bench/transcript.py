@@ -64,7 +64,12 @@ def run(text: str, seed: int) -> dict[str, Any]:
 
 def as_markdown(state: dict[str, Any]) -> str:
     """System prompt, request, calls, results, pairs of pictures, reading and verdict."""
-    parts = ["# One inspection, word for word", "", "Driven by the embedded model (`python tests/bench/transcript.py`).", ""]
+    parts = [
+        "# One inspection, word for word",
+        "",
+        "Driven by the embedded model (`python tests/bench/transcript.py`).",
+        "",
+    ]
     for message in plain_messages(state["messages"]):
         content = message["content"]
         if isinstance(content, list):
