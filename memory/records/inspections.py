@@ -121,7 +121,8 @@ class InspectionStore:
         found = self.find(inspection_id)
         if found is None:
             raise UnknownRecordError(
-                f"no inspection {inspection_id!r} is filed (perhaps it still runs); `refdiff inspections list` shows those that are"
+                f"no inspection {inspection_id!r} is filed; perhaps it still runs. "
+                "`refdiff inspections list` shows those that are filed"
             )
         return found
 
