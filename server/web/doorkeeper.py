@@ -64,7 +64,7 @@ class Doorkeeper:
                 for key, _ in selector.select(_PAUSE_S):
                     if key.fileobj is self._listener:
                         self._accept()
-                    else:
+                    elif key.fileobj in self._waiting:  # it may have made room for those just accepted
                         self._look(key.fileobj)  # type: ignore[arg-type]
                 since = time.monotonic() - _WAIT_S
                 while self._waiting and next(iter(self._waiting.values())) < since:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -10,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
 
-from refdiff.server.web import connections
+from refdiff.server.web import connections, doorkeeper
 from refdiff.server.web.connections import BACKLOG, patient
+from refdiff.server.web.doorkeeper import Doorkeeper
 from refdiff.server.web.serve import GracefulServer
 
 MOST = 12
@@ -206,3 +208,52 @@ def test_everything_but_a_plain_probe_is_the_event_loops(door: tuple[str, int], 
         received = peer.recv(1000)
     assert received.startswith(b"HTTP/1.1 ")
     assert b"{}" not in received
+
+
+class _Answers(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        self._transport.close()
+
+
+def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doorkeeper, "_WAIT_S", 60.0)
+    held = threading.Event()
+
+    def health() -> tuple[int, bytes]:
+        held.wait(5)  # what happens meanwhile is found at once
+        return 200, b"{}"
+
+    loop = asyncio.new_event_loop()
+    running = threading.Thread(target=loop.run_forever, daemon=True)
+    running.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as peers:
+        door = Doorkeeper(listener, health, _Answers, most=1)
+        loop.call_soon_threadsafe(door.start)
+
+        def connected(sent: bytes = b"") -> socket.socket:
+            peer = peers.enter_context(socket.create_connection(listener.getsockname(), timeout=5))
+            peer.sendall(sent)
+            return peer
+
+        first = connected()
+        time.sleep(0.1)
+        probe = connected(b"GET /healthz HTTP/1.1\r\n\r\n")
+        time.sleep(0.1)
+        second = connected()
+        first.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(0.1)
+        held.set()
+        assert probe.recv(100).startswith(b"HTTP/1.1 200")
+        for peer in (first, second, connected()):
+            with contextlib.suppress(BrokenPipeError):
+                peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert peer.recv(100).startswith(b"HTTP/1.1 204"), "the doorkeeper has died"
+        loop.call_soon_threadsafe(lambda: (door.stop(), loop.stop()))
+        running.join(5)
+    loop.close()
