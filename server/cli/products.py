@@ -104,7 +104,7 @@ def set_product(
         float | None, typer.Option(metavar="MM", help="Size of the smallest defect that matters; needs a scale.")
     ] = None,
     smallest_defect_px: Annotated[
-        float | None, typer.Option(metavar="PX", help="The same in pixels of the photo.")
+        float | None, typer.Option(metavar="PX", help="The same in pixels of the golden samples.")
     ] = None,
     _json: Json = False,
 ) -> None:

@@ -16,6 +16,7 @@ from refdiff.model.errors import SpecError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import Pose, render
+from refdiff.tools.framing.frames import place_of
 from refdiff.tools.framing.tiles import TILE_PX, Blend, tiles_of
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibration_key
@@ -23,8 +24,10 @@ from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.fineness import (
     MAX_WORKING_PX,
     SMALLEST_PX,
+    Fineness,
     check_specification,
-    fineness,
+    frame_scale,
+    needed_px,
     product_fineness,
     working_px,
 )
@@ -105,44 +108,79 @@ def test_blended_tiles_that_disagree_show_no_step() -> None:
 
 # ---- the working size ----
 
-GOLDEN = Golden("g-000000000000", "board", "0" * 64)
-
 
 @pytest.mark.parametrize(
-    ("spec", "scale", "size", "wanted"),
+    ("wanted", "size", "needed"),
     [
-        ({}, None, (480, 640), 160),
-        ({}, 0.1, (5000, 7000), 160),
-        ({"smallest_defect_px": SMALLEST_PX}, None, (480, 640), 640),
-        ({"smallest_defect_px": 2 * SMALLEST_PX}, None, (480, 640), 320),
-        ({"smallest_defect_px": 1000}, None, (480, 640), 160),
-        ({"smallest_defect_px": 1}, None, (480, 640), 640),  # no more than the photo has
-        ({"smallest_defect_px": 1}, None, (40, 90), 160),
-        ({"smallest_defect_px": 1}, None, (8000, 8000), MAX_WORKING_PX),
-        ({"smallest_defect_mm": SMALLEST_PX / 10}, 0.1, (480, 640), 640),
-        ({"smallest_defect_mm": SMALLEST_PX / 5, "scale_mm_per_px": 0.1}, None, (480, 640), 320),
-        (
-            {"smallest_defect_mm": SMALLEST_PX / 5, "scale_mm_per_px": 9},
-            0.1,
-            (480, 640),
-            320,
-        ),  # the golden's own is nearer the truth
+        (None, (480, 640), 160),
+        (None, (5000, 7000), 160),
+        (SMALLEST_PX, (480, 640), 640),
+        (2 * SMALLEST_PX, (480, 640), 320),
+        (1000, (480, 640), 160),
+        (1, (480, 640), 640),  # no more than the photo has
+        (1, (40, 90), 160),
+        (1, (8000, 8000), MAX_WORKING_PX),
     ],
 )
 def test_working_size_follows_from_the_smallest_defect(
-    workspace: Workspace, spec: dict[str, float], scale: float | None, size: tuple[int, int], wanted: int
+    wanted: float | None, size: tuple[int, int], needed: int
 ) -> None:
-    golden = replace(GOLDEN, scale_mm_per_px=scale)
-    assert working_px(workspace, parse_spec(spec), golden, size) == wanted
-    found = fineness(workspace, parse_spec(spec), golden, size)
-    assert found.smallest_px == pytest.approx(SMALLEST_PX * max(size) / wanted)
+    assert needed_px(wanted, size, 160) == needed
+
+
+@pytest.fixture(scope="module")
+def mixed(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
+    """Product "mixed": the same part in 640 x 480 px of 0.1 mm, in 320 x 240 px of 0.2 mm, and in 640 x 480 px of unknown
+    scale; a noise picture without scale in a frame of its own; in this order."""
+    image = render("label", 11, 0, size=SIZE, noise_seed=1).image
+    pictures = {
+        "fine": (image, 0.1),
+        "coarse": (cv2.resize(image, (320, 240), interpolation=cv2.INTER_AREA), 0.2),
+        "unknown": (render("label", 11, 1, size=SIZE, noise_seed=2).image, None),
+        "alone": (np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8), None),
+    }
+    folder = tmp_path_factory.mktemp("mixed")
+    for name, (picture, scale) in pictures.items():
+        (folder / f"{name}.png").write_bytes(encode_png(np.asarray(picture, np.uint8)))
+        enroll(workspace, "mixed", [folder / f"{name}.png"], scale_mm_per_px=scale)
+    return {g.filename.removesuffix(".png"): g for g in workspace.bank.list("mixed")}
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "needed"),
+    [
+        ({}, "fine", 160),
+        ({"smallest_defect_px": 2 * SMALLEST_PX}, "fine", 320),
+        ({"smallest_defect_px": 2 * SMALLEST_PX}, "coarse", 320),
+        # whichever golden is the nearest, a frame has one size, and a defect as many px there as it needs
+        ({"smallest_defect_mm": SMALLEST_PX * 0.2}, "fine", 320),
+        ({"smallest_defect_mm": SMALLEST_PX * 0.2}, "coarse", 320),
+        ({"smallest_defect_mm": SMALLEST_PX * 0.2}, "unknown", 320),
+        ({"smallest_defect_mm": SMALLEST_PX * 0.2, "scale_mm_per_px": 9}, "fine", 320),  # its own is nearer the truth
+        ({"smallest_defect_mm": SMALLEST_PX * 0.4, "scale_mm_per_px": 0.2}, "alone", 320),
+        ({"smallest_defect_mm": SMALLEST_PX * 0.2}, "alone", 320),  # as the others of the product
+    ],
+)
+def test_working_size_is_that_of_the_frame(
+    workspace: Workspace, mixed: dict[str, Golden], spec: dict[str, float], name: str, needed: int
+) -> None:
+    assert place_of(workspace, mixed[name]).anchor_id == mixed["alone" if name == "alone" else "fine"].golden_id
+    assert working_px(workspace, parse_spec(spec), mixed[name]) == needed
+
+
+def test_scale_of_a_frame_follows_from_a_golden_in_it(workspace: Workspace, mixed: dict[str, Golden]) -> None:
+    coarse = mixed["coarse"]
+    kept = place_of(workspace, coarse)
+    workspace.places[coarse.golden_id] = replace(kept, anchor_id="g-000000000000")  # an anchor that the bank has lost
+    assert frame_scale(workspace, ProductSpec(), coarse) == pytest.approx(0.1, rel=0.01)
+    workspace.places[coarse.golden_id] = kept
 
 
 def test_what_is_too_small_is_said_in_words(workspace: Workspace) -> None:
     assert product_fineness(workspace, "board") == {
         "px": 32.0, "mm": 3.2, "working_px": 160, "summary": "defects under about 3.2 mm (32 px) are not looked for",
     }  # fmt: skip
-    assert fineness(workspace, ProductSpec(), GOLDEN, (480, 640)).said == "defects under about 32 px are not looked for"
+    assert Fineness(160, 32, None).said == "defects under about 32 px are not looked for"
     assert product_fineness(workspace, "unheard of") is None
 
 
@@ -207,6 +245,17 @@ def test_photo_that_does_not_register_is_compared_as_a_whole(fine: Workspace) ->
     result = compare(fine, noise, "board")
     assert not result.alignments[0].ok
     assert result.difference.anomaly_map.shape == SIZE
+
+
+@pytest.mark.parametrize("least", [340, 500])
+def test_any_working_size_of_retrieval_has_tiles(least: int, tmp_path: Path) -> None:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=least)
+    with Workspace.open(memory, model, ToolsSettings(references=1)) as opened:
+        (tmp_path / "0.png").write_bytes(encode_png(render("label", 11, 0, size=SIZE, noise_seed=1).image))
+        enroll(opened, "board", [tmp_path / "0.png"])
+        opened.stores.products.set_spec("board", {"smallest_defect_px": SMALLEST_PX})
+        assert np.isfinite(compare(opened, photo(), "board").difference.score)
 
 
 def test_regions_are_as_small_as_the_map_can_vouch_for() -> None:

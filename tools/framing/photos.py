@@ -140,7 +140,9 @@ def frame_grid(
     """
     place, least = place_of(workspace, golden), workspace.model_settings.working_px
     size = work_size(place.anchor_size, working_px or least)
-    tiles = tiles_of(size, max(TILE_PX, least))
+    tiles = tiles_of(
+        size, max(TILE_PX, *work_size(place.anchor_size, least))
+    )  # none is smaller than a photo in retrieval
     matrix = scaling(place.anchor_size, size) @ matrix_of(place) @ np.linalg.inv(on_photo.matrix)
     matrix = np.round(matrix / matrix[2, 2], 9)  # the same whichever golden of the frame it was carried over from
     still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)
@@ -198,12 +200,12 @@ def _anchor_drawing(workspace: Workspace, grid: Grid) -> Callable[[], OnGrid]:
 def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) -> tuple[Picture, Features]:
     """A photo as it lies on the grid of a frame, completed by the anchor where it ends, and its features."""
     frame = grid.frame
+    assert frame is not None, "a photo is not warped to its own pixels"
 
     def beyond() -> RgbImage:
-        assert frame is not None, "a photo is not warped to its own pixels"
         return _resized(workspace, frame.anchor_sha256, frame.product, grid.size).image
 
-    return workspace.warped(query, query_key, grid.matrix, grid.size, beyond)
+    return workspace.warped(query, query_key, grid.matrix, grid.size, frame.anchor_id, beyond)
 
 
 def _resized(workspace: Workspace, sha256: str, product: str, size: tuple[int, int]) -> Picture:

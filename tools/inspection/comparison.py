@@ -14,7 +14,6 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.frames import place_of
 from refdiff.tools.framing.photos import alignments, photo_on
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
@@ -64,6 +63,7 @@ def compare(
         k = references or workspace.settings.references
         hits = nearest_goldens(workspace, query, query_key, features, product, k, exclude_ids, clock)
     else:
+        workspace.forget_poses(query_key)
         hits = [similarity_to(workspace, features, g) for g in goldens]
     return compare_with(workspace, query, query_key, features, product, hits, clock)
 
@@ -84,7 +84,7 @@ def compare_with(
         masks, placed = place_zones(workspace, query, query_key, product, "ignore")
         ignore = np.logical_or.reduce(list(masks.values())) if masks else None
         spec = product_spec(workspace, product)
-        px = working_px(workspace, spec, hits[0].golden, place_of(workspace, hits[0].golden).anchor_size)
+        px = working_px(workspace, spec, hits[0].golden)
         registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
     size = (query.shape[0], query.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.model.errors import SpecError
-from refdiff.tools.framing.frames import place_of
+from refdiff.model.errors import SpecError, UnknownRecordError
+from refdiff.tools.framing.frames import matrix_of, place_of
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
+from refdiff.tools.vision.registration import angle_and_scale
 from refdiff.tools.workspace import Workspace
 
 SMALLEST_PX = 8  # work px: a dot of contrast .7 then scores six times as high as the good parts do
@@ -21,7 +23,7 @@ class Fineness:
     """How a photo of a product is looked at."""
 
     working_px: int  # long side at which photos are compared
-    smallest_px: float  # px of the photo: smaller defects are not looked for
+    smallest_px: float  # px of the golden samples' frame: smaller defects are not looked for
     smallest_mm: float | None  # the same in mm, where the scale is known
 
     @property
@@ -32,59 +34,73 @@ class Fineness:
         return f"defects under about {size} are not looked for"
 
 
-def _wanted_px(spec: ProductSpec, golden: Golden) -> float | None:
-    """The smallest defect of the specification in px. Raises SpecError where nothing says how many px a mm is."""
+def frame_scale(workspace: Workspace, spec: ProductSpec, golden: Golden) -> float | None:
+    """mm per px of the frame that a golden is in: of its anchor, else of the golden as it lies there, else as the
+    specification says, else of any golden sample of the product; None if nothing says it."""
+    place = place_of(workspace, golden)
+    with contextlib.suppress(UnknownRecordError):
+        if scale := workspace.bank.get(place.anchor_id).scale_mm_per_px:
+            return scale
+    if golden.scale_mm_per_px:
+        return golden.scale_mm_per_px / angle_and_scale(matrix_of(place), place.size)[1]
+    return spec.scale_mm_per_px or _any_scale(workspace, golden.product)
+
+
+def _any_scale(workspace: Workspace, product: str) -> float | None:
+    scales = (g.scale_mm_per_px for g in workspace.bank.list(product, IN_USE))
+    return next((scale for scale in scales if scale), None)
+
+
+def _wanted_px(spec: ProductSpec, scale: float | None, product: str) -> float | None:
+    """The smallest defect of the specification in px, of `scale` mm each. Raises SpecError where that is not known."""
     if spec.smallest_defect_mm is None:
         return spec.smallest_defect_px
-    scale = golden.scale_mm_per_px or spec.scale_mm_per_px
-    if not scale:
+    if scale is None:
         raise SpecError(
-            f"smallest defect of {golden.product!r}: {spec.smallest_defect_mm:g} mm is unknown in px, for neither the "
+            f"smallest defect of {product!r}: {spec.smallest_defect_mm:g} mm is unknown in px, for neither the "
             "specification nor a golden sample has a scale; give --smallest-defect-px instead, or scale_mm_per_px in the "
             "specification"
         )
     return spec.smallest_defect_mm / scale
 
 
-def working_px(workspace: Workspace, spec: ProductSpec, golden: Golden, size: tuple[int, ...]) -> int:
-    """Long side at which photos of `size` (H, W, ...) are compared. golden: one of the product, for its scale.
+def working_px(workspace: Workspace, spec: ProductSpec, golden: Golden) -> int:
+    """Long side at which photos are compared in the frame of a golden.
 
-    Never less than REFDIFF_WORKING_PX, nor more than the photo has, if that is more. Raises SpecError.
+    Never less than REFDIFF_WORKING_PX, nor more than the frame has, if that is more. Raises SpecError.
     """
-    least, wanted = workspace.model_settings.working_px, _wanted_px(spec, golden)
+    scale = None if spec.smallest_defect_mm is None else frame_scale(workspace, spec, golden)
+    wanted = _wanted_px(spec, scale, golden.product)
+    return needed_px(wanted, place_of(workspace, golden).anchor_size, workspace.model_settings.working_px)
+
+
+def needed_px(wanted: float | None, size: tuple[int, int], least: int) -> int:
+    """Long side at which something of `wanted` px in a frame of `size` (H, W) can be seen."""
     if wanted is None:
         return least
-    needed = min(math.ceil(max(size[:2]) * SMALLEST_PX / wanted - 1e-6), max(size[:2]), MAX_WORKING_PX)
+    needed = min(math.ceil(max(size) * SMALLEST_PX / wanted - 1e-6), max(size), MAX_WORKING_PX)
     return max(least, needed)
 
 
-def fineness(workspace: Workspace, spec: ProductSpec, golden: Golden, size: tuple[int, ...]) -> Fineness:
-    """How photos of `size` (H, W, ...) are looked at, as `working_px` says. Raises SpecError."""
-    px = working_px(workspace, spec, golden, size)
-    smallest = SMALLEST_PX * max(size[:2]) / px
-    scale = golden.scale_mm_per_px or spec.scale_mm_per_px
-    return Fineness(px, smallest, scale * smallest if scale else None)
-
-
 def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
-    """How photos like the oldest golden in use are looked at, for people and --json; None where there is none.
+    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame.
 
     Raises SpecError.
     """
-    goldens = workspace.bank.list(product, IN_USE)
-    if not goldens:
+    placed = workspace.stores.frames.of(product)  # those of earlier versions are placed when they are first needed
+    golden = next((g for g in workspace.bank.list(product, IN_USE) if g.golden_id in placed), None)
+    if golden is None:
         return None
     known = workspace.stores.products.get(product)
     spec = parse_spec(known.spec if known else {}, f"specification of {product}")
-    found = fineness(workspace, spec, goldens[0], place_of(workspace, goldens[0]).size)
+    px, scale = working_px(workspace, spec, golden), frame_scale(workspace, spec, golden)
+    smallest = SMALLEST_PX * max(place_of(workspace, golden).anchor_size) / px
+    found = Fineness(px, smallest, scale * smallest if scale else None)
     mm = None if found.smallest_mm is None else float(f"{found.smallest_mm:.3g}")
-    px = float(f"{found.smallest_px:.3g}")
-    return {"px": px, "mm": mm, "working_px": found.working_px, "summary": found.said}
+    return {"px": float(f"{smallest:.3g}"), "mm": mm, "working_px": px, "summary": found.said}
 
 
 def check_specification(workspace: Workspace, product: str, spec: ProductSpec) -> None:
     """Raises SpecError where goldens are there and the smallest defect is given in mm, but no scale is known."""
-    if spec.smallest_defect_mm is None:
-        return
-    for golden in workspace.bank.list(product, IN_USE)[:1]:
-        _wanted_px(spec, golden)
+    if spec.smallest_defect_mm is not None and workspace.bank.count(product, IN_USE):
+        _wanted_px(spec, spec.scale_mm_per_px or _any_scale(workspace, product), product)

@@ -25,7 +25,7 @@ EXAMPLE = """\
 scale_mm_per_px: 0.05          # of the golden samples; leave out if unknown
 frame: g-0123456789ab          # golden whose pixels the zones are drawn in (default: the first one enrolled)
 max_turn_deg: 10               # a part turned further is reviewed; leave out if it may lie any way round
-smallest_defect_mm: 0.5        # photos are compared as finely as this needs; or smallest_defect_px, px of the photo
+smallest_defect_mm: 0.5        # photos are compared as finely as this needs; or smallest_defect_px, px of the golden samples
 zones:
   - name: bore
     kind: critical             # any finding here fails the part
@@ -89,7 +89,7 @@ class ProductSpec(_Model):
     frame: str | None = Field(default=None, pattern=r"^g-[0-9a-f]{12}$")
     max_turn_deg: float | None = Field(default=None, ge=0, le=180)  # against the goldens, either way
     smallest_defect_mm: float | None = Field(default=None, gt=0, le=_FAR)  # what must be seen; one of the two
-    smallest_defect_px: float | None = Field(default=None, ge=1, le=_FAR)  # px of the photo
+    smallest_defect_px: float | None = Field(default=None, ge=1, le=_FAR)  # px of the golden samples
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
 

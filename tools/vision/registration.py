@@ -226,7 +226,7 @@ class OnGrid:
     def __init__(self, image: RgbImage, matrix: Matrix) -> None:
         """matrix: (3, 3), image px -> grid px."""
         h, w = image.shape[:2]
-        scale = _angle_scale(matrix, (h, w))[1]
+        scale = angle_and_scale(matrix, (h, w))[1]
         self._finer = 2 if scale < 0.75 else 1
         f = min(1.0, self._finer * scale)
         small = (max(1, round(h * f)), max(1, round(w * f)))
@@ -446,7 +446,7 @@ def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
     residual = _residual(identity, q, r) if identity.ncc >= _MIN_NCC_FIXED else None
     in_place = residual is not None and residual <= _MAX_RESIDUAL_FIXED_PX
     turned = _rotation_search(q, r, (1.0,))
-    upright = bool(turned) and abs(_angle_scale(turned[0].matrix, r.size)[0]) < _SEARCH_DEG
+    upright = bool(turned) and abs(angle_and_scale(turned[0].matrix, r.size)[0]) < _SEARCH_DEG
     if in_place and upright:
         return identity, residual
     # 2. about the same scale, any rotation
@@ -516,7 +516,7 @@ def registered(
     method: str, matrix: Matrix, residual_px: float | None, overlap: float, ncc: float, size: tuple[int, int]
 ) -> Alignment:
     """An accepted registration, in words too. size: (H, W) of the reference; the others as in `Alignment`."""
-    rotation, scale = _angle_scale(matrix, size)
+    rotation, scale = angle_and_scale(matrix, size)
     left = "" if residual_px is None else f", residual {residual_px:.1f} px"
     correlation = f"edge correlation {ncc:z.2f}, overlap {100 * overlap:.0f} %"
     return Alignment(
@@ -541,7 +541,7 @@ def carried(
     coarse = [tuple(max(1, round(64 * n / max(whole))) for n in whole) for whole in (query_size, size)]
     to, back = (np.diag([c[1] / n[1], c[0] / n[0], 1.0]) for c, n in zip(coarse, (query_size, size), strict=True))
     overlap = float(coverage(to @ matrix @ np.linalg.inv(back), *reversed(coarse)).mean())  # type: ignore[arg-type]
-    scale = _angle_scale(matrix, size)[1]
+    scale = angle_and_scale(matrix, size)[1]
     parts = [r for r in (known.residual_px, None if residual_px is None else residual_px * scale) if r is not None]
     residual = math.hypot(*parts) if parts else None
     return registered(known.method, matrix, residual, overlap, known.ncc, size)
@@ -559,7 +559,7 @@ def _turn(angle_deg: float) -> str:
     return "" if abs(angle_deg) < UPRIGHT_DEG else f"; the part lies {turn_in_words(angle_deg)}"
 
 
-def _angle_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
+def angle_and_scale(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
     """In-plane rotation in degrees (-180..180, clockwise as seen) and scale at the reference's centre."""
     jacobian = _jacobian(matrix, size[1] / 2, size[0] / 2)
     angle = math.degrees(math.atan2(jacobian[1, 0], jacobian[0, 0]))
