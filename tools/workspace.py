@@ -55,8 +55,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
-        # by photo and frame: the golden that the photo was registered to, and how that lies on it
-        self._poses: LRUCache[tuple[str, str], tuple[GoldenPlace, Alignment]] = LRUCache(_ALIGNMENTS_KEPT)
+        # by photo, then by frame: the golden that the photo was registered to, and how that lies on it
+        self._poses: LRUCache[str, dict[str, tuple[GoldenPlace, Alignment]]] = LRUCache(_ALIGNMENTS_KEPT)
         self._bank: GoldenBank | None = None
         self._bank_lock = threading.Lock()
 
@@ -177,16 +177,28 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cachedmethod(
         attrgetter("_warped"),
-        key=lambda self, query, query_key, matrix, size, beyond: (query_key, matrix.tobytes(), size),
+        key=lambda self, query, query_key, matrix, size, anchor_id, beyond: (
+            query_key,
+            matrix.tobytes(),
+            size,
+            anchor_id,
+        ),
         lock=attrgetter("_cache_lock"),
     )
     def warped(
-        self, query: RgbImage, query_key: str, matrix: Matrix, size: tuple[int, int], beyond: Callable[[], RgbImage]
+        self,
+        query: RgbImage,
+        query_key: str,
+        matrix: Matrix,
+        size: tuple[int, int],
+        anchor_id: str,
+        beyond: Callable[[], RgbImage],
     ) -> tuple[Picture, Features]:
-        """A photo on another pixel grid and its features there, encoded once for retrieval and score.
+        """A photo on the pixel grid of a frame and its features there, encoded once for retrieval and score.
 
-        matrix: (3, 3), photo px -> grid px. size: (H, W) of the grid, multiples of 32. beyond: (H, W, 3), what is shown
-        where the photo ends: next to an edge that no golden has, features would differ.
+        matrix: (3, 3), photo px -> grid px. size: (H, W) of the grid, multiples of 32. anchor_id: of the frame, and so
+        of one product. beyond: (H, W, 3), what is shown where the photo ends: next to an edge that no golden has, features
+        would differ.
         """
         drawn, covered = on_grid(query, matrix, size)
         if not covered.all():
@@ -196,12 +208,17 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def pose(self, query_key: str, anchor_id: str) -> tuple[GoldenPlace, Alignment] | None:
         """How a photo lies in a frame, as `keep_pose` was told."""
         with self._cache_lock:
-            return self._poses.get((query_key, anchor_id))
+            return self._poses.get(query_key, {}).get(anchor_id)
 
     def keep_pose(self, query_key: str, place: GoldenPlace, alignment: Alignment) -> None:
         """Remember the golden of a frame (its place) that a photo was registered to, and how it lies on the photo."""
         with self._cache_lock:
-            self._poses.setdefault((query_key, place.anchor_id), (place, alignment))
+            self._poses.setdefault(query_key, {}).setdefault(place.anchor_id, (place, alignment))
+
+    def forget_poses(self, query_key: str) -> None:
+        """Register a photo anew: what it was compared with before, in this process alone, must not change its result."""
+        with self._cache_lock:
+            self._poses.pop(query_key, None)
 
     def close(self) -> None:
         """Close the bank and the stores."""

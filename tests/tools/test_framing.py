@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,51 @@ def test_photo_is_registered_warped_and_encoded_once(
     result = compare(workspace, scene("a", 40, angle).image, "board")
     assert len(result.hits) == 4
     assert calls == Counter({"align": 1, "embed": encoded, "on_grid": drawn})
+
+
+def test_result_does_not_depend_on_what_the_photo_was_compared_with_before(root: Path) -> None:
+    image = scene("a", 70, 9.0).image
+    with opened(root) as workspace:
+        wanted = compare(workspace, image, "board", references=1)
+    nearest = wanted.hits[0].golden
+    with opened(root) as workspace:
+        others = [compare(workspace, image, "board", exclude_ids=[nearest.golden_id], references=1)]
+        others.append(compare(workspace, image, "board", goldens=[named(workspace)["a2"]]))
+        again = [
+            compare(workspace, image, "board", references=1),
+            compare(workspace, image, "board", goldens=[nearest]),
+        ]
+    assert all(not np.array_equal(o.alignments[0].matrix, wanted.alignments[0].matrix) for o in others)
+    for found in again:
+        assert np.array_equal(found.alignments[0].matrix, wanted.alignments[0].matrix)
+        assert found.difference.score == wanted.difference.score
+
+
+def test_golden_joins_the_frame_of_an_anchor_that_the_bank_has_lost(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goldens = named(workspace)
+    anchor = goldens["a0"].golden_id
+    with workspace.stores.db.transaction() as conn:
+        conn.execute("DELETE FROM frames WHERE golden_id = ?", (goldens["a3"].golden_id,))
+    workspace.places.clear()
+    find = workspace.bank.get
+
+    def get(golden_id: str) -> Golden:
+        return find("g-000000000000" if golden_id == anchor else golden_id)
+
+    monkeypatch.setattr(workspace.bank, "get", get)
+    assert place_of(workspace, goldens["a3"]).anchor_id == anchor
+
+
+def test_photo_is_drawn_in_each_frame_by_itself(workspace: Workspace) -> None:
+    image, small = scene("a", 71).image, (64, 96)
+    matrix = np.diag([small[1] / SIZE[1], small[0] / SIZE[0] / 2, 1.0])  # the lower half lies beyond the photo
+    drawn = [
+        workspace.warped(image, "same", matrix, small, frame, partial(np.full, (*small, 3), shade, np.uint8))[0]
+        for frame, shade in (("dark", 40), ("bright", 220))
+    ]
+    assert not np.array_equal(drawn[0].image, drawn[1].image)
 
 
 def test_references_are_of_the_frame_of_the_nearest(workspace: Workspace) -> None:

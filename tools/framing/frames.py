@@ -71,18 +71,17 @@ def place_golden(workspace: Workspace, golden: Golden, without: Sequence[str] = 
 
 def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> GoldenPlace:
     image = workspace.golden_image(golden)
-    for anchor_id in _likely(workspace, golden, without):
-        anchor = workspace.bank.get(anchor_id)
+    for frame in _likely(workspace, golden, without):
         with contextlib.suppress(DamagedError, UnknownRecordError):
-            found = workspace.registration(image, golden.sha256, anchor.sha256, golden.product)
+            found = workspace.registration(image, golden.sha256, frame.anchor_sha256, golden.product)
             if _fits(found, (image.shape[0], image.shape[1])):
-                other = workspace.golden_image(anchor)
+                other = workspace.image(frame.anchor_sha256, golden.product, "golden sample")
                 back = np.linalg.inv(refined(image, other, found.matrix))
                 return GoldenPlace(
                     golden_id=golden.golden_id,
                     product=golden.product,
-                    anchor_id=anchor_id,
-                    anchor_sha256=anchor.sha256,
+                    anchor_id=frame.anchor_id,
+                    anchor_sha256=frame.anchor_sha256,
                     size=(image.shape[0], image.shape[1]),
                     anchor_size=(other.shape[0], other.shape[1]),
                     matrix=tuple((back / back[2, 2]).ravel().tolist()),
@@ -94,15 +93,19 @@ def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> Gold
     return _anchor(workspace, golden)
 
 
-def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> list[str]:
-    """Anchors of the frames that the most similar goldens are in, best first."""
+def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> list[GoldenPlace]:
+    """The frames that the most similar goldens are in, best first, each by the place of one of those."""
     features = workspace.golden_features(golden)
     hits = workspace.bank.nearest(
         golden.product, features.global_vec, features.patches, _SIMILAR,
         exclude_ids=[golden.golden_id, *without], statuses=STATUSES,
     )  # fmt: skip
     places = (workspace.stores.frames.get(h.golden.golden_id) for h in hits)
-    return list(dict.fromkeys(p.anchor_id for p in places if p is not None))[:_TRIED]
+    frames: dict[str, GoldenPlace] = {}
+    for place in places:
+        if place is not None:
+            frames.setdefault(place.anchor_id, place)
+    return list(frames.values())[:_TRIED]
 
 
 def _fits(found: Alignment, size: tuple[int, int]) -> bool:

@@ -36,6 +36,7 @@ def nearest_goldens(
     the photo. Raises UnknownProductError if there is no golden.
     """
     clock = clock or Clock()
+    workspace.forget_poses(query_key)
 
     def search(features: Features, without: Collection[str] = exclude_ids) -> list[GoldenHit]:
         with clock.stage("retrieve"):
