@@ -6,9 +6,8 @@ asks, from what is filed: report, photo, golden sample and anomaly map, which th
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from refdiff.memory.audit_chain import ARTEFACTS as FILES
 from refdiff.memory.audit_chain import DIFFERENCE
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError, TamperedError, UnknownRecordError
-from refdiff.model.files import make_folder, storage_error, write_atomic
+from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
@@ -95,8 +94,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
 class ReportFiles:
     """The files of filed reports. Safe to share between threads.
 
-    Those that are drawn lie in the cache folder, the oldest go first. Only what this process drew is given again: what else
-    lies there may be anybody's.
+    Those that are drawn lie in the cache folder; those used longest ago go first. Only what this process drew is given
+    again: what else lies there may be anybody's.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -156,35 +155,19 @@ class ReportFiles:
     def _drawn(self, inspection_id: str, name: str) -> Path:
         path = self._root / inspection_id / ARTEFACTS[name]
         if (digest := self._digests.get(path)) and _digest(path) == digest:
+            mark_used(path)
             return path
         data = self._drawing(inspection_id).file(name)
-        try:
-            make_folder(path.parent)
-            write_atomic(path, data)
-            self._make_room(path.parent)
-        except OSError as e:
-            raise storage_error(path, e) from e
+        make_folder(path.parent)
+        write_atomic(path, data)
+        make_room(self._root, _DRAWN_BYTES, keep=path.parent)
         self._digests[path] = sha256(data).hexdigest()
         return path
-
-    def _make_room(self, newest: Path) -> None:
-        """Remove the files of the inspections that were drawn longest ago, until the others fit."""
-        sizes = {folder: sum(f.stat().st_size for f in _inside(folder)) for folder in _inside(self._root)}
-        total = sum(sizes.values())
-        for folder in sorted(sizes.keys() - {newest}, key=lambda f: f.stat().st_mtime):
-            if total <= _DRAWN_BYTES:
-                return
-            shutil.rmtree(folder, ignore_errors=True)
-            total -= sizes[folder]
 
 
 def _is_drawn(facts: Mapping[str, Any], file: str) -> bool:
     """Whether a file is drawn when somebody asks, by the facts of the audit record: earlier versions wrote all of them."""
     return DIFFERENCE in facts and file not in (facts.get(FILES) or {})
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    return folder.iterdir() if folder.is_dir() else iter(())
 
 
 def _digest(path: Path) -> str:

@@ -68,6 +68,41 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def mark_used(path: Path) -> None:
+    """Note that a file of a cache was used now, for `make_room`."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def make_room(root: Path, most_bytes: int, keep: Path | None = None) -> int:
+    """Remove files below a cache folder where they take more than `most_bytes`, until a tenth of it is free; those go first
+    that were written or used (`mark_used`) longest ago. Folders left empty go too. Returns the bytes that remain.
+
+    keep: a folder in which nothing is removed, however much it takes.
+
+    Other processes may write, read and remove there meanwhile.
+    """
+    found = []
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):
+                about = path.stat()
+                found.append((about.st_mtime_ns, about.st_size, path))
+    total = sum(size for _, size, _ in found)
+    if total > most_bytes:
+        for _, size, path in sorted(found):
+            if total <= most_bytes * 9 // 10:
+                break
+            if path.parent == keep:
+                continue
+            total -= size
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if path.parent != root:
+                    path.parent.rmdir()
+    return total
+
+
 def storage_error(path: Path, error: Exception) -> StorageError:
     """The StorageError for `error` at `path`: an OSError, an sqlite3.Error, or damage found while reading."""
     return StorageError(f"{path}: {_explain(path, error)}")

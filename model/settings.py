@@ -22,6 +22,11 @@ class ModelSettings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("refdiff")),
         description="Rebuildable files (golden features, model folders).",
     )
+    cache_bytes: int = Field(
+        default=10_000_000_000,
+        ge=0,
+        description="Most that features of golden samples take in `cache`, in bytes; those used longest ago go first.",
+    )
     working_px: int = Field(
         default=320,
         ge=96,

@@ -1,4 +1,4 @@
-"""What is computed once of golden samples: kept in memory, limited by bytes, and as safetensors in `REFDIFF_CACHE`."""
+"""What is computed once of golden samples: kept in memory and as safetensors in `REFDIFF_CACHE`, both limited by bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import StorageError
-from refdiff.model.files import write_atomic
+from refdiff.model.files import make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
 
 KEPT_BYTES = 384 << 20  # in memory, of features; of pictures a quarter
@@ -56,13 +56,21 @@ T = TypeVar("T", Features, Picture)
 
 
 class _TensorCache(Generic[T]):
-    """Items by key; threads may share it."""
+    """Items by key; threads and processes may share it."""
 
     def __init__(
-        self, folder: Path, kept_bytes: int, pack: Callable[[T], dict[str, Tensor]], unpack: Callable[[dict[str, Tensor]], T]
-    ) -> None:  # fmt: skip
-        """folder: where files are kept, made when the first one is written."""
-        self._folder = folder
+        self,
+        root: Path,
+        name: str,
+        most_bytes: int,
+        kept_bytes: int,
+        pack: Callable[[T], dict[str, Tensor]],
+        unpack: Callable[[dict[str, Tensor]], T],
+    ) -> None:
+        """root / name: where files are kept, made when the first one is written. most_bytes: on disk, of all below root;
+        those used longest ago go first. kept_bytes: in memory."""
+        self._root, self._folder, self._most_bytes = root, root / name, most_bytes
+        self._room = 0  # bytes that may be written before the files on disk are looked at again
         self._pack: Callable[[T], dict[str, Tensor]] = pack
         self._unpack: Callable[[dict[str, Tensor]], T] = unpack
         self._memory: LRUCache[str, T] = LRUCache(kept_bytes, _nbytes)
@@ -75,22 +83,33 @@ class _TensorCache(Generic[T]):
         # a cache is rebuilt, never trusted
         with contextlib.suppress(OSError, KeyError, ValueError, IndexError, safetensors.SafetensorError):
             if on_disk:
-                return self._unpack(load_safetensors(path.read_bytes()))
+                item = self._unpack(load_safetensors(path.read_bytes()))
+                mark_used(path)
+                return item
         item = make()
         if on_disk:
             tensors = {name: t.contiguous() for name, t in self._pack(item).items()}
             with contextlib.suppress(OSError, StorageError):  # a full or read-only cache only slows the next one down
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, save_safetensors(tensors), private=False)
+                data = save_safetensors(tensors)
+                write_atomic(path, data, private=False)
+                self._count(len(data))
         return item
+
+    def _count(self, written: int) -> None:
+        """Make room now and then: looking at all files takes longer than writing one."""
+        self._room -= written
+        if self._room <= 0:
+            left = self._most_bytes - make_room(self._root, self._most_bytes)
+            self._room = min(left, self._most_bytes // 10)  # other processes write too
 
 
 class FeatureCache:
-    """Features by key, of one encoder; threads may share it."""
+    """Features by key, of one encoder; threads and processes may share it."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: where files are kept, made when the first one is written."""
-        self._items = _TensorCache(folder, KEPT_BYTES, _pack_features, _unpack_features)
+    def __init__(self, root: Path, encoder: str, most_bytes: int) -> None:
+        """root: folder of the files, of all encoders; made when the first one is written. most_bytes: of all these."""
+        self._items = _TensorCache(root, encoder, most_bytes, KEPT_BYTES, _pack_features, _unpack_features)
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """The features of that key, encoded now if they are not there. on_disk: keep them in a file as well.
@@ -101,11 +120,11 @@ class FeatureCache:
 
 
 class PictureCache:
-    """Pictures by key; threads may share it."""
+    """Pictures by key; threads and processes may share it."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: where files are kept, made when the first one is written."""
-        self._items = _TensorCache(folder, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
+    def __init__(self, root: Path, most_bytes: int) -> None:
+        """root: folder of the files, made when the first one is written. most_bytes: of these."""
+        self._items = _TensorCache(root, "", most_bytes, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
 
     def get(self, key: str, draw: Callable[[], Picture], on_disk: bool) -> Picture:
         """The picture of that key, drawn now if it is not there. on_disk: keep it in a file as well."""

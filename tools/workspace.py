@@ -234,12 +234,13 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     @cached_property
     def features(self) -> FeatureCache:
         """Features of goldens, of this encoder."""
-        return FeatureCache(self.model_settings.cache / "features" / self.encoder.fingerprint)
+        settings = self.model_settings
+        return FeatureCache(settings.cache / "features", self.encoder.fingerprint, settings.cache_bytes)
 
     @cached_property
     def pictures(self) -> PictureCache:
         """Goldens as they are drawn in their frames."""
-        return PictureCache(self.model_settings.cache / "pictures")
+        return PictureCache(self.model_settings.cache / "pictures", self.model_settings.cache_bytes // 10)
 
     @cachedmethod(
         attrgetter("_images"), key=lambda self, sha256, window, _: (sha256, window), lock=attrgetter("_cache_lock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ImageError
+from refdiff.model.files import make_room
+from refdiff.tools import feature_cache
 from refdiff.tools.feature_cache import FeatureCache
 
 
@@ -32,6 +35,10 @@ def encode() -> Encoding:
     return Encoding()
 
 
+def features_in(root: Path, most_bytes: int = 1 << 30) -> FeatureCache:
+    return FeatureCache(root, "", most_bytes)
+
+
 def assert_same(a: Features, b: Features) -> None:
     assert torch.equal(a.maps[8], b.maps[8])
     assert np.array_equal(a.global_vec, b.global_vec)
@@ -40,38 +47,71 @@ def assert_same(a: Features, b: Features) -> None:
 
 
 def test_features_are_encoded_once_and_agree_after_a_restart(tmp_path: Path, encode: Encoding) -> None:
-    cache = FeatureCache(tmp_path / "features")
+    cache = features_in(tmp_path / "features")
     first = cache.get("a", encode, True)
     assert cache.get("a", encode, True) is first
-    assert_same(FeatureCache(tmp_path / "features").get("a", encode, True), first)
+    assert_same(features_in(tmp_path / "features").get("a", encode, True), first)
     assert encode.calls == 1
 
 
 def test_features_off_disk_are_encoded_again_after_a_restart(tmp_path: Path, encode: Encoding) -> None:
-    first = FeatureCache(tmp_path).get("a", encode, False)
+    first = features_in(tmp_path).get("a", encode, False)
     assert list(tmp_path.iterdir()) == []
-    assert_same(FeatureCache(tmp_path).get("a", encode, False), first)
+    assert_same(features_in(tmp_path).get("a", encode, False), first)
     assert encode.calls == 2
 
 
 def test_damaged_file_is_encoded_again(tmp_path: Path, encode: Encoding) -> None:
-    first = FeatureCache(tmp_path).get("a", encode, True)
+    first = features_in(tmp_path).get("a", encode, True)
     path = tmp_path / "a.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    assert_same(FeatureCache(tmp_path).get("a", encode, True), first)
+    assert_same(features_in(tmp_path).get("a", encode, True), first)
     assert encode.calls == 2
 
 
 def test_unwritable_cache_folder_does_not_stop_encoding(tmp_path: Path, encode: Encoding) -> None:
     (tmp_path / "file").write_bytes(b"")
-    assert FeatureCache(tmp_path / "file").get("a", encode, True).size == (96, 128)
+    assert features_in(tmp_path / "file").get("a", encode, True).size == (96, 128)
 
 
 def test_failed_encoding_is_not_kept(tmp_path: Path, encode: Encoding) -> None:
     def fail() -> Features:
         raise ImageError("broken")
 
-    cache = FeatureCache(tmp_path)
+    cache = features_in(tmp_path)
     with pytest.raises(ImageError):
         cache.get("a", fail, True)
     assert cache.get("a", encode, True).size == (96, 128)
+
+
+def test_files_used_longest_ago_make_room(tmp_path: Path, encode: Encoding) -> None:
+    names = [f"{n}" for n in range(12)]
+    features_in(tmp_path).get("0", encode, True)
+    one = (tmp_path / "0.safetensors").stat().st_size
+    old = tmp_path / "encoder of an earlier version"
+    FeatureCache(tmp_path, old.name, 1 << 30).get("x", encode, True)
+    for n, path in enumerate([old / "x.safetensors", tmp_path / "0.safetensors"]):
+        os.utime(path, (n, n))
+    for n, name in enumerate(names[1:], start=2):
+        features_in(tmp_path, 8 * one).get(name, encode, True)  # another process
+        os.utime(tmp_path / f"{name}.safetensors", (n, n)) if name != "1" else None
+        if name == "4":
+            features_in(tmp_path).get("0", encode, True)  # used again
+    left = {path.stem for path in tmp_path.rglob("*.safetensors")}
+    assert {"0", "1", "11"} <= left, "written or used last"
+    assert not {"x", "2", "3"} & left
+    assert not old.exists()
+    assert 5 <= len(left) <= 8
+
+
+def test_long_run_stays_within_its_bytes(tmp_path: Path, encode: Encoding, monkeypatch: pytest.MonkeyPatch) -> None:
+    features_in(tmp_path).get("first", encode, True)
+    most = 40 * (tmp_path / "first.safetensors").stat().st_size
+    looked: list[Path] = []
+    monkeypatch.setattr(feature_cache, "make_room", lambda *a: (looked.append(a[0]), make_room(*a))[1])
+    cache, largest = features_in(tmp_path, most), 0
+    for n in range(120):
+        cache.get(f"{n}", encode, True)
+        largest = max(largest, sum(path.stat().st_size for path in tmp_path.iterdir()))
+    assert largest <= 1.1 * most
+    assert len(looked) < 60, "all files are looked at now and then only"
