@@ -15,6 +15,7 @@ import pytest
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Encoder
+from refdiff.model.errors import DamagedError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
@@ -171,6 +172,25 @@ def test_golden_joins_the_frame_of_an_anchor_that_the_bank_has_lost(
 
     monkeypatch.setattr(workspace.bank, "get", get)
     assert place_of(workspace, goldens["a3"]).anchor_id == anchor
+
+
+@pytest.mark.parametrize("spec", [{}, {"smallest_defect_px": 3}])
+def test_anchor_whose_photo_is_lost_does_not_stop_the_others(tmp_path: Path, spec: dict[str, float]) -> None:
+    for i, angle in enumerate(TURNS):
+        (tmp_path / f"a{i}.png").write_bytes(encode_png(scene("a", i, angle).image))
+    with opened(tmp_path) as made:
+        enroll(made, "board", [tmp_path])
+        made.stores.products.set_spec("board", spec)
+    with opened(tmp_path) as workspace:
+        anchor = named(workspace)["a0"]
+        workspace.stores.images.path(anchor.sha256).unlink()
+        photo = scene("a", 30, 95.0).image  # its corners lie beyond the frame, and parts of the frame beyond it
+        with pytest.raises(DamagedError, match=anchor.golden_id):
+            compare(workspace, photo, "board")
+        workspace.bank.set_status(anchor.golden_id, "retired", "")
+        result = compare(workspace, photo, "board")
+        assert all(a.ok for a in result.alignments)
+        assert result.difference.score < 0.2
 
 
 def test_photo_is_drawn_in_each_frame_by_itself(workspace: Workspace) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import cv2
 import numpy as np
@@ -191,10 +191,20 @@ def _anchor_drawing(workspace: Workspace, grid: Grid) -> Callable[[], OnGrid]:
 
     @cache
     def drawing() -> OnGrid:
-        anchor = workspace.image(frame.anchor_sha256, frame.product, "golden sample")
+        try:
+            anchor = workspace.image(frame.anchor_sha256, frame.product, "golden sample")
+        except (DamagedError, UnknownRecordError):
+            return _instead(workspace, frame, grid.size)
         return OnGrid(anchor, scaling(frame.anchor_size, grid.size))
 
     return drawing
+
+
+def _instead(workspace: Workspace, frame: GoldenPlace, size: tuple[int, int]) -> OnGrid:
+    """Draws, for an anchor whose photo is lost, the golden that was registered: the anchor may be out of use, and must not
+    keep the others from being used."""
+    golden = workspace.golden_image(workspace.bank.get(frame.golden_id))
+    return OnGrid(golden, scaling(frame.anchor_size, size) @ matrix_of(frame))
 
 
 def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) -> tuple[Picture, Features]:
@@ -203,19 +213,21 @@ def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) ->
     assert frame is not None, "a photo is not warped to its own pixels"
 
     def beyond() -> RgbImage:
-        return _resized(workspace, frame.anchor_sha256, frame.product, grid.size).image
+        image = partial(workspace.image, frame.anchor_sha256, frame.product, "golden sample")
+        try:
+            return _resized(workspace, frame.anchor_sha256, frame.product, grid.size, image).image
+        except (DamagedError, UnknownRecordError):
+            return _instead(workspace, frame, grid.size).window(0, 0, *grid.size)[0]
 
     return workspace.warped(query, query_key, grid.matrix, grid.size, frame.anchor_id, beyond)
 
 
-def _resized(workspace: Workspace, sha256: str, product: str, size: tuple[int, int]) -> Picture:
-    """A golden's photo at a working size."""
+def _resized(
+    workspace: Workspace, sha256: str, product: str, size: tuple[int, int], image: Callable[[], RgbImage]
+) -> Picture:
+    """A golden's photo, which `image` gives, at a working size."""
     photo, on_disk = workspace.cache_key(sha256, product)
-
-    def draw() -> Picture:
-        return Picture.of(resize_to(workspace.image(sha256, product, "golden sample"), size))
-
-    return workspace.pictures.get(f"{photo}-{size[0]}x{size[1]}", draw, on_disk)
+    return workspace.pictures.get(f"{photo}-{size[0]}x{size[1]}", lambda: Picture.of(resize_to(image(), size)), on_disk)
 
 
 class GoldenOnGrid:
@@ -239,7 +251,8 @@ class GoldenOnGrid:
         """The golden as it lies on a tile."""
         workspace, grid, golden = self._workspace, self._grid, self._golden
         if self._still:
-            picture = _resized(workspace, golden.sha256, golden.product, grid.size)
+            image = partial(workspace.golden_image, golden)
+            picture = _resized(workspace, golden.sha256, golden.product, grid.size, image)
             return Seen(tile, workspace.golden_features(golden).maps, picture)
         if not self._framed:
             picture = self._draw(tile)
