@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import ToolException
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
@@ -34,11 +36,14 @@ from refdiff.model.errors import (
     UnknownPartError,
     UnknownProductError,
 )
+from refdiff.model.files import outage
 from refdiff.model.language.reading import READ
 from refdiff.tools.evidence import Evidence, ScoreEvidence, ZoomEvidence, evidence_of
 from refdiff.tools.inspection.calibration import software_fingerprint, weights_in_use
 from refdiff.tools.registry import TOOLS
 from refdiff.tools.submit_report import Draft
+
+log = logging.getLogger(__name__)
 
 MAX_PAIRS = 4  # pairs of pictures a conversation may show
 MAX_FAILURES = 2  # of the very same call in a row before the script takes over
@@ -115,12 +120,17 @@ def _after_success(messages: Sequence[AnyMessage]) -> int:
 def tool_error(error: Exception) -> str:
     """What the model reads when a tool fails: the message for errors raised on purpose, arguments that do not validate.
 
-    Errors that no other call could fix are raised again and end the run with their own exit code.
+    Errors that no other call could fix are raised again and end the run with their own exit code; so does what the machine
+    lacks (memory, disk). An error of our own is logged, and the run goes on without that call.
     """
     if isinstance(error, (DamagedError, ImageError, UnknownPartError, UnknownProductError, UnavailableError)):
         raise error
+    if (lacking := outage(error)) is not None:
+        raise lacking from error
     if isinstance(error, RefDiffError):
         return f"Error: {error}"
+    if not isinstance(error, ToolException):
+        log.error("a tool failed", exc_info=error)
     return f"Error: {type(error).__name__}: {str(error)[:300]}"
 
 

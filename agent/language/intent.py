@@ -87,12 +87,6 @@ class Intent:
     lacks_part: bool = False  # only the part is asked for: it may be known otherwise
 
 
-def part_id_in(text: str, stored: Stored = none_stored) -> str | None:
-    """The part id that a request names, without "#"; None if it names none, or several."""
-    named = parts_in(text, stored)
-    return named.ids[0] if len(named.ids) == 1 else None
-
-
 def the_part(text: str, stored: Stored, given: str | None = None, *, photo: bool) -> str | None:
     """The part that a request is about; None if it names none. given: the part id that came beside the text. photo: whether
     one came, too.

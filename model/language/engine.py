@@ -14,7 +14,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ class _Cache:
 
     keys: list[Key] = field(default_factory=list)
     values: DynamicCache = field(default_factory=DynamicCache)
+
+
+@contextmanager
+def _emptied_if_it_fails(cache: _Cache) -> Iterator[None]:
+    """Whatever fails leaves an empty cache, never one that is wrong."""
+    try:
+        yield
+    except BaseException:
+        cache.keys, cache.values = [], DynamicCache()
+        raise
 
 
 class Engine:
@@ -187,82 +198,65 @@ class Engine:
         opening: list[int],
         earlier: deque[list[int]] | None = None,
     ) -> str:
-        """Greedy text that fits the grammar. Whatever fails leaves an empty cache, never one that is wrong.
-
-        earlier: answers like it; this one is added.
-        """
-        try:
-            return self._generated(prompt, grammar, pictures, cache, opening, earlier)
-        except BaseException:
-            cache.keys, cache.values = [], DynamicCache()
-            raise
-
-    def _generated(
-        self,
-        prompt: Prompt,
-        grammar: str,
-        pictures: Pictures,
-        cache: _Cache,
-        opening: list[int],
-        earlier: deque[list[int]] | None,
-    ) -> str:
+        """Greedy text that fits the grammar. earlier: answers like it; this one is added."""
         import llguidance
 
-        started = time.perf_counter()
-        matcher = llguidance.LLMatcher(self._guide, grammar)
-        said: list[int] = []
-        self.last = Usage(prompt=len(prompt.ids))
+        with _emptied_if_it_fails(cache):
+            started = time.perf_counter()
+            matcher = llguidance.LLMatcher(self._guide, grammar)
+            said: list[int] = []
+            self.last = Usage(prompt=len(prompt.ids))
 
-        def forced() -> list[int]:
-            """What the grammar says now, if it leaves no choice."""
-            tokens: list[int] = [] if matcher.is_stopped() else matcher.compute_ff_tokens()
-            if tokens:
-                matcher.consume_tokens(tokens)
-                said.extend(tokens)
-                self.last.forced += len(tokens)
-            return tokens
+            def forced() -> list[int]:
+                """What the grammar says now, if it leaves no choice."""
+                tokens: list[int] = [] if matcher.is_stopped() else matcher.compute_ff_tokens()
+                if tokens:
+                    matcher.consume_tokens(tokens)
+                    said.extend(tokens)
+                    self.last.forced += len(tokens)
+                return tokens
 
-        def choice(logits: Tensor) -> list[Key]:
-            """The token that is likeliest, and what the grammar says then; nothing where the answer ends."""
-            if matcher.is_error():
-                raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
-            if len(said) >= MAX_NEW:
-                raise LLMError(f"the embedded model did not end its answer within {MAX_NEW} tokens")
-            allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: len(logits)]
-            likely = torch.softmax(logits.masked_fill(allowed == 0, -torch.inf), 0)
-            token = int(likely.argmax())
-            self.last.chosen.append(float(likely[token]))
-            if token == self._guide.eos_token:
-                return []
-            if not matcher.consume_token(token):
-                raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
-            said.append(token)
-            return [token, *forced()]
+            def choice(logits: Tensor) -> list[Key]:
+                """The token that is likeliest, and what the grammar says then; nothing where the answer ends."""
+                if matcher.is_error():
+                    raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
+                if len(said) >= MAX_NEW:
+                    raise LLMError(f"the embedded model did not end its answer within {MAX_NEW} tokens")
+                allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)[: len(logits)]
+                likely = torch.softmax(logits.masked_fill(allowed == 0, -torch.inf), 0)
+                token = int(likely.argmax())
+                self.last.chosen.append(float(likely[token]))
+                if token == self._guide.eos_token:
+                    return []
+                if not matcher.consume_token(token):
+                    raise LLMError(f"the grammar of the answer failed: {matcher.get_error()}")
+                said.append(token)
+                return [token, *forced()]
 
-        pending: list[Key] = [*self._keys(prompt), *opening, *forced()]
-        begun = False
-        while pending and not matcher.is_stopped():
-            guess = _continued(said, earlier or ())
-            if begun:
-                logits = self._step([k for k in pending if isinstance(k, int)] + guess, cache, 1 + len(guess))
-            else:
-                logits, begun = self._advance([*pending, *guess], prompt, pictures, cache, 1 + len(guess)), True
-            right = 0
-            while True:
-                words = choice(logits[right])
-                same = _common(words, guess[right:])
-                right += same
-                self.last.guessed += same
-                pending = [*words[same:]]
-                if pending or not words or matcher.is_stopped():
-                    break
-            if wrong := len(guess) - right:
-                cache.values.crop(-wrong)
-                del cache.keys[-wrong:]
-        if earlier is not None:
-            earlier.append(said)
-        self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
-        return str(self.processor.tokenizer.decode(said, skip_special_tokens=False))
+            pending: list[Key] = [*self._keys(prompt), *opening, *forced()]
+            begun = False
+            while pending and not matcher.is_stopped():
+                guess = _continued(said, earlier or ())
+                if begun:
+                    logits = self._step([k for k in pending if isinstance(k, int)] + guess, cache, 1 + len(guess))
+                else:
+                    logits, begun = self._advance([*pending, *guess], prompt, pictures, cache, 1 + len(guess)), True
+                right = 0
+                while True:
+                    words = choice(logits[right])
+                    same = _common(words, guess[right:])
+                    right += same
+                    self.last.guessed += same
+                    pending = [*words[same:]]
+                    if pending or not words or matcher.is_stopped():
+                        break
+                if wrong := len(guess) - right:
+                    cache.values.crop(-wrong)
+                    del cache.keys[-wrong:]
+            if earlier is not None:
+                earlier.append(said)
+            self.last.generated, self.last.seconds = len(said), time.perf_counter() - started
+            return str(self.processor.tokenizer.decode(said, skip_special_tokens=False))
 
     def _keys(self, prompt: Prompt) -> list[Key]:
         """The prompt as what the network will have seen: visual tokens by their pictures."""

@@ -13,7 +13,7 @@ from refdiff.agent.drivers.driver import MIN_CONFIDENCE
 from refdiff.agent.drivers.endpoint import OWN_MODEL, EndpointDriver
 from refdiff.agent.language import questions
 from refdiff.agent.language.facts import Word, facts
-from refdiff.agent.language.intent import part_id_in
+from refdiff.agent.language.parts import parts_in
 from refdiff.agent.language.questions import NOT_KNOWN, answer, choices, in_order, language_of, prompt_of
 from refdiff.agent.language.statements import FUNCTION_WORDS, LANGUAGES, STATEMENTS, WORDS
 from refdiff.agent.recording import templates
@@ -326,7 +326,7 @@ def test_part_id_is_read_from_every_phrasing(test: bool) -> None:
         for template in wordings:
             for part in ("4412", "A77", "12-345", "SN90210"):
                 text = template.format(part=part, n="2" if kind == "several" else "")
-                assert part_id_in(text) == part, text
+                assert list(parts_in(text).ids) == [part], text
 
 
 def test_phrasings_of_training_and_test_do_not_overlap() -> None:

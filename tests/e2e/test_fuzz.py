@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.agent.language.intent import part_id_in
+from refdiff.agent.language.parts import parts_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import point_id
@@ -318,8 +318,9 @@ def test_odd_texts_as_ids_and_names_raise_only_own_errors(only_home_is_written: 
 
 def test_odd_texts_in_requests_are_sanitised() -> None:
     for text in [t for odd in _texts() for t in (odd, f"inspect part #{odd} please", f"{odd} part {odd}")]:
-        found = part_id_in(text)
-        assert found is None or (found in text and (len(found) > 128 or normalise_part_id(found) == found))
+        for found in parts_in(text).ids:
+            assert found in text
+            assert len(found) > 128 or normalise_part_id(found) == found
         clean = sanitise(text)
         assert len(clean) <= MAX_REQUEST_CHARS
         assert not [t for t in ("<|im_start|>", "<image>", "</s>", "[INST]", "<tool_call>") if t in clean]
