@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.kept import KeptDifference
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
-from refdiff.model.difference.encoder import resize_to
 from refdiff.model.images import RgbImage, encode_png
-from refdiff.tools.vision.regions import map_size
+from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import warp_reference
 
 
@@ -39,12 +36,9 @@ class Drawing:
     @cached_property
     def reference(self) -> RgbImage:
         """The same at the `map_size` of the photo, for all that needs no finer pixels."""
-        size, full = map_size(self.query.shape), self.query.shape[:2]
-        if size == full:
+        if map_size(self.query.shape) == self.query.shape[:2]:
             return self.registered
-        small = resize_to(self.golden, map_size(self.golden.shape))
-        matrix = _scaling(full, size) @ self.kept.matrix @ _scaling(small.shape, self.golden.shape)
-        return warp_reference(small, matrix, size)[0]
+        return on_map(self.golden, self.kept.matrix, self.query.shape)
 
     def crops(self, finding: Finding) -> pictures.CropPair:
         """The surroundings of a finding in photo and reference."""
@@ -92,8 +86,3 @@ _FILES: dict[str, Callable[[Drawing], bytes]] = {
     "reference": lambda d: pictures.plain_jpeg(d.reference),
     "anomaly": lambda d: pictures.anomaly_layer(d.kept.anomaly_map, d.kept.threshold),
 }
-
-
-def _scaling(size: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
-    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
-    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])

@@ -22,7 +22,7 @@ from refdiff.tools.feature_cache import Picture, rounded
 from refdiff.tools.framing.frames import anchor_of, carried_over, matrix_of, place_of
 from refdiff.tools.framing.tiles import TILE_PX, Tile, tiles_of
 from refdiff.tools.vision.refinement import refined
-from refdiff.tools.vision.registration import Alignment, Matrix, OnGrid, completed, registered
+from refdiff.tools.vision.registration import Alignment, Matrix, OnGrid, completed, registered, scaling
 from refdiff.tools.workspace import Workspace
 
 # displacement, in work px, at which an image still lies on a grid as it is: a quarter of a cell for a photo, which matching
@@ -54,11 +54,6 @@ class Seen:
     tile: Tile
     maps: dict[int, Tensor]  # stride -> (C, H / stride, W / stride)
     picture: Picture
-
-
-def scaling(size: tuple[int, ...], target: tuple[int, ...]) -> Matrix:
-    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
-    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])
 
 
 # ---- where it lies ----

@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.model.difference.encoder import Features, resize_to, work_size
+from refdiff.model.difference.encoder import Features, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid, scaling
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend
-from refdiff.tools.vision.regions import map_size
-from refdiff.tools.vision.registration import Alignment, Matrix, coverage, warp, warp_reference
+from refdiff.tools.vision.regions import map_size, on_map
+from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
 from refdiff.tools.workspace import Workspace
 
 
@@ -58,13 +58,9 @@ class RegisteredGolden:
     @cached_property
     def reduced(self) -> RgbImage:
         """The same at the `map_size` of the photo, for all that needs no finer pixels."""
-        size = map_size(self.size)
-        if size == self.size:
+        if map_size(self.size) == self.size:
             return self.picture
-        golden = self.workspace.golden_image(self.golden)
-        small = resize_to(golden, map_size(golden.shape))
-        matrix = scaling(self.size, size) @ self.alignment.matrix @ scaling(small.shape, golden.shape)
-        return warp_reference(small, matrix, size)[0]
+        return on_map(self.workspace.golden_image(self.golden), self.alignment.matrix, self.size)
 
 
 def comparison_grid(

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import alignment, scaling
+from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.vision.regions import map_size
+from refdiff.tools.vision.registration import scaling
 from refdiff.tools.workspace import Workspace
 
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
-from refdiff.model.images import Box, Mask
+from refdiff.model.difference.encoder import resize_to
+from refdiff.model.images import Box, Mask, RgbImage
+from refdiff.tools.vision.registration import Matrix, scaling, warp_reference
 
 MAX_REGIONS = 16
 MAP_PX = 4096  # long side of the largest map; what is smoothed and grown on it costs the third power of the side
@@ -42,6 +44,13 @@ def map_size(size: tuple[int, ...]) -> tuple[int, int]:
     """(H, W) of the anomaly map of a photo of `size` (H, W, ...): the photo's own, or less for more than `MAP_PX`."""
     f = min(1.0, MAP_PX / max(size[:2]))
     return max(1, round(size[0] * f)), max(1, round(size[1] * f))
+
+
+def on_map(reference: RgbImage, matrix: Matrix, size: tuple[int, ...]) -> RgbImage:
+    """A reference at the `map_size` of a photo of `size` (H, W, ...), (h, w, 3) uint8. matrix: reference px -> photo px."""
+    target, small = map_size(size), resize_to(reference, map_size(reference.shape))
+    on_target = scaling(size, target) @ matrix @ scaling(small.shape, reference.shape)
+    return warp_reference(small, on_target, target)[0]
 
 
 def map_window(anomaly_map: NDArray, box: Box, size: tuple[int, ...]) -> NDArray:

@@ -196,6 +196,11 @@ def _look(grey: F32) -> F32:
     return np.asarray(np.clip(log - wide, -0.7, 0.7), np.float32)
 
 
+def scaling(size: tuple[int, ...], target: tuple[int, ...]) -> Matrix:
+    """(3, 3): px of an image of `size` (H, W, ...) -> px of the same image at `target`."""
+    return np.diag([target[1] / size[1], target[0] / size[0], 1.0])
+
+
 def warp(image: NDArray, matrix: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE) -> NDArray:
     """Warp by `matrix` (pixel corners at integers) to `size` (H, W), bilinear."""
     m = _HALF @ matrix @ _UNHALF
