@@ -104,7 +104,7 @@ def unknown_product(product: str, known: Iterable[str]) -> UnknownProductError:
     names = ", ".join(known)
     have = f"products: {names}" if names else "there are none yet"
     return UnknownProductError(
-        f"no product {product!r} ({have}); create it with `refdiff enroll --product {product!r}`"
+        f"no product {product!r} ({have}); create it: refdiff enroll --product {shlex.quote(product)} FOLDER"
     )
 
 

@@ -93,7 +93,8 @@ def _summary(result: EnrollResult) -> str:
     parts = [f"{len(result.added)} enrolled"]
     parts += [f"{len(result.already_there)} already there"] if result.already_there else []
     parts += [f"{len(result.refused)} refused"] if result.refused else []
-    parts += [f"{len(result.others)} other files left out"] if result.others else []
+    others = "1 other file" if len(result.others) == 1 else f"{len(result.others)} other files"
+    parts += [f"{others} left out"] if result.others else []
     parts += [f"{len(result.flagged)} flagged"] if result.flagged else []
     return f"{result.product}: {', '.join(parts)}; {result.n_in_bank} in the bank"
 

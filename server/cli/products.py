@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,7 +91,8 @@ def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     if not found.get("stand_out"):
         return []
     names = ", ".join(f"{one['golden_id']} ({one['score']:.4f})" for one in found["stand_out"])
-    return [("Stand out", names), ("Limit", f"{found['limit']:.4f}; without them {found['limit_without']:.4f}")]
+    limit = f"{found['limit']:.4f}; without what stands out {found['limit_without']:.4f}"
+    return [("Stand out", names), ("Limit", limit)]
 
 
 @product.command("set", epilog="Example: refdiff product set bracket --spec bracket.yaml")
@@ -176,10 +178,12 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
 
     scale, window = document["scale_mm_per_px"], document["intensity_window"]
     goldens = ", ".join(f"{n} {status}" for status, n in document["goldens"].items())
+    own, name = document["goldens_with_scale"], shlex.quote(document["name"])
+    unknown = f"that of each golden sample ({own} have one)" if own else "unknown"
     rows: list[tuple[str, object]] = [
         ("Product", document["name"]),
         ("Goldens", goldens),
-        ("Scale", f"{scale:g} mm/px" if scale else "unknown"),
+        ("Scale", f"{scale:g} mm/px" if scale else unknown),
         ("Intensity window", f"{window[0]:.6g} to {window[1]:.6g}" if window else None),
         ("Fineness", document["smallest_defect"]["summary"] if document["smallest_defect"] else None),
     ]
@@ -189,10 +193,10 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
         parts.append(f"\nSpecification {document['spec_version']}\n{yaml.safe_dump(spec, sort_keys=False).rstrip()}")
     else:
         parts.append(
-            "\nNo specification: every anomaly fails the part. Set one: refdiff product set P --spec FILE.yaml"
+            f"\nNo specification: every anomaly fails the part. Set one: refdiff product set {name} --spec FILE.yaml"
         )
     if document["calibration"] is None:
-        parts.append("\nNot calibrated yet; the first inspection does it, or refdiff calibrate --product P")
+        parts.append(f"\nNot calibrated yet; the first inspection does it, or refdiff calibrate --product {name}")
     else:
         stale = " (stale: the next inspection measures it again)" if document["calibration"]["stale"] else ""
         parts += [f"\nCalibration{stale}", output.facts(_calibration_rows(document["calibration"])[1:])]

@@ -222,7 +222,7 @@ def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float
     limit, without = score_threshold(calibration.scores, alpha), limit_without(calibration, found, alpha)
     return (
         f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
-        f"Parts fail above {limit:.3f}; without them they would above {without:.3f}"
+        f"Parts fail above {limit:.3f}; without {'it' if len(found) == 1 else 'them'} they would above {without:.3f}"
     )
 
 

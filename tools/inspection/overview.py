@@ -20,13 +20,15 @@ def product_names(workspace: Workspace) -> list[str]:
 def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     """The product's record, the number of its goldens by status, and its newest calibration (None before the first).
 
-    smallest_defect: how fine photos are looked at, None without goldens.
+    goldens_with_scale: how many have one of their own. smallest_defect: how fine photos are looked at, None before a golden
+    is in a frame.
     A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
     if found is None:
         raise unknown_product(name, product_names(workspace))
-    statuses = [g.status for g in workspace.bank.list(found.name)]
+    goldens = workspace.bank.list(found.name)
+    statuses = [g.status for g in goldens]
     latest = workspace.stores.calibrations.latest(found.name)
     calibration = None
     if latest is not None:
@@ -34,6 +36,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         calibration = summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}
     return asdict(found) | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
+        "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
         "calibration": calibration,
         "smallest_defect": product_fineness(workspace, found.name),
     }
