@@ -22,6 +22,7 @@ from refdiff.memory.audit_chain import DIFFERENCE
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
+from refdiff.model.images import RgbImage
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
@@ -146,11 +147,19 @@ class ReportFiles:
         if self._last is None or self._last[0] != inspection_id:
             inspections = self._workspace.stores.inspections
             report = DefectReport.model_validate(inspections.get(inspection_id).report)
-            image, product = self._workspace.image, report.product
             kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
-            query, golden = image(report.query_sha256, product), image(report.reference.sha256, product)
+            query = self._filed_image(report, report.query_sha256, "photo")
+            golden = self._filed_image(report, report.reference.sha256, "golden sample")
             self._last = inspection_id, Drawing(report, query, golden, kept)
         return self._last[1]
+
+    def _filed_image(self, report: DefectReport, sha256: str, what: str) -> RgbImage:
+        named = f"{what} of inspection {report.inspection_id}"
+        try:
+            return self._workspace.image(sha256, report.product, named)
+        except UnknownRecordError as e:
+            path = self._workspace.stores.images.path(sha256)
+            raise StorageError(f"{path}: the {named} is missing; restore it from a backup") from e
 
     def _drawn(self, inspection_id: str, name: str) -> Path:
         path = self._root / inspection_id / ARTEFACTS[name]

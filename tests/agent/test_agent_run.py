@@ -30,7 +30,14 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import DamagedError, DuplicateError, TamperedError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import (
+    DamagedError,
+    DuplicateError,
+    StorageError,
+    TamperedError,
+    UnavailableError,
+    UnknownRecordError,
+)
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
@@ -475,9 +482,16 @@ def _other_golden(home: Path, workspace: Workspace, files: ReportFiles) -> None:
     workspace._images.clear()
 
 
+def _no_photo(home: Path, workspace: Workspace, files: ReportFiles) -> None:
+    sha256 = workspace.stores.inspections.get("insp-line").report["query_sha256"]
+    workspace.stores.images.path(sha256).unlink()
+    workspace._images.clear()
+
+
 @pytest.mark.parametrize(
     ("tamper", "error", "words"),
     [
+        (_no_photo, StorageError, "photo of inspection insp-line is missing; restore it"),
         (_other_map, TamperedError, "anomaly map is not the one that was filed"),
         (_no_map, TamperedError, "anomaly map is missing"),
         (_other_report, TamperedError, "its report is not the one"),
