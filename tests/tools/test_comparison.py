@@ -269,6 +269,16 @@ def test_ignore_zone_turns_with_the_part(workspace: Workspace, angle: float) -> 
 
 
 @pytest.mark.usefixtures("zones")
+def test_photo_of_which_nothing_is_looked_at_does_not_pass(workspace: Workspace) -> None:
+    _spec(workspace, [-50, -50, 500, 500])
+    photo = workspace.stores.images.put(encode_png(part("a", broken=True).image))
+    found = inspect_photo(workspace, workspace.stores.captures.add("5", "board", photo))
+    assert found.p_value == 1
+    assert found.threshold > 0
+    assert [p for p in found.problems if p.startswith("nothing was compared: the ignore zones")]
+
+
+@pytest.mark.usefixtures("zones")
 def test_ignore_zone_away_from_the_defect_keeps_the_score(workspace: Workspace) -> None:
     scene = part("a", broken=True)
     score = compare(workspace, scene.image, "board").difference.score

@@ -37,6 +37,7 @@ class Difference:
     score: float  # image score, continuous
     peak: float  # largest value of the map
     covered: float  # part 0..1 of the photo that some reference reaches
+    scored: float  # part 0..1 of the grid that the score is of: reached, and in no ignore zone
     types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
 
@@ -153,7 +154,7 @@ def score_difference(
     score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
     covered = float((back.to(reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
-    return Difference(smooth, score, float(smooth.max()), covered, types, back.cell_px(size))
+    return Difference(smooth, score, float(smooth.max()), covered, float(keep.mean()), types, back.cell_px(size))
 
 
 class OnPhoto:

@@ -130,7 +130,8 @@ def inspect_photo(
     p = p_value(calibration, difference.score) if calibration else None
     if unlike := unlike_goldens(calibration, p, hits[0].similarity):
         problems.append(unlike)
-    threshold = calibration.pixel_threshold if calibration else _UNCALIBRATED_THRESHOLD
+    # good parts of which nothing was looked at have no peak
+    threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     found = regions_of(comparison, threshold, at_least_one=p is None or p <= UNSUSPICIOUS_P)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
@@ -157,6 +158,11 @@ def problems_of(comparison: Comparison) -> list[str]:
     problems = []
     if not comparison.zones_placed:
         problems.append("ignore zones could not be placed: the photo could not be registered")
+    if comparison.ignore is not None and not comparison.difference.scored:
+        problems.append(
+            "nothing was compared: the ignore zones cover all of the photo that the references show; "
+            "correct the specification"
+        )
     if comparison.format_problem:
         problems.append(comparison.format_problem)
     if (covered := comparison.difference.covered) < _MIN_COVERED:
