@@ -122,9 +122,9 @@ class FeatureCache:
 class PictureCache:
     """Pictures by key; threads and processes may share it."""
 
-    def __init__(self, root: Path, most_bytes: int) -> None:
-        """root: folder of the files, made when the first one is written. most_bytes: of these."""
-        self._items = _TensorCache(root, "", most_bytes, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
+    def __init__(self, root: Path, version: str, most_bytes: int) -> None:
+        """root: folder of the files, of all versions; made when the first one is written. most_bytes: of all these."""
+        self._items = _TensorCache(root, version, most_bytes, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
 
     def get(self, key: str, draw: Callable[[], Picture], on_disk: bool) -> Picture:
         """The picture of that key, drawn now if it is not there. on_disk: keep it in a file as well."""

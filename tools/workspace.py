@@ -22,7 +22,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
-from refdiff.model.difference.encoder import Encoder, Features
+from refdiff.model.difference.encoder import FEATURE_VERSION, Encoder, Features
 from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_difference
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
@@ -240,7 +240,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     @cached_property
     def pictures(self) -> PictureCache:
         """Goldens as they are drawn in their frames."""
-        return PictureCache(self.model_settings.cache / "pictures", self.model_settings.cache_bytes // 10)
+        settings = self.model_settings
+        return PictureCache(settings.cache / "pictures", FEATURE_VERSION, settings.cache_bytes // 10)
 
     @cachedmethod(
         attrgetter("_images"), key=lambda self, sha256, window, _: (sha256, window), lock=attrgetter("_cache_lock")

@@ -28,7 +28,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-FEATURE_VERSION = "2"  # raise when the meaning of cached features changes
+FEATURE_VERSION = "2"  # raise when the meaning of cached features changes, or how goldens are drawn for them
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 # (repeats, kernel, stride, expansion, channels); a map is taken at the end of each stage named in _TAPS
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
