@@ -26,7 +26,6 @@ from refdiff.model.errors import (
     DuplicateError,
     InputError,
     RefDiffError,
-    TamperedError,
     UnavailableError,
     UnknownPartError,
     UnknownRecordError,
@@ -342,7 +341,7 @@ class ChatBot:
             if inspection.report is not None:
                 try:
                     self._platform.show(request, self.summary(inspection_id))
-                except TamperedError as e:  # to repeat it would not help
+                except InputError as e:  # tampered with, or damaged: to repeat it would not help
                     self._platform.say(request, f"The report of part {inspection.part_id} is not shown: {e}")
             else:
                 reason = (inspection.error or {}).get("message", "it was abandoned")
