@@ -93,7 +93,7 @@ def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
     assert (found["limit"], found["limit_without"]) == (0.42, 0.145)
     said = said_of(calibration, standing_out(calibration), 0.05)
     assert "g-00000000000b scores 0.420 (median 0.055)" in said
-    assert "Parts fail above 0.420; without them they would above 0.145" in said
+    assert "Parts fail above 0.420; without it they would above 0.145" in said
     assert "stand_out" not in summary(made(ALIKE), 0.05)
 
 
