@@ -102,7 +102,7 @@ def main(
                 found, false = found + (flagged and image in bad), false + (flagged and image not in bad)
                 sections.append(section(len(sections) + 1, image, request, report))
                 print(f"{len(sections)}/10 {product} {image.kind}: {report.verdict}", flush=True)
-    page = "\n".join([_OPENING.format(seed=seed, found=found, false=false), *sections])
+    page = "\n".join([_OPENING.format(seed=seed, found=found, false=false), "\n\n".join(sections)])
     out.write_text(page + "\n", encoding="utf-8")
 
 
