@@ -79,6 +79,7 @@ class InspectionQueue:
         self._listeners: dict[str, list[Listener]] = {}
         self._stopping = threading.Event()
         self._current: str | None = None
+        self._blame = threading.Lock()  # what the journal holds about blame is written under it, too
         self._beside = 0  # pieces of work in other threads that might crash the process
         self._blamed: str | None = None  # the running job, if a crash now would be its own
         self._outage: str | None = None  # the last one, logged already
@@ -178,15 +179,14 @@ class InspectionQueue:
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
         """Work in another thread that might crash the process: it is not blamed on the inspection that runs meanwhile."""
-        with self._changed:
-            self._beside += 1
-            blamed, self._blamed = self._blamed, None
+        with self._blame:
+            if self._blamed is not None:
+                self._jobs.not_alone(self._blamed)
+            self._beside, self._blamed = self._beside + 1, None
         try:
-            if blamed is not None:
-                self._jobs.not_alone(blamed)
             yield
         finally:
-            with self._changed:
+            with self._blame:
                 self._beside -= 1
 
     # -- progress
@@ -294,15 +294,15 @@ class InspectionQueue:
     def _run_job(self, inspection_id: str) -> None:
         """Run it once. While something is unavailable it is retried for as long as it takes, and other jobs run."""
         started = time.monotonic()
-        with self._changed:
-            alone = not self._beside
-            self._current = self._blamed = inspection_id
+        self._current = inspection_id
         try:
-            job = self._jobs.begin(inspection_id, alone)
+            with self._blame:
+                alone = not self._beside
+                job = self._jobs.begin(inspection_id, alone)
+                if job is not None and job.crashes and alone:  # a first crash makes it suspect, whatever else is at work
+                    self._blamed = inspection_id
             if job is None:  # cancelled, perhaps by another process
                 return self._report_end(inspection_id)
-            if not job.crashes or not alone:
-                self._blamed = None  # a first crash makes it suspect, whatever else is at work
             self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
             outcome = self._inspect(job)
         except Exception as e:

@@ -164,7 +164,7 @@ class ToolContext:
         return self.workspace.stores.products.get(name) or Product(name)
 
     def compare(self, golden_ids: Sequence[str]) -> Comparison:
-        """The photo against the given goldens. Raises UnknownRecordError."""
+        """The photo against the given goldens, nearest first. Raises UnknownRecordError."""
         capture = self.find_capture()
         goldens = [self.workspace.bank.get(i) for i in golden_ids]
         for golden in goldens:
@@ -173,7 +173,16 @@ class ToolContext:
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
         hits = [similarity_to(self.workspace, self.features, g) for g in goldens]
+        hits.sort(key=lambda hit: hit.similarity, reverse=True)
         return compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
+
+    def nearest_of(self, scored: ScoreEvidence) -> tuple[Golden, Alignment]:
+        """The nearest of the goldens that a score compared the photo with, and how it is registered."""
+        if scored.numbers.canonical:
+            nearest = self.canonical.comparison.nearest
+            return nearest.golden, nearest.alignment
+        golden = self.workspace.bank.get(scored.arguments.golden_ids[0])
+        return golden, self.align(golden)
 
     @cached_property
     def shown_reference(self) -> str:

@@ -22,8 +22,8 @@ def zoom_tool(
     context, evidence = runtime.context.tools, evidence_of(runtime.state["evidence"])
     context.capture_in(evidence)
     scored, found = scored_region(evidence, region)
-    nearest = context.canonical.comparison.nearest
-    crops = zoom(context.query, context.workspace.golden_image(nearest.golden), nearest.alignment, found.box)
+    golden, alignment = context.nearest_of(scored)
+    crops = zoom(context.query, context.workspace.golden_image(golden), alignment, found.box)
     x0, y0, x1, y1 = crops.box
     record = ZoomEvidence(
         arguments=RegionArguments(region=region, score=scored.id),

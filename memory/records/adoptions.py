@@ -6,6 +6,7 @@ second person approves it.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -85,13 +86,7 @@ class AdoptionStore:
         golden_id: None if the photo was refused. outcome: in words.
         """
         with self._db.transaction() as conn:
-            row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
-            if row is not None:
-                return Adoption(**dict(row))
-            made = Adoption(inspection_id, golden_id, outcome, utc_now())
-            conn.execute("INSERT INTO learned VALUES (:inspection_id, :golden_id, :outcome, :created_at)", vars(made))
-            append(conn, LEARNED, inspection_id, "refdiff", asdict(made))
-        return made
+            return _learned(conn, inspection_id, golden_id, outcome)
 
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
@@ -165,8 +160,8 @@ class AdoptionStore:
                 vars(made),
             )
             append(conn, APPROVAL, inspection_id, by, asdict(made))
-        if not approved:
-            self.add(inspection_id, None, f"refused by {by}" + (f": {made.note}" if made.note else ""))
+            if not approved:
+                _learned(conn, inspection_id, None, f"refused by {by}" + (f": {made.note}" if made.note else ""))
         return made
 
     def confirmed(self, product: str, days: int = 30, *, except_part: str = "") -> set[Confirmed]:
@@ -186,3 +181,13 @@ class AdoptionStore:
                 (since, product, except_part),
             )
             return {Confirmed(str(row["type"]), str(row["region"] or ""), str(row["part_id"])) for row in rows}
+
+
+def _learned(conn: sqlite3.Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
+    row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
+    if row is not None:
+        return Adoption(**dict(row))
+    made = Adoption(inspection_id, golden_id, outcome, utc_now())
+    conn.execute("INSERT INTO learned VALUES (:inspection_id, :golden_id, :outcome, :created_at)", vars(made))
+    append(conn, LEARNED, inspection_id, "refdiff", asdict(made))
+    return made

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 45.0  # platforms drop a status after a minute or two
 # retries of an answer that cannot be posted: waits double, about ten hours in all
 LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16
-HALVES_S = 1.0  # how long the second event of a message may take
+HALVES_S = 1.0  # how long the second event of a message may take, where the platform does not say what it brings
 _UNSETTLED = timedelta(hours=1)  # how long a message waits for what it lacks
 _THREADS = 8
 _MAX_TEXT = 4000
@@ -75,6 +75,9 @@ class Platform(Protocol):
 
     def opened(self, request: ChatRequest) -> ChatRequest:
         """The request with a thread, opened here if it has none."""
+
+    def files(self, request: ChatRequest) -> list[dict[str, Any]] | None:
+        """The files of a message of which one event has come, for `ChatRequest.photos`; None if the platform does not say."""
 
     def photo(self, request: ChatRequest) -> Upload | None:
         """Download the first attached file of a message. Raises InputError if it is unavailable."""
@@ -229,10 +232,14 @@ class ChatBot:
 
     def _handle(self, request: ChatRequest) -> bool:
         """Returns whether the message is now waiting for an inspection, which answers it."""
-        if request.halves:
+        files = self._platform.files(request) if request.halves else None
+        if request.halves and files is None:
             self._closing.wait(HALVES_S)
         with self._mutex:
             message = self._store.get(request.key)
+            if files and message is not None and message.state == "received" and not message.request.get("photos"):
+                self._store.change(request.key, message.request | {"photos": files}, request.thread)
+                message = self._store.get(request.key)
             self._read.add(request.key)
         if message is None or message.state == "answered":
             return False

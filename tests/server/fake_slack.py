@@ -35,6 +35,7 @@ class FakeSlack:
     downloads: list[str] = field(default_factory=list)
     people: dict[str, dict[str, Any]] = field(default_factory=dict)  # what users.info says beyond a member's profile
     shared: set[str] = field(default_factory=set)  # channels with another organisation
+    messages: list[dict[str, Any]] = field(default_factory=list)  # what channels hold
     socket_url: str = ""  # where Socket Mode is told to connect
 
     def __post_init__(self) -> None:
@@ -103,6 +104,10 @@ class FakeSlack:
             return {"user": known | self.people.get(arguments["user"], {})}
         if method == "conversations.info":
             return {"channel": {"id": arguments["channel"], "is_ext_shared": arguments["channel"] in self.shared}}
+        if method == "conversations.replies":
+            known = [m for m in self.messages if m["channel"] == arguments["channel"]]
+            thread = [m for m in known if arguments["ts"] in (m["ts"], m.get("thread_ts"))]
+            return {"messages": [m for m in thread if m["ts"] in (arguments["ts"], arguments["latest"])]}
         if method == "chat.postMessage":
             return {"channel": f"D{arguments['channel']}" if arguments["channel"].startswith("U") else arguments["channel"],
                     "ts": f"9000.{number:06}"}  # fmt: skip

@@ -28,7 +28,7 @@ from refdiff.agent.request import InspectionRequest
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
-from refdiff.memory.journals.jobs import JobStore
+from refdiff.memory.journals.jobs import Job, JobStore
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -526,6 +526,36 @@ def test_work_beside_a_suspect_job_takes_the_blame_from_it(
     end.set()
     threads[0].join(10)
     assert not caplog.records, "an inspection that ends after the server has closed leaves no false alarm"
+
+
+def test_work_that_begins_together_with_a_suspect_job_is_not_blamed_on_it(tmp_path: Path) -> None:
+    beginning, begun, end = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(JobStore):
+        def begin(self, inspection_id: str, alone: bool = False) -> Job | None:
+            beginning.set()
+            time.sleep(0.2)  # the other thread has its turn before this is written
+            return super().begin(inspection_id, alone)
+
+    def inspect(job: Job) -> str:
+        begun.set()
+        end.wait(30)
+        return "PASS"
+
+    with journal(tmp_path, "insp-a") as jobs:
+        crash(jobs, "insp-a")
+    with Slow(tmp_path) as jobs:
+        queue = InspectionQueue(jobs, inspect)
+        queue.start()
+        queue.enqueue(jobs.get("insp-a"))
+        assert beginning.wait(30)
+        with queue.beside():
+            assert begun.wait(30)
+            with sqlite3.connect(tmp_path / "jobs.sqlite") as conn:
+                assert conn.execute("SELECT alone FROM jobs").fetchone()[0] == 0
+            conn.close()
+            end.set()
+        queue.stop()
 
 
 def _alone(service: InspectionService) -> int:

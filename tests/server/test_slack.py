@@ -227,6 +227,26 @@ def test_slack_message_in_two_events_is_inspected_with_the_photo_that_either_bri
     assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(100)).hexdigest()] * 3
 
 
+@pytest.mark.parametrize("thread", [{}, {"thread_ts": "1.0"}])
+def test_slack_message_whose_second_event_is_late_is_inspected_once_with_its_photo(
+    service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch, thread: dict[str, str]
+) -> None:
+    monkeypatch.setattr(host_module, "HALVES_S", 0.0)
+    service.capture("5", Upload("old.png", good_photo(100)), "board")  # not the one that was sent
+    bare = mention("inspect part #5", "1.1", **thread)
+    whole = bare | {"type": "message", "subtype": "file_share", "files": [photo(slack, "p.png", bad_photo(100))]}
+    slack.messages = [mention("hello", "1.0"), whole]
+    slack.event(bot, bare, "Ev1")
+    asked = thread.get("thread_ts", "1.1")
+    wait(lambda: slack.posts()[asked])
+    slack.event(bot, whole, "Ev2")
+    slack.event(bot, mention("hello", "2.1"), "Ev3")
+    wait(lambda: slack.posts()["2.1"])
+    [record] = filed(service)
+    assert record.report["query_sha256"] == hashlib.sha256(bad_photo(100)).hexdigest()
+    assert len(slack.posts()[asked]) == 1
+
+
 def test_late_photo_of_a_slack_message_is_inspected_too(
     service: InspectionService, slack: FakeSlack, bot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -691,6 +711,14 @@ def test_slack_readers_are_members_of_the_workspace_or_named(
     for error in ("user_not_found", "missing_scope"):
         slack.fail = {"users.info": error}
         assert (known.refusal("U1", "C1", shared) == "") is (readers in ("*", "U1"))
+
+
+@pytest.mark.parametrize("error", ["missing_scope", "channel_not_found"])
+def test_slack_channel_that_may_be_shared_gets_no_report(slack: FakeSlack, error: str) -> None:
+    slack.fail = {"conversations.info": error}
+    known = SlackReaders(make_client(TOKEN, f"{slack.url}/api/"), "")
+    assert "may be shared" in known.refusal("U1", "C1")
+    assert known.refusal("U1", "D1") == known.refusal("U1", "") == ""  # for the user alone
 
 
 def test_slack_outage_lets_nobody_read(slack: FakeSlack) -> None:

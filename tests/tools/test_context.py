@@ -114,6 +114,22 @@ def test_comparison_with_other_references_is_not_canonical(workspace: Workspace,
     assert context.score_evidence(context.canonical.comparison).numbers == canonical.numbers
 
 
+def test_zoom_shows_the_nearest_of_the_references_that_were_scored(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ToolContext(workspace, "1")
+    evidence = inspect(context, k=1)[:4]
+    others = [h.golden for h in context.nearest(6)][2:]
+    scored = call(context, evidence, "score_difference", golden_ids=sorted(g.golden_id for g in others))
+    assert scored.arguments.golden_ids == [g.golden_id for g in others]
+    shown: list[Any] = []
+    monkeypatch.setattr("refdiff.tools.zoom.zoom", lambda *args: shown.append(args) or zoom(*args))
+    call(context, evidence, "zoom", region="r1")
+    ((_, reference, registered, _),) = shown
+    assert np.array_equal(reference, workspace.golden_image(others[0]))
+    assert registered == context.align(others[0])
+
+
 def test_resumed_run_keeps_its_capture_when_a_newer_one_exists(workspace: Workspace, calls: Counter[str]) -> None:
     evidence = inspect(ToolContext(workspace, "1"), k=2)[:4]
     found = workspace.stores.captures.latest("1")

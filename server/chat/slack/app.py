@@ -19,7 +19,7 @@ from slack_sdk.errors import SlackClientError
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.chat.bot import ChatBot, ChatRequest
 from refdiff.server.chat.slack import blocks
-from refdiff.server.chat.slack.platform import SlackPlatform
+from refdiff.server.chat.slack.platform import SlackPlatform, files_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def message_of(event: dict[str, Any], team: str, shared: bool = False) -> ChatRe
         return None
     channel, ts = str(event["channel"]), str(event["ts"])
     thread_ts = str(event.get("thread_ts") or ts)
-    photos = _files(event)
+    photos = files_of(event)
     return ChatRequest(
         key=f"{team}:{channel}:{ts}",
         thread=f"{team}:{channel}:{thread_ts}",
@@ -96,27 +96,6 @@ def plain(text: str) -> str:
     return " ".join(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").split())
 
 
-def _files(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """All files of a message and of a message shared in it: whether they are photos, their bytes tell. Pictures that a
-    program's message only shows count too."""
-    kept = ("id", "name", "url_private", "url_private_download")
-    holders = [message, *_dicts(message, "attachments")]
-    files = [f for h in holders for f in _dicts(h, "files")]
-    for holder in holders:
-        shown = [b for b in _dicts(holder, "blocks") if b.get("type") == "image"]
-        files += [
-            {"name": b.get("alt_text")} | (b.get("slack_file") or {"url_private": b.get("image_url")}) for b in shown
-        ]
-        if holder.get("image_url"):
-            files.append({"name": holder.get("title"), "url_private": holder["image_url"]})
-    return [{k: f[k] for k in kept if f.get(k)} | ({"url_private": f["url"]} if f.get("url") else {}) for f in files]
-
-
-def _dicts(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    listed = holder.get(name)
-    return [d for d in listed if isinstance(d, dict)] if isinstance(listed, list) else []
-
-
 def _add_shortcuts(app: App, bot: ChatBot) -> None:
     @app.shortcut(INSPECT_MESSAGE)
     def inspect_message(ack: Any, shortcut: dict[str, Any]) -> None:
@@ -129,7 +108,7 @@ def _add_shortcuts(app: App, bot: ChatBot) -> None:
             user_name="",
             text=f"inspect {plain(str(message.get('text') or ''))}",
             place={"channel": channel, "thread_ts": thread_ts, "ts": str(message["ts"])},
-            photos=_files(message),
+            photos=files_of(message),
         )
         bot.receive(request)
         ack()

@@ -76,6 +76,17 @@ class SlackPlatform:
         thread = f"{place['team']}:{channel}:{ts}"
         return replace(request, thread=thread, place={"channel": channel, "thread_ts": ts, "ts": ts, "shared": False})
 
+    def files(self, request: ChatRequest) -> list[dict[str, Any]] | None:
+        place = request.place
+        try:
+            found = self.client.conversations_replies(
+                channel=place["channel"], ts=place["thread_ts"], oldest=place["ts"], latest=place["ts"], inclusive=True,
+                limit=1,
+            ).get("messages") or []  # the first of a thread comes, too
+        except (SlackClientError, OSError):  # not in the channel, or without the scope
+            return None
+        return next((files_of(m) for m in found if m.get("ts") == place["ts"]), None)
+
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:
             return None
@@ -160,3 +171,24 @@ class SlackPlatform:
 
 def _suffix(picture: bytes) -> str:
     return ".png" if media_type(picture) == "image/png" else ".jpg"
+
+
+def files_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """All files of a message and of a message shared in it: whether they are photos, their bytes tell. Pictures that a
+    program's message only shows count too."""
+    kept = ("id", "name", "url_private", "url_private_download")
+    holders = [message, *_dicts(message, "attachments")]
+    files = [f for h in holders for f in _dicts(h, "files")]
+    for holder in holders:
+        shown = [b for b in _dicts(holder, "blocks") if b.get("type") == "image"]
+        files += [
+            {"name": b.get("alt_text")} | (b.get("slack_file") or {"url_private": b.get("image_url")}) for b in shown
+        ]
+        if holder.get("image_url"):
+            files.append({"name": holder.get("title"), "url_private": holder["image_url"]})
+    return [{k: f[k] for k in kept if f.get(k)} | ({"url_private": f["url"]} if f.get("url") else {}) for f in files]
+
+
+def _dicts(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    listed = holder.get(name)
+    return [d for d in listed if isinstance(d, dict)] if isinstance(listed, list) else []

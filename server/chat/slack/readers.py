@@ -35,9 +35,9 @@ class SlackReaders:
             return ""
         if not self._is_member(user):
             return f"RefDiff answers members of its own workspace only, no guests; {_SETTING}."
-        if self._is_shared(channel) if shared is None and channel else shared:
+        if why := self._shared(channel) if shared is None else "is shared with another organisation" if shared else "":
             return (
-                "This channel is shared with another organisation, which could read the report. "
+                f"This channel {why}, which could read the report. "
                 f"Ask in a channel of your own or in a direct message, or {_SETTING}."
             )
         return ""
@@ -59,14 +59,20 @@ class SlackReaders:
         teams = {str(found.get("team_id") or ""), *((found.get("enterprise_user") or {}).get("teams") or ())}
         return bool(teams & (self._readers or {self._team()}))
 
-    def _is_shared(self, channel: str) -> bool:
-        """Whether other organisations are in a channel; only buttons and shortcuts do not say so themselves."""
+    def _shared(self, channel: str) -> str:
+        """Why other organisations may read a channel; "" if they do not. Only buttons and shortcuts do not say so
+        themselves."""
+        if not channel or channel.startswith("D"):  # a conversation with the user alone
+            return ""
         try:
             found = self._client.conversations_info(channel=channel).get("channel") or {}
         except SlackApiError as e:
-            log.warning("cannot tell whether channel %s is shared (%s)", channel, e.response.get("error", ""))
-            return False
-        return bool(found.get("is_ext_shared") or found.get("is_pending_ext_shared"))
+            said = str(e.response.get("error", ""))
+            scopes = ": give the Slack app the scopes channels:read and groups:read" if said == "missing_scope" else ""
+            log.warning("cannot tell whether channel %s is shared (%s)%s", channel, said, scopes)
+            return f"may be shared (Slack does not say: {said}) with another organisation"
+        shared = found.get("is_ext_shared") or found.get("is_pending_ext_shared")
+        return "is shared with another organisation" if shared else ""
 
     def _team(self) -> str:
         if not self._own_team:

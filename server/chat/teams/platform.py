@@ -64,6 +64,9 @@ class TeamsPlatform:
     def opened(self, request: ChatRequest) -> ChatRequest:
         return request  # every message belongs to a conversation
 
+    def files(self, request: ChatRequest) -> list[dict[str, Any]] | None:
+        return request.photos  # every message comes whole
+
     def photo(self, request: ChatRequest) -> Upload | None:
         if not request.photos:
             return None
