@@ -299,7 +299,9 @@ class InspectionQueue:
             with self._blame:
                 alone = not self._beside
                 job = self._jobs.begin(inspection_id, alone)
-                if job is not None and job.crashes and alone:  # a first crash makes it suspect, whatever else is at work
+                if (
+                    job is not None and job.crashes and alone
+                ):  # a first crash makes it suspect, whatever else is at work
                     self._blamed = inspection_id
             if job is None:  # cancelled, perhaps by another process
                 return self._report_end(inspection_id)

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 
 from refdiff.model.decode_budget import BUDGET
 from refdiff.model.errors import ImageError, UnavailableError, out_of_memory
+from refdiff.model.files import SHORTAGES
 from refdiff.model.pixel_formats import (
     DeepSamples,
     FormatError,
@@ -63,13 +64,18 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins as an image that `decode_image` reads, whatever its name; False if it cannot be opened."""
+    """Whether a file begins as an image that `decode_image` reads, whatever its name; False if it cannot be opened.
+
+    Raises UnavailableError where the machine has no file descriptor or memory left to look.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_FORMATS):
                 return True
-    except Exception:  # PIL raises many types on what is no image
+    except Exception as e:  # PIL raises many types on what is no image
+        if out_of_memory(e) or (isinstance(e, OSError) and e.errno in SHORTAGES):
+            raise UnavailableError(f"{path.name}: cannot be looked at just now ({e}); try again later") from e
         return False
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from refdiff.agent.language.parts import Named, Stored, none_stored, parts_in
+from refdiff.agent.language.parts import Named, Stored, count_words, none_stored, parts_in, words_before
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.model.images import image_suffixes
@@ -24,6 +24,7 @@ _VERB = (
     r"|(?:重新|再)?(?:检查|检测)"
 )
 _ASKED = re.compile(rf"(?<![^\W\u4e00-\u9fff])(?:{_VERB})", re.IGNORECASE)
+_IMPERATIVE = re.compile(rf"{_ASKED.pattern}(?!\w*(?:ing|ions?|ed|[eo]rs?|ung(?:en)?|ad[oa])(?!\w))", re.IGNORECASE)
 _BEGINS = re.compile(rf"\W*(?:please |bitte |por favor |请)?(?:{_VERB})", re.IGNORECASE)
 # "inspect it again", and nothing else: "inspect the next one" is another part
 _AGAIN = re.compile(
@@ -37,6 +38,7 @@ _BARE = re.compile(
     r"(?:and|und|y|now|next|also|then|what|how|about|please|bitte|por favor|the|part|number|no|teil|pieza|零件|那|呢|\W)*",
     re.IGNORECASE,
 )
+_LEAD, _ANSWER = 4, 3  # words before "inspect" in a request ("Hi, could you please"), and before a part in an answer
 _PRODUCT = re.compile(
     r"(?P<before>[,;(（，；、]\s*)?(?:(?<!\w)produ(?:cto?|kt|it)\b|产品) ?(?P<given>[:：=])? ?"
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<end>\s*(?:$|[,;.)，；。）]))?",
@@ -104,6 +106,8 @@ def the_part(text: str, stored: Stored, given: str | None = None, *, photo: bool
         if doubt := _doubt(named):
             raise InputError(doubt)
         return named.ids[0] if named.ids else None
+    if named.more:
+        raise InputError(_doubt(named))
     if named.marked and normalise_part_id(given) not in named.ids:
         raise InputError(f"the request names part {', '.join(named.ids)}, but part {given} was given; name one of them")
     return given
@@ -138,7 +142,9 @@ def understand(
     if named.ids:
         # people also speak of parts ("4411 had the same scratch, right?"): that asks for no inspection
         answers = any(message.files for message in said[1:]) and not _is_question(newest)
-        if not (answers or _is_request(newest, named, about)):
+        if not (answers and _is_own(newest, named, _ANSWER)) and not _is_request(newest, named, about):
+            if about is None and newest.prompt:
+                return Intent(ask=_not_inspected(named.ids[0]))
             return Intent(about=about.inspection_id if about else None)
         doubt = _doubt(named)
         return Intent(ask=doubt, lacks_part=True) if doubt else _inspect(named.ids[0], said, stored)
@@ -166,11 +172,28 @@ def _named(message: Said, stored: Stored) -> Named:
 
 def _is_request(message: Said, named: Named, about: Subject | None) -> bool:
     """Whether a message that names a part wants it inspected."""
+    if not _is_own(message, named):
+        return False
     if message.files or (about is None and message.addressed):
         return True
     if about is not None and named.ids == (about.part_id,):
         return _BEGINS.match(message.text) is not None
     return _ASKED.search(message.text) is not None or _is_bare(message.text, named.ids)
+
+
+def _is_own(message: Said, named: Named, most: int = 1) -> bool:
+    """Whether a message that names a part is a person's own, not what a program wants done with one.
+
+    "Write a title for a conversation about part #4412": whoever wants a part inspected says so first, or begins with the
+    part. most: words that may stand before it.
+    """
+    if message.files or not message.prompt:
+        return True
+    asked = _IMPERATIVE.search(message.text)
+    if asked and count_words(words_before(message.text, [asked[0]])) <= _LEAD:
+        return True
+    lead = words_before(message.text, named.ids)
+    return _BARE.fullmatch(lead) is not None or count_words(lead) <= most
 
 
 def _is_question(message: Said) -> bool:
@@ -225,9 +248,16 @@ def _doubt(named: Named) -> str | None:
         )
     if named.unsure:
         return f'Do you mean part {named.unsure}? Then write "inspect part #{named.unsure}".'
-    if named.quoted:
-        return f'Nothing was inspected. To inspect, write only "inspect part #{named.quoted}".'
-    return None
+    if named.more:
+        return (
+            f"Your message names part {named.ids[0]} {named.more!r}. One message inspects one part: name each by its id, "
+            f'as in "inspect part #{named.ids[0]}".'
+        )
+    return _not_inspected(named.quoted) if named.quoted else None
+
+
+def _not_inspected(part_id: str) -> str:
+    return f'Nothing was inspected. To inspect, write only "inspect part #{part_id}".'
 
 
 # ---- products ----

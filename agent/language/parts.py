@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-from refdiff.agent.language.requests import SEVERAL
+from refdiff.agent.language.requests import COUNTS, SEVERAL
 from refdiff.memory.records.captures import MAX_PART_ID
 
 Stored = Callable[[Collection[str]], Collection[str]]  # those of some texts that are ids of captured parts
@@ -44,6 +44,21 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _JOINING_WORD = re.compile(r"(?<!\w)(?:and|or|to|und|oder|bis|y|o|a|et|also|then|plus|auch|sowie)\W*$", re.IGNORECASE)
+# "and the next one", "und die nächsten drei", "ff.": parts that are named without their ids
+_OTHER = (
+    r"next|following|previous|other|remaining|rest|nächste[nrs]?|folgende[nrs]?|vorige[nrs]?|übrige[nrs]?|andere[nrs]?"
+    r"|siguientes?|anterior(?:es)?|próxim[ao]s?|otr[ao]s?|demás|suivante?s?|下面|后面|其余|其他|另|下"
+)
+_PIECE = r"(?:ones?|parts?|pieces?|teile?n?|stücke?n?|piezas?|pièces?|[一二三两几]?[个件]|零件)(?![^\W\d_])"
+_CLAUSE_ENDS = r"(?=\s*(?:$|[.!?,;:)。！？，；]|(?:please|too|against|with|bitte|auch|gegen|por favor|contra)(?!\w)))"
+_MORE = re.compile(
+    rf"\s*(?:(?:[,;&+/、，；和与及或到至跟]|(?<!\w)(?:and|or|to|through|until|plus|und|oder|bis|sowie|y|o|a|hasta|et|ou)(?!\w))\s*)+"
+    rf"(?:(?:all|the|its|alle|die|den|der|das|la|las|el|los)\s+)*(?:{_OTHER})\s*"
+    rf"(?:(?:\w+\s+)?{_PIECE}|(?:s|{COUNTS})?(?!\w){_CLAUSE_ENDS})"
+    r"|\s*(?:ff\.?|f\.|(?:and|und) (?:up|above|aufwärts)|onwards?|upwards?|aufwärts|en adelante|以[后上])(?!\w)"
+    rf"{_CLAUSE_ENDS}",
+    re.IGNORECASE,
+)
 _WORD_BEFORE_HASH = re.compile(r"[^\W\d_]\s*#? ?$")
 _PIECES = re.compile(r"/|\.{2,}|-{2,}|:")
 
@@ -68,6 +83,7 @@ class Named:
 
     ids: tuple[str, ...] = ()
     marked: bool = False  # by "part" or "#", or like one that is
+    more: str | None = None  # how the message names further parts without their ids; only with one id
     unsure: str | None = None  # a plain word that is also the id of a captured part; only without ids
     quoted: str | None = None  # a part that only something quoted names; only without ids
 
@@ -164,6 +180,18 @@ def _is_task(text: str, ids: Collection[str]) -> bool:
     return any(len(_WORD.findall(line)) > _SHORT_LINE and not any(k in line for k in known) for line in lines)
 
 
+def words_before(text: str, found: Collection[str]) -> str:
+    """What stands before the first of some texts, on its line, without words for "part"."""
+    text = unicodedata.normalize("NFKC", text)
+    at = [i for f in found if (i := text.find(unicodedata.normalize("NFKC", f))) >= 0]
+    before = text[: min(at, default=len(text))].rpartition("\n")[2]
+    return re.sub(_PART, " ", before, flags=re.IGNORECASE)
+
+
+def count_words(text: str) -> int:
+    return len(_WORD.findall(text))
+
+
 # ---- ids ----
 
 
@@ -183,7 +211,9 @@ def _named(text: str, stored: Stored) -> Named:
     ):
         if chosen:
             named = _with_others(text, chosen, likely + unsure)
-            return Named(tuple(dict.fromkeys(c.id for c in named)), marked=bool(chosen[0].by))
+            ids = tuple(dict.fromkeys(c.id for c in named))
+            more = next((m for c in named if (m := _MORE.match(text, c.end))), None) if len(ids) == 1 else None
+            return Named(ids, marked=bool(chosen[0].by), more=more[0].strip() if more else None)
     return Named(unsure=unsure[0].id if unsure else None)
 
 

@@ -39,10 +39,10 @@ _SAMPLE = (
 _NEAREST = (
     r"(?:(?:of\s+the|of|der|den|las?|los)\s+)?(?:nearest|closest|best|different|nächsten|ähnlichsten)\s+|个?最近的|个"
 )
-_WORDS = "|".join(re.escape(word) for word in _COUNTS)
+COUNTS = "|".join(re.escape(word) for word in _COUNTS)
 _ONE = "|".join(re.escape(word) for word, n in _COUNTS.items() if n == 1)
 SEVERAL = re.compile(
-    rf"(?<![A-Za-z0-9_#.,-])(?:({_WORDS})\s*(?:{_NEAREST})?(?:{_SAMPLES})|({_ONE})\s+(?:{_NEAREST})?(?:{_GOOD})\b)",
+    rf"(?<![A-Za-z0-9_#.,-])(?:({COUNTS})\s*(?:{_NEAREST})?(?:{_SAMPLES})|({_ONE})\s+(?:{_NEAREST})?(?:{_GOOD})\b)",
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(

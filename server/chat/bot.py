@@ -77,7 +77,7 @@ class Platform(Protocol):
         """The request with a thread, opened here if it has none."""
 
     def files(self, request: ChatRequest) -> list[dict[str, Any]] | None:
-        """The files of a message of which one event has come, for `ChatRequest.photos`; None if the platform does not say."""
+        """The files of a message of which one event has come, as `ChatRequest.photos`; None if the platform does not say."""
 
     def photo(self, request: ChatRequest) -> Upload | None:
         """Download the first attached file of a message. Raises InputError if it is unavailable."""

@@ -73,7 +73,14 @@ def mcp(
             import uvicorn
 
             from refdiff.server.mcp.http import PATH, build_app, known_to, same_text
-            from refdiff.server.web.serve import GracefulServer
+            from refdiff.server.web.connections import most_connections, patient
+            from refdiff.server.web.routes.health import health_of
+            from refdiff.server.web.serve import GracefulServer, many_threads
+
+            many_threads()
+
+            def health() -> tuple[int, bytes]:
+                return health_of(service)
 
             at = f"{address(host, listener)}{PATH}"
             said = f"MCP at {at}; Ctrl-C ends it"
@@ -84,9 +91,12 @@ def mcp(
                 accepts = known_to(keys)
                 if operator:
                     said += f"\nAPI key: {operator[1]}  (for callers; kept in {chosen.memory.home / OPERATOR_FILE})"
-            app = build_app(server, host, accepts, chosen.model.max_bytes * 4 // 3 + 65_536)
-            config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S)
-            web = GracefulServer(config, lambda: output.say(said), service.drain)
+            app = build_app(server, host, accepts, chosen.model.max_bytes * 4 // 3 + 65_536, health)
+            config = uvicorn.Config(
+                app, log_level="warning", server_header=False, timeout_graceful_shutdown=_STOP_S, ws="none", loop="asyncio",
+                http=patient(most_connections()),
+            )  # fmt: skip
+            web = GracefulServer(config, lambda: output.say(said), service.drain, health)
             web.run([listener])
             interrupted = web.interrupted
     if interrupted:

@@ -10,23 +10,26 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.sockets import is_loopback, proxy_header
 
-PATH = "/mcp"
+PATH, HEALTH = "/mcp", "/healthz"
 
 
 class Admission:
-    """Refuses requests without a good key (401). Where none is needed, those that came through a proxy."""
+    """Refuses requests without a good key (401). Where none is needed, those that came through a proxy. Health is told
+    to everybody."""
 
     def __init__(self, app: ASGIApp, accepts: Callable[[str], bool] | None) -> None:
         self._app, self._accepts = app, accepts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (why := self._refusal(Headers(scope=scope))):
+        guarded = scope["type"] == "http" and scope["path"] != HEALTH
+        if guarded and (why := self._refusal(Headers(scope=scope))):
             refusal = JSONResponse({"error": why}, 401, {"www-authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
@@ -59,11 +62,17 @@ def known_to(keys: KeyStore) -> Callable[[str], bool]:
     return known
 
 
-def build_app(server: MCPServer[Any], host: str, accepts: Callable[[str], bool] | None, max_bytes: int) -> Starlette:
-    """The ASGI app with the endpoint /mcp.
+def build_app(
+    server: MCPServer[Any],
+    host: str,
+    accepts: Callable[[str], bool] | None,
+    max_bytes: int,
+    health: Callable[[], tuple[int, bytes]],
+) -> Starlette:
+    """The ASGI app with the endpoints /mcp and /healthz.
 
     accepts: whether a key opens it; None to serve this machine without one. max_bytes: limit of a request; base64 makes a
-    photo a third larger.
+    photo a third larger. health: status and JSON body of /healthz; quick, waits for nothing.
 
     On loopback, only loopback host names are allowed, which prevents DNS rebinding by web pages.
     """
@@ -77,5 +86,11 @@ def build_app(server: MCPServer[Any], host: str, accepts: Callable[[str], bool] 
     app = server.streamable_http_app(
         streamable_http_path=PATH, host=host, transport_security=security, max_request_body_size=max_bytes
     )
+
+    async def healthz(_: Request) -> Response:
+        status, body = health()
+        return Response(body, status, media_type="application/json")
+
+    app.add_route(HEALTH, healthz)
     app.add_middleware(Admission, accepts=accepts)
     return app

@@ -92,7 +92,7 @@ class GracefulServer(uvicorn.Server):
     """uvicorn with graceful shutdown: the service is closed before a signal is raised again.
 
     ready: called once requests are accepted. ending: called before open requests are awaited; must be quick.
-    health: status and body of /healthz, which a Doorkeeper answers; None: there is no such address.
+    health: status and body of /healthz, which a Doorkeeper answers.
     interrupted: whether Ctrl-C stopped it.
     """
 
@@ -101,7 +101,7 @@ class GracefulServer(uvicorn.Server):
         config: uvicorn.Config,
         ready: Callable[[], None],
         ending: Callable[[], None],
-        health: Callable[[], tuple[int, bytes]] | None = None,
+        health: Callable[[], tuple[int, bytes]],
     ) -> None:
         super().__init__(config)
         self._ready, self._ending, self._health = ready, ending, health
@@ -120,14 +120,11 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
-        if self._health is None:
-            await super().startup(sockets)
-        else:
-            await super().startup([])
-            self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
-            for listener, door in zip(sockets or (), self._doors, strict=True):
-                listener.listen(_QUEUE)
-                door.start()
+        await super().startup([])
+        self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
+        for listener, door in zip(sockets or (), self._doors, strict=True):
+            listener.listen(_QUEUE)
+            door.start()
         self._ready()
 
     def _protocol(self) -> asyncio.Protocol:

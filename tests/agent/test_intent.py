@@ -95,6 +95,42 @@ def test_message_names_all_its_parts_in_any_language(text: str, parts: list[str]
     assert list(parts_in(text, stored).ids) == parts
 
 
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("inspect part 4412 and the next one", "and the next one"),
+        ("inspect part #4412, and the following three parts", ", and the following three parts"),
+        ("part 4412 and the next three please", "and the next three"),
+        ("inspect 4412 and all the others", "and all the others"),
+        ("part 4412 and the other ones against the nearest good sample", "and the other ones"),
+        ("inspect part 4412 ff.", "ff."),
+        ("part 4412 and up", "and up"),
+        ("part 4412 onwards", "onwards"),
+        ("Teil 4412 und die nächsten drei", "und die nächsten drei"),
+        ("Teil 4412 und folgende", "und folgende"),
+        ("prüfe Teil 4412 sowie das nächste Teil", "sowie das nächste Teil"),
+        ("inspecciona la pieza 4412 y la siguiente", "y la siguiente"),
+        ("pieza 4412 y las otras piezas", "y las otras piezas"),
+        ("检查零件4412和下一个", "和下一个"),
+        ("检查零件4412和其他零件", "和其他零件"),
+        ("part 4412 and the other side", None),
+        ("inspect part 4412 and try another reference", None),
+        ("inspect part 4412 against the next best golden sample", None),
+        ("inspect part 4412, next to the lamp", None),
+        ("part 4412, the other side looked fine", None),
+        ("part 4412 and tell me what follows", None),
+        ("inspect part 4412 and 4413 and the next one", None),  # several ids are asked for anyway
+    ],
+)
+def test_parts_without_ids_beside_a_named_one_are_asked_for(text: str, more: str | None) -> None:
+    assert parts_in(text, stored).more == more
+    if more is not None:
+        assert more in str(understand([Said(text)], stored).ask)
+        for given in (None, "4412"):
+            with pytest.raises(InputError, match="names part 4412"):
+                the_part(text, stored, given, photo=False)
+
+
 @pytest.mark.parametrize("text", ["is it good?", "prüfe gearbox", "检查零件甲"])
 def test_plain_word_that_is_also_a_part_is_asked_for(text: str) -> None:
     intent = understand([Said(text)], stored)
@@ -133,6 +169,10 @@ PROMPTS = {
     "code": "Write a title for `inspect part #4412`",
     "braces": "Give a title for {inspect part #4412}",
     "long": "inspect part #4412" + " hello" * 400,
+    "own words": "Write a title for a conversation about part #4412",
+    "own words with the verb": "Write a short title for the request to inspect part #4412",
+    "own words in German": "Schreibe einen Titel für ein Gespräch über die Prüfung von Teil 4412",
+    "follow-ups in own words": "Suggest three questions that somebody who is inspecting part 4412 may ask",
     "Markdown quote": "Suggest three follow-up questions.\n\n> inspect part #4412",
 }
 
@@ -159,6 +199,14 @@ def test_prompt_that_quotes_a_request_asks_for_no_inspection(prompt: str, known:
         "Good morning,\n\ninspect part 4412 against the nearest good sample and tell me what you see.\n\nThanks\nAda",
         "Part: 4412\nProduct: board",
         'inspect part "4412"',
+        "part 4412",
+        "#4412 please",
+        "New part 4412 from line 3. Please check it.",
+        "Hi, could you please inspect part 4412?",
+        "Kannst du bitte Teil 4412 prüfen?",
+        "Verify part 4412",
+        "麻烦检查零件4412",
+        "what about part 4412?",
     ],
 )
 def test_request_in_own_words_is_no_quotation(text: str) -> None:

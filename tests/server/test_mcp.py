@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,13 @@ def test_mcp_session_over_http_needs_token_and_local_host_name(ready: Path) -> N
         anyio.run(run, url)
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
             assert httpx2.post(url, json={}, headers=wrong).status_code == 401
+        with httpx2.Client(base_url=url.removesuffix("/mcp")) as probe, ExitStack() as silent:
+            port = int(url.removesuffix("/mcp").rpartition(":")[2])
+            for _ in range(600):
+                silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            probe.post("/mcp", json={})  # the connection is the event loop's
+            for found in (probe.get("/healthz"), httpx2.get(f"{probe.base_url}/healthz")):
+                assert (found.status_code, found.json()["status"]) == (200, "ok")
 
 
 def test_mcp_over_http_without_a_token_needs_the_operators_key(ready: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError, StorageError, UnavailableError
-from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.images import RgbImage, encode_png, is_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import PartKind, render
 from refdiff.tools.golden_samples import photos
@@ -106,11 +106,14 @@ def test_files_in_a_folder_that_are_no_images_are_counted_and_named(workspace: W
     folder = save(tmp_path, "good/1.png", photo(0)).parent
     for i, name in enumerate(("2.jfif", "3.JPE", "4.jpg")):
         Image.fromarray(photo(1 + i)).save(folder / name, "JPEG")
-    for name in ("5.heic", "6.HEIC", "7.avif", "sub/8.cr2", "readme.txt", "bare"):
+    for i, name in enumerate(("bare", "x.dat")):  # images by their content
+        Image.fromarray(photo(4 + i)).save(folder / name, "PNG")
+    os.mkfifo(folder / "pipe")
+    for name in ("5.heic", "6.HEIC", "7.avif", "sub/8.cr2", "readme.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     result = enroll(workspace, "board", [folder])
-    assert [g.filename for g in result.added] == ["1.png", "2.jfif", "3.JPE", "4.jpg"]
+    assert [g.filename for g in result.added] == ["1.png", "2.jfif", "3.JPE", "4.jpg", "bare", "x.dat"]
     assert result.refused == []
     assert len(result.others) == 6
     said = left_out(result.others)
@@ -217,6 +220,25 @@ def test_full_disk_while_enrolling_keeps_earlier_goldens(
     assert ([g.filename for g in rest.added], len(rest.already_there)) == (["2.png"], 2)
 
 
+def test_outlier_of_an_enrolment_that_failed_is_flagged_by_the_next_one(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [save(tmp_path, "wrong.png", photo(0, "bottle")), *(save(tmp_path, f"{i}.png", photo(i)) for i in range(9))]
+    put, left = ImageStore.put, iter([True] * 5)
+
+    def full(self: ImageStore, data: bytes) -> str:
+        if not next(left, False):
+            raise StorageError("images: the disk is full")
+        return put(self, data)
+
+    with monkeypatch.context() as m:
+        m.setattr(ImageStore, "put", full)
+        with pytest.raises(StorageError):
+            enroll(workspace, "board", paths)
+    assert [g.filename for g in enroll(workspace, "board", paths).flagged] == ["wrong.png"]
+    assert enroll(workspace, "board", paths).flagged == []
+
+
 def test_enrolment_stores_the_photo_before_the_golden(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,3 +303,9 @@ def test_photo_that_the_machine_cannot_open_just_now_is_not_called_bad(
     monkeypatch.setattr(photos, "_open_at_once", refused)
     with pytest.raises(kind):
         read_photo(path, ModelSettings())
+    monkeypatch.setattr("builtins.open", refused)
+    if kind is UnavailableError:
+        with pytest.raises(kind):
+            is_image(path)
+    else:
+        assert not is_image(path)

@@ -63,6 +63,7 @@ def enroll(
     result = EnrollResult(product)
     files = list(find_images(paths, result.refused, result.others))
     thumbnails: ThumbnailIndex | None = None
+    known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
     for done, source in enumerate(files):
         path = source.path if isinstance(source, Upload) else source
         try:
@@ -70,6 +71,7 @@ def enroll(
             known = _enrolled(workspace, product, data)
             if known is not None:
                 result.already_there.append(Refusal(path, _present(known)))
+                known_ids.append(known.golden_id)
                 continue
             image = _decode_golden(workspace, product, data, path.name, enrolled_by)
             thumbnails = thumbnails or ThumbnailIndex(workspace, product)
@@ -107,8 +109,8 @@ def enroll(
             result.refused.append(Refusal(path, without_file_name(str(e), path)))
         finally:
             progress("enrolling", done + 1, len(files))
-    if result.added:
-        result.flagged.extend(flag_outliers(workspace, product, [g.golden_id for g in result.added]))
+    if named := [*(g.golden_id for g in result.added), *known_ids]:
+        result.flagged.extend(flag_outliers(workspace, product, named))
     result.notes.extend(workspace.bank.notes(product))
     return replace(result, n_in_bank=workspace.bank.count(product))
 

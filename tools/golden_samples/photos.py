@@ -11,7 +11,7 @@ from pathlib import Path
 
 from refdiff.model.errors import ImageError
 from refdiff.model.files import SHORTAGES, outage
-from refdiff.model.images import check_bytes, image_suffixes
+from refdiff.model.images import check_bytes, image_suffixes, is_image
 from refdiff.model.settings import ModelSettings
 
 
@@ -43,7 +43,7 @@ def find_images(
     """The files named, and all images below the folders named, in sorted order.
 
     Hidden files are skipped; links are followed only within the folder, with `links` also to files elsewhere. What is named
-    and gives no file is added to `refused`; files in folders that are no images by their names are added to `others`.
+    and gives no file is added to `refused`; files in folders that are images neither by name nor by content to `others`.
     """
     others = [] if others is None else others
     for path in paths:
@@ -65,7 +65,7 @@ def find_images(
 
 
 def left_out(others: Sequence[Path]) -> str:
-    """Files that are no images by their names, counted and named for people, with the way out."""
+    """Files that are no images, counted and named for people, with the way out."""
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counted = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     few = ", ".join(storable(path.name) for path in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -90,7 +90,7 @@ def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool)
             file = here / name
             if name.startswith("."):
                 continue
-            if file.suffix.lower() not in image_suffixes():
+            if not (file.suffix.lower() in image_suffixes() or (file.is_file() and is_image(file))):
                 others.append(file)
             elif not links and file.is_symlink() and not file.resolve().is_relative_to(root):
                 refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))

@@ -79,10 +79,17 @@ class SlackPlatform:
     def files(self, request: ChatRequest) -> list[dict[str, Any]] | None:
         place = request.place
         try:
-            found = self.client.conversations_replies(
-                channel=place["channel"], ts=place["thread_ts"], oldest=place["ts"], latest=place["ts"], inclusive=True,
-                limit=1,
-            ).get("messages") or []  # the first of a thread comes, too
+            found = (
+                self.client.conversations_replies(
+                    channel=place["channel"],
+                    ts=place["thread_ts"],
+                    oldest=place["ts"],
+                    latest=place["ts"],
+                    inclusive=True,
+                    limit=1,
+                ).get("messages")
+                or []
+            )  # the first of a thread comes, too
         except (SlackClientError, OSError):  # not in the channel, or without the scope
             return None
         return next((files_of(m) for m in found if m.get("ts") == place["ts"]), None)
