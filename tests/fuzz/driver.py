@@ -45,8 +45,7 @@ def in_time() -> Iterator[None]:
 
 def fuzz(kind: str, cases: st.SearchStrategy[Any], check: Check) -> int:
     """Check new cases for the share of this kind; the number checked. A case that fails is kept, and fails the test."""
-    until = time.monotonic() + SECONDS / len(KINDS)
-    count, failing = 0, None
+    began, count, failing = time.monotonic(), 0, None
 
     @settings(
         max_examples=_ROUND, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
@@ -63,7 +62,7 @@ def fuzz(kind: str, cases: st.SearchStrategy[Any], check: Check) -> int:
             raise
 
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < began + SECONDS / len(KINDS):
             round_()
     except BaseException:
         if failing is not None:
@@ -71,5 +70,6 @@ def fuzz(kind: str, cases: st.SearchStrategy[Any], check: Check) -> int:
             name = hashlib.sha256(text.encode()).hexdigest()[:12]
             (CORPUS / kind / f"{name}.json").write_text(text, encoding="utf-8")
         raise
-    print(f"{kind}: {count} cases in {SECONDS / len(KINDS):.0f} s")
+    finally:
+        print(f"{kind}: {count:,} cases in {time.monotonic() - began:.0f} s", flush=True)
     return count
