@@ -1,35 +1,35 @@
-"""The thread at the door: takes connections, answers /healthz itself, and passes all others on to the event loop.
-
-The event loop answers in turn, so behind a thousand requests a probe would wait for seconds, and whoever watches the server
-would restart it because it is busy.
-"""
+"""The server's end of the door (see `door`): it takes the connections that the door passes on, and says how it is."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import selectors
+import errno
+import logging
+import os
 import socket
-import threading
-import time
-from collections import OrderedDict
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-_HEALTH = re.compile(rb"(?:GET|HEAD) /healthz(?:\?[^ ]*)? HTTP/1\.[01]\r\n(?:[^\r\n]+\r\n)*\r\n")
-_BEGINS = (b"GET /healthz", b"HEAD /healthz")
-_LOOKED_AT = 4096  # bytes; a probe's headers are shorter
-_WAIT_S = 0.5  # for the first bytes of a connection; then it is the event loop's
-_PAUSE_S = 0.2  # when no further connection can be taken
+from refdiff.server.web import door
+
+log = logging.getLogger(__name__)
+
+POSSIBLE = hasattr(socket, "send_fds")  # not on Windows
+_TOLD_S = 0.25  # between two looks at the server's health
+_AGAIN_S = 1.0  # until a door that was killed is opened again
+_AT_ONCE = 64  # connections, before others have their turn
+_STOP_S = 2.0
 
 
 class Doorkeeper:
     """Of one listening socket, from `start` to `stop`; both run in the event loop's thread.
 
     health: status and JSON body of /healthz; quick, waits for nothing. protocol: makes that of a connection. most: how many
-    connections may wait here, and how many on their way to the event loop; of more, those that sent nothing are closed
-    first, and others are answered 503.
+    connections may wait at the door.
     """
 
     def __init__(
@@ -40,113 +40,83 @@ class Doorkeeper:
         most: int,
     ) -> None:
         self._listener, self._health, self._protocol, self._most = listener, health, protocol, most
-        self._waiting: OrderedDict[socket.socket, float] = OrderedDict()  # since when
-        self._passed, self._arrived = 0, 0  # connections, counted here and in the event loop
+        self._channel: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="doorkeeper", daemon=True)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
-        self._thread.start()
+        self._open()
 
     def stop(self) -> None:
-        """Take no more connections; those that wait here are closed."""
-        self._stopping.set()
-        self._thread.join(2 * _WAIT_S)
+        """Take no more connections; those that wait at the door are closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._close()
 
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            self._selector = selector
-            selector.register(self._listener, selectors.EVENT_READ)
-            while not self._stopping.is_set():
-                for key, _ in selector.select(_PAUSE_S):
-                    if key.fileobj is self._listener:
-                        self._accept()
-                    elif key.fileobj in self._waiting:  # it may have made room for those just accepted
-                        self._look(key.fileobj)  # type: ignore[arg-type]
-                since = time.monotonic() - _WAIT_S
-                while self._waiting and next(iter(self._waiting.values())) < since:
-                    self._pass_on(next(iter(self._waiting)))
-            for connection in self._waiting:
-                connection.close()
+    def _open(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._channel, self._told = ours, (0, b"")
+        self._tell()
+        with theirs:
+            fds = self._listener.fileno(), theirs.fileno()
+            # isolated, without site packages: it needs neither, and starts at once
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(door.__file__)), *map(str, fds), str(self._most)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self._loop.add_reader(ours, self._receive)
 
-    def _accept(self) -> None:
-        for _ in range(self._most):
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel)
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_S)
+
+    def _tell(self) -> None:
+        """Tell the door what /healthz answers, if that has changed, now and from now on."""
+        if self._channel is not None and (health := self._health()) != self._told:
+            with contextlib.suppress(OSError):  # it is full or gone
+                self._channel.send(b"%d %s\n" % health)
+                self._told = health
+        self._timer = self._loop.call_later(_TOLD_S, self._tell)
+
+    def _receive(self) -> None:
+        assert self._channel is not None
+        for _ in range(_AT_ONCE):
             try:
-                connection, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):
+                data, fds, _, _ = socket.recv_fds(self._channel, 1, 1)
+            except (BlockingIOError, InterruptedError):
                 return
-            except OSError as e:  # no free file descriptor, no memory
-                self._loop.call_soon_threadsafe(
-                    self._loop.call_exception_handler, {"message": "no connection can be accepted", "exception": e}
+            except OSError:
+                data, fds = b"", []
+            if not data:  # killed: by hand, or for memory
+                log.warning("the process that takes connections has ended; it is started again")
+                assert self._timer is not None
+                self._timer.cancel()
+                self._close()
+                self._timer = self._loop.call_later(_AGAIN_S, self._open)
+                return
+            if not fds:  # the door could not take a connection, or this process not receive it
+                number = data[0] or errno.EMFILE
+                self._loop.call_exception_handler(
+                    {"message": "no connection can be accepted", "exception": OSError(number, os.strerror(number))}
                 )
-                self._stopping.wait(_PAUSE_S)
-                return
-            connection.setblocking(False)
-            self._waiting[connection] = time.monotonic()
-            self._look(connection)
-            if len(self._waiting) > self._most:
-                self._pass_on(next(iter(self._waiting)))
-
-    def _look(self, connection: socket.socket) -> None:
-        try:
-            begun = connection.recv(_LOOKED_AT, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            with contextlib.suppress(KeyError):  # registered already
-                self._selector.register(connection, selectors.EVENT_READ)
-            return
-        except OSError:
-            begun = b""
-        if not begun:
-            self._forget(connection).close()
-        elif _HEALTH.fullmatch(begun):
-            status, body = self._health()
-            connection.recv(len(begun))
-            self._answer(connection, status, body, begun.startswith(b"HEAD"))
-        elif not begun.startswith(_BEGINS) or len(begun) == _LOOKED_AT or b"\r\n\r\n" in begun:
-            self._pass_on(connection, has_sent=True)
-        else:
-            with contextlib.suppress(KeyError):  # it would be readable all the time; it is passed on soon
-                self._selector.unregister(connection)
-
-    def _pass_on(self, connection: socket.socket, has_sent: bool = False) -> None:
-        if self._passed - self._arrived < self._most:
-            self._passed += 1
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._receive, self._forget(connection))
-        elif has_sent:
-            self._answer(connection, 503, b'{"error":{"message":"too many requests at a time; try again"}}')
-        else:
-            self._forget(connection).close()
-
-    def _answer(self, connection: socket.socket, status: int, body: bytes, without_body: bool = False) -> None:
-        head = (
-            f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
-        )
-        with contextlib.suppress(OSError), self._forget(connection):
-            connection.send(head.encode() + (b"" if without_body else body))
-            connection.shutdown(socket.SHUT_WR)
-
-    def _forget(self, connection: socket.socket) -> socket.socket:
-        del self._waiting[connection]
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(connection)
-        return connection
-
-    # -- in the event loop
-
-    def _receive(self, connection: socket.socket) -> None:
-        task = self._loop.create_task(self._connect(connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            for fd in fds:
+                task = self._loop.create_task(self._connect(socket.socket(fileno=fd)))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:
             connection.close()
-        finally:
-            self._arrived += 1

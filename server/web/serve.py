@@ -22,7 +22,7 @@ from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.connections import BACKLOG, LoopErrors, PatientProtocol, most_connections, patient
-from refdiff.server.web.doorkeeper import Doorkeeper
+from refdiff.server.web.doorkeeper import POSSIBLE, Doorkeeper
 from refdiff.server.web.json_logs import log_json
 from refdiff.server.web.middleware import REQUESTS
 from refdiff.server.web.routes.health import health_of
@@ -120,11 +120,12 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
-        await super().startup([])
-        self._doors = [Doorkeeper(s, self._health, self._protocol, BACKLOG // 2) for s in sockets or ()]
-        for listener, door in zip(sockets or (), self._doors, strict=True):
+        listeners = list(sockets or ())
+        await super().startup([] if POSSIBLE else listeners)
+        for listener in listeners if POSSIBLE else ():
             listener.listen(_QUEUE)
-            door.start()
+            self._doors.append(Doorkeeper(listener, self._health, self._protocol, BACKLOG // 2))
+            self._doors[-1].start()
         self._ready()
 
     def _protocol(self) -> asyncio.Protocol:

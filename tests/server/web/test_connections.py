@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import uvicorn
 
-from refdiff.server.web import connections, doorkeeper
+from refdiff.server.web import connections
 from refdiff.server.web.connections import BACKLOG, patient
-from refdiff.server.web.doorkeeper import Doorkeeper
 from refdiff.server.web.serve import GracefulServer
+from tests.server.bot_server import wait
 
 MOST = 12
 BIG = b"x" * 30_000_000
@@ -114,6 +115,7 @@ import logging, resource, socket
 import uvicorn
 from refdiff.server.web.connections import BACKLOG, patient
 from refdiff.server.web.serve import GracefulServer
+from tests.server.bot_server import wait
 from tests.server.web.test_connections import _app
 logging.basicConfig(level="WARNING")
 listener = socket.create_server(("127.0.0.1", 0))
@@ -153,15 +155,21 @@ class _InThread(GracefulServer):
 
 @pytest.fixture
 def door() -> Iterator[tuple[str, int]]:
-    """A doorkeeper before an application that is busy: each request keeps the event loop for 0.3 s."""
+    """The door of an application that is busy: each request keeps the event loop for 0.3 s."""
 
     async def busy(scope: Any, receive: Any, send: Any) -> None:
         time.sleep(0.3)
         await _app(scope, receive, send)
 
+    with _served(busy, lambda: (200, b"{}")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _served(app: Any, health: Callable[[], tuple[int, bytes]]) -> Iterator[tuple[str, int]]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(busy, log_config=None, lifespan="off", http=patient(1000), ws="none")
-    server = _InThread(config, lambda: None, lambda: None, lambda: (200, b"{}"))
+    config = uvicorn.Config(app, log_config=None, lifespan="off", http=patient(1000), ws="none")
+    server = _InThread(config, lambda: None, lambda: None, health)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     yield listener.getsockname()
@@ -210,50 +218,52 @@ def test_everything_but_a_plain_probe_is_the_event_loops(door: tuple[str, int], 
     assert b"{}" not in received
 
 
-class _Answers(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+HOLDING = """
+import json, socket, sys, threading, uvicorn
+from refdiff.server.web.connections import patient
+from refdiff.server.web.serve import GracefulServer
+from tests.server.bot_server import wait
 
-    def data_received(self, data: bytes) -> None:
-        self._transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        self._transport.close()
+async def app(scope, receive, send):
+    json.loads(held)  # every thread of this process stands still
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+held = "[" + "[]," * 8_000_000 + "[]]"
+listener = socket.create_server(("127.0.0.1", 0))
+config = uvicorn.Config(app, log_config=None, lifespan="off", http=patient(100))
+tell = lambda: print(listener.getsockname()[1], flush=True)
+GracefulServer(config, tell, lambda: None, lambda: (200, b"{}")).run([listener])
+"""
 
 
-def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(doorkeeper, "_WAIT_S", 60.0)
-    held = threading.Event()
+def test_health_is_answered_while_every_thread_of_the_server_stands_still() -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDING], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        address = ("127.0.0.1", int(server.stdout.readline()))
+        _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+        with socket.create_connection(address, timeout=60) as peer:
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.1)
+            began = time.monotonic()
+            for _ in range(5):
+                assert b" 200 OK" in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+            probes_s = time.monotonic() - began
+            assert b" 200 OK" in peer.recv(1000)
+            assert probes_s < (time.monotonic() - began) / 2
+        server.terminate()
 
-    def health() -> tuple[int, bytes]:
-        held.wait(5)  # what happens meanwhile is found at once
-        return 200, b"{}"
 
-    loop = asyncio.new_event_loop()
-    running = threading.Thread(target=loop.run_forever, daemon=True)
-    running.start()
-    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as peers:
-        door = Doorkeeper(listener, health, _Answers, most=1)
-        loop.call_soon_threadsafe(door.start)
-
-        def connected(sent: bytes = b"") -> socket.socket:
-            peer = peers.enter_context(socket.create_connection(listener.getsockname(), timeout=5))
-            peer.sendall(sent)
-            return peer
-
-        first = connected()
-        time.sleep(0.1)
-        probe = connected(b"GET /healthz HTTP/1.1\r\n\r\n")
-        time.sleep(0.1)
-        second = connected()
-        first.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        time.sleep(0.1)
-        held.set()
-        assert probe.recv(100).startswith(b"HTTP/1.1 200")
-        for peer in (first, second, connected()):
-            with contextlib.suppress(BrokenPipeError):
-                peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert peer.recv(100).startswith(b"HTTP/1.1 204"), "the doorkeeper has died"
-        loop.call_soon_threadsafe(lambda: (door.stop(), loop.stop()))
-        running.join(5)
-    loop.close()
+def test_health_that_changes_is_told_and_a_door_that_is_killed_opens_again() -> None:
+    health = [200]
+    with _served(_app, lambda: (health[0], b'{"a": 1}')) as address:
+        for status in (200, 503):
+            health[0] = status
+            wait(lambda s=status: b" %d " % s in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n"), 10)
+        doors = subprocess.run(
+            ["pgrep", "-n", "-P", str(os.getpid()), "-f", "door.py"], capture_output=True, text=True
+        ).stdout
+        for door in doors.split():
+            os.kill(int(door), signal.SIGKILL)
+        assert b" 200 " in _answer(address, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 503 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")

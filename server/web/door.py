@@ -1,0 +1,139 @@
+"""The program at the door: takes connections, answers /healthz itself, and passes all others on to the server.
+
+A process of its own, started by `Doorkeeper` as a script and made of the standard library alone: whatever holds up the
+server (a long parse, forty threads, a thousand requests) does not hold up a probe, and nobody restarts a server for being
+busy. On the channel to the server, each byte sent is a connection (0, with its descriptor) or the error number of a failed
+accept; each line received is what /healthz answers from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import OrderedDict
+
+_HEALTH = re.compile(rb"(?:GET|HEAD) /healthz(?:\?[^ ]*)? HTTP/1\.[01]\r\n(?:[^\r\n]+\r\n)*\r\n")
+_BEGINS = (b"GET /healthz", b"HEAD /healthz")
+_LOOKED_AT = 4096  # bytes; a probe's headers are shorter
+_WAIT_S = 0.5  # for the first bytes of a connection; then it is the server's
+_PAUSE_S = 0.2  # when no further connection can be taken
+_BUSY = b'{"error":{"message":"too many requests at a time; try again"}}'
+
+
+class Door:
+    """most: how many connections may wait here; of more, those that waited longest are passed on. Where the server takes no
+    more, connections that sent nothing are closed, and others are answered 503."""
+
+    def __init__(self, listener: socket.socket, channel: socket.socket, most: int) -> None:
+        self._listener, self._channel, self._most = listener, channel, most
+        self._waiting: OrderedDict[socket.socket, float] = OrderedDict()  # since when
+        self._told = b""  # the beginning of a line
+        self._health = (503, b"")
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Until the server closes the channel."""
+        self._listener.setblocking(False)
+        self._channel.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._channel, selectors.EVENT_READ)
+        while True:
+            for key, _ in sorted(
+                self._selector.select(_PAUSE_S), key=lambda found: found[0].fileobj is not self._channel
+            ):
+                if key.fileobj is self._channel:
+                    if not self._hear():
+                        return
+                elif key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._look(key.fileobj)  # type: ignore[arg-type]
+            since = time.monotonic() - _WAIT_S
+            while self._waiting and next(iter(self._waiting.values())) < since:
+                self._pass_on(next(iter(self._waiting)))
+
+    def _hear(self) -> bool:
+        """Whether the server is still there."""
+        try:
+            heard = self._channel.recv(65_536)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        *lines, self._told = (self._told + heard).split(b"\n")
+        if lines:
+            status, _, body = lines[-1].partition(b" ")
+            self._health = (int(status), body)
+        return bool(heard)
+
+    def _accept(self) -> None:
+        for _ in range(self._most):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as e:  # no free file descriptor, no memory
+                with contextlib.suppress(OSError):
+                    self._channel.send(bytes([min(e.errno or 255, 255)]))
+                time.sleep(_PAUSE_S)
+                return
+            connection.setblocking(False)
+            self._waiting[connection] = time.monotonic()
+            self._look(connection)
+            if len(self._waiting) > self._most:
+                self._pass_on(next(iter(self._waiting)))
+
+    def _look(self, connection: socket.socket) -> None:
+        try:
+            begun = connection.recv(_LOOKED_AT, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            with contextlib.suppress(KeyError):  # registered already
+                self._selector.register(connection, selectors.EVENT_READ)
+            return
+        except OSError:
+            begun = b""
+        if not begun:
+            self._forget(connection).close()
+        elif _HEALTH.fullmatch(begun):
+            connection.recv(len(begun))
+            self._answer(connection, *self._health, without_body=begun.startswith(b"HEAD"))
+        elif not begun.startswith(_BEGINS) or len(begun) == _LOOKED_AT or b"\r\n\r\n" in begun:
+            self._pass_on(connection, has_sent=True)
+        else:
+            with contextlib.suppress(KeyError):  # it would be readable all the time; it is passed on soon
+                self._selector.unregister(connection)
+
+    def _pass_on(self, connection: socket.socket, has_sent: bool = False) -> None:
+        try:
+            socket.send_fds(self._channel, [b"\0"], [connection.fileno()])
+        except OSError:  # the channel is full: the server is far behind
+            if has_sent:
+                self._answer(connection, 503, _BUSY)
+                return
+        self._forget(connection).close()
+
+    def _answer(self, connection: socket.socket, status: int, body: bytes, without_body: bool = False) -> None:
+        head = (
+            f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+        )
+        with contextlib.suppress(OSError), self._forget(connection):
+            connection.send(head.encode() + (b"" if without_body else body))
+            connection.shutdown(socket.SHUT_WR)
+
+    def _forget(self, connection: socket.socket) -> socket.socket:
+        del self._waiting[connection]
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection)
+        return connection
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # it ends when the server does
+        signal.signal(number, signal.SIG_IGN)
+    Door(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:3]), int(sys.argv[3])).run()
