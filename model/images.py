@@ -79,6 +79,11 @@ def is_image(path: Path) -> bool:
         return False
 
 
+def may_be_image(path: Path) -> bool:
+    """Whether a file is an image by its name or its content: then it is tried. Raises UnavailableError as `is_image`."""
+    return path.suffix.lower() in image_suffixes() or (path.is_file() and is_image(path))
+
+
 def check_bytes(size: int, name: str, settings: ModelSettings) -> None:
     """Raises ImageError for a file that is too large to be read."""
     if size > settings.max_bytes:

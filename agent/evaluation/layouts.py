@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refdiff.model.boards.deeppcb import LabelledBox, file_below, read_split
 from refdiff.model.errors import InputError
-from refdiff.model.images import image_suffixes
+from refdiff.model.images import may_be_image
 from refdiff.tools.golden_samples.photos import Refusal, find_images, left_out
 
 Format = Literal["mvtec", "pairs", "deeppcb"]
@@ -380,7 +380,7 @@ def _unread(root: Path, kinds: Sequence[Path]) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in image_suffixes() and not path.name.startswith(".") and path.is_file()
+    return not path.name.startswith(".") and path.is_file() and may_be_image(path)
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -44,17 +44,15 @@ class Door:
         self._channel.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._channel, selectors.EVENT_READ)
-        first = {self._channel: 0, self._listener: 1}
         while True:
-            found = sorted((key.fileobj for key, _ in self._selector.select(_PAUSE_S)), key=lambda f: first.get(f, 2))
-            for ready in found[:_AT_ONCE]:  # then new connections again: a probe may be among them
-                if ready is self._channel:
-                    if not self._hear():
-                        return
-                elif ready is self._listener:
-                    self._accept()
-                else:
-                    self._look(ready)
+            ready = [key.fileobj for key, _ in self._selector.select(_PAUSE_S)]
+            if self._channel in ready and not self._hear():
+                return
+            if self._listener in ready:
+                self._accept()
+            looked_at = [c for c in ready if isinstance(c, socket.socket) and c in self._waiting]
+            for connection in looked_at[:_AT_ONCE]:  # then new ones again: a probe may be among them
+                self._look(connection)
             since = time.monotonic() - _WAIT_S
             while self._waiting and next(iter(self._waiting.values())) < since:
                 self._pass_on(next(iter(self._waiting)))
@@ -140,4 +138,5 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # where it may: on a busy machine it has its turn at once
         os.nice(-10)
-    Door(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:3]), int(sys.argv[3])).run()
+    listener_fd, channel_fd, most = map(int, sys.argv[1:])
+    Door(socket.socket(fileno=listener_fd), socket.socket(fileno=channel_fd), most).run()

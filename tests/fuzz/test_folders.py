@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refdiff.agent.evaluation.layouts import read_dataset
 from refdiff.model.errors import InputError
-from refdiff.model.images import image_suffixes
+from refdiff.model.images import may_be_image
 from refdiff.server.watch.folder import FOLDERS, WatchedFolder
 from refdiff.tools.golden_samples.photos import Refusal, find_images
 
@@ -75,7 +75,7 @@ def _evaluated(root: Path, shown: list[Path]) -> None:
         re.match(r"(\d+) (?:images in .* not part of the layout|masks belong to no test image)", n) for n in data.notes
     ]
     left_out = sum(int(found[1]) for found in counted if found)
-    of_images = [path for path in shown if path.suffix.lower() in image_suffixes()]
+    of_images = [path for path in shown if may_be_image(path)]
     assert len(read) + left_out >= len(of_images), data.notes
     assert read <= set(of_images)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from refdiff.model.errors import ImageError
 from refdiff.model.files import SHORTAGES, outage
-from refdiff.model.images import check_bytes, image_suffixes, is_image
+from refdiff.model.images import check_bytes, may_be_image
 from refdiff.model.settings import ModelSettings
 
 
@@ -90,7 +90,7 @@ def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool)
             file = here / name
             if name.startswith("."):
                 continue
-            if not (file.suffix.lower() in image_suffixes() or (file.is_file() and is_image(file))):
+            if not may_be_image(file):
                 others.append(file)
             elif not links and file.is_symlink() and not file.resolve().is_relative_to(root):
                 refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))
