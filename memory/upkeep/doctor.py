@@ -222,7 +222,7 @@ class _Doctor:
     def _bank(self) -> None:
         bank = self._bank_contents
         if isinstance(bank, str):
-            self._add("unchecked", "the golden samples", [bank], "stop that process and run it again")
+            self._add("unchecked", "the golden samples", [bank], "mend what the message names, and run it again")
             return
         self._add(
             "damaged", "golden samples", bank.damaged, "refdiff goldens reenroll makes them anew from their photos"

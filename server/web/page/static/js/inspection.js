@@ -75,7 +75,11 @@ function size(report) {
 function showUnfinished(place, found, me, again) {
   const state = `${found.state} ${found.ahead}`;
   if (place.querySelector(`[data-state="${state}"]`)) return; // nothing new: whoever is about to press the button keeps it
-  const words_ = { queued: `waits, ${found.ahead} before it`, running: "is being inspected", failed: "could not be inspected" };
+  const cancelled = found.error?.type === "Cancelled";
+  const words_ = {
+    queued: `waits, ${found.ahead} before it`, running: "is being inspected",
+    failed: cancelled ? `was not inspected: ${found.error.message}` : "could not be inspected",
+  };
   const problem = h("p", { class: "notice bad", role: "alert", hidden: true });
   const act = (label, work) => me.role !== "viewer" && h("button", { type: "button", onclick: async (event) => {
     event.target.disabled = true;
@@ -90,7 +94,7 @@ function showUnfinished(place, found, me, again) {
   } }, label);
   const path = `/v1/inspections/${encodeURIComponent(found.inspection_id)}`;
   replace(place, h("h1", {}, "Part ", found.part_id),
-    h("p", { class: found.state === "failed" ? "notice bad" : "notice", role: "status", "data-state": state }, `This part ${words_[found.state] ?? found.state}. `, found.error?.message),
+    h("p", { class: found.state === "failed" ? "notice bad" : "notice", role: "status", "data-state": state }, `This part ${words_[found.state] ?? found.state}. `, !cancelled && found.error?.message),
     problem,
     h("p", {},
       found.state === "queued" && act("Cancel this inspection", () => remove(path)),
