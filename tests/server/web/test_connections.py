@@ -260,10 +260,36 @@ def test_health_that_changes_is_told_and_a_door_that_is_killed_opens_again() -> 
         for status in (200, 503):
             health[0] = status
             wait(lambda s=status: b" %d " % s in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n"), 10)
-        doors = subprocess.run(
-            ["pgrep", "-n", "-P", str(os.getpid()), "-f", "door.py"], capture_output=True, text=True
-        ).stdout
-        for door in doors.split():
-            os.kill(int(door), signal.SIGKILL)
+        os.kill(_door_process(), signal.SIGKILL)
         assert b" 200 " in _answer(address, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b" 503 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+
+
+def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("refdiff.server.web.serve.BACKLOG", 2)  # one waits at the door
+    with _served(_app, lambda: (200, b"{}")) as address, contextlib.ExitStack() as peers:
+
+        def connected() -> socket.socket:
+            return peers.enter_context(socket.create_connection(address, timeout=10))
+
+        _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+        process = _door_process()
+        first = connected()
+        time.sleep(0.1)
+        os.kill(process, signal.SIGSTOP)  # what happens meanwhile is found at once
+        second = connected()
+        first.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        os.kill(process, signal.SIGCONT)
+        assert b" 200 " in first.recv(1000)
+        for peer in (second, connected()):
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 200 " in peer.recv(1000)
+        assert _door_process() == process, "the door has died"
+
+
+def _door_process() -> int:
+    """The id of the newest door of this process."""
+    found = subprocess.run(["pgrep", "-n", "-P", str(os.getpid()), "-f", "door.py"], capture_output=True, text=True)
+    return int(found.stdout)
