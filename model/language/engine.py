@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from refdiff.model.errors import LLMError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.language.configuration import MAX_CONTEXT, PAIR_TOKENS
+from refdiff.model.language.half_weights import halve_weights
 from refdiff.model.language.network import RefDiffForConditionalGeneration
 from refdiff.model.language.processor import Processor, Prompt, pair_pixels
 from refdiff.model.language.reading import READ, READING_SCHEMA
@@ -92,6 +93,7 @@ class Engine:
                 folder, dtype=number_format(), local_files_only=True, use_safetensors=True
             )
             self.network.train(False)
+            halve_weights(self.network.language_model)
         except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             raise StorageError(f"{folder}: the model cannot be read ({e}); run: refdiff model build --again") from e
         self.config = self.network.config
