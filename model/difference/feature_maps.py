@@ -30,9 +30,10 @@ class FeatureMaps(dict[int, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, with descriptors and sketch."""
+        """Memory that it takes, with all that is derived from it."""
         (h, w), channels = self.grid, sum(m.shape[0] for s, m in self.items() if s in _STRIDES)
-        return sum(m.nbytes for m in self.values()) + 4 * (h * w * (channels + _SEARCHED) + channels * _SEARCHED)
+        derived = 4 * (h * w * (channels + _SEARCHED) + channels * _SEARCHED)
+        return sum(m.nbytes * (2 if s in _STRIDES else 1) for s, m in self.items()) + derived
 
     @cached_property
     def descriptors(self) -> Tensor:
@@ -41,14 +42,19 @@ class FeatureMaps(dict[int, Tensor]):
 
     @cached_property
     def sketch(self) -> tuple[Tensor, Tensor]:
-        """(h*w, d) descriptors in the d directions that hold most of them, and (C, d) those directions; d <= C."""
+        """(d, h*w) descriptors in the d directions that hold most of them, and (C, d) those directions; d <= C."""
         # a coarse map has few cells and so spans few directions: the eigenvectors are looked for among those
         spans = [torch.linalg.qr(self[s].flatten(1)).Q for s in _STRIDES]  # (C_s, k_s) each
         parts = [self._on_grid(self._times(s, span)) for s, span in zip(_STRIDES, spans, strict=True)]
         within = F.normalize(torch.cat(parts, 1), dim=1)  # descriptors, in these directions
         most = torch.linalg.eigh(within.T @ within).eigenvectors[:, -_SEARCHED:].contiguous()
         by_span = zip(spans, most.split([span.shape[1] for span in spans]), strict=True)
-        return within @ most, torch.cat([span @ part for span, part in by_span])
+        return (within @ most).T.contiguous(), torch.cat([span @ part for span, part in by_span])
+
+    @cached_property
+    def directed(self) -> dict[int, Tensor]:
+        """stride -> (C, h*w), the cells of a map with unit norm."""
+        return {s: F.normalize(self[s].flatten(1), dim=0) for s in _STRIDES}
 
     def _times(self, stride: int, directions: Tensor) -> Tensor:
         """(d, h, w): a map (C, h, w) times directions (C, d)."""

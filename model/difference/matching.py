@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refdiff.model.difference.feature_maps import FeatureMaps
+
 STRIDES = (4, 8, 16, 32)
 RADIUS = {8: 4, 16: 2, 32: 1}  # half width of the matching window, cells
 TEMPERATURE = 0.02  # of the softmax over cosine similarities
@@ -130,16 +132,14 @@ def _exponential(similarity: Tensor, top: Tensor) -> Tensor:
 
 
 def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: int) -> _Candidates:
-    cells = F.normalize(reference.maps[stride].flatten(1), dim=0)
-    similarity = unit.T @ cells  # (N, M)
+    similarity = unit.T @ FeatureMaps.of(reference.maps).directed[stride]  # (N, M)
     if not reference.registered:
         at = similarity.new_zeros((h * w, 1), dtype=torch.int64)
         anywhere = torch.ones(h * w, dtype=torch.bool)
         return _Candidates(at, at.float(), anywhere, similarity, similarity.amax(1))
     at, usable = window_cells(h, w, RADIUS[stride])
-    valid = _resized(reference.valid, h, w).flatten()
-    if not valid.all():
-        usable = usable & valid[at]
+    if not reference.valid.all():
+        usable = usable & _resized(reference.valid, h, w).flatten()[at]
     near = similarity.gather(1, at).masked_fill_(~usable, -torch.inf)
     # a cell whose whole window is uncovered has no counterpart to miss: it may look anywhere
     anywhere = ~usable.any(1)
@@ -147,10 +147,10 @@ def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: 
     return _Candidates(at, near, anywhere, similarity[anywhere], similarity.amax(1))
 
 
-def _match(q: Tensor, references: Sequence[ReferenceView], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+def _match(query: FeatureMaps, references: Sequence[ReferenceView], stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """One stride of one image: matched (C, h, w), distances (3, h, w), best (h*w,) index into all reference cells."""
-    _c, h, w = q.shape
-    unit = F.normalize(q.flatten(1), dim=0)  # (C, N)
+    h, w = query[stride].shape[-2:]
+    unit = query.directed[stride]  # (C, N)
     found = [_candidates(unit, r, stride, h, w) for r in references]
     values, cells = (torch.stack(x) for x in zip(*(c.best() for c in found), strict=True))  # (K, N) each
     top, which = values.max(0)
@@ -203,9 +203,9 @@ def match(query: dict[int, Tensor], references: Sequence[ReferenceView]) -> Matc
     """
     if not references:
         raise ValueError("no reference to match with: give one or more")
-    matched, distances = {}, {}
+    maps, matched, distances = FeatureMaps.of(query), {}, {}
     for stride in (32, 16, 8):
-        matched[stride], distances[stride], best = _match(query[stride], references, stride)
+        matched[stride], distances[stride], best = _match(maps, references, stride)
     size = (int(query[8].shape[-2]), int(query[8].shape[-1]))
     matched[4], fine = _match_guided(query[4], references, best, size)
     coarse = F.interpolate(distances[8][None], scale_factor=2, mode="nearest")[0]

@@ -23,22 +23,26 @@ _SCORED_PART = 0.01  # the image score is the mean of this part of the cells
 _ALL = slice(None)
 
 
-def distance(query: FeatureMaps, reference: ReferenceView) -> Tensor:
+def distance(query: FeatureMaps, reference: ReferenceView, along: Tensor | None = None) -> Tensor:
     """(h, w) float32 distance 0..2 of every query cell to its counterpart in one reference.
 
-    Counterparts are looked for in a sketch of the reference, and their distance is then measured in full.
+    Counterparts are looked for in a sketch of the reference, and their distance is then measured in full. along: the query
+    in the directions of that sketch, (h*w, d), if known.
     """
     h, w = query.grid
     cells = FeatureMaps.of(reference.maps)
-    rough = _search(query, cells)  # (N, M)
-    anywhere = _closeness(query, cells, _best(rough))
+    sketch, directions = cells.sketch
+    rough = (query.descriptors @ directions if along is None else along) @ sketch  # (N, M)
+    closest = _best(rough)
+    anywhere = _closeness(query, cells, closest)
     if not reference.registered:
         return (1 - anywhere).view(h, w)
     at, usable = window_cells(h, w, max(1, round(_WINDOW_PART * max(h, w))))
     if not reference.valid.all():
         usable = usable & reference.valid.flatten()[at]
-    place = _best(rough.gather(1, at).masked_fill_(~usable, -torch.inf))
-    nearby = _closeness(query, cells, at.gather(1, place[:, None])[:, 0])
+    place = at.gather(1, _best(rough.gather(1, at).masked_fill_(~usable, -torch.inf))[:, None])[:, 0]
+    nearby, elsewhere = anywhere.clone(), (place != closest).nonzero()[:, 0]
+    nearby[elsewhere] = _closeness(query, cells, place[elsewhere], elsewhere)
     anywhere = torch.maximum(anywhere, nearby)
     matched = (nearby + anywhere) / 2
     # Where the reference does not reach there is no counterpart nearby to miss, and close to its end its features are
@@ -47,16 +51,11 @@ def distance(query: FeatureMaps, reference: ReferenceView) -> Tensor:
     if unsure.any():
         if reference.own_maps is not None and reference.own_maps is not reference.maps:
             own = FeatureMaps.of(reference.own_maps)
-            closest = _closeness(query, own, _best(_search(query, own, unsure)), unsure)
-            anywhere[unsure] = torch.maximum(anywhere[unsure], closest)
+            sketch, directions = own.sketch
+            best = _best(query.descriptors[unsure] @ directions @ sketch)
+            anywhere[unsure] = torch.maximum(anywhere[unsure], _closeness(query, own, best, unsure))
         matched[unsure] = anywhere[unsure]
     return (1 - matched).view(h, w)
-
-
-def _search(query: FeatureMaps, cells: FeatureMaps, rows: Tensor | slice = _ALL) -> Tensor:
-    """(N, M) about how close each of M cells is to N query cells, `rows` of them."""
-    sketch, directions = cells.sketch
-    return query.descriptors[rows] @ directions @ sketch.T
 
 
 def _best(rough: Tensor) -> Tensor:
@@ -79,8 +78,10 @@ def anomaly_map(query: Mapping[int, Tensor], references: Sequence[ReferenceView]
 
     query: encoder maps, stride -> (C, h, w).
     """
-    maps = FeatureMaps.of(query)
-    return torch.stack([distance(maps, r) for r in references]).amin(0).clamp_min(0)
+    maps, sketches = FeatureMaps.of(query), [FeatureMaps.of(r.maps).sketch for r in references]
+    along = maps.descriptors @ torch.cat([directions for _, directions in sketches], 1)
+    apart = along.split([len(cells) for cells, _ in sketches], 1)
+    return torch.stack([distance(maps, r, a) for r, a in zip(references, apart, strict=True)]).amin(0).clamp_min(0)
 
 
 def reached_cells(references: Sequence[ReferenceView], grid: tuple[int, int]) -> Tensor:

@@ -140,11 +140,11 @@ def test_descriptors_of_real_features_are_unit_norm_on_the_grid() -> None:
 def test_sketch_keeps_the_similarity_of_descriptors() -> None:
     maps = _features("label", 1, (256, 320))
     sketch, directions = maps.sketch
-    assert sketch.shape[1] < maps.descriptors.shape[1]
-    assert torch.allclose(maps.descriptors @ directions, sketch, atol=1e-5)
+    assert len(sketch) < maps.descriptors.shape[1]
+    assert torch.allclose(maps.descriptors @ directions, sketch.T, atol=1e-5)
     # few channels: nothing is left out
     small = FeatureMaps({8: noise(0), 16: noise(1, 2, 2)[:2], 32: noise(2, 2, 2)[:1]})
-    assert torch.allclose(small.sketch[0] @ small.sketch[0].T, small.descriptors @ small.descriptors.T, atol=1e-5)
+    assert torch.allclose(small.sketch[0].T @ small.sketch[0], small.descriptors @ small.descriptors.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["label", "circuit", "weave", "moulded"])
