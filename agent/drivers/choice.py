@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 from refdiff.agent.drivers.driver import Driver
 from refdiff.agent.drivers.embedded import EmbeddedDriver
-from refdiff.agent.drivers.endpoint import EndpointDriver
 from refdiff.agent.events import AgentEvent
 from refdiff.agent.report import pictures
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.errors import StorageError
 from refdiff.model.images import data_url
-from refdiff.model.language.build import is_built, model_folder, unfit
+from refdiff.model.language.folder import is_built, model_folder, unfit
 from refdiff.tools.workspace import Workspace
 
 
@@ -28,6 +27,8 @@ def choose_driver(
     if settings.llm == "off":
         return None, "the language model is switched off by REFDIFF_LLM"
     if settings.llm_base_url:
+        from refdiff.agent.drivers.endpoint import EndpointDriver  # its client loads in seconds
+
         return EndpointDriver(settings, picture_url), ""
     model = workspace.model_settings
     try:

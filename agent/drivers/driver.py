@@ -16,6 +16,8 @@ from langchain_core.tools import BaseTool
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.defect_types import NO_DEFECT, READING_TYPES, UNKNOWN
 
+OWN_MODEL = "refdiff"  # the name that our own model is served under
+
 T = TypeVar("T")
 
 

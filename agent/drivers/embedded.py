@@ -17,7 +17,7 @@ from refdiff.agent.prompts import CAUSES
 from refdiff.agent.report.schema import LlmReading
 from refdiff.model.errors import LLMError
 from refdiff.model.images import RgbImage
-from refdiff.model.language.build import built_sha256
+from refdiff.model.language.folder import built_sha256
 
 if TYPE_CHECKING:
     from refdiff.model.language.engine import Engine

@@ -20,14 +20,12 @@ from langchain_core.tools import BaseTool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr, ValidationError
 
-from refdiff.agent.drivers.driver import reading_of
+from refdiff.agent.drivers.driver import OWN_MODEL, reading_of
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.settings import AgentSettings
 from refdiff.model.defect_types import READING_TYPES
 from refdiff.model.errors import LLMError
 from refdiff.model.language.reading import READING_SCHEMA
-
-OWN_MODEL = "refdiff"  # the name that our own model is served under
 
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _MAX_CALLS = 4  # tool calls of one message; one was asked for

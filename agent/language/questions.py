@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from refdiff.agent.drivers.driver import MIN_CONFIDENCE, Driver
-from refdiff.agent.drivers.endpoint import OWN_MODEL
+from refdiff.agent.drivers.driver import MIN_CONFIDENCE, OWN_MODEL, Driver
 from refdiff.agent.language.facts import Fact, Line, compared, facts
 from refdiff.agent.language.statements import FUNCTION_WORDS
 from refdiff.agent.prompts import ANSWER, sanitise

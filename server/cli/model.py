@@ -50,7 +50,8 @@ def build(
 @model.command(epilog="Example: refdiff model info --json")
 def info(_json: Json = False) -> None:
     """Show the model card: composition, training data and results."""
-    from refdiff.model.language.build import CARD, is_built, model_folder, packaged_card
+    from refdiff.model.language.build import packaged_card
+    from refdiff.model.language.folder import CARD, is_built, model_folder
 
     chosen = settings().model
     folder = model_folder(chosen)

@@ -24,7 +24,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, LLMError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.model.language.build import built_sha256
+from refdiff.model.language.folder import built_sha256
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.tools.registry import TOOLS

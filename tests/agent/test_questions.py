@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from refdiff.agent.drivers.driver import MIN_CONFIDENCE
-from refdiff.agent.drivers.endpoint import OWN_MODEL, EndpointDriver
+from refdiff.agent.drivers.driver import MIN_CONFIDENCE, OWN_MODEL
+from refdiff.agent.drivers.endpoint import EndpointDriver
 from refdiff.agent.language import questions
 from refdiff.agent.language.facts import Word, facts
 from refdiff.agent.language.parts import parts_in
