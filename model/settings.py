@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 # How every room reads its settings. An empty variable counts as unset: `QDRANT_URL= refdiff ...` switches back.
 ENVIRONMENT = SettingsConfigDict(env_prefix="REFDIFF_", env_ignore_empty=True, extra="ignore", populate_by_name=True)
 
+Engine = Literal["auto", "torch", "openvino"]
+
 
 class ModelSettings(BaseSettings):
     """Explicit argument > environment > default."""
@@ -52,7 +54,8 @@ class ModelSettings(BaseSettings):
     number_format: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="What networks compute in; default: what this CPU multiplies faster, measured once."
     )
-    engine: Literal["auto", "torch", "openvino"] = Field(
-        default="torch", description="What runs encoder and difference network; auto: OpenVINO where it is faster."
+    engine: Engine = Field(
+        default="torch",
+        description="What runs encoder and difference network; auto (serve, watch and mcp): OpenVINO where it is faster.",
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="torch threads; default: torch's own choice.")

@@ -23,7 +23,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
 from refdiff.model.difference.encoder import FEATURE_VERSION, Encoder, Features
-from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, shared_difference
+from refdiff.model.difference.scorer import DifferenceScorer, shared_difference
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
@@ -84,7 +84,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
         Raises StorageError where its weights are damaged, InputError where they were trained on another encoder.
         """
-        model = shared_difference(self.model_settings.difference_weights or PACKAGED)
+        model = shared_difference(self.model_settings)
         if model.encoder != self.encoder.digest:
             raise InputError(
                 "the difference weights were trained with a different encoder; train them for this one "

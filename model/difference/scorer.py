@@ -25,7 +25,7 @@ from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, Ref
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
 from refdiff.model.errors import StorageError
 from refdiff.model.number_format import number_format
-from refdiff.model.settings import ModelSettings
+from refdiff.model.settings import Engine, ModelSettings
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
@@ -98,13 +98,15 @@ class _Plain(nn.Module):
 class DifferenceScorer:
     """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
 
-    def __init__(self, net: DifferenceNetwork, sha256: str, encoder: str) -> None:
+    def __init__(
+        self, net: DifferenceNetwork, sha256: str, encoder: str, settings: ModelSettings | None = None
+    ) -> None:
         self.sha256 = sha256
         self.encoder = encoder
         self._format = number_format()
         plain = _Plain(_folded(net.eval(), self._format))
         self._run: Callable[..., tuple[Tensor, ...]]
-        settings = ModelSettings()
+        settings = settings or ModelSettings()
         if self._format is torch.float32 and uses_openvino(settings):
             self._run = Compiled(plain, plain.example(), settings)
         else:
@@ -172,13 +174,17 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
         raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
 
 
-def load_difference(path: Path = PACKAGED) -> DifferenceScorer:
+def load_difference(path: Path = PACKAGED, settings: ModelSettings | None = None) -> DifferenceScorer:
     """Weights beside their card (`difference.json`), whose sha256 must fit, made ready to compare. Raises StorageError."""
     net, encoder, digest = read_network(path)
-    return DifferenceScorer(net, digest, encoder)
+    return DifferenceScorer(net, digest, encoder, settings)
+
+
+def shared_difference(settings: ModelSettings) -> DifferenceScorer:
+    """Those of the settings, loaded once a process."""
+    return _shared(settings.difference_weights or PACKAGED, settings.engine, settings.cache, settings.threads)
 
 
 @lru_cache(maxsize=2)
-def shared_difference(path: Path = PACKAGED) -> DifferenceScorer:
-    """The same, loaded once a process."""
-    return load_difference(path)
+def _shared(path: Path, engine: Engine, cache: Path, threads: int | None) -> DifferenceScorer:
+    return load_difference(path, ModelSettings(engine=engine, cache=cache, threads=threads))

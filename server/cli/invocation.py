@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Invocation:
     options: dict[str, Any] = field(default_factory=dict)  # settings given on the command line
     env_file: Path | None = None  # settings file named on the command line or by REFDIFF_ENV_FILE
     settings: Settings | None = None
+    runs_long: bool = False  # for hours: what is slower to start and faster then pays
 
 
 _current: ContextVar[Invocation] = ContextVar("invocation")
@@ -57,6 +59,8 @@ def settings(**options: Any) -> Settings:
     if invocation.settings is None or given:
         invocation.options |= given
         read_env_files(invocation.env_file)
+        if invocation.runs_long and not os.environ.get("REFDIFF_ENGINE"):
+            invocation.options["engine"] = "auto"
         invocation.settings = load_settings(**invocation.options)
         _set_up_logging(invocation.settings.server.log_level)
     return invocation.settings

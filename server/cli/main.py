@@ -107,6 +107,8 @@ def root(
 
 # Set before torch loads: otherwise its idle threads spin, which slows a busy machine down 20-fold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# numpy's products are small here, and its own threads spin after each of them
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import typer
 
 from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_stores, settings
+from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.extras import require_extra
 from refdiff.server.settings import ConfigurationError
 from refdiff.server.sockets import address, check_open_to, is_loopback, listen
@@ -44,6 +44,7 @@ def mcp(
     Like `refdiff serve`, it owns the home folder while it runs.
     """
     require_extra("mcp")
+    current().runs_long = True
     chosen = settings()
     token = chosen.server.mcp_token.get_secret_value() if chosen.server.mcp_token else None
     if http and not token and not is_loopback(host):

@@ -10,7 +10,7 @@ import typer
 
 from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore, Role
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_stores, settings
+from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute
 from refdiff.server.cli.output import emit
 from refdiff.server.sockets import check_open_to, listen
@@ -50,6 +50,7 @@ def serve(
 
     Documentation: http://HOST:PORT/docs · health: /healthz · readiness: /readyz · metrics: /metrics
     """
+    current().runs_long = True
     chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before the heavy imports
         with open_stores() as stores, KeyStore(stores.settings.home) as kept:

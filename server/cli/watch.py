@@ -15,7 +15,7 @@ import typer
 from refdiff.model.errors import BankBusyError
 from refdiff.model.files import make_folder
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_workspace, settings
+from refdiff.server.cli.invocation import current, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
 from refdiff.server.cli.output import emit
 from refdiff.server.settings import ConfigurationError
@@ -92,6 +92,7 @@ def watch(
 
     Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts.
     """
+    current().runs_long = True
     chosen, count = settings(), workers or _cores()
     given = chosen.server.webhook_secret
     secret = given.get_secret_value() if given else ""

@@ -488,3 +488,24 @@ def test_wrong_captures_and_products_are_removed(ready: Path, capsys: pytest.Cap
     assert call(capsys, "product", "remove", "Bords")[0] == 0
     code, document, _ = call(capsys, "product", "remove", "board")
     assert (code, "22 golden samples" in document["error"]["message"]) == (65, True)
+
+
+@pytest.mark.parametrize(
+    ("runs_long", "named", "engine"),
+    [(False, "", "torch"), (True, "", "auto"), (True, "torch", "torch")],
+    ids=["a short command", "a long one", "somebody chose"],
+)
+def test_commands_that_run_long_take_the_engine_that_is_slower_to_start(
+    monkeypatch: pytest.MonkeyPatch, runs_long: bool, named: str, engine: str
+) -> None:
+    monkeypatch.setenv("REFDIFF_ENGINE", named)
+    with invocation.begin(as_json=False) as run:
+        run.runs_long = runs_long
+        assert invocation.settings().model.engine == engine
+        assert invocation.settings(threads=1).model.engine == engine
+
+
+def test_inspector_without_a_language_model_loads_none_of_its_libraries() -> None:
+    code = "import sys, refdiff.agent.inspector; print({'transformers', 'openai', 'llguidance'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
