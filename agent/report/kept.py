@@ -38,7 +38,7 @@ class KeptDifference:
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
-        level = np.log1p(self.anomaly_map / (_UNIT * self.threshold))
+        level = np.log(1 + self.anomaly_map / (_UNIT * self.threshold))  # several times as fast as log1p
         while min(level.shape) > 1:
             halved = _resize(level, ((level.shape[0] + 1) // 2, (level.shape[1] + 1) // 2), cv2.INTER_AREA)
             if float(np.abs(_resize(halved, level.shape, cv2.INTER_LINEAR) - level).max()) > _TOLERANCE:

@@ -96,3 +96,14 @@ def test_composite_reference_takes_the_better_reference_at_each_place() -> None:
         best = composite_reference(query, pair)
         assert torch.equal(best[:, 24:], query[:, 24:])
         assert torch.equal(best[:, :8], query[:, :8])
+
+
+def test_composite_reference_is_the_least_unlike_in_nine_by_nine_pixels() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for highest in (2, 256):  # many alike, and none
+        query, *references = torch.randint(0, highest, (5, 3, 32, 40), generator=generator).to(torch.uint8)
+        references[0][:] = 255  # the most unlike that there can be
+        unlike = (torch.stack(references).double() - query).abs().sum(1, keepdim=True)
+        nearby = torch.nn.functional.avg_pool2d(unlike, 9, 1, 4, divisor_override=1)[:, 0]
+        expected = torch.stack(references).gather(0, nearby.argmin(0)[None, None].expand(1, 3, -1, -1))[0]
+        assert torch.equal(composite_reference(query, torch.stack(references)), expected)

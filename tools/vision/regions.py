@@ -100,6 +100,8 @@ def find_regions(
     """
     h, w = anomaly_map.shape
     above = anomaly_map > threshold
+    if not above.any():
+        return []
     side = max(3, round(max(h, w) / 40 if cell is None else cell))
     joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
