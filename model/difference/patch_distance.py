@@ -80,7 +80,7 @@ def anomaly_map(query: Mapping[int, Tensor], references: Sequence[ReferenceView]
     """
     maps, sketches = FeatureMaps.of(query), [FeatureMaps.of(r.maps).sketch for r in references]
     along = maps.descriptors @ torch.cat([directions for _, directions in sketches], 1)
-    apart = along.split([len(cells) for cells, _ in sketches], 1)
+    apart = along.split_with_sizes([len(cells) for cells, _ in sketches], 1)
     return torch.stack([distance(maps, r, a) for r, a in zip(references, apart, strict=True)]).amin(0).clamp_min(0)
 
 

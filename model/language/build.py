@@ -20,10 +20,11 @@ from filelock import FileLock
 from torch import Tensor
 
 from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_lite0
+from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
 from refdiff.model.language.configuration import NEW_ROWS, RefDiffConfig
-from refdiff.model.language.folder import CARD, CHAT_TEMPLATE, DIFFERENCE, is_built, model_folder, sources, unfit
+from refdiff.model.language.folder import CARD, CHAT_TEMPLATE, is_built, model_folder, sources, unfit
 from refdiff.model.language.network import PairProjector, RefDiffForConditionalGeneration
 from refdiff.model.language.tokens import DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
 from refdiff.model.progress import Progress, silent
