@@ -1,6 +1,7 @@
 """How many photos a second a line takes, beside what the encoder alone would allow on the same cores.
 
 python tests/bench/watch_throughput.py --photos 100 --size 480x640
+--turned: parts lie at any angle. REFDIFF_ENGINE=auto measures what `refdiff watch` takes.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import cv2
+import numpy as np
 import torch
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.images import encode_png
+from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
-from refdiff.model.synthesis.render import render
+from refdiff.model.synthesis.render import Pose, random_pose, render
 from refdiff.server.watch.folder import NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
@@ -38,16 +41,16 @@ _PRODUCT, _FIRST_PART = "board", 1000
 
 
 def measure(
-    root: Path, photos: int, goldens: int, size: tuple[int, int], workers: list[int], working_px: int
+    root: Path, photos: int, goldens: int, size: tuple[int, int], workers: list[int], working_px: int, turned: bool
 ) -> dict[str, Any]:
-    """Figures for rendered boards of `size` (H, W) px, good parts; without the language model."""
+    """Figures for rendered good parts of `size` (H, W) px, boards or, turned, labels; without the language model."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     good = root / "good"
     good.mkdir()
     for i in range(goldens):
-        (good / f"{i:03}.png").write_bytes(encode_png(render("circuit", 1, i, size=size, noise_seed=i).image))
-    pool = [render("circuit", 1, _FIRST_PART + i, size=size, noise_seed=i).image for i in range(photos)]
+        (good / f"{i:03}.png").write_bytes(encode_png(_photo(i, size, turned)))
+    pool = [_photo(_FIRST_PART + i, size, turned) for i in range(photos)]
     model = ModelSettings(cache=root / "cache", working_px=working_px, threads=1)
     with Workspace.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as workspace:
         enroll(workspace, _PRODUCT, [good])
@@ -68,6 +71,8 @@ def measure(
         "goldens": goldens,
         "size": list(size),
         "working_px": working_px,
+        "turned": turned,
+        "engine": model.engine,
         "references": ToolsSettings().references,
         "encoder_photos_per_second": round(encoder, 2),
         "encoder_cpu_ms_each": round(encoder_ms, 1),
@@ -75,6 +80,11 @@ def measure(
         "load_average": round(os.getloadavg()[0], 1),
         "runs": runs,
     }
+
+
+def _photo(part: int, size: tuple[int, int], turned: bool) -> RgbImage:
+    pose = random_pose(np.random.default_rng(part), size=size) if turned else Pose()
+    return render("label" if turned else "circuit", 1, part, size=size, noise_seed=part, pose=pose).image
 
 
 def _run(root: Path, workspace: Workspace, pool: list[Any], workers: int) -> dict[str, Any]:
@@ -95,6 +105,7 @@ def _run(root: Path, workspace: Workspace, pool: list[Any], workers: int) -> dic
     return {
         "workers": workers,
         "filed": state.filed,
+        "verdicts": dict(state.verdicts),
         "photos_per_second": round(state.filed / seconds, 3),
         "cpu_ms_each": round(cpu / state.filed * 1000, 1),
         "cores_used": round(cpu / seconds, 2),
@@ -108,12 +119,13 @@ def main() -> None:
     parser.add_argument("--size", default="480x640", help="height x width of the photos, px")
     parser.add_argument("--workers", default="1,2", help="runs, one for each number")
     parser.add_argument("--working-px", type=int, default=320)
+    parser.add_argument("--turned", action="store_true", help="parts lie at any angle")
     args = parser.parse_args()
     height, _, width = args.size.partition("x")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(
             Path(folder), args.photos, args.goldens, (int(height), int(width)), [int(n) for n in args.workers.split(",")],
-            args.working_px,
+            args.working_px, args.turned,
         )  # fmt: skip
     print(json.dumps(found, indent=2))
 
