@@ -260,7 +260,7 @@ def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) ->
     """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one."""
     if covered.all() or not covered.any():
         return picture
-    here, there = (image[covered].mean(0, dtype=np.float64) for image in (picture, other))
+    here, there = (np.array(cv2.mean(image, covered.view(np.uint8))[:3]) for image in (picture, other))
     gain = np.clip((here + 1) / (there + 1), 0.5, 2.0)
     filling = np.clip(other[~covered] * gain, 0, 255)
     whole = picture.copy()
