@@ -26,6 +26,8 @@ from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import write_atomic
 from refdiff.model.settings import ModelSettings
 
+_CONVERTING = threading.Lock()  # torch traces one network at a time
+
 
 def uses_openvino(settings: ModelSettings) -> bool:
     """Whether networks run through OpenVINO. Raises InputError where it is asked for and not installed."""
@@ -43,11 +45,12 @@ class Compiled:
         ov = _openvino()
         core = ov.Core()
         path = settings.cache / "openvino" / f"{_digest(module, ov.__version__)}.xml"
-        try:
-            model = core.read_model(path)
-        except RuntimeError:  # not there, or damaged: a cache is rebuilt, never trusted
-            model = _converted(module, example)
-            _keep(model, path)
+        with _CONVERTING:
+            try:
+                model = core.read_model(path)
+            except RuntimeError:  # not there, or damaged: a cache is rebuilt, never trusted
+                model = _converted(module, example)
+                _keep(model, path)
         how = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": settings.threads or torch.get_num_threads(),

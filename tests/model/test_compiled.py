@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from refdiff.model.difference.compiled import Compiled, uses_openvino
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, network_input, read_network
+from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, _Plain, network_input, read_network
 from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
@@ -99,6 +100,20 @@ def test_converted_network_is_kept_by_its_weights(tmp_path: Path, monkeypatch: p
     assert len(converted) == 2, "damaged"
     monkeypatch.setattr(module, "write_atomic", lambda *a, **k: (_ for _ in ()).throw(OSError("read-only")))
     assert torch.equal(first(4.0), 4 * x)
+
+
+@needs_openvino
+def test_threads_that_need_a_network_at_once_convert_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, net = ModelSettings(cache=tmp_path, threads=1), read_network()[0]
+    converted: list[nn.Module] = []
+    convert = module._converted
+    monkeypatch.setattr(module, "_converted", lambda net, example: converted.append(net) or convert(net, example))
+    plain = _Plain(net)
+    with ThreadPoolExecutor(2) as threads:
+        compiled = list(threads.map(lambda _: Compiled(plain, plain.example(), settings), range(2)))
+    (ours, _), (theirs, _) = (c(*plain.example()) for c in compiled)
+    assert torch.equal(ours, theirs)
+    assert len(converted) == 1
 
 
 @needs_openvino
