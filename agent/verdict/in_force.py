@@ -20,6 +20,7 @@ def settings_in_force(workspace: Workspace, settings: AgentSettings, driver: Dri
         "software": software_version(),
         "weights": weights_in_use(workspace) | (driver.weights if driver else {}),
         "working_px": model.working_px,
+        "tiles": model.tiles,
         "references": tools.references,
         "alpha": tools.alpha,
         "alpha_over_calibration": "alpha" in tools.model_fields_set,

@@ -29,6 +29,7 @@ from refdiff.model.settings import ModelSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURE_VERSION = "2"  # raise when the meaning of cached features changes, or how goldens are drawn for them
+SIDES = 32  # work px: both sides of what is encoded are multiples of it
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 # (repeats, kernel, stride, expansion, channels); a map is taken at the end of each stage named in _TAPS
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
@@ -173,7 +174,7 @@ def work_size(size: tuple[int, int], working_px: int) -> tuple[int, int]:
     """(H, W) at which an image of `size` (H, W) is encoded: long side `working_px`, both sides multiples of 32."""
     h, w = size
     scale = working_px / max(h, w)
-    return max(64, round(h * scale / 32) * 32), max(64, round(w * scale / 32) * 32)
+    return max(64, round(h * scale / SIDES) * SIDES), max(64, round(w * scale / SIDES) * SIDES)
 
 
 def resize_to(image: RgbImage, size: tuple[int, int]) -> RgbImage:

@@ -172,7 +172,7 @@ def set_smallest_defect(workspace: Workspace, px: float) -> None:
     """As `refdiff product set --smallest-defect-px` does."""
     known = workspace.stores.products.get(PRODUCT)
     spec = (known.spec if known else {}) | {"smallest_defect_px": px}
-    workspace.stores.products.set_spec(PRODUCT, spec, "bench")
+    workspace.stores.products.set_spec(PRODUCT, spec, by="bench")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import Pose, render
 from refdiff.tools.framing.frames import place_of
-from refdiff.tools.framing.tiles import TILE_PX, Blend, tiles_of
+from refdiff.tools.framing.tiles import TILE_PX, Blend, grid_tiles, tiles_of
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibration_key
 from refdiff.tools.inspection.comparison import compare
@@ -25,6 +25,7 @@ from refdiff.tools.inspection.fineness import (
     MAX_WORKING_PX,
     SMALLEST_PX,
     Fineness,
+    affordable_px,
     check_specification,
     frame_scale,
     needed_px,
@@ -47,7 +48,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Product "board" with three goldens of 640 x 480 px, a little turned and moved."""
     root = tmp_path_factory.mktemp("fine")
     memory = MemorySettings(home=root / "home", qdrant_url=None)
-    model = ModelSettings(cache=root / "cache", working_px=160)
+    model = ModelSettings(cache=root / "cache", working_px=160, tiles=1)
     with Workspace.open(memory, model, ToolsSettings(references=2)) as opened:
         for i in range(GOLDENS):
             pose = Pose(angle_deg=i - 1.0, shift_px=(3.0 * i, -2.0 * i))
@@ -112,8 +113,6 @@ def test_blended_tiles_that_disagree_show_no_step() -> None:
 @pytest.mark.parametrize(
     ("wanted", "size", "needed"),
     [
-        (None, (480, 640), 160),
-        (None, (5000, 7000), 160),
         (SMALLEST_PX, (480, 640), 640),
         (2 * SMALLEST_PX, (480, 640), 320),
         (1000, (480, 640), 160),
@@ -122,10 +121,31 @@ def test_blended_tiles_that_disagree_show_no_step() -> None:
         (1, (8000, 8000), MAX_WORKING_PX),
     ],
 )
-def test_working_size_follows_from_the_smallest_defect(
-    wanted: float | None, size: tuple[int, int], needed: int
-) -> None:
+def test_working_size_follows_from_the_smallest_defect(wanted: float, size: tuple[int, int], needed: int) -> None:
     assert needed_px(wanted, size, 160) == needed
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles", "px"),
+    [
+        ((480, 640), 1, 320),
+        ((300, 300), 4, 320),  # small photos gain nothing
+        ((380, 380), 4, 320),  # nor does what a single tile holds
+        ((480, 640), 2, 512),
+        ((480, 640), 4, 576),
+        ((480, 640), 256, 640),  # no more than the photo has
+        ((1024, 1024), 2, 320),
+        ((1024, 1024), 4, 576),
+        ((800, 1600), 4, 800),
+        ((1600, 800), 4, 800),
+        ((8000, 8000), 256, 4096),
+    ],
+)
+def test_working_size_without_a_smallest_defect_follows_from_the_tiles(
+    size: tuple[int, int], tiles: int, px: int
+) -> None:
+    assert affordable_px(size, 320, tiles) == px
+    assert len(grid_tiles(size, px, 320)) <= tiles
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.feature_cache import Picture, rounded
 from refdiff.tools.framing.frames import anchor_of, carried_over, matrix_of, place_of
-from refdiff.tools.framing.tiles import TILE_PX, Tile, tiles_of
+from refdiff.tools.framing.tiles import Tile, grid_tiles
 from refdiff.tools.vision.refinement import refined
 from refdiff.tools.vision.registration import Alignment, Matrix, OnGrid, completed, registered, scaling
 from refdiff.tools.workspace import Workspace
@@ -135,9 +135,7 @@ def frame_grid(
     """
     place, least = place_of(workspace, golden), workspace.model_settings.working_px
     size = work_size(place.anchor_size, working_px or least)
-    tiles = tiles_of(
-        size, max(TILE_PX, *work_size(place.anchor_size, least))
-    )  # none is smaller than a photo in retrieval
+    tiles = grid_tiles(place.anchor_size, working_px or least, least)
     matrix = scaling(place.anchor_size, size) @ matrix_of(place) @ np.linalg.inv(on_photo.matrix)
     matrix = np.round(matrix / matrix[2, 2], 9)  # the same whichever golden of the frame it was carried over from
     still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)

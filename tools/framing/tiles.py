@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.model.difference.encoder import work_size
+
 TILE_PX = 320  # side of a tile, work px
 _OVERLAP_PX = 64
 _STEP_PX = 8  # tiles begin at whole cells of every stride that is blended
@@ -20,6 +22,14 @@ class Tile:
     x: int
     h: int
     w: int
+
+
+def grid_tiles(frame: tuple[int, int], working_px: int, least: int) -> list[Tile]:
+    """Tiles of the grid of a frame of `frame` (H, W) whose long side is `working_px`.
+
+    None is smaller than the frame at `least` px, at which retrieval sees it.
+    """
+    return tiles_of(work_size(frame, working_px), max(TILE_PX, *work_size(frame, least)))
 
 
 def tiles_of(size: tuple[int, int], side: int = TILE_PX) -> list[Tile]:

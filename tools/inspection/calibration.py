@@ -66,6 +66,8 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
     }
+    if spec.smallest_defect_mm is None and spec.smallest_defect_px is None:
+        parts["tiles"] = workspace.model_settings.tiles
     for name in ("smallest_defect_mm", "smallest_defect_px"):
         if (smallest := getattr(spec, name)) is not None:
             parts[name] = smallest

@@ -1,4 +1,5 @@
-"""How fine a product is looked at: the working size that its smallest defect needs, and what is too small to be seen."""
+"""How fine a product is looked at: the working size that its smallest defect needs, or that the time allows, and what is too
+small to be seen."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
+from refdiff.model.difference.encoder import SIDES
 from refdiff.model.errors import SpecError, UnknownRecordError
 from refdiff.tools.framing.frames import matrix_of, place_of
+from refdiff.tools.framing.tiles import grid_tiles
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.vision.registration import angle_and_scale
 from refdiff.tools.workspace import Workspace
@@ -65,19 +68,29 @@ def _wanted_px(spec: ProductSpec, scale: float | None, product: str) -> float | 
 
 
 def working_px(workspace: Workspace, spec: ProductSpec, golden: Golden) -> int:
-    """Long side at which photos are compared in the frame of a golden.
+    """Long side at which photos are compared in the frame of a golden: as the smallest defect of the specification needs;
+    without one, what REFDIFF_TILES allows.
 
     Never less than REFDIFF_WORKING_PX, nor more than the frame has, if that is more. Raises SpecError.
     """
+    settings, size = workspace.model_settings, place_of(workspace, golden).anchor_size
     scale = None if spec.smallest_defect_mm is None else frame_scale(workspace, spec, golden)
     wanted = _wanted_px(spec, scale, golden.product)
-    return needed_px(wanted, place_of(workspace, golden).anchor_size, workspace.model_settings.working_px)
-
-
-def needed_px(wanted: float | None, size: tuple[int, int], least: int) -> int:
-    """Long side at which something of `wanted` px in a frame of `size` (H, W) can be seen."""
     if wanted is None:
-        return least
+        return affordable_px(size, settings.working_px, settings.tiles)
+    return needed_px(wanted, size, settings.working_px)
+
+
+def affordable_px(size: tuple[int, int], least: int, tiles: int) -> int:
+    """The largest long side at which a frame of `size` (H, W) takes several tiles, but no more than `tiles`; `least` where
+    there is none."""
+    finest = min(max(size), MAX_WORKING_PX)
+    sizes = range(least, finest + 1, SIDES)
+    return max((px for px in sizes if 1 < len(grid_tiles(size, px, least)) <= tiles), default=least)
+
+
+def needed_px(wanted: float, size: tuple[int, int], least: int) -> int:
+    """Long side at which something of `wanted` px in a frame of `size` (H, W) can be seen."""
     needed = min(math.ceil(max(size) * SMALLEST_PX / wanted - 1e-6), max(size), MAX_WORKING_PX)
     return max(least, needed)
 
