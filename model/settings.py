@@ -36,7 +36,7 @@ class ModelSettings(BaseSettings):
         description="Long side, in px, of retrieval, and the least at which pairs are compared.",
     )
     tiles: int = Field(
-        default=4,
+        default=1,
         ge=1,
         le=256,
         description="Most tiles in which photos are compared where nothing says how small a defect matters; each takes a "

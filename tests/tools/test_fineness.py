@@ -225,6 +225,23 @@ def test_another_smallest_defect_makes_the_calibration_stale(workspace: Workspac
     assert len(set(keys)) == 4
 
 
+def test_other_tiles_make_the_calibration_stale_unless_a_smallest_defect_is_set(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> list[str]:
+        found = []
+        for tiles in (1, 2, 4):
+            settings = workspace.model_settings.model_copy(update={"tiles": tiles})
+            monkeypatch.setattr(workspace, "model_settings", settings)
+            found.append(calibration_key(workspace, "board", 2))
+        return found
+
+    assert len(set(keys())) == 3
+    workspace.stores.products.set_spec("board", {"smallest_defect_px": 20})
+    assert len(set(keys())) == 1
+    workspace.stores.products.set_spec("board", {})
+
+
 # ---- what is seen ----
 
 

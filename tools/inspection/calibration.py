@@ -66,11 +66,12 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
     }
-    if spec.smallest_defect_mm is None and spec.smallest_defect_px is None:
-        parts["tiles"] = workspace.model_settings.tiles
     for name in ("smallest_defect_mm", "smallest_defect_px"):
         if (smallest := getattr(spec, name)) is not None:
             parts[name] = smallest
+    tiles = workspace.model_settings.tiles
+    if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
+        parts["tiles"] = tiles
     if spec.smallest_defect_mm is not None:
         parts["scale"] = [spec.scale_mm_per_px, *sorted({str(g.scale_mm_per_px) for g in in_use})]
     if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):
