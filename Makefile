@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-.PHONY: install demo test test-long fuzz test-browser vllm test-vllm lint types check bench-data pins clean help
+.PHONY: install demo test test-long fuzz test-browser vllm test-vllm lint types check bench-data pins pin-images clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ check: lint types test ## lint, types and test
 
 pins: ## write constraints/app.txt and develop.txt anew from pyproject.toml and constraints/cpu.txt (needs uv)
 	constraints/update.sh
+
+pin-images: ## pin the container images by digest (needs skopeo and the registries)
+	constraints/images.sh
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(VLLM) build *.egg-info bench-data demo-output
