@@ -499,10 +499,8 @@ def damage_note(damaged: Sequence[DamagedGolden]) -> str:
     """What to tell people about goldens that cannot be read, and the way out."""
     shown = "; ".join(f"{d.name}: {d.reason}" for d in damaged[:_SHOWN])
     more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
-    return (
-        f"{len(damaged)} damaged golden samples are not in use ({shown}{more}); restore them from their stored photos: "
-        "refdiff goldens reenroll"
-    )
+    counted = "1 damaged golden sample is" if len(damaged) == 1 else f"{len(damaged)} damaged golden samples are"
+    return f"{counted} not in use ({shown}{more}); restore from the stored photos: refdiff goldens reenroll"
 
 
 def _point(stored: StoredGolden, as_arrays: bool = False) -> qm.PointStruct:
