@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from refdiff.agent.language.parts import Named, Stored, count_words, none_stored, parts_in, words_before
+from refdiff.agent.language.parts import Named, Stored, count_words, lead, none_stored, parts_in, words_before
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.model.images import image_suffixes
@@ -190,10 +190,10 @@ def _is_own(message: Said, named: Named, most: int = 1) -> bool:
     if message.files or not message.prompt:
         return True
     asked = _IMPERATIVE.search(message.text)
-    if asked and count_words(words_before(message.text, [asked[0]])) <= _LEAD:
+    if asked and count_words(lead(message.text[: asked.start()])) <= _LEAD:
         return True
-    lead = words_before(message.text, named.ids)
-    return _BARE.fullmatch(lead) is not None or count_words(lead) <= most
+    before = words_before(message.text, named.ids)
+    return _BARE.fullmatch(before) is not None or count_words(before) <= most
 
 
 def _is_question(message: Said) -> bool:

@@ -184,8 +184,12 @@ def words_before(text: str, found: Collection[str]) -> str:
     """What stands before the first of some texts, on its line, without words for "part"."""
     text = unicodedata.normalize("NFKC", text)
     at = [i for f in found if (i := text.find(unicodedata.normalize("NFKC", f))) >= 0]
-    before = text[: min(at, default=len(text))].rpartition("\n")[2]
-    return re.sub(_PART, " ", before, flags=re.IGNORECASE)
+    return lead(text[: min(at, default=len(text))])
+
+
+def lead(before: str) -> str:
+    """The last line of what stands before something, without words for "part"."""
+    return re.sub(_PART, " ", before.rpartition("\n")[2], flags=re.IGNORECASE)
 
 
 def count_words(text: str) -> int:

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import logging
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import write_atomic
 from refdiff.model.settings import ModelSettings
 
+log = logging.getLogger(__name__)
+
 _CONVERTING = threading.Lock()  # torch traces one network at a time
 
 
@@ -35,6 +38,22 @@ def uses_openvino(settings: ModelSettings) -> bool:
     if settings.engine == "openvino" and not installed:
         raise InputError("REFDIFF_ENGINE is openvino, which is not installed; run: pip install openvino, or unset it")
     return installed and settings.engine != "torch"
+
+
+def through_openvino(make: Callable[[], Compiled], settings: ModelSettings) -> Compiled | None:
+    """What `make` compiles; None where torch is to run it: it is not asked for, or it does not work and nobody insists.
+
+    Raises InputError where it is asked for and not installed.
+    """
+    if not uses_openvino(settings):
+        return None
+    try:
+        return make()
+    except Exception as e:  # another version, a library that does not load, a processor that it does not know
+        if settings.engine == "openvino":
+            raise
+        log.warning("OpenVINO does not work here, so torch runs the networks (%s: %s)", type(e).__name__, e)
+        return None
 
 
 class Compiled:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refdiff.model.difference.backbones import TransformersBackbone
-from refdiff.model.difference.compiled import Compiled, uses_openvino
+from refdiff.model.difference.compiled import Compiled, through_openvino
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
@@ -170,6 +170,10 @@ def _shared_compiled(cache: Path, threads: int | None) -> Compiled:
     return Compiled(plain, [example], ModelSettings(cache=cache, threads=threads))
 
 
+def _by_stride(compiled: Compiled) -> Callable[[Tensor], dict[int, Tensor]]:
+    return lambda x: dict(zip(CHANNELS, compiled(x), strict=True))
+
+
 def work_size(size: tuple[int, int], working_px: int) -> tuple[int, int]:
     """(H, W) at which an image of `size` (H, W) is encoded: long side `working_px`, both sides multiples of 32."""
     h, w = size
@@ -205,11 +209,11 @@ class Encoder:
             torch.set_num_threads(self.settings.threads)
         self.digest = WEIGHTS_SHA256
         self._net: Callable[[Tensor], dict[int, Tensor]]
-        if self.settings.encoder is None and uses_openvino(self.settings):
-            compiled, self.channels = _shared_compiled(self.settings.cache, self.settings.threads), CHANNELS
-            self._net = lambda x: dict(zip(CHANNELS, compiled(x), strict=True))
-        elif self.settings.encoder is None:
-            self._net, self.channels = _shared_network(), CHANNELS
+        if self.settings.encoder is None:
+            compiled = through_openvino(
+                lambda: _shared_compiled(self.settings.cache, self.settings.threads), self.settings
+            )
+            self._net, self.channels = _shared_network() if compiled is None else _by_stride(compiled), CHANNELS
         else:
             backbone = _shared_backbone(self.settings.encoder.resolve())
             self._net, self.channels, self.digest = backbone, backbone.channels, backbone.digest

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from refdiff.model.difference.compiled import Compiled, uses_openvino
+from refdiff.model.difference.compiled import Compiled, through_openvino
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
@@ -107,10 +107,10 @@ class DifferenceScorer:
         plain = _Plain(_folded(net.eval(), self._format))
         self._run: Callable[..., tuple[Tensor, ...]]
         settings = settings or ModelSettings()
-        if self._format is torch.float32 and uses_openvino(settings):
-            self._run = Compiled(plain, plain.example(), settings)
-        else:
-            self._run = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        compiled = None
+        if self._format is torch.float32:
+            compiled = through_openvino(lambda: Compiled(plain, plain.example(), settings), settings)
+        self._run = compiled or plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def look_at(self, seen: Sequence[NetworkInput]) -> list[NetworkDifference]:

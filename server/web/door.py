@@ -3,7 +3,7 @@
 A process of its own, started by `Doorkeeper` as a script and made of the standard library alone: whatever holds up the
 server (a long parse, forty threads, a thousand requests) does not hold up a probe, and nobody restarts a server for being
 busy. On the channel to the server, each byte sent is a connection (0, with its descriptor) or the error number of a failed
-accept; each line received is what /healthz answers from then on.
+accept; each line received is what /healthz answers from then on, unless the server then says nothing for too long.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _LOOKED_AT = 4096  # bytes; a probe's headers are shorter
 _WAIT_S = 0.5  # for the first bytes of a connection; then it is the server's
 _PAUSE_S = 0.2  # when no further connection can be taken
 _AT_ONCE = 32  # connections
+_SILENT_S = 120.0  # without a word the server hangs; it says something four times a second, unless work holds it up
+_HANGS = b'{"status":"the server has shown no sign of life for two minutes"}'
 _BUSY = b'{"error":{"message":"too many requests at a time; try again"}}'
 
 
@@ -36,6 +38,7 @@ class Door:
         self._waiting: OrderedDict[socket.socket, float] = OrderedDict()  # since when
         self._told = b""  # the beginning of a line
         self._health = (503, b"")
+        self._heard = time.monotonic()
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
@@ -69,6 +72,7 @@ class Door:
         if lines:
             status, _, body = lines[-1].partition(b" ")
             self._health = (int(status), body)
+        self._heard = time.monotonic()
         return bool(heard)
 
     def _accept(self) -> None:
@@ -92,16 +96,23 @@ class Door:
         try:
             begun = connection.recv(_LOOKED_AT, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
-            with contextlib.suppress(KeyError):  # registered already
+            try:
                 self._selector.register(connection, selectors.EVENT_READ)
+            except KeyError:  # registered already
+                pass
+            except OSError:  # no memory to wait for it here
+                self._pass_on(connection)
             return
         except OSError:
             begun = b""
         if not begun:
             self._forget(connection).close()
         elif _HEALTH.fullmatch(begun):
-            connection.recv(len(begun))
-            self._answer(connection, *self._health, without_body=begun.startswith(b"HEAD"))
+            with contextlib.suppress(OSError):  # reset meanwhile
+                connection.recv(len(begun))
+            silent = time.monotonic() - self._heard > _SILENT_S
+            health = (503, _HANGS) if silent else self._health
+            self._answer(connection, *health, without_body=begun.startswith(b"HEAD"))
         elif not begun.startswith(_BEGINS) or len(begun) == _LOOKED_AT or b"\r\n\r\n" in begun:
             self._pass_on(connection, has_sent=True)
         else:

@@ -46,6 +46,7 @@ class Doorkeeper:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
+        """Raises OSError where no process can be started."""
         self._loop = asyncio.get_running_loop()
         self._open()
 
@@ -55,11 +56,26 @@ class Doorkeeper:
             self._timer.cancel()
         self._close()
 
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except OSError as e:  # what ended the last one may be lacking still
+            log.warning("no process to take connections can be started (%s); it is tried again", e)
+            self._timer = self._loop.call_later(_AGAIN_S, self._reopen)
+
     def _open(self) -> None:
         ours, theirs = socket.socketpair()
+        try:
+            self._start(theirs)
+        except OSError:
+            ours.close()
+            raise
         ours.setblocking(False)
-        self._channel, self._told = ours, (0, b"")
+        self._channel = ours
+        self._loop.add_reader(ours, self._receive)
         self._tell()
+
+    def _start(self, theirs: socket.socket) -> None:
         with theirs:
             fds = self._listener.fileno(), theirs.fileno()
             # isolated, without site packages: it needs neither, and starts at once
@@ -69,7 +85,6 @@ class Doorkeeper:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self._loop.add_reader(ours, self._receive)
 
     def _close(self) -> None:
         if self._channel is not None:
@@ -77,15 +92,18 @@ class Doorkeeper:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:  # stopped or starved: it would keep the port
+                self._process.kill()
+                self._process.wait()
+            self._process = None
 
     def _tell(self) -> None:
-        """Tell the door what /healthz answers, if that has changed, now and from now on."""
-        if self._channel is not None and (health := self._health()) != self._told:
+        """Tell the door what /healthz answers, now and from now on: it also shows that the server lives."""
+        if self._channel is not None:
             with contextlib.suppress(OSError):  # it is full or gone
-                self._channel.send(b"%d %s\n" % health)
-                self._told = health
+                self._channel.send(b"%d %s\n" % self._health())
         self._timer = self._loop.call_later(_TOLD_S, self._tell)
 
     def _receive(self) -> None:
@@ -102,7 +120,7 @@ class Doorkeeper:
                 assert self._timer is not None
                 self._timer.cancel()
                 self._close()
-                self._timer = self._loop.call_later(_AGAIN_S, self._open)
+                self._timer = self._loop.call_later(_AGAIN_S, self._reopen)
                 return
             if not fds:  # the door could not take a connection, or this process not receive it
                 number = data[0] or errno.EMFILE

@@ -171,6 +171,7 @@ PROMPTS = {
     "long": "inspect part #4412" + " hello" * 400,
     "own words": "Write a title for a conversation about part #4412",
     "own words with the verb": "Write a short title for the request to inspect part #4412",
+    "the verb inside another word": "Write an inspection title for the chat in which users inspect part #4412",
     "own words in German": "Schreibe einen Titel für ein Gespräch über die Prüfung von Teil 4412",
     "follow-ups in own words": "Suggest three questions that somebody who is inspecting part 4412 may ask",
     "Markdown quote": "Suggest three follow-up questions.\n\n> inspect part #4412",

@@ -139,3 +139,24 @@ def test_engine_follows_the_setting_and_what_is_installed(monkeypatch: pytest.Mo
             assert uses_openvino(ModelSettings(engine=name)) is uses  # type: ignore[arg-type]
     with pytest.raises(InputError, match="pip install openvino"):
         uses_openvino(ModelSettings(engine="openvino"))
+
+
+@needs_openvino
+def test_openvino_that_does_not_work_leaves_the_networks_to_torch(
+    by: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(module, "_openvino", broken)
+    image = render("label", 1, 0, size=(96, 96)).image
+    by("torch")
+    expected = Encoder(ModelSettings(working_px=96)).embed(image)
+    by("auto")
+    settings = ModelSettings(working_px=96, cache=tmp_path)
+    assert torch.equal(Encoder(settings).embed(image).maps[8], expected.maps[8])
+    DifferenceScorer(*read_network(), settings=settings)
+    assert sum("libopenvino.so" in r.getMessage() for r in caplog.records) == 2
+    by("openvino")
+    with pytest.raises(ImportError):
+        Encoder(ModelSettings(working_px=96, cache=tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import pytest
 import uvicorn
 
 from refdiff.server.web import connections
+from refdiff.server.web import door as door_module
 from refdiff.server.web.connections import BACKLOG, patient
 from refdiff.server.web.serve import GracefulServer
 from tests.server.bot_server import wait
@@ -263,6 +265,38 @@ def test_health_that_changes_is_told_and_a_door_that_is_killed_opens_again() -> 
         os.kill(_door_process(), signal.SIGKILL)
         assert b" 200 " in _answer(address, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b" 503 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+
+
+def test_door_that_cannot_be_opened_again_at_once_is_tried_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, failed = subprocess.Popen, []
+
+    def failing(*args: Any, **options: Any) -> Any:
+        if len(failed) < 2:
+            failed.append(OSError(errno.ENOMEM, "Cannot allocate memory"))
+            raise failed[-1]
+        return start(*args, **options)
+
+    with _served(_app, lambda: (200, b"{}")) as address:
+        _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+        process = _door_process()
+        monkeypatch.setattr("refdiff.server.web.doorkeeper.subprocess.Popen", failing)
+        os.kill(process, signal.SIGKILL)
+        assert b" 200 " in _answer(address, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert len(failed) == 2
+
+
+def test_server_that_shows_no_sign_of_life_is_not_healthy() -> None:
+    listener, (ours, theirs) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+    at_the_door = door_module.Door(listener, theirs, 10)
+    threading.Thread(target=at_the_door.run, daemon=True).start()
+    ours.sendall(b"200 {}\n")
+    address = listener.getsockname()
+    wait(lambda: b" 200 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n"), 10)
+    at_the_door._heard -= door_module._SILENT_S
+    assert b" 503 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+    ours.sendall(b"200 {}\n")
+    wait(lambda: b" 200 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n"), 10)
+    ours.close()
 
 
 def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once(
