@@ -3,7 +3,8 @@
 A process of its own, started by `Doorkeeper` as a script and made of the standard library alone: whatever holds up the
 server (a long parse, forty threads, a thousand requests) does not hold up a probe, and nobody restarts a server for being
 busy. On the channel to the server, each byte sent is a connection (0, with its descriptor) or the error number of a failed
-accept; each line received is what /healthz answers from then on, unless the server then says nothing for too long.
+accept; each line received is what /healthz answers from then on, unless the server then says nothing for too long. Once the
+server sends no more, this program closes the port, passes on every connection that it holds, and ends.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from collections import OrderedDict
 _HEALTH = re.compile(rb"(?:GET|HEAD) /healthz(?:\?[^ ]*)? HTTP/1\.[01]\r\n(?:[^\r\n]+\r\n)*\r\n")
 _BEGINS = (b"GET /healthz", b"HEAD /healthz")
 _LOOKED_AT = 4096  # bytes; a probe's headers are shorter
+_DROPPED_AT_ONCE = 262_144  # bytes
 _WAIT_S = 0.5  # for the first bytes of a connection; then it is the server's
 _PAUSE_S = 0.2  # when no further connection can be taken
 _AT_ONCE = 32  # connections
+_UNREAD_S = 5.0  # for the rest of a request that was answered here: closing before would reset the connection
+_END_S = 1.0  # for what is left to do at the end
 _SILENT_S = 120.0  # without a word the server hangs; it says something four times a second, unless work holds it up
 _HANGS = b'{"status":"the server has shown no sign of life for two minutes"}'
 _BUSY = b'{"error":{"message":"too many requests at a time; try again"}}'
@@ -36,29 +40,48 @@ class Door:
     def __init__(self, listener: socket.socket, channel: socket.socket, most: int) -> None:
         self._listener, self._channel, self._most = listener, channel, most
         self._waiting: OrderedDict[socket.socket, float] = OrderedDict()  # since when
+        self._answered: OrderedDict[socket.socket, float] = OrderedDict()  # since when; until their clients close them
         self._told = b""  # the beginning of a line
         self._health = (503, b"")
         self._heard = time.monotonic()
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
-        """Until the server closes the channel."""
+        """Until the server closes the channel, or its end for sending."""
         self._listener.setblocking(False)
         self._channel.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._channel, selectors.EVENT_READ)
-        while True:
-            ready = [key.fileobj for key, _ in self._selector.select(_PAUSE_S)]
-            if self._channel in ready and not self._hear():
-                return
+        while self._channel not in (ready := self._ready()) or self._hear():
             if self._listener in ready:
                 self._accept()
-            looked_at = [c for c in ready if isinstance(c, socket.socket) and c in self._waiting]
+            looked_at = [c for c in ready if c in self._waiting]
             for connection in looked_at[:_AT_ONCE]:  # then new ones again: a probe may be among them
                 self._look(connection)
-            since = time.monotonic() - _WAIT_S
-            while self._waiting and next(iter(self._waiting.values())) < since:
+            for connection in [c for c in ready if c in self._answered][:_AT_ONCE]:
+                self._read_on(connection)
+            now = time.monotonic()
+            while self._waiting and next(iter(self._waiting.values())) < now - _WAIT_S:
                 self._pass_on(next(iter(self._waiting)))
+            while self._answered and next(iter(self._answered.values())) < now - _UNREAD_S:
+                self._forget(next(iter(self._answered))).close()
+        self._end()
+
+    def _ready(self) -> list[socket.socket]:
+        return [key.fileobj for key, _ in self._selector.select(_PAUSE_S) if isinstance(key.fileobj, socket.socket)]
+
+    def _end(self) -> None:
+        """Pass on everything within a second; connections in the port's queue are left to the server, which has it too."""
+        ends = time.monotonic() + _END_S
+        for of_the_server in (self._listener, self._channel):
+            self._selector.unregister(of_the_server)
+        self._listener.close()
+        for connection in list(self._waiting):
+            self._channel.settimeout(max(0.0, ends - time.monotonic()))
+            self._pass_on(connection, has_sent=True)
+        while self._answered and time.monotonic() < ends:
+            for connection in self._ready():
+                self._read_on(connection)
 
     def _hear(self) -> bool:
         """Whether the server is still there."""
@@ -108,8 +131,6 @@ class Door:
         if not begun:
             self._forget(connection).close()
         elif _HEALTH.fullmatch(begun):
-            with contextlib.suppress(OSError):  # reset meanwhile
-                connection.recv(len(begun))
             silent = time.monotonic() - self._heard > _SILENT_S
             health = (503, _HANGS) if silent else self._health
             self._answer(connection, *health, without_body=begun.startswith(b"HEAD"))
@@ -133,12 +154,31 @@ class Door:
             f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
         )
-        with contextlib.suppress(OSError), self._forget(connection):
+        self._forget(connection)
+        try:
             connection.send(head.encode() + (b"" if without_body else body))
             connection.shutdown(socket.SHUT_WR)
+            self._selector.register(connection, selectors.EVENT_READ)
+        except OSError:  # reset meanwhile, or no memory to wait for it
+            connection.close()
+            return
+        self._answered[connection] = time.monotonic()
+        if len(self._answered) > self._most:
+            self._forget(next(iter(self._answered))).close()
+
+    def _read_on(self, connection: socket.socket) -> None:
+        """Drop a piece of what a client still sends, and close the connection at its end."""
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            try:
+                more = connection.recv(_DROPPED_AT_ONCE)
+            except ConnectionError:
+                more = b""
+            if not more:
+                self._forget(connection).close()
 
     def _forget(self, connection: socket.socket) -> socket.socket:
-        del self._waiting[connection]
+        for kept in (self._waiting, self._answered):
+            kept.pop(connection, None)
         with contextlib.suppress(KeyError):
             self._selector.unregister(connection)
         return connection

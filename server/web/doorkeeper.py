@@ -22,7 +22,7 @@ POSSIBLE = hasattr(socket, "send_fds")  # not on Windows
 _TOLD_S = 0.25  # between two looks at the server's health
 _AGAIN_S = 1.0  # until a door that was killed is opened again
 _AT_ONCE = 64  # connections, before others have their turn
-_STOP_S = 2.0
+_STOP_S = 2.0  # for a door to end, and for the connections in the port's queue
 
 
 class Doorkeeper:
@@ -43,6 +43,7 @@ class Doorkeeper:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None  # the door has passed on everything
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -50,11 +51,26 @@ class Doorkeeper:
         self._loop = asyncio.get_running_loop()
         self._open()
 
-    def stop(self) -> None:
-        """Take no more connections; those that wait at the door are closed."""
-        if self._timer is not None:
-            self._timer.cancel()
+    async def stop(self) -> None:
+        """Close the port. When this returns, every connection that has come is its protocol's."""
+        assert self._timer is not None
+        self._timer.cancel()
+        if self._channel is not None and self._process is not None:
+            self._ended = self._loop.create_future()
+            self._channel.shutdown(socket.SHUT_WR)
+            killing = self._loop.call_later(_STOP_S, self._process.kill)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended, 2 * _STOP_S)
+            killing.cancel()
         self._close()
+        until = self._loop.time() + _STOP_S
+        self._listener.setblocking(False)
+        with contextlib.suppress(OSError):  # none is left, or no more can be taken
+            while self._loop.time() < until:
+                self._take(self._listener.accept()[0])
+                await asyncio.sleep(0)  # those before are read: the protocol hangs up if too many say nothing
+        self._listener.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _reopen(self) -> None:
         try:
@@ -115,6 +131,10 @@ class Doorkeeper:
                 return
             except OSError:
                 data, fds = b"", []
+            if not data and self._ended is not None:
+                self._loop.remove_reader(self._channel)
+                self._ended.set_result(None)
+                return
             if not data:  # killed: by hand, or for memory
                 log.warning("the process that takes connections has ended; it is started again")
                 assert self._timer is not None
@@ -128,9 +148,12 @@ class Doorkeeper:
                     {"message": "no connection can be accepted", "exception": OSError(number, os.strerror(number))}
                 )
             for fd in fds:
-                task = self._loop.create_task(self._connect(socket.socket(fileno=fd)))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._take(socket.socket(fileno=fd))
+
+    def _take(self, connection: socket.socket) -> None:
+        task = self._loop.create_task(self._connect(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import signal
@@ -286,11 +287,8 @@ def test_door_that_cannot_be_opened_again_at_once_is_tried_until_it_can(monkeypa
 
 
 def test_server_that_shows_no_sign_of_life_is_not_healthy() -> None:
-    listener, (ours, theirs) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
-    at_the_door = door_module.Door(listener, theirs, 10)
-    threading.Thread(target=at_the_door.run, daemon=True).start()
+    at_the_door, ours, address = _door_beside()
     ours.sendall(b"200 {}\n")
-    address = listener.getsockname()
     wait(lambda: b" 200 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n"), 10)
     at_the_door._heard -= door_module._SILENT_S
     assert b" 503 " in _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -321,6 +319,73 @@ def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once
             peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 200 " in peer.recv(1000)
         assert _door_process() == process, "the door has died"
+
+
+STOPPED = """
+import socket, sys, uvicorn
+from refdiff.server.web.connections import patient
+from refdiff.server.web.serve import GracefulServer
+from tests.server.bot_server import wait
+from tests.server.web.test_connections import _app
+
+for _ in range(int(sys.argv[1])):
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(_app, log_config=None, lifespan="off", http=patient(100), ws="none")
+    tell = lambda: print(listener.getsockname()[1], flush=True)
+    GracefulServer(config, tell, lambda: None, lambda: (200, b"{}")).run([listener])
+"""
+
+
+def test_requests_sent_just_before_the_server_is_stopped_are_answered() -> None:
+    """Whether they wait in the port's queue, at the door, between the door and the server, or on a connection kept open."""
+    tries, get = 10, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = b"x" * 3_000_000  # more than the buffers of a socket take
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with subprocess.Popen([sys.executable, "-c", STOPPED, str(tries)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        for _ in range(tries):
+            address = ("127.0.0.1", int(server.stdout.readline()))
+            with contextlib.ExitStack() as peers:
+                connect = functools.partial(socket.create_connection, address, timeout=10)
+                kept, silent, posting = (peers.enter_context(connect()) for _ in range(3))
+                kept.sendall(get)
+                answer = b""
+                while not answer.endswith(b"0\r\n\r\n"):
+                    answer += kept.recv(1000)
+                posting.sendall(post + body[:1000])
+                many = [peers.enter_context(connect()) for _ in range(40)]
+                for peer in (kept, *many):
+                    peer.sendall(get)
+                server.terminate()
+                posting.sendall(body[1000:])
+                for peer in (kept, *many, posting):
+                    assert b" 200 " in peer.recv(1000)
+                assert silent.recv(1000) == b""
+        assert server.wait(10) == 0
+
+
+def _door_beside() -> tuple[door_module.Door, socket.socket, tuple[str, int]]:
+    """A door in this process, the server's end of its channel, which nobody reads, and its address."""
+    listener, (ours, theirs) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+    opened = door_module.Door(listener, theirs, 10)
+    threading.Thread(target=opened.run, daemon=True).start()
+    return opened, ours, listener.getsockname()
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100_000, b"x" * 30_000_000], ids=len)
+def test_client_that_is_told_to_try_again_gets_the_answer_whatever_it_sends(body: bytes) -> None:
+    opened, channel, address = _door_beside()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            opened._channel.send(b"\0", socket.MSG_DONTWAIT)
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with channel:
+        for _ in range(3):
+            with socket.create_connection(address, timeout=10) as peer:
+                peer.sendall(request)
+                answer = b"".join(iter(functools.partial(peer.recv, 1000), b""))
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert answer.endswith(b'too many requests at a time; try again"}}')
 
 
 def _door_process() -> int:
