@@ -168,13 +168,14 @@ class Door:
 
     def _read_on(self, connection: socket.socket) -> None:
         """Drop a piece of what a client still sends, and close the connection at its end."""
-        with contextlib.suppress(BlockingIOError, InterruptedError):
-            try:
-                more = connection.recv(_DROPPED_AT_ONCE)
-            except ConnectionError:
-                more = b""
-            if not more:
-                self._forget(connection).close()
+        try:
+            more = connection.recv(_DROPPED_AT_ONCE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            more = b""
+        if not more:
+            self._forget(connection).close()
 
     def _forget(self, connection: socket.socket) -> socket.socket:
         for kept in (self._waiting, self._answered):

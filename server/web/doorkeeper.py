@@ -57,10 +57,10 @@ class Doorkeeper:
         self._timer.cancel()
         if self._channel is not None and self._process is not None:
             self._ended = self._loop.create_future()
-            self._channel.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it has ended already
+                self._channel.shutdown(socket.SHUT_WR)
             killing = self._loop.call_later(_STOP_S, self._process.kill)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended, 2 * _STOP_S)
+            await asyncio.wait({self._ended}, timeout=2 * _STOP_S)
             killing.cancel()
         self._close()
         until = self._loop.time() + _STOP_S

@@ -135,9 +135,7 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._ending()
         await asyncio.gather(*(door.stop() for door in self._doors))
-        for _ in range(
-            2
-        ):  # until everything that was sent by now is read: connections without a request are closed next
+        for _ in range(2):  # what has been sent is read: connections without a request are closed next
             await asyncio.sleep(0)
         await super().shutdown(sockets)
 
