@@ -23,7 +23,7 @@ HEADERS_S = 15.0  # for the headers of a request, however slowly they come
 SILENCE_S = 30.0  # between two pieces of a body
 CONNECTIONS = 1024  # at most; fewer where the process may open fewer files
 _OTHER_FILES = 256  # of databases, photos and libraries
-BACKLOG = 512  # connections that are taken before the event loop knows of them (see Doorkeeper)
+BACKLOG = 512  # connections on their way from the door (see Doorkeeper)
 _TOLD_S = 60.0  # between two log lines about the same thing
 
 

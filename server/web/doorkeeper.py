@@ -29,7 +29,7 @@ class Doorkeeper:
     """Of one listening socket, from `start` to `stop`; both run in the event loop's thread.
 
     health: status and JSON body of /healthz; quick, waits for nothing. protocol: makes that of a connection. most: how many
-    connections may wait at the door.
+    requests may wait at the door.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
-from refdiff.server.web.connections import BACKLOG, LoopErrors, PatientProtocol, most_connections, patient
+from refdiff.server.web.connections import LoopErrors, PatientProtocol, most_connections, patient
 from refdiff.server.web.doorkeeper import POSSIBLE, Doorkeeper
 from refdiff.server.web.json_logs import log_json
 from refdiff.server.web.middleware import REQUESTS
@@ -124,7 +124,7 @@ class GracefulServer(uvicorn.Server):
         await super().startup([] if POSSIBLE else listeners)
         for listener in listeners if POSSIBLE else ():
             listener.listen(_QUEUE)
-            self._doors.append(Doorkeeper(listener, self._health, self._protocol, BACKLOG // 2))
+            self._doors.append(Doorkeeper(listener, self._health, self._protocol, _QUEUE // 2))
             self._doors[-1].start()
         self._ready()
 

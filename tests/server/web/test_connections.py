@@ -139,7 +139,7 @@ def test_server_without_free_file_descriptors_says_so_once_and_recovers() -> Non
     address = ("127.0.0.1", int(server.stdout.readline()))
     with contextlib.ExitStack() as many:
         for _ in range(60):
-            many.enter_context(socket.create_connection(address, timeout=10))
+            many.enter_context(socket.create_connection(address, timeout=10)).sendall(b"GET / HTTP/1.1\r\n")
         time.sleep(2.5)
     with socket.create_connection(address, timeout=10) as peer:
         peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -204,11 +204,11 @@ def test_health_is_answered_while_the_event_loop_is_busy(door: tuple[str, int]) 
 @pytest.mark.parametrize(
     "pieces",
     [
-        [b"GET /healthz HTTP/1.1\r\n", b"Host: x\r\n\r\n"],  # in two pieces
         [b"GET /healthzz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"],
         [b"POST /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"],
         [b"", b"", b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"],  # silent at first
         [b"\xff\n\n"],
+        [b"GET /healthz", b" HTTP/1.1\n\n"],
     ],
 )
 def test_everything_but_a_plain_probe_is_the_event_loops(door: tuple[str, int], pieces: list[bytes]) -> None:
@@ -297,10 +297,26 @@ def test_server_that_shows_no_sign_of_life_is_not_healthy() -> None:
     ours.close()
 
 
-def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("refdiff.server.web.serve.BACKLOG", 2)  # one waits at the door
+@pytest.mark.parametrize("end", [b"\r\n", b"Host: x\r\n\r\n"])
+def test_probe_in_pieces_is_waited_for(door: tuple[str, int], end: bytes) -> None:
+    with socket.create_connection(door, timeout=10) as peer:
+        for piece in (b"GET /he", b"althz HTTP", b"/1.1\r\n"):
+            peer.sendall(piece)
+            time.sleep(0.1)
+        peer.sendall(end)
+        assert peer.recv(1000).endswith(b"{}")
+
+
+def test_probe_that_breaks_off_is_the_event_loops(door: tuple[str, int]) -> None:
+    with socket.create_connection(door, timeout=10) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\n")
+        time.sleep(0.1)
+        peer.shutdown(socket.SHUT_WR)
+        assert peer.recv(1000) == b""  # at once
+
+
+def test_of_too_many_silent_connections_those_that_were_so_longest_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.server.web.serve._QUEUE", 2)  # two may be silent
     with _served(_app, lambda: (200, b"{}")) as address, contextlib.ExitStack() as peers:
 
         def connected() -> socket.socket:
@@ -308,17 +324,34 @@ def test_connection_that_speaks_while_it_makes_room_for_others_is_passed_on_once
 
         _answer(address, b"GET /healthz HTTP/1.1\r\n\r\n")
         process = _door_process()
-        first = connected()
+        first, second = connected(), connected()
         time.sleep(0.1)
         os.kill(process, signal.SIGSTOP)  # what happens meanwhile is found at once
-        second = connected()
+        others = connected(), connected()
         first.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         os.kill(process, signal.SIGCONT)
         assert b" 200 " in first.recv(1000)
-        for peer in (second, connected()):
+        assert second.recv(1000) == b""
+        for peer in others:
             peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 200 " in peer.recv(1000)
         assert _door_process() == process, "the door has died"
+
+
+def test_requests_wait_until_the_server_takes_them_and_the_newest_of_too_many_are_refused() -> None:
+    opened, channel, address = _door_beside()
+    _fill(opened)
+    with channel, contextlib.ExitStack() as peers:
+        many = [peers.enter_context(socket.create_connection(address, timeout=10)) for _ in range(12)]
+        for peer in many:  # one after another, so that the order is certain
+            peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            time.sleep(0.02)
+        assert [b" 503 " in peer.recv(1000) for peer in many[10:]] == [True, True]
+        taken = list[socket.socket]()
+        while len(taken) < 10:
+            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+            taken += [peers.enter_context(socket.socket(fileno=fd)) for fd in fds]
+        assert [t.getpeername() for t in taken] == [peer.getsockname() for peer in many[:10]]
 
 
 STOPPED = """
@@ -372,12 +405,20 @@ def _door_beside() -> tuple[door_module.Door, socket.socket, tuple[str, int]]:
     return opened, ours, listener.getsockname()
 
 
+def _fill(door: door_module.Door) -> None:
+    """Fill its channel: the server takes nothing."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            door._channel.send(b"\0", socket.MSG_DONTWAIT)
+
+
 @pytest.mark.parametrize("body", [b"", b"x" * 100_000, b"x" * 30_000_000], ids=len)
 def test_client_that_is_told_to_try_again_gets_the_answer_whatever_it_sends(body: bytes) -> None:
     opened, channel, address = _door_beside()
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            opened._channel.send(b"\0", socket.MSG_DONTWAIT)
+    _fill(opened)
+    for _ in range(10):
+        socket.create_connection(address, timeout=10).sendall(b"GET / HTTP/1.1\r\n\r\n")
+    wait(lambda: len(opened._queue) == 10, 10)
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with channel:
         for _ in range(3):
