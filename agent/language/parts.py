@@ -175,16 +175,24 @@ def _label(line: str, alone: bool) -> int | None:
 
 def _is_task(text: str, ids: Collection[str]) -> bool:
     """Whether a text has a line of its own beside the one that names the part: what a program wants done with that line."""
-    lines = [unicodedata.normalize("NFKC", line) for line in text.splitlines() if line.strip()]
-    known = [unicodedata.normalize("NFKC", id_) for id_ in ids]
-    return any(len(_WORD.findall(line)) > _SHORT_LINE and not any(k in line for k in known) for line in lines)
+    return any(count_words(line) > _SHORT_LINE and _first_place(line, ids) is None for line in text.splitlines())
 
 
 def words_before(text: str, found: Collection[str]) -> str:
-    """What stands before the first of some texts, on its line, without words for "part"."""
-    text = unicodedata.normalize("NFKC", text)
-    at = [i for f in found if (i := text.find(unicodedata.normalize("NFKC", f))) >= 0]
-    return lead(text[: min(at, default=len(text))])
+    """What stands before the first of some ids, as words of their own, on its line, without words for "part"."""
+    text = _spelled(text)
+    return lead(text[: _first_place(text, found)])
+
+
+def _first_place(text: str, ids: Collection[str]) -> int | None:
+    """Where the first of some ids stands in a text as `_spelled`, as words of their own."""
+    text = _spelled(text)
+    return min((at for id_ in ids for at in _places(text, unicodedata.normalize("NFKC", id_))), default=None)
+
+
+def _spelled(text: str) -> str:
+    """Full-width digits and "＃" are what an input method for Chinese writes."""
+    return _GLUED.sub(r"\g<0> ", unicodedata.normalize("NFKC", text))
 
 
 def lead(before: str) -> str:
@@ -201,8 +209,7 @@ def count_words(text: str) -> int:
 
 def _named(text: str, stored: Stored) -> Named:
     raw = " ".join(text.split())
-    # full-width digits and "＃" are what an input method for Chinese writes
-    text = _GLUED.sub(r"\g<0> ", unicodedata.normalize("NFKC", raw))
+    text = _spelled(raw)
     known = {unicodedata.normalize("NFKC", i): i for i in stored([*{*_stretches(raw), *_stretches(text)}])}
     found = _candidates(text, known)
     unsure = [c for c in found if c.stored and not c.by and c.id.isalpha()]

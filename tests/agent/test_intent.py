@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from refdiff.agent.language.intent import Intent, Said, products_in, the_part, the_product, understand
-from refdiff.agent.language.parts import parts_in
+from refdiff.agent.language.parts import parts_in, words_before
 from refdiff.model.errors import InputError
 
 CAPTURED = {
@@ -172,10 +172,27 @@ PROMPTS = {
     "own words": "Write a title for a conversation about part #4412",
     "own words with the verb": "Write a short title for the request to inspect part #4412",
     "the verb inside another word": "Write an inspection title for the chat in which users inspect part #4412",
+    "task on a line with a longer id": "inspect part 4412\nSuggest three short questions about order AB4412C for me",
     "own words in German": "Schreibe einen Titel für ein Gespräch über die Prüfung von Teil 4412",
     "follow-ups in own words": "Suggest three questions that somebody who is inspecting part 4412 may ask",
     "Markdown quote": "Suggest three follow-up questions.\n\n> inspect part #4412",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "before"),
+    [
+        ("a12 is a title for part 12", ["12"], "a12 is a title for"),
+        ("alloys and users of A", ["A", "s"], "alloys and users of"),
+        ("see 4412_b, then 4412", ["4412"], "see 4412_b, then"),
+        ("check 4412-4415", ["4412", "4415"], "check"),
+        ("inspect part４４１２ now", ["4412"], "inspect"),
+        ("first line\nsee part12", ["12"], "see"),
+        ("no such part", ["12"], "no such"),
+    ],
+)
+def test_words_before_a_part_end_where_its_id_stands_as_a_word(text: str, ids: list[str], before: str) -> None:
+    assert words_before(text, ids).strip() == before
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
