@@ -52,7 +52,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibrate, in_doubt, requested_alpha, summary
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
 from refdiff.tools.inspection.overview import product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
@@ -485,7 +485,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
-        return summary(made, requested_alpha(self.workspace, made)) | smallest
+        return summary(made, requested_alpha(self.workspace, made), in_doubt(self.workspace, made)) | smallest
 
     # -- inside
 

@@ -41,6 +41,7 @@ from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
     calibrate,
+    in_doubt,
     p_value,
     said_of,
     software_fingerprint,
@@ -175,9 +176,10 @@ def _evaluate(run: _Run) -> EvaluationResults:
     plan, data, notes = run.plan, run.plan.data, list[str]()
     enrolled = _enrol(run, notes) if data.format == "mvtec" else 0
     calibration = _calibrate(run)
+    doubted = in_doubt(run.workspace, calibration)
     if calibration and (found_odd := standing_out(calibration)):
         names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
-        notes.append(f"{said_of(calibration, found_odd, plan.settings.alpha)} ({names})")
+        notes.append(f"{said_of(calibration, found_odd, plan.settings.alpha, doubted)} ({names})")
     n = calibration.n if calibration else 0
     pixels = PixelMetrics() if data.has_masks else None
     found: dict[str, list[Detection]] = {}
@@ -202,7 +204,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
     return build_results(
         data,
         rows,
-        alpha=Alpha(requested=plan.settings.alpha, attained=attained_alpha(plan.settings.alpha, n)),
+        alpha=Alpha(requested=plan.settings.alpha, attained=attained_alpha(plan.settings.alpha, n, doubted)),
         references=plan.references if data.format == "mvtec" else 1,
         goldens=enrolled,
         weights_sha256=software_fingerprint(run.workspace),
@@ -313,6 +315,7 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         p=p,
         n=calibration.n if calibration else 0,
         alpha=run.plan.settings.alpha,
+        in_doubt=in_doubt(run.workspace, calibration),
         reading=reading,
         problems=[*problems_of(comparison), *([unlike] if unlike else [])],
     )

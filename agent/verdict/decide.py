@@ -49,6 +49,7 @@ class PolicyInput:
     p: float | None  # conformal p-value of the image score; None without calibration
     n: int  # good parts in the calibration
     alpha: float  # requested false-reject rate
+    in_doubt: int = 0  # 1: the highest of the n scores may be that of a defect, and sets no limit
     findings: list[RatedFinding] = field(default_factory=list)
     reading: LlmReading | None = None
     problems: list[str] = field(default_factory=list)  # what makes the comparison unreliable
@@ -121,7 +122,7 @@ def _why(reject: bool, fits: list[_Size], exceeded: list[_Size]) -> str:
 
 def decide(facts: PolicyInput) -> Decision:
     """p <= attained: FAIL; p <= max(.05, 2 attained): REVIEW; else PASS; then limits, the model's reading, problems."""
-    attained = attained_alpha(facts.alpha, facts.n)
+    attained = attained_alpha(facts.alpha, facts.n, facts.in_doubt)
     if facts.p is None:
         reason = f"Not calibrated: at least {MIN_PARTS} good parts must be enrolled before a part can be judged"
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
@@ -165,7 +166,8 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
     if verdict is Verdict.REVIEW:
         return f"Borderline: only {show} a difference as large {shown}"
     if as_high:
-        return f"{stand_out + ', and only' if regions else 'Only'} {show} a difference as large {shown}"
+        itself = ", and it is in doubt itself" if facts.in_doubt and as_high == 1 else ""
+        return f"{stand_out + ', and only' if regions else 'Only'} {show} a difference as large{itself} {shown}"
     # a region needs less than the strongest place of every good part: only these are beyond all of them
     beyond = sum(f.peak_p is not None and not _as_high(f.peak_p, n) for f in facts.findings)
     if not beyond:

@@ -44,7 +44,7 @@ def calibrate(
     Later inspections of the product use the same --alpha, unless they are given another one.
     """
     from refdiff.tools.inspection.calibration import calibrate as measure
-    from refdiff.tools.inspection.calibration import requested_alpha, said_of, standing_out, summary
+    from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out, summary
     from refdiff.tools.inspection.fineness import product_fineness
 
     with open_workspace(references=references, alpha=alpha) as workspace:
@@ -54,11 +54,12 @@ def calibrate(
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
         asked = requested_alpha(workspace, calibration)
-        found = summary(calibration, asked) | {"smallest_defect": product_fineness(workspace, name)}
+        doubted = in_doubt(workspace, calibration)
+        found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
     emit(found, output.facts(_calibration_rows(found)))
     if odd := standing_out(calibration):
         output.note(
-            f"{said_of(calibration, odd, asked)}. They stay in use; look at each, then run "
+            f"{said_of(calibration, odd, asked, doubted)}. They stay in use; look at each, then run "
             "`refdiff goldens retire GOLDEN` or `refdiff goldens activate GOLDEN`"
         )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.agent.report.schema import LlmReading, Severity
+from refdiff.agent.report.schema import LlmReading, Severity, Verdict
 from refdiff.agent.verdict.decide import (
     PolicyInput,
     Rated,
@@ -263,6 +265,31 @@ def test_exchangeable_good_parts_fail_no_more_often_than_attained_alpha(n: int, 
         p = p_value(Calibration("p", "k", sorted(rest), 0.0, n, 1), left)
         failed += _decide(p, n, alpha)[0] == "FAIL"
     assert 1 <= failed <= attained_alpha(alpha, n) * (n + 1) + 1e-9
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(20, 0.01), (40, 0.01), (60, 0.05), (400, 0.01)])
+@pytest.mark.parametrize("outlier", [0.0, 2.5, 100.0])
+def test_one_outlier_among_the_goldens_cannot_move_the_limit(n: int, alpha: float, outlier: float) -> None:
+    """Simulated on 2,000 banks: at most 2 / (n + 1) of the good parts fail (or alpha), whatever the outlier scores."""
+    rng = np.random.default_rng([n, 7])
+    rates = []
+    for _ in range(2000):
+        others = sorted(rng.gamma(4, size=n - 1))
+        limit = score_threshold([*others, outlier or rng.gamma(4)], alpha, in_doubt=1)
+        assert limit is not None
+        rates.append((rng.gamma(4, size=20) > limit).mean())
+        assert limit <= others[-1]
+    promised = attained_alpha(alpha, n, in_doubt=1)
+    assert promised == pytest.approx(max(alpha, 2 / (n + 1)))
+    assert np.mean(rates) <= promised + 3 * np.std(rates) / len(rates) ** 0.5
+
+
+def test_a_fail_that_only_a_golden_in_doubt_exceeds_says_so() -> None:
+    facts = PolicyInput(p=2 / 41, n=40, alpha=0.01, in_doubt=1)
+    decision = decide(facts)
+    assert (decision.verdict, decision.attained) == (Verdict.FAIL, pytest.approx(2 / 41))
+    assert "only 1 of 40 good parts shows a difference as large, and it is in doubt itself" in decision.reason.lower()
+    assert decide(replace(facts, in_doubt=0)).verdict is Verdict.REVIEW
 
 
 def test_verdict_reason_states_every_part_once() -> None:

@@ -23,6 +23,7 @@ from refdiff.tools.inspection.calibration import (
     calibrate,
     calibration_key,
     current_calibration,
+    in_doubt,
     p_value,
     region_confidence,
     requested_alpha,
@@ -91,9 +92,14 @@ def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
     found = summary(calibration, 0.05)
     assert found["stand_out"] == [{"golden_id": "g-00000000000b", "score": 0.42}]
     assert (found["limit"], found["limit_without"]) == (0.42, 0.145)
-    said = said_of(calibration, standing_out(calibration), 0.05)
+    said = said_of(calibration, standing_out(calibration), 0.05, 0)
     assert "g-00000000000b scores 0.420 (median 0.055)" in said
     assert "Parts fail above 0.420; without it they would above 0.145" in said
+    doubted = summary(calibration, 0.05, 1)
+    assert (doubted["limit"], doubted["in_doubt"]) == (0.145, 1)
+    assert doubted["alpha"] == {"requested": 0.05, "attained": pytest.approx(2 / 13)}
+    said = said_of(calibration, standing_out(calibration), 0.05, 1)
+    assert "Parts fail above 0.145, because g-00000000000b does not count while it is in doubt" in said
     assert "stand_out" not in summary(made(ALIKE), 0.05)
 
 
@@ -110,10 +116,12 @@ def test_calibration_flags_a_defective_golden_once_for_a_person(workspace: Works
     flagged = workspace.bank.list("board", ["flagged"])
     assert [g.golden_id for g in flagged] == [stained.golden_id]
     assert flagged[0].note.startswith("stands out: scores ")
+    assert in_doubt(workspace, calibration) == 1
     workspace.bank.set_status(stained.golden_id, "active", "checked: only dust")
     again = calibrate(workspace, "board")
     assert workspace.bank.list("board", ["flagged"]) == []
     assert again.golden_ids == calibration.golden_ids
+    assert in_doubt(workspace, again) == 0  # a person has said that it is good
     assert workspace.stores.calibrations.latest("board") == again
 
 

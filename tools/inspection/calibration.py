@@ -183,16 +183,20 @@ def current_calibration(
     return calibrate(workspace, product, k, progress)
 
 
-def attained_alpha(alpha: float, n: int) -> float:
-    """The smallest false-reject rate that n calibration parts can promise, not below the requested one."""
-    return max(alpha, 1 / (n + 1))
+def attained_alpha(alpha: float, n: int, in_doubt: int = 0) -> float:
+    """The smallest false-reject rate that n calibration parts can promise, not below the requested one.
+
+    in_doubt: 1 if the highest score may be that of a defect, so that it must not set the limit: then the second highest
+    does, which good parts exceed at a rate of at most 2 / (n + 1), whatever the highest is (see `in_doubt`).
+    """
+    return max(alpha, (1 + in_doubt) / (n + 1))
 
 
-def score_threshold(scores: list[float], alpha: float) -> float | None:
+def score_threshold(scores: list[float], alpha: float, in_doubt: int = 0) -> float | None:
     """The score above which a part fails (p <= attained); None without calibration."""
     if not scores:
         return None
-    k = int(attained_alpha(alpha, len(scores)) * (len(scores) + 1) + 1e-9)
+    k = int(attained_alpha(alpha, len(scores), in_doubt) * (len(scores) + 1) + 1e-9)
     return sorted(scores, reverse=True)[min(k, len(scores)) - 1]
 
 
@@ -214,18 +218,32 @@ def standing_out(calibration: Calibration) -> list[StandingOut]:
     return [StandingOut(golden_id, score) for golden_id, score, is_far in scored if is_far][::-1]
 
 
+def in_doubt(workspace: Workspace, calibration: Calibration | None) -> int:
+    """1 while the golden sample with the highest score stands out and nobody has said that it is good, else 0.
+
+    One overlooked defect among the golden samples would let all defects up to its own score pass. Of several, the others
+    still do: with each left out, more good parts would fail.
+    """
+    if calibration is None or not (found := standing_out(calibration)):
+        return 0
+    flagged = workspace.bank.list(calibration.product, ("flagged",))
+    return int(found[0].golden_id in {g.golden_id for g in flagged})
+
+
 def limit_without(calibration: Calibration, found: Sequence[StandingOut], alpha: float) -> float | None:
     """The score above which a part would fail if those goldens were retired, as far as the other scores stay the same."""
     return score_threshold(calibration.scores[: calibration.n - len(found)], alpha)
 
 
-def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float) -> str:
+def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float, in_doubt: int) -> str:
     """What stands out, for people: which goldens, and what the limit is with and without them."""
     scores = ", ".join(f"{one.golden_id} scores {one.score:.3f}" for one in found)
-    limit, without = score_threshold(calibration.scores, alpha), limit_without(calibration, found, alpha)
+    limit, without = score_threshold(calibration.scores, alpha, in_doubt), limit_without(calibration, found, alpha)
+    doubted = f", because {found[0].golden_id} does not count while it is in doubt" if in_doubt else ""
+    them = "it" if len(found) == 1 else "them"
     return (
         f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
-        f"Parts fail above {limit:.3f}; without {'it' if len(found) == 1 else 'them'} they would above {without:.3f}"
+        f"Parts fail above {limit:.3f}{doubted}; without {them} they would above {without:.3f}"
     )
 
 
@@ -277,15 +295,16 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
     return sum(p < peak for p in calibration.peaks) / (len(calibration.peaks) + 1)
 
 
-def summary(calibration: Calibration, alpha: float) -> dict[str, object]:
+def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise."""
-    attained = attained_alpha(alpha, calibration.n)
+    attained = attained_alpha(alpha, calibration.n, in_doubt)
     hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids")
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {
             "stand_out": [asdict(one) for one in found],
-            "limit": score_threshold(calibration.scores, alpha),
+            "in_doubt": in_doubt,
+            "limit": score_threshold(calibration.scores, alpha, in_doubt),
             "limit_without": limit_without(calibration, found, alpha),
         }
     return (

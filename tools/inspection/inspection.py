@@ -16,6 +16,7 @@ from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.calibration import (
     UNSUSPICIOUS_P,
     current_calibration,
+    in_doubt,
     p_value,
     peak_p_value,
     region_confidence,
@@ -58,6 +59,7 @@ class PhotoInspection:
     scale: ResolvedScale
     regions: list[RegionResult]  # strongest first
     problems: list[str]  # why a person should look, whatever the score
+    in_doubt: int = 0  # see `calibration.in_doubt`
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
@@ -150,7 +152,8 @@ def inspect_photo(
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
-    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems)
+    doubted = in_doubt(workspace, calibration)
+    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems, doubted)
 
 
 def problems_of(comparison: Comparison) -> list[str]:

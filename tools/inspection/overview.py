@@ -7,7 +7,7 @@ from typing import Any
 
 from refdiff.memory.golden_bank.golden import STATUSES
 from refdiff.model.errors import unknown_product
-from refdiff.tools.inspection.calibration import calibration_key, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibration_key, in_doubt, requested_alpha, summary
 from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
 
@@ -33,7 +33,9 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     calibration = None
     if latest is not None:
         stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
-        calibration = summary(latest, requested_alpha(workspace, latest)) | {"stale": stale}
+        calibration = summary(latest, requested_alpha(workspace, latest), in_doubt(workspace, latest)) | {
+            "stale": stale
+        }
     return asdict(found) | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
