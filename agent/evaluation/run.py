@@ -189,7 +189,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
         )
     for done, sample in enumerate(data.test):
-        row, comparison = _inspect(run, sample, calibration)
+        row, comparison = _inspect(run, sample, calibration, doubted)
         rows.append(row)
         if pixels is not None and (sample.masks or not sample.defective):
             notes += _add_pixels(pixels, sample, comparison)
@@ -298,7 +298,9 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tuple[ImageResult, Comparison]:
+def _inspect(
+    run: _Run, sample: Sample, calibration: Calibration | None, doubted: int
+) -> tuple[ImageResult, Comparison]:
     started = time.perf_counter()
     image, comparison = _compare(run, sample)
     ms = (time.perf_counter() - started) * 1000
@@ -315,7 +317,7 @@ def _inspect(run: _Run, sample: Sample, calibration: Calibration | None) -> tupl
         p=p,
         n=calibration.n if calibration else 0,
         alpha=run.plan.settings.alpha,
-        in_doubt=in_doubt(run.workspace, calibration),
+        in_doubt=doubted,
         reading=reading,
         problems=[*problems_of(comparison), *([unlike] if unlike else [])],
     )

@@ -71,7 +71,8 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     if attained > asked:
         promise = (
             f"{asked:g} requested, which needs {found['goldens_needed_for_alpha']} parts; "
-            f"with {found['n']} the smallest possible rate is {attained:.4g}"
+            f"with {found['n']}{', one of them in doubt,' if found.get('in_doubt') else ''} "
+            f"the smallest possible rate is {attained:.4g}"
         )
     verdicts = "PASS, FAIL and REVIEW" if found["can_fail"] else "PASS and REVIEW only: FAIL needs 20 good parts"
     return [

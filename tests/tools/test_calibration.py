@@ -98,6 +98,7 @@ def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
     doubted = summary(calibration, 0.05, 1)
     assert (doubted["limit"], doubted["in_doubt"]) == (0.145, 1)
     assert doubted["alpha"] == {"requested": 0.05, "attained": pytest.approx(2 / 13)}
+    assert (found["goldens_needed_for_alpha"], doubted["goldens_needed_for_alpha"]) == (19, 39)
     said = said_of(calibration, standing_out(calibration), 0.05, 1)
     assert "Parts fail above 0.145, because g-00000000000b does not count while it is in doubt" in said
     assert "stand_out" not in summary(made(ALIKE), 0.05)

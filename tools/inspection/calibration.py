@@ -313,7 +313,8 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "alpha": {"requested": alpha, "attained": attained},
             "score_range": [min(calibration.scores), max(calibration.scores)],
             "can_fail": calibration.n >= MIN_PARTS_TO_FAIL,
-            "goldens_needed_for_alpha": int(min(np.ceil(1 / alpha), 2.0**53)) - 1,  # a tiny alpha makes it infinite
+            # a tiny alpha makes it infinite
+            "goldens_needed_for_alpha": int(min(np.ceil((1 + in_doubt) / alpha), 2.0**53)) - 1,
         }
         | odd
     )
