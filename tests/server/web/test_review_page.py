@@ -339,10 +339,18 @@ def test_flicker_view_is_still_with_reduced_motion(open_page: Callable[..., Any]
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [820, 1280])
 def test_pages_have_no_accessibility_violations(
-    server: Running, open_page: Callable[..., Any], fail: dict[str, Any], scheme: str, width: int
+    server: Running,
+    open_page: Callable[..., Any],
+    fail: dict[str, Any],
+    scheme: str,
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """axe-core: names, labels, roles, contrast; and nothing is wider than the screen."""
+    """axe-core: names, labels, roles, contrast; and nothing is wider than the screen, also with a long part id."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
+    long_id = f"{width}-{scheme}-".ljust(60, "9")
+    drawn = server.inspected("bad.png", long_id, server.key("inspector", "line 3"))["inspection_id"]
     for path in ("", f"#/inspections/{fail['inspection_id']}", "#/blind", "#/goldens/board", "#/audit"):
         page = open_page(path, color_scheme=scheme, bypass_csp=True)
         page.set_viewport_size({"width": width, "height": 1100})
@@ -351,4 +359,7 @@ def test_pages_have_no_accessibility_violations(
         told = [f"{v['id']}: {v['help']} {[n['target'] for n in v['nodes']][:3]}" for v in found]
         assert told == [], (path, json.dumps(told, indent=1))
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        assert path != "#/blind" or long_id in page.locator("h2").inner_text()
         page.close()
+    judged = server.client.post(f"/v1/blind-checks/{drawn}", json={"judged": "bad"})  # it would wait in other tests
+    assert judged.status_code == 201, judged.text
