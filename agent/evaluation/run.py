@@ -312,11 +312,12 @@ def _inspect(
         images = run.workspace.stores.images
         pair = images.put(encode_png(comparison.nearest.reduced)), images.put(encode_png(image))
         reading = run.driver.read_pair(READ, *pair)
-    unlike = unlike_goldens(calibration, p, nearest.similarity)
+    n, alpha = calibration.n if calibration else 0, run.plan.settings.alpha
+    unlike = unlike_goldens(calibration, p, nearest.similarity, attained_alpha(alpha, n, doubted))
     facts = PolicyInput(
         p=p,
-        n=calibration.n if calibration else 0,
-        alpha=run.plan.settings.alpha,
+        n=n,
+        alpha=alpha,
         in_doubt=doubted,
         reading=reading,
         problems=[*problems_of(comparison), *([unlike] if unlike else [])],

@@ -30,7 +30,8 @@ _GLUED = re.compile(r"(?<!\w)(?:part|teil|pieza|pièce)(?=\d)", re.IGNORECASE)
 _MARKED = re.compile(rf"{_PART}#? ?({_ID})", re.IGNORECASE)
 _AFTER_PART = re.compile(rf"{_PART}#? ?[\"'“„«「]?$", re.IGNORECASE)
 _AFTER_HASH = re.compile(r"# ?$")
-_TOKEN = re.compile(rf"(?<![A-Za-z0-9_]){_ID}(?![A-Za-z0-9_])")
+_WHOLE = "(?<![A-Za-z0-9_]){}(?![A-Za-z0-9_])"
+_TOKEN = re.compile(_WHOLE.format(_ID))
 # what is no part: a quantity with its unit, the id of an inspection or a golden
 _QUANTITY = re.compile(
     r"(?<![\w])\d+(?:[.,]\d+)* ?(?:%|°|(?:[µμnckm]?m|px|pixels?|inch|mil|h|min|[mµ]?s|[mk]?g|dpi|lux|mp)(?![^\W_]))"
@@ -185,9 +186,13 @@ def words_before(text: str, found: Collection[str]) -> str:
 
 
 def _first_place(text: str, ids: Collection[str]) -> int | None:
-    """Where the first of some ids stands in a text as `_spelled`, as words of their own."""
-    text = _spelled(text)
-    return min((at for id_ in ids for at in _places(text, unicodedata.normalize("NFKC", id_))), default=None)
+    """Where the first of some ids stands in a text as `_spelled`, as words of their own; by the edges of captured ids or of
+    others, as `_candidates` finds them."""
+    text, places = _spelled(text), list[int]()
+    for id_ in (unicodedata.normalize("NFKC", i) for i in ids):
+        places += _places(text, id_)
+        places += (m.start() for m in re.finditer(_WHOLE.format(re.escape(id_)), text))
+    return min(places, default=None)
 
 
 def _spelled(text: str) -> str:

@@ -93,7 +93,11 @@ def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     if not found.get("stand_out"):
         return []
     names = ", ".join(f"{one['golden_id']} ({one['score']:.4f})" for one in found["stand_out"])
-    limit = f"{found['limit']:.4f}; without what stands out {found['limit_without']:.4f}"
+    limit = f"{found['limit']:.4f}"
+    if found["limit_if_good"] != found["limit"]:
+        doubted, if_good = found["stand_out"][0]["golden_id"], found["limit_if_good"]
+        limit += f" while {doubted} is in doubt; {if_good:.4f} once it is activated"
+    limit += f"; without what stands out {found['limit_without']:.4f}"
     return [("Stand out", names), ("Limit", limit)]
 
 

@@ -25,7 +25,7 @@ _BEGINS = (b"GET /healthz", b"HEAD /healthz")
 _LOOKED_AT = 4096  # bytes; a probe's headers are shorter
 _DROPPED_AT_ONCE = 65_536  # bytes
 _WAIT_S = 15.0  # for the first bytes of a connection; then for the server to take it
-_UNREAD_S = 5.0  # for the rest of a request that was answered here: closing before would reset the connection
+_UNREAD_S = 5.0  # between two pieces of a request that was answered here: closing before would reset the connection
 _PAUSE_S = 0.2  # when no further connection can be taken
 _AT_ONCE = 256  # connections
 _REFUSED_AT_ONCE = 32  # then new ones again: a probe may be among them
@@ -178,8 +178,9 @@ class Door:
 
     def _give(self, connection: socket.socket) -> bool:
         """Whether the channel took it."""
-        try:
+        with contextlib.suppress(OSError):  # where it was reset, the server finds that out
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        try:
             socket.send_fds(self._channel, [b"\0"], [connection.fileno()])
         except OSError:
             return False
@@ -211,6 +212,9 @@ class Door:
             more = b""
         if not more:
             self._forget(connection).close()
+        else:
+            self._answered[connection] = time.monotonic()
+            self._answered.move_to_end(connection)
 
     def _forget(self, connection: socket.socket) -> socket.socket:
         for held in (self._silent, self._queue, self._answered):

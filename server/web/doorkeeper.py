@@ -52,7 +52,10 @@ class Doorkeeper:
         self._open()
 
     async def stop(self) -> None:
-        """Close the port. When this returns, every connection that has come is its protocol's."""
+        """Close the port. When this returns, every connection that has come is its protocol's.
+
+        Not so where the door had to be killed, or where there are more than can be taken in two seconds.
+        """
         assert self._timer is not None
         self._timer.cancel()
         if self._channel is not None and self._process is not None:
@@ -67,7 +70,8 @@ class Doorkeeper:
         self._listener.setblocking(False)
         with contextlib.suppress(OSError):  # none is left, or no more can be taken
             while self._loop.time() < until:
-                self._take(self._listener.accept()[0])
+                with contextlib.suppress(ConnectionError):  # its client has gone
+                    self._take(self._listener.accept()[0])
                 await asyncio.sleep(0)  # those before are read: the protocol hangs up if too many say nothing
         self._listener.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -224,6 +224,8 @@ def test_prompt_that_quotes_a_request_asks_for_no_inspection(prompt: str, known:
         "Kannst du bitte Teil 4412 prüfen?",
         "Verify part 4412",
         "麻烦检查零件4412",
+        "パーツ4412を検査してください",
+        "4412번 부품을 검사해 주시면 정말 감사하겠습니다",
         "what about part 4412?",
     ],
 )

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
 from refdiff.server.cli import inspections, invocation, main
@@ -371,6 +373,33 @@ def test_calibrate_reports_attained_alpha_and_goldens_needed(ready: Path, capsys
     assert call(capsys, "calibrate", "--product", "bord")[1]["error"]["message"].startswith(
         "product 'bord' has no golden samples"
     )
+
+
+def test_a_golden_in_doubt_sets_no_limit_until_a_person_decides(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    arguments = ("inspect", "--product", "board", "--image", "bad.png")
+    before = call(capsys, *arguments, "--part", "1")[1]
+    with Stores.open(MemorySettings()) as stores:
+        known = stores.calibrations.latest("board")
+        assert known is not None
+        second, doubted = known.scores[-2], known.golden_ids[-1]
+        assert second < before["image_score"]
+        stores.calibrations.save(replace(known, scores=[*known.scores[:-1], 10 * before["image_score"]]))
+    call(capsys, "goldens", "flag", doubted)
+    found = call(capsys, "product", "show", "board")[1]["calibration"]
+    assert (found["in_doubt"], found["limit"]) == (1, second)
+    assert found["limit_if_good"] == 10 * before["image_score"]
+    report = call(capsys, *arguments, "--part", "2")[1]
+    assert (report["verdict"], report["threshold"]) == ("FAIL", second)
+    assert report["alpha"]["attained"] == pytest.approx(2 / 23)
+    assert report["p_value"] == pytest.approx(2 / 23)
+    assert report["findings"]
+    call(capsys, "goldens", "activate", doubted)
+    report = call(capsys, *arguments, "--part", "3")[1]
+    assert (report["verdict"], report["threshold"]) == ("REVIEW", 10 * before["image_score"])
+    assert report["alpha"]["attained"] == pytest.approx(1 / 23)
 
 
 def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,12 @@ def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
     assert doubted["alpha"] == {"requested": 0.05, "attained": pytest.approx(2 / 13)}
     assert (found["goldens_needed_for_alpha"], doubted["goldens_needed_for_alpha"]) == (19, 39)
     said = said_of(calibration, standing_out(calibration), 0.05, 1)
-    assert "Parts fail above 0.145, because g-00000000000b does not count while it is in doubt" in said
+    assert (
+        "Parts fail above 0.145 while g-00000000000b is in doubt, above 0.420 once it is activated; without it" in said
+    )
+    # with enough parts the highest sets no limit anyway
+    many = replace(made([*ALIKE * 5, 0.42]), golden_ids=[f"g-{i:012x}" for i in range(56)])
+    assert "in doubt" not in said_of(many, standing_out(many), 0.05, 1)
     assert "stand_out" not in summary(made(ALIKE), 0.05)
 
 
@@ -342,7 +347,12 @@ def test_alpha_of_the_calibration_is_kept_unless_set_explicitly(workspace: Works
 
 def test_photo_unlike_every_golden_is_a_problem_only_above_the_calibrated_scores() -> None:
     known = Calibration("p", "k", [0.1, 0.2, 0.3], 0.2, 3, 1, similarities=[0.8, 0.9, 0.95])
-    assert "does not resemble any golden" in unlike_goldens(known, 0.5, 0.65)
-    assert unlike_goldens(known, 0.5, 0.75) == ""
-    assert unlike_goldens(known, 0.05, 0.65) == ""
-    assert unlike_goldens(None, None, 0.1) == ""
+    assert "does not resemble any golden" in unlike_goldens(known, 0.5, 0.65, 0.01)
+    assert unlike_goldens(known, 0.5, 0.75, 0.01) == ""
+    assert unlike_goldens(known, 0.05, 0.65, 0.01) == ""
+    assert unlike_goldens(None, None, 0.1, 1.0) == ""
+    # a score that fails the part is suspicious, however few parts there are
+    few = replace(known, scores=[i / 10 for i in range(20)], n=20)
+    assert unlike_goldens(few, 2 / 21, 0.65, 2 / 21) == ""
+    assert unlike_goldens(few, 2 / 21, 0.65, 1 / 21)
+    assert unlike_goldens(known, 0.25, 0.65, 0.25)  # of three, no score fails

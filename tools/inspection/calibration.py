@@ -30,7 +30,7 @@ from refdiff.tools.workspace import Workspace
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
-UNSUSPICIOUS_P = 0.05  # above this p-value a score alone raises no suspicion
+_UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
@@ -222,7 +222,7 @@ def in_doubt(workspace: Workspace, calibration: Calibration | None) -> int:
     """1 while the golden sample with the highest score stands out and nobody has said that it is good, else 0.
 
     One overlooked defect among the golden samples would let all defects up to its own score pass. Of several, the others
-    still do: with each left out, more good parts would fail.
+    still do: with each left out, more good parts would fail. An unusual good part costs the same until somebody decides.
     """
     if calibration is None or not (found := standing_out(calibration)):
         return 0
@@ -239,12 +239,12 @@ def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float
     """What stands out, for people: which goldens, and what the limit is with and without them."""
     scores = ", ".join(f"{one.golden_id} scores {one.score:.3f}" for one in found)
     limit, without = score_threshold(calibration.scores, alpha, in_doubt), limit_without(calibration, found, alpha)
-    doubted = f", because {found[0].golden_id} does not count while it is in doubt" if in_doubt else ""
-    them = "it" if len(found) == 1 else "them"
-    return (
-        f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
-        f"Parts fail above {limit:.3f}{doubted}; without {them} they would above {without:.3f}"
-    )
+    if_good, them = score_threshold(calibration.scores, alpha), "it" if len(found) == 1 else "them"
+    said = f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
+    said += f"Parts fail above {limit:.3f}"
+    if if_good != limit:
+        said += f" while {found[0].golden_id} is in doubt, above {if_good:.3f} once it is activated"
+    return f"{said}; without {them} they would above {without:.3f}"
 
 
 def _flag(workspace: Workspace, calibration: Calibration) -> None:
@@ -272,14 +272,20 @@ def peak_p_value(calibration: Calibration, peak: float) -> float:
     return (1 + sum(s >= peak for s in calibration.peaks)) / (calibration.n + 1)
 
 
-def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float) -> str:
+def is_suspicious(calibration: Calibration, p: float, attained: float) -> bool:
+    """Whether a score alone raises suspicion: it fails the part, or few good parts have one as high."""
+    return p <= _UNSUSPICIOUS_P or (p <= attained and calibration.n >= MIN_PARTS_TO_FAIL)
+
+
+def unlike_goldens(calibration: Calibration | None, p: float | None, similarity: float, attained: float) -> str:
     """The problem with a photo whose score is unsuspicious but which resembles no golden sample; "" if there is none.
 
     The score says how much differs from the reference; a photo without detail (too dark, wrong product) may hardly differ
     at all. Limit: as far below the least similar good part as that one is below the median.
     """
-    known = calibration.similarities if calibration else None
-    if not known or p is None or p <= UNSUSPICIOUS_P:
+    if calibration is None or not (known := calibration.similarities):
+        return ""
+    if p is None or is_suspicious(calibration, p, attained):
         return ""
     least = float(known[0])
     if similarity >= least - (float(np.median(known)) - least):
@@ -305,6 +311,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "stand_out": [asdict(one) for one in found],
             "in_doubt": in_doubt,
             "limit": score_threshold(calibration.scores, alpha, in_doubt),
+            "limit_if_good": score_threshold(calibration.scores, alpha),
             "limit_without": limit_without(calibration, found, alpha),
         }
     return (

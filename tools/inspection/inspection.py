@@ -14,12 +14,14 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.images import Box, RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.calibration import (
-    UNSUSPICIOUS_P,
+    attained_alpha,
     current_calibration,
     in_doubt,
+    is_suspicious,
     p_value,
     peak_p_value,
     region_confidence,
+    requested_alpha,
     unlike_goldens,
 )
 from refdiff.tools.inspection.clock import Clock
@@ -130,11 +132,14 @@ def inspect_photo(
     if scale.problem:
         problems.append(scale.problem)
     p = p_value(calibration, difference.score) if calibration else None
-    if unlike := unlike_goldens(calibration, p, hits[0].similarity):
+    doubted = in_doubt(workspace, calibration)
+    attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
+    if unlike := unlike_goldens(calibration, p, hits[0].similarity, attained):
         problems.append(unlike)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
-    found = regions_of(comparison, threshold, at_least_one=p is None or p <= UNSUSPICIOUS_P)
+    suspicious = calibration is None or p is None or is_suspicious(calibration, p, attained)
+    found = regions_of(comparison, threshold, at_least_one=suspicious)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
@@ -152,7 +157,6 @@ def inspect_photo(
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
-    doubted = in_doubt(workspace, calibration)
     return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems, doubted)
 
 

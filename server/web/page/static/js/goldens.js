@@ -62,8 +62,8 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
     replace(about, facts([
       ["Samples", Object.entries(known.goldens).filter(([, n]) => n).map(([s, n]) => `${n} ${s}`).join(", ") || "none"],
       ["Calibration", c ? `${c.n} good parts, ${c.stale ? "stale: measured again at the next inspection" : "up to date"}` : "none yet: the first inspection makes it"],
-      ["False-reject rate", c && `${number(c.alpha.requested, 3)} asked for, ${number(c.alpha.attained, 3)} possible${c.can_fail ? "" : "; too few parts to fail anything"}`],
-      ["Stand out", c?.stand_out && `${c.stand_out.map((o) => `${o.golden_id} (scores ${number(o.score, 3)})`).join(", ")}: a defect? Parts fail above ${number(c.limit, 3)}, without them above ${number(c.limit_without, 3)}`],
+      ["False-reject rate", c && `${number(c.alpha.requested, 3)} asked for, ${number(c.alpha.attained, 3)} possible${c.in_doubt ? ", one sample being in doubt" : ""}${c.can_fail ? "" : "; too few parts to fail anything"}`],
+      ["Stand out", c?.stand_out && `${c.stand_out.map((o) => `${o.golden_id} (scores ${number(o.score, 3)})`).join(", ")}: a defect? Parts fail above ${number(c.limit, 3)}${c.limit_if_good === c.limit ? "" : ` while ${c.stand_out[0].golden_id} is in doubt, above ${number(c.limit_if_good, 3)} once it is activated`}, without them above ${number(c.limit_without, 3)}`],
     ]));
   }
   function card(golden) {
