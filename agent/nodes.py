@@ -288,7 +288,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         software=Software(
             version=software_version(),
             weights_sha256=software_fingerprint(workspace),
-            weights=weights_in_use(workspace) | (driver.weights if driver else {}),
+            weights=weights_in_use(workspace, evidence_product) | (driver.weights if driver else {}),
         ),
     )
     return {"report": report.model_dump(mode="json")}

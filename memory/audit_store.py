@@ -31,7 +31,7 @@ from refdiff.memory.audit_chain import (
     canonical,
 )
 from refdiff.memory.audit_head import AuditHead, missing_from
-from refdiff.memory.changes import CALIBRATION, KEY, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
+from refdiff.memory.changes import CALIBRATION, KEY, NETWORK, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
 from refdiff.memory.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
@@ -388,7 +388,7 @@ class _StoreCheck:
                 yield Problem("table keys", None, None, what)
 
 
-_KIND = {PRODUCT: "specification", CALIBRATION: "calibration"}
+_KIND = {PRODUCT: "specification", CALIBRATION: "calibration", NETWORK: "network"}
 
 
 def _difference_problem(conn: sqlite3.Connection, record: AuditRecord) -> str:

@@ -1,4 +1,4 @@
-"""Changes of what decides: specifications, calibrations, golden samples, keys, settings, and which photos are inspected.
+"""Changes of what decides: specifications, calibrations, networks, golden samples, keys, settings, inspected photos.
 
 Each has its audit record.
 
@@ -20,8 +20,8 @@ from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_d
 from refdiff.memory.database import Database
 from refdiff.model.errors import StorageError
 
-ChangeKind = Literal["product", "calibration", "golden", "key", "settings", "capture", "job"]
-PRODUCT, CALIBRATION, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
+ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job"]
+PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words
@@ -126,6 +126,14 @@ def calibration_subject(row: sqlite3.Row) -> str:
     return f"{row['product']}, {row['key'][:12]}"
 
 
+def network_state(row: sqlite3.Row) -> dict[str, Any]:
+    """A row of `networks`, with the sha256 of its weights."""
+    return {
+        "sha256": row["sha256"], "shared": row["shared"], "created_at": row["created_at"],
+        "golden_samples": content_digest(json.loads(row["more"])["trained_on"]),
+    }  # fmt: skip
+
+
 NOTHING_SET = content_digest(product_state())
 
 
@@ -133,9 +141,11 @@ def present(conn: sqlite3.Connection) -> dict[str, dict[str, str]]:
     """Digests of all that decides in the main database now: kind -> subject -> sha256."""
     products = {r["name"]: content_digest(product_state_of(r)) for r in conn.execute("SELECT * FROM products")}
     calibrations = conn.execute("SELECT * FROM calibrations").fetchall()
+    networks = conn.execute("SELECT product, sha256, shared, more, created_at FROM networks").fetchall()
     return {
         PRODUCT: {name: digest for name, digest in products.items() if digest != NOTHING_SET},
         CALIBRATION: {calibration_subject(r): content_digest(calibration_state(r)) for r in calibrations},
+        NETWORK: {r["product"]: content_digest(network_state(r)) for r in networks},
     }
 
 

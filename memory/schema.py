@@ -150,4 +150,15 @@ MIGRATIONS: Migrations = (
             picture BLOB NOT NULL
         )""",
     ),
+    (
+        # difference networks that were fitted to a product, in place of the shared one; a few MB
+        """CREATE TABLE networks (
+            product TEXT PRIMARY KEY,
+            sha256 TEXT NOT NULL,
+            shared TEXT NOT NULL,
+            more TEXT NOT NULL,
+            weights BLOB NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+    ),
 )

@@ -18,6 +18,7 @@ from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.records.inspections import InspectionStore
+from refdiff.memory.records.networks import NetworkStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
@@ -34,6 +35,7 @@ class Stores(AbstractContextManager["Stores"]):
     products: ProductStore
     captures: CaptureStore
     calibrations: CalibrationStore
+    networks: NetworkStore
     inspections: InspectionStore
     dispositions: DispositionStore
     audit: AuditStore
@@ -63,6 +65,7 @@ class Stores(AbstractContextManager["Stores"]):
             products=ProductStore(db),
             captures=CaptureStore(db),
             calibrations=CalibrationStore(db),
+            networks=NetworkStore(db),
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
             audit=AuditStore(db, images, settings.audit_key, AuditHead(home)),

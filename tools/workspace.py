@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -18,12 +18,19 @@ from cachetools import LRUCache, cachedmethod
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.frames import GoldenPlace
+from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
 from refdiff.model.boards.network import BoardModel, load_boards
 from refdiff.model.difference.encoder import FEATURE_VERSION, Encoder, Features
-from refdiff.model.difference.scorer import DifferenceScorer, shared_difference
+from refdiff.model.difference.scorer import (
+    Comparing,
+    DifferenceScorer,
+    FittedScorer,
+    shared_difference,
+    unpack_networks,
+)
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
@@ -35,6 +42,7 @@ _IMAGES_KEPT_BYTES = 512 << 20
 _VIEWS_KEPT_BYTES = 128 << 20
 _WARPED_KEPT_BYTES = 64 << 20
 _ALIGNMENTS_KEPT = 512
+_NETWORKS_KEPT = 16  # products; about 10 MB each
 
 Window = tuple[float, float]  # (lo, hi) sample values shown as 0..255
 
@@ -51,6 +59,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
+        self._fitted: LRUCache[str, list[DifferenceScorer]] = LRUCache(_NETWORKS_KEPT)
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
@@ -91,6 +100,29 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
                 "(`refdiff train difference --encoder DIR`) and set REFDIFF_DIFFERENCE_WEIGHTS"
             )
         return model
+
+    def fitted(self, product: str) -> ProductNetworks | None:
+        """The networks that were fitted to a product; None if there are none, or they began from another shared network."""
+        known = self.stores.networks.get(product)
+        return known if known is not None and known.shared == self.difference.sha256 else None
+
+    def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
+        """What compares photos of a product: the networks fitted to it, else the shared one.
+
+        unseen: golden samples (ids) that it must not have been trained on. Raises as `difference`, and DamagedError.
+        """
+        if (known := self.fitted(product)) is None:
+            return self.difference
+        networks = self._networks(known)
+        fair = [n for n, seen in zip(networks, known.trained_on, strict=True) if not {*seen} & {*unseen}]
+        # what all have seen is asked about for its own sake, not to learn how good parts score
+        return FittedScorer(fair or networks)
+
+    @cachedmethod(attrgetter("_fitted"), key=lambda self, networks: networks.sha256, lock=attrgetter("_cache_lock"))
+    def _networks(self, networks: ProductNetworks) -> list[DifferenceScorer]:
+        weights, shared = self.stores.networks.weights(networks), self.difference
+        found = unpack_networks(weights, shared.config)
+        return [DifferenceScorer(net, networks.sha256, shared.encoder, self.model_settings) for net in found]
 
     @property
     def boards(self) -> BoardModel:

@@ -37,6 +37,7 @@ from refdiff.model.language.reading import READ
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.fit import fit_product
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
@@ -77,6 +78,7 @@ class _Plan:
     judge: bool
     detections: Path | None
     seed: int
+    fit: bool
     progress: Progress
 
 
@@ -126,6 +128,7 @@ def evaluate(
     detections: Path | None = None,
     seed: int = 0,
     learned: str | None = None,
+    fit: bool = False,
     progress: Progress = silent,
 ) -> EvaluationResults:
     """Evaluate a data set; `EvaluationResults` defines the metrics.
@@ -133,7 +136,8 @@ def evaluate(
     goldens: how many of train/good to enrol (default all). references: K compared with each image. judge: let the
     configured LLM read each pair too. detections: folder for one `<id>.txt` per test image (deeppcb). seed: of the
     bootstrap. learned: product whose references learned from people are enrolled too; the same images are measured without
-    them first, and the results say what changed (mvtec layout).
+    them first, and the results say what changed (mvtec layout). fit: fit the difference network to the goldens first
+    (mvtec layout).
     Raises InputError for a folder that is not a data set, ImageError for an image that cannot be read.
     """
     data = read_dataset(directory, format, split)
@@ -142,10 +146,12 @@ def evaluate(
     settings = ToolsSettings() if alpha is None else ToolsSettings(alpha=alpha)
     if learned is not None and data.format != "mvtec":
         raise InputError(f"--learned applies to the mvtec layout, {directory} is {data.format}; leave it out")
+    if fit and data.format != "mvtec":
+        raise InputError(f"--fit applies to the mvtec layout, {directory} is {data.format}; leave it out")
     photos = learned_photos(learned) if learned is not None else []
     data, left_out = _without(data, {p.golden.sha256 for p in photos})
 
-    plan = _Plan(data, settings, goldens, references or settings.references, judge, detections, seed, progress)
+    plan = _Plan(data, settings, goldens, references or settings.references, judge, detections, seed, fit, progress)
     if learned is None:
         return _measure(plan, [])
     before, after = _measure(plan, []), _measure(plan, photos)
@@ -221,7 +227,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
 def _weights(run: _Run) -> dict[str, str]:
     """sha256 of every weight file that the results depend on."""
     boards = {"boards": run.workspace.boards.sha256} if run.plan.data.format == "deeppcb" else {}
-    return weights_in_use(run.workspace) | boards
+    return weights_in_use(run.workspace, PRODUCT) | boards
 
 
 def _enrol(run: _Run, notes: list[str]) -> int:
@@ -255,6 +261,8 @@ def _calibrate(run: _Run) -> Calibration | None:
     if plan.data.format == "mvtec":
         if run.workspace.bank.count(PRODUCT) < 2:
             return None
+        if plan.fit:
+            fit_product(run.workspace, PRODUCT, "evaluate", progress=plan.progress)
         return calibrate(run.workspace, PRODUCT, plan.references, plan.progress)
     if not apart:
         return None

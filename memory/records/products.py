@@ -14,10 +14,12 @@ from typing import Any
 from refdiff.memory.audit_chain import content_digest
 from refdiff.memory.changes import (
     CALIBRATION,
+    NETWORK,
     PRODUCT,
     calibration_state,
     calibration_subject,
     changing,
+    network_state,
     product_state,
     record_change,
 )
@@ -159,6 +161,10 @@ class ProductStore:
                 )
             for kept in conn.execute("SELECT * FROM calibrations WHERE product = ?", (name,)).fetchall():
                 record_change(conn, CALIBRATION, calibration_subject(kept), by, calibration_state(kept), None)
+            of_product = "FROM networks WHERE product = ?"
+            for fitted in conn.execute(f"SELECT * {of_product}", (name,)).fetchall():
+                record_change(conn, NETWORK, name, by, network_state(fitted), None)
+            conn.execute(f"DELETE {of_product}", (name,))
             record_change(conn, PRODUCT, name, by, _product(row).state, None)
             conn.execute("DELETE FROM calibrations WHERE product = ?", (name,))
             conn.execute("DELETE FROM products WHERE name = ?", (name,))

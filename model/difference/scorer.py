@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -53,17 +56,20 @@ class NetworkInput:
 @torch.inference_mode()
 def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]) -> NetworkInput:
     """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s)."""
-    matched = match(maps, references)
+    reference, covered = reference_picture(picture, references)
+    return NetworkInput(match(maps, references), pixel_input(picture[None], reference[None], covered[None]))
+
+
+def reference_picture(picture: Tensor, references: Sequence[ReferenceView]) -> tuple[Tensor, Tensor]:
+    """Of the registered references what fits a query (3, H, W) best, place by place: (3, H, W) uint8; and (H, W) bool, where
+    all of them reach. The query itself, reached nowhere, where none is registered."""
     pictures = [r.picture for r in references if r.picture is not None]
     reaches = [r.covered for r in references if r.covered is not None]
     if len(pictures) == 1:
-        reference, covered = pictures[0], reaches[0]
-    elif pictures:
-        reference = composite_reference(picture, torch.stack(pictures))
-        covered = torch.stack(reaches).all(0)
-    else:
-        reference, covered = picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
-    return NetworkInput(matched, pixel_input(picture[None], reference[None], covered[None]))
+        return pictures[0], reaches[0]
+    if pictures:
+        return composite_reference(picture, torch.stack(pictures)), torch.stack(reaches).all(0)
+    return picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
 
 
 class _Plain(nn.Module):
@@ -95,14 +101,29 @@ class _Plain(nn.Module):
         return self.inputs(Matched(maps, maps, distances), torch.zeros(2, 8, h, w))
 
 
+class Comparing(Protocol):
+    """What compares a query with its references."""
+
+    power: float  # how much its logits count in `fuse`
+
+    def compare(
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
+    ) -> NetworkDifference:
+        """See `network_input`."""
+        ...
+
+
 class DifferenceScorer:
     """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
+
+    power = 0.5
 
     def __init__(
         self, net: DifferenceNetwork, sha256: str, encoder: str, settings: ModelSettings | None = None
     ) -> None:
         self.sha256 = sha256
         self.encoder = encoder
+        self.config = net.config
         self._format = number_format()
         plain = _Plain(_folded(net.eval(), self._format))
         self._run: Callable[..., tuple[Tensor, ...]]
@@ -137,14 +158,35 @@ class DifferenceScorer:
         return self.look(network_input(picture, maps, references))
 
 
-def fuse(patches: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+class FittedScorer:
+    """The mean of networks that were fitted to one product."""
+
+    # they know what varies in this product, so they count for more; chosen on rendered labels and solar cells
+    power = 1.0
+
+    def __init__(self, networks: Sequence[DifferenceScorer]) -> None:
+        self._networks = networks
+
+    def compare(
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
+    ) -> NetworkDifference:
+        """`network_input`, then what they make of it on average."""
+        seen = network_input(picture, maps, references)
+        found = [network.look(seen) for network in self._networks]
+        logits = torch.stack([f.logits for f in found]).mean(0)
+        return NetworkDifference(logits, torch.stack([f.types for f in found]).mean(0))
+
+
+def fuse(
+    patches: NDArray[np.float32], logits: NDArray[np.float32], power: float = DifferenceScorer.power
+) -> NDArray[np.float32]:
     """(h4, w4) float32 >= 0: the distance to the nearest patch (h8, w8), weighted by what the network makes of the place.
 
     The distance alone takes every natural variation for a defect, the network alone overlooks what it was not trained on;
     their product (of powers) was better than either on products that neither had seen.
     """
     fine = cv2.resize(patches, logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    weight = np.sqrt(np.logaddexp(0, logits) + _MIN_WEIGHT)
+    weight = (np.logaddexp(0, logits) + _MIN_WEIGHT) ** power
     return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
 
 
@@ -172,6 +214,27 @@ def read_network(path: Path = PACKAGED) -> tuple[DifferenceNetwork, str, str]:
         return net.eval(), str(about["encoder"]), digest
     except (RuntimeError, KeyError, TypeError, ValueError) as e:
         raise StorageError(f"{path}: its card does not describe what is in it ({type(e).__name__}); retrain") from e
+
+
+def pack_networks(networks: Sequence[DifferenceNetwork]) -> bytes:
+    """Several networks of one configuration as one safetensors file, in half precision."""
+    parts = ((f"{i}.{k}", v) for i, net in enumerate(networks) for k, v in net.state_dict().items())
+    return save({k: v.half().contiguous() if v.is_floating_point() else v for k, v in parts})
+
+
+def unpack_networks(weights: bytes, config: DifferenceConfig) -> list[DifferenceNetwork]:
+    """What `pack_networks` made, in float32. Raises StorageError where it is no such file."""
+    try:
+        tensors: dict[int, dict[str, Tensor]] = {}
+        for name, value in load(weights).items():
+            number, _, key = name.partition(".")
+            tensors.setdefault(int(number), {})[key] = value.float() if value.is_floating_point() else value
+        found = [DifferenceNetwork(config) for _ in tensors]
+        for i, net in enumerate(found):
+            net.load_state_dict(tensors[i])
+        return [net.eval() for net in found]
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as e:
+        raise StorageError(f"the networks of the product cannot be read ({type(e).__name__}); fit them again") from e
 
 
 def load_difference(path: Path = PACKAGED, settings: ModelSettings | None = None) -> DifferenceScorer:

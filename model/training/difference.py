@@ -227,7 +227,7 @@ def train_difference(
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             state.step += 1
-            _follow(average, net, min(_EMA, state.step / (state.step + 10)))
+            average_into(average, net, min(_EMA, state.step / (state.step + 10)))
             state.seconds = time.monotonic() - started
             progress("training", state.step, total, f"loss {float(loss.detach()):.3f}")
             if time.monotonic() - saved > _CHECKPOINT_S:
@@ -244,7 +244,7 @@ def train_difference(
     return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
 
 
-def _follow(average: dict[str, Tensor], net: DifferenceNetwork, decay: float) -> None:
+def average_into(average: dict[str, Tensor], net: DifferenceNetwork, decay: float) -> None:
     with torch.no_grad():
         for name, value in net.state_dict().items():
             if value.is_floating_point():

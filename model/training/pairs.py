@@ -88,8 +88,8 @@ class Pair:
 
 
 @dataclass
-class _Draft:
-    """A pair at the resolution of its source."""
+class Draft:
+    """A pair at the resolution of its source; see `Pair`."""
 
     query: RgbImage
     references: list[RgbImage]
@@ -160,9 +160,9 @@ def rendered_pair(rng: np.random.Generator, k: int) -> Pair:
     for truth in scene.defects:
         types[truth.mask] = type_index(truth.type)
     wrong = any(RENDERED_TYPES[t.type] in STRUCTURAL_TYPES and t.mask.any() for t in scene.defects)
-    draft = _Draft(scene.image, [], scene.defect_mask, types, wrong)
+    draft = Draft(scene.image, [], scene.defect_mask, types, wrong)
     if rng.random() < 0.15:  # what the renderer cannot break, the brush can
-        _break(draft, rng, None, scene.foreground)
+        spoil(draft, rng, None, scene.foreground)
     for _ in range(k):
         own = random_pose(rng, max_angle_deg=3.0, size=(base, base)) if rng.random() < 0.5 else Pose()
         golden = render(kind, design, int(rng.integers(2**31)), size=(base, base), pose=own, light=other,
@@ -179,11 +179,11 @@ def surface_pair(rng: np.random.Generator, k: int) -> Pair:
     """A random surface beside other samples of the same material, with a synthetic defect or none."""
     n = 320
     material = random_material(rng, n)
-    draft = _Draft(material(rng), [material(rng) for _ in range(k)], np.zeros((n, n), bool),
+    draft = Draft(material(rng), [material(rng) for _ in range(k)], np.zeros((n, n), bool),
                    np.full((n, n), NO_TYPE, np.uint8), False)  # fmt: skip
     if rng.random() < 0.6:
         donor = random_material(rng, n)(rng) if rng.random() < 0.3 else None
-        _break(draft, rng, donor, np.ones((n, n), bool))
+        spoil(draft, rng, donor, np.ones((n, n), bool))
     return _finish(draft, rng, "surfaces", unregistered=0.6, textured=True)
 
 
@@ -195,16 +195,19 @@ def photo_pair(source: Source, rng: np.random.Generator, k: int, nearest: Neares
     query = read_photo(photo.path)
     size = query.shape[:2]
     references = [_fit(read_photo(p), size) for p in _references(source, photo, rng, k, nearest)]
-    draft = _Draft(query, references, np.zeros(size, bool), np.full(size, NO_TYPE, np.uint8), False)
+    draft = Draft(query, references, np.zeros(size, bool), np.full(size, NO_TYPE, np.uint8), False)
     if rng.random() < 0.6:
         donor = read_photo(source.good[int(rng.integers(len(source.good)))].path) if rng.random() < 0.5 else None
-        _break(draft, rng, donor, foreground_of(query))
+        spoil(draft, rng, donor, foreground_of(query))
     return _finish(draft, rng, source.name, unregistered=0.5 if source.textured else 0.1, textured=source.textured,
                    bare=source.pixels_count)  # fmt: skip
 
 
-def _break(draft: _Draft, rng: np.random.Generator, donor: RgbImage | None, foreground: NDArray[np.bool_]) -> None:
-    """One or two synthetic defects on the query."""
+def spoil(draft: Draft, rng: np.random.Generator, donor: RgbImage | None, foreground: NDArray[np.bool_]) -> None:
+    """One or two synthetic defects on the query of a draft.
+
+    donor: (H, W, 3), what foreign matter is cut from; None: the query. foreground: (H, W) bool, the part.
+    """
     assert draft.mask is not None
     for _ in range(1 + int(rng.random() < 0.2)):
         for attempt in range(3):
@@ -231,7 +234,7 @@ def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: N
         mask = _mask_of(photo, size)
         if photo.type:
             types[mask] = type_index(photo.type)
-    draft = _Draft(query, references, mask, types, None, real=True)
+    draft = Draft(query, references, mask, types, None, real=True)
     return _finish(draft, rng, source.name, unregistered=0.5 if source.textured else 0.1, textured=source.textured,
                    bare=source.pixels_count)  # fmt: skip
 
@@ -268,7 +271,7 @@ def _references(
 
 
 def _finish(
-    draft: _Draft,
+    draft: Draft,
     rng: np.random.Generator,
     source: str,
     *,
@@ -338,7 +341,7 @@ def _warp(
     )
 
 
-def _window(draft: _Draft, rng: np.random.Generator) -> NDArray[np.float64]:
+def _window(draft: Draft, rng: np.random.Generator) -> NDArray[np.float64]:
     """(3, 3) source px -> pair px: the whole image, or a square of it that holds the defect; flips and quarter turns."""
     h, w = draft.query.shape[:2]
     side = float(min(h, w))
@@ -384,17 +387,20 @@ def _tone(rng: np.random.Generator) -> Callable[[RgbImage], RgbImage]:
     return lambda image: image
 
 
-def cell_targets(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(64, 64) uint8 0/1: stride-4 cells that hold enough of the defect, and its type there (255 = none)."""
-    n = PAIR_PX // 4
-    types = pair.types.reshape(n, 4, n, 4).transpose(0, 2, 1, 3).reshape(n, n, 16)
+def cell_targets(
+    mask: NDArray[np.bool_] | None, types: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Of a mask and types (H, W): (H/4, W/4) uint8 0/1, stride-4 cells that hold enough of the defect, and its type there
+    (255 = none). mask: None if unknown."""
+    h, w = types.shape[0] // 4, types.shape[1] // 4
+    types = types.reshape(h, 4, w, 4).transpose(0, 2, 1, 3).reshape(h, w, 16)
     known = types != NO_TYPE
     # any type of the cell will do: cells with two are rare
     kind = np.where(known.any(2), np.where(known, types, 0).max(2), NO_TYPE).astype(np.uint8)
-    if pair.mask is None:
-        return np.zeros((n, n), np.uint8), kind
-    share = pair.mask.reshape(n, 4, n, 4).mean((1, 3))
+    if mask is None:
+        return np.zeros((h, w), np.uint8), kind
+    share = mask.reshape(h, 4, w, 4).mean((1, 3))
     cells = share >= _UNSURE_UP_TO
-    if pair.mask.any() and not cells.any():
+    if mask.any() and not cells.any():
         cells = share >= share.max()
     return cells.astype(np.uint8), kind

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -69,11 +70,11 @@ class Batch:
     """Network inputs and targets of B pairs."""
 
     matched: Matched
-    query: Tensor  # (B, 3, 256, 256) uint8
-    reference: Tensor  # (B, 3, 256, 256) uint8
-    covered: Tensor  # (B, 256, 256) bool
-    mask: Tensor  # (B, 64, 64) 0/1
-    types: Tensor  # (B, 64, 64), 255 = none
+    query: Tensor  # (B, 3, H, W) uint8; of a pool 256 x 256
+    reference: Tensor  # (B, 3, H, W) uint8
+    covered: Tensor  # (B, H, W) bool
+    mask: Tensor  # (B, H/4, W/4) 0/1
+    types: Tensor  # (B, H/4, W/4), 255 = none
     label: Tensor  # (B,)
     known: Tensor  # (B,) 1 where the mask is the truth
     structural: Tensor  # (B,) 1/0, -1 = unknown
@@ -152,20 +153,28 @@ def _encoded(pair: Pair, encoder: object) -> dict[str, Tensor]:
     best = composite_reference(pictures[0], pictures[1:])
     covered = np.logical_and.reduce([r.covered for r in pair.references])
     covered &= all(r.registered for r in pair.references)
-    mask, types = cell_targets(pair)
-    out = {f"q{s}": matched.query[s][0].half() for s in STRIDES}
-    out |= {f"r{s}": matched.reference[s][0].half() for s in STRIDES}
-    out |= {f"d{s}": matched.distances[s][0].half() for s in STRIDES}
-    return out | {
-        "query": pictures[0].clone(),
-        "reference": best,
-        "covered": torch.from_numpy(covered),
-        "mask": torch.from_numpy(mask),
-        "types": torch.from_numpy(types),
-        "label": torch.tensor(pair.label, dtype=torch.uint8),
-        "known": torch.tensor(pair.mask is not None, dtype=torch.uint8),
-        "real": torch.tensor(pair.real),
-        "structural": torch.tensor(-1 if pair.structural is None else int(pair.structural), dtype=torch.int8),
+    row = network_row(matched, pictures[0].clone(), best, torch.from_numpy(covered))
+    return row | target_row(pair.label, pair.mask, pair.types, pair.structural) | {"real": torch.tensor(pair.real)}
+
+
+def network_row(matched: Matched, query: Tensor, reference: Tensor, covered: Tensor) -> dict[str, Tensor]:
+    """What a network sees of one pair, as it is stored: query, reference (3, H, W) uint8, covered (H, W) bool."""
+    parts = {"q": matched.query, "r": matched.reference, "d": matched.distances}
+    maps = {f"{c}{s}": part[s][0].half() for c, part in parts.items() for s in STRIDES}
+    return maps | {"query": query, "reference": reference, "covered": covered}
+
+
+def target_row(
+    label: bool, mask: NDArray[np.bool_] | None, types: NDArray[np.uint8], structural: bool | None
+) -> dict[str, Tensor]:
+    """The truth of one pair, as it is stored; see `Pair`."""
+    cells, kinds = cell_targets(mask, types)
+    return {
+        "mask": torch.from_numpy(cells),
+        "types": torch.from_numpy(kinds),
+        "label": torch.tensor(label, dtype=torch.uint8),
+        "known": torch.tensor(mask is not None, dtype=torch.uint8),
+        "structural": torch.tensor(-1 if structural is None else int(structural), dtype=torch.int8),
     }
 
 
@@ -199,7 +208,11 @@ def read_shard(path: Path, rows: Sequence[int] | None = None) -> Batch:
     """Pairs of a shard (all, or some rows) as one batch."""
     with safe_open(path, "pt") as file:
         index = list(rows) if rows is not None else slice(None)
-        t = {k: file.get_tensor(k)[index] for k in file.keys()}  # noqa: SIM118 (no mapping)
+        return batch_of({k: file.get_tensor(k)[index] for k in file.keys()})  # noqa: SIM118 (no mapping)
+
+
+def batch_of(t: Mapping[str, Tensor]) -> Batch:
+    """A batch of stored rows, stacked."""
     matched = Matched(*({s: t[f"{c}{s}"].float() for s in STRIDES} for c in "qrd"))
     return Batch(
         matched, t["query"], t["reference"], t["covered"], t["mask"].float(), t["types"].long(), t["label"].float(),

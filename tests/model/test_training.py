@@ -66,7 +66,7 @@ def test_rendered_pair_has_consistent_ground_truth(seed: int) -> None:
     _check(pair)
     again = rendered_pair(np.random.default_rng(seed), 1 + seed % 3)
     assert np.array_equal(pair.query, again.query)
-    cells, types = cell_targets(pair)
+    cells, types = cell_targets(pair.mask, pair.types)
     assert cells.any() == pair.label
     assert (types[cells > 0] != NO_TYPE).any() or not pair.label
 

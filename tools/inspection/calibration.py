@@ -41,9 +41,11 @@ def software_fingerprint(workspace: Workspace) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def weights_in_use(workspace: Workspace) -> dict[str, str]:
-    """sha256 of each file of weights that scores depend on, as their cards have it."""
-    return {"encoder": workspace.encoder.digest, "difference": workspace.difference.sha256}
+def weights_in_use(workspace: Workspace, product: str | None = None) -> dict[str, str]:
+    """sha256 of all weights that the scores of a product depend on; without one, of the shared ones."""
+    shared = {"encoder": workspace.encoder.digest, "difference": workspace.difference.sha256}
+    fitted = workspace.fitted(product) if product is not None else None
+    return shared if fitted is None else shared | {"product": fitted.sha256}
 
 
 def calibrates(golden: Golden) -> bool:
@@ -72,6 +74,8 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     tiles = workspace.model_settings.tiles
     if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
         parts["tiles"] = tiles
+    if (fitted := workspace.fitted(product)) is not None:
+        parts["networks"] = fitted.sha256
     if spec.smallest_defect_mm is not None:
         parts["scale"] = [spec.scale_mm_per_px, *sorted({str(g.scale_mm_per_px) for g in in_use})]
     if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):

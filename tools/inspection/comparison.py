@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,7 +14,7 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import alignments, photo_on
+from refdiff.tools.framing.photos import Grid, Seen, alignments, photo_on
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
 from refdiff.tools.inspection.fineness import working_px
@@ -65,7 +65,7 @@ def compare(
     else:
         workspace.forget_poses(query_key)
         hits = [similarity_to(workspace, features, g) for g in goldens]
-    return compare_with(workspace, query, query_key, features, product, hits, clock)
+    return compare_with(workspace, query, query_key, features, product, hits, clock, exclude_ids)
 
 
 def compare_with(
@@ -76,15 +76,49 @@ def compare_with(
     product: str,
     hits: list[GoldenHit],
     clock: Clock,
+    unseen: Collection[str] = (),
 ) -> Comparison:
-    """Compare a photo with retrieved goldens. query_key: sha256 of the photo. clock: has timed what went before."""
+    """Compare a photo with retrieved goldens. query_key: sha256 of the photo. clock: has timed what went before.
+
+    unseen: goldens (ids) that the network must not have been trained on.
+    """
     if not hits:
         raise InputError("no golden samples to compare with were given")
     with clock.stage("align"):
         masks, placed = place_zones(workspace, query, query_key, product, "ignore")
         ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-        spec = product_spec(workspace, product)
-        px = working_px(workspace, spec, hits[0].golden)
+    pair = pair_with(workspace, query, query_key, features, product, hits, clock)
+    with clock.stage("score"):
+        network = workspace.network(product, unseen)
+        difference = score_difference(query, pair.tiles, pair.grid, pair.references, ignore, network)
+    known = workspace.stores.products.get(product)
+    deep = known is not None and known.intensity_window is not None
+    problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
+    registered = [r.alignment for r in pair.references]
+    return Comparison(hits, registered, pair.references[0], difference, ignore, placed, problem, clock.ms)
+
+
+@dataclass(frozen=True)
+class RegisteredPair:
+    """A photo and its references on one pixel grid."""
+
+    references: list[RegisteredGolden]
+    grid: Grid
+    tiles: Iterator[Seen]  # the photo, tile by tile
+
+
+def pair_with(
+    workspace: Workspace,
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    product: str,
+    hits: Sequence[GoldenHit],
+    clock: Clock,
+) -> RegisteredPair:
+    """Register a photo with retrieved goldens, and draw it on their common grid. Arguments as of `compare_with`."""
+    with clock.stage("align"):
+        px = working_px(workspace, product_spec(workspace, product), hits[0].golden)
         registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
     size = (query.shape[0], query.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
@@ -92,12 +126,7 @@ def compare_with(
         grid = comparison_grid(query, query_key, features, references, px)
         tiles = photo_on(workspace, query, query_key, features, grid)
         tiles = chain([next(tiles)], tiles)  # the first, of most grids the only one
-    with clock.stage("score"):
-        difference = score_difference(query, tiles, grid, references, ignore)
-    known = workspace.stores.products.get(product)
-    deep = known is not None and known.intensity_window is not None
-    problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
-    return Comparison(hits, registered, references[0], difference, ignore, placed, problem, clock.ms)
+    return RegisteredPair(references, grid, tiles)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

@@ -20,7 +20,7 @@ from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.patch_distance import image_score, reached_cells
-from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, fuse
+from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend
@@ -121,21 +121,21 @@ def score_difference(
     grid: Grid,
     references: Sequence[RegisteredGolden],
     ignore: NDArray[np.bool_] | None = None,
+    network: Comparing | None = None,
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
     tiles: the photo on `grid`, as `photo_on` gives it. ignore: bool, at the photo's `map_size`, what does not count (the map
-    is 0 there).
+    is 0 there). network: default the shared one.
     """
-    size, workspace = map_size(query.shape), references[0].workspace
+    size, network = map_size(query.shape), network or references[0].workspace.difference
     views = [ReferenceViews(r, grid) for r in references]
     fine, coarse = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE)
     for seen in tiles:
         here = [v.view(seen) for v in views]
-        network = workspace.difference.compare(seen.picture.pixels, seen.maps, here)
-        found = fuse(patch_distance(seen.maps, here).numpy(), network.logits.numpy())
-        fine.add("cells", seen.tile, found)
-        fine.add("types", seen.tile, network.types.numpy())
+        made = network.compare(seen.picture.pixels, seen.maps, here)
+        fine.add("cells", seen.tile, fuse(patch_distance(seen.maps, here).numpy(), made.logits.numpy(), network.power))
+        fine.add("types", seen.tile, made.types.numpy())
         reaches = reached_cells(here, (seen.tile.h // GRID_STRIDE, seen.tile.w // GRID_STRIDE))
         coarse.add("reached", seen.tile, reaches.numpy().astype(np.float32))
     reached = coarse.mean("reached")
