@@ -264,7 +264,7 @@ def _is_read(state: InspectionState, context: AgentContext, evidence: Sequence[E
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so a resumed run agrees."""
     context, evidence, request = runtime.context, evidence_of(state["evidence"]), state["request"]
-    context.tools.capture_in(evidence)
+    capture = context.tools.capture_in(evidence)
     workspace = context.tools.workspace
     drove = state["via"] != "fallback" and context.driver is not None
     driver = context.driver if drove or state.get("reading") else None
@@ -288,7 +288,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         software=Software(
             version=software_version(),
             weights_sha256=software_fingerprint(workspace),
-            weights=weights_in_use(workspace, evidence_product) | (driver.weights if driver else {}),
+            weights=weights_in_use(workspace, capture.product) | (driver.weights if driver else {}),
         ),
     )
     return {"report": report.model_dump(mode="json")}
