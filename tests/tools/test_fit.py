@@ -1,0 +1,185 @@
+"""A network for one product: trained on halves, kept only where it finds more, and never asked about what it has seen."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from refdiff.memory.records.networks import ProductNetworks
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.network import DifferenceNetwork
+from refdiff.model.difference.scorer import DifferenceScorer, FittedScorer, pack_networks, read_network
+from refdiff.model.errors import DamagedError, InputError, StorageError
+from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.render import render
+from refdiff.model.training.product import ProductRecipe
+from refdiff.tools.golden_samples import fit as module
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.fit import fit_product
+from refdiff.tools.inspection.calibration import calibration_key, weights_in_use
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Workspace
+
+SIZE = (96, 128)
+SHORT = ProductRecipe(pairs=16, passes=1, batch=8)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=128)
+    with Workspace.open(memory=memory, model=model, tools=ToolsSettings(references=1)) as opened:
+        yield opened
+
+
+def enrol(workspace: Workspace, folder: Path, parts: int, photos: int = 1) -> None:
+    """Boards, each part with so many photos."""
+    for part in range(parts):
+        paths = []
+        for photo in range(photos):
+            paths.append(folder / f"{part:02}-{photo}.png")
+            image = render("circuit", 1, part, size=SIZE, noise_seed=100 * part + photo).image
+            paths[-1].write_bytes(encode_png(image))
+        enroll(workspace, "board", paths, part_group=f"part {part}")
+
+
+def biased(by: float) -> DifferenceNetwork:
+    """The shared network, with other logits."""
+    net, _, _ = read_network()
+    with torch.no_grad():
+        assert net.map_head.bias is not None
+        net.map_head.bias.add_(by)
+    return net
+
+
+def keep(workspace: Workspace, trained_on: list[list[str]], biases: list[float], shared: str | None = None) -> bytes:
+    weights = pack_networks([biased(by) for by in biases])
+    digest = hashlib.sha256(weights).hexdigest()
+    known = ProductNetworks("board", digest, shared or workspace.difference.sha256, trained_on, found=(1, 2, 3))
+    workspace.stores.networks.save(known, weights, "ana")
+    return weights
+
+
+def score(workspace: Workspace, golden: int, exclude: bool) -> float:
+    goldens = sorted(workspace.bank.list("board"), key=lambda g: g.golden_id)
+    g = goldens[golden]
+    others = [h for h in goldens if h.group != g.group][:1]
+    return compare(
+        workspace, workspace.golden_image(g), "board", query_key=g.sha256,
+        exclude_ids=[g.golden_id] if exclude else [h.golden_id for h in goldens if h not in others],
+    ).difference.score  # fmt: skip
+
+
+def test_a_golden_sample_is_scored_by_the_networks_that_did_not_see_it(workspace: Workspace, tmp_path: Path) -> None:
+    enrol(workspace, tmp_path, 4)
+    ids = sorted(g.golden_id for g in workspace.bank.list("board"))
+    shared = workspace.network("board")
+    assert isinstance(shared, DifferenceScorer)
+    keep(workspace, [ids[:2], ids[2:]], [0.0, 6.0])
+    low, high = (workspace.network("board", [i]) for i in (ids[3], ids[0]))
+    both = workspace.network("board")
+    assert isinstance(both, FittedScorer)
+    found = {}
+    for name, network in (("first", low), ("second", high), ("both", both), ("all", workspace.network("board", ids))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Workspace, "network", lambda self, product, unseen=(), network=network: network)
+            found[name] = score(workspace, 0, exclude=True)
+    assert found["first"] < found["both"] < found["second"]
+    assert found["all"] == found["both"]
+    # as `calibrate` asks: the first golden sample was seen by the first network
+    assert score(workspace, 0, exclude=True) == pytest.approx(found["second"])
+
+
+def test_networks_are_in_use_until_they_are_removed_or_the_shared_one_is_replaced(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    enrol(workspace, tmp_path, 4)
+    before = calibration_key(workspace, "board", 1)
+    assert "product" not in weights_in_use(workspace, "board")
+    keep(workspace, [["g-1"], ["g-2"]], [1.0, 2.0])
+    known = workspace.fitted("board")
+    assert known is not None
+    assert known.found == (1, 2, 3)
+    assert weights_in_use(workspace, "board")["product"] == known.sha256
+    assert calibration_key(workspace, "board", 1) != before
+    assert workspace.network("other") is workspace.difference
+    keep(workspace, [["g-1"], ["g-2"]], [1.0, 2.0], shared="0" * 64)  # fitted before an upgrade
+    assert workspace.fitted("board") is None
+    assert workspace.network("board") is workspace.difference
+    assert workspace.stores.networks.remove("board", "ana")
+    assert not workspace.stores.networks.remove("board", "ana")
+    assert calibration_key(workspace, "board", 1) == before
+    records = workspace.stores.audit.changes("network", "board")
+    assert [r.by for r in records] == ["ana"] * 3
+    assert workspace.stores.audit.verify_store().problem is None
+
+
+def test_changed_weights_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    enrol(workspace, tmp_path, 2)
+    keep(workspace, [["g-1"], ["g-2"]], [1.0, 2.0])
+    with closing(sqlite3.connect(workspace.stores.settings.home / "refdiff.sqlite")) as conn:
+        conn.execute("UPDATE networks SET weights = zeroblob(1000)")
+        conn.commit()
+    with pytest.raises(DamagedError, match="refdiff fit"):
+        workspace.network("board")
+    known = workspace.stores.networks.get("board")
+    assert known is not None
+    with pytest.raises(DamagedError):
+        workspace.stores.networks.save(known, b"others", "ana")
+    weights = b"no safetensors file"
+    other = replace(known, sha256=hashlib.sha256(weights).hexdigest())
+    workspace.stores.networks.save(other, weights, "ana")
+    with pytest.raises(StorageError, match="fit them again"):
+        workspace.network("board")
+
+
+def test_halves_are_of_whole_parts_and_an_interrupted_fit_goes_on(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(workspace, tmp_path, 4)
+    with pytest.raises(InputError, match="4 part"):
+        fit_product(workspace, "board", "ana", SHORT)
+    monkeypatch.setattr(module, "MIN_PARTS", 4)
+    enrol(workspace, tmp_path, 1, photos=3)
+    stages: list[str] = []
+
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
+        stages.append(what)
+        if stages.count("training") > 2:  # in the second half
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_product(workspace, "board", "ana", SHORT, progress=stop)
+    assert workspace.fitted("board") is None
+    stages.clear()
+    made = fit_product(workspace, "board", "ana", SHORT, progress=lambda what, *more: stages.append(what))
+    assert stages.count("training") == 2  # the half that was finished is not trained again
+    groups = {g.golden_id: g.group for g in workspace.bank.list("board")}
+    halves = [{groups[i] for i in half} for half in made.networks.trained_on]
+    assert sorted(i for half in made.networks.trained_on for i in half) == sorted(groups)
+    assert not halves[0] & halves[1]
+    shared, fitted, of = made.networks.found
+    assert 0 <= shared <= of <= len(groups)
+    assert made.kept == (fitted > shared) == (workspace.fitted("board") is not None)
+
+
+def test_what_finds_no_more_is_not_kept(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_PARTS", 4)
+    enrol(workspace, tmp_path, 4)
+    # untrained: the shared network itself, counted otherwise
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(FittedScorer, "power", DifferenceScorer.power)
+    made = fit_product(workspace, "board", "ana", SHORT)
+    shared, fitted, _ = made.networks.found
+    assert fitted == shared
+    assert not made.kept
+    assert workspace.fitted("board") is None
