@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from refdiff.agent.filing import ReportFiles, filed_report
+from refdiff.agent.fitting import Fittings
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
     Intent,
@@ -47,6 +48,7 @@ from refdiff.model.errors import (
     BusyError,
     InputError,
     UnavailableError,
+    UnknownRecordError,
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
@@ -135,6 +137,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
+            self.fittings = Fittings(workspace, self._enrolment)
             self.people = Reviews(self._inspector, self._enrol_now)
             self._recover()
             threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
@@ -174,6 +177,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self._queue.stopping
 
     def close(self) -> None:
+        self.fittings.stop()
         self._queue.stop()
         self._stack.close()
         self.workspace.close()
@@ -468,7 +472,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def product(self, name: str) -> dict[str, Any]:
         """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
-        return product_overview(self.workspace, name)
+        found = product_overview(self.workspace, name)
+        fitting = self.fittings.of(found["name"])
+        return found | {"fitting": None if fitting is None else asdict(fitting)}
 
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
@@ -486,6 +492,19 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
         return summary(made, requested_alpha(self.workspace, made), in_doubt(self.workspace, made)) | smallest
+
+    def fit(self, name: str, by: str) -> dict[str, Any]:
+        """Begin to fit a network to a product. Raises UnknownProductError, InputError with too few golden samples, BusyError
+        while another one is fitted."""
+        name = self.stores.products.name_of(name)
+        if not self.workspace.bank.count(name):
+            raise self.workspace.bank.no_goldens(name)
+        return asdict(self.fittings.start(name, by))
+
+    def forget_network(self, name: str, by: str) -> None:
+        """Let the shared network inspect a product again. Raises UnknownRecordError where none was fitted to it."""
+        if not self.stores.networks.remove(self.stores.products.name_of(name), by):
+            raise UnknownRecordError(f"no network was fitted to product {name!r}")
 
     # -- inside
 

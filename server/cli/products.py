@@ -60,7 +60,11 @@ def calibrate(
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
         found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
+        fits = found["can_fail"] and workspace.stores.networks.get(name) is None
+    hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, so that fewer defects pass"
     emit(found, output.facts(_calibration_rows(found)))
+    if fits:
+        output.note(hint)
     if odd := standing_out(calibration):
         output.note(
             f"{said_of(calibration, odd, asked, doubted)}. They stay in use; look at each, then run "
@@ -226,6 +230,18 @@ def remove_product(
     emit({"removed": asdict(gone)}, f"{gone.name}: removed")
 
 
+def _network_said(network: dict[str, Any] | None) -> str | None:
+    if network is None:
+        return None
+    found = network["synthetic_defects"]
+    if not network["in_use"]:
+        return "not in use: fitted to an earlier shared network; run refdiff fit again"
+    return (
+        f"fitted to {network['golden_samples']} golden samples, {minute(network['created_at'])}; found {found['fitted']} of "
+        f"{found['n']} synthetic defects, the shared one {found['shared']}"
+    )
+
+
 def _product_view(document: dict[str, Any]) -> list[Any]:
     import yaml
 
@@ -236,6 +252,7 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
     rows: list[tuple[str, object]] = [
         ("Product", document["name"]),
         ("Goldens", goldens),
+        ("Network", _network_said(document["network"])),
         ("Scale", f"{scale:g} mm/px" if scale else unknown),
         ("Intensity window", f"{window[0]:.6g} to {window[1]:.6g}" if window else None),
         ("Fineness", document["smallest_defect"]["summary"] if document["smallest_defect"] else None),

@@ -101,6 +101,11 @@ def fit_product(
     return Fitted(networks, kept)
 
 
+def check_parts(workspace: Workspace, product: str) -> None:
+    """Raises InputError with golden samples of fewer than 20 parts."""
+    _halved(workspace, product)
+
+
 def _halved(workspace: Workspace, product: str) -> list[list[Golden]]:
     """The golden samples in use, all of one part in one half."""
     parts: dict[str, list[Golden]] = {}

@@ -122,8 +122,12 @@ def inspect_photo(
     with clock.stage("encode"):
         features = features or workspace.encoder.embed(query)
     hits = _references(workspace, query, capture, features, nearest, clock)
-    comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
-    calibration = current_calibration(workspace, capture.product, progress=progress)
+    while True:
+        network = workspace.fitted(capture.product)
+        comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
+        calibration = current_calibration(workspace, capture.product, progress=progress)
+        if network == workspace.fitted(capture.product):
+            break  # the scores of another network would mean something else
     problems, difference = problems_of(comparison), comparison.difference
     spec = product_spec(workspace, capture.product)
     if wrong_way := _turned(comparison.alignments[0], spec.max_turn_deg):

@@ -41,4 +41,19 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
         "calibration": calibration,
         "smallest_defect": product_fineness(workspace, found.name),
+        "network": _network(workspace, found.name),
+    }
+
+
+def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:
+    """The network that was fitted to a product. in_use: False where the shared one has been replaced since."""
+    if (known := workspace.stores.networks.get(product)) is None:
+        return None
+    shared, fitted, n = known.found
+    return {
+        "sha256": known.sha256,
+        "created_at": known.created_at,
+        "in_use": workspace.fitted(product) is not None,
+        "golden_samples": sum(map(len, known.trained_on)),
+        "synthetic_defects": {"n": n, "shared": shared, "fitted": fitted},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
@@ -36,3 +36,17 @@ def calibrate(
 ) -> dict[str, Any]:
     """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
     return service.calibrate(name, alpha, by=caller.name)
+
+
+@router.post("/{name}/network", status_code=202, responses=responses(404, 429))
+def fit(service: TheService, caller: Admin, name: str) -> dict[str, Any]:
+    """Begin to fit the difference network to the product, as `refdiff fit` does; takes minutes, in which inspections are
+    slower. `fitting` of the product says how far it is, and what came of it."""
+    return service.fit(name, caller.name)
+
+
+@router.delete("/{name}/network", status_code=204, responses=responses(404))
+def forget_network(service: TheService, caller: Admin, name: str) -> Response:
+    """Let the shared network inspect the product again."""
+    service.forget_network(name, caller.name)
+    return Response(status_code=204)
