@@ -1,8 +1,9 @@
-"""`refdiff goldens list` and `reenroll` about golden samples of another encoder."""
+"""`refdiff goldens list` and `reenroll` about golden samples of another encoder; `refdiff fit`."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import render
+from refdiff.model.training.product import ProductRecipe
 from refdiff.server.cli import main
+from refdiff.tools.golden_samples import fit
+
+from .conftest import said
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
@@ -49,3 +54,24 @@ def test_goldens_of_another_working_size_are_listed_as_such_and_enrolled_again(
     assert run(capsys, "goldens", "list")[1] == before
     assert main.run(["goldens", "reenroll"]) == 0
     assert "nothing to enrol again" in capsys.readouterr().out
+
+
+def test_network_is_fitted_shown_and_removed(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "ProductRecipe", partial(ProductRecipe, pairs=32, passes=1, batch=8))
+    monkeypatch.setattr(fit, "_CHECKED", 3)
+    code, found = said(capsys, "fit", "--product", "board", "--remove")
+    assert (code, found) == (0, {"product": "board", "removed": False})
+    code, found = said(capsys, "fit", "--product", "board")
+    defects = found["synthetic_defects"]
+    assert (code, found["kept"]) == (0, defects["fitted"] > defects["shared"])
+    assert 0 < defects["n"] <= 6
+    code, product = said(capsys, "product", "show", "board")
+    assert (product["network"] is not None) == found["kept"]
+    assert not product["calibration"]["stale"]
+    code, gone = said(capsys, "fit", "--product", "board", "--remove")
+    assert gone["removed"] == found["kept"]
+    code, found = said(capsys, "fit", "--product", "none")
+    assert code != 0
+    assert found["error"]["type"] == "UnknownProductError"
