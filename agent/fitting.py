@@ -43,9 +43,9 @@ class _Stopped(Exception):
 class Fittings:
     """Threads may share it."""
 
-    def __init__(self, workspace: Workspace, turn: Callable[[], AbstractContextManager[None]]) -> None:
-        """turn: held while a product is calibrated."""
-        self._workspace, self._turn = workspace, turn
+    def __init__(self, workspace: Workspace, beside: Callable[[], AbstractContextManager[None]]) -> None:
+        """beside: held meanwhile, so that a crash is not blamed on the inspection that runs."""
+        self._workspace, self._beside = workspace, beside
         self._latest: dict[str, Fitting] = {}
         self._thread: threading.Thread | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -81,11 +81,11 @@ class Fittings:
         state: FitState
         message = ""
         try:
-            kept = fit_product(self._workspace, fitting.product, fitting.by, progress=moved).kept
-            if kept:
-                with self._turn():
+            with self._beside():
+                kept = fit_product(self._workspace, fitting.product, fitting.by, progress=moved).kept
+                state = "kept" if kept else "not kept"
+                if kept:
                     calibrate(self._workspace, fitting.product, progress=moved, by=fitting.by)
-            state = "kept" if kept else "not kept"
         except _Stopped:
             state = "stopped"
         except RefDiffError as e:

@@ -264,8 +264,8 @@ def _is_read(state: InspectionState, context: AgentContext, evidence: Sequence[E
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so a resumed run agrees."""
     context, evidence, request = runtime.context, evidence_of(state["evidence"]), state["request"]
-    capture = context.tools.capture_in(evidence)
-    workspace = context.tools.workspace
+    context.tools.capture_in(evidence)
+    workspace, network = context.tools.workspace, context.tools.canonical.network
     drove = state["via"] != "fallback" and context.driver is not None
     driver = context.driver if drove or state.get("reading") else None
     report = DefectReport(
@@ -287,8 +287,8 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
         artefacts=artefacts_of(request["inspection_id"]),
         software=Software(
             version=software_version(),
-            weights_sha256=software_fingerprint(workspace),
-            weights=weights_in_use(workspace, capture.product) | (driver.weights if driver else {}),
+            weights_sha256=software_fingerprint(workspace, network),
+            weights=weights_in_use(workspace, network) | (driver.weights if driver else {}),
         ),
     )
     return {"report": report.model_dump(mode="json")}

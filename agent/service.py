@@ -137,7 +137,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
-            self.fittings = Fittings(workspace, self._enrolment)
+            self.fittings = Fittings(workspace, self._queue.beside)
             self.people = Reviews(self._inspector, self._enrol_now)
             self._recover()
             threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()

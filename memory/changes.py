@@ -11,6 +11,7 @@ transaction of its record (`changing`, `record_change`). What is in another stor
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,6 +135,10 @@ def network_state(row: sqlite3.Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 NOTHING_SET = content_digest(product_state())
 
 
@@ -141,11 +146,11 @@ def present(conn: sqlite3.Connection) -> dict[str, dict[str, str]]:
     """Digests of all that decides in the main database now: kind -> subject -> sha256."""
     products = {r["name"]: content_digest(product_state_of(r)) for r in conn.execute("SELECT * FROM products")}
     calibrations = conn.execute("SELECT * FROM calibrations").fetchall()
-    networks = conn.execute("SELECT product, sha256, shared, more, created_at FROM networks").fetchall()
+    networks = conn.execute("SELECT * FROM networks")
     return {
         PRODUCT: {name: digest for name, digest in products.items() if digest != NOTHING_SET},
         CALIBRATION: {calibration_subject(r): content_digest(calibration_state(r)) for r in calibrations},
-        NETWORK: {r["product"]: content_digest(network_state(r)) for r in networks},
+        NETWORK: {r["product"]: content_digest(network_state(r) | {"sha256": _sha256(r["weights"])}) for r in networks},
     }
 
 

@@ -157,8 +157,8 @@ MIGRATIONS: Migrations = (
             sha256 TEXT NOT NULL,
             shared TEXT NOT NULL,
             more TEXT NOT NULL,
-            weights BLOB NOT NULL,
-            created_at TEXT NOT NULL
+            created_at TEXT NOT NULL,
+            weights BLOB NOT NULL
         )""",
     ),
 )

@@ -102,9 +102,18 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         return model
 
     def fitted(self, product: str) -> ProductNetworks | None:
-        """The networks that were fitted to a product; None if there are none, or they began from another shared network."""
+        """The networks that were fitted to a product; None where the shared one inspects it."""
         known = self.stores.networks.get(product)
-        return known if known is not None and known.shared == self.difference.sha256 else None
+        return None if known is None or self.outdated(known) else known
+
+    def outdated(self, networks: ProductNetworks) -> str:
+        """Why networks of a product are not in use; "" if they are."""
+        if networks.shared != self.difference.sha256:
+            return "they began from another shared network"
+        # what was retired may have been a defect, which they took for good
+        retired = {g.golden_id for g in self.bank.list(networks.product, ("retired",))}
+        gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
+        return f"trained on {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}, retired since" if gone else ""
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
         """What compares photos of a product: the networks fitted to it, else the shared one.
@@ -113,7 +122,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """
         if (known := self.fitted(product)) is None:
             return self.difference
-        networks = self._networks(known)
+        try:
+            networks = self._networks(known)
+        except DamagedError:
+            if (newer := self.fitted(product)) == known:
+                raise
+            if newer is None:  # removed, or replaced, since it was asked for
+                return self.difference
+            known, networks = newer, self._networks(newer)
         fair = [n for n, seen in zip(networks, known.trained_on, strict=True) if not {*seen} & {*unseen}]
         # what all have seen is asked about for its own sake, not to learn how good parts score
         return FittedScorer(fair or networks)

@@ -181,6 +181,8 @@ def _judge(workspace: Workspace) -> Driver:
 def _evaluate(run: _Run) -> EvaluationResults:
     plan, data, notes = run.plan, run.plan.data, list[str]()
     enrolled = _enrol(run, notes) if data.format == "mvtec" else 0
+    if plan.fit:
+        notes.append(_fit(run))
     calibration = _calibrate(run)
     doubted = in_doubt(run.workspace, calibration)
     if calibration and (found_odd := standing_out(calibration)):
@@ -213,7 +215,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
         alpha=Alpha(requested=plan.settings.alpha, attained=attained_alpha(plan.settings.alpha, n, doubted)),
         references=plan.references if data.format == "mvtec" else 1,
         goldens=enrolled,
-        weights_sha256=software_fingerprint(run.workspace),
+        weights_sha256=software_fingerprint(run.workspace, _network(run)),
         weights=_weights(run),
         version=version("refdiff"),
         pixels=pixels,
@@ -227,7 +229,12 @@ def _evaluate(run: _Run) -> EvaluationResults:
 def _weights(run: _Run) -> dict[str, str]:
     """sha256 of every weight file that the results depend on."""
     boards = {"boards": run.workspace.boards.sha256} if run.plan.data.format == "deeppcb" else {}
-    return weights_in_use(run.workspace, PRODUCT) | boards
+    return weights_in_use(run.workspace, _network(run)) | boards
+
+
+def _network(run: _Run) -> str | None:
+    fitted = run.workspace.fitted(PRODUCT)
+    return None if fitted is None else fitted.sha256
 
 
 def _enrol(run: _Run, notes: list[str]) -> int:
@@ -255,14 +262,23 @@ def _enrol(run: _Run, notes: list[str]) -> int:
     return result.n_in_bank
 
 
+def _fit(run: _Run) -> str:
+    """Fit a network to the goldens; what came of it."""
+    plan = run.plan
+    made = fit_product(run.workspace, PRODUCT, "evaluate", references=plan.references, progress=plan.progress)
+    shared, fitted, n = made.networks.found
+    return (
+        f"the network was fitted to the golden samples in {made.networks.seconds:.0f} s and "
+        f"{'is used' if made.kept else 'not kept'}: found {fitted} of {n} synthetic defects, the shared one {shared}"
+    )
+
+
 def _calibrate(run: _Run) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
     plan, apart = run.plan, run.plan.data.calibrate
     if plan.data.format == "mvtec":
         if run.workspace.bank.count(PRODUCT) < 2:
             return None
-        if plan.fit:
-            fit_product(run.workspace, PRODUCT, "evaluate", progress=plan.progress)
         return calibrate(run.workspace, PRODUCT, plan.references, plan.progress)
     if not apart:
         return None

@@ -24,8 +24,8 @@ class ProductNetworks:
     trained_on: list[list[str]]  # of each network: ids of golden samples
     created_at: str = field(default_factory=utc_now)
     seconds: float = 0.0
-    # of synthetic defects on golden samples that the network did not see, how many differ more than these samples do
-    # without: (by the shared network, by the fitted ones), each with the number of defects
+    # how many synthetic defects were found by the shared network, by the fitted ones, and how many there were, on golden
+    # samples that the network did not see
     found: tuple[int, int, int] = (0, 0, 0)
 
 
@@ -41,7 +41,7 @@ class NetworkStore:
             raise DamagedError(f"networks of {networks.product!r}: the weights are not those of the record; fit again")
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
         more = json.dumps({"trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds})
-        row = (product, networks.sha256, networks.shared, more, weights, created_at)
+        row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
             known = _row(conn, product)
             conn.execute("INSERT OR REPLACE INTO networks VALUES (?, ?, ?, ?, ?, ?)", row)

@@ -60,7 +60,7 @@ def calibrate(
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
         found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
-        fits = found["can_fail"] and workspace.stores.networks.get(name) is None
+        fits = found["can_fail"] and workspace.fitted(name) is None
     hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, so that fewer defects pass"
     emit(found, output.facts(_calibration_rows(found)))
     if fits:
@@ -103,7 +103,7 @@ def fit(
                 measure(workspace, name, progress=moved, by=user)
     shared, fitted, of = made.networks.found
     found = {"product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds}
-    outcome = "kept, and calibrated" if made.kept else "not kept: no better than what inspects the product now"
+    outcome = "kept, and calibrated" if made.kept else "not kept: the shared network finds as many"
     rows: list[tuple[str, object]] = [
         ("Product", name),
         ("Synthetic defects", f"{of} on golden samples that the network did not see"),
@@ -234,8 +234,8 @@ def _network_said(network: dict[str, Any] | None) -> str | None:
     if network is None:
         return None
     found = network["synthetic_defects"]
-    if not network["in_use"]:
-        return "not in use: fitted to an earlier shared network; run refdiff fit again"
+    if network["outdated"]:
+        return f"not in use: {network['outdated']}; run refdiff fit again"
     return (
         f"fitted to {network['golden_samples']} golden samples, {minute(network['created_at'])}; found {found['fitted']} of "
         f"{found['n']} synthetic defects, the shared one {found['shared']}"

@@ -7,22 +7,27 @@ as photos are (cross-conformal prediction; Vovk, "Cross-conformal predictors", 2
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.records.networks import ProductNetworks
-from refdiff.model.difference.feature_maps import FeatureMaps
+from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
-from refdiff.model.difference.patch_distance import anomaly_map, image_score
+from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
 from refdiff.model.difference.scorer import (
+    MAP_STRIDE,
     PACKAGED,
     SCORED_PART,
     Comparing,
@@ -33,18 +38,22 @@ from refdiff.model.difference.scorer import (
     read_network,
     unpack_networks,
 )
-from refdiff.model.errors import InputError, StorageError
-from refdiff.model.files import storage_error, write_atomic
+from refdiff.model.errors import InputError, StorageError, UnavailableError
+from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
+from refdiff.model.training.pairs import cell_targets
 from refdiff.model.training.product import Example, ProductRecipe, fit_network, spoiled
 from refdiff.tools.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
+from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.calibration import calibration_key
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import pair_with
-from refdiff.tools.inspection.difference import ReferenceViews
+from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
 from refdiff.tools.inspection.retrieval import nearest_goldens
+from refdiff.tools.inspection.zones import place_zones
+from refdiff.tools.vision.regions import map_size
 from refdiff.tools.workspace import Workspace
 
 MIN_PARTS = 20
@@ -67,26 +76,27 @@ def fit_product(
     product: str,
     by: str,
     recipe: ProductRecipe | None = None,
+    references: int | None = None,
     progress: Progress = silent,
 ) -> Fitted:
     """Fit networks to a product and keep them if they find more synthetic defects than the shared network.
 
     The next calibration measures with them. A half that was finished is not trained again after an interruption. by: who
-    asked for it. Raises InputError with golden samples of fewer than 20 parts.
+    asked for it. references: K, default from the settings. Takes about 1 GB of memory. Raises InputError with golden samples
+    of too few parts, UnavailableError where some of them were retired meanwhile.
     """
     started, recipe = time.perf_counter(), recipe or ProductRecipe()
-    place_goldens(workspace, product, progress)
     halves = _halved(workspace, product)
-    nets, checks = [], []
-    for i, half in enumerate(halves):
-        others = {g.golden_id for j, other in enumerate(halves) if j != i for g in other}
-        nets.append(_fitted(workspace, product, half, others, replace(recipe, seed=recipe.seed + i), progress))
-    shared, weights = workspace.difference, pack_networks(nets)
-    scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in
-               unpack_networks(weights, shared.config)]  # fmt: skip
+    place_goldens(workspace, product, progress)
+    fit = _Fit(workspace, product, references or workspace.settings.references, progress)
+    kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
+    shared, weights = workspace.difference, pack_networks([net for net, _ in kept_halves])
+    nets = unpack_networks(weights, shared.config)  # as they will be read again
+    scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in nets]
+    checks = []
     for i, half in enumerate(halves):
         unseen = FittedScorer([scorer for j, scorer in enumerate(scorers) if j != i])
-        checks.append(_found(workspace, product, half, (shared, unseen), recipe.seed + i, progress))
+        checks.append(fit.found(half, (shared, unseen), recipe.seed + i))
     by_shared, by_fitted, of = (sum(column) for column in zip(*checks, strict=True))
     networks = ProductNetworks(
         product=workspace.stores.products.name_of(product),
@@ -96,125 +106,139 @@ def fit_product(
         seconds=time.perf_counter() - started,
         found=(by_shared, by_fitted, of),
     )
+    if why := workspace.outdated(networks):
+        raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
     if kept := by_fitted > by_shared:
         workspace.stores.networks.save(networks, weights, by)
+    for _, path in kept_halves:
+        path.unlink(missing_ok=True)
     return Fitted(networks, kept)
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
-    """Raises InputError with golden samples of fewer than 20 parts."""
+    """Raises InputError with golden samples of too few parts."""
     _halved(workspace, product)
 
 
 def _halved(workspace: Workspace, product: str) -> list[list[Golden]]:
-    """The golden samples in use, all of one part in one half."""
-    parts: dict[str, list[Golden]] = {}
-    for golden in sorted(workspace.bank.list(product, IN_USE), key=lambda g: g.golden_id):
-        parts.setdefault(golden.group, []).append(golden)
-    if len(parts) < MIN_PARTS:
+    """The active golden samples, all of one part in one half. What is flagged may be a defect: it is not learned from."""
+    active: dict[str, list[Golden]] = {}
+    in_use = sorted(workspace.bank.list(product, IN_USE), key=lambda g: g.golden_id)
+    for golden in in_use:
+        if golden.status == "active":
+            active.setdefault(golden.group, []).append(golden)
+    parts = len({g.group for g in in_use})
+    if parts < MIN_PARTS or len(active) < MIN_PARTS // 2:
         raise InputError(
-            f"product {product!r} has golden samples of {len(parts)} part(s); fitting needs {MIN_PARTS}. Add some: "
-            f"refdiff enroll --product {product!r} FOLDER"
+            f"product {product!r} has golden samples of {parts} part(s), {len(active)} of them active; fitting needs "
+            f"{MIN_PARTS}, half of them active. Add some: refdiff enroll --product {product!r} FOLDER"
         )
-    names = sorted(parts)
-    return [[g for name in names[i::_HALVES] for g in parts[name]] for i in range(_HALVES)]
+    names = sorted(active)
+    return [[g for name in names[i::_HALVES] for g in active[name]] for i in range(_HALVES)]
 
 
-def _fitted(
-    workspace: Workspace,
-    product: str,
-    half: Sequence[Golden],
-    without: Collection[str],
-    recipe: ProductRecipe,
-    progress: Progress,
-) -> DifferenceNetwork:
-    """A network trained on one half; from the cache if it was finished before an interruption."""
-    what = [calibration_key(workspace, product, workspace.settings.references), recipe.described(),
-            [g.golden_id for g in half]]  # fmt: skip
-    name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-    path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
-    config = workspace.difference.config
-    try:
-        return unpack_networks(path.read_bytes(), config)[0]
-    except (OSError, StorageError):
-        pass  # not there, or damaged: a cache is made again
-    examples = _examples(workspace, product, half, without, _MAX_EXAMPLES, progress)
-    start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
-    net = fit_network(start, examples, partial(_maps, workspace), recipe, progress)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise storage_error(path.parent, e) from e
-    write_atomic(path, pack_networks([net]))
-    return net
+@dataclass(frozen=True)
+class _Sample:
+    """A good sample, or a tile of it, beside its nearest neighbours."""
+
+    example: Example
+    keep: NDArray[np.bool_]  # (H/4, W/4): what is scored
+
+
+@dataclass(frozen=True)
+class _Fit:
+    workspace: Workspace
+    product: str
+    references: int
+    progress: Progress
+
+    def trained(self, half: Sequence[Golden], recipe: ProductRecipe) -> tuple[DifferenceNetwork, Path]:
+        """A network trained on one half, and where it is kept in case of an interruption."""
+        workspace = self.workspace
+        what = [calibration_key(workspace, self.product, self.references), recipe.described(),
+                [g.golden_id for g in half], [workspace.fitted(self.product) is not None]]  # fmt: skip
+        name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+        path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
+        with contextlib.suppress(OSError, StorageError):  # not there, or damaged: a cache is made again
+            return unpack_networks(path.read_bytes(), workspace.difference.config)[0], path
+        examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
+        start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
+        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress)
+        with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, pack_networks([net]))
+        return net, path
+
+    def found(self, half: Sequence[Golden], networks: Sequence[Comparing], seed: int) -> tuple[int, ...]:
+        """On how many samples of a half each network finds a synthetic defect, and on how many there is one.
+
+        Found is what scores higher than 95 % of these samples do without a defect.
+        """
+        samples = self._samples(half, _CHECKED)
+        pictures = [s.example.picture for s in samples]
+        rng = np.random.default_rng([seed, 1])
+        good: list[list[float]] = [[] for _ in networks]
+        bad: list[list[float]] = [[] for _ in networks]
+        for done, sample in enumerate(samples, start=1):
+            for scores, share in ((good, 1.0), (bad, 0.0)):
+                made = spoiled(sample.example.picture, pictures, rng, share)
+                if share == 0.0 and not (cell_targets(made.mask, made.types)[0] & sample.keep).any():
+                    continue  # it would not have been visible, or lies where nothing is scored
+                for found, score in zip(scores, self._scores(sample, made.picture, networks), strict=True):
+                    found.append(score)
+            self.progress("checking", done, len(samples))
+        limits = [float(np.quantile(scores, 0.95)) for scores in good]
+        counts = [sum(score > limit for score in scores) for scores, limit in zip(bad, limits, strict=True)]
+        return *counts, len(bad[0])
+
+    def _scores(self, sample: _Sample, picture: RgbImage, networks: Sequence[Comparing]) -> Iterator[float]:
+        maps, pixels = _maps(self.workspace, picture), Picture.of(picture).pixels
+        distance = anomaly_map(maps, sample.example.references).numpy()
+        for network in networks:
+            logits = network.compare(pixels, maps, sample.example.references).logits.numpy()
+            cells = torch.from_numpy(fuse(distance, logits, network.power))
+            yield image_score(cells, torch.from_numpy(sample.keep), SCORED_PART)
+
+    def _samples(self, half: Sequence[Golden], most: int) -> list[_Sample]:
+        """At most so many golden samples, evenly, beside their nearest neighbours of other parts of the same half."""
+        mine = {g.golden_id for g in half}
+        others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
+        chosen = half if len(half) <= most else [half[i * len(half) // most] for i in range(most)]
+        found = []
+        for done, golden in enumerate(chosen, start=1):
+            found += self._beside(golden, others | {g.golden_id for g in half if g.group == golden.group})
+            self.progress("registering", done, len(chosen))
+        return found
+
+    def _beside(self, golden: Golden, without: Collection[str]) -> list[_Sample]:
+        """Tiles of a golden sample beside its nearest neighbours."""
+        workspace, product = self.workspace, self.product
+        query, features = workspace.golden_image(golden), workspace.golden_features(golden)
+        key = f"fit-{golden.sha256}"  # its pose is not that of a calibration, which has other neighbours
+        clock = Clock()
+        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
+        pair = pair_with(workspace, query, key, features, product, hits, clock, self._tiles_of(golden))
+        ignored, _ = place_zones(workspace, query, key, product, "ignore")
+        ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
+        scored = OnPhoto(query.shape, pair.grid).onto(ignore) <= 0.5
+        views = [ReferenceViews(r, pair.grid) for r in pair.references]
+        found = []
+        for seen in pair.tiles:
+            here, tile = [v.view(seen) for v in views], seen.tile
+            reached = reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.uint8)
+            size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
+            keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
+            y, x = tile.y // MAP_STRIDE, tile.x // MAP_STRIDE
+            keep &= scored[y : y + keep.shape[0], x : x + keep.shape[1]]
+            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep))
+        return found
+
+    @staticmethod
+    def _tiles_of(golden: Golden) -> Callable[[Sequence[Tile]], list[Tile]]:
+        """Two tiles of a grid of several; other ones of other golden samples, so that all places are seen."""
+        first = int(hashlib.sha256(golden.golden_id.encode()).hexdigest(), 16)
+        return lambda tiles: [tiles[i] for i in sorted({(first + i) % len(tiles) for i in range(_MAX_TILES)})]
 
 
 def _maps(workspace: Workspace, picture: RgbImage) -> FeatureMaps:
     return workspace.encoder.embed(picture, (picture.shape[0], picture.shape[1])).maps
-
-
-def _found(
-    workspace: Workspace,
-    product: str,
-    half: Sequence[Golden],
-    networks: Sequence[Comparing],
-    seed: int,
-    progress: Progress,
-) -> tuple[int, ...]:
-    """On how many samples of a half each network finds a synthetic defect, and on how many there is one.
-
-    Found is what scores higher than all of these samples do without a defect.
-    """
-    examples = _examples(workspace, product, half, (), _CHECKED, progress)
-    pictures = [e.picture for e in examples]
-    rng = np.random.default_rng([seed, 1])
-    good: list[list[float]] = [[] for _ in networks]
-    bad: list[list[float]] = [[] for _ in networks]
-    for done, example in enumerate(examples, start=1):
-        for scores, share in ((good, 1.0), (bad, 0.0)):
-            made = spoiled(example.picture, pictures, rng, share)
-            if share == 0.0 and not made.mask.any():  # it would not have been visible
-                continue
-            maps, picture = _maps(workspace, made.picture), Picture.of(made.picture).pixels
-            distance = anomaly_map(maps, example.references).numpy()
-            for found, network in zip(scores, networks, strict=True):
-                logits = network.compare(picture, maps, example.references).logits.numpy()
-                cells = torch.from_numpy(fuse(distance, logits, network.power))
-                found.append(image_score(cells, part=SCORED_PART))
-        progress("checking", done, len(examples))
-    return *(sum(s > max(without) for s in scores) for scores, without in zip(bad, good, strict=True)), len(bad[0])
-
-
-def _examples(
-    workspace: Workspace,
-    product: str,
-    half: Sequence[Golden],
-    without: Collection[str],
-    most: int,
-    progress: Progress,
-) -> list[Example]:
-    """At most so many golden samples, evenly, beside their nearest neighbours of other parts; none of `without`."""
-    chosen = half if len(half) <= most else [half[i * len(half) // most] for i in range(most)]
-    found = []
-    for done, golden in enumerate(chosen, start=1):
-        found += _seen(workspace, product, golden, half, without)
-        progress("registering", done, len(chosen))
-    return found
-
-
-def _seen(
-    workspace: Workspace, product: str, golden: Golden, half: Sequence[Golden], without: Collection[str]
-) -> list[Example]:
-    """Tiles of a golden sample beside its nearest neighbours."""
-    query, features = workspace.golden_image(golden), workspace.golden_features(golden)
-    excluded = {*without, *(g.golden_id for g in half if g.group == golden.group)}
-    k, clock = workspace.settings.references, Clock()
-    hits = nearest_goldens(workspace, query, golden.sha256, features, product, k, excluded, clock)
-    pair = pair_with(workspace, query, golden.sha256, features, product, hits, clock)
-    views = [ReferenceViews(r, pair.grid) for r in pair.references]
-    # other tiles of other golden samples, so that all places are seen
-    first = int(hashlib.sha256(golden.golden_id.encode()).hexdigest(), 16)
-    n = len(pair.grid.tiles)
-    wanted = {(first + i) % n for i in range(min(n, _MAX_TILES))}
-    tiles = (seen for i, seen in enumerate(pair.tiles) if i in wanted)
-    return [Example(np.ascontiguousarray(seen.picture.image), [v.view(seen) for v in views]) for seen in tiles]

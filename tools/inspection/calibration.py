@@ -35,17 +35,23 @@ _PIXEL_QUANTILE = 0.95
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
-def software_fingerprint(workspace: Workspace) -> str:
-    """What scores depend on besides goldens: encoder and difference weights, working size, version (hex)."""
+def software_fingerprint(workspace: Workspace, network: str | None = None) -> str:
+    """What scores depend on besides goldens: encoder and difference weights, working size, version (hex).
+
+    network: sha256 of the networks fitted to the product, if any.
+    """
     key = f"{workspace.encoder.fingerprint}:{workspace.difference.sha256}:{patch_distance.VERSION}"
+    key = key if network is None else f"{key}:{network}"
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def weights_in_use(workspace: Workspace, product: str | None = None) -> dict[str, str]:
-    """sha256 of all weights that the scores of a product depend on; without one, of the shared ones."""
+def weights_in_use(workspace: Workspace, network: str | None = None) -> dict[str, str]:
+    """sha256 of all weights that scores depend on, as their cards have it.
+
+    network: of those fitted to the product, if any.
+    """
     shared = {"encoder": workspace.encoder.digest, "difference": workspace.difference.sha256}
-    fitted = workspace.fitted(product) if product is not None else None
-    return shared if fitted is None else shared | {"product": fitted.sha256}
+    return shared if network is None else shared | {"product": network}
 
 
 def calibrates(golden: Golden) -> bool:
@@ -118,8 +124,11 @@ def _measure(
     started = time.perf_counter()
     place_goldens(workspace, product, progress)
     groups: dict[str, list[Golden]] = defaultdict(list)
-    for golden in workspace.bank.list(product, IN_USE):
-        groups[golden.group].append(golden)
+    of_part: dict[str, list[str]] = defaultdict(list)  # also those out of use, which a network may have seen
+    for golden in workspace.bank.list(product):
+        of_part[golden.group].append(golden.golden_id)
+        if golden.status in IN_USE:
+            groups[golden.group].append(golden)
     groups = {name: members for name, members in groups.items() if any(map(calibrates, members))}
     if len(groups) < MIN_PARTS:
         raise InputError(
@@ -138,7 +147,7 @@ def _measure(
             product,
             query_key=golden.sha256,
             references=k,
-            exclude_ids=[g.golden_id for g in members],
+            exclude_ids=of_part[golden.group],
             features=workspace.golden_features(golden),
         )
         scores.append((result.difference.score, golden.golden_id))

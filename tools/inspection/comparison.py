@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -15,6 +15,7 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import Grid, Seen, alignments, photo_on
+from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
 from refdiff.tools.inspection.fineness import working_px
@@ -115,8 +116,12 @@ def pair_with(
     product: str,
     hits: Sequence[GoldenHit],
     clock: Clock,
+    tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
 ) -> RegisteredPair:
-    """Register a photo with retrieved goldens, and draw it on their common grid. Arguments as of `compare_with`."""
+    """Register a photo with retrieved goldens, and draw it on their common grid. Arguments as of `compare_with`.
+
+    tiles_of: chooses those to be drawn of a grid of several tiles, two or more; default: all.
+    """
     with clock.stage("align"):
         px = working_px(workspace, product_spec(workspace, product), hits[0].golden)
         registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
@@ -124,6 +129,8 @@ def pair_with(
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
     with clock.stage("encode"):
         grid = comparison_grid(query, query_key, features, references, px)
+        if tiles_of is not None and not grid.whole:
+            grid = replace(grid, tiles=tiles_of(grid.tiles))
         tiles = photo_on(workspace, query, query_key, features, grid)
         tiles = chain([next(tiles)], tiles)  # the first, of most grids the only one
     return RegisteredPair(references, grid, tiles)

@@ -62,6 +62,7 @@ class PhotoInspection:
     regions: list[RegionResult]  # strongest first
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
+    network: str | None = None  # sha256 of the networks fitted to the product that compared it
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
@@ -122,9 +123,10 @@ def inspect_photo(
     with clock.stage("encode"):
         features = features or workspace.encoder.embed(query)
     hits = _references(workspace, query, capture, features, nearest, clock)
+    itself = (make_golden_id(capture.product, capture.sha256),)  # an enrolled photo: by a network that did not see it
     while True:
         network = workspace.fitted(capture.product)
-        comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock)
+        comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock, itself)
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
@@ -161,7 +163,8 @@ def inspect_photo(
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
-    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems, doubted)
+    by = network.sha256 if network else None
+    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems, doubted, by)
 
 
 def problems_of(comparison: Comparison) -> list[str]:

@@ -46,14 +46,14 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
 
 
 def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:
-    """The network that was fitted to a product. in_use: False where the shared one has been replaced since."""
+    """The network that was fitted to a product. outdated: why it is not in use, "" if it is."""
     if (known := workspace.stores.networks.get(product)) is None:
         return None
     shared, fitted, n = known.found
     return {
         "sha256": known.sha256,
         "created_at": known.created_at,
-        "in_use": workspace.fitted(product) is not None,
+        "outdated": workspace.outdated(known),
         "golden_samples": sum(map(len, known.trained_on)),
         "synthetic_defects": {"n": n, "shared": shared, "fitted": fitted},
     }

@@ -48,7 +48,7 @@ def test_network_is_fitted_beside_inspections(server: Running, monkeypatch: pyte
 
 def test_stopped_fit_ends_soon_and_says_so(server: Running) -> None:
     workspace = server.service.workspace
-    fittings = Fittings(workspace, server.service._enrolment)
+    fittings = Fittings(workspace, server.service._queue.beside)
     fittings.start("board", "ana")
     fittings.stop()
     found = fittings.of("board")
