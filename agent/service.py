@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from refdiff.agent.filing import ReportFiles, filed_report
-from refdiff.agent.fitting import Fittings
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
     Intent,
@@ -52,6 +51,7 @@ from refdiff.model.errors import (
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
+from refdiff.tools.golden_samples.background_fit import Fittings
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, in_doubt, requested_alpha, summary

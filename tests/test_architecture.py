@@ -27,7 +27,7 @@ ORDER = {
     "golden_samples inspection framing workspace feature_cache vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema database audit_chain "
     "audit_head artefacts image_store locks settings timestamps",
-    "agent": "service fitting people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
+    "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers checkpoints "
     "queue report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals env_files "
     "settings logs",

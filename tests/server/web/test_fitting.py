@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from refdiff.agent.fitting import Fittings
 from refdiff.model.training.product import ProductRecipe
 from refdiff.tools.golden_samples import fit as module
+from refdiff.tools.golden_samples.background_fit import Fittings
 
 from .conftest import Running
 
