@@ -13,7 +13,7 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ImageError
 from refdiff.model.files import make_room
 from refdiff.tools import feature_cache
-from refdiff.tools.feature_cache import FeatureCache
+from refdiff.tools.caches.feature_cache import FeatureCache
 
 
 class Encoding:
