@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refdiff.agent.filing import ReportFiles, filed_report
+from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.memory.records.defect_names import Naming, Sight, check_defect_name
 from refdiff.memory.stores import Stores
@@ -18,7 +19,6 @@ from refdiff.model.images import encode_png
 from refdiff.tools.naming.examples import named_defects
 from refdiff.tools.naming.looks import vector, weights_digest
 from refdiff.tools.naming.nearest import MIN_EXAMPLES
-from refdiff.tools.vision.crops import zoom
 from refdiff.tools.vision.registration import align
 from refdiff.tools.workspace import Workspace
 
@@ -53,7 +53,9 @@ class DefectNames:
         if drawn is not None:
             query, golden, ok, matrix = drawn.query, drawn.golden, report.alignment.ok, drawn.kept.matrix
         else:  # of an earlier version
-            query, golden = (self.workspace.image(s, report.product) for s in (report.query_sha256, report.reference.sha256))
+            query, golden = (
+                self.workspace.image(s, report.product) for s in (report.query_sha256, report.reference.sha256)
+            )
             again = align(query, golden)
             ok, matrix = again.ok, again.matrix
         at = found.location
@@ -63,7 +65,7 @@ class DefectNames:
             report.query_sha256, report.reference.sha256, ok, tuple(np.asarray(matrix, np.float64).flatten().tolist()), box,
             found.length_px or float(max(width, height)), found.width_px or float(min(width, height)), found.area_px,
         )  # fmt: skip
-        picture = zoom(query, None, align_nothing(), box).query
+        picture = pictures.crops(query, query, box).query
         return self._stores.defect_names.name(
             inspection_id,
             found.id,
@@ -95,7 +97,9 @@ class DefectNames:
             for name in sorted(set(names)):
                 compared = known.counts.get(name, 0) if known else 0
                 given = known is not None and compared >= MIN_EXAMPLES and known.rule.limit >= 0
-                made.append(DefectName(one, name, names.count(name), given, self._why(one, names.count(name), compared)))
+                made.append(
+                    DefectName(one, name, names.count(name), given, self._why(one, names.count(name), compared))
+                )
         return made
 
     def _why(self, product: str, findings: int, compared: int) -> str:
@@ -124,6 +128,4 @@ def finding_named(report: DefectReport, finding: str) -> Finding:
         if found.id == wanted:
             return found
     known = ", ".join(f.id for f in report.findings) or "none"
-    raise UnknownRecordError(
-        f"inspection {report.inspection_id} has no finding {finding!r}; its findings are: {known}"
-    )
+    raise UnknownRecordError(f"inspection {report.inspection_id} has no finding {finding!r}; its findings are: {known}")

@@ -244,14 +244,10 @@ def _is_about(record: Evidence, region: str | None, about: tuple[str, str]) -> b
 def claimed_region(
     region: str, cited: Sequence[str], evidence: Mapping[str, Evidence]
 ) -> tuple[ScoreEvidence, RegionEvidence] | None:
-    """What a claim about a region is about: in the cited score, or the one that other cited records of that region refer to."""
+    """What a claim about a region is about: in the cited score, or the one that cited records of the region refer to."""
     records = [evidence[i] for i in cited]
     scores = [r.id for r in records if isinstance(r, ScoreEvidence)]
-    scores += [
-        r.arguments.score
-        for r in records
-        if isinstance(r, _OF_ONE_REGION) and r.arguments.region == region
-    ]
+    scores += [r.arguments.score for r in records if isinstance(r, _OF_ONE_REGION) and r.arguments.region == region]
     for score in scores:
         scored = evidence.get(score)
         if isinstance(scored, ScoreEvidence) and (found := scored.region(region)):

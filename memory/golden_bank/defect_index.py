@@ -38,7 +38,9 @@ class DefectIndex:
         if self._held.get(product) == revision:
             return
         points = [
-            qm.PointStruct(id=_point(key), vector=vector.tolist(), payload={"product": product, "name": name, "key": key})
+            qm.PointStruct(
+                id=_point(key), vector=vector.tolist(), payload={"product": product, "name": name, "key": key}
+            )
             for key, (name, vector) in named.items()
         ]
         with self._qdrant() as client:

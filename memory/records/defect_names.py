@@ -85,8 +85,8 @@ def check_defect_name(name: str) -> str:
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if len(plain) > MAX_NAME or not _NAME.fullmatch(plain):
         raise InputError(
-            f"name of a defect {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning with "
-            "a letter or digit"
+            f"name of a defect {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
+            "with a letter or digit"
         )
     return plain
 
@@ -273,9 +273,7 @@ def _append(
     return made
 
 
-def _put_embedding(
-    conn: sqlite3.Connection, key: str, sight: Sight, weights: str, vector: NDArray[np.float32]
-) -> None:
+def _put_embedding(conn: sqlite3.Connection, key: str, sight: Sight, weights: str, vector: NDArray[np.float32]) -> None:
     conn.execute(
         "INSERT OR REPLACE INTO defect_embeddings (key, sight, weights, vector) VALUES (?, ?, ?, ?)",
         (key, json.dumps(asdict(sight)), weights, _bytes(vector)),

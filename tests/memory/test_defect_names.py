@@ -76,7 +76,12 @@ def test_renaming_changes_all_findings_of_a_name_and_nothing_else(stores: Stores
     file(stores, "i1")
     file(stores, "i2", "lid")
     file(stores, "i3")
-    for inspection, finding, name in (("i1", "f1", "blob"), ("i1", "f2", "chip"), ("i2", "f1", "blob"), ("i3", "f1", "blob")):
+    for inspection, finding, name in (
+        ("i1", "f1", "blob"),
+        ("i1", "f2", "chip"),
+        ("i2", "f1", "blob"),
+        ("i3", "f1", "blob"),
+    ):
         call(stores, inspection, finding, name)
     changed = stores.defect_names.rename("Board", "BLOB", "Chip", "bob")
     assert [(n.inspection_id, n.before, n.name) for n in changed] == [("i1", "blob", "chip"), ("i3", "blob", "chip")]

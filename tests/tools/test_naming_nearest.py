@@ -64,7 +64,9 @@ def test_names_that_look_the_same_are_not_given() -> None:
     assert rule.coverage < 0.3
 
 
-@pytest.mark.parametrize(("counts", "given"), [({}, False), ({"chip": 2, "ball": 2}, False), ({"chip": 3, "ball": 2}, True)])
+@pytest.mark.parametrize(
+    ("counts", "given"), [({}, False), ({"chip": 2, "ball": 2}, False), ({"chip": 3, "ball": 2}, True)]
+)
 def test_names_are_given_from_three_examples(counts: dict[str, int], given: bool) -> None:
     vectors, names = cloud(counts, 0.1)
     rule = learn(vectors.reshape(len(names), 2), names, 0.9)
