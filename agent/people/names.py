@@ -1,6 +1,7 @@
 """What people call findings: named, corrected, renamed, forgotten; the next findings like them take those names.
 
-Names decide nothing: neither verdicts nor limits. They may come from the same people as dispositions.
+Names decide nothing: neither verdicts nor limits. They may come from the same people as dispositions, and count whatever
+those say: a name tells what a finding looks like, not whether the part is bad. "Dust" is a name, too.
 """
 
 from __future__ import annotations
@@ -107,12 +108,14 @@ class DefectNames:
         gone = f"; {findings - compared} cannot be compared: photos are gone" if compared < findings else ""
         if compared < MIN_EXAMPLES:
             return f"given from {MIN_EXAMPLES} findings on{gone}"
-        if known is None or known.rule.limit < 0:
+        if known is None or len(known.counts) < 2:
+            return f"given once another kind of defect has a name too: nothing tells it from others yet{gone}"
+        if known.rule.limit < 0:
             asked = self.workspace.settings.name_precision
             return f"not told apart from the other names in {asked:.0%} of the cases yet; name more findings{gone}"
         return (
-            f"leaving one out, {known.rule.precision:.0%} of the names that were given were right, and "
-            f"{known.rule.coverage:.0%} of the findings got one{gone}"
+            f"leaving one out, {known.rule.coverage:.0%} of the findings get a name again, and {known.rule.precision:.0%} of "
+            f"the names are right where every other finding is of a kind without a name{gone}"
         )
 
     @property

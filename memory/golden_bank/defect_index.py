@@ -17,7 +17,6 @@ from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 PREFIX = "refdiff_defects_"
-MOST = 256  # named findings that a search returns; those further away decide nothing
 _SPACE = uuid.UUID("9a0e7d0c-2f0b-5c39-8d0e-0d6a3a6f9b51")
 _PAGE = 500
 
@@ -52,17 +51,14 @@ class DefectIndex:
         self._held[product] = revision
 
     def nearest(self, product: str, vector: NDArray[np.float32], keys: Collection[str]) -> dict[str, float]:
-        """Distances to the named findings of a product that are nearest, nearest first, at most `MOST`: key -> distance.
-
-        keys: those that have a name now.
-        """
+        """Distances to the named findings of a product, nearest first: key -> distance. keys: those that have a name now."""
         if not keys:
             return {}
         wanted = qm.Filter(must=[qm.FieldCondition(key="product", match=qm.MatchValue(value=product)),
                                  qm.HasIdCondition(has_id=[_point(k) for k in keys])])  # fmt: skip
         with self._qdrant() as client:
             found = client.query_points(
-                self._name, query=vector.tolist(), query_filter=wanted, limit=MOST, with_payload=["key"],
+                self._name, query=vector.tolist(), query_filter=wanted, limit=len(keys), with_payload=["key"],
                 search_params=qm.SearchParams(exact=True),
             )  # fmt: skip
         return {str((p.payload or {})["key"]): float(p.score) for p in found.points}

@@ -50,11 +50,23 @@ def test_clear_names_are_given_and_what_is_like_none_of_them_gets_none(n: int) -
         assert not rule.allows(to(elsewhere, vectors, names), n)
 
 
-def test_single_name_is_given_no_further_away_than_its_own_examples_lie() -> None:
+def test_name_by_itself_is_not_given() -> None:
     vectors, names = cloud({"chip": 6})
+    assert learn(vectors, names, 0.9) == NO_RULE  # nothing shows what it must not be given to
+    vectors, names = cloud({"chip": 6, "ball": 1})
+    assert learn(vectors, names, 0.9).allows(to(CENTRES["chip"], vectors, names), 6)
+
+
+@pytest.mark.parametrize(("apart", "given"), [(10.0, True), (0.5, False)])
+def test_kind_that_nobody_has_named_counts_as_an_error(apart: float, given: bool) -> None:
+    """Two pairs of alike names: each name is told from its twin by a hair, but would be given to that, were it unnamed."""
+    centres = {"a": (0.0, 0.0), "b": (0.0, apart), "c": (50.0, 0.0), "d": (50.0, apart)}
+    rng = np.random.default_rng(0)
+    vectors = np.array([rng.normal(c, 0.1, 2) for c in centres.values() for _ in range(5)], np.float32)
+    names = [name for name in centres for _ in range(5)]
     rule = learn(vectors, names, 0.9)
-    assert rule.allows(to((0.0, 0.0), vectors, names), 6)
-    assert not rule.allows(to((6.0, 0.0), vectors, names), 6)
+    found = to((0.0, 0.0), vectors, names)
+    assert (found.name, rule.allows(found, 5)) == ("a", given)
 
 
 def test_names_that_look_the_same_are_not_given() -> None:
@@ -77,7 +89,7 @@ def test_names_are_given_from_three_examples(counts: dict[str, int], given: bool
 
 
 def test_more_precision_names_fewer() -> None:
-    vectors, names = cloud(dict.fromkeys(CENTRES, 30), spread=3.0)
+    vectors, names = cloud(dict.fromkeys(CENTRES, 30), spread=4.0)
     rules = [learn(vectors, names, precision) for precision in (0.5, 0.7, 0.9)]
     coverage = [rule.coverage for rule in rules]
     assert coverage == sorted(coverage, reverse=True) and coverage[0] > coverage[-1]

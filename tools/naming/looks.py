@@ -107,7 +107,8 @@ def _shape(seen: Sight, size: tuple[int, ...]) -> NDArray[np.float64]:
     diagonal = math.hypot(size[0], size[1])
     filled = max(seen.area_px, 1) / max((x1 - x0) * (y1 - y0), 1)
     sides = (x1 - x0) / max(y1 - y0, 1)
-    return np.log([max(seen.length_px, 1.0) / diagonal, max(seen.width_px, 0.5) / diagonal, filled, max(sides, 1e-3)])
+    parts = [max(seen.length_px, 1.0) / diagonal, max(seen.width_px, 0.5) / diagonal, filled, max(sides, 1e-3)]
+    return np.array([math.log(part) for part in parts])
 
 
 def _unit(v: NDArray[np.float32]) -> NDArray[np.float32]:

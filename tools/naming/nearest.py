@@ -1,8 +1,8 @@
 """Which name a finding takes: that of the named findings that it is nearest to, where it is near enough.
 
-What is near enough is learned from the named findings themselves, by leaving one out: each is given a name by the others, once
-with the others of its name and once without, as if nobody had named its kind yet. Pure numbers; knows neither stores nor
-pictures.
+What is near enough is learned from the named findings themselves, by leaving one out: each is given a name by the others,
+once with the others of its name and once without, as if nobody had named its kind yet. Pure numbers; knows neither stores
+nor pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 MIN_EXAMPLES = 3  # from which a name is given
 _NEAREST = 3  # examples of a name whose mean distance counts
-_UNNAMED = 1.0  # how often a kind turns up that nobody has named, in units of a kind that somebody has
 
 Distances = Mapping[str, Sequence[float]]  # of a finding to the examples of each name
 
@@ -34,7 +33,7 @@ class Rule:
     """Up to which strangeness a finding takes the name that it is nearest to, and what leaving one out showed there."""
 
     limit: float  # -1: no name is given
-    precision: float  # 0..1, share of right names among those that were given
+    precision: float  # 0..1, share of right names among those given, where half of the findings are of unnamed kinds
     coverage: float  # 0..1, share of the named findings that got a name
 
     def allows(self, found: Nearest, examples: int) -> bool:
@@ -58,30 +57,30 @@ def nearest(distances: Distances) -> Nearest | None:
 def learn(vectors: NDArray[np.float32], names: Sequence[str], precision: float) -> Rule:
     """The widest limit at which names are right in the share `precision` (0..1) of the findings that get one.
 
-    vectors: (N, D) of the named findings; names: N. The limit is never wider than a right name among them needs.
+    vectors: (N, D) of the named findings; names: N. A name that a finding gets while nobody has named its kind is wrong, so
+    a name by itself is never given: nothing shows what it must not be given to. The limit is never wider than a right name
+    among the named findings needs.
     """
     known, own = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
     many = np.bincount(own, minlength=len(known)) >= MIN_EXAMPLES
-    if not many.any():
+    if len(known) < 2 or not many.any():
         return NO_RULE
     means = _left_one_out(vectors.astype(np.float64), own, len(known))
     without = means.copy()
     without[np.arange(len(own)), own] = np.inf
-    tries = [(*_ranked(means), np.full(len(own), 1.0), many[own])]
-    tries.append((*_ranked(without), np.where(many[own], _UNNAMED / len(known), 1.0), np.isfinite(without).any(1)))
-    which, strangeness, weight, counts = (np.concatenate(column) for column in zip(*tries, strict=True))
-    given = counts & many[which]
-    right = given & (which == np.concatenate([own, np.full(len(own), -1)]))
-    order = np.argsort(strangeness[given], kind="stable")
-    strange, hits = strangeness[given][order], (weight * right)[given][order]
-    share = np.cumsum(hits) / np.cumsum(weight[given][order])
-    # what is equally strange is named together, and the limit is what a right name needs
-    last = np.append(strange[1:] > strange[:-1], True)
-    fits = np.flatnonzero(last & (share >= precision) & (hits > 0))
+    (which, strangeness), (other, odd) = _ranked(means), _ranked(without)
+    given, wrong = many[own] & many[which], many[other]
+    right = np.concatenate([which == own, np.zeros(len(own), bool)])[np.concatenate([given, wrong])]
+    strange = np.concatenate([strangeness[given], odd[wrong]])
+    order = np.argsort(strange, kind="stable")
+    strange, right = strange[order], right[order]
+    share = np.cumsum(right) / np.arange(1, len(right) + 1)
+    last = np.append(strange[1:] > strange[:-1], True)  # what is equally strange is named together
+    fits = np.flatnonzero(last & right & (share >= precision))
     if not len(fits):
         return NO_RULE
     limit, at = float(strange[fits[-1]]), int(fits[-1])
-    named = given[: len(own)] & (strangeness[: len(own)] <= limit)
+    named = given & (strangeness <= limit)
     return Rule(limit, float(share[at]), float(named.sum() / many[own].sum()))
 
 
