@@ -164,7 +164,7 @@ def _finding(finding: Finding) -> Line:
 
 def _named(named: NamedAs) -> Fact:
     like = named.like
-    slots = {"finding": like.finding.removeprefix("f"), "part": like.part_id, "by": like.confirmed_by}
+    slots = {"number": like.finding.removeprefix("f"), "part": like.part_id, "by": like.confirmed_by}
     return _fact("named", name=named.name, **slots)
 
 

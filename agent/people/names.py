@@ -114,8 +114,8 @@ class DefectNames:
             asked = self.workspace.settings.name_precision
             return f"not told apart from the other names in {asked:.0%} of the cases yet; name more findings{gone}"
         return (
-            f"leaving one out, {known.rule.coverage:.0%} of the findings get a name again, and {known.rule.precision:.0%} of "
-            f"the names are right where every other finding is of a kind without a name{gone}"
+            f"leaving one out, {known.rule.coverage:.0%} of the findings get a name again, and {known.rule.precision:.0%} "
+            f"of the names are right where every other finding is of a kind without a name{gone}"
         )
 
     @property

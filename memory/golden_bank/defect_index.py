@@ -58,9 +58,8 @@ class DefectIndex:
                                  qm.HasIdCondition(has_id=[_point(k) for k in keys])])  # fmt: skip
         with self._qdrant() as client:
             found = client.query_points(
-                self._name, query=vector.tolist(), query_filter=wanted, limit=len(keys), with_payload=["key"],
-                search_params=qm.SearchParams(exact=True),
-            )  # fmt: skip
+                self._name, query=vector.tolist(), query_filter=wanted, limit=len(keys), with_payload=["key"]
+            )
         return {str((p.payload or {})["key"]): float(p.score) for p in found.points}
 
     def _ensure(self, client: QdrantClient) -> None:
@@ -68,7 +67,9 @@ class DefectIndex:
             return
         try:
             client.create_collection(
-                self._name, vectors_config=qm.VectorParams(size=self._dim, distance=qm.Distance.EUCLID)
+                self._name,
+                vectors_config=qm.VectorParams(size=self._dim, distance=qm.Distance.EUCLID),
+                hnsw_config=qm.HnswConfigDiff(m=0),  # no index: all are few, and every distance counts
             )
         except UnexpectedResponse as e:
             if e.status_code != 409:  # another process made it at the same moment

@@ -50,7 +50,8 @@ def test_newest_word_about_a_finding_holds_and_all_are_kept_and_audited(stores: 
     assert {f: n.name for f, n in stores.defect_names.of("i1").items()} == {"f1": "Solder ball"}
     gone = stores.defect_names.forget("i1", "f1", "cy", "not a defect")
     assert (gone.before, gone.name) == ("Solder ball", None)
-    assert stores.defect_names.named("board") == [] and stores.defect_names.of("i1") == {}
+    assert stores.defect_names.named("board") == []
+    assert stores.defect_names.of("i1") == {}
     history = stores.defect_names.history("i1", "f1")
     assert [(n.by, n.before, n.name, n.note) for n in history] == [
         ("ana", None, "chip", "at the rim"), ("bob", "chip", "Solder ball", ""),
@@ -68,7 +69,8 @@ def test_same_name_again_is_no_news_and_case_follows_the_first(stores: Stores) -
     first = call(stores, "i1", "f1", "Chip")
     assert call(stores, "i1", "f1", "chip", by="bob") == first
     assert call(stores, "i1", "f2", "CHIP").name == "Chip"
-    assert stores.defect_names.revision("board") == 2 and stores.defect_names.revision("lid") == 0
+    assert stores.defect_names.revision("board") == 2
+    assert stores.defect_names.revision("lid") == 0
 
 
 def test_renaming_changes_all_findings_of_a_name_and_nothing_else(stores: Stores) -> None:

@@ -42,10 +42,12 @@ def test_nearest_name_and_how_strange_a_finding_is_to_it(
 def test_clear_names_are_given_and_what_is_like_none_of_them_gets_none(n: int) -> None:
     vectors, names = cloud(dict.fromkeys(CENTRES, n))
     rule = learn(vectors, names, 0.9)
-    assert rule.precision >= 0.9 and rule.coverage > 0.6
+    assert rule.precision >= 0.9
+    assert rule.coverage > 0.6
     for name, centre in CENTRES.items():
         found = to(centre, vectors, names)
-        assert found.name == name and rule.allows(found, n)
+        assert found.name == name
+        assert rule.allows(found, n)
     for elsewhere in ((10.0, 10.0), (5.0, 0.0), (30.0, 30.0), (-12.0, -12.0)):
         assert not rule.allows(to(elsewhere, vectors, names), n)
 
@@ -92,7 +94,8 @@ def test_more_precision_names_fewer() -> None:
     vectors, names = cloud(dict.fromkeys(CENTRES, 30), spread=4.0)
     rules = [learn(vectors, names, precision) for precision in (0.5, 0.7, 0.9)]
     coverage = [rule.coverage for rule in rules]
-    assert coverage == sorted(coverage, reverse=True) and coverage[0] > coverage[-1]
+    assert coverage == sorted(coverage, reverse=True)
+    assert coverage[0] > coverage[-1]
     assert all(rule.precision >= asked for rule, asked in zip(rules, (0.5, 0.7, 0.9), strict=True))
 
 

@@ -88,7 +88,8 @@ def _inside(box: Box, window: Matrix) -> NDArray[np.float32]:
 
     def along(lo: int, hi: int, offset: float) -> NDArray[np.float64]:
         f = window[0, 0]
-        return np.diff(np.clip(borders, lo * f + offset, hi * f + offset)) / MAP_STRIDE
+        edges: NDArray[np.float64] = np.clip(borders.astype(np.float64), lo * f + offset, hi * f + offset)
+        return (edges[1:] - edges[:-1]) / MAP_STRIDE
 
     rows, columns = along(box[1], box[3], window[1, 2]), along(box[0], box[2], window[0, 2])
     return np.asarray(rows[:, None] * columns, np.float32)
