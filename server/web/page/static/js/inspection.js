@@ -117,7 +117,6 @@ function findingItem(finding, index, viewer, named) {
   return h("li", {},
     h("button", { type: "button", class: "zoom", title: "Zoom to it", onclick: () => viewer.focus(index) }, findingTitle(finding, index)),
     h("p", {}, finding.description),
-    named,
     facts([
       ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
       ["Size", sizes(finding)],
@@ -128,6 +127,7 @@ function findingItem(finding, index, viewer, named) {
       ["Seen before", seen && `on ${seen.parts} other part${seen.parts === 1 ? "" : "s"} in the last ${seen.days} days${seen.place ? ", same place" : ""}`],
       ["Evidence", finding.evidence.join(", ")],
     ]),
+    named,
     h("details", {}, h("summary", {}, "Reasoning"), h("p", {}, finding.reasoning)));
 }
 

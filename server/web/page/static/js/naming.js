@@ -1,7 +1,7 @@
 // What people call a finding: shown, given, corrected, taken away. Later findings like it take the name.
 
 import { get, put, remove } from "./api.js";
-import { h, replace, say, when, words } from "./dom.js";
+import { h, replace, say, when } from "./dom.js";
 
 /** The names of defects that a product has, as suggestions for all fields that name `id` as their list. */
 export function knownNames(product, id) {
@@ -45,7 +45,7 @@ export function naming(report, finding, index, said, me, known) {
         say(error.message, "bad");
       }
     };
-    const agrees = finding.named && !current?.name && h("button", { type: "button", onclick: act(() => put(path, { name: finding.named.name })) }, `It is ${words(finding.named.name)}`);
+    const agrees = finding.named && !current?.name && h("button", { type: "button", onclick: act(() => put(path, { name: finding.named.name })) }, `It is ${finding.named.name}`);
     replace(place, given, h("form", { class: "ask", onsubmit: act(() => put(path, { name: field.value.trim() })) },
       field, h("button", { type: "submit" }, current?.name ? "Correct" : "Name it"), agrees,
       current?.name && h("button", { type: "button", onclick: act(() => remove(path)) }, "Remove")));
