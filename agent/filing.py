@@ -6,6 +6,7 @@ asks, from what is filed: report, photo, golden sample and anomaly map, which th
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from hashlib import sha256
@@ -20,7 +21,7 @@ from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_chain import ARTEFACTS as FILES
 from refdiff.memory.audit_chain import DIFFERENCE
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import StorageError, TamperedError, UnknownRecordError
+from refdiff.model.errors import InputError, StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.tools.workspace import Workspace
@@ -72,7 +73,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     digests: dict[str, str] = {}
     if context.draws:
         golden = workspace.golden_image(nearest.golden)
-        drawing = Drawing(report, context.tools.query, golden, KeptDifference.decode(kept))
+        decoded = KeptDifference.decode(kept)
+        drawing = Drawing(report, context.tools.query, golden, decoded, _examples(workspace, report))
         folder = make_folder(inspection_folder(workspace.stores.settings.home, report.inspection_id))
         for name, file in ARTEFACTS.items():
             data = drawing.file(name)
@@ -150,7 +152,7 @@ class ReportFiles:
             kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
             query = self._filed_image(report, report.query_sha256, "photo")
             golden = self._filed_image(report, report.reference.sha256, "golden sample")
-            self._last = inspection_id, Drawing(report, query, golden, kept)
+            self._last = inspection_id, Drawing(report, query, golden, kept, _examples(self._workspace, report))
         return self._last[1]
 
     def _filed_image(self, report: DefectReport, sha256: str, what: str) -> RgbImage:
@@ -172,6 +174,16 @@ class ReportFiles:
         make_room(self._root, _DRAWN_BYTES, keep=path.parent)
         self._digests[path] = sha256(data).hexdigest()
         return path
+
+
+def _examples(workspace: Workspace, report: DefectReport) -> dict[str, RgbImage]:
+    """Finding -> picture of the named finding that it is like, where that picture is still there; its words always are."""
+    found = {}
+    for finding in report.findings:
+        if finding.named and finding.named.like.picture:
+            with contextlib.suppress(InputError):
+                found[finding.id] = workspace.picture(finding.named.like.picture)
+    return found
 
 
 def _is_drawn(facts: Mapping[str, Any], file: str) -> bool:

@@ -2,7 +2,7 @@
 
 One process owns it: it holds the golden bank, inspects one part after the other, and guarantees that every accepted
 inspection is filed, also after crashes and restarts. Plain reads go to `service.stores` and `service.workspace`,
-decisions of people to `service.people`.
+decisions of people to `service.people`, what they call findings to `service.names`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from refdiff.agent.language.intent import (
     understand,
 )
 from refdiff.agent.language.parts import parts_in
+from refdiff.agent.people.names import DefectNames
 from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.report import pictures
@@ -139,6 +140,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )
             self.fittings = Fittings(workspace, self._queue.beside)
             self.people = Reviews(self._inspector, self._enrol_now)
+            self.names = DefectNames(workspace)
             self._recover()
             threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
         except BaseException:

@@ -37,6 +37,7 @@ from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.api_keys import KeyStore, key_state
 from refdiff.memory.records.blind_checks import BLIND
+from refdiff.memory.records.defect_names import NAMED
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 
@@ -413,8 +414,8 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
         what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
     if record.kind in _TABLES:
-        table = _TABLES[record.kind]
-        row = conn.execute(f"SELECT * FROM {table} WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
+        table, key = _TABLES[record.kind]
+        row = conn.execute(f"SELECT * FROM {table} WHERE {key} = ?", (content.get(key),)).fetchone()
         if row is not None and all(row[k] == v for k, v in content.items()):
             return None
         what = f"what the table {table} says of it is not what was recorded"
@@ -431,20 +432,29 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
 
 
 _LISTED = {"part_id": "part id", "created_at": "time"}  # columns as messages call them
-_TABLES = {BLIND: "blind_checks", LEARNED: "learned", APPROVAL: "approvals"}
-_RECORDED = (  # table, which of its rows, kind of their records, what they are
-    ("inspections", "1", FILED, "filed"),
-    ("dispositions", "1", DISPOSITION, "decided"),
-    ("blind_checks", "judged IS NOT NULL", BLIND, "judged blind"),
-    ("approvals", "1", APPROVAL, "approved as a reference"),
+_TABLES = {  # kind of records -> the table of what they record, and which of its rows that is
+    BLIND: ("blind_checks", "inspection_id"),
+    LEARNED: ("learned", "inspection_id"),
+    APPROVAL: ("approvals", "inspection_id"),
+    NAMED: ("defect_names", "seq"),
+}
+_RECORDED = (  # table, which of its rows have a record, that of which kind, which of them, what they are
+    ("inspections", "1", FILED, "inspection_id", "filed"),
+    ("dispositions", "1", DISPOSITION, "inspection_id", "decided"),
+    ("blind_checks", "judged IS NOT NULL", BLIND, "inspection_id", "judged blind"),
+    ("approvals", "1", APPROVAL, "inspection_id", "approved as a reference"),
+    ("defect_names", "1", NAMED, "seq", "named in one of its findings"),
 )
 
 
 def _unrecorded(conn: sqlite3.Connection) -> Iterator[Problem]:
-    for table, which, kind, done in _RECORDED:
+    for table, which, kind, key, done in _RECORDED:
+        # a record that was tampered with is found by itself, and records nothing
+        sound = f"json_extract(CASE WHEN json_valid(content) THEN content ELSE '{{}}' END, '$.{key}')"
+        recorded = key if key == "inspection_id" else f"COALESCE({sound}, -1)"
         rows = conn.execute(
-            f"SELECT inspection_id FROM {table} WHERE {which} AND inspection_id NOT IN "
-            "(SELECT inspection_id FROM audit WHERE kind = ?)",
+            f"SELECT inspection_id FROM {table} WHERE {which} AND {key} NOT IN "
+            f"(SELECT {recorded} FROM audit WHERE kind = ?)",
             (kind,),
         )
         what = f"it is {done} without a record: added by other means, or its record was removed"

@@ -151,6 +151,31 @@ MIGRATIONS: Migrations = (
         )""",
     ),
     (
+        # what people call the findings of reports, one row for each word: the newest about a finding holds
+        """CREATE TABLE defect_names (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            inspection_id TEXT NOT NULL REFERENCES inspections(inspection_id),
+            finding TEXT NOT NULL,
+            product TEXT NOT NULL,
+            part_id TEXT NOT NULL,
+            name TEXT,
+            before TEXT,
+            by TEXT NOT NULL,
+            note TEXT NOT NULL,
+            picture TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        )""",
+        "CREATE INDEX defect_names_by_finding ON defect_names(inspection_id, finding, seq)",
+        "CREATE INDEX defect_names_by_product ON defect_names(product, seq)",
+        # what they look like to the networks, and what it takes to look again; the vectors are derived
+        """CREATE TABLE defect_embeddings (
+            key TEXT PRIMARY KEY,
+            sight TEXT NOT NULL,
+            weights TEXT NOT NULL,
+            vector BLOB NOT NULL
+        )""",
+    ),
+    (
         # difference networks that were fitted to a product, in place of the shared one; a few MB
         """CREATE TABLE networks (
             product TEXT PRIMARY KEY,

@@ -15,6 +15,7 @@ from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
 from refdiff.memory.records.calibrations import CalibrationStore
 from refdiff.memory.records.captures import CaptureStore
+from refdiff.memory.records.defect_names import DefectNameStore
 from refdiff.memory.records.dispositions import DispositionStore
 from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.records.inspections import InspectionStore
@@ -42,6 +43,7 @@ class Stores(AbstractContextManager["Stores"]):
     blind_checks: BlindCheckStore
     adoptions: AdoptionStore
     frames: FrameStore
+    defect_names: DefectNameStore
     settings: MemorySettings
 
     @classmethod
@@ -72,6 +74,7 @@ class Stores(AbstractContextManager["Stores"]):
             blind_checks=BlindCheckStore(db),
             adoptions=AdoptionStore(db),
             frames=FrameStore(db),
+            defect_names=DefectNameStore(db),
             settings=settings,
         )
 

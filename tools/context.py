@@ -24,6 +24,9 @@ from refdiff.tools.evidence import (
     ScoreArguments,
     ScoreEvidence,
     ScoreNumbers,
+    SimilarEvidence,
+    SimilarNumbers,
+    finding_of,
 )
 from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.captures import find_part
@@ -32,6 +35,8 @@ from refdiff.tools.inspection.comparison import Comparison, compare_with, simila
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
+from refdiff.tools.naming.examples import NamedDefects, named_defects, similar
+from refdiff.tools.naming.looks import sight
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -163,6 +168,17 @@ class ToolContext:
         name = self.find_capture().product
         return self.workspace.stores.products.get(name) or Product(name)
 
+    @cached_property
+    def named_defects(self) -> NamedDefects | None:
+        """The findings of this product that people have named, as they were when somebody first asked."""
+        return named_defects(self.workspace, self.find_capture().product)
+
+    @property
+    def names_defects(self) -> bool:
+        """Whether a region can be compared with named findings."""
+        known = self.named_defects
+        return known is not None and bool(known.examples)
+
     def compare(self, golden_ids: Sequence[str]) -> Comparison:
         """The photo against the given goldens, nearest first. Raises UnknownRecordError."""
         capture = self.find_capture()
@@ -231,6 +247,35 @@ class ToolContext:
             images=self._compared(comparison),
             summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
             f"regions above the threshold: {len(regions)}",
+        )  # fmt: skip
+
+    def similar_evidence(self, result: RegionResult, score_id: str) -> SimilarEvidence | None:
+        """Which named findings a region of the canonical comparison is like; None where there are none to compare with."""
+        known = self.named_defects
+        if known is None:
+            return None
+        nearest = self.canonical.comparison.nearest
+        seen = sight(self.find_capture().sha256, nearest.golden, nearest.alignment, result.measurement)
+        with self._clock.stage("names"):
+            found = similar(self.workspace, known, seen)
+        if found is None:
+            return None
+        like, region = found.likes[0], result.region.id
+        naming = like.example.naming
+        said = f"{region} is called {found.name}" if found.name else f"{region} is not near enough to a named defect"
+        return SimilarEvidence(
+            arguments=RegionArguments(region=region, score=score_id),
+            numbers=SimilarNumbers(
+                name=found.name, nearest_name=found.nearest_name, examples=known.counts[found.nearest_name],
+                part_id=naming.part_id, inspection_id=naming.inspection_id, finding=naming.finding,
+                confirmed_by=naming.by, confirmed_at=naming.created_at,
+                distance=round(like.distance, 4), strangeness=round(found.strangeness, 4),
+                limit=round(known.rule.limit, 4), precision=round(known.rule.precision, 4),
+                not_compared=len(known.left_out),
+            ),
+            images={"example": naming.picture},
+            summary=f"{said}; nearest is {finding_of(naming.finding, naming.part_id)} ({found.nearest_name}), "
+            f"confirmed by {naming.by}",
         )  # fmt: skip
 
     def _compared(self, comparison: Comparison) -> dict[str, str]:

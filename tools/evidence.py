@@ -233,8 +233,49 @@ class MeasureEvidence(_Evidence):
     numbers: MeasureNumbers
 
 
+def finding_of(finding: str, part_id: str) -> str:
+    """`finding 2 of part 4398`."""
+    return f"finding {finding.removeprefix('f')} of part {part_id}"
+
+
+class SimilarNumbers(_Values):
+    """The named findings that a region is like. name: what it takes, None where none is near enough; what follows is of the
+    nearest name, and part_id, ... confirmed_at of its nearest finding.
+
+    strangeness: >= 0, against the limit that leave-one-out gives; precision: 0..1, that the names had there.
+    """
+
+    name: str | None
+    nearest_name: str
+    examples: int  # findings of that name
+    part_id: str
+    inspection_id: str
+    finding: str
+    confirmed_by: str
+    confirmed_at: str
+    distance: float
+    strangeness: float
+    limit: float
+    precision: float
+    not_compared: int = 0  # named findings of the product whose photos are gone
+
+
+class SimilarEvidence(_Evidence):
+    """similar_defects: which named findings a region is like. Images: example (the nearest of them)."""
+
+    kind: Literal["similar"] = "similar"
+    arguments: RegionArguments
+    numbers: SimilarNumbers
+
+
 Evidence = Annotated[
-    CaptureEvidence | ReferenceEvidence | AlignmentEvidence | ScoreEvidence | ZoomEvidence | MeasureEvidence,
+    CaptureEvidence
+    | ReferenceEvidence
+    | AlignmentEvidence
+    | ScoreEvidence
+    | ZoomEvidence
+    | MeasureEvidence
+    | SimilarEvidence,
     Field(discriminator="kind"),
 ]
 _RECORDS: TypeAdapter[list[Evidence]] = TypeAdapter(list[Evidence])

@@ -9,6 +9,7 @@ from refdiff.tools.find_part import find_part_tool
 from refdiff.tools.measure import measure_tool
 from refdiff.tools.retrieve_reference import retrieve_reference_tool
 from refdiff.tools.score_difference import score_difference_tool
+from refdiff.tools.similar_defects import similar_defects_tool
 from refdiff.tools.submit_report import submit_report_tool
 from refdiff.tools.zoom import zoom_tool
 
@@ -19,5 +20,9 @@ TOOLS: list[BaseTool] = [
     score_difference_tool,
     zoom_tool,
     measure_tool,
+    similar_defects_tool,
     submit_report_tool,
 ]
+
+# What our own model was trained with: its prompt lists exactly these, and its grammar allows no others.
+TRAINED_TOOLS = [t for t in TOOLS if t is not similar_defects_tool]

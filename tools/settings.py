@@ -15,3 +15,9 @@ class ToolsSettings(BaseSettings):
 
     references: int = Field(default=4, ge=1, le=16, description="Goldens (K) that a photo is compared with.")
     alpha: float = Field(default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating.")
+    name_precision: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Share of right names, among findings that are given the name of a named defect, that is asked for.",
+    )

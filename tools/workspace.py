@@ -34,7 +34,7 @@ from refdiff.model.difference.scorer import (
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.feature_cache import FeatureCache, Picture, PictureCache
+from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
 
@@ -63,6 +63,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
+        self.memo: dict[tuple[str, str], Any] = {}  # what is worked out once from the stores: (what, product) -> it
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
         # by photo, then by frame: the golden that the photo was registered to, and how that lies on it
         self._poses: LRUCache[str, dict[str, tuple[GoldenPlace, Alignment]]] = LRUCache(_ALIGNMENTS_KEPT)

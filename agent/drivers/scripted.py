@@ -20,6 +20,7 @@ class ScriptedDriver:
 
     k: int = 4  # references to compare with
     max_regions: int = 6  # regions that are zoomed, measured and reported, strongest first
+    names: bool = False  # the product has named defects to compare regions with
 
     def next_call(self, messages: Sequence[BaseMessage], tools: Sequence[BaseTool] = ()) -> AIMessage:
         """One tool call; none where nothing more can be done (the last tool error says why)."""
@@ -42,15 +43,16 @@ class ScriptedDriver:
             return "score_difference", {"golden_ids": []}
         scored = results["score_difference"][-1]
         regions = [r["region"] for r in scored["regions"]][: self.max_regions]
+        looks = ("zoom", "measure", "similar_defects") if self.names else ("zoom", "measure")
         done: dict[str, dict[str, str]] = {
             tool: {r["region"]: r["evidence"] for r in results.get(tool, []) if r.get("score") == scored["evidence"]}
-            for tool in ("zoom", "measure")
+            for tool in looks
         }
         for region in regions:
-            for tool in ("zoom", "measure"):
+            for tool in looks:
                 if region not in done[tool]:
                     return tool, {"region": region}
-        findings = [_claim(r, scored["evidence"], done["zoom"][r], done["measure"][r]) for r in regions]
+        findings = [_claim(r, scored["evidence"], [done[tool][r] for tool in looks]) for r in regions]
         best = retrieved["evidence"]
         reasoning = f"Compared with golden {{{best}.golden_1}}; image score {{{scored['evidence']}.score}}."
         return "submit_report", {"findings": findings, "reasoning": reasoning}
@@ -68,13 +70,14 @@ def _compared_with_nearest(messages: Sequence[BaseMessage]) -> bool:
     return not (call and call["args"].get("golden_ids"))
 
 
-def _claim(region: str, score: str, zoomed: str, measured: str) -> dict[str, Any]:
+def _claim(region: str, score: str, looked: list[str]) -> dict[str, Any]:
+    """looked: evidence of the zoom, of the measurement, ... of a region."""
     return {
         "region": region,
         "type": "unknown_anomaly",
         "severity": "unrated",
-        "evidence": [score, zoomed, measured],
-        "description": f"Differs from the golden sample ({{place}}), length {{{measured}.length_px}}.",
+        "evidence": [score, *looked],
+        "description": f"Differs from the golden sample ({{place}}), length {{{looked[1]}.length_px}}.",
         "reasoning": f"The difference reaches {{{score}.{region}_peak}} here, beyond the calibrated threshold.",
         "probable_cause": None,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
-from refdiff.agent.report.schema import DefectReport, Finding, Verdict
+from refdiff.agent.report.schema import DefectReport, Finding, NamedAs, Verdict
 from refdiff.agent.report.summary import percent, when, with_unit
 from refdiff.memory.records.dispositions import Disposition
 
@@ -131,6 +131,7 @@ def _finding(finding: Finding) -> Line:
     place, cause = finding.location, finding.probable_cause
     facts = [
         _fact("type", type=_word(finding.type)),
+        *([_named(finding.named)] if finding.named else []),
         _fact("place", place=_word(place.region)),
         _fact("length", length=_size(finding.length_mm, finding.length_px)),
         _fact("width", width=_size(finding.width_mm, finding.width_px)),
@@ -159,6 +160,12 @@ def _finding(finding: Finding) -> Line:
         _fact("reasoning", text=finding.reasoning),
     ]
     return [Fact(fact.topic, finding.id, fact.slots) for fact in facts]
+
+
+def _named(named: NamedAs) -> Fact:
+    like = named.like
+    slots = {"number": like.finding.removeprefix("f"), "part": like.part_id, "by": like.confirmed_by}
+    return _fact("named", name=named.name, **slots)
 
 
 def _size(mm: float | None, px: float | None) -> str:

@@ -48,7 +48,7 @@ from refdiff.tools.context import ToolContext
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibrate
-from refdiff.tools.registry import TOOLS
+from refdiff.tools.registry import TRAINED_TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
@@ -179,7 +179,7 @@ def record(sources: Sequence[Source], out: Path, plan: RecordingPlan, progress: 
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     (out / "tools.json").write_text(
-        json.dumps([convert_to_openai_tool(t, strict=True) for t in TOOLS]), encoding="utf-8"
+        json.dumps([convert_to_openai_tool(t, strict=True) for t in TRAINED_TOOLS]), encoding="utf-8"
     )
     plan_path, described = out / "plan.json", json.dumps(asdict(plan))
     if plan_path.exists() and plan_path.read_text() != described:

@@ -5,8 +5,8 @@ Knows nothing about stores; the way here is `agent/filing.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from refdiff.agent.report import pictures
@@ -21,12 +21,16 @@ from refdiff.tools.vision.registration import warp_reference
 
 @dataclass(frozen=True)
 class Drawing:
-    """query, golden: the photo and its nearest golden sample, each (H, W, 3) uint8 RGB at its own resolution."""
+    """query, golden: the photo and its nearest golden sample, each (H, W, 3) uint8 RGB at its own resolution.
+
+    examples: finding id -> picture of the named finding that it is like.
+    """
 
     report: DefectReport
     query: RgbImage
     golden: RgbImage
     kept: KeptDifference
+    examples: Mapping[str, RgbImage] = field(default_factory=dict)
 
     @cached_property
     def registered(self) -> RgbImage:
@@ -71,6 +75,7 @@ class Drawing:
             heatmap=shown(self._heatmap),
             side_by_side=shown(self._side_by_side),
             crops={name: (shown(pair.query), shown(pair.reference)) for name, pair in pairs.items()},
+            examples={name: shown(picture) for name, picture in self.examples.items()},
         )
         return render_html(self.report, page).encode()
 

@@ -28,6 +28,7 @@ class PagePictures:
     heatmap: bytes | None = None
     side_by_side: bytes | None = None
     crops: Mapping[str, tuple[bytes, bytes | None]] = field(default_factory=dict)  # finding id -> query, reference
+    examples: Mapping[str, bytes] = field(default_factory=dict)  # finding id -> the named finding that it is like
 
 
 def render_html(report: DefectReport, pictures: PagePictures) -> str:
@@ -51,6 +52,7 @@ def render_html(report: DefectReport, pictures: PagePictures) -> str:
             heatmap=data_url(pictures.heatmap) if pictures.heatmap else None,
             side_by_side=data_url(pictures.side_by_side) if pictures.side_by_side else None,
             crops=crops,
+            examples={finding: data_url(picture) for finding, picture in pictures.examples.items()},
         )
     )
 

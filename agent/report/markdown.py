@@ -16,9 +16,11 @@ from refdiff.agent.report.schema import DefectReport, Verdict
 from refdiff.agent.report.summary import (
     MISSING,
     NO_FINDINGS,
+    called,
     counted,
     facts,
     finding_line,
+    named_text,
     number,
     percent,
     scale_text,
@@ -93,8 +95,10 @@ def _arguments(arguments: dict[str, Any]) -> str:
 
 _FILTERS: dict[str, Any] = {
     "arguments": _arguments,
+    "called": called,
     "counted": counted,
     "facts": facts,
+    "named": named_text,
     "number": number,
     "percent": percent,
     "scale": scale_text,

@@ -63,9 +63,32 @@ class SeenBefore(_Model):
     place: str | None = None  # set where only the same place counts, because the type is unknown
 
 
+class LikeFinding(_Model):
+    """A finding that a person named."""
+
+    inspection_id: str
+    part_id: str
+    finding: str  # its id, like "f2"
+    confirmed_by: str
+    confirmed_at: str  # ISO 8601, UTC
+    picture: str | None = None  # sha256 in the image store
+
+
+class NamedAs(_Model):
+    """The customer's own name of a finding, which it takes from named findings of the product that it is near enough to.
+
+    It decides nothing: limits and verdict go by `type`.
+    """
+
+    name: str
+    evidence: str  # id of the record that it rests on
+    like: LikeFinding  # the nearest finding of that name
+
+
 class Finding(_Model):
     id: str
     type: str
+    named: NamedAs | None = None
     description: str
     location: Location
     area_px: int

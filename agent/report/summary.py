@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from refdiff.agent.report.schema import DefectReport, Finding, Judge, Scale, SeenBefore, VerdictBasis
+from refdiff.agent.report.schema import DefectReport, Finding, Judge, NamedAs, Scale, SeenBefore, VerdictBasis
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.tools.evidence import finding_of
 
 MISSING = "–"
 NO_FINDINGS = "No findings."
@@ -112,7 +113,18 @@ def facts(report: DefectReport) -> list[Fact]:
 def finding_line(finding: Finding) -> str:
     """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`."""
     within = ", within limits" if finding.within_limits else ""
-    return f"{spaced(finding.type)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{within}"
+    return f"{called(finding)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{within}"
+
+
+def called(finding: Finding) -> str:
+    """The customer's own name of a finding, else its type in words."""
+    return finding.named.name if finding.named else spaced(finding.type)
+
+
+def named_text(named: NamedAs) -> str:
+    """`like finding 2 of part 4398, confirmed by A. Smith`."""
+    like = named.like
+    return f"like {finding_of(like.finding, like.part_id)}, confirmed by {like.confirmed_by}"
 
 
 def scale_text(scale: Scale) -> str:

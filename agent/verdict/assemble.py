@@ -12,8 +12,10 @@ from refdiff.agent.report.schema import (
     Alpha,
     Cause,
     Finding,
+    LikeFinding,
     LlmReading,
     Location,
+    NamedAs,
     Reference,
     Scale,
     SeenBefore,
@@ -37,7 +39,7 @@ from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
 from refdiff.tools.context import ToolContext, measure_evidence
-from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence
+from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence, SimilarEvidence
 from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
@@ -45,7 +47,8 @@ from refdiff.tools.vision.regions import MAX_REGIONS
 
 
 def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The evidence with the canonical score and the measurement of each of its regions, where no tool call recorded them."""
+    """The evidence with the canonical score, and of each of its regions the measurement and what named defects it is like,
+    where no tool call recorded them."""
     complete = list(evidence)
 
     def add(record: Evidence) -> None:
@@ -59,6 +62,10 @@ def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[
     for result in canonical.regions:
         if _measure_id(complete, score_id, result) is None:
             add(measure_evidence(result, score_id))
+        if _similar(complete, score_id, result) is None:
+            similar = tools.similar_evidence(result, score_id)
+            if similar is not None:
+                add(similar)
     return complete
 
 
@@ -84,6 +91,24 @@ def _measure_id(evidence: Sequence[Evidence], score_id: str, result: RegionResul
     wanted = (score_id, result.region.id)
     found = (e for e in evidence if isinstance(e, MeasureEvidence))
     return next((e.id for e in found if (e.arguments.score, e.arguments.region) == wanted), None)
+
+
+def _similar(evidence: Sequence[Evidence], score_id: str, result: RegionResult) -> SimilarEvidence | None:
+    wanted = (score_id, result.region.id)
+    found = (e for e in evidence if isinstance(e, SimilarEvidence))
+    return next((e for e in found if (e.arguments.score, e.arguments.region) == wanted), None)
+
+
+def _named(similar: SimilarEvidence | None) -> NamedAs | None:
+    """The name that a region takes, with the finding that it is like."""
+    if similar is None or similar.numbers.name is None:
+        return None
+    found = similar.numbers
+    like = LikeFinding(
+        inspection_id=found.inspection_id, part_id=found.part_id, finding=found.finding,
+        confirmed_by=found.confirmed_by, confirmed_at=found.confirmed_at, picture=similar.images.get("example"),
+    )  # fmt: skip
+    return NamedAs(name=str(found.name), evidence=similar.id, like=like)
 
 
 @dataclass(frozen=True)
@@ -129,19 +154,27 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
     )
 
 
-def _finding(number: int, region: ClaimedRegion, by_llm: bool, evidence: list[str], threshold: float) -> Finding:
-    """by_llm: the claim, if there is one, is a model's."""
+def _finding(
+    number: int,
+    region: ClaimedRegion,
+    by_llm: bool,
+    evidence: list[str],
+    threshold: float,
+    named: NamedAs | None,
+) -> Finding:
+    """by_llm: the claim, if there is one, is a model's. named: what people call defects like it."""
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
     kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
     x0, y0, x1, y1 = m.box
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
-    plain = f"{sentence_case(spaced(kind))}, {length} long, {m.place}."
+    plain = f"{sentence_case(named.name if named else spaced(kind))}, {length} long, {m.place}."
     measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
         type=kind,
+        named=named,
         description=(claim and claim.description) or plain,
         location=Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place),
         area_px=m.area_px,
@@ -255,10 +288,13 @@ def assemble(
         claim, rated = region.claim, region.rated
         measure_id = _measure_id(evidence, score_id, region.result)
         assert measure_id is not None
+        similar = _similar(evidence, score_id, region.result)
         cited = list(dict.fromkeys([*(claim.evidence if claim else []), score_id, measure_id]))
+        if similar is not None and similar.id not in cited:
+            cited.append(similar.id)
         if claim and claim.severity not in (Severity.UNRATED, rated.severity):
             dropped.append(f"severity {claim.severity} of {claim.region}: by the specification it is {rated.severity}")
-        findings.append(_finding(number, region, by_llm, cited, canonical.threshold))
+        findings.append(_finding(number, region, by_llm, cited, canonical.threshold, _named(similar)))
     matched = [r.claim for r in regions]
     dropped += [
         f"finding at {c.region}: not a region of the comparison with the nearest goldens"

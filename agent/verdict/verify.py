@@ -16,7 +16,14 @@ from pydantic import BaseModel
 from refdiff.agent.report.summary import with_unit
 from refdiff.model.defect_types import DEFECT_TYPES, UNKNOWN
 from refdiff.model.images import Box
-from refdiff.tools.evidence import Evidence, MeasureEvidence, RegionEvidence, ScoreEvidence, ZoomEvidence
+from refdiff.tools.evidence import (
+    Evidence,
+    MeasureEvidence,
+    RegionEvidence,
+    ScoreEvidence,
+    SimilarEvidence,
+    ZoomEvidence,
+)
 from refdiff.tools.submit_report import Draft
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
@@ -221,10 +228,13 @@ def render(
     return (rendered.strip(), None) if not failures else ("", failures[0])
 
 
+_OF_ONE_REGION = (ZoomEvidence, MeasureEvidence, SimilarEvidence)
+
+
 def _is_about(record: Evidence, region: str | None, about: tuple[str, str]) -> bool:
     """May a finding about (score evidence, region) use this record (its numbers of `region`, if they are of one)?"""
     score, wanted = about
-    if isinstance(record, ZoomEvidence | MeasureEvidence):
+    if isinstance(record, _OF_ONE_REGION):
         return (record.arguments.score, record.arguments.region) == about
     if isinstance(record, ScoreEvidence):
         return record.id == score and region in (None, wanted)
@@ -234,14 +244,10 @@ def _is_about(record: Evidence, region: str | None, about: tuple[str, str]) -> b
 def claimed_region(
     region: str, cited: Sequence[str], evidence: Mapping[str, Evidence]
 ) -> tuple[ScoreEvidence, RegionEvidence] | None:
-    """What a claim about a region is about: in the cited score, or the one that cited zooms and measures refer to."""
+    """What a claim about a region is about: in the cited score, or the one that cited records of the region refer to."""
     records = [evidence[i] for i in cited]
     scores = [r.id for r in records if isinstance(r, ScoreEvidence)]
-    scores += [
-        r.arguments.score
-        for r in records
-        if isinstance(r, ZoomEvidence | MeasureEvidence) and r.arguments.region == region
-    ]
+    scores += [r.arguments.score for r in records if isinstance(r, _OF_ONE_REGION) and r.arguments.region == region]
     for score in scores:
         scored = evidence.get(score)
         if isinstance(scored, ScoreEvidence) and (found := scored.region(region)):

@@ -27,6 +27,7 @@ from refdiff.memory.changes import GOLDEN, recorded
 from refdiff.memory.database import Database
 from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors, check_record
 from refdiff.memory.golden_bank.connection import QdrantConnection
+from refdiff.memory.golden_bank.defect_index import DefectIndex
 from refdiff.memory.golden_bank.golden import (
     IN_USE,
     STATUSES,
@@ -87,6 +88,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         self._catalogue: dict[int, Golden] | None = None
         self._damaged: dict[str, DamagedGolden] = {}
         self._patch_cache: dict[int, Vectors] = {}
+        self._defects: dict[str, DefectIndex] = {}
 
     @classmethod
     def open(
@@ -285,6 +287,11 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         others = len(self.of_other_encoders(product))  # it reads all, so damage is known then
         damaged = [d for d in self.damaged() if product is None or d.golden is None or d.golden.product == product]
         return [*([damage_note(damaged)] if damaged else []), *([other_encoder_note(others)] if others else [])]
+
+    def defects(self, weights: str, dim: int) -> DefectIndex:
+        """The named defects as seen by those weights (their digest). dim: of their vectors."""
+        with self._mutex:
+            return self._defects.setdefault(weights, DefectIndex(self._qdrant, weights, dim))
 
     # -- inside
 

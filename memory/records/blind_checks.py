@@ -160,8 +160,13 @@ def _why_not_blind(conn: sqlite3.Connection, inspection_id: str, by: str) -> str
         "LEFT JOIN dispositions d USING (inspection_id) WHERE inspection_id = ?",
         (inspection_id,),
     ).fetchone()
-    did = {"decided_by": "decided about the verdict of", "requested_by": "asked for"}
-    return next((what for k, what in did.items() if row[k] is not None and person(row[k]) == person(by)), None)
+    named = conn.execute("SELECT by FROM defect_names WHERE inspection_id = ?", (inspection_id,)).fetchall()
+    did = [
+        ("decided about the verdict of", row["decided_by"]),
+        ("asked for", row["requested_by"]),
+        *(("named a finding of", n["by"]) for n in named),
+    ]
+    return next((what for what, who in did if who is not None and person(who) == person(by)), None)
 
 
 def _find(conn: sqlite3.Connection, inspection_id: str) -> BlindCheck | None:

@@ -218,6 +218,11 @@ class _Doctor:
             report = _json(row["report"])
             if sha256 := report.get("query_sha256"):
                 self._named.setdefault(sha256, f"photo of inspection {row['inspection_id']}")
+        if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'defect_names'").fetchone():  # not in older homes
+            for row in conn.execute("SELECT picture, finding, part_id FROM defect_names WHERE name IS NOT NULL"):
+                self._named.setdefault(
+                    row["picture"], f"picture of named finding {row['finding']} of part {row['part_id']}"
+                )
 
     def _bank(self) -> None:
         bank = self._bank_contents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.report.summary import spaced
+from refdiff.agent.report.summary import called
 from refdiff.agent.service import InspectionService
 from refdiff.model.images import decode_image
 from refdiff.tools.evidence import ScoreEvidence
@@ -31,7 +31,7 @@ def crops(service: InspectionService, inspection_id: str) -> list[tuple[str, byt
     for f in report.findings[:MAX_CROPS]:
         at = f.location
         pair = pictures.crops(query, reference, (at.x0, at.y0, at.x1, at.y1))
-        title = f"{f.id} {spaced(f.type)}"
+        title = f"{f.id} {called(f)}"
         picture = pictures.side_by_side(pair.reference, pair.query, title, registered=report.alignment.ok)
         made.append((title, pictures.page_image(picture)))
     return made

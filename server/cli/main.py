@@ -25,6 +25,7 @@ from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import (
     audit,
     captures,
+    defects,
     demo,
     goldens,
     home,
@@ -68,6 +69,7 @@ products.register(app)
 demo.register(app)
 inspections.register(app)
 review.register(app)
+defects.register(app)
 audit.register(app)
 home.register(app)
 train.register(app)

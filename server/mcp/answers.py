@@ -18,6 +18,7 @@ class FoundPlace(BaseModel):
 
     id: str
     type: str
+    name: str | None = Field(default=None, description="what people call defects like it")
     description: str
     box: tuple[int, int, int, int]
     place: str
@@ -33,8 +34,9 @@ class FoundPlace(BaseModel):
     def of(cls, f: Finding) -> FoundPlace:
         at = f.location
         return cls(
-            id=f.id, type=f.type, description=f.description, box=(at.x0, at.y0, at.x1, at.y1), place=at.region,
-            size=size(f), length_mm=f.length_mm, width_mm=f.width_mm, severity=str(f.severity),
+            id=f.id, type=f.type, name=f.named.name if f.named else None, description=f.description,
+            box=(at.x0, at.y0, at.x1, at.y1), place=at.region, size=size(f), length_mm=f.length_mm,
+            width_mm=f.width_mm, severity=str(f.severity),
             within_limits=f.within_limits, confidence=f.confidence, evidence=f.evidence,
         )  # fmt: skip
 

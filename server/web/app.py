@@ -16,6 +16,7 @@ from refdiff.server.web.middleware import DOCS_PATH, REQUESTS, Limits, RequestAd
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
+    defects,
     goldens,
     health,
     inspections,
@@ -29,6 +30,7 @@ from refdiff.server.web.routes import (
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
 ROUTERS = (
     inspections.router,
+    defects.router,
     captures.router,
     line_cameras.router,
     goldens.router,

@@ -15,6 +15,7 @@ from refdiff.agent.service import Inspection
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.journals.jobs import Job, JobState
 from refdiff.memory.records.adoptions import Adoption
+from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition, Judgement
 from refdiff.memory.records.inspections import InspectionSummary
 from refdiff.tools.golden_samples.enroll import EnrollResult
@@ -53,6 +54,7 @@ class InspectionView(BaseModel):
     report: DefectReport | None
     disposition: Disposition | None
     learned: Adoption | None = None
+    names: dict[str, Naming] = Field(default={}, description="Finding -> what people call it now")
     links: dict[str, str]
 
 
@@ -152,7 +154,9 @@ def request_digest(*sent: object) -> str:
     return hashlib.sha256(json.dumps(sent).encode()).hexdigest()
 
 
-def inspection_view(found: Inspection, learned: Adoption | None = None) -> InspectionView:
+def inspection_view(
+    found: Inspection, learned: Adoption | None = None, names: dict[str, Naming] | None = None
+) -> InspectionView:
     base = f"/v1/inspections/{found.inspection_id}"
     links = {"self": base, "events": f"{base}/events"}
     report = found.report
@@ -161,7 +165,7 @@ def inspection_view(found: Inspection, learned: Adoption | None = None) -> Inspe
         urls = {name: f"{base}/artefacts/{name}" for name in ARTEFACTS if name in kept}
         report = report.model_copy(update={"artefacts": Artefacts(**urls)})
         links |= urls | {name: f"{base}/pictures/{name}" for name in ("query", "reference")}
-    return InspectionView(**{**vars(found), "report": report}, learned=learned, links=links)
+    return InspectionView(**{**vars(found), "report": report}, learned=learned, names=names or {}, links=links)
 
 
 def job_view(job: Job) -> JobView:

@@ -12,9 +12,9 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from refdiff.agent.drivers.allowed_calls import MAX_LOOKED_AT, allowed_calls
 from refdiff.agent.prompts import CAUSES
-from refdiff.tools.registry import TOOLS
+from refdiff.tools.registry import TRAINED_TOOLS
 
-_ALL = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
+_ALL = [convert_to_openai_tool(t, strict=True) for t in TRAINED_TOOLS]
 
 
 def result(name: str, **content: Any) -> ToolMessage:

@@ -27,7 +27,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.language.folder import built_sha256
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
-from refdiff.tools.registry import TOOLS
+from refdiff.tools.registry import TRAINED_TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
@@ -160,7 +160,7 @@ def test_missing_model_folder_names_the_build_command(
 def test_embedded_chat_returns_one_tool_call_and_a_text_answer(model_folder: Path) -> None:
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
     asked = [SystemMessage(prompts.SYSTEM), HumanMessage(prompts.request_message("check part A77", "A77"))]
-    message = driver.next_call(asked, TOOLS)
+    message = driver.next_call(asked, TRAINED_TOOLS)
     assert [(c["name"], c["args"]) for c in message.tool_calls] == [("find_part", {"part_id": "A77"})]
     assert driver.answer(prompts.SYSTEM, "What is the capital of France?")
 
@@ -169,7 +169,7 @@ def test_single_picture_in_a_message_is_refused(model_folder: Path) -> None:
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
     blocks: list[str | dict[str, str]] = [{"type": "text", "text": "look"}, {"type": "image_ref", "sha256": "a"}]
     with pytest.raises(LLMError, match="InputError"):
-        driver.next_call([SystemMessage("s"), HumanMessage(blocks)], TOOLS)
+        driver.next_call([SystemMessage("s"), HumanMessage(blocks)], TRAINED_TOOLS)
 
 
 def test_reading_of_a_pair_is_consistent_and_counts_from_90_percent(model_folder: Path) -> None:
@@ -200,9 +200,9 @@ class _Listening:
 def test_engine_may_choose_only_find_part_at_the_start(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _Listening()
     monkeypatch.setattr(EmbeddedDriver, "engine", engine)
-    EmbeddedDriver(model_folder, lambda _: _picture()).next_call([HumanMessage("inspect part #4412")], TOOLS)
+    EmbeddedDriver(model_folder, lambda _: _picture()).next_call([HumanMessage("inspect part #4412")], TRAINED_TOOLS)
     assert engine.possible == ["find_part"]
-    assert len(engine.told) == len(TOOLS)  # of all: the prompt stays the same
+    assert len(engine.told) == len(TRAINED_TOOLS)  # of all: the prompt stays the same
 
 
 def test_photo_is_encoded_once_per_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,5 +237,5 @@ def test_probable_cause_of_another_defect_type_is_removed(
 
     monkeypatch.setattr(EmbeddedDriver, "engine", Engine())
     driver = EmbeddedDriver(model_folder, lambda _: _picture())
-    message = driver.next_call([HumanMessage("inspect part #4412")], TOOLS)
+    message = driver.next_call([HumanMessage("inspect part #4412")], TRAINED_TOOLS)
     assert message.tool_calls[0]["args"]["findings"][0]["probable_cause"] == (cause if kept else None)

@@ -17,10 +17,10 @@ from refdiff.model.images import RgbImage
 from refdiff.model.language import engine as engine_module
 from refdiff.model.language.engine import Engine, _Cache, _continued
 from refdiff.model.synthesis.render import DefectSpec, render
-from refdiff.tools.registry import TOOLS
+from refdiff.tools.registry import TRAINED_TOOLS
 
-SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
-BY_NAME = {t.name: t for t in TOOLS}
+SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TRAINED_TOOLS]
+BY_NAME = {t.name: t for t in TRAINED_TOOLS}
 START = [
     {"role": "system", "content": prompts.SYSTEM},
     {"role": "user", "content": prompts.request_message("inspect part #4412 against the nearest good sample", "4412")},
@@ -43,7 +43,7 @@ def pictures() -> dict[str, RgbImage]:
 
 
 def _valid(call: dict[str, Any]) -> None:
-    schema = next(t for t in TOOLS if t.name == call["name"]).tool_call_schema
+    schema = next(t for t in TRAINED_TOOLS if t.name == call["name"]).tool_call_schema
     assert not isinstance(schema, dict)
     schema.model_validate(call["arguments"])
 

@@ -14,9 +14,9 @@ from refdiff.model.errors import InputError, StorageError
 from refdiff.model.language.configuration import MAX_PAIRS, PAIR_TOKENS
 from refdiff.model.language.processor import Processor
 from refdiff.model.language.tokens import CALL_END_TOKEN, DIFFERENCE_TOKEN, IMAGE_TOKEN, NEW_TOKENS
-from refdiff.tools.registry import TOOLS
+from refdiff.tools.registry import TRAINED_TOOLS
 
-SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TOOLS]
+SCHEMAS = [convert_to_openai_tool(t, strict=True) for t in TRAINED_TOOLS]
 Message = dict[str, Any]
 
 

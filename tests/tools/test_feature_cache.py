@@ -12,8 +12,8 @@ import torch
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ImageError
 from refdiff.model.files import make_room
-from refdiff.tools import feature_cache
-from refdiff.tools.feature_cache import FeatureCache
+from refdiff.tools.caches import feature_cache
+from refdiff.tools.caches.feature_cache import FeatureCache
 
 
 class Encoding:

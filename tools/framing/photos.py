@@ -18,7 +18,7 @@ from refdiff.model.difference.encoder import Features, resize_to, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.tools.feature_cache import Picture, rounded
+from refdiff.tools.caches.feature_cache import Picture, rounded
 from refdiff.tools.framing.frames import anchor_of, carried_over, matrix_of, place_of
 from refdiff.tools.framing.tiles import Tile, grid_tiles
 from refdiff.tools.vision.refinement import refined

@@ -167,7 +167,9 @@ def queue(service: TheService, _caller: Viewer, failed: bool = False) -> QueueVi
 @router.get("/{inspection_id}", responses=responses(404))
 def get_inspection(service: TheService, _caller: Viewer, inspection_id: str) -> InspectionView:
     """State of an inspection, with the whole report once it is filed."""
-    return inspection_view(service.inspection(inspection_id), service.stores.adoptions.get(inspection_id))
+    stores = service.stores
+    found = service.inspection(inspection_id)
+    return inspection_view(found, stores.adoptions.get(inspection_id), stores.defect_names.of(inspection_id))
 
 
 @router.delete("/{inspection_id}", responses=responses(404))

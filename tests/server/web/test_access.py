@@ -30,7 +30,13 @@ from .conftest import Running, start
 
 HOW = {
     "viewer": [("GET", "/v1/inspections"), ("GET", "/v1/products"), ("GET", "/metrics"), ("GET", "/v1/version")],
-    "inspector": [("POST", "/v1/inspections"), ("POST", "/v1/inspections/x/disposition")],
+    "inspector": [
+        ("POST", "/v1/inspections"),
+        ("POST", "/v1/inspections/x/disposition"),
+        ("PUT", "/v1/inspections/x/findings/1/name"),
+        ("DELETE", "/v1/inspections/x/findings/1/name"),
+        ("POST", "/v1/defect-names/rename"),
+    ],
     "admin": [("PATCH", "/v1/goldens/g-000000000000"), ("PUT", "/v1/products/board/spec")],
 }
 

@@ -122,6 +122,27 @@ def test_inspection_can_be_judged_by_keyboard_alone(
     page.wait_for_selector("table.list")
 
 
+def test_finding_is_named_corrected_and_forgotten_beside_it(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
+) -> None:
+    page = open_page(f"#/inspections/{fail['inspection_id']}")
+    item = page.locator(".findings li").first
+    names = server.service.stores.defect_names
+    for name in ("dust", "oil 'spot'"):
+        item.locator(".naming input").fill(name)
+        page.keyboard.press("Enter")
+        page.wait_for_function("n => document.querySelector('.naming strong')?.textContent === n", arg=name)
+    made = names.of(fail["inspection_id"])["f1"]
+    assert (made.name, made.before, made.by) == ("oil 'spot'", "dust", "ann")
+    item.locator(".naming input").fill("<b>")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#said.bad")
+    assert "letters, digits" in page.locator("#said").inner_text()
+    item.locator("button", has_text="Remove").click()
+    page.wait_for_selector(".naming:not(:has(strong))")
+    assert names.of(fail["inspection_id"]) == {}
+
+
 def test_override_with_consent_makes_the_photo_a_golden(server: Running, open_page: Callable[..., Any]) -> None:
     stain = DefectSpec("stain", size_px=30, where=(64, 48), contrast=1.0)
     photo = render("circuit", 1, 500, size=(96, 128), noise_seed=500, defects=[stain]).image  # of this test alone

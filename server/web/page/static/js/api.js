@@ -60,6 +60,7 @@ export const signIn = async (token) => { await send("POST", LOGIN, { json: { tok
 export const signOut = async () => { await send("POST", "/logout"); };
 export const get = async (path, query, signal) => (await send("GET", path, { query, signal })).json();
 export const post = async (path, json) => (await send("POST", path, { json })).json();
+export const put = async (path, json) => (await send("PUT", path, { json })).json();
 export const patch = async (path, json) => (await send("PATCH", path, { json })).json();
 export const remove = async (path) => (await send("DELETE", path)).json();
 export const upload = async (path, form) => (await send("POST", path, { form })).json();

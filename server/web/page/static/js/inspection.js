@@ -4,6 +4,7 @@ import { ApiError, download, get, post, remove } from "./api.js";
 import { facts, h, number, percent, replace, say, verdict, when, words } from "./dom.js";
 import { onThisPage } from "./keys.js";
 import { DECIDED, last } from "./list.js";
+import { knownNames, likeness, naming } from "./naming.js";
 import { Viewer, findingTitle } from "./viewer.js";
 
 export async function showInspection({ place, rest: [id], me, isShown, onLeave }) {
@@ -19,7 +20,8 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
   const report = found.report;
   const viewer = new Viewer(sources(found), size(report), report.findings);
   onLeave(() => viewer.close());
-  const findings = h("ol", { class: "findings" }, report.findings.map((f, i) => findingItem(f, i, viewer)));
+  const known = knownNames(report.product, "defect-names");
+  const findings = h("ol", { class: "findings" }, report.findings.map((f, i) => findingItem(f, i, viewer, naming(report, f, i, found.names[f.id], me, known))));
   const decision = h("section", { class: "decision", "aria-labelledby": "h-decision" });
   const draw = (disposition) => drawDecision(decision, report, disposition, me, draw);
   draw(found.disposition && { ...found.disposition, learned: found.learned });
@@ -44,7 +46,7 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
       viewer.element,
       h("div", { class: "side" }, decision,
         h("section", { "aria-labelledby": "h-findings" }, h("h2", { id: "h-findings" }, `Findings (${report.findings.length})`),
-          report.findings.length ? findings : h("p", { class: "muted" }, "Nothing differs more than good samples do from each other.")),
+          report.findings.length ? [findings, known.list] : h("p", { class: "muted" }, "Nothing differs more than good samples do from each other.")),
         judgement(report))),
     h("section", { "aria-labelledby": "h-reasoning" }, h("h2", { id: "h-reasoning" }, "Reasoning"), h("p", {}, report.reasoning),
       report.unsupported_claims_dropped.length > 0 && h("details", {}, h("summary", {}, `Claims dropped for lack of evidence (${report.unsupported_claims_dropped.length})`),
@@ -110,12 +112,13 @@ function sizes(finding) {
   return text ? `${text} ${unit}${tolerance}` : `${number(finding.area_px)} px²`;
 }
 
-function findingItem(finding, index, viewer) {
+function findingItem(finding, index, viewer, named) {
   const seen = finding.seen_before;
   return h("li", {},
     h("button", { type: "button", class: "zoom", title: "Zoom to it", onclick: () => viewer.focus(index) }, findingTitle(finding, index)),
     h("p", {}, finding.description),
     facts([
+      ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
       ["Size", sizes(finding)],
       ["Severity", finding.severity + (finding.within_limits ? ", within limits" : "")],
       ["Confidence", percent(finding.confidence)],
@@ -124,6 +127,7 @@ function findingItem(finding, index, viewer) {
       ["Seen before", seen && `on ${seen.parts} other part${seen.parts === 1 ? "" : "s"} in the last ${seen.days} days${seen.place ? ", same place" : ""}`],
       ["Evidence", finding.evidence.join(", ")],
     ]),
+    named,
     h("details", {}, h("summary", {}, "Reasoning"), h("p", {}, finding.reasoning)));
 }
 

@@ -222,5 +222,5 @@ export class Viewer {
 }
 
 export function findingTitle(finding, index) {
-  return `${index + 1}. ${words(finding.type)}, ${finding.location.region}`;
+  return `${index + 1}. ${finding.named?.name ?? words(finding.type)}, ${finding.location.region}`;
 }

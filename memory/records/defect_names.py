@@ -1,0 +1,300 @@
+"""The customer's own names of defects: what people call the findings of filed reports, and what it takes to see one again.
+
+Names are only ever appended: the newest word about a finding holds, and every word has its audit record. What findings look
+like to the networks (`put_embedding`) is derived from them, and made again for other weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.memory.audit_chain import append
+from refdiff.memory.database import Database
+from refdiff.memory.records.products import known_name
+from refdiff.memory.timestamps import utc_now
+from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.model.images import Box
+
+NAMED = "defect_name"  # kind of audit records; their table is `defect_names`
+MAX_NAME = 48
+# what reads the same in a report, a table, a chat and a prompt
+_NAME = re.compile(r"[^\W_][\w .,/()+&'#%-]*")
+_FLOAT = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A person's word about a finding."""
+
+    seq: int  # grows with every word
+    inspection_id: str
+    finding: str  # its id in the report, like "f2"
+    product: str
+    part_id: str
+    name: str | None  # None: the finding has no name any more
+    before: str | None  # what it was called until then
+    by: str
+    note: str
+    picture: str  # sha256 of a picture of the finding
+    created_at: str  # ISO 8601, UTC
+
+    @property
+    def key(self) -> str:
+        """Names the finding among all inspections."""
+        return f"{self.inspection_id}/{self.finding}"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What it takes to look at a finding again."""
+
+    photo: str  # sha256
+    golden: str  # sha256 of the photo of the golden sample that the photo was compared with first
+    registered: bool
+    matrix: tuple[float, ...]  # (9,) row by row: golden px -> photo px; a mere resize where it is not registered
+    box: Box  # photo px
+    length_px: float
+    width_px: float
+    area_px: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A finding with a name, and what it looks like."""
+
+    naming: Naming
+    sight: Sight
+    weights: str  # digest of what made the vector
+    vector: NDArray[np.float32]  # (D,)
+
+    @property
+    def name(self) -> str:
+        return str(self.naming.name)
+
+
+def check_defect_name(name: str) -> str:
+    """`name` with single blanks. Raises InputError unless it is 1 to 48 letters, digits, blanks and simple signs."""
+    plain = " ".join(unicodedata.normalize("NFC", name).split())
+    if len(plain) > MAX_NAME or not _NAME.fullmatch(plain):
+        raise InputError(
+            f"name of a defect {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
+            "with a letter or digit"
+        )
+    return plain
+
+
+class DefectNameStore:
+    """The names of findings. Safe to share between threads."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def name(
+        self,
+        inspection_id: str,
+        finding: str,
+        name: str,
+        by: str,
+        note: str = "",
+        *,
+        picture: str,
+        sight: Sight,
+        weights: str,
+        vector: NDArray[np.float32],
+    ) -> Naming:
+        """Call a finding of a filed inspection something, or something else; durable on return, with its audit record.
+
+        A name that differs from one of the product in case alone is spelled like that. The name that it has already is no
+        news: the earlier word is returned. picture, sight, weights, vector: of the finding. Raises UnknownRecordError (no
+        such inspection or finding), InputError (no name, nobody who says it).
+        """
+        name, by = check_defect_name(name), _who(by)
+        with self._db.transaction() as conn:
+            part_id, product = _finding(conn, inspection_id, finding)
+            spelled = _spelled(conn, product, name)
+            earlier = _newest(conn, inspection_id, finding)
+            if earlier is not None and earlier.name == spelled:
+                return earlier
+            made = _append(conn, inspection_id, finding, product, part_id, spelled, earlier, by, note, picture)
+            _put_embedding(conn, made.key, sight, weights, vector)
+        return made
+
+    def forget(self, inspection_id: str, finding: str, by: str, note: str = "") -> Naming:
+        """Take the name of a finding away. Raises UnknownRecordError where it has none."""
+        by = _who(by)
+        with self._db.transaction() as conn:
+            earlier = _newest(conn, inspection_id, finding)
+            if earlier is None or earlier.name is None:
+                raise UnknownRecordError(
+                    f"finding {finding} of inspection {inspection_id!r} has no name; `refdiff defects list` shows those "
+                    "that have"
+                )
+            return _renamed(conn, earlier, None, by, note)
+
+    def rename(self, product: str, name: str, to: str | None, by: str, note: str = "") -> list[Naming]:
+        """Call all findings of a name something else, e.g. like another name, or nothing (`to` None).
+
+        Raises UnknownRecordError (the product has no such name), InputError.
+        """
+        by, to = _who(by), None if to is None else check_defect_name(to)
+        with self._db.transaction() as conn:
+            product = known_name(conn, product)
+            kept = [n for n in _current(conn, product) if str(n.name).casefold() == name.strip().casefold()]
+            if not kept:
+                known = ", ".join(sorted({str(n.name) for n in _current(conn, product)})) or "none yet"
+                raise UnknownRecordError(f"product {product!r} has no defect named {name!r}; its names are: {known}")
+            own = {n.key for n in kept}
+            target = None if to is None else _spelled(conn, product, to, without=own)
+            return [_renamed(conn, n, target, by, note) for n in kept if n.name != target]
+
+    def named(self, product: str | None = None) -> list[Naming]:
+        """The findings that have a name, of that product or of all, in the order in which they were named."""
+        with self._db.connection() as conn:
+            return _current(conn, None if product is None else known_name(conn, product))
+
+    def of(self, inspection_id: str) -> dict[str, Naming]:
+        """What the findings of an inspection are called now: finding -> the newest word about it, if that is a name."""
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                f"SELECT * FROM ({_NEWEST}) WHERE inspection_id = ? AND name IS NOT NULL ORDER BY seq", (inspection_id,)
+            )
+            return {row["finding"]: _naming(row) for row in rows}
+
+    def history(self, inspection_id: str, finding: str) -> list[Naming]:
+        """Every word about a finding, oldest first."""
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                "SELECT * FROM defect_names WHERE inspection_id = ? AND finding = ? ORDER BY seq",
+                (inspection_id, finding),
+            )
+            return [_naming(row) for row in rows]
+
+    def revision(self, product: str) -> int:
+        """Number of the newest word about findings of that product; 0 where nobody has named one."""
+        with self._db.connection() as conn:
+            row = conn.execute("SELECT MAX(seq) AS seq FROM defect_names WHERE product = ?", (product,)).fetchone()
+        return int(row["seq"] or 0)
+
+    def unnamed(self, product: str) -> list[str]:
+        """The findings of that product that had a name and have none any more, by `Naming.key`."""
+        with self._db.connection() as conn:
+            rows = conn.execute(f"SELECT * FROM ({_NEWEST}) WHERE name IS NULL AND product = ?", (product,))
+            return [_naming(row).key for row in rows]
+
+    # -- what they look like
+
+    def examples(self, product: str) -> list[Example]:
+        """The findings of that product that have a name, with what they look like, in the order in which they were named."""
+        with self._db.connection() as conn:
+            seen = {row["key"]: row for row in conn.execute("SELECT * FROM defect_embeddings")}
+            return [_example(n, seen[n.key]) for n in _current(conn, product) if n.key in seen]
+
+    def put_embeddings(self, weights: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Keep what findings (by `Naming.key`) look like to other weights, in place of what they looked like before."""
+        with self._db.transaction() as conn:
+            conn.executemany(
+                "UPDATE defect_embeddings SET weights = ?, vector = ? WHERE key = ?",
+                [(weights, _bytes(vector), key) for key, vector in vectors.items()],
+            )
+
+
+# the newest word about each finding, whatever it says
+_NEWEST = "SELECT * FROM defect_names WHERE seq IN (SELECT MAX(seq) FROM defect_names GROUP BY inspection_id, finding)"
+
+
+def _current(conn: sqlite3.Connection, product: str | None) -> list[Naming]:
+    rows = conn.execute(
+        f"SELECT * FROM ({_NEWEST}) WHERE name IS NOT NULL AND (?1 IS NULL OR product = ?1) ORDER BY seq", (product,)
+    )
+    return [_naming(row) for row in rows]
+
+
+def _newest(conn: sqlite3.Connection, inspection_id: str, finding: str) -> Naming | None:
+    row = conn.execute(
+        "SELECT * FROM defect_names WHERE inspection_id = ? AND finding = ? ORDER BY seq DESC LIMIT 1",
+        (inspection_id, finding),
+    ).fetchone()
+    return None if row is None else _naming(row)
+
+
+def _finding(conn: sqlite3.Connection, inspection_id: str, finding: str) -> tuple[str, str]:
+    """Part and product of an inspection that has such a finding. Raises UnknownRecordError."""
+    row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
+    if row is None:
+        raise UnknownRecordError(f"no inspection {inspection_id!r} is filed; see `refdiff inspections list`")
+    known = [str(f.get("id")) for f in json.loads(row["report"]).get("findings", [])]
+    if finding not in known:
+        raise UnknownRecordError(
+            f"inspection {inspection_id} has no finding {finding!r}; its findings are: {', '.join(known) or 'none'}"
+        )
+    return str(row["part_id"]), str(row["product"])
+
+
+def _spelled(conn: sqlite3.Connection, product: str, name: str, without: Sequence[str] | set[str] = ()) -> str:
+    """The name as the product has it. without: findings (`Naming.key`) that do not count."""
+    known = {str(n.name).casefold(): str(n.name) for n in _current(conn, product) if n.key not in without}
+    return known.get(name.casefold(), name)
+
+
+def _renamed(conn: sqlite3.Connection, n: Naming, name: str | None, by: str, note: str) -> Naming:
+    return _append(conn, n.inspection_id, n.finding, n.product, n.part_id, name, n, by, note, n.picture)
+
+
+def _append(
+    conn: sqlite3.Connection,
+    inspection_id: str,
+    finding: str,
+    product: str,
+    part_id: str,
+    name: str | None,
+    earlier: Naming | None,
+    by: str,
+    note: str,
+    picture: str,
+) -> Naming:
+    row = {
+        "inspection_id": inspection_id, "finding": finding, "product": product, "part_id": part_id, "name": name,
+        "before": earlier.name if earlier else None, "by": by, "note": note.strip(), "picture": picture,
+        "created_at": utc_now(),
+    }  # fmt: skip
+    cursor = conn.execute(
+        f"INSERT INTO defect_names ({', '.join(row)}) VALUES ({', '.join(f':{k}' for k in row)})", row
+    )
+    made = Naming(seq=int(cursor.lastrowid or 0), **row)  # type: ignore[arg-type]
+    append(conn, NAMED, inspection_id, by, asdict(made), facts={k: row[k] for k in ("finding", "before", "name")})
+    return made
+
+
+def _put_embedding(conn: sqlite3.Connection, key: str, sight: Sight, weights: str, vector: NDArray[np.float32]) -> None:
+    conn.execute(
+        "INSERT OR REPLACE INTO defect_embeddings (key, sight, weights, vector) VALUES (?, ?, ?, ?)",
+        (key, json.dumps(asdict(sight)), weights, _bytes(vector)),
+    )
+
+
+def _example(naming: Naming, row: sqlite3.Row) -> Example:
+    kept = json.loads(row["sight"])
+    sight = Sight(**kept | {name: tuple(kept[name]) for name in ("matrix", "box")})
+    return Example(naming, sight, row["weights"], np.frombuffer(row["vector"], _FLOAT))
+
+
+def _naming(row: sqlite3.Row) -> Naming:
+    return Naming(**{name: row[name] for name in Naming.__dataclass_fields__})
+
+
+def _who(by: str) -> str:
+    if not by.strip():
+        raise InputError("name of a defect: who says so is missing")
+    return by.strip()
+
+
+def _bytes(vector: NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(vector, _FLOAT).tobytes()
