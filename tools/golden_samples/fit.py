@@ -44,7 +44,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.model.training.pairs import cell_targets
 from refdiff.model.training.product import Example, ProductRecipe, fit_network, spoiled
-from refdiff.tools.feature_cache import Picture
+from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.calibration import calibration_key
