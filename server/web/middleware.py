@@ -37,7 +37,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 PROBES = {"/healthz", "/readyz"}  # answered to everybody, whatever the limits
 SMALL = 1_000_000  # limit of a body without photos, in bytes
 MAX_JSON = 40_000_000  # limit of JSON with photos, in bytes: the parser holds up every thread
-MAX_MEMBERS = 200_000  # of the lists and objects of a JSON body; parsing takes its time by them, not by bytes
+MAX_MEMBERS = 100_000  # of the lists and objects of such a body; parsing takes its time by them, not by bytes
+SMALL_MEMBERS = 10_000  # of a body without photos; each may be an error that has to be worded
 STREAMS = 8  # event streams of one caller at a time
 REQUESTS = 512  # at a time; of one caller half of them
 DOCS_PATH = "/docs"
@@ -221,6 +222,7 @@ class RequestAdmission:
         """`receive` with the limits of the body enforced, also for one without a stated length."""
         photos, who = _photos(request), _who(request)
         limit, seen, members = self._limit(photos), 0, 0
+        most_members = MAX_MEMBERS if photos else SMALL_MEMBERS
         is_json = "json" in request.headers.get("content-type", "").lower()
 
         async def receiving() -> Message:
@@ -232,8 +234,8 @@ class RequestAdmission:
                 raise _too_large(limit, photos)
             if is_json:
                 members += body.count(b",")
-                if members > MAX_MEMBERS:
-                    raise errors.Refused(413, f"the JSON has more than {MAX_MEMBERS:,} members; send less at a time")
+                if members > most_members:
+                    raise errors.Refused(413, f"the JSON has more than {most_members:,} members; send less at a time")
             if photos and body:
                 self._metrics.received(len(body))
                 if self._volume and not self._volumes.hit(self._volume, who, cost=len(body)):

@@ -142,9 +142,12 @@ def test_json_member_that_comes_twice_is_refused(server: Running) -> None:
     assert server.client.post("/v1/inspections", content=body, headers=kind).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/inspections", "/v1/inspections/x/disposition"])
-def test_json_of_very_many_members_is_refused_before_it_is_parsed(server: Running, path: str) -> None:
-    body = b"[" + b"{}," * 300_000 + b"{}]"
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [("/v1/chat/completions", 100_001), ("/v1/inspections", 10_001), ("/v1/inspections/x/disposition", 10_001)],
+)
+def test_json_of_very_many_members_is_refused_before_it_is_parsed(server: Running, path: str, members: int) -> None:
+    body = b"[" + b"{}," * members + b"{}]"
     answer = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, error(answer)["code"]) == (413, "too_large")
 
