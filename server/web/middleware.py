@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import CancelScope
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -28,6 +29,7 @@ from refdiff.memory.records.api_keys import Role
 from refdiff.model.files import outage
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access, Caller, check_role, given_key, server_port
+from refdiff.server.web.connections import HUNG_UP
 from refdiff.server.web.metrics import Metrics
 
 log = logging.getLogger("refdiff.http")
@@ -134,8 +136,12 @@ class RequestAdmission:
             for counter in counted:
                 counter[who] += 1
             try:
-                with using_key(_key_of(request)):
+                with CancelScope() as work, using_key(_key_of(request)):
+                    if request.method in _SAFE:  # what waits for a thread is dropped; what has begun in one is ended
+                        scope[HUNG_UP] = work.cancel
                     await self._app(scope, self._limited(request, receive), sending)
+                if work.cancelled_caught:
+                    log.info("the client hung up", extra={"request_id": request.state.request_id})
             except ClientDisconnect:
                 log.info("the client hung up", extra={"request_id": request.state.request_id})
             except Exception as error:
