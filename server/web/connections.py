@@ -61,7 +61,9 @@ class PatientProtocol(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
         if self.cycle is not None and self.cycle.disconnected:
-            self.cycle.scope.get(HUNG_UP, lambda: None)()
+            hung_up: Any = self.cycle.scope.get(HUNG_UP)
+            if hung_up is not None:
+                hung_up()
 
     def handle_events(self) -> None:
         answered = self.cycle
