@@ -76,14 +76,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     First those are removed that killed processes left in `parent`: nobody holds them, and nobody wrote there for an hour.
     """
     for left in parent.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError, Timeout, NotImplementedError):
+        with contextlib.suppress(OSError, Timeout, RuntimeError):
             if max(p.lstat().st_mtime for p in (left, *left.rglob("*"))) < time.time() - _ABANDONED_S:
                 with FileLock(left / _HELD, timeout=0):
                     shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
     held = FileLock(folder / _HELD, thread_local=False)
     try:
-        with contextlib.suppress(OSError, NotImplementedError):  # a file system without locks
+        with contextlib.suppress(OSError, RuntimeError):  # a file system without locks
             held.acquire(timeout=0)
         yield folder
     finally:
