@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from refdiff.model.errors import RefDiffError
-from refdiff.model.files import storage_error
+from refdiff.model.files import make_folder, storage_error
 
 
 @contextlib.contextmanager
@@ -20,6 +20,7 @@ def hold_lock(path: Path, busy: RefDiffError, *, wait_s: float = 0.0, remove: bo
     not pile up; only for locks that nobody waits for. Raises `busy` if another process still holds it, StorageError if the
     file cannot be opened.
     """
+    make_folder(path.parent)
     # the thread that closes the owner may not be the one that opened it
     lock = FileLock(path, mode=0o600, thread_local=False)
     try:

@@ -8,12 +8,19 @@ import os
 import secrets
 import shutil
 import sqlite3
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
 _TEMPORARY = ".tmp-"
+_SCRATCH = f"{_TEMPORARY}refdiff-"
+_HELD = "held.lock"  # in a scratch folder, by the process that uses it
+_ABANDONED_S = 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 SHORTAGES = _NO_FILES | {errno.ENOMEM}  # of the machine: they say nothing about the file that was opened
@@ -60,6 +67,28 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether a file is, by its name, what a writer works on or a crashed one left."""
     return path.name.startswith(_TEMPORARY)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A private folder in `parent`, which is removed when the block ends. Raises OSError.
+
+    First those are removed that killed processes left in `parent`: nobody holds them, and nobody wrote there for an hour.
+    """
+    for left in parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError, Timeout, RuntimeError):
+            if max(p.lstat().st_mtime for p in (left, *left.rglob("*"))) < time.time() - _ABANDONED_S:
+                with FileLock(left / _HELD, timeout=0):
+                    shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+    held = FileLock(folder / _HELD, thread_local=False)
+    try:
+        with contextlib.suppress(OSError, RuntimeError):  # a file system without locks
+            held.acquire(timeout=0)
+        yield folder
+    finally:
+        held.release()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

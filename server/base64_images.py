@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -12,6 +13,8 @@ from refdiff.model.errors import ImageError
 
 _HEAD = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)  # of a data URL; the type is read from the bytes
 _URL_SAFE = str.maketrans("-_", "+/")
+_PIECE = 65_536  # characters decoded at a time: other threads wait for a piece, not for a photo
+_CUT_ESCAPE = re.compile(r"%[0-9A-Fa-f]?\Z")
 
 
 def from_data_url(url: str, max_bytes: int) -> Upload:
@@ -44,18 +47,72 @@ def _is_base64(text: str) -> bool:
 
 
 def _decoded(text: str, start: int, max_bytes: int) -> bytes:
-    lines = text[start:].split()  # many programs write it in lines
-    text = "".join(lines)
-    if "%" in text:
-        text = unquote(text)
-    check_size(len(text) // 4 * 3 - 2, max_bytes)  # before decoding; the last two characters may be padding
-    if len(lines) == 1:
-        text += "=" * (-len(text) % 4)
-    if len(text) % 4 or len({len(line) for line in lines[:-1]}) > 1:  # a "+" that became a blank looks like this
-        raise ImageError("the image is not valid base64 (something is missing); encode the bytes of the image file")
-    try:
-        data = base64.b64decode(text.translate(_URL_SAFE), validate=True)
-    except ValueError as e:
-        raise ImageError(f"the image is not valid base64 ({e}); encode the bytes of the image file") from e
-    check_size(len(data), max_bytes)
-    return data
+    found, size = [b""], 0
+    for quads in _quads(text, start):
+        if len(found[-1]) % 3:  # its end was padded
+            raise _invalid("something follows its end")
+        try:
+            found.append(binascii.a2b_base64(quads.translate(_URL_SAFE), strict_mode=True))
+        except ValueError as e:
+            raise _invalid(str(e)) from e
+        size += len(found[-1])
+        check_size(size, max_bytes)
+    return b"".join(found)
+
+
+def _quads(text: str, start: int) -> Iterator[str]:
+    """The base64 in pieces of whole groups of four, without line breaks and escapes. Raises ImageError."""
+    lines = _Lines()
+    escaped = rest = ""
+    for i in range(start, len(text), _PIECE):
+        escaped += lines.joined(text[i : i + _PIECE])
+        cut = _CUT_ESCAPE.search(escaped)  # its other half is in the next piece
+        whole = cut.start() if cut else len(escaped)
+        rest += unquote(escaped[:whole])
+        escaped = escaped[whole:]
+        yield rest[: len(rest) // 4 * 4]
+        rest = rest[len(rest) // 4 * 4 :]
+    rest += escaped
+    if lines.end() == 1:
+        rest += "=" * (-len(rest) % 4)
+    if len(rest) % 4:
+        raise _invalid("something is missing")
+    if rest:
+        yield rest
+
+
+class _Lines:
+    """The lines of a text that comes in pieces: all but the last must be of one length.
+
+    Many programs write base64 in lines; blanks that were once "+" do not look like that.
+    """
+
+    def __init__(self) -> None:
+        self._n = self._length = self._before = 0
+        self._lengths: set[int] = set()  # of all but the last one
+
+    def joined(self, piece: str) -> str:
+        """The piece without blanks and line breaks. Raises ImageError."""
+        lines = piece.split()
+        if piece[0].isspace():
+            self.end()
+        for line in lines[:-1]:
+            self._length += len(line)
+            self.end()
+        self._length += len(lines[-1]) if lines else 0
+        if piece[-1].isspace():
+            self.end()
+        return "".join(lines)
+
+    def end(self) -> int:
+        """End the line; how many there were. Raises ImageError."""
+        if self._length:
+            self._lengths |= {self._before} if self._n else set()
+            self._n, self._before, self._length = self._n + 1, self._length, 0
+            if len(self._lengths) > 1:
+                raise _invalid("something is missing")
+        return self._n
+
+
+def _invalid(why: str) -> ImageError:
+    return ImageError(f"the image is not valid base64 ({why}); encode the bytes of the image file")

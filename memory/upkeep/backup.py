@@ -30,8 +30,8 @@ from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.schema import MAIN
 from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
-from refdiff.model.errors import InputError, StorageError
-from refdiff.model.files import atomic_path, make_folder, storage_error
+from refdiff.model.errors import InputError, RefDiffError, StorageError
+from refdiff.model.files import make_folder, scratch_folder, storage_error
 from refdiff.model.progress import Progress, silent
 
 MANIFEST = "manifest.json"
@@ -84,16 +84,13 @@ def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
         raise InputError(f"{target}: inside the home folder {home}; back up to another place")
     make_folder(target.parent)
     try:
-        with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent)))
-            if target.suffix == ".tar":
-                writer: _Writer = stack.enter_context(_TarWriter(stack.enter_context(atomic_path(target))))
-                return _write(home, scratch, writer, progress)
-            folder = scratch / "backup"
-            manifest = _write(home, scratch, _FolderWriter(folder), progress)
-            if hasattr(os, "sync"):
-                os.sync()
-            folder.rename(target)
+        with scratch_folder(target.parent) as scratch:
+            made = scratch / "backup"
+            with _TarWriter(made) if target.suffix == ".tar" else _FolderWriter(made) as writer:
+                manifest = _write(home, scratch, writer, progress)
+            _sync()
+            made.rename(target)
+            _sync()
             return manifest
     except (OSError, tarfile.TarError) as e:
         raise storage_error(target, e) from e
@@ -178,9 +175,11 @@ class _Writer(Protocol):
         """Copy a file, and say what was copied."""
 
 
-class _FolderWriter:
+class _FolderWriter(contextlib.AbstractContextManager["_FolderWriter"]):
     def __init__(self, folder: Path) -> None:
         self._folder = make_folder(folder)
+
+    def __exit__(self, *error: object) -> None: ...
 
     def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
         path = self._folder / name
@@ -190,10 +189,12 @@ class _FolderWriter:
 
 class _TarWriter(contextlib.AbstractContextManager["_TarWriter"]):
     def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  closed by __exit__
+        self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def __exit__(self, *error: object) -> None:
-        self._tar.close()
+        with self._file:
+            self._tar.close()
 
     def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
         about = os.fstat(source.fileno())
@@ -240,33 +241,56 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
     source, home = source.expanduser().absolute(), home.absolute()
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; name a backup made by `refdiff backup`")
-    if home.exists() and (there := sorted(p.name for p in home.iterdir() if p.name != STAGING)):
-        raise InputError(
-            f"{home}: not empty ({', '.join(there[:3])}, ...); restore into a new folder: set REFDIFF_HOME"
-        )
+    staging = home / STAGING
+    there = {p.name for p in home.iterdir()} - {STAGING} if home.exists() else set()
+    # beside a staging folder and without a main database, it is what a restore put there that was killed
+    begun = there if staging.exists() and MAIN not in there else set()
+    if there - begun:
+        raise _not_empty(home, there)
     if source.is_relative_to(home):
         raise InputError(f"{source}: inside the home folder {home}; move the backup elsewhere")
     make_folder(home)
-    staging = home / STAGING
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # of a restore that was killed
+        shutil.rmtree(staging, ignore_errors=True)
         make_folder(staging)
         manifest = _stage(source, staging, progress)
         for listed in manifest.files:
             if is_database(Path(listed.path)) and (wrong := check_database(staging / listed.path)):
                 raise InputError(f"{source}: {listed.path} is damaged ({wrong}); use another backup")
-        if hasattr(os, "sync"):
-            os.sync()
+        if begun - {p.name for p in staging.iterdir()}:
+            raise _not_empty(home, begun)
+        _sync()
         for entry in sorted(staging.iterdir(), key=lambda p: p.name == MAIN):
+            if entry.name in begun:
+                _remove(home / entry.name)
             entry.rename(home / entry.name)
         staging.rmdir()
-    except (OSError, tarfile.TarError) as e:
+    except BaseException as e:
         shutil.rmtree(staging, ignore_errors=True)
-        raise storage_error(source if isinstance(e, tarfile.TarError) else home, e) from e
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        if begun:  # the next one must see that, too
+            with contextlib.suppress(RefDiffError):
+                make_folder(staging)
+        if isinstance(e, OSError | tarfile.TarError):
+            raise storage_error(source if isinstance(e, tarfile.TarError) else home, e) from e
         raise
     return manifest
+
+
+def _not_empty(home: Path, there: set[str]) -> InputError:
+    shown = ", ".join(sorted(there)[:3])
+    return InputError(f"{home}: not empty ({shown}, ...); restore into a new folder: set REFDIFF_HOME")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync() -> None:
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
 
 
 def _stage(source: Path, staging: Path, progress: Progress) -> Manifest:

@@ -24,7 +24,7 @@ from refdiff.memory.locks import hold_lock
 from refdiff.memory.schema import MAIN, other_stores
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.upkeep.contents import check_database, files, is_database, is_kept, reading
+from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.memory.upkeep.leftovers import abandoned, remove
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.progress import Progress, silent
@@ -137,8 +137,10 @@ class _Doctor:
             else:
                 sound.add(place)
         if Path(MAIN) not in self._files and (others := other_stores(self._home)):
+            again = "repeat the restore that was interrupted here (refdiff restore)"
+            remedy = "put the file back, or restore a backup into an empty folder (refdiff restore)"
             self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
-                      "put the file back, or restore a backup into an empty folder (refdiff restore)")  # fmt: skip
+                      again if (self._home / STAGING).exists() else remedy)  # fmt: skip
         checkpoints = Path("checkpoints.sqlite")
         self._add("damaged", "databases", (f"{p}: {said}" for p, said in wrong.items() if p != checkpoints),
                   "restore a backup into an empty folder (refdiff restore)")  # fmt: skip

@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import logging
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from refdiff.model.errors import InputError, StorageError
-from refdiff.model.files import write_atomic
+from refdiff.model.files import scratch_folder, write_atomic
 from refdiff.model.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -121,8 +120,8 @@ def _keep(model: Any, path: Path) -> None:
     """A cache that cannot be written only slows the next process down."""
     with contextlib.suppress(OSError, RuntimeError, StorageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder) / path.name
+        with scratch_folder(path.parent) as folder:
+            written = folder / path.name
             import_module("openvino").save_model(model, written, compress_to_fp16=False)
             for suffix in (".bin", ".xml"):  # in this order: who finds the second finds the first
                 write_atomic(path.with_suffix(suffix), written.with_suffix(suffix).read_bytes(), private=False)

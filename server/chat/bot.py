@@ -156,21 +156,22 @@ class ChatBot:
         report = self.service.report(inspection_id)
         return summarise(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
 
-    def may_decide(self, user: str) -> bool:
-        return may_decide(self._deciders, user)
-
     def decide(
         self, inspection_id: str, decision: Literal["accept", "override"], user: str, user_name: str, reason: str
     ) -> Disposition:
         """A person's decision. Raises InputError (not on the list, no reason), DuplicateError, UnknownRecordError."""
-        if not self.may_decide(user):
+        self.check_may_decide(user)
+        return self.service.people.dispose(inspection_id, decision, self._who(user, user_name), reason)
+
+    def check_may_decide(self, user: str) -> None:
+        """Raises InputError for somebody who is not on the list of those who decide, or may not read."""
+        if not may_decide(self._deciders, user):
             raise InputError(
                 f"you ({user}) may not decide about inspections; ask your administrator to add you to "
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
         if refusal := self._platform.refusal(user, {}):
             raise InputError(refusal)
-        return self.service.people.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
     def run_later(self, work: Callable[[], None]) -> None:
         """Run work in the background; errors are logged."""

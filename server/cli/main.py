@@ -208,6 +208,7 @@ def _write_log(error: Exception) -> Path | None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = folder / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
+            path.touch(mode=0o600, exist_ok=False)
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return path
         except OSError:

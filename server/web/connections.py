@@ -25,6 +25,7 @@ CONNECTIONS = 1024  # at most; fewer where the process may open fewer files
 _OTHER_FILES = 256  # of databases, photos and libraries
 BACKLOG = 512  # connections on their way from the door (see Doorkeeper)
 _TOLD_S = 60.0  # between two log lines about the same thing
+HUNG_UP = "refdiff.hung_up"  # in a request's scope: called if its client hangs up before the answer is complete
 
 
 def most_connections() -> int:
@@ -59,6 +60,10 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.disconnected:
+            hung_up: Any = self.cycle.scope.get(HUNG_UP)
+            if hung_up is not None:
+                hung_up()
 
     def handle_events(self) -> None:
         answered = self.cycle

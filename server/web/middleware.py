@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import CancelScope
 from fastapi.responses import JSONResponse
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -28,6 +29,7 @@ from refdiff.memory.records.api_keys import Role
 from refdiff.model.files import outage
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access, Caller, check_role, given_key, server_port
+from refdiff.server.web.connections import HUNG_UP
 from refdiff.server.web.metrics import Metrics
 
 log = logging.getLogger("refdiff.http")
@@ -37,7 +39,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 PROBES = {"/healthz", "/readyz"}  # answered to everybody, whatever the limits
 SMALL = 1_000_000  # limit of a body without photos, in bytes
 MAX_JSON = 40_000_000  # limit of JSON with photos, in bytes: the parser holds up every thread
-MAX_MEMBERS = 200_000  # of the lists and objects of a JSON body; parsing takes its time by them, not by bytes
+MAX_MEMBERS = 100_000  # of the lists and objects of such a body; parsing takes its time by them, not by bytes
+SMALL_MEMBERS = 10_000  # of a body without photos; each may be an error that has to be worded
 STREAMS = 8  # event streams of one caller at a time
 REQUESTS = 512  # at a time; of one caller half of them
 DOCS_PATH = "/docs"
@@ -133,8 +136,12 @@ class RequestAdmission:
             for counter in counted:
                 counter[who] += 1
             try:
-                with using_key(_key_of(request)):
+                with CancelScope() as work, using_key(_key_of(request)):
+                    if request.method in _SAFE:  # what waits for a thread is dropped; what has begun in one is ended
+                        scope[HUNG_UP] = work.cancel
                     await self._app(scope, self._limited(request, receive), sending)
+                if work.cancelled_caught:
+                    log.info("the client hung up", extra={"request_id": request.state.request_id})
             except ClientDisconnect:
                 log.info("the client hung up", extra={"request_id": request.state.request_id})
             except Exception as error:
@@ -221,6 +228,7 @@ class RequestAdmission:
         """`receive` with the limits of the body enforced, also for one without a stated length."""
         photos, who = _photos(request), _who(request)
         limit, seen, members = self._limit(photos), 0, 0
+        most_members = MAX_MEMBERS if photos else SMALL_MEMBERS
         is_json = "json" in request.headers.get("content-type", "").lower()
 
         async def receiving() -> Message:
@@ -232,8 +240,8 @@ class RequestAdmission:
                 raise _too_large(limit, photos)
             if is_json:
                 members += body.count(b",")
-                if members > MAX_MEMBERS:
-                    raise errors.Refused(413, f"the JSON has more than {MAX_MEMBERS:,} members; send less at a time")
+                if members > most_members:
+                    raise errors.Refused(413, f"the JSON has more than {most_members:,} members; send less at a time")
             if photos and body:
                 self._metrics.received(len(body))
                 if self._volume and not self._volumes.hit(self._volume, who, cost=len(body)):

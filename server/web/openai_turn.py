@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from refdiff.agent.language.intent import INSPECTION_ID, Said
 from refdiff.agent.language.parts import own_words
@@ -45,7 +45,7 @@ class ChatMessage(BaseModel):
     @property
     def text(self) -> str:
         texts = (p.get("text") for p in self.parts if _kind(p) in _TEXTS)
-        return "\n".join(t for t in texts if isinstance(t, str))[:_MAX_TEXT]
+        return "\n".join(t[:_MAX_TEXT] for t in texts if isinstance(t, str))[:_MAX_TEXT]
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -57,6 +57,9 @@ _TEXTS = ("text", "input_text", "output_text")
 _MAX_TEXT = 200_000
 _REPORT_TOKENS = 100  # of the shortest report, about
 _MAX_MESSAGES = 500  # the newest ones are read
+_MAX_PAIRS = 100
+_JSON = json.JSONEncoder(sort_keys=True)
+_DIGESTED = 65_536  # characters at a time
 
 
 def _kind(part: dict[str, Any]) -> str:
@@ -82,6 +85,16 @@ def _photo(part: dict[str, Any], max_bytes: int) -> Upload:
     )
 
 
+def _newest(messages: Any) -> Any:
+    return messages[-_MAX_MESSAGES:] if isinstance(messages, list) else messages
+
+
+def _few(pairs: Any) -> Any:
+    if isinstance(pairs, dict) and len(pairs) > _MAX_PAIRS:  # here: each wrong one would be an error of its own
+        raise ValueError(f"more than {_MAX_PAIRS} pairs")
+    return pairs
+
+
 class StreamOptions(BaseModel):
     include_usage: bool = False
 
@@ -92,11 +105,13 @@ class ChatBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str = Field(max_length=100)
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], BeforeValidator(_newest)] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    metadata: dict[str, str] | None = Field(default=None, description="optional: product, part_id, scale_mm_per_px")
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] | None = Field(
+        default=None, description="optional: product, part_id, scale_mm_per_px"
+    )
     response_format: dict[str, Any] | None = Field(default=None, description="an inspection is told in words only")
     tool_choice: str | dict[str, Any] | None = None
     max_tokens: int | None = Field(default=None, description=f"nothing is inspected for a reply below {_REPORT_TOKENS}")
@@ -118,21 +133,13 @@ class Reply:
     report: DefectReport | None = None
 
 
-@dataclass(frozen=True)
-class SentBody:
-    """The body as received, and whether the client marks it as a retry."""
-
-    raw: bytes
-    again: bool
-
-
 class Turn:
-    """What the last user message asks for, given the messages before it."""
+    """What the last user message asks for, given the messages before it. again: the client marks it as a retry."""
 
-    def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, sent: SentBody) -> None:
-        self._service, self._caller, self._sent, self._body = service, caller, sent, body
+    def __init__(self, service: InspectionService, caller: Caller, body: ChatBody, again: bool) -> None:
+        self._service, self._caller, self._again, self._body = service, caller, again, body
         self._given = body.metadata or {}
-        messages = body.messages[-_MAX_MESSAGES:]
+        messages = body.messages
         if messages[-1].role != "user":
             raise InputError("the last message is not from the user; there is nothing to answer")
         self._about, since = self._report_so_far(messages)
@@ -153,7 +160,7 @@ class Turn:
         if (known := self._service.jobs.by_origin(self._origin)) is not None:
             # a retry after a lost connection (or a crash of this server) must not start another inspection
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
-            if self._sent.again and (known.open or fresh):
+            if self._again and (known.open or fresh):
                 return known.inspection_id
             self._service.jobs.forget_origin(self._origin)
         try:
@@ -236,16 +243,26 @@ class Turn:
 
 
 def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(_shortened(data), sort_keys=True).encode()).hexdigest()
+    found = hashlib.sha256()
+    for piece in _JSON.iterencode(_shortened(data)):  # in pieces, as everywhere here: other threads have their turn
+        found.update(piece.encode())
+    return found.hexdigest()
 
 
 def _shortened(data: Any) -> Any:
     """The data with digests for long texts: writing a photo as JSON would keep other threads waiting for a second."""
     if isinstance(data, str):
-        return data if len(data) < _LONG else hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
+        return data if len(data) < _LONG else _digest_of_text(data)
     if isinstance(data, dict):
         return {name: _shortened(value) for name, value in data.items()}
     return [_shortened(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _digest_of_text(text: str) -> str:
+    found = hashlib.sha256()
+    for i in range(0, len(text), _DIGESTED):
+        found.update(text[i : i + _DIGESTED].encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
 def finished(service: InspectionService, inspection_id: str, base_url: str, public_url: str | None) -> Reply:

@@ -1,4 +1,5 @@
-"""Several commands on one home at once, and a disk that fills up in the middle: real processes of the installed script."""
+"""Several commands on one home at once, killed, and with a disk that fills up in the middle: real processes of the installed
+script."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,56 @@ def test_full_disk_while_inspecting_files_nothing_and_can_be_repeated(
     assert code == VERDICTS[report["verdict"]]
     assert len(here(capsys, "inspections", "list")[1]["inspections"]) == 1
     assert not list(Path(os.environ["REFDIFF_HOME"]).rglob(".tmp-*"))
+
+
+KILLED: dict[str, tuple[tuple[str, ...], str]] = {  # arguments, and what is there once it is at work
+    "capture": (("capture", "--part", "2", "--product", "board", "good/19.png"), "home/refdiff.sqlite-wal"),
+    "inspect": (("inspect", "--part", "1"), "home/locks/*.lock"),
+    "calibrate": (("calibrate", "--product", "board"), "home/goldens.sqlite-wal"),
+    "enroll": (("enroll", "--product", "board", "good"), "home/images/*/.tmp-*"),
+    "backup": (("backup", "made/b.tar"), "made/.tmp-*/*.sqlite"),
+    "restore": (("restore", "whole.tar"), "home/.restoring/**/*.sqlite"),
+    "watch": (("watch", "camera", "--product", "board", "--once"), "camera/done/*"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("command", KILLED)
+def test_doctor_mends_what_a_killed_command_leaves_and_the_command_can_be_repeated(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    home = photos / "home"
+    monkeypatch.setenv("REFDIFF_HOME", str(home))
+    assert here(capsys, "enroll", "--product", "board", *(f"good/{i:02}.png" for i in range(5)))[0] == 0
+    assert here(capsys, "capture", "--part", "1", "--product", "board", "part.png")[0] == 0
+    assert here(capsys, "backup", "whole.tar")[0] == 0
+    (photos / "made").mkdir()
+    (photos / "camera").mkdir()
+    for i in range(15, 20):
+        (photos / "camera" / f"p-{i}.png").write_bytes(photo(i))
+    if command == "restore":
+        home = photos / "new" / "home"
+        monkeypatch.setenv("REFDIFF_HOME", str(home))
+    arguments, sign = KILLED[command]
+
+    process = start(*arguments)
+    while process.poll() is None and not any(home.parent.glob(sign)):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+
+    for place in home.parent.rglob("*"):
+        os.utime(place, (0, 0), follow_symlinks=False)  # an hour has passed
+    if (home / "refdiff.sqlite").exists():
+        findings = here(capsys, "doctor", "--repair")[1]["findings"]
+        assert [f for f in findings if f["kind"] not in ("leftover", "orphaned")] == []
+        found = here(capsys, "doctor")[1]["findings"]
+        assert [f for f in found if f["kind"] != "orphaned"] == []
+    code, document = finish(start(*arguments))
+    assert code == (VERDICTS[document["verdict"]] if command == "inspect" else 0), document
+    code, document = here(capsys, "doctor")
+    assert [f for f in document["findings"] if f["kind"] != "orphaned"] == []
+    here(capsys, "capture", "--part", "1", "--product", "board", "part.png")  # opened and closed: nothing is in use
+    left = [p for p in home.parent.rglob("*") if p.name.startswith((".tmp-", ".restoring")) or p.parent.name == "locks"]
+    assert left == []

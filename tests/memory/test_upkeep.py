@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
@@ -30,6 +31,7 @@ from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore
 from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
 from refdiff.model.errors import InputError, StorageError
+from refdiff.model.files import scratch_folder
 
 FILES = ("overlay.png", "report.html")
 
@@ -378,6 +380,54 @@ def test_restore_refuses_a_home_that_is_not_empty_and_finishes_one_that_was_kill
     (killed / ".restoring" / "images" / "half").write_bytes(b"x")
     restore(tmp_path / "b.tar", killed)
     assert contents(killed) == contents(home)
+
+    staging = killed / ".restoring"  # just before its end: all but the main database is in its place
+    staging.mkdir()
+    (killed / MAIN).rename(staging / MAIN)
+    shutil.rmtree(killed / "images")
+    for place in staging, *staging.iterdir():
+        os.utime(place, (0, 0))
+    half = MemorySettings(home=killed, qdrant_url=None)
+    [missing] = [f for f in examined(half, repair=True).findings if f.kind == "missing"]
+    assert (missing.names, missing.remedy[:18]) == ([MAIN], "repeat the restore")
+    assert staging.exists()
+    (killed / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty"):
+        restore(tmp_path / "b.tar", killed)
+    (killed / "notes.txt").unlink()
+    restore(tmp_path / "b.tar", killed)
+    assert contents(killed) == contents(home)
+
+
+def test_backup_removes_what_a_killed_one_left(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as stopped:
+        raise KeyboardInterrupt
+    assert not stopped.exists()
+    left, held, young = (tmp_path / f".tmp-refdiff-{name}" for name in ("left", "held", "young"))
+    for folder in (left, held, young):
+        (folder / "backup").mkdir(parents=True)
+        (folder / "backup" / MAIN).touch()
+    for place in (*left.rglob("*"), left, *held.rglob("*"), held):
+        os.utime(place, (0, 0))
+    with FileLock(held / "held.lock"):
+        for place in (held / "held.lock", held):
+            os.utime(place, (0, 0))
+        back_up(home, tmp_path / "b.tar")
+        back_up(home, tmp_path / "b")
+    assert not left.exists()
+    assert held.exists()
+    assert young.exists()
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == {held.name, young.name}
+
+
+def test_doctor_removes_what_a_killed_restore_left_in_a_home(home: Path, settings: MemorySettings) -> None:
+    half = home / ".restoring" / "images" / "ab" / "half"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    os.utime(half, (0, 0))
+    [found] = [f for f in examined(settings, repair=True).findings if f.kind == "leftover"]
+    assert found.names == [".restoring/images/ab/half"]
+    assert not (home / ".restoring").exists()
 
 
 # ---- doctor ----

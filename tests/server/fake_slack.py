@@ -36,6 +36,7 @@ class FakeSlack:
     people: dict[str, dict[str, Any]] = field(default_factory=dict)  # what users.info says beyond a member's profile
     shared: set[str] = field(default_factory=set)  # channels with another organisation
     messages: list[dict[str, Any]] = field(default_factory=list)  # what channels hold
+    sent: httpx2.Request = field(init=False)  # last
     socket_url: str = ""  # where Socket Mode is told to connect
 
     def __post_init__(self) -> None:
@@ -141,7 +142,8 @@ class FakeSlack:
         timestamp = str(int(time.time()) - age_s)
         signature = SignatureVerifier(secret).generate_signature(timestamp=timestamp, body=body)
         signed = {"x-slack-request-timestamp": timestamp, "x-slack-signature": signature, "content-type": content_type}
-        return self.client.post(f"{app}/slack/events", content=body, headers=signed | (headers or {}))
+        self.sent = httpx2.Request("POST", f"{app}/slack/events", content=body, headers=signed | (headers or {}))
+        return self.client.send(self.sent)
 
     def event(self, app: str, event: dict[str, Any], event_id: str = "Ev1", **how: Any) -> httpx2.Response:
         body = {"type": "event_callback", "team_id": TEAM, "api_app_id": "A1", "event_id": event_id, "event": event,
@@ -149,13 +151,13 @@ class FakeSlack:
                 "authorizations": [{"team_id": TEAM, "user_id": BOT, "is_bot": True}]}  # fmt: skip
         return self.send(app, json.dumps(body), "application/json", **how)
 
-    def interact(self, app: str, payload: dict[str, Any]) -> httpx2.Response:
+    def interact(self, app: str, payload: dict[str, Any], **how: Any) -> httpx2.Response:
         payload = {
             "team": {"id": TEAM},
             "user": {"id": "U1", "name": "ada", "team_id": TEAM},
             "trigger_id": "trig",
         } | payload
-        return self.send(app, urlencode({"payload": json.dumps(payload)}), "application/x-www-form-urlencoded")
+        return self.send(app, urlencode({"payload": json.dumps(payload)}), "application/x-www-form-urlencoded", **how)
 
 
 def mention(text: str, ts: str, *, user: str = "U1", channel: str = "C1", **more: Any) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import random
+import threading
+import time
 from urllib.parse import quote
 
 import pytest
@@ -64,6 +67,51 @@ def test_base64_is_decoded_however_it_is_written(text: str, head: str) -> None:
     assert from_base64(head + text, 1000).data == ODD
     if head or "%" not in text:
         assert from_data_url(head + text, 1000).data == ODD
+
+
+@pytest.mark.parametrize("size", [49_150, 49_151, 49_152, 49_153, 200_000])
+def test_base64_of_a_large_photo_is_decoded_however_it_is_written(size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    plain, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
+    ways = [plain, lines, lines.replace("\n", "\r\n"), f"\n {plain}\n", plain.rstrip("="), quote(plain, safe=""),
+            base64.urlsafe_b64encode(data).decode(), "".join(f"%{ord(c):02x}" for c in plain)]  # fmt: skip
+    for text in ways:
+        assert from_base64(text, size).data == data
+        assert from_base64(f"data:image/png;base64,{text}", size).data == data
+        with pytest.raises(ImageError, match="exceeds"):
+            from_base64(text, size - 1)
+    blanks = f"{plain[:5000]} {plain[5000:9000]} {plain[9000:]}"
+    padded_twice = plain.rstrip("=") + "==" + plain
+    cut = lines[:1010] + " " + lines[1010:]
+    for wrong in (padded_twice, plain + "=", plain[:-5] + "ä" + plain[-4:], blanks, cut):
+        with pytest.raises(ImageError, match="not valid base64"):
+            from_base64(wrong, 10**6)
+
+
+def test_other_threads_have_their_turn_while_a_large_photo_is_decoded() -> None:
+    text = base64.b64encode(bytes(20_000_000)).decode()
+
+    def longest_pause() -> float:
+        """Of another thread, as a share of the decoding."""
+        ended, pauses = threading.Event(), [0.0]
+
+        def ticking() -> None:
+            last = time.perf_counter()
+            while not ended.wait(0.001):
+                now = time.perf_counter()
+                pauses.append(now - last)
+                last = now
+
+        ticker = threading.Thread(target=ticking)
+        ticker.start()
+        begun = time.perf_counter()
+        from_base64(text, 20_000_000)
+        took = time.perf_counter() - begun
+        ended.set()
+        ticker.join()
+        return max(pauses) / took
+
+    assert min(longest_pause() for _ in range(3)) < 0.25
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])

@@ -340,14 +340,16 @@ def review(
             yield service, url, record.inspection_id
 
 
-def press(slack: FakeSlack, url: str, action: str, inspection_id: str, user: str) -> None:
+def press(
+    slack: FakeSlack, url: str, action: str, inspection_id: str, user: str, status: int = 200, **how: Any
+) -> None:
     answer = slack.interact(url, {
         "type": "block_actions", "user": {"id": user, "name": user.lower(), "team_id": TEAM},
         "container": {"type": "message", "channel_id": "C1", "message_ts": "9000.1", "thread_ts": "1.1"},
         "channel": {"id": "C1"}, "message": {"ts": "9000.1", "thread_ts": "1.1"},
         "actions": [{"action_id": action, "block_id": "b", "type": "button", "value": inspection_id, "action_ts": "1"}],
-    })  # fmt: skip
-    assert answer.status_code == 200, answer.text
+    }, **how)  # fmt: skip
+    assert answer.status_code == status, answer.text
 
 
 def submit(slack: FakeSlack, url: str, view: dict[str, Any], name: str, value: str, user: str) -> Any:
@@ -611,6 +613,48 @@ def test_stopping_server_waits_for_no_inspection_and_loses_no_slack_message(read
         wait(lambda: slack.posts()["3.1"])
     with Stores.open() as stores:
         assert sorted(r.part_id for r in stores.inspections.list()) == ["5", "6"]
+
+
+@pytest.mark.long
+def test_button_in_slack_decides_at_a_real_server_once_and_for_readers_alone(ready: Path, slack: FakeSlack) -> None:
+    with InspectionService.open() as service:
+        for golden in service.goldens("board")[:3]:  # with 19 of them nothing fails: a person has to decide
+            service.set_golden_status(golden.golden_id, "retired", "tester")
+        service.capture("5", Upload("p.png", bad_photo(100)), "board")
+    people = {"REFDIFF_SLACK_DECIDERS": "*", "REFDIFF_SLACK_READERS": "U1,U2", "REFDIFF_LLM": "off"}
+    with server_process(slack, **people) as (_, url):
+        assert slack.event(url, mention("inspect part #5", "1.1")).status_code == 200
+        [post] = wait(lambda: slack.posts()["1.1"])
+        assert post["text"].startswith("REVIEW: part 5")
+        accept, override = (buttons(post)[f"refdiff_{name}"]["value"] for name in ("accept", "override"))
+        assert accept == override
+
+        def decided() -> Any:
+            with Stores.open() as stores:
+                return stores.dispositions.get(accept), stores.inspections.open_reviews()
+
+        for how in ({"secret": "another"}, {"age_s": 3600}, {"headers": {"x-slack-signature": ""}}):
+            press(slack, url, "refdiff_accept", accept, "U2", 401, **how)
+        for action in ("refdiff_accept", "refdiff_override", "refdiff_zoom"):
+            press(slack, url, action, accept, "U9")
+        told = wait(lambda: len(slack.of("chat.postEphemeral")) == 3 and slack.of("chat.postEphemeral"))
+        assert {t["user"] for t in told} == {"U9"}
+        assert slack.of("views.open") == []
+        assert decided()[0] is None
+
+        press(slack, url, "refdiff_accept", accept, "U2")
+        accepted = slack.sent
+        wait(
+            lambda: [u for u in slack.of("chat.update") if not {"refdiff_accept", "refdiff_override"} & set(buttons(u))]
+        )
+        disposition, waiting = decided()
+        assert (disposition.decision, disposition.by) == ("accept", "u2 (slack U2)")
+        assert waiting == []
+
+        assert slack.client.send(accepted).status_code == 200  # the same bytes: overheard, or sent again by Slack
+        late = wait(lambda: [t for t in slack.of("chat.postEphemeral") if t["user"] == "U2"])
+        assert "the first decision stands" in late[0]["text"]
+        assert decided() == (disposition, [])
 
 
 def test_slack_socket_mode_answers_without_a_public_url(service: InspectionService, slack: FakeSlack) -> None:

@@ -157,11 +157,10 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
         ack()
         channel, ts, thread, inspection_id = _where(body)
         user = str(body["user"]["id"])
-        if not bot.may_decide(user):
-            try:
-                bot.decide(inspection_id, "override", user, "", "")  # raises the reason
-            except RefDiffError as e:
-                tell(client, channel, user, thread, str(e))
+        try:
+            bot.check_may_decide(user)
+        except RefDiffError as e:
+            tell(client, channel, user, thread, str(e))
             return
         client.views_open(trigger_id=body["trigger_id"], view=blocks.override_view(inspection_id, channel, ts))
 

@@ -21,7 +21,7 @@ from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
 from refdiff.server.web.large_json import LargeJson
-from refdiff.server.web.openai_turn import ChatBody, Reply, SentBody, Turn, finished
+from refdiff.server.web.openai_turn import ChatBody, Reply, Turn, finished
 from refdiff.server.web.routes.inspections import event_stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=LargeJson)
@@ -59,10 +59,9 @@ async def complete(
     report's evidence. With `stream`, progress comes first, as deltas that begin with ">".
     """
     _check_model(body.model)
-    sent = SentBody(await request.body(), retry > 0)
     links = str(request.base_url).rstrip("/"), request.app.state.public_url
     # in a thread: searching a large body would block the event loop
-    begun = await run_sync(lambda: Turn(service, caller, body, sent).begin())
+    begun = await run_sync(lambda: Turn(service, caller, body, again=retry > 0).begin())
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return event_stream(_stream(service, begun, links, usage))

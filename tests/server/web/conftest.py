@@ -21,6 +21,7 @@ from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.settings import ServerSettings
 from refdiff.server.web.access import Access, cookie_name
 from refdiff.server.web.app import create_app
+from refdiff.server.web.connections import CONNECTIONS, patient
 from refdiff.server.web.serve import access_to
 from refdiff.server.web.sign_in import OperatorSignIn
 
@@ -65,7 +66,9 @@ class Running:
 
 def start(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http=patient(CONNECTIONS))
+    )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:

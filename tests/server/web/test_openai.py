@@ -193,12 +193,12 @@ def test_long_conversation_is_parsed_off_the_event_loop_with_few_lookups(
         looked_up.append(inspection_id)
         return report(self, inspection_id)
 
-    def building(*args: Any) -> None:
+    def building(*args: Any, **more: Any) -> None:
         try:
             on_the_loop.append(asyncio.get_running_loop() is not None)
         except RuntimeError:
             on_the_loop.append(False)
-        build(*args)
+        build(*args, **more)
 
     monkeypatch.setattr(InspectionService, "report", looking)
     monkeypatch.setattr(Turn, "__init__", building)
@@ -345,3 +345,14 @@ def test_links_lead_to_the_public_review_page(server: Running, client: openai.Op
     assert "(https://qa.example/#/inspections/insp-" in said(public, with_photo(server, ASK.format("q-8") + " (board)"))
     running.should_exit = True
     thread.join(10)
+
+
+def test_of_a_very_long_conversation_only_what_is_read_is_checked(server: Running) -> None:
+    messages: list[Any] = [1] * 90_000 + [{"role": "user", "content": "hello"}] * 500
+    body: dict[str, Any] = {"model": MODEL, "messages": messages}
+    assert server.client.post("/v1/chat/completions", json=body).status_code == 200
+    wrong = server.client.post("/v1/chat/completions", json=body | {"messages": [*messages, 1]})
+    assert (wrong.status_code, wrong.json()["error"]["message"].count(";")) == (422, 0)
+    many = server.client.post("/v1/chat/completions", json=body | {"metadata": {str(i): i for i in range(9000)}})
+    assert many.status_code == 422
+    assert "more than 100 pairs" in many.json()["error"]["message"]
