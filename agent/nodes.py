@@ -11,13 +11,13 @@ from dataclasses import asdict
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.tools import BaseTool, ToolException
+from langchain_core.tools import ToolException
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from refdiff.agent import prompts
 from refdiff.agent.context import AgentContext
-from refdiff.agent.drivers.driver import OWN_MODEL, failures
+from refdiff.agent.drivers.driver import failures
 from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.events import AgentEvent
 from refdiff.agent.filing import artefacts_of, file_report
@@ -85,7 +85,7 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
             update |= _fall_back(context, f"the model did not finish in {steps} steps")
         else:
             try:
-                answer = context.driver.next_call(messages, _offered(context))
+                answer = context.driver.next_call(messages, TRAINED_TOOLS)
                 stuck = messages[_after_success(messages) :]
                 if any(failures(stuck, c["name"], c["args"]) >= MAX_FAILURES for c in answer.tool_calls):
                     update |= _fall_back(context, "the model kept repeating a call that fails")
@@ -110,12 +110,6 @@ def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[s
         update["messages"] = [message]
     update["timings_ms"] = {"llm": (time.perf_counter() - started) * 1000}
     return update
-
-
-def _offered(context: AgentContext) -> list[BaseTool]:
-    """The tools that a model may call now: ours those that it was trained with, others what the product has use for."""
-    own = context.driver is not None and context.driver.model == OWN_MODEL
-    return TOOLS if not own and context.tools.names_defects else TRAINED_TOOLS
 
 
 def _after_success(messages: Sequence[AnyMessage]) -> int:

@@ -10,7 +10,8 @@ from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.database import Database, Migrations
 
 MAIN = "refdiff.sqlite"
-_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", AUDIT_HEAD)
+_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", "goldens.sqlite",
+           ".restoring", AUDIT_HEAD)  # fmt: skip
 _LOST = (
     "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
     "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,12 +74,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
     First those are removed that killed processes left in `parent`: nobody holds them, and nobody wrote there for an hour.
     """
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+    before = folder.stat().st_mtime - _ABANDONED_S  # by the clock of the disk, which may be another machine's
     for left in parent.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError, Timeout, RuntimeError):
-            if max(p.lstat().st_mtime for p in (left, *left.rglob("*"))) < time.time() - _ABANDONED_S:
+            if not left.is_symlink() and max(p.lstat().st_mtime for p in (left, *left.rglob("*"))) < before:
                 with FileLock(left / _HELD, timeout=0):
-                    shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+                    shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True)  # Windows keeps a lock's file while it is held
     held = FileLock(folder / _HELD, thread_local=False)
     try:
         with contextlib.suppress(OSError, RuntimeError):  # a file system without locks

@@ -48,7 +48,7 @@ def _is_base64(text: str) -> bool:
 
 def _decoded(text: str, start: int, max_bytes: int) -> bytes:
     found, size = [b""], 0
-    for quads in _quads(text, start):
+    for quads in filter(None, _quads(text, start)):
         if len(found[-1]) % 3:  # its end was padded
             raise _invalid("something follows its end")
         try:

@@ -267,6 +267,11 @@ class SimilarEvidence(_Evidence):
     arguments: RegionArguments
     numbers: SimilarNumbers
 
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Numbers alone: what people wrote is told where it is known to hold, in the finding's own name."""
+        return {k: v for k, v in super().slots.items() if not isinstance(v, str)}
+
 
 Evidence = Annotated[
     CaptureEvidence

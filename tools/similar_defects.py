@@ -34,7 +34,4 @@ def similar_defects_tool(
         region=region,
         score=scored.id,
         name=found.name,
-        nearest_name=found.nearest_name,
-        like=f"{found.finding} of part {found.part_id}",
-        confirmed_by=found.confirmed_by,
     )

@@ -26,7 +26,7 @@ from refdiff.model.images import Box
 NAMED = "defect_name"  # kind of audit records; their table is `defect_names`
 MAX_NAME = 48
 # what reads the same in a report, a table, a chat and a prompt
-_NAME = re.compile(r"[^\W_][\w .,/()+&'#%-]*")
+_NAME = re.compile(r"[^\W_][\w\0 .,/()+&'#%°–-]*")  # \0: a mark that belongs to the letter before it
 _FLOAT = np.dtype("<f4")
 
 
@@ -83,12 +83,17 @@ class Example:
 def check_defect_name(name: str) -> str:
     """`name` with single blanks. Raises InputError unless it is 1 to 48 letters, digits, blanks and simple signs."""
     plain = " ".join(unicodedata.normalize("NFC", name).split())
-    if len(plain) > MAX_NAME or not _NAME.fullmatch(plain):
+    if len(plain) > MAX_NAME or not _NAME.fullmatch(_without_marks(plain)):
         raise InputError(
             f"name of a defect {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
             "with a letter or digit"
         )
     return plain
+
+
+def _without_marks(name: str) -> str:
+    """With \0 for each combining mark: vowels of Hindi or Thai, which are no letters of their own."""
+    return "".join("\0" if unicodedata.category(c) in ("Mn", "Mc") else c for c in name.replace("\0", "\n"))
 
 
 class DefectNameStore:

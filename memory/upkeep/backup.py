@@ -182,6 +182,8 @@ class _FolderWriter(contextlib.AbstractContextManager["_FolderWriter"]):
     def __exit__(self, *error: object) -> None: ...
 
     def add(self, name: str, source: IO[bytes]) -> BackedUpFile:
+        if not self._folder.is_dir():  # what is left of it would look like a whole backup
+            raise StorageError(f"{self._folder}: removed while it was written; back up again")
         path = self._folder / name
         make_folder(path.parent)
         return _copy(name, source, path)
@@ -259,6 +261,8 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
                 raise InputError(f"{source}: {listed.path} is damaged ({wrong}); use another backup")
         if begun - {p.name for p in staging.iterdir()}:
             raise _not_empty(home, begun)
+        if (home / MAIN).exists():  # made meanwhile
+            raise _not_empty(home, {MAIN})
         _sync()
         for entry in sorted(staging.iterdir(), key=lambda p: p.name == MAIN):
             if entry.name in begun:
@@ -267,7 +271,7 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
         staging.rmdir()
     except BaseException as e:
         shutil.rmtree(staging, ignore_errors=True)
-        if begun:  # the next one must see that, too
+        if begun and not (home / MAIN).exists():  # the next one must see that, too
             with contextlib.suppress(RefDiffError):
                 make_folder(staging)
         if isinstance(e, OSError | tarfile.TarError):

@@ -42,6 +42,9 @@ def remove(home: Path, place: Path) -> None:
 def remove_abandoned(home: Path) -> int:
     """Remove all of them; how many. Safe beside other processes. Raises OSError."""
     left = list(abandoned(home, files(home)))
+    if (home / MAIN).exists():
+        with contextlib.suppress(OSError):  # there, and empty
+            (home / STAGING).rmdir()
     for place in left:
         remove(home, place)
     return len(left)

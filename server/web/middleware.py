@@ -40,7 +40,7 @@ PROBES = {"/healthz", "/readyz"}  # answered to everybody, whatever the limits
 SMALL = 1_000_000  # limit of a body without photos, in bytes
 MAX_JSON = 40_000_000  # limit of JSON with photos, in bytes: the parser holds up every thread
 MAX_MEMBERS = 100_000  # of the lists and objects of such a body; parsing takes its time by them, not by bytes
-SMALL_MEMBERS = 10_000  # of a body without photos; each may be an error that has to be worded
+SMALL_MEMBERS = 30_000  # of a body without photos, as many as the largest specification; each may be an error to word
 STREAMS = 8  # event streams of one caller at a time
 REQUESTS = 512  # at a time; of one caller half of them
 DOCS_PATH = "/docs"
@@ -137,7 +137,10 @@ class RequestAdmission:
                 counter[who] += 1
             try:
                 with CancelScope() as work, using_key(_key_of(request)):
-                    if request.method in _SAFE:  # what waits for a thread is dropped; what has begun in one is ended
+                    # a probe that hangs on a store is counted by its thread, which cancelling would let go
+                    if (
+                        request.method in _SAFE and request.url.path not in PROBES
+                    ):  # what waits for a thread is dropped; what has begun in one is ended
                         scope[HUNG_UP] = work.cancel
                     await self._app(scope, self._limited(request, receive), sending)
                 if work.cancelled_caught:

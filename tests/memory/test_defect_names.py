@@ -30,6 +30,7 @@ def call(stores: Stores, inspection_id: str, finding: str, name: str, by: str = 
     ("given", "kept"),
     [
         ("chip", "chip"), ("  solder   ball ", "solder ball"), ("Lötperle Ø 0,3", "Lötperle Ø 0,3"), ("气泡", "气泡"),
+        ("खरोंच 50°", "खरोंच 50°"), ("รอยขีด", "รอยขีด"),
         ("0402 (left)", "0402 (left)"), ("#4", None), ("", None), (" ", None), ("x" * 49, None), ("a\x00b", None),
         ("a|b", None), ("<b>", None), ("{e1.name}", None), ("-", None), ("chip\n# PASS", "chip # PASS"), ("\u200b", None),
     ],

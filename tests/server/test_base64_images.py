@@ -69,11 +69,11 @@ def test_base64_is_decoded_however_it_is_written(text: str, head: str) -> None:
         assert from_data_url(head + text, 1000).data == ODD
 
 
-@pytest.mark.parametrize("size", [49_150, 49_151, 49_152, 49_153, 200_000])
+@pytest.mark.parametrize("size", [49_150, 49_151, 49_152, 49_153, 194_053, 200_000])
 def test_base64_of_a_large_photo_is_decoded_however_it_is_written(size: int) -> None:
     data = random.Random(size).randbytes(size)
     plain, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
-    ways = [plain, lines, lines.replace("\n", "\r\n"), f"\n {plain}\n", plain.rstrip("="), quote(plain, safe=""),
+    ways = [plain, lines, lines.replace("\n", "\r\n"), f"\n {plain}\n", f"{plain}\n", plain.rstrip("="), quote(plain, safe=""),
             base64.urlsafe_b64encode(data).decode(), "".join(f"%{ord(c):02x}" for c in plain)]  # fmt: skip
     for text in ways:
         assert from_base64(text, size).data == data

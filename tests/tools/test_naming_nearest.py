@@ -52,6 +52,18 @@ def test_clear_names_are_given_and_what_is_like_none_of_them_gets_none(n: int) -
         assert not rule.allows(to(elsewhere, vectors, names), n)
 
 
+def test_findings_of_one_part_count_once() -> None:
+    vectors, names = cloud(dict.fromkeys(CENTRES, 6))
+    each = [f"part {i}" for i in range(len(names))]
+    assert learn(vectors, names, 0.9, each) == learn(vectors, names, 0.9)
+    for parts in (["one part"] * len(names), [f"part {i % 2}" for i in range(len(names))]):
+        assert learn(vectors, names, 0.9, parts) == NO_RULE
+    # the same finding three times: each must not vouch for the others
+    twins, of = np.repeat(vectors, 3, 0), np.repeat(np.array(each), 3)
+    thrice = learn(twins, [n for n in names for _ in range(3)], 0.9, list(of))
+    assert thrice.coverage <= learn(vectors, names, 0.9).coverage
+
+
 def test_name_by_itself_is_not_given() -> None:
     vectors, names = cloud({"chip": 6})
     assert learn(vectors, names, 0.9) == NO_RULE  # nothing shows what it must not be given to

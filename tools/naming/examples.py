@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.records.defect_names import Example, Sight
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.tools.naming.looks import look, weights_digest
 from refdiff.tools.naming.nearest import Rule, learn, nearest
 from refdiff.tools.workspace import Workspace
@@ -71,7 +71,7 @@ def named_defects(workspace: Workspace, product: str) -> NamedDefects | None:
         return known if known.examples or known.left_out else None
     examples, left_out = _of_these_weights(workspace, product, weights)
     vectors = np.stack([e.vector for e in examples]) if examples else np.zeros((0, 1), np.float32)
-    rule = learn(vectors, [e.name for e in examples], precision)
+    rule = learn(vectors, [e.name for e in examples], precision, [e.naming.part_id for e in examples])
     made = NamedDefects(product, revision, weights, examples, left_out, rule, precision)
     workspace.memo[_MEMO, product] = made
     return made if examples or left_out else None
@@ -84,7 +84,7 @@ def _of_these_weights(workspace: Workspace, product: str, weights: str) -> tuple
     for example in (e for e in store.examples(product) if e.weights != weights):
         try:
             fresh[example.naming.key] = look(workspace, example.sight, product)
-        except InputError as e:
+        except (InputError, StorageError) as e:
             left_out[example.naming.key] = str(e)
     if fresh:
         store.put_embeddings(weights, fresh)
@@ -115,6 +115,7 @@ def judged(known: NamedDefects, others: Sequence[Like]) -> Similar | None:
     best = nearest(by_name)
     if best is None:
         return None
-    given = best.name if known.rule.allows(best, known.counts[best.name]) else None
+    parts = len({e.naming.part_id for e in known.examples if e.name == best.name})
+    given = best.name if known.rule.allows(best, parts) else None
     likes = [like for like in others if like.example.name == best.name]
     return Similar(given, best.name, best.strangeness, likes, list(others))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_EXAMPLES = 3  # from which a name is given
+MIN_EXAMPLES = 3  # parts with a finding of a name, from which it is given
 _NEAREST = 3  # examples of a name whose mean distance counts
 
 Distances = Mapping[str, Sequence[float]]  # of a finding to the examples of each name
@@ -37,7 +37,7 @@ class Rule:
     coverage: float  # 0..1, share of the named findings that got a name
 
     def allows(self, found: Nearest, examples: int) -> bool:
-        """examples: of that name."""
+        """examples: parts with a finding of that name."""
         return examples >= MIN_EXAMPLES and found.strangeness <= self.limit
 
 
@@ -54,18 +54,24 @@ def nearest(distances: Distances) -> Nearest | None:
     return Nearest(names[int(which[0])], float(strangeness[0]))
 
 
-def learn(vectors: NDArray[np.float32], names: Sequence[str], precision: float) -> Rule:
+def learn(
+    vectors: NDArray[np.float32], names: Sequence[str], precision: float, parts: Sequence[str] | None = None
+) -> Rule:
     """The widest limit at which names are right in the share `precision` (0..1) of the findings that get one.
 
-    vectors: (N, D) of the named findings; names: N. A name that a finding gets while nobody has named its kind is wrong, so
-    a name by itself is never given: nothing shows what it must not be given to. The limit is never wider than a right name
-    among the named findings needs.
+    vectors: (N, D) of the named findings; names: N. parts: N, of each the part, default different ones; findings of one
+    part are left out together, for they may show one defect. A name that a finding gets while nobody has named its kind is
+    wrong, so a name by itself is never given: nothing shows what it must not be given to. The limit is never wider than a
+    right name among the named findings needs.
     """
     known, own = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
-    many = np.bincount(own, minlength=len(known)) >= MIN_EXAMPLES
+    of = [str(i) for i in range(len(names))] if parts is None else parts
+    part = np.unique(np.array(of, dtype=object).astype(str), return_inverse=True)[1]
+    pairs = np.unique(np.stack([own, part], 1), axis=0) if len(own) else np.zeros((0, 2), np.intp)
+    many = np.bincount(pairs[:, 0], minlength=len(known)) >= MIN_EXAMPLES
     if len(known) < 2 or not many.any():
         return NO_RULE
-    means = _left_one_out(vectors.astype(np.float64), own, len(known))
+    means = _left_one_out(vectors.astype(np.float64), own, part, len(known))
     without = means.copy()
     without[np.arange(len(own)), own] = np.inf
     (which, strangeness), (other, odd) = _ranked(means), _ranked(without)
@@ -84,11 +90,13 @@ def learn(vectors: NDArray[np.float32], names: Sequence[str], precision: float) 
     return Rule(limit, float(share[at]), float(named.sum() / many[own].sum()))
 
 
-def _left_one_out(vectors: NDArray[np.float64], own: NDArray[np.intp], names: int) -> NDArray[np.float64]:
-    """(N, names): mean distance of each finding to the nearest others of each name; infinite where there are none."""
+def _left_one_out(
+    vectors: NDArray[np.float64], own: NDArray[np.intp], part: NDArray[np.intp], names: int
+) -> NDArray[np.float64]:
+    """(N, names): mean distance of each finding to the nearest of each name in other parts; infinite without any."""
     squares = (vectors**2).sum(1)
     apart = np.sqrt(np.maximum(squares[:, None] + squares - 2.0 * vectors @ vectors.T, 0.0))
-    np.fill_diagonal(apart, np.inf)
+    apart[part[:, None] == part] = np.inf
     means = np.full((len(vectors), names), np.inf)
     for name in range(names):
         few = np.sort(apart[:, own == name], axis=1)[:, :_NEAREST]
