@@ -146,7 +146,7 @@ def test_json_member_that_comes_twice_is_refused(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("path", "members"),
-    [("/v1/chat/completions", 100_001), ("/v1/inspections", 10_001), ("/v1/inspections/x/disposition", 10_001)],
+    [("/v1/chat/completions", 100_001), ("/v1/inspections", 30_001), ("/v1/inspections/x/disposition", 30_001)],
 )
 def test_json_of_very_many_members_is_refused_before_it_is_parsed(server: Running, path: str, members: int) -> None:
     body = b"[" + b"{}," * members + b"{}]"
