@@ -20,7 +20,8 @@ def hold_lock(path: Path, busy: RefDiffError, *, wait_s: float = 0.0, remove: bo
     not pile up; only for locks that nobody waits for. Raises `busy` if another process still holds it, StorageError if the
     file cannot be opened.
     """
-    make_folder(path.parent)
+    if not path.parent.exists():
+        make_folder(path.parent)
     # the thread that closes the owner may not be the one that opened it
     lock = FileLock(path, mode=0o600, thread_local=False)
     try:

@@ -68,6 +68,7 @@ def list_defects(product: MaybeProduct = None, _json: Json = False) -> None:
     for n in known:
         table.add_row(n.product, output.printable(n.name), str(n.findings), "yes" if n.given else "no", n.why)
     named = output.table("Inspection", "Finding", "Part", "Name", "By", "At", title="Named findings")
+    named.columns[0].no_wrap = True  # an id is there to be copied
     for f in findings:
         cells = (f.inspection_id, f.finding.removeprefix("f"), f.part_id, str(f.name), f.by, minute(f.created_at))
         named.add_row(*map(output.printable, cells))
