@@ -61,7 +61,7 @@ def calibrate(
         doubted = in_doubt(workspace, calibration)
         found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
         fits = found["can_fail"] and workspace.fitted(name) is None
-    hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, so that fewer defects pass"
+    hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, to let fewer defects pass"
     emit(found, output.facts(_calibration_rows(found)))
     if fits:
         output.note(hint)
@@ -79,7 +79,7 @@ def fit(
     ] = False,
     _json: Json = False,
 ) -> None:
-    """Train the difference network further on the golden samples of a product, so that fewer defects pass.
+    """Train the difference network further on the golden samples of a product, to let fewer defects pass.
 
     It learns what varies in good parts, and what defects look like on them: synthetic ones. Needs golden samples of 20 parts
     and some minutes; interrupted, it goes on where it was. It is kept only if it finds more synthetic defects than the

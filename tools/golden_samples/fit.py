@@ -82,8 +82,8 @@ def fit_product(
     """Fit networks to a product and keep them if they find more synthetic defects than the shared network.
 
     The next calibration measures with them. A half that was finished is not trained again after an interruption. by: who
-    asked for it. references: K, default from the settings. Takes about 1 GB of memory. Raises InputError with golden samples
-    of too few parts, UnavailableError where some of them were retired meanwhile.
+    asked for it. references: K, default from the settings. The process takes about 2.5 GB. Raises InputError with golden
+    samples of too few parts, UnavailableError where some of them were retired meanwhile.
     """
     started, recipe = time.perf_counter(), recipe or ProductRecipe()
     halves = _halved(workspace, product)
