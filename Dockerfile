@@ -3,7 +3,7 @@
 #   docker build --target vllm -t refdiff-vllm .                             the language model under vLLM, on a CPU
 #   docker build --target vllm --build-arg VLLM=vllm -t refdiff-vllm:cuda .  the same on CUDA
 # Where pip's default torch is the CUDA build, name an index of CPU builds: --build-arg PIP_EXTRA_INDEX_URL=...
-FROM python:3.11-slim AS base
+FROM python:3.11-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7 AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 ARG PIP_EXTRA_INDEX_URL
 RUN useradd --create-home --uid 10001 refdiff && install -d -o refdiff -g refdiff /data /cache

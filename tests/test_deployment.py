@@ -78,6 +78,15 @@ def test_compose_secrets_have_no_default_and_images_do_not_run_as_root() -> None
         assert "USER refdiff" in _stage(stage)
 
 
+def test_images_are_pinned_by_digest() -> None:
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE))
+    images = [i for i in re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) if i not in stages]
+    images += [s["image"] for s in COMPOSE["services"].values() if "image" in s]
+    assert len(images) >= 2
+    for image in images:
+        assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
 def test_dockerfile_and_makefile_uninstall_the_same_packages_from_vllm() -> None:
     removed = re.findall(r"pip uninstall .*?-y ([a-z ]+)", DOCKERFILE + (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert len(removed) == 2
