@@ -27,6 +27,7 @@ from refdiff.model.difference.encoder import FEATURE_VERSION, Encoder, Features
 from refdiff.model.difference.scorer import (
     Comparing,
     DifferenceScorer,
+    DistanceOnly,
     FittedScorer,
     shared_difference,
     unpack_networks,
@@ -89,11 +90,20 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         return Encoder(self.model_settings)
 
     @property
-    def difference(self) -> DifferenceScorer:
-        """The trained difference network.
+    def difference(self) -> Comparing:
+        """The trained difference network; the distance to the nearest patch alone with an encoder of the customer's own
+        (`REFDIFF_ENCODER`) and no weights trained on it.
 
         Raises StorageError where its weights are damaged, InputError where they were trained on another encoder.
         """
+        settings = self.model_settings
+        if settings.encoder is not None and settings.difference_weights is None:
+            return DistanceOnly()
+        return self.trained_difference
+
+    @property
+    def trained_difference(self) -> DifferenceScorer:
+        """The trained difference network. Raises as `difference`, and InputError where there is none for the encoder."""
         model = shared_difference(self.model_settings)
         if model.encoder != self.encoder.digest:
             raise InputError(
@@ -137,7 +147,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cachedmethod(attrgetter("_fitted"), key=lambda self, networks: networks.sha256, lock=attrgetter("_cache_lock"))
     def _networks(self, networks: ProductNetworks) -> list[DifferenceScorer]:
-        weights, shared = self.stores.networks.weights(networks), self.difference
+        weights, shared = self.stores.networks.weights(networks), self.trained_difference
         found = unpack_networks(weights, shared.config)
         return [DifferenceScorer(net, networks.sha256, shared.encoder, self.model_settings) for net in found]
 

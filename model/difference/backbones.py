@@ -1,8 +1,8 @@
 """Any `transformers` backbone in place of the packaged encoder: a folder with its config and safetensors.
 
 Four of its stages, from shallow to deep, become the maps at strides 4, 8, 16 and 32: hierarchical networks (ConvNeXt, Swin,
-ResNet) give them as they are, plain vision transformers (DINOv2, ViT) have one stride and are resampled. Nothing is loaded
-from a hub. The difference network must be trained on the backbone that it is used with.
+ResNet) give them as they are, plain vision transformers (DINOv2, DINOv3, SigLIP) have one stride and are resampled. Nothing
+is loaded from a hub. A difference network must be trained on the backbone it is used with; without one, distances decide.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TransformersBackbone(nn.Module):
     def __init__(self, folder: Path) -> None:
         """Raises InputError: no such folder, no backbone in it, weights that are not safetensors."""
         super().__init__()
-        from transformers import AutoConfig
+        from transformers import AutoConfig, SiglipVisionModel
         from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
         weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -39,11 +39,18 @@ class TransformersBackbone(nn.Module):
             raise InputError(f"{folder}: no folder with config.json and safetensors of a transformers backbone")
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-            depth = len(config.stage_names) - 1  # without the stem
-            config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
-            net = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
-            self.channels = dict(zip(STRIDES, (int(c) for c in net.channels), strict=True))
+            how = {"local_files_only": True, "use_safetensors": True}
+            self._tower = getattr(config, "vision_config", config) if "siglip" in config.model_type else None
+            if self._tower is not None:
+                net: Any = SiglipVisionModel.from_pretrained(folder, config=self._tower, **how)
+                config, widths = self._tower, [self._tower.hidden_size] * len(STRIDES)
+            else:
+                kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+                depth = len(config.stage_names) - 1  # without the stem
+                config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
+                net = kind.from_pretrained(folder, config=config, **how)
+                widths = [int(c) for c in net.channels]
+            self.channels = dict(zip(STRIDES, widths, strict=True))
             self._patch = int(getattr(config, "patch_size", 1) or 1)
             about = folder / "preprocessor_config.json"
             told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
@@ -64,8 +71,16 @@ class TransformersBackbone(nn.Module):
         fitting = [max(1, round(n / self._patch)) * self._patch for n in (h, w)]
         if fitting != [h, w]:
             x = F.interpolate(x, size=fitting, mode="bilinear", align_corners=False, antialias=True)
-        maps = self.net(x.contiguous()).feature_maps
+        maps = self._maps(x.contiguous())
         return {s: _to_grid(m, (h // s, w // s)) for s, m in zip(STRIDES, maps, strict=True)}
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        if self._tower is None:
+            return list(self.net(x).feature_maps)
+        layers = self.net(x, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[1:]
+        h, w = (n // self._patch for n in x.shape[-2:])
+        chosen = (layers[-(-len(layers) * i // 4) - 1] for i in (1, 2, 3, 4))
+        return [tokens.transpose(1, 2).unflatten(2, (h, w)) for tokens in chosen]
 
 
 def _to_grid(m: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.compiled import Compiled, through_openvino
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
@@ -106,6 +107,11 @@ class Comparing(Protocol):
 
     power: float  # how much its logits count in `fuse`
 
+    @property
+    def sha256(self) -> str:
+        """Names it in calibrations and reports."""
+        ...
+
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
     ) -> NetworkDifference:
@@ -158,6 +164,20 @@ class DifferenceScorer:
         return self.look(network_input(picture, maps, references))
 
 
+class DistanceOnly:
+    """No trained network, as with an encoder that none was trained on: the distance to the nearest patch decides alone."""
+
+    power = 0.0
+    sha256 = "none"
+
+    def compare(
+        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
+    ) -> NetworkDifference:
+        """Nothing at every place: no logits, and no type."""
+        h, w = picture.shape[-2] // MAP_STRIDE, picture.shape[-1] // MAP_STRIDE
+        return NetworkDifference(torch.zeros(h, w), torch.zeros(len(DIFFERENCE_TYPES), h, w))
+
+
 class FittedScorer:
     """The mean of networks that were fitted to one product."""
 
@@ -166,6 +186,7 @@ class FittedScorer:
 
     def __init__(self, networks: Sequence[DifferenceScorer]) -> None:
         self._networks = networks
+        self.sha256 = networks[0].sha256
 
     def compare(
         self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]

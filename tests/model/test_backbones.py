@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.defect_types import UNKNOWN
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.calibration import calibrate, weights_in_use
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.inspection import regions_of
 from refdiff.tools.workspace import Workspace
 
 
@@ -27,6 +34,16 @@ def _vit(folder: Path) -> Path:
     return folder
 
 
+def _siglip(folder: Path) -> Path:
+    from transformers import SiglipConfig, SiglipModel
+
+    tower = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+    words = tower | {"vocab_size": 100, "projection_size": 24, "bos_token_id": 1, "eos_token_id": 2}
+    seeing = tower | {"image_size": 64, "patch_size": 16}
+    SiglipModel(SiglipConfig(text_config=words, vision_config=seeing)).save_pretrained(folder)
+    return folder
+
+
 def _convnext(folder: Path) -> Path:
     from transformers import ConvNextBackbone, ConvNextConfig
 
@@ -35,7 +52,12 @@ def _convnext(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "channels"), [(_vit, {4: 24, 8: 24, 16: 24, 32: 24}), (_convnext, {4: 8, 8: 12, 16: 16, 32: 24})]
+    ("make", "channels"),
+    [
+        (_vit, {4: 24, 8: 24, 16: 24, 32: 24}),
+        (_siglip, {4: 24, 8: 24, 16: 24, 32: 24}),
+        (_convnext, {4: 8, 8: 12, 16: 16, 32: 24}),
+    ],
 )
 def test_backbone_gives_feature_maps_at_every_stride(make, channels: dict[int, int], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     encoder = Encoder(ModelSettings(encoder=make(tmp_path / "net"), working_px=128))
@@ -62,11 +84,31 @@ def test_difference_network_trained_on_a_backbone_works_with_it_only(tmp_path: P
         a, b = (workspace.encoder.embed(render("label", 1, i, size=(128, 128)).image) for i in (0, 1))
         assert a.maps[8].shape == b.maps[8].shape
         assert workspace.difference.sha256
-    with (
-        Workspace.open(memory, ModelSettings(encoder=folder, cache=tmp_path / "cache")) as workspace,
-        pytest.raises(InputError, match="train difference --encoder"),
-    ):
+    other = ModelSettings(difference_weights=weights, cache=tmp_path / "cache")
+    with Workspace.open(memory, other) as workspace, pytest.raises(InputError, match="train difference --encoder"):
         _ = workspace.difference
+
+
+@pytest.mark.parametrize("make", [_vit, _siglip])
+def test_part_is_inspected_with_an_encoder_that_no_network_was_trained_on(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    settings = ModelSettings(encoder=make(tmp_path / "net"), cache=tmp_path / "cache", working_px=96)
+    photos = [render("label", 1, i, size=(96, 96)).image for i in range(7)]
+    with Workspace.open(MemorySettings(home=tmp_path / "home", qdrant_url=None), settings) as workspace:
+        for i, photo in enumerate(photos[:5]):
+            Image.fromarray(photo).save(tmp_path / f"{i}.png")
+        enroll(workspace, "label", sorted(tmp_path.glob("*.png")))
+        assert weights_in_use(workspace)["difference"] == "none"
+        calibration = calibrate(workspace, "label")
+        good, spoiled = photos[5], photos[6].copy()
+        spoiled[30:60, 30:60] = 255 - spoiled[30:60, 30:60]
+        results = [compare(workspace, photo, "label") for photo in (good, spoiled)]
+        assert results[0].difference.score < results[1].difference.score
+        region = regions_of(results[1], calibration.pixel_threshold, at_least_one=True)[0]
+        assert (region.type, region.type_confidence) == (UNKNOWN, 0.0)
+        with pytest.raises(InputError, match="train difference --encoder"):
+            _ = workspace.trained_difference
 
 
 def test_folder_without_a_backbone_is_refused(tmp_path: Path) -> None:

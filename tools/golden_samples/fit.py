@@ -90,7 +90,7 @@ def fit_product(
     place_goldens(workspace, product, progress)
     fit = _Fit(workspace, product, references or workspace.settings.references, progress)
     kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
-    shared, weights = workspace.difference, pack_networks([net for net, _ in kept_halves])
+    shared, weights = workspace.trained_difference, pack_networks([net for net, _ in kept_halves])
     nets = unpack_networks(weights, shared.config)  # as they will be read again
     scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in nets]
     checks = []
@@ -160,7 +160,7 @@ class _Fit:
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
         path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
         with contextlib.suppress(OSError, StorageError):  # not there, or damaged: a cache is made again
-            return unpack_networks(path.read_bytes(), workspace.difference.config)[0], path
+            return unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0], path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
         start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
         net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress)
