@@ -39,7 +39,7 @@ class TransformersBackbone(nn.Module):
             raise InputError(f"{folder}: no folder with config.json and safetensors of a transformers backbone")
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            how = {"local_files_only": True, "use_safetensors": True}
+            how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
             self._tower = getattr(config, "vision_config", config) if "siglip" in config.model_type else None
             if self._tower is not None:
                 net: Any = SiglipVisionModel.from_pretrained(folder, config=self._tower, **how)
