@@ -24,6 +24,7 @@ from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, 
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend
+from refdiff.tools.inspection.light_and_focus import LightAndFocus
 from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
 from refdiff.tools.workspace import Workspace
@@ -40,6 +41,7 @@ class Difference:
     scored: float  # part 0..1 of the grid that the score is of: reached, and in no ignore zone
     types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
+    conditions: str  # why the photo's light or focus make this unreliable, "" if they do not
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def score_difference(
     """
     size, network = map_size(query.shape), network or references[0].workspace.difference
     views = [ReferenceViews(r, grid) for r in references]
-    fine, coarse = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE)
+    fine, coarse, conditions = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE), LightAndFocus()
     for seen in tiles:
         here = [v.view(seen) for v in views]
+        conditions.add(seen.picture.pixels, here[0])
         made = network.compare(seen.picture.pixels, seen.maps, here)
         fine.add("cells", seen.tile, fuse(patch_distance(seen.maps, here).numpy(), made.logits.numpy(), network.power))
         fine.add("types", seen.tile, made.types.numpy())
@@ -154,7 +157,8 @@ def score_difference(
     score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
     covered = float((back.to(reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
-    return Difference(smooth, score, float(smooth.max()), covered, float(keep.mean()), types, back.cell_px(size))
+    scored, cell, problem = float(keep.mean()), back.cell_px(size), conditions.problem()
+    return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem)
 
 
 class OnPhoto:
