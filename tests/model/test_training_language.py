@@ -15,6 +15,7 @@ from PIL import Image
 from refdiff.model.errors import InputError
 from refdiff.model.language import build
 from refdiff.model.language.base_weights import LanguageBase
+from refdiff.model.language.folder import own_difference
 from refdiff.model.language.processor import Processor
 from refdiff.model.language.reading import reading_text
 from refdiff.model.synthesis.render import render
@@ -24,6 +25,7 @@ from refdiff.model.training.language.examples import Example, encode_reading, en
 from refdiff.model.training.language.recipe import LanguageRecipe
 from refdiff.model.training.language.train import train_language
 from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.weights_file import read_weights
 
 RECIPE = LanguageRecipe(pairs=32, projector_epochs=0.2, pair_epochs=0.2, talk_epochs=1, rank=2, workers=1, tokens=512)
 
@@ -146,7 +148,9 @@ def test_killed_language_training_resumes_and_its_weights_build(run: Any, base: 
     assert card["recipe"]["seed"] == 0
     assert (weights.parent / "LANGUAGE_CARD.md").is_file()
     assert (weights.parent / "language_curves.png").is_file()
-    model = build.assemble(base, trained)
+    difference = own_difference(weights)
+    assert read_weights(difference, "difference")[2] == trained.difference_sha256
+    model = build.assemble(base, trained, difference)
     name, (a, b) = next(iter(trained.lora.items()))
     merged = model.language_model.state_dict()[f"{name}.weight"]
     assert torch.allclose(merged, base.tensors[f"{name}.weight"] + trained.scale * (b @ a), atol=1e-6)

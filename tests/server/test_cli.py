@@ -18,6 +18,7 @@ import pytest
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
+from refdiff.model.weights_file import WEIGHTS
 from refdiff.server.cli import inspections, invocation, main
 
 REFDIFF = Path(sys.executable).parent / "refdiff"
@@ -469,7 +470,7 @@ def test_train_with_wrong_folders_exits_with_65(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-def test_model_build_with_other_difference_weights_exits_with_65(
+def test_model_build_without_the_difference_network_of_its_training_exits_with_65(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["model", "info", "--json"]) == 0
@@ -478,6 +479,11 @@ def test_model_build_with_other_difference_weights_exits_with_65(
     assert about["language"]["kind"] == "language"
     (tmp_path / "other.json").write_text('{"sha256": "0"}')
     monkeypatch.setenv("REFDIFF_DIFFERENCE_WEIGHTS", str(tmp_path / "other.safetensors"))
+    assert main.run(["model", "info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == about["folder"]  # it has its own
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"alone{suffix}").symlink_to((WEIGHTS / "language").with_suffix(suffix))
+    monkeypatch.setenv("REFDIFF_LANGUAGE_WEIGHTS", str(tmp_path / "alone.safetensors"))
     assert main.run(["model", "build"]) == 65
     assert "another difference network" in " ".join(capsys.readouterr().err.split())
 

