@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import rankdata
 
 from refdiff.agent.evaluation.layouts import DataSet
 from refdiff.agent.evaluation.metrics import (
@@ -48,6 +49,19 @@ class ImageResult(_Model):
     reference: str | None
     ms: float
     kind: str | None = None
+    score_passes: bool | None = None  # PASS without the language model's reading; null without --judge
+    reading: float | None = Field(default=None, ge=0, le=1, description="The language model's probability of a defect")
+
+
+class ReadingEffect(_Model):
+    """What the language model's reading adds on the images that the score passes: image AUROC of each, and of the sum of
+    their ranks (`both`). Null with one class only."""
+
+    n_good: int
+    n_bad: int
+    score: float | None
+    reading: float | None
+    both: float | None
 
 
 class Changed(_Model):
@@ -99,6 +113,7 @@ class EvaluationResults(_Model):
     intervals: dict[str, Interval | None] = Field(default={}, description="95 %: bootstrap for AUROC, Wilson for rates")
     detection: DetectionMetrics | None = None
     learned: LearnedEffect | None = None
+    reading: ReadingEffect | None = None
     notes: list[str] = []
 
 
@@ -157,7 +172,23 @@ def build_results(
             "review_rate": rates.review.interval,
         },
         detection=detection,
+        reading=_reading_effect(per_image),
         notes=[*data.notes, *notes],
+    )
+
+
+def _reading_effect(per_image: Sequence[ImageResult]) -> ReadingEffect | None:
+    """None where nothing was read."""
+    passed = [(r.label, r.score, r.reading) for r in per_image if r.score_passes and r.reading is not None]
+    if not passed:
+        return None
+    labels, scores, readings = zip(*passed, strict=True)
+    return ReadingEffect(
+        n_good=labels.count(0),
+        n_bad=labels.count(1),
+        score=image_auroc(labels, scores),
+        reading=image_auroc(labels, readings),
+        both=image_auroc(labels, rankdata(scores) + rankdata(readings)),
     )
 
 
@@ -208,6 +239,13 @@ def print_results(results: EvaluationResults, console: Console | None = None) ->
     )
     if results.learned is not None:
         _print_learned(results, results.learned, console)
+    if (read := results.reading) is not None:
+        aurocs = (("score", read.score), ("reading", read.reading), ("both", read.both))
+        told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in aurocs)
+        console.print(
+            f"on the {read.n_good} good and {read.n_bad} defective images that the score passes, image AUROC: {told}",
+            highlight=False,
+        )
     for note in results.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
 

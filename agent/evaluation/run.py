@@ -347,6 +347,7 @@ def _inspect(
         problems=[*problems_of(comparison), *([unlike] if unlike else [])],
     )
     decision = decide(facts)
+    by_score = None if reading is None else decide(replace(facts, reading=None)).verdict is Verdict.PASS
     row = ImageResult(
         path=sample.name,
         label=sample.label,
@@ -358,6 +359,8 @@ def _inspect(
         else nearest.golden.golden_id,
         ms=ms,
         kind=sample.kind,
+        score_passes=by_score,
+        reading=None if reading is None else reading.confidence if reading.defect else 1 - reading.confidence,
     )
     return row, comparison
 

@@ -15,7 +15,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from refdiff.agent.evaluation import metrics
 from refdiff.agent.evaluation.layouts import DataSet, Sample
 from refdiff.agent.evaluation.metrics import Detection, PixelMetrics
-from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, print_results
+from refdiff.agent.evaluation.results import (
+    EvaluationResults,
+    ImageResult,
+    ReadingEffect,
+    build_results,
+    print_results,
+)
 from refdiff.agent.report.schema import Alpha, Verdict
 from refdiff.model.boards.deeppcb import LabelledBox
 
@@ -251,6 +257,21 @@ def test_results_json_has_the_documented_keys_and_values() -> None:
     assert document["per_image"][0]["verdict"] == "FAIL"
     assert document["intervals"]["escape_rate"] == pytest.approx([0.0945, 0.9055], abs=1e-3)
     assert EvaluationResults.model_validate(document).n_bad == 2
+
+
+def test_reading_is_compared_with_the_score_where_the_score_passes() -> None:
+    def row(label: int, score: float, reading: float, passes: bool = True) -> ImageResult:
+        return ImageResult(path="a", label=label, score=score, p_value=0.5, verdict=P, reference=None, ms=1.0,
+                           score_passes=passes, reading=reading)  # fmt: skip
+
+    rows = [row(0, 0.1, 0.2), row(0, 0.2, 0.7), row(1, 0.15, 0.9), row(1, 0.3, 0.6), row(1, 9.0, 0.0, passes=False)]
+    data = DataSet("bottle", "mvtec", Path(), test=())
+    read = build_results(
+        data, rows, alpha=Alpha(requested=0.01, attained=0.02), references=1, goldens=40, weights_sha256="ab", weights={},
+        version="0.1.0",
+    ).reading  # fmt: skip
+    assert read == ReadingEffect(n_good=2, n_bad=2, score=0.75, reading=0.75, both=0.75)
+    assert results().reading is None
 
 
 def test_results_without_defective_images_are_null() -> None:

@@ -188,6 +188,10 @@ def test_evaluate_with_judge_reads_every_image_with_the_embedded_model(
     monkeypatch.setattr(EmbeddedDriver, "read_pair", counted)
     results = evaluate(mvtec, judge=True)
     assert len(asked) == len(results.per_image)
+    assert all(r.reading is not None for r in results.per_image)
+    passed = [r for r in results.per_image if r.score_passes]
+    assert results.reading is not None
+    assert results.reading.n_good + results.reading.n_bad == len(passed) > 0
 
 
 def test_evaluate_with_judge_but_no_model_names_the_build_command(mvtec: Path) -> None:
