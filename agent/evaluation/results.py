@@ -23,6 +23,7 @@ from refdiff.agent.evaluation.metrics import (
     auroc_interval,
     f1_oracle,
     image_auroc,
+    paired_auroc_difference,
 )
 from refdiff.agent.report.schema import Alpha, Verdict
 from refdiff.agent.verdict.rates import verdict_rates
@@ -55,13 +56,14 @@ class ImageResult(_Model):
 
 class ReadingEffect(_Model):
     """What the language model's reading adds on the images that the score passes: image AUROC of each, and of the sum of
-    their ranks (`both`). Null with one class only."""
+    their ranks (`both`). gain: 95 % interval (paired bootstrap) of `both` minus `score`. Null with one class only."""
 
     n_good: int
     n_bad: int
     score: float | None
     reading: float | None
     both: float | None
+    gain: Interval | None
 
 
 class Changed(_Model):
@@ -172,23 +174,26 @@ def build_results(
             "review_rate": rates.review.interval,
         },
         detection=detection,
-        reading=_reading_effect(per_image),
+        reading=_reading_effect(per_image, seed),
         notes=[*data.notes, *notes],
     )
 
 
-def _reading_effect(per_image: Sequence[ImageResult]) -> ReadingEffect | None:
+def _reading_effect(per_image: Sequence[ImageResult], seed: int) -> ReadingEffect | None:
     """None where nothing was read."""
     passed = [(r.label, r.score, r.reading) for r in per_image if r.score_passes and r.reading is not None]
     if not passed:
         return None
     labels, scores, readings = zip(*passed, strict=True)
+    both = rankdata(scores) + rankdata(readings)
+    gain = paired_auroc_difference(labels, both, rankdata(scores), seed=seed)
     return ReadingEffect(
         n_good=labels.count(0),
         n_bad=labels.count(1),
         score=image_auroc(labels, scores),
         reading=image_auroc(labels, readings),
-        both=image_auroc(labels, rankdata(scores) + rankdata(readings)),
+        both=image_auroc(labels, both),
+        gain=gain and gain.interval,
     )
 
 
@@ -242,6 +247,8 @@ def print_results(results: EvaluationResults, console: Console | None = None) ->
     if (read := results.reading) is not None:
         aurocs = (("score", read.score), ("reading", read.reading), ("both", read.both))
         told = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in aurocs)
+        if read.gain is not None:
+            told += f" (both minus score {read.gain[0]:+.3f} to {read.gain[1]:+.3f}, 95 %)"
         console.print(
             f"on the {read.n_good} good and {read.n_bad} defective images that the score passes, image AUROC: {told}",
             highlight=False,

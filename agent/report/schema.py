@@ -175,7 +175,7 @@ class Software(_Model):
 
     version: str
     weights_sha256: str  # one digest of everything that scores depend on
-    weights: dict[str, str] = {}  # sha256 of each weight file
+    weights: dict[str, str] = {}  # sha256 of each weight file; difference: "none" without a trained network
 
 
 class Specification(_Model):

@@ -39,17 +39,22 @@ class TransformersBackbone(nn.Module):
             raise InputError(f"{folder}: no folder with config.json and safetensors of a transformers backbone")
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+            how: dict[str, Any] = {
+                "local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True
+            }  # fmt: skip
             self._tower = getattr(config, "vision_config", config) if "siglip" in config.model_type else None
             if self._tower is not None:
-                net: Any = SiglipVisionModel.from_pretrained(folder, config=self._tower, **how)
+                net, loaded = SiglipVisionModel.from_pretrained(folder, config=self._tower, **how)
                 config, widths = self._tower, [self._tower.hidden_size] * len(STRIDES)
             else:
                 kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
                 depth = len(config.stage_names) - 1  # without the stem
                 config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
-                net = kind.from_pretrained(folder, config=config, **how)
+                net, loaded = kind.from_pretrained(folder, config=config, **how)
                 widths = [int(c) for c in net.channels]
+            # norms of one dimension begin at 1 and 0, everything else at random
+            if missing := sorted(k for k in loaded["missing_keys"] if net.get_parameter(k).ndim > 1):
+                raise ValueError(f"weights of {missing[0]} and {len(missing) - 1} more are missing")
             self.channels = dict(zip(STRIDES, widths, strict=True))
             self._patch = int(getattr(config, "patch_size", 1) or 1)
             about = folder / "preprocessor_config.json"

@@ -119,7 +119,7 @@ def build_model(settings: ModelSettings, progress: Progress = silent, *, again: 
     Raises UnavailableError (no package index), StorageError (changed files, disk full), InputError (own encoder).
     """
     if reason := unfit(settings):
-        raise InputError(f"{reason}; or unset REFDIFF_ENCODER, REFDIFF_DIFFERENCE_WEIGHTS and REFDIFF_LANGUAGE_WEIGHTS")
+        raise InputError(f"{reason}; unset REFDIFF_ENCODER" if settings.encoder else reason)
     folder = model_folder(settings)
     if is_built(folder) and not again:
         return folder

@@ -18,7 +18,6 @@ from refdiff.agent.evaluation.metrics import Detection, PixelMetrics
 from refdiff.agent.evaluation.results import (
     EvaluationResults,
     ImageResult,
-    ReadingEffect,
     build_results,
     print_results,
 )
@@ -264,13 +263,16 @@ def test_reading_is_compared_with_the_score_where_the_score_passes() -> None:
         return ImageResult(path="a", label=label, score=score, p_value=0.5, verdict=P, reference=None, ms=1.0,
                            score_passes=passes, reading=reading)  # fmt: skip
 
-    rows = [row(0, 0.1, 0.2), row(0, 0.2, 0.7), row(1, 0.15, 0.9), row(1, 0.3, 0.6), row(1, 9.0, 0.0, passes=False)]
+    rows = [row(0, 0.1, 0.2), row(0, 0.3, 0.1), row(1, 0.2, 0.9), row(1, 0.25, 0.15), row(1, 9.0, 0.0, passes=False)]
     data = DataSet("bottle", "mvtec", Path(), test=())
     read = build_results(
         data, rows, alpha=Alpha(requested=0.01, attained=0.02), references=1, goldens=40, weights_sha256="ab", weights={},
         version="0.1.0",
     ).reading  # fmt: skip
-    assert read == ReadingEffect(n_good=2, n_bad=2, score=0.75, reading=0.75, both=0.75)
+    assert read is not None
+    assert (read.n_good, read.n_bad, read.score, read.reading, read.both) == (2, 2, 0.5, 0.75, 0.875)
+    assert read.gain is not None
+    assert read.gain[0] <= 0.375 <= read.gain[1]
     assert results().reading is None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.defect_types import UNKNOWN
@@ -18,6 +20,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.fit import check_parts, fit_product
 from refdiff.tools.inspection.calibration import calibrate, weights_in_use
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.inspection import regions_of
@@ -108,7 +111,24 @@ def test_part_is_inspected_with_an_encoder_that_no_network_was_trained_on(
         region = regions_of(results[1], calibration.pixel_threshold, at_least_one=True)[0]
         assert (region.type, region.type_confidence) == (UNKNOWN, 0.0)
         with pytest.raises(InputError, match="train difference --encoder"):
-            _ = workspace.trained_difference
+            fit_product(workspace, "label", "somebody")
+        with pytest.raises(InputError, match="train difference --encoder"):
+            check_parts(workspace, "label")
+
+
+def test_half_precision_weights_compute_in_float32_and_missing_ones_are_refused(tmp_path: Path) -> None:
+    folder = _vit(tmp_path / "net")
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v.half() for k, v in weights.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    image = np.zeros((96, 96, 3), np.uint8)
+    assert Encoder(ModelSettings(encoder=folder, working_px=96)).embed(image).maps[8].isfinite().all()
+    other = _vit(tmp_path / "other")
+    some = {k: v for k, v in load_file(other / "model.safetensors").items() if "layer.1." not in k}
+    save_file(some, other / "model.safetensors")
+    with pytest.raises(InputError, match="missing"):
+        Encoder(ModelSettings(encoder=other))
 
 
 def test_folder_without_a_backbone_is_refused(tmp_path: Path) -> None:

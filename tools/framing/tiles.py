@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.difference.encoder import work_size
+
+T = TypeVar("T", bound=np.generic)
 
 TILE_PX = 320  # side of a tile, work px
 _OVERLAP_PX = 64
@@ -22,6 +25,11 @@ class Tile:
     x: int
     h: int
     w: int
+
+    def of(self, plane: NDArray[T], stride: int) -> NDArray[T]:
+        """Its part of a plane of the whole grid, (..., h, w) at a stride."""
+        y, x = self.y // stride, self.x // stride
+        return plane[..., y : y + self.h // stride, x : x + self.w // stride]
 
 
 def grid_tiles(frame: tuple[int, int], working_px: int, least: int) -> list[Tile]:

@@ -86,11 +86,12 @@ def fit_product(
     samples of too few parts, UnavailableError where some of them were retired meanwhile.
     """
     started, recipe = time.perf_counter(), recipe or ProductRecipe()
+    shared = workspace.trained_difference
     halves = _halved(workspace, product)
     place_goldens(workspace, product, progress)
     fit = _Fit(workspace, product, references or workspace.settings.references, progress)
     kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
-    shared, weights = workspace.trained_difference, pack_networks([net for net, _ in kept_halves])
+    weights = pack_networks([net for net, _ in kept_halves])
     nets = unpack_networks(weights, shared.config)  # as they will be read again
     scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in nets]
     checks = []
@@ -116,7 +117,8 @@ def fit_product(
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
-    """Raises InputError with golden samples of too few parts."""
+    """Raises InputError with golden samples of too few parts, and without a network trained on the encoder in use."""
+    _ = workspace.trained_difference
     _halved(workspace, product)
 
 

@@ -133,9 +133,11 @@ def score_difference(
     size, network = map_size(query.shape), network or references[0].workspace.difference
     views = [ReferenceViews(r, grid) for r in references]
     fine, coarse, conditions = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE), LightAndFocus()
+    back = OnPhoto(query.shape, grid)
+    ignored = back.onto(ignore) > 0.5 if ignore is not None and ignore.any() else None
     for seen in tiles:
         here = [v.view(seen) for v in views]
-        conditions.add(seen.picture.pixels, here[0])
+        conditions.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
         made = network.compare(seen.picture.pixels, seen.maps, here)
         fine.add("cells", seen.tile, fuse(patch_distance(seen.maps, here).numpy(), made.logits.numpy(), network.power))
         fine.add("types", seen.tile, made.types.numpy())
@@ -143,9 +145,8 @@ def score_difference(
         coarse.add("reached", seen.tile, reaches.numpy().astype(np.float32))
     reached = coarse.mean("reached")
     keep = cv2.resize(reached, _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0.5
-    back = OnPhoto(query.shape, grid)
-    if ignore is not None and ignore.any():
-        keep &= back.onto(ignore) <= 0.5
+    if ignored is not None:
+        keep &= ~ignored
     cells = fine.mean("cells") * keep
     # half a cell of smoothing: the map must not show the grid
     large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)

