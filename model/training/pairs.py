@@ -35,7 +35,7 @@ Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> c
 
 PAIR_PX = 256
 NO_TYPE = 255
-_UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
+UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def read_photo(path: Path) -> RgbImage:
     return image
 
 
-def _mask_of(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
+def read_mask(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The truth of a photo that has a mask, (H, W) bool at `size`."""
     assert photo.mask is not None
     grey = cv2.cvtColor(decode_image(photo.mask.read_bytes(), name=str(photo.mask)), cv2.COLOR_RGB2GRAY)
     mask = (grey >= 128) != photo.mask_inverted
@@ -231,7 +232,7 @@ def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: N
     if photo.boxes:
         mask = _boxes_mask(photo, query, references[0], types)
     elif photo.mask is not None:
-        mask = _mask_of(photo, size)
+        mask = read_mask(photo, size)
         if photo.type:
             types[mask] = type_index(photo.type)
     draft = Draft(query, references, mask, types, None, real=True)
@@ -400,7 +401,7 @@ def cell_targets(
     if mask is None:
         return np.zeros((h, w), np.uint8), kind
     share = mask.reshape(h, 4, w, 4).mean((1, 3))
-    cells = share >= _UNSURE_UP_TO
+    cells = share >= UNSURE_UP_TO
     if mask.any() and not cells.any():
         cells = share >= share.max()
     return cells.astype(np.uint8), kind
