@@ -255,7 +255,8 @@ class ToolContext:
         if known is None:
             return None
         nearest = self.canonical.comparison.nearest
-        seen = sight(self.find_capture().sha256, nearest.golden, nearest.alignment, result.measurement)
+        photo, alignment = self.find_capture().sha256, nearest.alignment
+        seen = sight(photo, nearest.golden, alignment, result.extent.box, result.measurement)
         with self._clock.stage("names"):
             found = similar(self.workspace, known, seen)
         if found is None:

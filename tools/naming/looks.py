@@ -41,10 +41,10 @@ def weights_digest(workspace: Workspace) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def sight(photo: str, golden: Golden, alignment: Alignment, measured: Measurement) -> Sight:
-    """What it takes to look at a region of an inspection. photo: sha256."""
+def sight(photo: str, golden: Golden, alignment: Alignment, box: Box, measured: Measurement) -> Sight:
+    """What it takes to look at a region of an inspection. photo: sha256. box: of its extent, as reports have it."""
     return Sight(
-        photo, golden.sha256, alignment.ok, tuple(alignment.matrix.flatten().tolist()), measured.box,
+        photo, golden.sha256, alignment.ok, tuple(alignment.matrix.flatten().tolist()), box,
         measured.length_px, measured.width_px, measured.area_px,
     )  # fmt: skip
 

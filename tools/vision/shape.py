@@ -1,8 +1,9 @@
-"""Length and width of a mask, skeleton lengths included."""
+"""Masks: length and width, skeleton lengths included; which of them touch or continue each other."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -11,16 +12,80 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from refdiff.model.images import Mask
+from refdiff.model.images import Box, Mask
 
 _EIGHT = np.ones((3, 3), np.uint8)  # 8-connected neighbours
 
 MIN_LINE_ASPECT = 4.0  # length over width from which a shape is a line
+_MIN_STRIP = 3.0  # the same of a stretch, a gap and a stretch, each as long as the others
+
+
+def tight(mask: Mask, corner: tuple[int, int]) -> tuple[Box, Mask]:
+    """A mask cut to what is in it, and its box; corner: x, y of its first px. At least one px must be set."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    box = (corner[0] + x, corner[1] + y, corner[0] + x + w, corner[1] + y + h)
+    return box, np.ascontiguousarray(mask[y : y + h, x : x + w])
+
+
+def union(parts: Sequence[tuple[Box, Mask]]) -> tuple[Box, Mask]:
+    """Masks, each on its box, as one on the box round all."""
+    boxes = np.array([box for box, _ in parts])
+    (x0, y0), (x1, y1) = boxes[:, :2].min(0).tolist(), boxes[:, 2:].max(0).tolist()
+    whole = np.zeros((y1 - y0, x1 - x0), bool)
+    for box, mask in parts:
+        whole[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0] |= mask
+    return (x0, y0, x1, y1), whole
+
+
+def belong_together(one: tuple[Box, Mask], other: tuple[Box, Mask], reach: float) -> bool:
+    """Are two masks, each on its box, pieces of one thing: at most `reach` px apart, or of one line?
+
+    Of a line: neither is shorter than the gap, and the gap with as much of both lies on a strip that is at least as narrow
+    as the gap is long. One of them has to be a line itself: two spots beside each other stay two.
+    """
+    a, b = (_outline(*piece) for piece in (one, other))
+    sides = [_sides(points) for points in (a, b)]
+    shorter = min(max(s) for s in sides)
+    apart = np.maximum(np.maximum(a.min(0) - b.max(0), b.min(0) - a.max(0)), 0)
+    if math.hypot(*apart) > max(reach, shorter):
+        return False
+    if _overlap(one, other):
+        return True
+    distance, nearest = cKDTree(a).query(b)
+    k = int(distance.argmin())
+    gap = float(distance[k])
+    if gap <= reach:
+        return True
+    if gap > shorter or not (is_line(one[1]) or is_line(other[1])):
+        return False
+    ends = [p[np.hypot(*(p - at).T) <= gap] for p, at in ((a, a[int(nearest[k])]), (b, b[k]))]
+    long, wide = _sides(np.concatenate(ends))
+    return long >= _MIN_STRIP * wide
+
+
+def _outline(box: Box, mask: Mask) -> NDArray[np.float32]:
+    """(n, 2) x, y of the px at the borders of a mask, holes included."""
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=box[:2])
+    return np.concatenate(found)[:, 0].astype(np.float32)
+
+
+def _sides(points: NDArray[np.float32]) -> tuple[float, float]:
+    """(length, width) px of the smallest box, turned in any way, round the px at those centres."""
+    _, sides, _ = cv2.minAreaRect(points)
+    return max(sides) + 1.0, min(sides) + 1.0
+
+
+def _overlap(one: tuple[Box, Mask], other: tuple[Box, Mask]) -> bool:
+    (a, mine), (b, its) = one, other
+    x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    if x0 >= x1 or y0 >= y1:
+        return False
+    shared = mine[y0 - a[1] : y1 - a[1], x0 - a[0] : x1 - a[0]] & its[y0 - b[1] : y1 - b[1], x0 - b[0] : x1 - b[0]]
+    return bool(shared.any())
 
 
 def is_line(mask: Mask) -> bool:
-    _, sides, _ = cv2.minAreaRect(cv2.findNonZero(mask.astype(np.uint8)))
-    long = max(sides) + 1.0
+    long, _ = _sides(cv2.findNonZero(mask.astype(np.uint8)))
     return bool(long**2 >= MIN_LINE_ASPECT * mask.sum())
 
 
@@ -32,9 +97,7 @@ def filled(mask: NDArray[np.uint8]) -> Mask:
 
 def length_and_width(mask: Mask, sigma: float) -> tuple[float, float]:
     """(length, width) in px of a mask that was cut after smoothing by `sigma` px."""
-    points = cv2.findNonZero(mask.astype(np.uint8))
-    _, sides, _ = cv2.minAreaRect(points)
-    long, short = max(sides) + 1.0, min(sides) + 1.0  # from pixel centres to pixel borders
+    long, short = _sides(cv2.findNonZero(mask.astype(np.uint8)))
     area = float(mask.sum())
     joined = bridged(mask)
     inner = cv2.distanceTransform(np.pad(joined, 1).astype(np.uint8), cv2.DIST_L2, 5)
