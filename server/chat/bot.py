@@ -20,6 +20,7 @@ from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import (
@@ -154,7 +155,11 @@ class ChatBot:
     def summary(self, inspection_id: str) -> ReportSummary:
         """The summary of a filed report. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
-        return summarise(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
+        stores = self.service.stores
+        return summarise(
+            report, stores.dispositions.get(inspection_id), self._public_url, named=stores.defect_names.of(inspection_id),
+            known_names=self.service.names.known(report.product),
+        )  # fmt: skip
 
     def decide(
         self, inspection_id: str, decision: Literal["accept", "override"], user: str, user_name: str, reason: str
@@ -163,8 +168,24 @@ class ChatBot:
         self.check_may_decide(user)
         return self.service.people.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
+    def name_finding(
+        self, inspection_id: str, finding: str, typed: str, chosen: str, user: str, user_name: str
+    ) -> Naming:
+        """What a person calls a finding: a name that they typed, or one of those that are known.
+
+        Raises InputError (not on the list of those who decide, neither or both given, not a name), UnknownRecordError.
+        """
+        self.check_may_decide(user)
+        typed, chosen = typed.strip(), chosen.strip()
+        if typed and chosen and typed != chosen:
+            raise InputError(f"you chose {chosen!r} and typed {typed!r}; leave one of them empty")
+        if not (name := typed or chosen):
+            raise InputError("no name was given; choose one or type a new one")
+        note = f"named in {self._platform.name.title()}"
+        return self.service.names.name(inspection_id, finding, name, self._who(user, user_name), note)
+
     def check_may_decide(self, user: str) -> None:
-        """Raises InputError for somebody who is not on the list of those who decide, or may not read."""
+        """Raises InputError for somebody who is not on the list of those who decide and name, or may not read."""
         if not may_decide(self._deciders, user):
             raise InputError(
                 f"you ({user}) may not decide about inspections; ask your administrator to add you to "
