@@ -276,9 +276,10 @@ def _outlined(canvas: RgbImage, finding: Finding, outline: Outline, box: Box) ->
     wide, tall = box[2] - box[0], box[3] - box[1]
     how = cv2.INTER_AREA if wide < inside.shape[1] else cv2.INTER_NEAREST
     line = _outline_px(canvas)
-    around = 2 * (line + 2)
+    clear = line + 4  # px between it and what it goes round: half the stroke, its casing and its soft edge
+    around = 2 * clear
     shown = np.pad((cv2.resize(inside, (wide, tall), interpolation=how) > 0).astype(np.uint8), around)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 5, 2 * line + 5))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * clear + 1, 2 * clear + 1))
     contours, _ = cv2.findContours(cv2.dilate(shown, disc), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     _stroke(canvas, contours, line, (box[0] - around, box[1] - around))
     height, width = canvas.shape[:2]

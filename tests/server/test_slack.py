@@ -395,6 +395,68 @@ def test_only_listed_slack_users_may_decide_a_review(
     assert service.stores.dispositions.get(inspection_id) == decided
 
 
+def name_submitted(
+    slack: FakeSlack, url: str, view: dict[str, Any], user: str, finding: str, known: str | None, typed: str | None
+) -> Any:
+    """What Slack gets for the dialog: a select that a dialog does not have is not in its state either."""
+    given: dict[str, dict[str, Any]] = {
+        "finding": {"type": "static_select", "selected_option": {"value": finding}},
+        "known": {"type": "static_select", "selected_option": {"value": known} if known else None},
+        "name": {"type": "plain_text_input", "value": typed},
+    }
+    values = {b["block_id"]: {b["block_id"]: given[b["block_id"]]} for b in view["blocks"]}
+    return slack.interact(url, {
+        "type": "view_submission", "user": {"id": user, "name": user.lower(), "team_id": TEAM},
+        "view": view | {"id": "V1", "type": "modal", "state": {"values": values}},
+    })  # fmt: skip
+
+
+def test_listed_slack_users_name_a_finding_with_a_new_name_or_one_that_is_known(
+    review: tuple[InspectionService, str, str], slack: FakeSlack
+) -> None:
+    service, url, inspection_id = review
+    found = [f.id for f in service.report(inspection_id).findings]
+    press(slack, url, "refdiff_name", inspection_id, "U3")
+    [told] = wait(lambda: slack.of("chat.postEphemeral"))
+    assert (told["user"], "REFDIFF_SLACK_DECIDERS" in told["text"]) == ("U3", True)
+    assert slack.of("views.open") == []
+
+    press(slack, url, "refdiff_name", inspection_id, "UQA")
+    [opened] = wait(lambda: slack.of("views.open"))
+    blocks = {b["block_id"]: b for b in opened["view"]["blocks"]}
+    assert set(blocks) == {"finding", "name"}  # nothing has a name yet
+    assert [o["value"] for o in blocks["finding"]["element"]["options"]] == found
+    assert blocks["name"]["optional"] is False
+    for user, finding, typed, says in (
+        ("U3", "f1", "Oil spot", "may not decide"), ("UQA", "f1", "<b>", "letters, digits"),
+        ("UQA", "f1", None, "no name was given"), ("UQA", "f99", "Oil spot", "no finding 'f99'"),
+    ):  # fmt: skip
+        answer = name_submitted(slack, url, opened["view"], user, finding, None, typed)
+        assert says in answer.json()["errors"]["name"]
+    assert service.stores.defect_names.of(inspection_id) == {}
+
+    assert name_submitted(slack, url, opened["view"], "UQA", "f1", None, "Oil spot").status_code == 200
+    [update] = wait(lambda: [u for u in slack.of("chat.update") if "Oil spot" in str(u["blocks"])])
+    assert "f1: Oil spot, by uqa (slack UQA)" in str(update["blocks"])
+    named = service.stores.defect_names.of(inspection_id)["f1"]
+    assert (named.name, named.by, named.note) == ("Oil spot", "uqa (slack UQA)", "named in Slack")
+    [record] = [r for r in service.stores.audit.of(inspection_id) if r.kind == "defect_name"]
+    assert (record.by, record.facts["name"]) == ("uqa (slack UQA)", "Oil spot")
+
+    press(slack, url, "refdiff_name", inspection_id, "U2")
+    again = wait(lambda: slack.of("views.open")[1:])[0]["view"]
+    assert [o["value"] for b in again["blocks"] if b["block_id"] == "known" for o in b["element"]["options"]] == [
+        "Oil spot"
+    ]
+    both = name_submitted(slack, url, again, "U2", found[-1], "Oil spot", "dust")
+    assert "leave one of them empty" in both.json()["errors"]["name"]
+    assert name_submitted(slack, url, again, "U2", found[-1], "Oil spot", None).status_code == 200
+    assert service.stores.defect_names.of(inspection_id)[found[-1]].name == "Oil spot"
+    assert name_submitted(slack, url, again, "U2", "f1", None, "dust").status_code == 200  # corrected
+    assert service.stores.defect_names.of(inspection_id)["f1"].before == "Oil spot"
+    assert service.stores.dispositions.get(inspection_id) is None  # a name decides nothing
+
+
 def test_zoom_button_posts_crops_and_accept_button_files_a_disposition(
     review: tuple[InspectionService, str, str], slack: FakeSlack
 ) -> None:

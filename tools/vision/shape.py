@@ -17,7 +17,7 @@ from refdiff.model.images import Box, Mask
 _EIGHT = np.ones((3, 3), np.uint8)  # 8-connected neighbours
 
 MIN_LINE_ASPECT = 4.0  # length over width from which a shape is a line
-_MIN_STRIP = 3.0  # the same of a stretch, a gap and a stretch, each as long as the others
+_MIN_STRIP = 3.0  # the same of a stretch, a gap and a stretch, each as long as the others: no wider than one is long
 
 
 def tight(mask: Mask, corner: tuple[int, int]) -> tuple[Box, Mask]:
@@ -40,8 +40,8 @@ def union(parts: Sequence[tuple[Box, Mask]]) -> tuple[Box, Mask]:
 def belong_together(one: tuple[Box, Mask], other: tuple[Box, Mask], reach: float) -> bool:
     """Are two masks, each on its box, pieces of one thing: at most `reach` px apart, or of one line?
 
-    Of a line: neither is shorter than the gap, and the gap with as much of both lies on a strip that is at least as narrow
-    as the gap is long. One of them has to be a line itself: two spots beside each other stay two.
+    Of a line: neither is shorter than the gap, and the gap with as much of both lies on a strip no wider than the gap is
+    long, and wider than theirs by a third of it at most. One of them has to be a line itself: two spots stay two.
     """
     a, b = (_outline(*piece) for piece in (one, other))
     sides = [_sides(points) for points in (a, b)]
@@ -60,7 +60,8 @@ def belong_together(one: tuple[Box, Mask], other: tuple[Box, Mask], reach: float
         return False
     ends = [p[np.hypot(*(p - at).T) <= gap] for p, at in ((a, a[int(nearest[k])]), (b, b[k]))]
     long, wide = _sides(np.concatenate(ends))
-    return long >= _MIN_STRIP * wide
+    aside = wide - max(_sides(end)[1] for end in ends)
+    return long >= _MIN_STRIP * wide and gap >= _MIN_STRIP * aside
 
 
 def _outline(box: Box, mask: Mask) -> NDArray[np.float32]:
