@@ -82,10 +82,10 @@ def _basins(heat: F32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             other = around[dy : dy + h, dx : dx + w]
             up = other > highest
             highest, to = np.where(up, other, highest), np.where(up, named[dy : dy + h, dx : dx + w], to)
-    to = to.ravel()
-    while not np.array_equal(further := to[to], to):
-        to = further
-    top, basin = np.unique(to, return_inverse=True)
+    top_of = to.ravel()
+    while not np.array_equal(further := top_of[top_of], top_of):
+        top_of = further
+    top, basin = np.unique(top_of, return_inverse=True)
     return basin.reshape(h, w), top
 
 

@@ -70,7 +70,7 @@ def _outline(box: Box, mask: Mask) -> NDArray[np.float32]:
     return np.concatenate(found)[:, 0].astype(np.float32)
 
 
-def _sides(points: NDArray[np.float32]) -> tuple[float, float]:
+def _sides(points: NDArray) -> tuple[float, float]:
     """(length, width) px of the smallest box, turned in any way, round the px at those centres."""
     _, sides, _ = cv2.minAreaRect(points)
     return max(sides) + 1.0, min(sides) + 1.0
