@@ -8,6 +8,8 @@ meet, but a faint stretch of one line. Basins by steepest ascent, merged over th
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -18,64 +20,75 @@ _HALF = 0.5  # of a peak: the height between two that makes them two
 _CELL_PX = 8  # cells are shrunk to this: the map shows nothing finer
 
 
-def lobes(heat: F32, region: Mask, smallest: float, cell: float) -> list[Mask]:
-    """The lobes of a connected region (H, W) bool of a map (H, W); together they are the region.
+def lobes(heat: F32, connected: Mask, above: Mask, smallest: float, cell: float) -> list[Mask]:
+    """The lobes of what is above the threshold, (H, W) bool, in a connected area (H, W) of a map (H, W).
 
-    heat: with some of what surrounds the region. smallest: px of area that a lobe has at least. cell: px of the map that it
-    cannot tell apart.
+    heat: with some of what surrounds the area. smallest: px above the threshold that a lobe has at least, where there are
+    several. cell: px of the map that it cannot tell apart.
     """
+    region = connected & above
     step = max(1.0, cell / _CELL_PX)
     size = (max(1, round(heat.shape[1] / step)), max(1, round(heat.shape[0] / step)))
-    small, inside = heat, region
+    small, inside, counted = heat, connected, region
     if step > 1:
         small = np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_AREA), np.float32)
-        inside = cv2.resize(region.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    lobe = _merged(small, inside, smallest / step**2)
+        inside, counted = (
+            cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in (connected, region)
+        )
+    lobe = _merged(small, inside, counted, smallest / step**2)
     if step > 1:
-        lobe = np.asarray(cv2.resize(lobe, heat.shape[::-1], interpolation=cv2.INTER_NEAREST))
+        lobe = np.asarray(cv2.resize(lobe.astype(np.int32), heat.shape[::-1], interpolation=cv2.INTER_NEAREST))
     return [(lobe == number) & region for number in np.unique(lobe[region])]
 
 
-def _merged(heat: F32, inside: Mask, smallest: float) -> NDArray[np.int32]:
-    """(H, W): the number of the lobe that each px belongs to, or would belong to."""
-    basin, top = _basins(np.where(inside, heat, 0))
-    peak = heat.ravel()[top]
-    area = np.bincount(basin[inside], minlength=len(top)).astype(float)
-    root = np.arange(len(top))  # of the basins: the lobe each is part of
+def _merged(heat: F32, inside: Mask, counted: Mask, smallest: float) -> NDArray[np.int64]:
+    """(H, W): the number of the lobe that each px inside belongs to. counted: what counts as its area."""
+    basin, top = _basins(heat, inside)
+    peaks = heat.ravel()[top]  # of the basins
+    peak, area = peaks.tolist(), np.bincount(basin[counted], minlength=len(top)).tolist()  # of the lobes
+    parent = list(range(len(top)))
+
+    def lobe(k: int) -> int:
+        while parent[k] != k:
+            parent[k] = k = parent[parent[k]]
+        return k
+
+    def is_line(lobes: tuple[int, int], height: float, at: tuple[int, int]) -> bool:
+        """Is what joins two lobes over a pass at (y, x) longer than wide, each by a factor of two in height?"""
+        high = np.flatnonzero(peaks >= height / _HALF)
+        owner = np.full(len(top), -1)
+        owner[high] = [lobe(k) for k in high.tolist()]
+        strong = heat >= height / _HALF
+        long = sum(_distance(strong & inside & (owner[basin] == one), at) for one in lobes)
+        return 2 * _distance(heat <= _HALF * height, at) < long
+
     apart: list[tuple[int, int]] = []
     for one, other, height, place in _passes(heat, basin, inside):
-        a, b = sorted((int(root[one]), int(root[other])), key=lambda k: -peak[k])
+        a, b = sorted((lobe(one), lobe(other)), key=lambda k: -peak[k])
         # of several passes between two lobes the highest, which came first, has decided
-        if a == b or any({root[i], root[j]} == {a, b} for i, j in apart):
+        if a == b or any({lobe(i), lobe(j)} == {a, b} for i, j in apart):
             continue
-        if (
-            height <= _HALF * peak[b]
-            and min(area[a], area[b]) >= smallest
-            and not _is_line(heat, root[basin], a, b, height, divmod(place, heat.shape[1]))
-        ):
+        two = height <= _HALF * peak[b] and min(area[a], area[b]) >= smallest
+        if two and not is_line((a, b), height, divmod(place, heat.shape[1])):
             apart.append((a, b))
             continue
-        root[root == b] = a
+        parent[b] = a
         area[a] += area[b]
-    return np.asarray(root[basin], np.int32)
+    return np.array([lobe(k) for k in range(len(top))])[basin]
 
 
-def _is_line(heat: F32, lobe: NDArray[np.int64], a: int, b: int, height: float, at: tuple[int, int]) -> bool:
-    """Is what joins two lobes over a pass of that height at (y, x) longer than wide, each measured by a factor of two?"""
-    strong = heat > height / _HALF
-    long = 0.0
-    for number in (a, b):
-        points = np.argwhere(strong & (lobe == number))
-        long += float(np.hypot(*(points - at).T).min()) if len(points) else 0.0
-    low = np.argwhere(heat <= _HALF * height)
-    return bool(len(low)) and 2 * float(np.hypot(*(low - at).T).min()) < long
+def _distance(mask: Mask, at: tuple[int, int]) -> float:
+    """px from (y, x) to the nearest px of a mask; infinite for none."""
+    points = np.argwhere(mask)
+    return float(np.hypot(*(points - at).T).min()) if len(points) else math.inf
 
 
-def _basins(heat: F32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(H, W): the basin of each px, numbered from 0; and the flat index of the peak of each."""
+def _basins(heat: F32, inside: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(H, W): the basin of each px inside, numbered from 0; and the flat index of the peak of each."""
+    heat = np.where(inside, heat, -1)
     h, w = heat.shape
     number = np.arange(heat.size).reshape(h, w)
-    around, named = np.pad(heat, 1, constant_values=-1), np.pad(number, 1)
+    around, named = np.pad(heat, 1, constant_values=-2), np.pad(number, 1)
     highest, to = heat, number
     for dy in range(3):
         for dx in range(3):
@@ -85,8 +98,10 @@ def _basins(heat: F32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     top_of = to.ravel()
     while not np.array_equal(further := top_of[top_of], top_of):
         top_of = further
-    top, basin = np.unique(top_of, return_inverse=True)
-    return basin.reshape(h, w), top
+    top = np.flatnonzero((top_of == number.ravel()) & inside.ravel())
+    numbered = np.zeros(heat.size, np.int64)
+    numbered[top] = np.arange(len(top))
+    return numbered[top_of].reshape(h, w), top
 
 
 def _passes(heat: F32, basin: NDArray[np.int64], inside: Mask) -> list[tuple[int, int, float, int]]:
@@ -106,5 +121,5 @@ def _passes(heat: F32, basin: NDArray[np.int64], inside: Mask) -> list[tuple[int
     a, b, height, place = (np.concatenate(values) for values in zip(*found, strict=True))
     order = np.argsort(-height, kind="stable")
     a, b, height, place = a[order], b[order], height[order], place[order]
-    _, first = np.unique(np.stack([a, b]), axis=1, return_index=True)
+    _, first = np.unique(a * heat.size + b, return_index=True)
     return [(int(a[i]), int(b[i]), float(height[i]), int(place[i])) for i in np.sort(first)]

@@ -118,12 +118,9 @@ def find_regions(
         # with what surrounds it: a line is lower on either side
         x0, y0, x1, y1 = widen((at[1].start, at[0].start, at[1].stop, at[0].stop), max(connected.shape), 1, (h, w))
         heat, connected = anomaly_map[y0:y1, x0:x1], labels[y0:y1, x0:x1] == index
-        for lobe in lobes(heat, connected, smallest, side):
-            mask = lobe & above[y0:y1, x0:x1]
-            if not mask.any():
-                continue
-            peak = float(heat[mask].max())
-            mask &= heat > MIN_RELATIVE_PEAK * peak
+        for lobe in lobes(heat, connected, above[y0:y1, x0:x1], smallest, side):
+            peak = float(heat[lobe].max())
+            mask = lobe & (heat > MIN_RELATIVE_PEAK * peak)
             if mask.sum() >= smallest:
                 found.append((peak, *tight(mask, (x0, y0))))
     found.sort(key=lambda f: -f[0])
