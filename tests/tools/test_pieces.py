@@ -16,7 +16,7 @@ from refdiff.agent.report.schema import Finding, Location
 from refdiff.model.images import Box, Mask
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
-from refdiff.tools.vision.regions import MAP_PX, Region, find_regions, map_size, merged
+from refdiff.tools.vision.regions import MAP_PX, MAX_REGIONS, Region, find_regions, map_size, merged
 from refdiff.tools.vision.shape import belong_together, tight, union
 
 SIZE = (240, 320)
@@ -116,6 +116,40 @@ def test_halo_of_a_strong_defect_does_not_hide_a_weak_one_beside_it() -> None:
     assert cv2.connectedComponents((heat > low).astype(np.uint8))[0] - 1 == 1
     strong, weak = find_regions(heat, low, cell=CELL)
     assert (strong.peak, weak.peak) == (1.0, pytest.approx(0.09))
+
+
+@pytest.mark.parametrize("apart", [11, 13])
+@pytest.mark.parametrize("count", [26, 42, 60, 100])
+def test_lobes_too_small_to_be_regions_join_their_neighbour(apart: int, count: int) -> None:
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    peaks = [np.exp(-((x - 150 - at) ** 2 + (y - 120) ** 2) / 18) for at in (0, apart)]
+    heat = np.maximum(peaks[0], 0.8 * peaks[1]).astype(np.float32)
+    threshold = float(np.sort(heat.ravel())[-count - 1])
+    wanted = int((heat > threshold).sum())
+    found = find_regions(heat, threshold, cell=CELL)
+    assert sum(r.area_px for r in found) == wanted
+    assert len(found) == 1 or min(r.area_px for r in found) >= (CELL / 2) ** 2
+
+
+def test_halo_that_does_not_count_does_not_make_a_lobe() -> None:
+    """Above a very low threshold each of two specks has a wide halo; only together they are large enough."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    near = np.minimum(*(np.hypot(x - 150 - at, y - 120) for at in (0, 14)))
+    heat = np.where(near < 2.6, 1 - 0.1 * near, 0.08 * np.exp(-near / 20)).astype(np.float32)
+    [region] = find_regions(heat, 0.01, cell=CELL)
+    assert region.area_px == int((near < 2.6).sum())
+
+
+def test_texture_takes_no_place_of_another_defect() -> None:
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    near = (x < 180) & (np.abs(y - 120) < 100)
+    texture = np.where(near, (0.55 + 0.45 * np.cos(x * math.pi / 16)) * (0.55 + 0.45 * np.cos(y * math.pi / 16)), 0)
+    heat = np.maximum(texture, 0.3 * spots((110, 60))(0)).astype(np.float32)
+    found = find_regions(heat, THRESHOLD, cell=CELL)
+    assert len(found) < MAX_REGIONS  # none was left out
+    assert any(r.box[0] > 200 for r in found)
+    above = (heat > THRESHOLD) & ((heat > 0.1 * heat.max()) | ~near)
+    assert sum(r.area_px for r in found) >= 0.95 * above.sum()
 
 
 def piece(*points: tuple[float, float], angle: float = 0, wide: int = 2) -> tuple[Box, Mask]:

@@ -20,11 +20,11 @@ _HALF = 0.5  # of a peak: the height between two that makes them two
 _CELL_PX = 8  # cells are shrunk to this: the map shows nothing finer
 
 
-def lobes(heat: F32, connected: Mask, above: Mask, smallest: float, cell: float) -> list[Mask]:
-    """The lobes of what is above the threshold, (H, W) bool, in a connected area (H, W) of a map (H, W).
+def lobes(heat: F32, connected: Mask, above: Mask, smallest: float, halo: float, cell: float, most: int) -> list[Mask]:
+    """The lobes of what is above the threshold, (H, W) bool, in a connected area (H, W) of a map (H, W) >= 0.
 
-    heat: with some of what surrounds the area. smallest: px above the threshold that a lobe has at least, where there are
-    several. cell: px of the map that it cannot tell apart.
+    heat: with some of what surrounds the area. smallest: px above the threshold, and above the part `halo` of its peak, that
+    a lobe has at least, where there are several. cell: px of the map that it cannot tell apart. More than `most` are one.
     """
     region = connected & above
     step = max(1.0, cell / _CELL_PX)
@@ -35,17 +35,29 @@ def lobes(heat: F32, connected: Mask, above: Mask, smallest: float, cell: float)
         inside, counted = (
             cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in (connected, region)
         )
-    lobe = _merged(small, inside, counted, smallest / step**2)
+    if not inside.any():
+        return [region]
+    lobe = _merged(small, inside, counted, smallest / step**2, halo)
     if step > 1:
-        lobe = np.asarray(cv2.resize(lobe.astype(np.int32), heat.shape[::-1], interpolation=cv2.INTER_NEAREST))
-    return [(lobe == number) & region for number in np.unique(lobe[region])]
+        lobe = np.asarray(cv2.resize(lobe, heat.shape[::-1], interpolation=cv2.INTER_NEAREST))
+    numbers = np.flatnonzero(np.bincount(lobe[region]))
+    return [(lobe == number) & region for number in numbers] if len(numbers) <= most else [region]
 
 
-def _merged(heat: F32, inside: Mask, counted: Mask, smallest: float) -> NDArray[np.int64]:
+def _merged(heat: F32, inside: Mask, counted: Mask, smallest: float, halo: float) -> NDArray[np.int32]:
     """(H, W): the number of the lobe that each px inside belongs to. counted: what counts as its area."""
-    basin, top = _basins(heat, inside)
-    peaks = heat.ravel()[top]  # of the basins
-    peak, area = peaks.tolist(), np.bincount(basin[counted], minlength=len(top)).tolist()  # of the lobes
+    padded = np.pad(np.where(inside, heat, -1), 1, constant_values=-1).astype(np.float32)
+    at = np.flatnonzero(padded >= 0)  # of the px inside, here by their number
+    number = np.full(padded.size, -1, np.int32)
+    number[at] = np.arange(len(at))
+    basin, top = _basins(padded, at, number)
+    basins = np.full(padded.shape, -1, np.int32)
+    basins.ravel()[at] = basin
+    basins = basins[1:-1, 1:-1]
+    peak = padded.ravel()[at[top]].tolist()  # of the lobes
+    order = np.argsort(basins[counted], kind="stable")
+    ends = np.cumsum(np.bincount(basins[counted], minlength=len(top)))[:-1]
+    values = [[v] for v in np.split(heat[counted][order], ends)]  # of the lobes: what counts
     parent = list(range(len(top)))
 
     def lobe(k: int) -> int:
@@ -53,73 +65,98 @@ def _merged(heat: F32, inside: Mask, counted: Mask, smallest: float) -> NDArray[
             parent[k] = k = parent[parent[k]]
         return k
 
-    def is_line(lobes: tuple[int, int], height: float, at: tuple[int, int]) -> bool:
-        """Is what joins two lobes over a pass at (y, x) longer than wide, each by a factor of two in height?"""
-        high = np.flatnonzero(peaks >= height / _HALF)
-        owner = np.full(len(top), -1)
-        owner[high] = [lobe(k) for k in high.tolist()]
-        strong = heat >= height / _HALF
-        long = sum(_distance(strong & inside & (owner[basin] == one), at) for one in lobes)
-        return 2 * _distance(heat <= _HALF * height, at) < long
+    def area(of: int, in_lobe: int) -> int:
+        """px of a lobe that count in another, or in itself."""
+        return sum(int(np.count_nonzero(v > halo * peak[in_lobe])) for v in values[of])
 
-    apart: list[tuple[int, int]] = []
-    for one, other, height, place in _passes(heat, basin, inside):
+    def is_line(lobes: tuple[int, int], height: float, y: int, x: int) -> bool:
+        """Is what joins two lobes over a pass at (y, x) longer than wide, each by a factor of two in height?"""
+        low = _nearest_low(heat, _HALF * height, y, x)
+        if math.isinf(low):
+            return False
+        around, middle = _window(heat, y, x, math.ceil(2 * low))
+        strong = (heat[around] >= height / _HALF) & (basins[around] >= 0)
+        points, owners = np.argwhere(strong), [lobe(k) for k in basins[around][strong].tolist()]
+        far = np.hypot(*(points - middle).T)
+        # what is not in the window is further away than counts
+        return 2 * low < sum(float(far[np.equal(owners, one)].min(initial=math.inf)) for one in lobes)
+
+    areas = [area(k, k) for k in range(len(top))]
+    apart: list[set[int]] = [set() for _ in top]
+    for one, other, height, place in _passes(padded, at, number, basin):
         a, b = sorted((lobe(one), lobe(other)), key=lambda k: -peak[k])
         # of several passes between two lobes the highest, which came first, has decided
-        if a == b or any({lobe(i), lobe(j)} == {a, b} for i, j in apart):
+        if a == b or b in apart[a]:
             continue
-        two = height <= _HALF * peak[b] and min(area[a], area[b]) >= smallest
-        if two and not is_line((a, b), height, divmod(place, heat.shape[1])):
-            apart.append((a, b))
+        two = height <= _HALF * peak[b] and min(areas[a], areas[b]) >= smallest
+        y, x = divmod(place, padded.shape[1])
+        if two and not is_line((a, b), height, y - 1, x - 1):
+            apart[a].add(b)
+            apart[b].add(a)
             continue
         parent[b] = a
-        area[a] += area[b]
-    return np.array([lobe(k) for k in range(len(top))])[basin]
+        areas[a] += area(b, a)
+        values[a] += values[b]
+        for k in apart[b]:
+            apart[k].add(a)
+        apart[a] |= apart[b]
+    return np.array([lobe(k) for k in range(len(top))], np.int32)[basins]
 
 
-def _distance(mask: Mask, at: tuple[int, int]) -> float:
-    """px from (y, x) to the nearest px of a mask; infinite for none."""
-    points = np.argwhere(mask)
-    return float(np.hypot(*(points - at).T).min()) if len(points) else math.inf
+def _window(heat: F32, y: int, x: int, reach: int) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    """What lies at most `reach` px beside a place, and where the place is in it."""
+    y0, x0 = max(0, y - reach), max(0, x - reach)
+    return np.s_[y0 : y + reach + 1, x0 : x + reach + 1], (y - y0, x - x0)
 
 
-def _basins(heat: F32, inside: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(H, W): the basin of each px inside, numbered from 0; and the flat index of the peak of each."""
-    heat = np.where(inside, heat, -1)
-    h, w = heat.shape
-    number = np.arange(heat.size).reshape(h, w)
-    around, named = np.pad(heat, 1, constant_values=-2), np.pad(number, 1)
-    highest, to = heat, number
-    for dy in range(3):
-        for dx in range(3):
-            other = around[dy : dy + h, dx : dx + w]
-            up = other > highest
-            highest, to = np.where(up, other, highest), np.where(up, named[dy : dy + h, dx : dx + w], to)
-    top_of = to.ravel()
-    while not np.array_equal(further := top_of[top_of], top_of):
-        top_of = further
-    top = np.flatnonzero((top_of == number.ravel()) & inside.ravel())
-    numbered = np.zeros(heat.size, np.int64)
+def _nearest_low(heat: F32, height: float, y: int, x: int) -> float:
+    """px from a place to the nearest that is at most so high; infinite for none."""
+    reach, end = 4, 2 * max(heat.shape)
+    while True:
+        around, middle = _window(heat, y, x, reach)
+        points = np.argwhere(heat[around] <= height)
+        nearest = float(np.hypot(*(points - middle).T).min(initial=math.inf))
+        if nearest <= reach or reach >= end:
+            return nearest
+        reach *= 2
+
+
+def _basins(
+    padded: F32, at: NDArray[np.int64], number: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(N,): the basin of each of the N px inside, numbered from 0; and the px that is the peak of each.
+
+    padded: the map, -1 outside. at: the px, flat index. number: of each px of the map, -1 outside.
+    """
+    heat, row = padded.ravel(), padded.shape[1]
+    highest, to = heat[at], number[at]
+    for step in (-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1):
+        other, its = heat[at + step], number[at + step]
+        up = (other > highest) | ((other == highest) & (its > to))  # a plain has one peak, not many
+        highest, to = np.where(up, other, highest), np.where(up, its, to)
+    while not np.array_equal(further := to[to], to):
+        to = further
+    top = np.flatnonzero(to == np.arange(len(at)))
+    numbered = np.zeros(len(at), np.int32)
     numbered[top] = np.arange(len(top))
-    return numbered[top_of].reshape(h, w), top
+    return numbered[to], top
 
 
-def _passes(heat: F32, basin: NDArray[np.int64], inside: Mask) -> list[tuple[int, int, float, int]]:
+def _passes(
+    padded: F32, at: NDArray[np.int64], number: NDArray[np.int32], basin: NDArray[np.int32]
+) -> list[tuple[int, int, float, int]]:
     """The highest pass between each two adjacent basins, highest first: both, its height, its flat index."""
-    h, w = heat.shape
-    number = np.arange(heat.size).reshape(h, w)
+    heat, row = padded.ravel(), padded.shape[1]
     found = []
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        here = np.s_[: h - dy, max(0, -dx) : w - max(0, dx)]
-        there = np.s_[dy:, max(0, dx) : w - max(0, -dx)]
-        border = (basin[here] != basin[there]) & inside[here] & inside[there]
-        lower = heat[here] < heat[there]
-        found.append((
-            np.minimum(basin[here], basin[there])[border], np.maximum(basin[here], basin[there])[border],
-            np.minimum(heat[here], heat[there])[border], np.where(lower, number[here], number[there])[border],
-        ))  # fmt: skip
+    for step in (1, row - 1, row, row + 1):
+        its = number[at + step]
+        border = np.flatnonzero((its >= 0) & (basin[its] != basin))
+        here, there = at[border], at[border] + step
+        mine, other = basin[border].astype(np.int64), basin[its[border]]
+        lower = np.where(heat[here] < heat[there], here, there)
+        found.append((np.minimum(mine, other), np.maximum(mine, other), heat[lower], lower))
     a, b, height, place = (np.concatenate(values) for values in zip(*found, strict=True))
     order = np.argsort(-height, kind="stable")
     a, b, height, place = a[order], b[order], height[order], place[order]
-    _, first = np.unique(a * heat.size + b, return_index=True)
-    return [(int(a[i]), int(b[i]), float(height[i]), int(place[i])) for i in np.sort(first)]
+    first = np.sort(np.unique(a * len(at) + b, return_index=True)[1])
+    return list(zip(*(v[first].tolist() for v in (a, b, height, place)), strict=True))

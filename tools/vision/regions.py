@@ -99,8 +99,9 @@ def find_regions(
     """Regions above `threshold`, strongest first, at most 16. types, cell: as in `Difference`; types name the regions.
 
     size: (H, W, ...) of the photo, if it is larger than its map. cell: default that of a map of one tile.
-    Each is a lobe of what is connected, pieces less than a cell apart included. Specks that the map's resolution cannot
-    vouch for are left out.
+    The strongest of what is connected, pieces less than a cell apart included; each by its lobes, strongest first, where
+    fewer than 16 regions result. So 16 regions say that there may be more. Specks that the map's resolution cannot vouch
+    for are left out.
     """
     h, w = anomaly_map.shape
     above = anomaly_map > threshold
@@ -108,24 +109,40 @@ def find_regions(
         return []
     side = max(3, round(max(h, w) / 40 if cell is None else cell))
     joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
+    _, labels = cv2.connectedComponents(joined)
     smallest = max(4.0, (side / 2) ** 2)
-    found = []
+
+    def without_halo(mask: Mask, heat: NDArray[np.float32]) -> tuple[float, Mask]:
+        """The peak under a mask, and what is not merely its halo; empty for a speck."""
+        peak = float(heat[mask].max())
+        mask = mask & (heat > MIN_RELATIVE_PEAK * peak)
+        return peak, mask if mask.sum() >= smallest else np.zeros_like(mask)
+
+    connected = []
     for index, at in enumerate(ndimage.find_objects(labels), start=1):
-        connected = labels[at] == index
-        if (connected & above[at]).sum() < smallest:
-            continue
-        # with what surrounds it: a line is lower on either side
-        x0, y0, x1, y1 = widen((at[1].start, at[0].start, at[1].stop, at[0].stop), max(connected.shape), 1, (h, w))
-        heat, connected = anomaly_map[y0:y1, x0:x1], labels[y0:y1, x0:x1] == index
-        for lobe in lobes(heat, connected, above[y0:y1, x0:x1], smallest, side):
-            peak = float(heat[lobe].max())
-            mask = lobe & (heat > MIN_RELATIVE_PEAK * peak)
-            if mask.sum() >= smallest:
-                found.append((peak, *tight(mask, (x0, y0))))
+        y, x = at
+        peak, mask = without_halo((labels[at] == index) & above[at], anomaly_map[at])
+        if mask.any():
+            connected.append((peak, *tight(mask, (x.start, y.start)), index, (x.start, y.start, x.stop, y.stop)))
+    connected.sort(key=lambda c: -c[0])
+    connected = connected[:MAX_REGIONS]
+    places = MAX_REGIONS - 1 - len(connected)  # for lobes: no region is left out for those of another
+    found = []
+    for peak, box, mask, index, around in connected:
+        parts = []
+        if places > 0:
+            # with what surrounds it: a line is lower on either side
+            x0, y0, x1, y1 = widen(around, max(around[2] - around[0], around[3] - around[1]), 1, (h, w))
+            at = np.s_[y0:y1, x0:x1]
+            heat = anomaly_map[at]
+            split = lobes(heat, labels[at] == index, above[at], smallest, MIN_RELATIVE_PEAK, side, places + 1)
+            cut = [without_halo(lobe, heat) for lobe in split] if len(split) > 1 else []
+            parts = [(top, *tight(lobe, (x0, y0))) for top, lobe in cut if lobe.any()]
+        found += parts if len(parts) > 1 else [(peak, box, mask)]
+        places -= max(0, len(parts) - 1)
     found.sort(key=lambda f: -f[0])
     regions = []
-    for i, (peak, box, mask) in enumerate(found[:MAX_REGIONS], start=1):
+    for i, (peak, box, mask) in enumerate(found, start=1):
         kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
         place = place_name(box, (h, w))
         if size is not None and size[:2] != (h, w):
