@@ -78,6 +78,7 @@ def summarise(
     named: the newest word of people about each finding, by its id. known_names: of the product's defects.
     """
     all_lines = {f.id: f"{f.id} {finding_line(f)}" for f in report.findings}
+    since = named or {}
     lines = list(all_lines.values())[:most]
     if (more := len(report.findings) - most) > 0:
         lines.append(f"and {more} more")
@@ -93,7 +94,7 @@ def summarise(
         decided=decision_text(decided) if decided else "",
         page=review_page(public_url, report.inspection_id),
         nameable=all_lines,
-        named=[f"{finding}: {n.name}, by {n.by}" for finding, n in sorted((named or {}).items())],
+        named=[f"{f.id}: {n.name}, by {n.by}" for f in report.findings if (n := since.get(f.id))],
         known_names=list(known_names),
     )
 

@@ -25,8 +25,10 @@ from slack_sdk.errors import SlackApiError
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
+from refdiff.agent.people.names import DefectNames
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import StorageError
 from refdiff.server.chat import bot as host_module
@@ -451,10 +453,36 @@ def test_listed_slack_users_name_a_finding_with_a_new_name_or_one_that_is_known(
     both = name_submitted(slack, url, again, "U2", found[-1], "Oil spot", "dust")
     assert "leave one of them empty" in both.json()["errors"]["name"]
     assert name_submitted(slack, url, again, "U2", found[-1], "Oil spot", None).status_code == 200
+    wait(lambda: service.stores.defect_names.of(inspection_id).get(found[-1]))
     assert service.stores.defect_names.of(inspection_id)[found[-1]].name == "Oil spot"
     assert name_submitted(slack, url, again, "U2", "f1", None, "dust").status_code == 200  # corrected
+    wait(lambda: service.stores.defect_names.of(inspection_id)["f1"].name == "dust")
     assert service.stores.defect_names.of(inspection_id)["f1"].before == "Oil spot"
     assert service.stores.dispositions.get(inspection_id) is None  # a name decides nothing
+
+
+def test_slack_gets_its_answer_before_the_finding_is_looked_at(
+    review: tuple[InspectionService, str, str], slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, url, inspection_id = review
+    press(slack, url, "refdiff_name", inspection_id, "UQA")
+    [opened] = wait(lambda: slack.of("views.open"))
+    answered, name = threading.Event(), DefectNames.name
+
+    def slow(self: DefectNames, *args: Any) -> Naming:
+        assert answered.wait(20)
+        if args[2] == "scratch":
+            raise StorageError("the disk is full")
+        return name(self, *args)
+
+    monkeypatch.setattr(DefectNames, "name", slow)
+    for called in ("scratch", "Oil spot"):
+        assert name_submitted(slack, url, opened["view"], "UQA", "f1", None, called).status_code == 200
+        assert service.stores.defect_names.of(inspection_id) == {}
+    answered.set()
+    [told] = wait(lambda: slack.of("chat.postEphemeral"))
+    assert (told["user"], told["text"]) == ("UQA", "f1 was not named 'scratch': the disk is full")
+    wait(lambda: [u for u in slack.of("chat.update") if "Oil spot" in str(u["blocks"])])
 
 
 def test_zoom_button_posts_crops_and_accept_button_files_a_disposition(

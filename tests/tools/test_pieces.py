@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csgraph
+from scipy.spatial.distance import cdist
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.kept import KeptDifference
@@ -17,7 +20,7 @@ from refdiff.model.images import Box, Mask
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAP_PX, MAX_REGIONS, Region, find_regions, map_size, merged
-from refdiff.tools.vision.shape import belong_together, tight, union
+from refdiff.tools.vision.shape import belong_together, bridged, length_and_width, tight, union
 
 SIZE = (240, 320)
 CELL = 10.0
@@ -226,6 +229,49 @@ def test_a_line_in_many_pieces_is_one_thing_with_its_whole_length() -> None:
     assert measured_as_one([m for _, m in spot], SIZE, None) is spot[0][1]
     joined = merged([r for r, _ in line], np.zeros((4, 60, 80), np.float32), SIZE)
     assert (joined.id, joined.box, joined.area_px) == ("r1", whole.box, whole.area_px)
+
+
+@pytest.mark.parametrize("angle", [0, 10, 45, 90])
+@pytest.mark.parametrize(
+    ("wide", "count", "reach"), [(2, 3, 300), (5, 3, 3000), (2, 45, 900), (4, 16, 1500), (9, 2, 120)]
+)
+def test_width_of_a_joined_line_is_that_of_its_pieces(angle: float, wide: int, count: int, reach: int) -> None:
+    along = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+    size = (reach + 40, reach + 40)
+    pieces = []
+    for start in np.linspace(0, 1, count, endpoint=False):
+        ends = 20 + along * reach * np.array([[start], [start + 0.7 / count]])
+        at = tight(stroke(np.zeros(size, np.uint8), ends, 1, wide) > 0, (0, 0))
+        length, width = length_and_width(at[1], 0.0)
+        pieces.append(replace(measured(*at), length_px=length, width_px=width))
+    whole = measured_as_one(pieces, size, None)
+    assert whole.width_px == pytest.approx(np.mean([p.width_px for p in pieces]), rel=0.02)
+    assert whole.length_px == pytest.approx(reach * (1 - 0.3 / count), rel=0.03, abs=1.3 * wide)
+
+
+def test_joined_pieces_that_are_no_line_are_as_wide_as_all_of_them() -> None:
+    lines = [piece((-30, y), (30, y), wide=8) for y in (-8, 0, 8)]
+    discs = [disc(-12, 0, 8), disc(12, 0, 8)]
+    for beside, width in ((lines, 25), (discs, 17)):
+        pieces = [replace(measured(*at), length_px=60.0, width_px=8.0) for at in beside]
+        assert measured_as_one(pieces, SIZE, None).width_px == pytest.approx(width, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pieces_of_a_mask_are_bridged_where_they_are_nearest(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((120, 160), bool)
+    for _ in range(4 + 12 * seed):
+        y, x = rng.integers(4, 110), rng.integers(4, 150)
+        mask[y : y + rng.integers(1, 6), x : x + rng.integers(1, 6)] = True
+    n, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    joined = bridged(mask)
+    assert cv2.connectedComponents(joined.astype(np.uint8))[0] == 2
+    assert joined[mask].all()
+    at = [np.argwhere(labels == k) for k in range(1, n)]
+    apart = np.array([[cdist(a, b).min() for b in at] for a in at])
+    shortest = csgraph.minimum_spanning_tree(apart).sum()
+    assert (joined & ~mask).sum() <= 1.05 * shortest
 
 
 def random_extent(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Measurement, Extent]:

@@ -125,21 +125,23 @@ def measured_as_one(
         return parts[0]
     box, mask = union([(m.box, m.mask) for m in parts])
     sigma = max(m.smoothed_px for m in parts)
-    length, width = _length_and_width(mask, sigma, _WINDOW_PX)
+    # of a long line many px are shrunk to one, which keeps the length but not the width
+    line_width = float(np.average([m.width_px for m in parts], weights=[m.length_px for m in parts]))
+    length, width = _length_and_width(mask, sigma, _WINDOW_PX, line_width)
     u = math.hypot(*(m.uncertainty_px for m in parts))
     method = max((m.method for m in parts), key=get_args(Method).index)
     place = place_name(box, (size[0], size[1]))
     return _in_mm(Measurement(box, mask, place, length, width, u, method, sigma), mm_per_px, scale_uncertainty)
 
 
-def _length_and_width(mask: Mask, sigma: float, most_px: int) -> tuple[float, float]:
+def _length_and_width(mask: Mask, sigma: float, most_px: int, line_width: float | None = None) -> tuple[float, float]:
     """As of `length_and_width`, for a mask of any size: of one shrunk to `most_px` on its long side."""
     h, w = mask.shape
     huge = max(1.0, max(w, h) / most_px)
     target = (max(1, round(w / huge)), max(1, round(h / huge)))
     # of a thin line nothing may get lost
     small = cv2.resize(mask * np.uint8(255), target, interpolation=cv2.INTER_AREA) > 0 if huge > 1 else mask
-    length, width = length_and_width(small, sigma / huge)
+    length, width = length_and_width(small, sigma / huge, None if line_width is None else line_width / huge)
     return huge * length, huge * width
 
 

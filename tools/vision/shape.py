@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
@@ -96,19 +96,26 @@ def filled(mask: NDArray[np.uint8]) -> Mask:
     return np.asarray(cv2.drawContours(np.zeros_like(mask), outlines, -1, (1,), cv2.FILLED) > 0)
 
 
-def length_and_width(mask: Mask, sigma: float) -> tuple[float, float]:
-    """(length, width) in px of a mask that was cut after smoothing by `sigma` px."""
+def length_and_width(mask: Mask, sigma: float, line_width: float | None = None) -> tuple[float, float]:
+    """(length, width) in px of a mask that was cut after smoothing by `sigma` px.
+
+    line_width: px of its pieces, where they were measured already; it counts if the mask is a line.
+    """
     long, short = _sides(cv2.findNonZero(mask.astype(np.uint8)))
     area = float(mask.sum())
+    if area > 20_000:
+        return long, short
     joined = bridged(mask)
     inner = cv2.distanceTransform(np.pad(joined, 1).astype(np.uint8), cv2.DIST_L2, 5)
-    if 2 * float(inner.max()) * MIN_LINE_ASPECT > 1.5 * long or area > 20_000:
+    if 2 * float(inner.max()) * MIN_LINE_ASPECT > 1.5 * long:
         return long, short
     path = path_length(joined, inner[1:-1, 1:-1])
     bridges = float((joined & ~mask).sum())
     width = area / max(path - bridges, 1.0)
     if path < MIN_LINE_ASPECT * width:
         return long, short
+    if line_width is not None:
+        return max(path, long), line_width
     # a line seen through a smoothing filter is wider at half height: take that out again (2.355 sigma is its width there)
     return max(path, long), math.sqrt(max(width**2 - (2.355 * sigma) ** 2, 0.5**2))
 
@@ -116,19 +123,29 @@ def length_and_width(mask: Mask, sigma: float) -> tuple[float, float]:
 def bridged(mask: Mask) -> Mask:
     """The mask with its pieces joined by one-pixel lines where they are nearest, so a path can run through."""
     joined = mask.astype(np.uint8)
-    labels, n = ndimage.label(joined, structure=_EIGHT)
-    if n < 2 or n > 32:
+    n, labels = cv2.connectedComponents(joined)
+    if n <= 2:
         return mask
-    pieces = [np.argwhere(labels == i) for i in range(1, n + 1)]
-    connected, waiting = pieces[0], pieces[1:]
-    while waiting:
-        tree = cKDTree(connected)
-        reached = [tree.query(piece) for piece in waiting]
-        k = int(np.argmin([float(distance.min()) for distance, _ in reached]))
-        distance, at = reached[k]
-        end, start = waiting[k][int(distance.argmin())], connected[int(at[int(distance.argmin())])]
-        cv2.line(joined, (int(start[1]), int(start[0])), (int(end[1]), int(end[0])), (1,))
-        connected = np.concatenate([connected, waiting.pop(k)])
+    far, nearest = cv2.distanceTransformWithLabels(1 - joined, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    pixel = np.zeros(int(nearest.max()) + 1, np.int64)  # flat index of each px of the mask by its label
+    pixel[nearest[mask]] = np.flatnonzero(mask)
+    nearest = pixel[nearest]
+    # where the areas that are nearest to two pieces meet is the shortest way between them
+    ways = []
+    for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        one, other = nearest[here], nearest[there]
+        meet = labels.ravel()[one] != labels.ravel()[other]
+        ways.append((far[here][meet] + far[there][meet], one[meet], other[meet]))
+    length, one, other = (np.concatenate(values) for values in zip(*ways, strict=True))
+    order = np.argsort(length, kind="stable")
+    one, other = one[order], other[order]
+    a, b = (labels.ravel()[ends].astype(np.int64) for ends in (one, other))
+    _, shortest = np.unique(np.minimum(a, b) * n + np.maximum(a, b), return_index=True)
+    ways_between = (shortest + 1.0, (a[shortest], b[shortest]))  # by their place in the order, so that it names them
+    tree = csgraph.minimum_spanning_tree(sparse.csr_matrix(ways_between, shape=(n, n)))
+    for k in tree.data.astype(int) - 1:
+        start, end = (divmod(int(ends[k]), mask.shape[1])[::-1] for ends in (one, other))  # x, y
+        cv2.line(joined, start, end, (1,))
     return joined > 0
 
 

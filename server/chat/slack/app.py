@@ -184,25 +184,35 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
         user = str(body["user"]["id"])
         try:
             bot.check_may_decide(user)
-            view = blocks.name_view(bot.summary(inspection_id), channel, ts)
+            view = blocks.name_view(bot.summary(inspection_id), channel, ts, thread)
         except RefDiffError as e:
             tell(client, channel, user, thread, str(e))
             return
         client.views_open(trigger_id=body["trigger_id"], view=view)
 
     @app.view(blocks.NAME_VIEW)
-    def named(ack: Any, body: dict[str, Any]) -> None:
+    def named(ack: Any, body: dict[str, Any], client: Any) -> None:
         about = json.loads(body["view"]["private_metadata"])
+        channel, ts, inspection_id = str(about["channel"]), str(about["ts"]), str(about["inspection_id"])
         values, user = body["view"]["state"]["values"], body["user"]
         finding, known = _selected(values, "finding"), _selected(values, "known")
-        typed, who = str(values["name"]["name"]["value"] or ""), (str(user["id"]), str(user.get("name") or ""))
+        typed, by = str(values["name"]["name"]["value"] or ""), str(user["id"])
         try:
-            bot.name_finding(about["inspection_id"], finding, typed, known, *who)
+            name = bot.name_given(inspection_id, finding, typed, known, by)
         except RefDiffError as e:
             ack(response_action="errors", errors={"name": str(e)[:2000]})
             return
-        ack()
-        refresh(about["channel"], about["ts"], about["inspection_id"])
+        ack()  # within three seconds
+
+        def store() -> None:
+            try:
+                bot.name_finding(inspection_id, finding, name, by, str(user.get("name") or ""))
+            except RefDiffError as e:
+                tell(client, channel, by, about["thread"], f"{finding} was not named {name!r}: {e}")
+                return
+            refresh(channel, ts, inspection_id)
+
+        bot.run_later(store)
 
     @app.action(blocks.ZOOM)
     def zoom(ack: Any, body: dict[str, Any], client: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from refdiff.agent.report.summary import ReportSummary
 from refdiff.memory.records.defect_names import MAX_NAME
+from refdiff.model.errors import InputError
 
 ACCEPT, OVERRIDE, NAME = "refdiff_accept", "refdiff_override", "refdiff_name"
 ZOOM, PAGE = "refdiff_zoom", "refdiff_page"
@@ -68,8 +69,14 @@ def override_view(inspection_id: str, channel: str, message_ts: str) -> Block:
     }  # fmt: skip
 
 
-def name_view(report: ReportSummary, channel: str, message_ts: str) -> Block:
-    """The dialog that asks which finding is called what: a name that the product knows, or a new one."""
+def name_view(report: ReportSummary, channel: str, message_ts: str, thread: str | None) -> Block:
+    """The dialog that asks which finding is called what: a name that the product knows, or a new one.
+
+    Raises InputError without findings.
+    """
+    if not report.nameable:
+        raise InputError(f"inspection {report.inspection_id} has no findings to name")
+    about = {"inspection_id": report.inspection_id, "channel": channel, "ts": message_ts, "thread": thread}
     findings = [_option(line, finding) for finding, line in report.nameable.items()]
     which = {"type": "static_select", "action_id": "finding", "options": findings, "initial_option": findings[0]}
     blocks = [_labelled("finding", "Finding", which)]
@@ -81,7 +88,7 @@ def name_view(report: ReportSummary, channel: str, message_ts: str) -> Block:
     return {
         "type": "modal",
         "callback_id": NAME_VIEW,
-        "private_metadata": json.dumps({"inspection_id": report.inspection_id, "channel": channel, "ts": message_ts}),
+        "private_metadata": json.dumps(about),
         "title": {"type": "plain_text", "text": "Name a finding"},
         "submit": {"type": "plain_text", "text": "Name"},
         "close": {"type": "plain_text", "text": "Cancel"},

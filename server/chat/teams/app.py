@@ -125,7 +125,8 @@ def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, bot: Cha
             bot.decide(inspection_id, "override", user, name, str(action.data.get("reason") or ""))
         elif action.verb == cards.NAME:
             finding, typed, known = (str(action.data.get(key) or "") for key in ("finding", "name", "known"))
-            bot.name_finding(inspection_id, finding, typed, known, user, name)
+            given = bot.name_given(inspection_id, finding, typed, known, user)
+            bot.name_finding(inspection_id, finding, given, user, name)
         else:
             return AdaptiveCardActionMessageResponse(value="This button belongs to another version of RefDiff.")
     except RefDiffError as e:

@@ -16,7 +16,7 @@ from refdiff.model.images import RgbImage
 ACCEPT, OVERRIDE, NAME, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_name", "refdiff_zoom"
 # embedded in the card, because Teams cannot reach this server; a message may have 100 KB in all
 MAX_PICTURE_BYTES = 24_000
-_MAX_NAMES = 100  # a longer list is no help
+_MAX_NAMES = 25  # a message may have 100 KB in all
 _COLOURS = {"PASS": "Good", "FAIL": "Attention", "REVIEW": "Warning"}
 _MARKDOWN = re.compile(r"([\\*_\[\]()~`#>|])")
 
