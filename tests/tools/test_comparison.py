@@ -19,6 +19,7 @@ from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordE
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
+from refdiff.tools.context import measure_evidence
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import inspect_photo
@@ -26,6 +27,7 @@ from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_referen
 from refdiff.tools.inspection.scale import resolve_scale
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.regions import place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.vision.shape import tight
 from refdiff.tools.workspace import Workspace
@@ -213,6 +215,9 @@ def test_findings_of_turned_parts_are_drawn_where_they_are_in_the_photo(workspac
         cv2.fillPoly(inside, extent.outline, (1,))
         assert inside[m.box[1] : m.box[3], m.box[0] : m.box[2]][m.mask].all()
         assert tight(inside > 0, (0, 0))[0] == extent.box
+        said = measure_evidence(result, "e1").numbers
+        assert (said.x0, said.y0, said.x1, said.y1) == extent.box
+        assert said.place == m.place == place_name(extent.box, SIZE)
     strongest = found.regions[0].extent.box
     assert scene.defect_mask[strongest[1] : strongest[3], strongest[0] : strongest[2]].any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,11 +17,12 @@ from scipy.spatial.distance import cdist
 from refdiff.agent.report import pictures
 from refdiff.agent.report.kept import KeptDifference
 from refdiff.agent.report.schema import Finding, Location
+from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.images import Box, Mask
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAP_PX, MAX_REGIONS, Region, find_regions, map_size, merged
-from refdiff.tools.vision.shape import belong_together, bridged, length_and_width, tight, union
+from refdiff.tools.vision.shape import Shape, belong_together, bridged, length_and_width, tight, union
 
 SIZE = (240, 320)
 CELL = 10.0
@@ -199,7 +201,7 @@ PIECES: dict[str, tuple[Callable[[float], list[tuple[Box, Mask]]], bool]] = {
 @pytest.mark.parametrize("case", PIECES)
 def test_pieces_of_one_line_belong_together_and_things_beside_each_other_do_not(case: str, angle: float) -> None:
     made, together = PIECES[case]
-    one, other = made(angle)
+    one, other = (Shape.of(*at) for at in made(angle))
     assert belong_together(one, other, CELL) is together
     assert belong_together(other, one, CELL) is together
 
@@ -325,6 +327,25 @@ def test_what_the_map_is_sure_of_and_no_px_explain_is_drawn_too() -> None:
         extent = extent_of([(region(1, *whole), m)], m, heat, SIZE, CELL)
         assert (extent.box != m.box) is drawn_too
         assert extent.box[2] >= 215
+
+
+def test_a_thing_as_large_as_its_photo_takes_little_memory() -> None:
+    size, line = (6000, 10_000), np.zeros((6000, 10_000), np.uint8)
+    cv2.line(line, (100, 100), (9900, 5900), (1,), 40)
+    parts = [tight(np.where(np.arange(size[1]) // 5000 == k, line, 0) > 0, (0, 0)) for k in (0, 1)]
+    heat = np.zeros(map_size(size), np.float32)
+    cv2.line(heat, (41, 41), (4055, 2417), (1.0,), 17)
+    types = np.zeros((4, 60, 100), np.float32)
+    types[2] = 1
+    whole, photo = union(parts), size[0] * size[1]
+    measurement = measured(*whole)
+    tracemalloc.start()
+    joined = merged([region(k, *at) for k, at in enumerate(parts, 1)], types, size)
+    extent = extent_of([(region(1, *whole), measurement)], measurement, heat, size, 40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (joined.type, joined.box, extent.box) == (DIFFERENCE_TYPES[2], whole[0], whole[0])
+    assert peak < 5.5 * photo  # bytes: of masks
 
 
 @pytest.mark.parametrize("seed", range(8))

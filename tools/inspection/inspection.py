@@ -31,7 +31,7 @@ from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.measurement import Measurement, measure, measured_as_one
-from refdiff.tools.vision.regions import MAX_REGIONS, Region, find_regions, map_window, merged
+from refdiff.tools.vision.regions import MAX_REGIONS, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
 
@@ -155,11 +155,13 @@ def inspect_photo(
     for pieces in things(measured, cell := _cell(query, comparison)):
         region = merged([r for r, _ in pieces], difference.types, query.shape)
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
+        extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
+        height, width = query.shape[:2]
         regions.append(
             RegionResult(
                 region=replace(region, id=f"r{len(regions) + 1}"),
-                measurement=measurement,
-                extent=extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell),
+                measurement=replace(measurement, place=place_name(extent.box, (height, width))),
+                extent=extent,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from refdiff.model.images import Box, Mask, Outline
 from refdiff.tools.vision.measurement import Measurement
 from refdiff.tools.vision.regions import Region, map_window
-from refdiff.tools.vision.shape import belong_together, tight, union
+from refdiff.tools.vision.shape import Shape, belong_together, tight, union
 
 Piece = tuple[Region, Measurement]
 
 _CORE = 0.5  # of a region's peak: there the map is sure of it, whatever the pixels say
+_WINDOW_PX = 2048  # long side of what distances are measured on; of more px, less
 _EXPLAINED_CELLS = 2.0  # how far from a defect's pixels the map may still be high because of them
 
 
@@ -46,9 +47,10 @@ def things(pieces: Sequence[Piece], cell: float) -> list[list[Piece]]:
     that the map cannot tell apart.
     """
     thing = list(range(len(pieces)))
-    for i, (_, one) in enumerate(pieces):
-        for j, (_, other) in enumerate(pieces[:i]):
-            if thing[i] != thing[j] and belong_together((one.box, one.mask), (other.box, other.mask), cell):
+    shapes = [Shape.of(m.box, m.mask) for _, m in pieces]
+    for i, one in enumerate(shapes):
+        for j, other in enumerate(shapes[:i]):
+            if thing[i] != thing[j] and belong_together(one, other, cell):
                 low, high = sorted((thing[i], thing[j]))
                 thing = [low if t == high else t for t in thing]
     return [[p for p, t in zip(pieces, thing, strict=True) if t == number] for number in sorted(set(thing))]
@@ -65,10 +67,18 @@ def extent_of(
 
     size: (H, W, ...) of the photo; anomaly_map: of its `map_size`.
     """
-    parts = [(measurement.box, measurement.mask)]
-    cores = [(r.box, r.mask & (map_window(anomaly_map, r.box, size) >= _CORE * r.peak)) for r, _ in pieces]
-    box, whole = union([*parts, *cores])
-    _, found = union([*parts, *((at, np.zeros_like(core)) for at, core in cores)])
-    far = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 5)
-    mask = found | (whole & (far > _EXPLAINED_CELLS * cell))
-    return Extent(*tight(mask, (box[0], box[1])))
+    measured = (measurement.box, measurement.mask)
+    sure = [map_window((anomaly_map >= _CORE * r.peak).astype(np.uint8), r.box, size) > 0 for r, _ in pieces]
+    box, whole = union([measured, *((r.box, r.mask & core) for (r, _), core in zip(pieces, sure, strict=True))])
+    (x0, y0, x1, y1), (left, top) = measurement.box, box[:2]
+    found = np.zeros_like(whole)
+    found[y0 - top : y1 - top, x0 - left : x1 - left] = measurement.mask
+    if np.array_equal(found, whole):
+        return Extent(*measured)
+    h, w = whole.shape
+    shrink = max(1.0, max(h, w) / _WINDOW_PX)
+    target = (max(1, round(w / shrink)), max(1, round(h / shrink)))
+    small = cv2.resize(found * np.uint8(255), target, interpolation=cv2.INTER_AREA) > 0
+    far = cv2.distanceTransform((~small).astype(np.uint8), cv2.DIST_L2, 5) > _EXPLAINED_CELLS * cell / shrink
+    added = cv2.resize(far.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0
+    return Extent(*tight(found | (whole & added), (left, top)))

@@ -26,7 +26,7 @@ from refdiff.tools.vision.measurement import Measurement
 from refdiff.tools.vision.registration import Alignment, Matrix, on_grid
 from refdiff.tools.workspace import Workspace
 
-VERSION = 1  # raise when the same finding gets another vector
+VERSION = 2  # raise when the same finding gets another vector
 _SIDE_PX = 160  # of the squares that are compared
 _MARGIN = 0.5  # of the longer side of the box, on each side of it
 _SMALLEST_PX = 64  # side of the square in the photo: a speck is seen with what is around it

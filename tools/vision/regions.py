@@ -146,7 +146,7 @@ def find_regions(
         kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
         place = place_name(box, (h, w))
         if size is not None and size[:2] != (h, w):
-            box, mask = _enlarged(box, mask, size[0] / h, size[1] / w)
+            box, mask = _scaled(box, mask, size[0] / h, size[1] / w)
         regions.append(Region(f"r{i}", box, place, int(mask.sum()), peak, mask, kind, sure))
     return regions
 
@@ -156,13 +156,16 @@ def merged(regions: Sequence[Region], types: NDArray[np.float32], size: tuple[in
     if len(regions) == 1:
         return regions[0]
     box, mask = union([(r.box, r.mask) for r in regions])
-    kind, sure = _type_of(types, mask, box, (size[0], size[1]))
+    small = map_size(size)
+    at, seen = (box, mask) if small == size[:2] else _scaled(box, mask, small[0] / size[0], small[1] / size[1])
+    kind, sure = _type_of(types, seen, at, small)
     area, peak = int(mask.sum()), max(r.peak for r in regions)
     return Region(regions[0].id, box, place_name(box, (size[0], size[1])), area, peak, mask, kind, sure)
 
 
-def _enlarged(box: Box, mask: Mask, fy: float, fx: float) -> tuple[Box, Mask]:
-    """A box and its mask in px of the photo instead of the map."""
-    x0, y0, x1, y1 = int(box[0] * fx), int(box[1] * fy), round(box[2] * fx), round(box[3] * fy)
-    large = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
-    return (x0, y0, x1, y1), large > 0
+def _scaled(box: Box, mask: Mask, fy: float, fx: float) -> tuple[Box, Mask]:
+    """A box and its mask, in px of the map, in px of the photo; or the other way round."""
+    x0, y0 = int(box[0] * fx), int(box[1] * fy)
+    x1, y1 = max(x0 + 1, round(box[2] * fx)), max(y0 + 1, round(box[3] * fy))
+    scaled = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+    return (x0, y0, x1, y1), scaled > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -37,37 +38,50 @@ def union(parts: Sequence[tuple[Box, Mask]]) -> tuple[Box, Mask]:
     return (x0, y0, x1, y1), whole
 
 
-def belong_together(one: tuple[Box, Mask], other: tuple[Box, Mask], reach: float) -> bool:
-    """Are two masks, each on its box, pieces of one thing: at most `reach` px apart, or of one line?
+@dataclass(frozen=True)
+class Shape:
+    """A mask on its box, with its outline, for comparing it with others."""
+
+    box: Box
+    mask: Mask
+    outline: NDArray[np.float32]  # (n, 2) x, y of the px at its borders, holes included
+    sides: tuple[float, float]  # length, width px of the smallest box round it
+    is_line: bool
+
+    @classmethod
+    def of(cls, box: Box, mask: Mask) -> Shape:
+        found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=box[:2])
+        outline = np.concatenate(found)[:, 0].astype(np.float32)
+        sides = _sides(outline)
+        return cls(box, mask, outline, sides, bool(sides[0] ** 2 >= MIN_LINE_ASPECT * mask.sum()))
+
+
+def belong_together(one: Shape, other: Shape, reach: float) -> bool:
+    """Are two masks pieces of one thing: at most `reach` px apart, or of one line?
 
     Of a line: neither is shorter than the gap, and the gap with as much of both lies on a strip no wider than the gap is
     long, and wider than theirs by a third of it at most. One of them has to be a line itself: two spots stay two.
     """
-    a, b = (_outline(*piece) for piece in (one, other))
-    sides = [_sides(points) for points in (a, b)]
-    shorter = min(max(s) for s in sides)
-    apart = np.maximum(np.maximum(a.min(0) - b.max(0), b.min(0) - a.max(0)), 0)
-    if math.hypot(*apart) > max(reach, shorter):
+    shorter = min(one.sides[0], other.sides[0])
+    lines = one.is_line or other.is_line
+    ours, its = np.array(one.box), np.array(other.box)
+    apart = np.maximum(np.maximum(ours[:2] - its[2:], its[:2] - ours[2:]) + 1, 0)
+    if math.hypot(*apart) > (max(reach, shorter) if lines else reach):
         return False
-    if _overlap(one, other):
+    if _overlap((one.box, one.mask), (other.box, other.mask)):
         return True
+    a, b = one.outline, other.outline
     distance, nearest = cKDTree(a).query(b)
     k = int(distance.argmin())
     gap = float(distance[k])
     if gap <= reach:
         return True
-    if gap > shorter or not (is_line(one[1]) or is_line(other[1])):
+    if gap > shorter or not lines:
         return False
     ends = [p[np.hypot(*(p - at).T) <= gap] for p, at in ((a, a[int(nearest[k])]), (b, b[k]))]
     long, wide = _sides(np.concatenate(ends))
     aside = wide - max(_sides(end)[1] for end in ends)
     return long >= _MIN_STRIP * wide and gap >= _MIN_STRIP * aside
-
-
-def _outline(box: Box, mask: Mask) -> NDArray[np.float32]:
-    """(n, 2) x, y of the px at the borders of a mask, holes included."""
-    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=box[:2])
-    return np.concatenate(found)[:, 0].astype(np.float32)
 
 
 def _sides(points: NDArray) -> tuple[float, float]:
