@@ -26,15 +26,17 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
 from refdiff.agent.people.names import DefectNames
+from refdiff.agent.report.summary import ReportSummary
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bot import ChatRequest, may_decide
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.slack import app as slack_app
+from refdiff.server.chat.slack.blocks import answer, name_view
 from refdiff.server.chat.slack.platform import make_client
 from refdiff.server.chat.slack.readers import SlackReaders
 from refdiff.server.settings import ChatSettings, ConfigurationError
@@ -483,6 +485,13 @@ def test_slack_gets_its_answer_before_the_finding_is_looked_at(
     [told] = wait(lambda: slack.of("chat.postEphemeral"))
     assert (told["user"], told["text"]) == ("UQA", "f1 was not named 'scratch': the disk is full")
     wait(lambda: [u for u in slack.of("chat.update") if "Oil spot" in str(u["blocks"])])
+
+
+def test_a_report_without_findings_offers_no_empty_list() -> None:
+    empty = ReportSummary("i-1", "REVIEW", "1", "cell", "", [], "", "", "", None)
+    assert "refdiff_name" not in str(answer(empty))
+    with pytest.raises(InputError, match="no findings to name"):
+        name_view(empty, "C1", "1.0", None)
 
 
 def test_zoom_button_posts_crops_and_accept_button_files_a_disposition(
