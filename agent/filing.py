@@ -69,7 +69,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     if (known := inspections.find(report.inspection_id)) is not None:
         return DefectReport.model_validate(known.report)
     nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
-    kept = KeptDifference(difference.anomaly_map, canonical.threshold, nearest.alignment.matrix).encode()
+    outlines = [r.extent.outline for r in canonical.regions]
+    kept = KeptDifference(difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines).encode()
     digests: dict[str, str] = {}
     if context.draws:
         golden = workspace.golden_image(nearest.golden)

@@ -55,6 +55,7 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 px, exclusive end
+Outline = list[NDArray[np.int32]]  # polygons, each (n, 2) x, y: the outermost px of what lies inside
 
 
 @cache

@@ -255,7 +255,8 @@ class ToolContext:
         if known is None:
             return None
         nearest = self.canonical.comparison.nearest
-        seen = sight(self.find_capture().sha256, nearest.golden, nearest.alignment, result.measurement)
+        photo, alignment = self.find_capture().sha256, nearest.alignment
+        seen = sight(photo, nearest.golden, alignment, result.extent.box, result.measurement)
         with self._clock.stage("names"):
             found = similar(self.workspace, known, seen)
         if found is None:
@@ -305,7 +306,7 @@ def measure_evidence(result: RegionResult, score_id: str) -> MeasureEvidence:
     def if_known(value: float | None) -> float | None:
         return None if value is None else rounded(value)
 
-    x0, y0, x1, y1 = m.box
+    x0, y0, x1, y1 = result.extent.box
     size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "scale unknown"
     return MeasureEvidence(
         arguments=RegionArguments(region=region, score=score_id),

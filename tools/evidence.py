@@ -207,7 +207,8 @@ class ZoomEvidence(_Evidence):
 
 
 class MeasureNumbers(_Values):
-    """The size of a region; mm: None where the scale is unknown. x0, y0, x1, y1: tight box, query px, exclusive end."""
+    """The size of a region; mm: None where the scale is unknown. x0, y0, x1, y1: its box as reports have it, query px,
+    exclusive end; place: of that box."""
 
     length_px: float
     width_px: float

@@ -6,6 +6,7 @@ those say: a name tells what a finding looks like, not whether the part is bad. 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,11 @@ class DefectNames:
                     DefectName(one, name, names.count(name), given, self._why(one, names.count(name), compared))
                 )
         return made
+
+    def known(self, product: str) -> list[str]:
+        """The names that findings of a product have, those of most findings first."""
+        counts = Counter(str(n.name) for n in self._stores.defect_names.named(product))
+        return sorted(counts, key=lambda name: (-counts[name], name))
 
     def _why(self, product: str, findings: int, compared: int) -> str:
         known = named_defects(self.workspace, product)

@@ -55,7 +55,10 @@ class Drawing:
 
     @cached_property
     def _overlay(self) -> RgbImage:
-        return pictures.overlay(self.query, self.report.findings, self.kept.anomaly_map, self.kept.threshold)
+        findings, kept = self.report.findings, self.kept
+        if kept.outlines is None:
+            return pictures.overlay(self.query, findings, anomaly_map=kept.anomaly_map, threshold=kept.threshold)
+        return pictures.overlay(self.query, findings, kept.outlines)
 
     @cached_property
     def _heatmap(self) -> RgbImage:

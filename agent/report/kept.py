@@ -1,13 +1,16 @@
 """What is kept of a comparison, so that its pictures can be drawn whenever somebody asks: a small grey PNG.
 
-Its pixels are the anomaly map, its text is how the reference lies on the photo. With the photo, the golden sample and the
-report that makes every picture of an inspection.
+Its pixels are the anomaly map, its text is how the reference lies on the photo, and the outlines of the findings. With the
+photo, the golden sample and the report that makes every picture of an inspection.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from refdiff.model.errors import DamagedError
-from refdiff.model.images import F32
+from refdiff.model.images import F32, Outline
 
 _TEXT = "refdiff"  # key of the PNG's text
 _WHITE = 255
@@ -30,11 +33,13 @@ class KeptDifference:
     """anomaly_map: (H, W) float32 >= 0, `map_size` of the photo. threshold: > 0, of the map.
 
     matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
+    outlines: of the findings, in their order, px of the photo; None: kept by a version that had none.
     """
 
     anomaly_map: F32
     threshold: float
     matrix: NDArray[np.float64]
+    outlines: Sequence[Outline] | None = None
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -53,6 +58,8 @@ class KeptDifference:
             "step": step,
             "matrix": self.matrix.tolist(),
         }
+        if self.outlines is not None:
+            about["outlines"] = _packed(self.outlines)
         text.add_text(_TEXT, json.dumps(about))
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
@@ -68,9 +75,21 @@ class KeptDifference:
             threshold, (height, width) = float(about["threshold"]), about["size"]
             level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
             anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
-            return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3))
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error) as e:
+            outlines = _unpacked(about["outlines"]) if "outlines" in about else None
+            return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3), outlines)
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
+
+
+def _packed(outlines: Sequence[Outline]) -> str:
+    """Outlines as text, a byte or two for each point."""
+    plain = json.dumps([[polygon.ravel().tolist() for polygon in outline] for outline in outlines])
+    return base64.b64encode(zlib.compress(plain.encode())).decode("ascii")
+
+
+def _unpacked(text: str) -> list[Outline]:
+    found = json.loads(zlib.decompress(base64.b64decode(text)))
+    return [[np.array(polygon, np.int32).reshape(-1, 2) for polygon in outline] for outline in found]
 
 
 def _resize(values: F32, size: tuple[int, ...], how: int) -> F32:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refdiff.agent.report.schema import Finding
-from refdiff.model.images import MIN_CROP_PX, Box, RgbImage, encode_png
+from refdiff.model.images import MIN_CROP_PX, Box, Outline, RgbImage, encode_png
 from refdiff.tools.vision.regions import map_size
 
 _Rgb = tuple[int, int, int]
@@ -57,13 +57,17 @@ def display_scale(height: int, width: int) -> float:
 def overlay(
     query: RgbImage,
     findings: Sequence[Finding],
+    outlines: Sequence[Outline] = (),
+    *,
     anomaly_map: NDArray[np.float32] | None = None,
     threshold: float | None = None,
 ) -> RgbImage:
     """The query with numbered boxes: orange, or sky blue and dashed where a finding is within limits.
 
     query: (H, W, 3) uint8. Finding i of the list gets the number i + 1; its box is in query px.
-    anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined too.
+    outlines: of the findings, if they are known. Each is drawn round its px and covers none of them, the box round it.
+    anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined, whatever
+    the findings say; for reports without outlines.
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
     """
     scale = display_scale(*query.shape[:2])
@@ -72,11 +76,12 @@ def overlay(
         _check_map(query, anomaly_map)
         _draw_outline(canvas, anomaly_map, threshold)
     height, width = canvas.shape[:2]
+    boxes = [_to_picture(f, scale, (height, width)) for f in findings]
+    boxes = [_outlined(canvas, *o) for o in zip(findings, outlines, boxes, strict=True)] if outlines else boxes
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(height, width) / 280))
     font = _font(max(16, round(max(height, width) / 36)))
-    boxes = [_to_picture(f, scale, (height, width)) for f in findings]
     for finding, box in zip(findings, boxes, strict=True):
         _draw_box(draw, box, line, SKY if finding.within_limits else ORANGE, dashed=finding.within_limits)
     taken: list[_Rect] = []
@@ -235,7 +240,7 @@ def _clamp_box(box: Box, height: int, width: int) -> Box:
     return x0, y0, min(max(x0 + 1, box[2]), width), min(max(y0 + 1, box[3]), height)
 
 
-def _to_picture(finding: Finding, scale: float, size: tuple[int, int]) -> _Rect:
+def _to_picture(finding: Finding, scale: float, size: tuple[int, int]) -> Box:
     place = finding.location
     x0, y0, x1, y1 = (round(v * scale) for v in (place.x0, place.y0, place.x1, place.y1))
     return _clamp_box((x0, y0, x1, y1), *size)
@@ -263,14 +268,42 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: _Rect, line: int, colour: _Rgb, da
             draw.rectangle((x, y, x + line - 1, min(y + dash, y1)), fill=colour)
 
 
+def _outlined(canvas: RgbImage, finding: Finding, outline: Outline, box: Box) -> Box:
+    """Draw the outline of a finding; the box, px of the picture, grown so that all of the stroke lies in it."""
+    at = finding.location
+    inside = np.zeros((at.y1 - at.y0, at.x1 - at.x0), np.uint8)
+    cv2.fillPoly(inside, outline, (255,), offset=(-at.x0, -at.y0))
+    wide, tall = box[2] - box[0], box[3] - box[1]
+    how = cv2.INTER_AREA if wide < inside.shape[1] else cv2.INTER_NEAREST
+    line = _outline_px(canvas)
+    clear = line + 4  # px between it and what it goes round: half the stroke, its casing and its soft edge
+    around = 2 * clear
+    shown = np.pad((cv2.resize(inside, (wide, tall), interpolation=how) > 0).astype(np.uint8), around)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * clear + 1, 2 * clear + 1))
+    contours, _ = cv2.findContours(cv2.dilate(shown, disc), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    _stroke(canvas, contours, line, (box[0] - around, box[1] - around))
+    height, width = canvas.shape[:2]
+    return (
+        max(0, box[0] - around), max(0, box[1] - around), min(width, box[2] + around), min(height, box[3] + around)
+    )  # fmt: skip
+
+
+def _outline_px(canvas: RgbImage) -> int:
+    return max(1, round(max(canvas.shape[:2]) / 600))
+
+
+def _stroke(canvas: RgbImage, contours: Sequence[NDArray], line: int, corner: tuple[int, int] = (0, 0)) -> None:
+    """White, with a dark casing of a px on either side."""
+    cv2.drawContours(canvas, contours, -1, _INK, line + 2, cv2.LINE_AA, offset=corner)
+    cv2.drawContours(canvas, contours, -1, _PAPER, line, cv2.LINE_AA, offset=corner)
+
+
 def _draw_outline(canvas: RgbImage, anomaly_map: NDArray[np.float32], threshold: float) -> None:
     height, width = canvas.shape[:2]
     level = cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
     mask = (level >= threshold).astype(np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    line = max(1, round(max(height, width) / 600))
-    cv2.drawContours(canvas, contours, -1, _INK, line + 2, cv2.LINE_AA)
-    cv2.drawContours(canvas, contours, -1, _PAPER, line, cv2.LINE_AA)
+    _stroke(canvas, contours, _outline_px(canvas))
 
 
 def _overlap(a: _Rect, b: _Rect) -> float:

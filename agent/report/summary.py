@@ -5,11 +5,12 @@ Everything is plain text; the caller escapes it and lays it out. Knows nothing a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from refdiff.agent.report.schema import DefectReport, Finding, Judge, NamedAs, Scale, SeenBefore, VerdictBasis
+from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.tools.evidence import finding_of
 
@@ -55,6 +56,9 @@ class ReportSummary:
     model: str  # the language model that drove, or why none did
     decided: str  # what a person decided; "" while nobody has
     page: str | None  # address of the review page
+    nameable: dict[str, str] = field(default_factory=dict)  # every finding that people can name: its id -> its line
+    named: list[str] = field(default_factory=list)  # what people called findings since, one line each
+    known_names: list[str] = field(default_factory=list)  # of defects of the product, those of most findings first
 
     @property
     def title(self) -> str:
@@ -62,10 +66,20 @@ class ReportSummary:
 
 
 def summarise(
-    report: DefectReport, decided: Disposition | None = None, public_url: str | None = None, most: int = 8
+    report: DefectReport,
+    decided: Disposition | None = None,
+    public_url: str | None = None,
+    most: int = 8,
+    named: Mapping[str, Naming] | None = None,
+    known_names: Sequence[str] = (),
 ) -> ReportSummary:
-    """public_url: address of this server, to link the review page. most: findings shown; the others are counted."""
-    lines = [f"{f.id} {finding_line(f)}" for f in report.findings[:most]]
+    """public_url: address of this server, to link the review page. most: findings shown; the others are counted.
+
+    named: the newest word of people about each finding, by its id. known_names: of the product's defects.
+    """
+    all_lines = {f.id: f"{f.id} {finding_line(f)}" for f in report.findings}
+    since = named or {}
+    lines = list(all_lines.values())[:most]
     if (more := len(report.findings) - most) > 0:
         lines.append(f"and {more} more")
     return ReportSummary(
@@ -79,6 +93,9 @@ def summarise(
         model=_model(report.judge).text,
         decided=decision_text(decided) if decided else "",
         page=review_page(public_url, report.inspection_id),
+        nameable=all_lines,
+        named=[f"{f.id}: {n.name}, by {n.by}" for f in report.findings if (n := since.get(f.id))],
+        known_names=list(known_names),
     )
 
 

@@ -166,7 +166,7 @@ def _finding(
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
     kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
-    x0, y0, x1, y1 = m.box
+    x0, y0, x1, y1 = result.extent.box
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
     plain = f"{sentence_case(named.name if named else spaced(kind))}, {length} long, {m.place}."
     measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
@@ -247,7 +247,7 @@ def conclude(
         )
         return replace(decision, verdict=Verdict.REVIEW, basis=VerdictBasis.LLM_DISAGREEMENT, reason=reason)
     accepted = decision.verdict is Verdict.PASS and decision.basis is VerdictBasis.LIMIT
-    if accepted and len(regions) >= MAX_REGIONS:
+    if accepted and canonical.crowded:
         reason = f"{decision.reason}; but only the {MAX_REGIONS} strongest regions were measured"
         return replace(decision, verdict=Verdict.REVIEW, reason=reason)
     return decision

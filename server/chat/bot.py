@@ -15,11 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import Intent, Said
+from refdiff.agent.people.names import finding_named
 from refdiff.agent.queue import Progress
 from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.records.defect_names import Naming, check_defect_name
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import (
@@ -154,7 +156,11 @@ class ChatBot:
     def summary(self, inspection_id: str) -> ReportSummary:
         """The summary of a filed report. Raises UnknownRecordError."""
         report = self.service.report(inspection_id)
-        return summarise(report, self.service.stores.dispositions.get(inspection_id), self._public_url)
+        stores = self.service.stores
+        return summarise(
+            report, stores.dispositions.get(inspection_id), self._public_url, named=stores.defect_names.of(inspection_id),
+            known_names=self.service.names.known(report.product),
+        )  # fmt: skip
 
     def decide(
         self, inspection_id: str, decision: Literal["accept", "override"], user: str, user_name: str, reason: str
@@ -163,11 +169,33 @@ class ChatBot:
         self.check_may_decide(user)
         return self.service.people.dispose(inspection_id, decision, self._who(user, user_name), reason)
 
+    def name_given(self, inspection_id: str, finding: str, typed: str, chosen: str, user: str) -> str:
+        """What a person calls a finding: a name that they typed, or one of those that are known. Quick.
+
+        Raises InputError (not on the list of those who decide, neither or both given, not a name), UnknownRecordError.
+        """
+        self.check_may_decide(user)
+        typed, chosen = typed.strip(), chosen.strip()
+        if typed and chosen and typed != chosen:
+            raise InputError(f"you chose {chosen!r} and typed {typed!r}; leave one of them empty")
+        if not (name := typed or chosen):
+            raise InputError("no name was given; choose one or type a new one")
+        finding_named(self.service.report(inspection_id), finding)
+        return check_defect_name(name)
+
+    def name_finding(self, inspection_id: str, finding: str, name: str, user: str, user_name: str) -> Naming:
+        """Store a name that `name_given` returned, with what the finding looks like: seconds of work.
+
+        Raises UnknownRecordError, DamagedError, StorageError.
+        """
+        note = f"named in {self._platform.name.title()}"
+        return self.service.names.name(inspection_id, finding, name, self._who(user, user_name), note)
+
     def check_may_decide(self, user: str) -> None:
-        """Raises InputError for somebody who is not on the list of those who decide, or may not read."""
+        """Raises InputError for somebody who is not on the list of those who decide and name, or may not read."""
         if not may_decide(self._deciders, user):
             raise InputError(
-                f"you ({user}) may not decide about inspections; ask your administrator to add you to "
+                f"you ({user}) may not decide about inspections or name findings; ask your administrator to add you to "
                 f"REFDIFF_{self._platform.name.upper()}_DECIDERS"
             )
         if refusal := self._platform.refusal(user, {}):

@@ -15,7 +15,8 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import escape, render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
-from refdiff.agent.report.summary import finding_line, number
+from refdiff.agent.report.summary import finding_line, number, summarise
+from refdiff.memory.records.defect_names import Naming
 
 SHA = "ab" * 32
 PNG = pictures.page_image(np.zeros((20, 20, 3), np.uint8))
@@ -277,3 +278,10 @@ def test_markdown_report_has_every_section_and_no_empty_gaps() -> None:
 )  # fmt: skip
 def test_number_is_formatted_for_reading(value: float | str | None, expected: str) -> None:
     assert number(value) == expected
+
+
+def test_names_given_since_are_in_the_order_of_the_findings() -> None:
+    made = report(findings=[finding(id=f"f{i}") for i in range(1, 13)])
+    word = Naming(1, "i-1", "f1", "cell", "4412", "oil", None, "meyer", "", SHA, "2026-03-01")
+    named = {f"f{i}": word for i in (10, 2, 12, 1)}
+    assert [line.split(":")[0] for line in summarise(made, named=named).named] == ["f1", "f2", "f10", "f12"]

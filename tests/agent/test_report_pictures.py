@@ -82,11 +82,11 @@ def test_overlay_draws_findings_within_limits_in_another_colour_and_line() -> No
 def test_overlay_outlines_the_area_above_the_threshold() -> None:
     anomaly = np.zeros((100, 100), np.float32)
     anomaly[40:60, 40:60] = 1
-    made = pictures.overlay(grey(100, 100), [], anomaly, 0.5)
+    made = pictures.overlay(grey(100, 100), [], anomaly_map=anomaly, threshold=0.5)
     rows, columns = np.nonzero(made.min(-1) > 200)
     assert abs(rows.min() - 320) < 12
     assert abs(columns.max() - 480) < 12
-    assert (pictures.overlay(grey(100, 100), [], anomaly, 2.0) == GREY).all()
+    assert (pictures.overlay(grey(100, 100), [], anomaly_map=anomaly, threshold=2.0) == GREY).all()
 
 
 def test_heatmap_scale_is_fixed_by_the_threshold_not_by_the_image() -> None:

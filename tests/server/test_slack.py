@@ -25,14 +25,18 @@ from slack_sdk.errors import SlackApiError
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
 
+from refdiff.agent.people.names import DefectNames
+from refdiff.agent.report.summary import ReportSummary
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import InputError, StorageError
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bot import ChatRequest, may_decide
 from refdiff.server.chat.bots import bots
 from refdiff.server.chat.slack import app as slack_app
+from refdiff.server.chat.slack.blocks import answer, name_view
 from refdiff.server.chat.slack.platform import make_client
 from refdiff.server.chat.slack.readers import SlackReaders
 from refdiff.server.settings import ChatSettings, ConfigurationError
@@ -393,6 +397,101 @@ def test_only_listed_slack_users_may_decide_a_review(
     late = wait(lambda: [t for t in slack.of("chat.postEphemeral") if t["user"] == "U2"])
     assert "the first decision stands" in late[0]["text"]
     assert service.stores.dispositions.get(inspection_id) == decided
+
+
+def name_submitted(
+    slack: FakeSlack, url: str, view: dict[str, Any], user: str, finding: str, known: str | None, typed: str | None
+) -> Any:
+    """What Slack gets for the dialog: a select that a dialog does not have is not in its state either."""
+    given: dict[str, dict[str, Any]] = {
+        "finding": {"type": "static_select", "selected_option": {"value": finding}},
+        "known": {"type": "static_select", "selected_option": {"value": known} if known else None},
+        "name": {"type": "plain_text_input", "value": typed},
+    }
+    values = {b["block_id"]: {b["block_id"]: given[b["block_id"]]} for b in view["blocks"]}
+    return slack.interact(url, {
+        "type": "view_submission", "user": {"id": user, "name": user.lower(), "team_id": TEAM},
+        "view": view | {"id": "V1", "type": "modal", "state": {"values": values}},
+    })  # fmt: skip
+
+
+def test_listed_slack_users_name_a_finding_with_a_new_name_or_one_that_is_known(
+    review: tuple[InspectionService, str, str], slack: FakeSlack
+) -> None:
+    service, url, inspection_id = review
+    found = [f.id for f in service.report(inspection_id).findings]
+    press(slack, url, "refdiff_name", inspection_id, "U3")
+    [told] = wait(lambda: slack.of("chat.postEphemeral"))
+    assert (told["user"], "REFDIFF_SLACK_DECIDERS" in told["text"]) == ("U3", True)
+    assert slack.of("views.open") == []
+
+    press(slack, url, "refdiff_name", inspection_id, "UQA")
+    [opened] = wait(lambda: slack.of("views.open"))
+    blocks = {b["block_id"]: b for b in opened["view"]["blocks"]}
+    assert set(blocks) == {"finding", "name"}  # nothing has a name yet
+    assert [o["value"] for o in blocks["finding"]["element"]["options"]] == found
+    assert blocks["name"]["optional"] is False
+    for user, finding, typed, says in (
+        ("U3", "f1", "Oil spot", "may not decide"), ("UQA", "f1", "<b>", "letters, digits"),
+        ("UQA", "f1", None, "no name was given"), ("UQA", "f99", "Oil spot", "no finding 'f99'"),
+    ):  # fmt: skip
+        answer = name_submitted(slack, url, opened["view"], user, finding, None, typed)
+        assert says in answer.json()["errors"]["name"]
+    assert service.stores.defect_names.of(inspection_id) == {}
+
+    assert name_submitted(slack, url, opened["view"], "UQA", "f1", None, "Oil spot").status_code == 200
+    [update] = wait(lambda: [u for u in slack.of("chat.update") if "Oil spot" in str(u["blocks"])])
+    assert "f1: Oil spot, by uqa (slack UQA)" in str(update["blocks"])
+    named = service.stores.defect_names.of(inspection_id)["f1"]
+    assert (named.name, named.by, named.note) == ("Oil spot", "uqa (slack UQA)", "named in Slack")
+    [record] = [r for r in service.stores.audit.of(inspection_id) if r.kind == "defect_name"]
+    assert (record.by, record.facts["name"]) == ("uqa (slack UQA)", "Oil spot")
+
+    press(slack, url, "refdiff_name", inspection_id, "U2")
+    again = wait(lambda: slack.of("views.open")[1:])[0]["view"]
+    assert [o["value"] for b in again["blocks"] if b["block_id"] == "known" for o in b["element"]["options"]] == [
+        "Oil spot"
+    ]
+    both = name_submitted(slack, url, again, "U2", found[-1], "Oil spot", "dust")
+    assert "leave one of them empty" in both.json()["errors"]["name"]
+    assert name_submitted(slack, url, again, "U2", found[-1], "Oil spot", None).status_code == 200
+    wait(lambda: service.stores.defect_names.of(inspection_id).get(found[-1]))
+    assert service.stores.defect_names.of(inspection_id)[found[-1]].name == "Oil spot"
+    assert name_submitted(slack, url, again, "U2", "f1", None, "dust").status_code == 200  # corrected
+    wait(lambda: service.stores.defect_names.of(inspection_id)["f1"].name == "dust")
+    assert service.stores.defect_names.of(inspection_id)["f1"].before == "Oil spot"
+    assert service.stores.dispositions.get(inspection_id) is None  # a name decides nothing
+
+
+def test_slack_gets_its_answer_before_the_finding_is_looked_at(
+    review: tuple[InspectionService, str, str], slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, url, inspection_id = review
+    press(slack, url, "refdiff_name", inspection_id, "UQA")
+    [opened] = wait(lambda: slack.of("views.open"))
+    answered, name = threading.Event(), DefectNames.name
+
+    def slow(self: DefectNames, *args: Any) -> Naming:
+        assert answered.wait(20)
+        if args[2] == "scratch":
+            raise StorageError("the disk is full")
+        return name(self, *args)
+
+    monkeypatch.setattr(DefectNames, "name", slow)
+    for called in ("scratch", "Oil spot"):
+        assert name_submitted(slack, url, opened["view"], "UQA", "f1", None, called).status_code == 200
+        assert service.stores.defect_names.of(inspection_id) == {}
+    answered.set()
+    [told] = wait(lambda: slack.of("chat.postEphemeral"))
+    assert (told["user"], told["text"]) == ("UQA", "f1 was not named 'scratch': the disk is full")
+    wait(lambda: [u for u in slack.of("chat.update") if "Oil spot" in str(u["blocks"])])
+
+
+def test_a_report_without_findings_offers_no_empty_list() -> None:
+    empty = ReportSummary("i-1", "REVIEW", "1", "cell", "", [], "", "", "", None)
+    assert "refdiff_name" not in str(answer(empty))
+    with pytest.raises(InputError, match="no findings to name"):
+        name_view(empty, "C1", "1.0", None)
 
 
 def test_zoom_button_posts_crops_and_accept_button_files_a_disposition(

@@ -167,7 +167,7 @@ def test_teams_request_that_cannot_be_inspected_gets_a_helpful_answer(
     assert filed(service) == []
 
 
-def test_only_listed_teams_users_may_decide_a_review(
+def test_only_listed_teams_users_may_decide_a_review_and_name_its_findings(
     ready: Path, teams: FakeTeams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFDIFF_LLM", "off")
@@ -184,6 +184,11 @@ def test_only_listed_teams_users_may_decide_a_review(
             assert [r.inspection_id for r in service.stores.inspections.open_reviews()] == [inspection_id]
             override = actions(card)["Override…"]["card"]["actions"][0]
             data = override["data"] | {"reason": "dust, part is good"}
+            naming = actions(card)["Name a finding…"]["card"]
+            finding, typed = naming["body"]  # nothing has a name yet
+            assert [c["value"] for c in finding["choices"]] == [f["id"] for f in record.report["findings"]]
+            name = naming["actions"][0]
+            given = name["data"] | {finding["id"]: finding["value"]}
 
             def press(verb: str, given: dict[str, Any], user: str) -> Any:
                 return teams.press(url, verb, given, THREAD, card_id, user)
@@ -191,6 +196,23 @@ def test_only_listed_teams_users_may_decide_a_review(
             assert "REFDIFF_TEAMS_DECIDERS" in press(cards.ACCEPT, data, "aad-1")["value"]
             assert "reason is missing" in press(cards.OVERRIDE, override["data"], "aad-qa")["value"]
             assert service.stores.dispositions.get(inspection_id) is None
+            for user, more, says in (
+                ("aad-1", {typed["id"]: "Oil spot"}, "REFDIFF_TEAMS_DECIDERS"), ("aad-qa", {}, "no name was given"),
+                ("aad-qa", {typed["id"]: "<b>"}, "letters, digits"), ("aad-qa", {"finding": "f9", "name": "x"}, "'f9'"),
+            ):  # fmt: skip
+                assert says in press(name["verb"], given | more, user)["value"]
+            changed = press(name["verb"], given | {typed["id"]: "Oil spot"}, "aad-qa")["value"]
+            assert "Called since: f1: Oil spot, by Aad-Qa (teams aad-qa)" in texts(changed)
+            known = actions(changed)["Name a finding…"]["card"]["body"][1]
+            assert (known["id"], [c["value"] for c in known["choices"]]) == ("known", ["Oil spot"])
+            wait(lambda: any("Oil spot" in t for t in texts(teams.cards(THREAD)[0])))  # for everybody
+            assert (
+                "leave one of them empty"
+                in press(name["verb"], given | {"known": "Oil spot", "name": "x"}, "aad-qa")["value"]
+            )
+            press(name["verb"], given | {"known": "Oil spot"}, "aad-qa")  # it is called that already: no news
+            [named] = service.stores.defect_names.history(inspection_id, "f1")
+            assert (named.name, named.by, named.note) == ("Oil spot", "Aad-Qa (teams aad-qa)", "named in Teams")
             changed = press(override["verb"], data, "aad-qa")["value"]
             decided = service.stores.dispositions.get(inspection_id)
             assert decided is not None

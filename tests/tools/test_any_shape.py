@@ -92,7 +92,7 @@ def test_every_picture_is_drawn_for_any_shape_and_threshold(
     finding = Finding(id="f", type="crack", description="", location=location, area_px=1, confidence=0.5, evidence=["e1"],
                       reasoning="")  # fmt: skip
     made = [
-        pictures.overlay(query, [finding] * 3, heat, threshold),
+        pictures.overlay(query, [finding] * 3, anomaly_map=heat, threshold=threshold),
         pictures.heatmap(query, heat, threshold),
         pictures.side_by_side(noise((33, 77, 3)), query),
         pictures.crops(query, query, (location.x0, location.y0, location.x1, location.y1)).query,

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordE
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
+from refdiff.tools.context import measure_evidence
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import inspect_photo
@@ -25,7 +27,9 @@ from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_referen
 from refdiff.tools.inspection.scale import resolve_scale
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.vision.regions import place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
+from refdiff.tools.vision.shape import tight
 from refdiff.tools.workspace import Workspace
 
 SIZE = (224, 224)
@@ -192,6 +196,30 @@ def test_turn_beyond_the_specification_is_a_problem(
     assert len(found) == problem
     if problem:
         assert found[0].startswith(f"the part lies turned by {90 * quarters} degrees")
+
+
+@pytest.mark.parametrize("angle", [0.0, *TURNS[::2]])
+def test_findings_of_turned_parts_are_drawn_where_they_are_in_the_photo(workspace: Workspace, angle: float) -> None:
+    defects = [
+        DefectSpec("scratch", size_px=70, contrast=1.0, seed=3),
+        DefectSpec("stain", size_px=18, contrast=1.0, seed=5),
+    ]
+    pose = Pose(angle_deg=angle)
+    scene = render("circuit", VARIANTS["a"], 41, size=SIZE, pose=pose, noise_seed=5, defects=defects)
+    photo = workspace.stores.images.put(encode_png(scene.image))
+    found = inspect_photo(workspace, workspace.stores.captures.add(f"drawn-{angle:g}", "board", photo))
+    assert found.regions
+    for result in found.regions:
+        m, extent = result.measurement, result.extent
+        inside = np.zeros(SIZE, np.uint8)
+        cv2.fillPoly(inside, extent.outline, (1,))
+        assert inside[m.box[1] : m.box[3], m.box[0] : m.box[2]][m.mask].all()
+        assert tight(inside > 0, (0, 0))[0] == extent.box
+        said = measure_evidence(result, "e1").numbers
+        assert (said.x0, said.y0, said.x1, said.y1) == extent.box
+        assert said.place == m.place == place_name(extent.box, SIZE)
+    strongest = found.regions[0].extent.box
+    assert scene.defect_mask[strongest[1] : strongest[3], strongest[0] : strongest[2]].any()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
-from refdiff.model.images import Box, RgbImage
+from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
@@ -26,25 +26,26 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
+from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
-from refdiff.tools.vision.measurement import Measurement, measure
-from refdiff.tools.vision.regions import Region, find_regions, map_window
+from refdiff.tools.vision.measurement import Measurement, measure, measured_as_one
+from refdiff.tools.vision.regions import MAX_REGIONS, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
 
-_MAX_SHARED_AREA = 0.7  # part of a region's box; one that shares more with a stronger region is a part of that
 _MIN_COVERED = 0.6  # part of the photo that references must reach
 _UNCALIBRATED_THRESHOLD = 0.2  # of the anomaly map: there a clear distance is as likely a defect as not
 
 
 @dataclass(frozen=True)
 class RegionResult:
-    """A region of the anomaly map with its size."""
+    """What the anomaly map found, as one thing: a finding once it is reported."""
 
     region: Region
     measurement: Measurement
+    extent: Extent  # what is drawn of it: holds all that was measured
     confidence: float  # 0..1, share of good parts whose strongest place is weaker
     peak_p: float | None  # conformal p-value of its peak, None without calibration
     zones: list[str]  # critical zones that it touches
@@ -60,6 +61,7 @@ class PhotoInspection:
     threshold: float  # of the anomaly map: regions lie above it
     scale: ResolvedScale
     regions: list[RegionResult]  # strongest first
+    crowded: bool  # there may be more: only the strongest of the map were measured
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
@@ -85,17 +87,16 @@ def measure_region(query: RgbImage, comparison: Comparison, region: Region, scal
         comparison.difference.anomaly_map,
         region.box,
         mask=region.mask,
-        cell=comparison.difference.cell * max(query.shape[:2]) / max(comparison.difference.anomaly_map.shape),
+        cell=_cell(query, comparison),
         mm_per_px=scale.mm_per_px,
         scale_uncertainty=scale.uncertainty,
     )
 
 
-def _covers(box: Box, other: Box) -> bool:
-    """Does `box` hold most of `other`?"""
-    w = min(box[2], other[2]) - max(box[0], other[0])
-    h = min(box[3], other[3]) - max(box[1], other[1])
-    return w > 0 and h > 0 and w * h >= _MAX_SHARED_AREA * (other[2] - other[0]) * (other[3] - other[1])
+def _cell(query: RgbImage, comparison: Comparison) -> float:
+    """px of the photo that the anomaly map cannot tell apart."""
+    difference = comparison.difference
+    return difference.cell * max(query.shape[:2]) / max(difference.anomaly_map.shape)
 
 
 def touches(mask: NDArray[np.bool_], region: Region, size: tuple[int, ...]) -> bool:
@@ -149,22 +150,26 @@ def inspect_photo(
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
+    measured = [(region, measure_region(query, comparison, region, scale)) for region in found]
     regions: list[RegionResult] = []
-    for region in found:
-        measurement = measure_region(query, comparison, region, scale)
-        if any(_covers(r.measurement.box, measurement.box) for r in regions):
-            continue  # in native pixels it is part of a stronger region
+    for pieces in things(measured, cell := _cell(query, comparison)):
+        region = merged([r for r, _ in pieces], difference.types, query.shape)
+        measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
+        extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
+        height, width = query.shape[:2]
         regions.append(
             RegionResult(
                 region=replace(region, id=f"r{len(regions) + 1}"),
-                measurement=measurement,
+                measurement=replace(measurement, place=place_name(extent.box, (height, width))),
+                extent=extent,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
     by = network.sha256 if network else None
-    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, problems, doubted, by)
+    crowded = len(found) >= MAX_REGIONS
+    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, by)
 
 
 def problems_of(comparison: Comparison) -> list[str]:

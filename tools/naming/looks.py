@@ -26,7 +26,7 @@ from refdiff.tools.vision.measurement import Measurement
 from refdiff.tools.vision.registration import Alignment, Matrix, on_grid
 from refdiff.tools.workspace import Workspace
 
-VERSION = 1  # raise when the same finding gets another vector
+VERSION = 2  # raise when the same finding gets another vector
 _SIDE_PX = 160  # of the squares that are compared
 _MARGIN = 0.5  # of the longer side of the box, on each side of it
 _SMALLEST_PX = 64  # side of the square in the photo: a speck is seen with what is around it
@@ -41,10 +41,10 @@ def weights_digest(workspace: Workspace) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def sight(photo: str, golden: Golden, alignment: Alignment, measured: Measurement) -> Sight:
-    """What it takes to look at a region of an inspection. photo: sha256."""
+def sight(photo: str, golden: Golden, alignment: Alignment, box: Box, measured: Measurement) -> Sight:
+    """What it takes to look at a region of an inspection. photo: sha256. box: of its extent, as reports have it."""
     return Sight(
-        photo, golden.sha256, alignment.ok, tuple(alignment.matrix.flatten().tolist()), measured.box,
+        photo, golden.sha256, alignment.ok, tuple(alignment.matrix.flatten().tolist()), box,
         measured.length_px, measured.width_px, measured.area_px,
     )  # fmt: skip
 

@@ -8,8 +8,9 @@ the region of the map itself. Knows nothing about verdicts or limits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -20,9 +21,9 @@ from refdiff.model.images import Box, Mask, RgbImage, widen
 from refdiff.tools.vision.crops import clip_box, warp_window
 from refdiff.tools.vision.regions import MAP_PX, map_size, map_window, place_name
 from refdiff.tools.vision.registration import Alignment
-from refdiff.tools.vision.shape import filled, is_line, length_and_width
+from refdiff.tools.vision.shape import filled, is_line, length_and_width, tight, union
 
-Method = Literal["difference", "contrast", "map"]
+Method = Literal["difference", "contrast", "map"]  # the surest first
 Plane = NDArray[np.float32]
 
 _MIN_EXPLAINED = 0.75  # part of the region that the pixels found must explain
@@ -50,6 +51,7 @@ class Measurement:
     width_px: float  # across it
     uncertainty_px: float  # about one standard deviation of either
     method: Method
+    smoothed_px: float = 0.0  # sigma of the smoothing before its pixels were cut out
     length_mm: float | None = None
     width_mm: float | None = None
     area_mm2: float | None = None
@@ -115,6 +117,34 @@ def measure(
     return _in_mm(measured, mm_per_px, scale_uncertainty)
 
 
+def measured_as_one(
+    parts: Sequence[Measurement], size: tuple[int, ...], mm_per_px: float | None, scale_uncertainty: float = 0.0
+) -> Measurement:
+    """Measured pieces of one thing in a photo of `size` (H, W, ...); as sure of it as of the least sure of them."""
+    if len(parts) == 1:
+        return parts[0]
+    box, mask = union([(m.box, m.mask) for m in parts])
+    sigma = max(m.smoothed_px for m in parts)
+    # of a long line many px are shrunk to one, which keeps the length but not the width
+    line_width = float(np.average([m.width_px for m in parts], weights=[m.length_px for m in parts]))
+    length, width = _length_and_width(mask, sigma, _WINDOW_PX, line_width)
+    u = math.hypot(*(m.uncertainty_px for m in parts))
+    method = max((m.method for m in parts), key=get_args(Method).index)
+    place = place_name(box, (size[0], size[1]))
+    return _in_mm(Measurement(box, mask, place, length, width, u, method, sigma), mm_per_px, scale_uncertainty)
+
+
+def _length_and_width(mask: Mask, sigma: float, most_px: int, line_width: float | None = None) -> tuple[float, float]:
+    """As of `length_and_width`, for a mask of any size: of one shrunk to `most_px` on its long side."""
+    h, w = mask.shape
+    huge = max(1.0, max(w, h) / most_px)
+    target = (max(1, round(w / huge)), max(1, round(h / huge)))
+    # of a thin line nothing may get lost
+    small = cv2.resize(mask * np.uint8(255), target, interpolation=cv2.INTER_AREA) > 0 if huge > 1 else mask
+    length, width = length_and_width(small, sigma / huge, None if line_width is None else line_width / huge)
+    return huge * length, huge * width
+
+
 def _in_mm(m: Measurement, mm_per_px: float | None, scale_uncertainty: float) -> Measurement:
     if mm_per_px is None:
         return m
@@ -167,11 +197,11 @@ def _measure_px(
     unsure = 0.5 * cell if (found[0] & ~window.support).any() else 0.0
     guess = 0.1 * length * window.shrink if method == "contrast" else 0.0
     u = math.hypot(spread * window.shrink / 2, quantum, misfit, unsure, guess)
-    full, tight = _native(found[0], window)
-    if _explained(region, inside, full, tight, 2 * cell) < _MIN_EXPLAINED:
+    at, full = _native(found[0], window)
+    if _explained(region, inside, full, at, 2 * cell) < _MIN_EXPLAINED:
         return _from_map(inside, region, cell, size)  # only single pixels of the defect stand out
     length, width = length * window.shrink, width * window.shrink
-    return Measurement(tight, full, place_name(tight, size), length, width, u, method)
+    return Measurement(at, full, place_name(at, size), length, width, u, method, sigma * window.shrink)
 
 
 def _explained(region: Mask, inside: Box, found: Mask, at: Box, reach: float) -> float:
@@ -466,14 +496,13 @@ def _joined(labels: NDArray, keep: NDArray[np.bool_], weight: NDArray) -> Mask:
     return np.asarray(np.concatenate([[False], keep])[labels])
 
 
-def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
+def _native(mask: Mask, window: _Window) -> tuple[Box, Mask]:
     """The mask cut to its tight box, in native query px."""
     x0, y0, x1, y1 = window.box
     full = mask
     if window.shrink > 1:
         full = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST) > 0
-    x, y, w, h = cv2.boundingRect(full.astype(np.uint8))
-    return np.ascontiguousarray(full[y : y + h, x : x + w]), (x0 + x, y0 + y, x0 + x + w, y0 + y + h)
+    return tight(full, (x0, y0))
 
 
 # --- how large they are
@@ -481,13 +510,8 @@ def _native(mask: Mask, window: _Window) -> tuple[Mask, Box]:
 
 def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> Measurement:
     """Fallback: measure the map region itself, with a correspondingly large uncertainty."""
-    x, y, w, h = cv2.boundingRect(region.astype(np.uint8))
-    mask = np.ascontiguousarray(region[y : y + h, x : x + w])
-    box = (inside[0] + x, inside[1] + y, inside[0] + x + w, inside[1] + y + h)
-    huge = max(1.0, max(w, h) / MAP_PX)
-    target = (max(1, round(w / huge)), max(1, round(h / huge)))
-    small = cv2.resize(mask.astype(np.uint8), target, interpolation=cv2.INTER_NEAREST) > 0 if huge > 1 else mask
-    length, width = (huge * side for side in length_and_width(small, 0.0))
+    box, mask = tight(region, inside[:2])
+    length, width = _length_and_width(mask, 0.0, MAP_PX)
     # a map blurs by its cells and by how far the network sees: true sizes from a point to the region itself
     u = max(2 * cell, 0.5 * length)
     return Measurement(box, mask, place_name(box, size), length, width, u, "map")

@@ -1,8 +1,9 @@
-"""From the anomaly map to regions: connected, named by place and by the network's type."""
+"""From the anomaly map to regions: connected, one for each lobe, named by place and by the network's type."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,8 +13,10 @@ from scipy import ndimage
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 from refdiff.model.difference.encoder import resize_to
-from refdiff.model.images import Box, Mask, RgbImage
+from refdiff.model.images import Box, Mask, RgbImage, widen
+from refdiff.tools.vision.lobes import lobes
 from refdiff.tools.vision.registration import Matrix, scaling, warp_reference
+from refdiff.tools.vision.shape import tight, union
 
 MAX_REGIONS = 16
 MAP_PX = 4096  # long side of the largest map; what is smoothed and grown on it costs the third power of the side
@@ -24,7 +27,7 @@ MIN_RELATIVE_PEAK = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the anomaly map above the threshold, in query px. box: x0, y0, x1, y1, exclusive end.
+    """A lobe of the anomaly map above the threshold, or several, in query px. box: x0, y0, x1, y1, exclusive end.
 
     place: its name on a 3 x 3 grid of the image. peak: largest difference in it. mask: (y1 - y0, x1 - x0) bool.
     type: what the network takes it for, `unknown_anomaly` when it is not sure. type_confidence: 0..1 of that word.
@@ -96,7 +99,9 @@ def find_regions(
     """Regions above `threshold`, strongest first, at most 16. types, cell: as in `Difference`; types name the regions.
 
     size: (H, W, ...) of the photo, if it is larger than its map. cell: default that of a map of one tile.
-    Pieces less than a cell apart are one region; specks that the map's resolution cannot vouch for are left out.
+    The strongest of what is connected, pieces less than a cell apart included; each by its lobes, strongest first, where
+    fewer than 16 regions result. So 16 regions say that there may be more. Specks that the map's resolution cannot vouch
+    for are left out.
     """
     h, w = anomaly_map.shape
     above = anomaly_map > threshold
@@ -104,35 +109,63 @@ def find_regions(
         return []
     side = max(3, round(max(h, w) / 40 if cell is None else cell))
     joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    labels, _ = ndimage.label(joined, structure=np.ones((3, 3), int))
-    labels[~above] = 0
+    _, labels = cv2.connectedComponents(joined)
     smallest = max(4.0, (side / 2) ** 2)
-    found = []
+
+    def without_halo(mask: Mask, heat: NDArray[np.float32]) -> tuple[float, Mask]:
+        """The peak under a mask, and what is not merely its halo; empty for a speck."""
+        peak = float(heat[mask].max())
+        mask = mask & (heat > MIN_RELATIVE_PEAK * peak)
+        return peak, mask if mask.sum() >= smallest else np.zeros_like(mask)
+
+    connected = []
     for index, at in enumerate(ndimage.find_objects(labels), start=1):
-        mask = labels[at] == index
-        peak = float(anomaly_map[at][mask].max())
-        mask &= anomaly_map[at] > MIN_RELATIVE_PEAK * peak
-        area = int(mask.sum())
-        if area < smallest:
-            continue
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        box = (at[1].start + x0, at[0].start + y0, at[1].start + x1, at[0].start + y1)
-        found.append((peak, box, area, mask[y0:y1, x0:x1]))
+        y, x = at
+        peak, mask = without_halo((labels[at] == index) & above[at], anomaly_map[at])
+        if mask.any():
+            connected.append((peak, *tight(mask, (x.start, y.start)), index, (x.start, y.start, x.stop, y.stop)))
+    connected.sort(key=lambda c: -c[0])
+    connected = connected[:MAX_REGIONS]
+    places = MAX_REGIONS - 1 - len(connected)  # for lobes: no region is left out for those of another
+    found = []
+    for peak, box, mask, index, around in connected:
+        parts = []
+        if places > 0:
+            # with what surrounds it: a line is lower on either side
+            x0, y0, x1, y1 = widen(around, max(around[2] - around[0], around[3] - around[1]), 1, (h, w))
+            at = np.s_[y0:y1, x0:x1]
+            heat = anomaly_map[at]
+            split = lobes(heat, labels[at] == index, above[at], smallest, MIN_RELATIVE_PEAK, side, places + 1)
+            cut = [without_halo(lobe, heat) for lobe in split] if len(split) > 1 else []
+            parts = [(top, *tight(lobe, (x0, y0))) for top, lobe in cut if lobe.any()]
+        found += parts if len(parts) > 1 else [(peak, box, mask)]
+        places -= max(0, len(parts) - 1)
     found.sort(key=lambda f: -f[0])
     regions = []
-    for i, (peak, box, area, mask) in enumerate(found[:MAX_REGIONS], start=1):
+    for i, (peak, box, mask) in enumerate(found, start=1):
         kind, sure = (UNKNOWN, 0.0) if types is None else _type_of(types, mask, box, (h, w))
         place = place_name(box, (h, w))
         if size is not None and size[:2] != (h, w):
-            box, mask = _enlarged(box, mask, size[0] / h, size[1] / w)
-            area = int(mask.sum())
-        regions.append(Region(f"r{i}", box, place, area, peak, mask, kind, sure))
+            box, mask = _scaled(box, mask, size[0] / h, size[1] / w)
+        regions.append(Region(f"r{i}", box, place, int(mask.sum()), peak, mask, kind, sure))
     return regions
 
 
-def _enlarged(box: Box, mask: Mask, fy: float, fx: float) -> tuple[Box, Mask]:
-    """A box and its mask in px of the photo instead of the map."""
-    x0, y0, x1, y1 = int(box[0] * fx), int(box[1] * fy), round(box[2] * fx), round(box[3] * fy)
-    large = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
-    return (x0, y0, x1, y1), large > 0
+def merged(regions: Sequence[Region], types: NDArray[np.float32], size: tuple[int, ...]) -> Region:
+    """Regions of a photo of `size` (H, W, ...) as one, with the id of the first. types: as in `Difference`."""
+    if len(regions) == 1:
+        return regions[0]
+    box, mask = union([(r.box, r.mask) for r in regions])
+    small = map_size(size)
+    at, seen = (box, mask) if small == size[:2] else _scaled(box, mask, small[0] / size[0], small[1] / size[1])
+    kind, sure = _type_of(types, seen, at, small)
+    area, peak = int(mask.sum()), max(r.peak for r in regions)
+    return Region(regions[0].id, box, place_name(box, (size[0], size[1])), area, peak, mask, kind, sure)
+
+
+def _scaled(box: Box, mask: Mask, fy: float, fx: float) -> tuple[Box, Mask]:
+    """A box and its mask, in px of the map, in px of the photo; or the other way round."""
+    x0, y0 = int(box[0] * fx), int(box[1] * fy)
+    x1, y1 = max(x0 + 1, round(box[2] * fx)), max(y0 + 1, round(box[3] * fy))
+    scaled = cv2.resize(mask.astype(np.uint8), (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+    return (x0, y0, x1, y1), scaled > 0

@@ -1,4 +1,4 @@
-"""The Bolt app: events become messages to the chat bot, buttons and dialogs become decisions.
+"""The Bolt app: events become messages to the chat bot, buttons and dialogs become decisions and names.
 
 A message is stored before Slack gets its acknowledgement; the work follows afterwards, which keeps acknowledgements
 quick. Bolt checks the signature of every HTTP request and answers 401 to a bad one.
@@ -138,7 +138,7 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
     def refresh(channel: str, ts: str, inspection_id: str) -> None:
         try:
             platform.update(channel, ts, bot.summary(inspection_id))
-        except (SlackClientError, OSError) as e:  # the decision is stored, and the review page shows it
+        except (SlackClientError, OSError) as e:  # what was said is stored, and the review page shows it
             log.warning("cannot update the message about %s: %s", inspection_id, e)
 
     @app.action(blocks.ACCEPT)
@@ -177,6 +177,43 @@ def _add_buttons(app: App, platform: SlackPlatform, bot: ChatBot) -> None:
         ack()
         refresh(about["channel"], about["ts"], about["inspection_id"])
 
+    @app.action(blocks.NAME)
+    def name(ack: Any, body: dict[str, Any], client: Any) -> None:
+        ack()
+        channel, ts, thread, inspection_id = _where(body)
+        user = str(body["user"]["id"])
+        try:
+            bot.check_may_decide(user)
+            view = blocks.name_view(bot.summary(inspection_id), channel, ts, thread)
+        except RefDiffError as e:
+            tell(client, channel, user, thread, str(e))
+            return
+        client.views_open(trigger_id=body["trigger_id"], view=view)
+
+    @app.view(blocks.NAME_VIEW)
+    def named(ack: Any, body: dict[str, Any], client: Any) -> None:
+        about = json.loads(body["view"]["private_metadata"])
+        channel, ts, inspection_id = str(about["channel"]), str(about["ts"]), str(about["inspection_id"])
+        values, user = body["view"]["state"]["values"], body["user"]
+        finding, known = _selected(values, "finding"), _selected(values, "known")
+        typed, by = str(values["name"]["name"]["value"] or ""), str(user["id"])
+        try:
+            name = bot.name_given(inspection_id, finding, typed, known, by)
+        except RefDiffError as e:
+            ack(response_action="errors", errors={"name": str(e)[:2000]})
+            return
+        ack()  # within three seconds
+
+        def store() -> None:
+            try:
+                bot.name_finding(inspection_id, finding, name, by, str(user.get("name") or ""))
+            except RefDiffError as e:
+                tell(client, channel, by, about["thread"], f"{finding} was not named {name!r}: {e}")
+                return
+            refresh(channel, ts, inspection_id)
+
+        bot.run_later(store)
+
     @app.action(blocks.ZOOM)
     def zoom(ack: Any, body: dict[str, Any], client: Any) -> None:
         ack()
@@ -197,6 +234,12 @@ def _where(body: dict[str, Any]) -> tuple[str, str, str | None, str]:
     container = body["container"]
     thread = container.get("thread_ts") or (body.get("message") or {}).get("thread_ts")
     return str(container["channel_id"]), str(container["message_ts"]), thread, str(body["actions"][0]["value"])
+
+
+def _selected(values: dict[str, Any], name: str) -> str:
+    """What was chosen in a select of a dialog; "" for nothing, or where the dialog has no such select."""
+    chosen = values.get(name, {}).get(name, {}).get("selected_option")
+    return str(chosen["value"]) if chosen else ""
 
 
 def dispatch(app: App, body: bytes, headers: dict[str, str]) -> BoltResponse:

@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 from refdiff.agent.report.summary import ReportSummary
+from refdiff.memory.records.defect_names import MAX_NAME
+from refdiff.model.errors import InputError
 
-ACCEPT, OVERRIDE, ZOOM, PAGE = "refdiff_accept", "refdiff_override", "refdiff_zoom", "refdiff_page"
-OVERRIDE_VIEW, INSPECT_VIEW = "refdiff_override_view", "refdiff_inspect_view"
+ACCEPT, OVERRIDE, NAME = "refdiff_accept", "refdiff_override", "refdiff_name"
+ZOOM, PAGE = "refdiff_zoom", "refdiff_page"
+OVERRIDE_VIEW, NAME_VIEW, INSPECT_VIEW = "refdiff_override_view", "refdiff_name_view", "refdiff_inspect_view"
 _MAX_SECTION = 2900  # Slack allows 3,000 characters
+_MAX_OPTIONS, _MAX_OPTION = 100, 75  # of a select: how many, characters of each
 _MARKS = {"PASS": ":white_check_mark:", "FAIL": ":x:", "REVIEW": ":warning:"}
 
 Block = dict[str, Any]
@@ -30,13 +34,16 @@ def answer(report: ReportSummary) -> list[Block]:
         _section(f"*Reasoning*\n{escape(report.reasoning)}") | {"expand": False},
         {"type": "context", "elements": [_mrkdwn(f"{report.inspection_id} · {escape(report.model)}")]},
     ]
+    if report.named:
+        blocks.append(_section("*Called since*\n" + "\n".join(f"• {escape(line)}" for line in report.named)))
     if report.decided:
         blocks.append(_section(f"*Decided:* {escape(report.decided)}"))
     buttons = [] if report.decided else [
         _button("Accept", ACCEPT, report.inspection_id, "primary"),
         _button("Override…", OVERRIDE, report.inspection_id, "danger"),
     ]  # fmt: skip
-    if report.findings:
+    if report.nameable:
+        buttons.append(_button("Name a finding…", NAME, report.inspection_id))
         buttons.append(_button("Zoom", ZOOM, report.inspection_id))
     if report.page:
         buttons.append(_button("Open the page", PAGE, report.inspection_id) | {"url": report.page})
@@ -62,6 +69,33 @@ def override_view(inspection_id: str, channel: str, message_ts: str) -> Block:
     }  # fmt: skip
 
 
+def name_view(report: ReportSummary, channel: str, message_ts: str, thread: str | None) -> Block:
+    """The dialog that asks which finding is called what: a name that the product knows, or a new one.
+
+    Raises InputError without findings.
+    """
+    if not report.nameable:
+        raise InputError(f"inspection {report.inspection_id} has no findings to name")
+    about = {"inspection_id": report.inspection_id, "channel": channel, "ts": message_ts, "thread": thread}
+    findings = [_option(line, finding) for finding, line in report.nameable.items()]
+    which = {"type": "static_select", "action_id": "finding", "options": findings, "initial_option": findings[0]}
+    blocks = [_labelled("finding", "Finding", which)]
+    if report.known_names:
+        names = [_option(name, name) for name in report.known_names[:_MAX_OPTIONS]]
+        chosen = {"type": "static_select", "action_id": "known", "options": names}
+        blocks.append(_labelled("known", "A name that you use already", chosen) | {"optional": True})
+    typed = _input("name", "A new name", multiline=False, max_length=MAX_NAME)
+    return {
+        "type": "modal",
+        "callback_id": NAME_VIEW,
+        "private_metadata": json.dumps(about),
+        "title": {"type": "plain_text", "text": "Name a finding"},
+        "submit": {"type": "plain_text", "text": "Name"},
+        "close": {"type": "plain_text", "text": "Cancel"},
+        "blocks": [*blocks, typed | {"optional": bool(report.known_names)}],
+    }
+
+
 def inspect_view() -> Block:
     """The dialog of the global shortcut."""
     return {
@@ -82,7 +116,16 @@ def _input(name: str, label: str, *, multiline: bool, max_length: int) -> Block:
         "min_length": 1,
         "max_length": max_length,
     }
+    return _labelled(name, label, element)
+
+
+def _labelled(name: str, label: str, element: Block) -> Block:
     return {"type": "input", "block_id": name, "label": {"type": "plain_text", "text": label}, "element": element}
+
+
+def _option(text: str, value: str) -> Block:
+    shown = text if len(text) <= _MAX_OPTION else f"{text[: _MAX_OPTION - 1]}…"
+    return {"text": {"type": "plain_text", "text": shown}, "value": value}
 
 
 def _mrkdwn(text: str) -> dict[str, str]:

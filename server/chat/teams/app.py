@@ -1,4 +1,4 @@
-"""The Teams app on the HTTP server: activities become messages to the chat bot, card actions become decisions.
+"""The Teams app on the HTTP server: activities become messages to the chat bot, card actions become decisions and names.
 
 The SDK checks the token of every request (401 without a valid one). A message is stored before Teams gets its
 acknowledgement; the work follows afterwards.
@@ -123,6 +123,10 @@ def _act(activity: AdaptiveCardInvokeActivity, platform: TeamsPlatform, bot: Cha
             bot.decide(inspection_id, "accept", user, name, "accepted in Teams")
         elif action.verb == cards.OVERRIDE:
             bot.decide(inspection_id, "override", user, name, str(action.data.get("reason") or ""))
+        elif action.verb == cards.NAME:
+            finding, typed, known = (str(action.data.get(key) or "") for key in ("finding", "name", "known"))
+            given = bot.name_given(inspection_id, finding, typed, known, user)
+            bot.name_finding(inspection_id, finding, given, user, name)
         else:
             return AdaptiveCardActionMessageResponse(value="This button belongs to another version of RefDiff.")
     except RefDiffError as e:

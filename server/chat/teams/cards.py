@@ -10,11 +10,13 @@ import cv2
 import numpy as np
 
 from refdiff.agent.report.summary import ReportSummary
+from refdiff.memory.records.defect_names import MAX_NAME
 from refdiff.model.images import RgbImage
 
-ACCEPT, OVERRIDE, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_zoom"
+ACCEPT, OVERRIDE, NAME, ZOOM = "refdiff_accept", "refdiff_override", "refdiff_name", "refdiff_zoom"
 # embedded in the card, because Teams cannot reach this server; a message may have 100 KB in all
 MAX_PICTURE_BYTES = 24_000
+_MAX_NAMES = 25  # a message may have 100 KB in all
 _COLOURS = {"PASS": "Good", "FAIL": "Attention", "REVIEW": "Warning"}
 _MARKDOWN = re.compile(r"([\\*_\[\]()~`#>|])")
 
@@ -42,6 +44,7 @@ def answer(report: ReportSummary, picture: str | None) -> Card:
     folded = {"id": "reasoning", "isVisible": False}
     body += [_text(report.reasoning, isSubtle=True) | folded]
     body.append(_text(f"{report.inspection_id} · {report.model}", size="Small", isSubtle=True))
+    body += [_text(f"Called since: {line}") for line in report.named]
     if report.decided:
         body.append(_text(f"Decided: {report.decided}", weight="Bolder"))
     data = {"inspection_id": report.inspection_id}
@@ -49,7 +52,8 @@ def answer(report: ReportSummary, picture: str | None) -> Card:
     if not report.decided:
         actions.append({"type": "Action.Execute", "title": "Accept", "verb": ACCEPT, "data": data, "style": "positive"})
         actions.append({"type": "Action.ShowCard", "title": "Override…", "card": _override(data)})
-    if report.findings:
+    if report.nameable:
+        actions.append({"type": "Action.ShowCard", "title": "Name a finding…", "card": _name(report, data)})
         actions.append({"type": "Action.Execute", "title": "Zoom", "verb": ZOOM, "data": data})
     actions.append({"type": "Action.ToggleVisibility", "title": "Reasoning", "targetElements": ["reasoning"]})
     if report.page:
@@ -99,6 +103,21 @@ def _override(data: dict[str, str]) -> Card:
     }
     send = {"type": "Action.Execute", "title": "Override", "verb": OVERRIDE, "data": data, "style": "destructive"}
     return _card([why], [send])
+
+
+def _name(report: ReportSummary, data: dict[str, str]) -> Card:
+    """Which finding is called what: a name that the product knows, or a new one."""
+    which = _choices("finding", "Finding", list(report.nameable.items()), value=next(iter(report.nameable)))
+    known = [(name, name) for name in report.known_names[:_MAX_NAMES]]
+    inputs = [which, *([_choices("known", "A name that you use already", known)] if known else [])]
+    inputs.append({"type": "Input.Text", "id": "name", "label": "A new name", "maxLength": MAX_NAME})
+    return _card(inputs, [{"type": "Action.Execute", "title": "Name", "verb": NAME, "data": data}])
+
+
+def _choices(name: str, label: str, choices: list[tuple[str, str]], **more: Any) -> Card:
+    """choices: (value, text)."""
+    listed = [{"title": text, "value": value} for value, text in choices]
+    return {"type": "Input.ChoiceSet", "id": name, "label": label, "choices": listed, "style": "compact"} | more
 
 
 def _text(text: str, **style: Any) -> Card:
