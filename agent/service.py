@@ -138,7 +138,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
-            self.fittings = Fittings(workspace, self._queue.beside)
+            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first)
             self.people = Reviews(self._inspector, self._enrol_now)
             self.names = DefectNames(workspace)
             self._recover()
@@ -166,6 +166,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         except BaseException:
             workspace.close()
             raise
+
+    def fit_by_itself(self) -> None:
+        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT."""
+        if self.workspace.settings.auto_fit:
+            self.fittings.by_itself()
 
     def drain(self) -> None:
         """Stop accepting work and release waiting callers, before a server answers its open requests and closes.
@@ -504,8 +509,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return asdict(self.fittings.start(name, by))
 
     def forget_network(self, name: str, by: str) -> None:
-        """Let the shared network inspect a product again. Raises UnknownRecordError where none was fitted to it."""
-        if not self.stores.networks.remove(self.stores.products.name_of(name), by):
+        """Let the shared network inspect a product again, and end a fit that runs.
+
+        Raises UnknownRecordError where no network was fitted to it, nor is being fitted.
+        """
+        name = self.stores.products.name_of(name)
+        ended = self.fittings.give_up(name)
+        if not (self.stores.networks.remove(name, by) or ended):
             raise UnknownRecordError(f"no network was fitted to product {name!r}")
 
     # -- inside
@@ -583,6 +593,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             with suppress(InputError):  # the same request, sent twice at once, has put it back already
                 return self._queue.retry(known.inspection_id, str(known.request["requested_by"]))
         return known
+
+    def _comes_first(self) -> bool:
+        """Whether there is work that a fit waits for."""
+        return self._queue.busy or self._enrolling.locked()
 
     def _filed(self, inspection_id: str) -> bool:
         return self.stores.inspections.find(inspection_id) is not None

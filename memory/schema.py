@@ -187,4 +187,11 @@ MIGRATIONS: Migrations = (
             weights BLOB NOT NULL
         )""",
     ),
+    (
+        # how the last fit of each product went, so that none is tried again in vain; decides nothing about parts
+        """CREATE TABLE fit_attempts (
+            product TEXT PRIMARY KEY,
+            attempt TEXT NOT NULL
+        )""",
+    ),
 )

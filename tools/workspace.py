@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import shlex
 import threading
@@ -61,6 +62,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._fitted: LRUCache[str, list[DifferenceScorer]] = LRUCache(_NETWORKS_KEPT)
+        self._tried: tuple[ProductNetworks, list[DifferenceScorer]] | None = None
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
@@ -114,8 +116,16 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def fitted(self, product: str) -> ProductNetworks | None:
         """The networks that were fitted to a product; None where the shared one inspects it."""
+        if self._tried is not None and self._tried[0].product == product:
+            return self._tried[0]
         known = self.stores.networks.get(product)
         return None if known is None or self.outdated(known) else known
+
+    def trying(self, networks: ProductNetworks, scorers: list[DifferenceScorer]) -> Self:
+        """The same stores and caches, where the product has these networks already; everywhere else it does not yet."""
+        tried = copy.copy(self)
+        tried._tried = networks, scorers
+        return tried
 
     def outdated(self, networks: ProductNetworks) -> str:
         """Why networks of a product are not in use; "" if they are."""
@@ -134,16 +144,21 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         if (known := self.fitted(product)) is None:
             return self.difference
         try:
-            networks = self._networks(known)
+            networks = self._scorers(known)
         except DamagedError:
             if (newer := self.fitted(product)) == known:
                 raise
             if newer is None:  # removed, or replaced, since it was asked for
                 return self.difference
-            known, networks = newer, self._networks(newer)
+            known, networks = newer, self._scorers(newer)
         fair = [n for n, seen in zip(networks, known.trained_on, strict=True) if not {*seen} & {*unseen}]
         # what all have seen is asked about for its own sake, not to learn how good parts score
         return FittedScorer(fair or networks)
+
+    def _scorers(self, networks: ProductNetworks) -> list[DifferenceScorer]:
+        if self._tried is not None and self._tried[0] == networks:
+            return self._tried[1]
+        return self._networks(networks)
 
     @cachedmethod(attrgetter("_fitted"), key=lambda self, networks: networks.sha256, lock=attrgetter("_cache_lock"))
     def _networks(self, networks: ProductNetworks) -> list[DifferenceScorer]:

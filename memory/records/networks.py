@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from refdiff.memory.changes import NETWORK, changing, network_state, record_change
 from refdiff.memory.database import Database
@@ -29,8 +30,27 @@ class ProductNetworks:
     found: tuple[int, int, int] = (0, 0, 0)
 
 
+# removed: by a person, who does without; stopped: it goes on when it is begun again
+FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "removed"]
+
+
+@dataclass(frozen=True)
+class FitAttempt:
+    """How the last fit of a product went."""
+
+    product: str
+    outcome: FitOutcome
+    taught_by: str  # digest of what it learned from; "" if that is unknown
+    by: str
+    n: int = 0  # golden samples that it learned from
+    vain: int = 0  # how often it was begun with these and failed, or ended with the process
+    message: str = ""  # why it failed
+    found: tuple[int, int, int] | None = None  # as of `ProductNetworks`, once it is known
+    created_at: str = field(default_factory=utc_now)
+
+
 class NetworkStore:
-    """The networks of all products; the newest of each."""
+    """The networks of all products, the newest of each, and how their last fits went."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -52,13 +72,42 @@ class NetworkStore:
             )
 
     def remove(self, product: str, by: str) -> bool:
-        """Forget them: the shared network inspects the product again. False if there were none."""
+        """Forget them: the shared network inspects the product again, until a person asks for others. False if there were
+        none."""
         with changing(self._db) as conn:
-            if (known := _row(conn, check_product_name(product))) is None:
-                return False
-            conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
-            record_change(conn, NETWORK, known["product"], by, network_state(known), None)
-        return True
+            known, last = _row(conn, check_product_name(product)), _attempt(conn, product)
+            if known is not None:
+                conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
+                record_change(conn, NETWORK, known["product"], by, network_state(known), None)
+                last = last or FitAttempt(known["product"], "kept", "", by)
+            if last is not None:
+                _put_attempt(conn, replace(last, outcome="removed", by=by, created_at=utc_now()))
+        return known is not None
+
+    def begin(self, product: str, taught_by: str, n: int, by: str) -> FitAttempt:
+        """Note that a fit begins. taught_by: digest of what it learns from; n: how many golden samples that are."""
+        with self._db.transaction() as conn:
+            last = _attempt(conn, check_product_name(product))
+            again = last is not None and last.taught_by == taught_by
+            vain = last.vain if last is not None and again else 0
+            # until its end is noted, it counts as one that ended with the process
+            made = FitAttempt(product, "begun", taught_by, by, n, vain + 1)
+            _put_attempt(conn, made)
+        return made
+
+    def end(
+        self, attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
+    ) -> None:
+        """Note how a fit that was begun ended, unless another was begun since, or a person does without."""
+        vain = attempt.vain if outcome == "failed" else attempt.vain - 1
+        with self._db.transaction() as conn:
+            if attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt:
+                _put_attempt(conn, replace(attempt, outcome=outcome, message=message, found=found, vain=vain))
+
+    def last_attempt(self, product: str) -> FitAttempt | None:
+        """How the last fit of a product went; None if there was none."""
+        with self._db.connection() as conn:
+            return _attempt(conn, check_product_name(product))
 
     def get(self, product: str) -> ProductNetworks | None:
         """Those of a product; None if there are none."""
@@ -90,6 +139,19 @@ class NetworkStore:
                 "the shared network: refdiff fit --remove"
             )
         return bytes(row["weights"])
+
+
+def _put_attempt(conn: sqlite3.Connection, attempt: FitAttempt) -> None:
+    row = (attempt.product, json.dumps(asdict(attempt)))
+    conn.execute("INSERT OR REPLACE INTO fit_attempts VALUES (?, ?)", row)
+
+
+def _attempt(conn: sqlite3.Connection, product: str) -> FitAttempt | None:
+    row = conn.execute("SELECT attempt FROM fit_attempts WHERE product = ?", (product,)).fetchone()
+    if row is None:
+        return None
+    kept = json.loads(row["attempt"])
+    return FitAttempt(**kept | {"found": None if kept["found"] is None else tuple(kept["found"])})
 
 
 def _row(conn: sqlite3.Connection, product: str) -> sqlite3.Row | None:

@@ -47,6 +47,7 @@ def calibrate(
 
     Later inspections of the product use the same --alpha, unless they are given another one.
     """
+    from refdiff.tools.golden_samples.fit import is_due
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out, summary
     from refdiff.tools.inspection.fineness import product_fineness
@@ -60,11 +61,10 @@ def calibrate(
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
         found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
-        fits = found["can_fail"] and workspace.fitted(name) is None
-    hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, to let fewer defects pass"
+        due = is_due(workspace, name)
     emit(found, output.facts(_calibration_rows(found)))
-    if fits:
-        output.note(hint)
+    if due:
+        output.note(output.fit_hint(name))
     if odd := standing_out(calibration):
         output.note(
             f"{said_of(calibration, odd, asked, doubted)}. They stay in use; look at each, then run "
@@ -83,10 +83,10 @@ def fit(
 
     It learns what varies in good parts, and what defects look like on them: synthetic ones. Needs golden samples of 20 parts
     and some minutes; interrupted, it goes on where it was. It is kept only if it finds more synthetic defects than the
-    shared network, on golden samples that it did not see. Then the product is calibrated anew.
+    shared network, on golden samples that it did not see, and calibrated. `refdiff serve` fits by itself
+    (REFDIFF_AUTO_FIT).
     """
     from refdiff.tools.golden_samples.fit import fit_product
-    from refdiff.tools.inspection.calibration import calibrate as measure
 
     user = settings().server.user
     with open_workspace() as workspace:
@@ -99,8 +99,6 @@ def fit(
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
             made = fit_product(workspace, name, user, progress=moved)
-            if made.kept:
-                measure(workspace, name, progress=moved, by=user)
     shared, fitted, of = made.networks.found
     found = {"product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds}
     outcome = "kept, and calibrated" if made.kept else "not kept: the shared network finds as many"

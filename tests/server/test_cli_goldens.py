@@ -63,6 +63,9 @@ def test_network_is_fitted_shown_and_removed(
     monkeypatch.setattr(fit, "_CHECKED", 3)
     code, found = said(capsys, "fit", "--product", "board", "--remove")
     assert (code, found) == (0, {"product": "board", "removed": False})
+    hint = "refdiff fit --product board"
+    for command in (("enroll", "--product", "board", str(ready / "photos")), ("calibrate", "--product", "board")):
+        assert hint in run(capsys, *command)[2]
     code, found = said(capsys, "fit", "--product", "board")
     defects = found["synthetic_defects"]
     assert (code, found["kept"]) == (0, defects["fitted"] > defects["shared"])
@@ -70,6 +73,7 @@ def test_network_is_fitted_shown_and_removed(
     code, product = said(capsys, "product", "show", "board")
     assert (product["network"] is not None) == found["kept"]
     assert not product["calibration"]["stale"]
+    assert hint not in run(capsys, "calibrate", "--product", "board")[2]
     code, gone = said(capsys, "fit", "--product", "board", "--remove")
     assert gone["removed"] == found["kept"]
     code, found = said(capsys, "fit", "--product", "none")

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.networks import ProductNetworks
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
@@ -38,7 +39,7 @@ from refdiff.model.difference.scorer import (
     read_network,
     unpack_networks,
 )
-from refdiff.model.errors import InputError, StorageError, UnavailableError
+from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageError, UnavailableError
 from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
@@ -47,7 +48,7 @@ from refdiff.model.training.product import Example, ProductRecipe, fit_network, 
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.framing.tiles import Tile
-from refdiff.tools.inspection.calibration import calibration_key
+from refdiff.tools.inspection.calibration import calibration_key, current_calibration
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
@@ -61,6 +62,12 @@ _HALVES = 2
 _MAX_EXAMPLES = 64  # of a half: more would only take memory
 _MAX_TILES = 2  # of a golden sample
 _CHECKED = 24  # parts of a half on which defects are looked for
+_GROWN = 2  # a network in use is fitted anew to so many times the golden samples
+_MAX_VAIN = 2  # tries with the same golden samples that failed or ended with the process
+
+
+class FitStopped(Exception):
+    """Raised by the `progress` of a fit that is to end; the next one goes on."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,81 @@ def fit_product(
     references: int | None = None,
     progress: Progress = silent,
 ) -> Fitted:
-    """Fit networks to a product and keep them if they find more synthetic defects than the shared network.
+    """Fit networks to a product and keep them, calibrated, if they find more synthetic defects than the shared network.
 
-    The next calibration measures with them. A half that was finished is not trained again after an interruption. by: who
-    asked for it. references: K, default from the settings. The process takes about 2.5 GB. Raises InputError with golden
-    samples of too few parts, UnavailableError where some of them were retired meanwhile.
+    Inspections use them from one moment to the next: nobody finds them without their calibration. A half that was finished
+    is not trained again after an interruption. by: who asked for it. references: K, default from the settings. The process
+    takes about 2.5 GB. Raises InputError with golden samples of too few parts, BusyError while the product is fitted
+    elsewhere, UnavailableError where some of them were retired meanwhile.
     """
-    started, recipe = time.perf_counter(), recipe or ProductRecipe()
-    shared = workspace.trained_difference
+    product = workspace.stores.products.name_of(product)
+    _ = workspace.trained_difference  # without one there is nothing to begin with
     halves = _halved(workspace, product)
+    with _alone(workspace, product):
+        store = workspace.stores.networks
+        attempt = store.begin(product, _taught_by(workspace, halves), sum(map(len, halves)), by)
+        try:
+            made = _fit_product(workspace, product, halves, by, recipe or ProductRecipe(), references, progress)
+        except (FitStopped, KeyboardInterrupt):
+            store.end(attempt, "stopped")
+            raise
+        except Exception as e:
+            with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
+                store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else type(e).__name__)
+            raise
+        store.end(attempt, "kept" if made.kept else "not kept", found=made.networks.found)
+    return made
+
+
+@contextlib.contextmanager
+def _alone(workspace: Workspace, product: str) -> Iterator[None]:
+    """Nobody else fits the product meanwhile, in this process or another. Raises BusyError."""
+    name = hashlib.sha256(product.encode()).hexdigest()[:32]
+    busy = BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
+    with hold_lock(workspace.stores.settings.home / "locks" / f"fit-{name}.lock", busy, remove=True):
+        yield
+
+
+def _taught_by(workspace: Workspace, halves: Sequence[Sequence[Golden]]) -> str:
+    """Digest (hex) of what a fit learns from."""
+    what = [workspace.difference.sha256, sorted(g.golden_id for half in halves for g in half)]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def is_due(workspace: Workspace, product: str) -> bool:
+    """Whether a network should be fitted to a product, because none is in use, or one that half as many golden samples
+    taught.
+
+    Not with golden samples of too few parts, nor where a person removed the last one, nor where just these golden samples
+    were tried already: it was not kept, or failed twice.
+    """
+    last = workspace.stores.networks.last_attempt(product)
+    try:
+        halves = _halved(workspace, product)
+        used, taught_by = workspace.fitted(product), _taught_by(workspace, halves)
+    except InputError:  # too few, or the shared network is not for this encoder
+        return False
+    if last is not None and last.outcome == "removed":
+        return False
+    if used is not None:
+        tried = max(sum(map(len, used.trained_on)), last.n if last is not None else 0)
+        if sum(map(len, halves)) < _GROWN * tried:
+            return False
+    if last is None or last.taught_by != taught_by:
+        return True
+    return last.outcome in ("begun", "stopped", "failed") and last.vain < _MAX_VAIN
+
+
+def _fit_product(
+    workspace: Workspace,
+    product: str,
+    halves: Sequence[Sequence[Golden]],
+    by: str,
+    recipe: ProductRecipe,
+    references: int | None,
+    progress: Progress,
+) -> Fitted:
+    started, shared = time.perf_counter(), workspace.trained_difference
     place_goldens(workspace, product, progress)
     fit = _Fit(workspace, product, references or workspace.settings.references, progress)
     kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
@@ -100,7 +173,7 @@ def fit_product(
         checks.append(fit.found(half, (shared, unseen), recipe.seed + i))
     by_shared, by_fitted, of = (sum(column) for column in zip(*checks, strict=True))
     networks = ProductNetworks(
-        product=workspace.stores.products.name_of(product),
+        product=product,
         sha256=hashlib.sha256(weights).hexdigest(),
         shared=shared.sha256,
         trained_on=[[g.golden_id for g in half] for half in halves],
@@ -110,6 +183,8 @@ def fit_product(
     if why := workspace.outdated(networks):
         raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
     if kept := by_fitted > by_shared:
+        # inspections go on with the former network and its calibration until both of the new one are there
+        current_calibration(workspace.trying(networks, scorers), product, references, progress, by)
         workspace.stores.networks.save(networks, weights, by)
     for _, path in kept_halves:
         path.unlink(missing_ok=True)

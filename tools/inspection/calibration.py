@@ -184,16 +184,20 @@ def requested_alpha(workspace: Workspace, calibration: Calibration | None) -> fl
 
 
 def current_calibration(
-    workspace: Workspace, product: str, references: int | None = None, progress: Progress = silent
+    workspace: Workspace,
+    product: str,
+    references: int | None = None,
+    progress: Progress = silent,
+    by: str = "refdiff",
 ) -> Calibration | None:
-    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
+    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts. by: who asked."""
     k = references or workspace.settings.references
     known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
     if known is not None:
         return known
     if len({g.group for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
-    return calibrate(workspace, product, k, progress)
+    return calibrate(workspace, product, k, progress, by=by)
 
 
 def attained_alpha(alpha: float, n: int, in_doubt: int = 0) -> float:

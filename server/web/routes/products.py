@@ -40,13 +40,13 @@ def calibrate(
 
 @router.post("/{name}/network", status_code=202, responses=responses(404, 429))
 def fit(service: TheService, caller: Admin, name: str) -> dict[str, Any]:
-    """Begin to fit the difference network to the product, as `refdiff fit` does; takes minutes, in which inspections are
-    slower. `fitting` of the product says how far it is, and what came of it."""
+    """Begin to fit the difference network to the product, as `refdiff fit` does; takes minutes, and waits while there is
+    something to inspect. `fitting` of the product says how far it is, and what came of it."""
     return service.fit(name, caller.name)
 
 
 @router.delete("/{name}/network", status_code=204, responses=responses(404))
 def forget_network(service: TheService, caller: Admin, name: str) -> Response:
-    """Let the shared network inspect the product again."""
+    """Let the shared network inspect the product again, and end a fit that runs."""
     service.forget_network(name, caller.name)
     return Response(status_code=204)

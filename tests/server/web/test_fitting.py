@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
+from refdiff.model.errors import BusyError
 from refdiff.model.training.product import ProductRecipe
+from refdiff.server.settings import load_settings
+from refdiff.tools.golden_samples import background_fit
 from refdiff.tools.golden_samples import fit as module
 from refdiff.tools.golden_samples.background_fit import Fittings
+from refdiff.tools.golden_samples.fit import is_due
 
 from .conftest import Running
 
@@ -55,3 +61,63 @@ def test_stopped_fit_ends_soon_and_says_so(server: Running) -> None:
     assert found is not None
     assert found.state == "stopped"
     assert workspace.fitted("board") is None
+
+
+def test_fit_begins_by_itself_and_waits_for_inspections(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: (3, 2, 4))
+    workspace = server.service.workspace
+    busy = threading.Event()
+    busy.set()
+    fittings = Fittings(workspace, server.service._queue.beside, busy.is_set)
+    networks = workspace.stores.networks
+    networks.end(networks.begin("board", "other golden samples", 20, "ana"), "not kept")
+    looks: list[bool] = []
+    monkeypatch.setattr(background_fit, "is_due", lambda *what: looks.append(is_due(*what)) or looks[-1])
+    fittings.by_itself(every_s=0.02)
+    time.sleep(0.3)
+    assert fittings.of("board") is None  # something else comes first
+    busy.clear()
+    until(lambda: fittings.of("board") is not None)
+    busy.set()
+    until(lambda: (f := fittings.of("board")) is not None and f.waits)
+    waiting = fittings.of("board")
+    time.sleep(0.3)
+    assert fittings.of("board") == waiting
+    with pytest.raises(BusyError):
+        fittings.start("board", "ana")
+    busy.clear()
+    until(lambda: (f := fittings.of("board")) is not None and f.state == "not kept")
+    until(lambda: len(looks) > 3)
+    fittings.stop()
+    assert looks[:4] == [True, False, False, False]  # not again with the same golden samples
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.by, last.n, last.found) == ("not kept", "automatic fit", 22, (6, 4, 8))
+
+
+def test_fit_that_a_person_ends_does_not_begin_again_by_itself(server: Running) -> None:
+    network = "/v1/products/board/network"
+    assert server.client.post(network).status_code == 202
+    assert server.client.delete(network).status_code == 204
+    assert state(server)["fitting"]["state"] == "stopped"
+    assert not is_due(server.service.workspace, "board")
+    assert server.client.delete(network).status_code == 404
+
+
+def test_server_fits_by_itself_unless_told_not_to(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, began = server.service, []
+    monkeypatch.setattr(service.fittings, "by_itself", lambda: began.append(True))
+    for wanted in (True, False):
+        monkeypatch.setattr(service.workspace.settings, "auto_fit", wanted)
+        service.fit_by_itself()
+    assert began == [True]
+    monkeypatch.setenv("REFDIFF_AUTO_FIT", "0")
+    assert not load_settings().tools.auto_fit
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
