@@ -55,9 +55,10 @@ from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.background_fit import Fittings
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, in_doubt, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.detectable import find_marks
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
-from refdiff.tools.inspection.overview import product_names, product_overview
+from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -490,15 +491,20 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
         return self.product(name)
 
-    def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:
-        """Calibrate from the golden samples. Raises UnknownProductError, InputError, BusyError if many wait."""
+    def calibrate(self, name: str, alpha: float | None = None, *, by: str, marks: bool = False) -> dict[str, Any]:
+        """Calibrate from the golden samples. marks: and find out how small a defect is found, which takes minutes.
+
+        Raises UnknownProductError, InputError, BusyError if many wait.
+        """
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
         with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
+            if marks:
+                made = find_marks(self.workspace, made)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
-        return summary(made, requested_alpha(self.workspace, made), in_doubt(self.workspace, made)) | smallest
+        return calibration_overview(self.workspace, made) | smallest
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
         """Begin to fit a network to a product. Raises UnknownProductError, InputError with too few golden samples, BusyError

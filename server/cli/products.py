@@ -41,16 +41,27 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
+    product: ProductName,
+    alpha: AlphaRate = None,
+    references: References = None,
+    detectable: Annotated[
+        bool, typer.Option("--detectable", help="Also say how small a defect is found; takes one to several minutes.")
+    ] = False,
+    _json: Json = False,
 ) -> None:
     """Score the golden samples against each other, and show which false-reject rate they allow.
 
     Later inspections of the product use the same --alpha, unless they are given another one.
+
+    --detectable draws spots and strokes of rising size on the golden samples (of 20 parts or more), and says from which size
+    on 95 % of them would fail the part. The answer is kept with the calibration, and shown again by `product show`.
     """
     from refdiff.tools.golden_samples.fit import is_due
     from refdiff.tools.inspection.calibration import calibrate as measure
-    from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out, summary
+    from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out
+    from refdiff.tools.inspection.detectable import find_marks
     from refdiff.tools.inspection.fineness import product_fineness
+    from refdiff.tools.inspection.overview import calibration_overview
 
     with open_workspace(references=references, alpha=alpha) as workspace:
         name = workspace.stores.products.name_of(product)
@@ -58,9 +69,12 @@ def calibrate(
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
+            if detectable:
+                calibration = find_marks(workspace, calibration, moved)
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
-        found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
+        found = calibration_overview(workspace, calibration)
+        found["smallest_defect"] = product_fineness(workspace, name)
         due = is_due(workspace, name)
     emit(found, output.facts(_calibration_rows(found)))
     if due:
@@ -133,9 +147,20 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         *_stand_out_rows(found),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
+        *_detectable_rows(found.get("detectable")),
         ("Verdicts", verdicts),
         ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]
+
+
+def _detectable_rows(found: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if found is None:
+        return []
+    how = (
+        f"{found['share']:.0%} of what is drawn in each size (contrast {found['contrast']:g}, {found['marks']} places); "
+        "smaller and fainter ones are missed more often"
+    )
+    return [("Found", how), *(("", line) for line in found["summary"])]
 
 
 def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:

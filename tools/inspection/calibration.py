@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -109,6 +109,9 @@ def calibrate(
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
+            # what depends on the same is not found out again
+            known = workspace.stores.calibrations.get(product, key)
+            calibration = replace(calibration, marks=known.marks if known else [])
             workspace.stores.calibrations.save(calibration, by)
             _flag(workspace, calibration)
             return calibration
@@ -321,7 +324,7 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
-    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids")
+    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids", "marks")
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import STATUSES
+from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.errors import unknown_product
 from refdiff.tools.inspection.calibration import calibration_key, in_doubt, requested_alpha, summary
+from refdiff.tools.inspection.detectable import detectable
 from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
 
@@ -33,9 +35,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     calibration = None
     if latest is not None:
         stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
-        calibration = summary(latest, requested_alpha(workspace, latest), in_doubt(workspace, latest)) | {
-            "stale": stale
-        }
+        calibration = calibration_overview(workspace, latest) | {"stale": stale}
     return asdict(found) | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
@@ -43,6 +43,13 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         "smallest_defect": product_fineness(workspace, found.name),
         "network": _network(workspace, found.name),
     }
+
+
+def calibration_overview(workspace: Workspace, calibration: Calibration) -> dict[str, Any]:
+    """What a calibration promises, and how small a defect is found where somebody asked for that. JSON data."""
+    found = summary(calibration, requested_alpha(workspace, calibration), in_doubt(workspace, calibration))
+    marks = detectable(workspace, calibration)
+    return found | ({} if marks is None else {"detectable": marks})
 
 
 def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:

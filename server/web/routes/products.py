@@ -32,10 +32,17 @@ def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -
 
 @router.post("/{name}/calibration", responses=responses(404))
 def calibrate(
-    service: TheService, caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
+    service: TheService,
+    caller: Admin,
+    name: str,
+    alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None,
+    detectable: bool = False,
 ) -> dict[str, Any]:
-    """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
-    return service.calibrate(name, alpha, by=caller.name)
+    """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores.
+
+    detectable: also draw defects on them, to say how small one is found; takes minutes, once for the same calibration.
+    """
+    return service.calibrate(name, alpha, by=caller.name, marks=detectable)
 
 
 @router.post("/{name}/network", status_code=202, responses=responses(404, 429))
