@@ -514,6 +514,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise self.workspace.bank.no_goldens(name)
         return asdict(self.fittings.start(name, by))
 
+    def end_fit(self, name: str, by: str) -> None:
+        """End the fit of a product; none begins by itself any more. Raises UnknownRecordError where none runs."""
+        name = self.stores.products.name_of(name)
+        if not self.fittings.give_up(name):
+            raise UnknownRecordError(f"no network is being fitted to product {name!r}")
+        self.stores.networks.decline(name, by)
+
     def forget_network(self, name: str, by: str) -> None:
         """Let the shared network inspect a product again, and end a fit that runs.
 

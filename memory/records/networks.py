@@ -30,8 +30,8 @@ class ProductNetworks:
     found: tuple[int, int, int] = (0, 0, 0)
 
 
-# removed: by a person, who does without; stopped: it goes on when it is begun again
-FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "removed"]
+# declined: a person stopped it, or removed what came of it; stopped: by itself it goes on where it was
+FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "declined"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,14 @@ class NetworkStore:
                 record_change(conn, NETWORK, known["product"], by, network_state(known), None)
                 last = last or FitAttempt(known["product"], "kept", "", by)
             if last is not None:
-                _put_attempt(conn, replace(last, outcome="removed", by=by, created_at=utc_now()))
+                _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
         return known is not None
+
+    def decline(self, product: str, by: str) -> None:
+        """Note that a person stopped the fit of a product: none begins by itself until a person asks for one."""
+        with self._db.transaction() as conn:
+            if (last := _attempt(conn, check_product_name(product))) is not None:
+                _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
 
     def begin(self, product: str, taught_by: str, n: int, by: str) -> FitAttempt:
         """Note that a fit begins. taught_by: digest of what it learns from; n: how many golden samples that are."""

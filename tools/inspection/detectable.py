@@ -53,8 +53,8 @@ _SIZES = [
 def find_marks(workspace: Workspace, calibration: Calibration, progress: Progress = silent) -> Calibration:
     """The calibration with what marks of all sizes score; kept with it, and not found out again for the same one.
 
-    Takes about a minute on two cores, more where photos are compared in tiles. Raises InputError with too few parts to fail
-    any, or where the golden samples changed since.
+    Takes one to two minutes on two cores, more where photos are compared in tiles. Raises InputError with too few parts to
+    fail any.
     """
     if calibration.marks:
         return calibration

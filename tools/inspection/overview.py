@@ -13,6 +13,8 @@ from refdiff.tools.inspection.detectable import detectable
 from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
 
+_OF_LAST_FIT = ("outcome", "by", "message", "found", "created_at")
+
 
 def product_names(workspace: Workspace) -> list[str]:
     """The known products, with or without golden samples, sorted."""
@@ -23,7 +25,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     """The product's record, the number of its goldens by status, and its newest calibration (None before the first).
 
     goldens_with_scale: how many have one of their own. smallest_defect: how fine photos are looked at, None before a golden
-    is in a frame.
+    is in a frame. last_fit: how it went, None if there was none.
     A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
@@ -31,6 +33,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         raise unknown_product(name, product_names(workspace))
     goldens = workspace.bank.list(found.name)
     statuses = [g.status for g in goldens]
+    last = workspace.stores.networks.last_attempt(found.name)
     latest = workspace.stores.calibrations.latest(found.name)
     calibration = None
     if latest is not None:
@@ -42,6 +45,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         "calibration": calibration,
         "smallest_defect": product_fineness(workspace, found.name),
         "network": _network(workspace, found.name),
+        "last_fit": None if last is None else {k: v for k, v in asdict(last).items() if k in _OF_LAST_FIT},
     }
 
 

@@ -57,3 +57,10 @@ def forget_network(service: TheService, caller: Admin, name: str) -> Response:
     """Let the shared network inspect the product again, and end a fit that runs."""
     service.forget_network(name, caller.name)
     return Response(status_code=204)
+
+
+@router.delete("/{name}/fitting", status_code=204, responses=responses(404))
+def end_fit(service: TheService, caller: Admin, name: str) -> Response:
+    """End the fit that runs; what is in use stays, and none begins by itself until somebody asks for one."""
+    service.end_fit(name, caller.name)
+    return Response(status_code=204)
