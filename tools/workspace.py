@@ -134,7 +134,12 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         # what was retired may have been a defect, which they took for good
         retired = {g.golden_id for g in self.bank.list(networks.product, ("retired",))}
         gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
-        return f"trained on {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}, retired since" if gone else ""
+        if gone:
+            return f"trained on {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}, retired since"
+        # the other way round: they took a good part for a defect
+        good = self.stores.adoptions.found_good(networks.confirmed) if networks.confirmed else []
+        some = f"{', '.join(good[:3])}{', ...' if len(good) > 3 else ''}"
+        return f"trained on a defect of inspection {some}, whose part a person found good since" if good else ""
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
         """What compares photos of a product: the networks fitted to it, else the shared one.

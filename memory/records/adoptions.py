@@ -6,7 +6,9 @@ second person approves it.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -23,6 +25,10 @@ _CONSENTS = """(
     SELECT inspection_id, decided_by AS by, reason, created_at AS at, 'disposition' AS source
     FROM dispositions WHERE as_reference = 1 UNION ALL
     SELECT inspection_id, judged_by, note, judged_at, 'blind_check' FROM blind_checks WHERE as_reference = 1)"""
+
+_JUDGED = """(
+    SELECT inspection_id, judged FROM dispositions WHERE judged IS NOT NULL UNION ALL
+    SELECT inspection_id, judged FROM blind_checks WHERE judged IS NOT NULL)"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,16 @@ class Confirmed:
     type: str  # defect type
     region: str  # place in words, e.g. "upper left"
     part_id: str
+
+
+@dataclass(frozen=True)
+class ConfirmedPart:
+    """A filed inspection whose part a person found defective, and nobody good."""
+
+    inspection_id: str
+    part_id: str
+    photo: str  # sha256
+    boxes: list[tuple[int, int, int, int]]  # of its findings beyond the limits: x0, y0, x1, y1, px of the photo
 
 
 class AdoptionStore:
@@ -181,6 +197,39 @@ class AdoptionStore:
                 (since, product, except_part),
             )
             return {Confirmed(str(row["type"]), str(row["region"] or ""), str(row["part_id"])) for row in rows}
+
+    def confirmed_parts(self, product: str) -> list[ConfirmedPart]:
+        """Inspections with findings whose part people found defective, newest first.
+
+        Not those of a photo that a person found good, in the same inspection or another.
+        """
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                f"WITH seen AS (SELECT i.*, json_extract(i.report, '$.query_sha256') AS photo, j.judged FROM {_JUDGED} j "
+                "JOIN inspections i USING (inspection_id) WHERE i.product = ?) "
+                "SELECT DISTINCT inspection_id, part_id, photo, report, created_at, seq FROM seen WHERE judged = 'bad' "
+                "AND photo NOT IN (SELECT photo FROM seen WHERE judged = 'good') ORDER BY created_at DESC, seq DESC",
+                (product,),
+            ).fetchall()
+        found = []
+        for row in rows:
+            findings = [f for f in json.loads(row["report"]).get("findings", []) if not f.get("within_limits")]
+            at = [f["location"] for f in findings]
+            boxes = [(p["x0"], p["y0"], p["x1"], p["y1"]) for p in at]
+            if boxes:
+                found.append(ConfirmedPart(row["inspection_id"], row["part_id"], row["photo"], boxes))
+        return found
+
+    def found_good(self, inspection_ids: Sequence[str]) -> list[str]:
+        """Those of some inspections whose part a person found good, sorted."""
+        marks = ", ".join("?" * len(inspection_ids))
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                f"SELECT DISTINCT inspection_id FROM {_JUDGED} WHERE judged = 'good' AND inspection_id IN ({marks}) "
+                "ORDER BY inspection_id",
+                tuple(inspection_ids),
+            ).fetchall()
+        return [row["inspection_id"] for row in rows]
 
 
 def _learned(conn: sqlite3.Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:

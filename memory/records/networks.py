@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from refdiff.memory.changes import NETWORK, changing, network_state, record_change
+from refdiff.memory.changes import NETWORK, changing, learned_from, network_state, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
@@ -28,6 +28,13 @@ class ProductNetworks:
     # how many synthetic defects were found by the shared network, by the fitted ones, and how many there were, on golden
     # samples that the network did not see
     found: tuple[int, int, int] = (0, 0, 0)
+    # ids of inspections whose defects, which a person confirmed, all of them were trained on
+    confirmed: list[str] = field(default_factory=list)
+
+    @property
+    def learned_from(self) -> str:
+        """In words."""
+        return learned_from(sum(map(len, self.trained_on)), len(self.confirmed))
 
 
 # declined: a person stopped it, or removed what came of it; stopped: by itself it goes on where it was
@@ -60,7 +67,8 @@ class NetworkStore:
         if hashlib.sha256(weights).hexdigest() != networks.sha256:
             raise DamagedError(f"networks of {networks.product!r}: the weights are not those of the record; fit again")
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
-        more = json.dumps({"trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds})
+        kept = ("trained_on", "found", "seconds", "confirmed")
+        more = json.dumps({name: getattr(networks, name) for name in kept})
         row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
             known = _row(conn, product)
@@ -130,6 +138,7 @@ class NetworkStore:
             created_at=row["created_at"],
             seconds=more["seconds"],
             found=tuple(more["found"]),
+            confirmed=more.get("confirmed", []),
         )
 
     def weights(self, networks: ProductNetworks) -> bytes:

@@ -35,7 +35,7 @@ Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> c
 
 PAIR_PX = 256
 NO_TYPE = 255
-_UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
+UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def cell_targets(
     if mask is None:
         return np.zeros((h, w), np.uint8), kind
     share = mask.reshape(h, 4, w, 4).mean((1, 3))
-    cells = share >= _UNSURE_UP_TO
+    cells = share >= UNSURE_UP_TO
     if mask.any() and not cells.any():
         cells = share >= share.max()
     return cells.astype(np.uint8), kind

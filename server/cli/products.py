@@ -95,10 +95,10 @@ def fit(
 ) -> None:
     """Train the difference network further on the golden samples of a product, to let fewer defects pass.
 
-    It learns what varies in good parts, and what defects look like on them: synthetic ones. Needs golden samples of 20 parts
-    and some minutes; interrupted, it goes on where it was. It is kept only if it finds more synthetic defects than the
-    shared network, on golden samples that it did not see, and calibrated. `refdiff serve` fits by itself
-    (REFDIFF_AUTO_FIT).
+    It learns what varies in good parts, and what defects look like on them: synthetic ones, and those that people confirmed.
+    Needs golden samples of 20 parts and some minutes; interrupted, it goes on where it was. It is kept only if it finds more
+    synthetic defects than the shared network, on golden samples that it did not see, and calibrated. `refdiff serve` fits by
+    itself (REFDIFF_AUTO_FIT).
     """
     from refdiff.tools.golden_samples.fit import fit_product
 
@@ -114,10 +114,15 @@ def fit(
         with output.progress(name) as moved:
             made = fit_product(workspace, name, user, progress=moved)
     shared, fitted, of = made.networks.found
-    found = {"product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds}
+    found = {
+        "product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds,
+        "golden_samples": sum(map(len, made.networks.trained_on)), "confirmed_defects": len(made.networks.confirmed),
+        "left_out": made.left_out,
+    }  # fmt: skip
     outcome = "kept, and calibrated" if made.kept else "not kept: the shared network finds as many"
     rows: list[tuple[str, object]] = [
         ("Product", name),
+        ("Learned from", made.networks.learned_from),
         ("Synthetic defects", f"{of} on golden samples that the network did not see"),
         ("Found before", f"{shared}"),
         ("Found now", f"{fitted}"),
@@ -125,6 +130,8 @@ def fit(
         ("Took", f"{made.networks.seconds:.0f} s"),
     ]
     emit(found | {"synthetic_defects": {"n": of, "shared": shared, "fitted": fitted}}, output.facts(rows))
+    for inspection_id, why in made.left_out.items():
+        output.say(f"not learned from: confirmed defect of inspection {inspection_id}: {why}", "dim")
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -260,7 +267,7 @@ def _network_said(network: dict[str, Any] | None) -> str | None:
     if network["outdated"]:
         return f"not in use: {network['outdated']}; run refdiff fit again"
     return (
-        f"fitted to {network['golden_samples']} golden samples, {minute(network['created_at'])}; found {found['fitted']} of "
+        f"learned from {network['learned_from']}, {minute(network['created_at'])}; found {found['fitted']} of "
         f"{found['n']} synthetic defects, the shared one {found['shared']}"
     )
 

@@ -1,4 +1,4 @@
-"""Fit the difference network to one product, from its golden samples alone.
+"""Fit the difference network to one product, from its golden samples and from defects that people confirmed.
 
 The parts are halved, and one network is trained on each half: a golden sample is only ever scored by the network that did
 not see it, and photos by the mean of both. So the scores that calibrate are those of parts that the network does not know,
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.networks import ProductNetworks
+from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
@@ -43,14 +44,15 @@ from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageErr
 from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
-from refdiff.model.training.pairs import cell_targets
-from refdiff.model.training.product import Example, ProductRecipe, fit_network, spoiled
+from refdiff.model.training.pairs import UNSURE_UP_TO, cell_targets
+from refdiff.model.training.product import Confirmed, Example, ProductRecipe, fit_network, spoiled
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.framing.tiles import Tile
+from refdiff.tools.golden_samples.confirmed import ConfirmedDefect, confirmed_defects
 from refdiff.tools.inspection.calibration import calibration_key, current_calibration
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import pair_with
+from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
@@ -76,6 +78,7 @@ class Fitted:
 
     networks: ProductNetworks
     kept: bool  # they find more synthetic defects than what was in use before
+    left_out: dict[str, str]  # confirmed defects that they did not learn from: inspection id -> why
 
 
 def fit_product(
@@ -148,6 +151,8 @@ def is_due(workspace: Workspace, product: str) -> bool:
             return False
     if last is None or last.taught_by != taught_by:
         return True
+    if last.outcome == "kept":  # and is out of use
+        return used is None
     return last.outcome in ("begun", "stopped", "failed") and last.vain < _MAX_VAIN
 
 
@@ -162,7 +167,8 @@ def _fit_product(
 ) -> Fitted:
     started, shared = time.perf_counter(), workspace.trained_difference
     place_goldens(workspace, product, progress)
-    fit = _Fit(workspace, product, references or workspace.settings.references, progress)
+    confirmed, left_out = confirmed_defects(workspace, product)
+    fit = _Fit(workspace, product, references or workspace.settings.references, progress, confirmed)
     kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
     weights = pack_networks([net for net, _ in kept_halves])
     nets = unpack_networks(weights, shared.config)  # as they will be read again
@@ -179,6 +185,7 @@ def _fit_product(
         trained_on=[[g.golden_id for g in half] for half in halves],
         seconds=time.perf_counter() - started,
         found=(by_shared, by_fitted, of),
+        confirmed=[defect.inspection_id for defect in confirmed],
     )
     if why := workspace.outdated(networks):
         raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
@@ -188,7 +195,7 @@ def _fit_product(
         workspace.stores.networks.save(networks, weights, by)
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
-    return Fitted(networks, kept)
+    return Fitted(networks, kept, left_out)
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
@@ -228,19 +235,22 @@ class _Fit:
     product: str
     references: int
     progress: Progress
+    confirmed: Sequence[ConfirmedDefect] = ()
 
     def trained(self, half: Sequence[Golden], recipe: ProductRecipe) -> tuple[DifferenceNetwork, Path]:
         """A network trained on one half, and where it is kept in case of an interruption."""
         workspace = self.workspace
         what = [calibration_key(workspace, self.product, self.references), recipe.described(),
-                [g.golden_id for g in half], [workspace.fitted(self.product) is not None]]  # fmt: skip
+                [g.golden_id for g in half], [workspace.fitted(self.product) is not None],
+                [defect.inspection_id for defect in self.confirmed]]  # fmt: skip
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
         path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
         with contextlib.suppress(OSError, StorageError):  # not there, or damaged: a cache is made again
             return unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0], path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
         start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
-        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress)
+        defects = self._defects(half)
+        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress, defects)
         with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, pack_networks([net]))
@@ -289,16 +299,12 @@ class _Fit:
 
     def _beside(self, golden: Golden, without: Collection[str]) -> list[_Sample]:
         """Tiles of a golden sample beside its nearest neighbours."""
-        workspace, product = self.workspace, self.product
+        workspace = self.workspace
         query, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        key = f"fit-{golden.sha256}"  # its pose is not that of a calibration, which has other neighbours
-        clock = Clock()
-        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
-        pair = pair_with(workspace, query, key, features, product, hits, clock, self._tiles_of(golden))
-        ignored, _ = place_zones(workspace, query, key, product, "ignore")
+        pair, views = self._pair(query, golden.sha256, features, without, self._tiles_of(golden))
+        ignored, _ = place_zones(workspace, query, _pose_key(golden.sha256), self.product, "ignore")
         ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
         scored = OnPhoto(query.shape, pair.grid).onto(ignore) <= 0.5
-        views = [ReferenceViews(r, pair.grid) for r in pair.references]
         found = []
         for seen in pair.tiles:
             here, tile = [v.view(seen) for v in views], seen.tile
@@ -310,11 +316,51 @@ class _Fit:
             found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep))
         return found
 
+    def _defects(self, half: Sequence[Golden]) -> list[Confirmed]:
+        """Tiles of confirmed defects, those that hold most of each, beside their nearest golden samples of a half."""
+        mine = {g.golden_id for g in half}
+        others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
+        found = []
+        for done, defect in enumerate(self.confirmed, start=1):
+            query = self.workspace.image(defect.photo, self.product)
+            pair, views = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
+            cells = OnPhoto(query.shape, pair.grid).onto(defect.mask) >= UNSURE_UP_TO
+            tiles = []
+            for seen in pair.tiles:
+                y, x = seen.tile.y // MAP_STRIDE, seen.tile.x // MAP_STRIDE
+                here = cells[y : y + seen.tile.h // MAP_STRIDE, x : x + seen.tile.w // MAP_STRIDE]
+                if here.any():
+                    picture = np.ascontiguousarray(seen.picture.image)
+                    mask = here.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
+                    tiles.append(Confirmed(Example(picture, [v.view(seen) for v in views]), mask))
+            found += sorted(tiles, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
+            self.progress("registering defects", done, len(self.confirmed))
+        return found
+
+    def _pair(
+        self,
+        query: RgbImage,
+        photo: str,
+        features: Features,
+        without: Collection[str],
+        tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
+    ) -> tuple[RegisteredPair, list[ReferenceViews]]:
+        """A photo (its sha256) beside its nearest golden samples."""
+        workspace, product, key, clock = self.workspace, self.product, _pose_key(photo), Clock()
+        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
+        pair = pair_with(workspace, query, key, features, product, hits, clock, tiles_of)
+        return pair, [ReferenceViews(r, pair.grid) for r in pair.references]
+
     @staticmethod
     def _tiles_of(golden: Golden) -> Callable[[Sequence[Tile]], list[Tile]]:
         """Two tiles of a grid of several; other ones of other golden samples, so that all places are seen."""
         first = int(hashlib.sha256(golden.golden_id.encode()).hexdigest(), 16)
         return lambda tiles: [tiles[i] for i in sorted({(first + i) % len(tiles) for i in range(_MAX_TILES)})]
+
+
+def _pose_key(photo: str) -> str:
+    """The pose of a photo is not that of a calibration, or an inspection, which has other neighbours."""
+    return f"fit-{photo}"
 
 
 def _maps(workspace: Workspace, picture: RgbImage) -> FeatureMaps:

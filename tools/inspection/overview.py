@@ -66,5 +66,7 @@ def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:
         "created_at": known.created_at,
         "outdated": workspace.outdated(known),
         "golden_samples": sum(map(len, known.trained_on)),
+        "confirmed_defects": len(known.confirmed),
+        "learned_from": known.learned_from,
         "synthetic_defects": {"n": n, "shared": shared, "fitted": fitted},
     }

@@ -34,7 +34,7 @@ export function showNetwork(place, known, { me, isShown, done }) {
   const button = (text, work, said, attributes = {}) => h("button", { type: "button", ...attributes, onclick: act(work, said) }, text);
   replace(place, h("h2", { id: "h-network" }, "Network of its own"),
     facts([
-      ["In use", network && !network.outdated ? ["since ", when(network.created_at), `, learned from ${learned(network)}`] : "no: the shared network inspects"],
+      ["In use", network && !network.outdated ? ["since ", when(network.created_at), `, learned from ${network.learned_from}`] : "no: the shared network inspects"],
       ["Found", network && found(network.synthetic_defects)],
       ["Not in use", network?.outdated && `${network.outdated}; fit another`],
       ["Last fit", running ? null : lastFit(known)],
@@ -44,10 +44,6 @@ export function showNetwork(place, known, { me, isShown, done }) {
       running ? button("Stop", () => remove(`${path}/fitting`), "It is being stopped.")
         : button(network ? "Fit again" : "Fit a network", () => post(`${path}/network`), "It takes minutes; inspections come first."),
       network && !running && button("Remove", () => remove(`${path}/network`), "The shared network inspects again.")));
-}
-
-function learned({ golden_samples: n }) {
-  return `${number(n)} golden samples`;
 }
 
 function found({ n, shared, fitted }) {
