@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import Database
@@ -98,7 +99,12 @@ class CalibrationStore:
 
 
 def _extra(c: Calibration) -> str:
-    more = {"peaks": c.peaks, "similarities": c.similarities, "alpha": c.alpha, "golden_ids": c.golden_ids}
+    more: dict[str, Any] = {
+        "peaks": c.peaks,
+        "similarities": c.similarities,
+        "alpha": c.alpha,
+        "golden_ids": c.golden_ids,
+    }
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)

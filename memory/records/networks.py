@@ -67,8 +67,10 @@ class NetworkStore:
         if hashlib.sha256(weights).hexdigest() != networks.sha256:
             raise DamagedError(f"networks of {networks.product!r}: the weights are not those of the record; fit again")
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
-        kept = ("trained_on", "found", "seconds", "confirmed")
-        more = json.dumps({name: getattr(networks, name) for name in kept})
+        more = json.dumps({
+            "trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds,
+            "confirmed": networks.confirmed,
+        })  # fmt: skip
         row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
             known = _row(conn, product)
