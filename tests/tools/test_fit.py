@@ -197,6 +197,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, found: tuple[int, int, int]) -> None:
     monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: found if half else (0, 0, 0))
 
 
+def no_network(workspace: Workspace) -> Any:
+    raise InputError("the difference weights were trained with a different encoder")
+
+
 def calibrations(workspace: Workspace) -> list[str]:
     return [r.by for r in workspace.stores.audit.changes("calibration")]
 
@@ -230,6 +234,9 @@ def test_fit_is_due_once_for_the_same_golden_samples(
     assert not is_due(workspace, "board")
     enrol(workspace, tmp_path, 4)
     assert is_due(workspace, "board")
+    with pytest.MonkeyPatch.context() as patch:  # an encoder of the customer's own, and no network for it
+        patch.setattr(Workspace, "trained_difference", property(no_network))
+        assert not is_due(workspace, "board")
 
     def raising(error: BaseException) -> Any:
         def moved(*_: Any) -> None:

@@ -126,7 +126,7 @@ def _alone(workspace: Workspace, product: str) -> Iterator[None]:
 
 def _taught_by(workspace: Workspace, halves: Sequence[Sequence[Golden]]) -> str:
     """Digest (hex) of what a fit learns from."""
-    what = [workspace.difference.sha256, sorted(g.golden_id for half in halves for g in half)]
+    what = [workspace.trained_difference.sha256, sorted(g.golden_id for half in halves for g in half)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
