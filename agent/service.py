@@ -517,7 +517,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def end_fit(self, name: str, by: str) -> None:
         """End the fit of a product; none begins by itself any more. Raises UnknownRecordError where none runs."""
         name = self.stores.products.name_of(name)
-        if not self.fittings.give_up(name):
+        if not self.fittings.give_up(name, by):
             raise UnknownRecordError(f"no network is being fitted to product {name!r}")
         self.stores.networks.decline(name, by)
 
@@ -527,7 +527,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         Raises UnknownRecordError where no network was fitted to it, nor is being fitted.
         """
         name = self.stores.products.name_of(name)
-        ended = self.fittings.give_up(name)
+        ended = self.fittings.give_up(name, by)
         if not (self.stores.networks.remove(name, by) or ended):
             raise UnknownRecordError(f"no network was fitted to product {name!r}")
 

@@ -47,10 +47,10 @@ class FitAttempt:
 
     product: str
     outcome: FitOutcome
-    taught_by: str  # digest of what it learned from; "" if that is unknown
+    shared: str  # sha256 of the shared network that it began from; "" if that is unknown
     by: str
     n: int = 0  # golden samples that it learned from
-    vain: int = 0  # how often it was begun with these and failed, or ended with the process
+    vain: int = 0  # how often in a row it was begun and failed, or ended with the process
     message: str = ""  # why it failed
     found: tuple[int, int, int] | None = None  # as of `ProductNetworks`, once it is known
     created_at: str = field(default_factory=utc_now)
@@ -62,8 +62,12 @@ class NetworkStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def save(self, networks: ProductNetworks, weights: bytes, by: str) -> None:
-        """Keep them in place of the product's earlier ones. Raises DamagedError where the weights are others."""
+    def save(self, networks: ProductNetworks, weights: bytes, by: str, attempt: FitAttempt | None = None) -> bool:
+        """Keep them in place of the product's earlier ones. Raises DamagedError where the weights are others.
+
+        attempt: of which they came; it ends as "kept" in the same moment. False, and nothing is kept, if another was begun
+        since, or a person does without.
+        """
         if hashlib.sha256(weights).hexdigest() != networks.sha256:
             raise DamagedError(f"networks of {networks.product!r}: the weights are not those of the record; fit again")
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
@@ -73,6 +77,10 @@ class NetworkStore:
         })  # fmt: skip
         row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
+            if attempt is not None:
+                if not _is_last(conn, attempt):
+                    return False
+                _put_attempt(conn, _ended(attempt, "kept", found=networks.found))
             known = _row(conn, product)
             conn.execute("INSERT OR REPLACE INTO networks VALUES (?, ?, ?, ?, ?, ?)", row)
             kept = _row(conn, product)
@@ -80,34 +88,36 @@ class NetworkStore:
             record_change(
                 conn, NETWORK, product, by, None if known is None else network_state(known), network_state(kept)
             )
+        return True
 
     def remove(self, product: str, by: str) -> bool:
-        """Forget them: the shared network inspects the product again, until a person asks for others. False if there were
-        none."""
+        """Forget them, and what a fit that runs will bring: the shared network inspects the product again, until a person
+        asks for others. False, and nothing is changed, if there are none and none are being fitted."""
         with changing(self._db) as conn:
             known, last = _row(conn, check_product_name(product)), _attempt(conn, product)
             if known is not None:
                 conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
                 record_change(conn, NETWORK, known["product"], by, network_state(known), None)
                 last = last or FitAttempt(known["product"], "kept", "", by)
-            if last is not None:
-                _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
-        return known is not None
+            elif last is None or last.outcome != "begun":
+                return False
+            _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
+        return True
 
     def decline(self, product: str, by: str) -> None:
         """Note that a person stopped the fit of a product: none begins by itself until a person asks for one."""
         with self._db.transaction() as conn:
-            if (last := _attempt(conn, check_product_name(product))) is not None:
-                _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
+            last = _attempt(conn, check_product_name(product)) or FitAttempt(product, "begun", "", by)
+            _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
 
-    def begin(self, product: str, taught_by: str, n: int, by: str) -> FitAttempt:
-        """Note that a fit begins. taught_by: digest of what it learns from; n: how many golden samples that are."""
+    def begin(self, product: str, shared: str, n: int, by: str) -> FitAttempt:
+        """Note that a fit begins. shared: sha256 of the shared network; n: how many golden samples it learns from."""
         with self._db.transaction() as conn:
             last = _attempt(conn, check_product_name(product))
-            again = last is not None and last.taught_by == taught_by
+            again = last is not None and last.shared == shared and last.outcome in ("begun", "failed", "stopped")
             vain = last.vain if last is not None and again else 0
             # until its end is noted, it counts as one that ended with the process
-            made = FitAttempt(product, "begun", taught_by, by, n, vain + 1)
+            made = FitAttempt(product, "begun", shared, by, n, vain + 1)
             _put_attempt(conn, made)
         return made
 
@@ -115,10 +125,9 @@ class NetworkStore:
         self, attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
     ) -> None:
         """Note how a fit that was begun ended, unless another was begun since, or a person does without."""
-        vain = attempt.vain if outcome == "failed" else attempt.vain - 1
         with self._db.transaction() as conn:
-            if attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt:
-                _put_attempt(conn, replace(attempt, outcome=outcome, message=message, found=found, vain=vain))
+            if _is_last(conn, attempt):
+                _put_attempt(conn, _ended(attempt, outcome, message, found))
 
     def last_attempt(self, product: str) -> FitAttempt | None:
         """How the last fit of a product went; None if there was none."""
@@ -161,6 +170,18 @@ class NetworkStore:
 def _put_attempt(conn: sqlite3.Connection, attempt: FitAttempt) -> None:
     row = (attempt.product, json.dumps(asdict(attempt)))
     conn.execute("INSERT OR REPLACE INTO fit_attempts VALUES (?, ?)", row)
+
+
+def _ended(
+    attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
+) -> FitAttempt:
+    vain = attempt.vain if outcome == "failed" else attempt.vain - 1
+    return replace(attempt, outcome=outcome, message=message, found=found, vain=vain)
+
+
+def _is_last(conn: sqlite3.Connection, attempt: FitAttempt) -> bool:
+    """Whether a fit is still the product's last one and has not ended."""
+    return attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt
 
 
 def _attempt(conn: sqlite3.Connection, product: str) -> FitAttempt | None:

@@ -201,6 +201,10 @@ def no_network(workspace: Workspace) -> Any:
     raise InputError("the difference weights were trained with a different encoder")
 
 
+def failing_disk(product: str) -> Any:
+    raise StorageError("the disk fails")
+
+
 def calibrations(workspace: Workspace) -> list[str]:
     return [r.by for r in workspace.stores.audit.changes("calibration")]
 
@@ -260,16 +264,30 @@ def test_fit_is_due_once_for_the_same_golden_samples(
     assert not is_due(workspace, "board")
     more = tmp_path / "more"
     more.mkdir()
-    enrol(workspace, more, 5)  # one of them is new
+    enrol(workspace, more, 7)  # three of them are new
+    assert not is_due(workspace, "board")  # whatever was tried is tried again with twice the golden samples, ...
+    with pytest.MonkeyPatch.context() as patch:  # ... with another shared network, ...
+        patch.setattr(networks, "last_attempt", lambda product: replace(last, shared="another"))
+        assert is_due(workspace, "board")
+    enrol(workspace, more, 8)
     assert is_due(workspace, "board")
+    with pytest.MonkeyPatch.context() as patch:  # ... and never where the disk fails: it is a hint
+        patch.setattr(networks, "last_attempt", failing_disk)
+        assert not is_due(workspace, "board")
+    with pytest.raises(FitStopped):
+        fit_product(workspace, "board", "ana", SHORT, progress=raising(FitStopped()))
+    assert is_due(workspace, "board")  # it goes on
     quick(monkeypatch, (1, 2, 3))
     assert fit_product(workspace, "board", "ana", SHORT).kept
     assert not is_due(workspace, "board")
     more = tmp_path / "many"
     more.mkdir()
-    enrol(workspace, more, 9)
+    enrol(workspace, more, 15)
     assert not is_due(workspace, "board")  # one in use is fitted anew to twice the golden samples
-    enrol(workspace, more, 10)
+    enrol(workspace, more, 16)
+    assert is_due(workspace, "board")
+    with pytest.raises(FitStopped):
+        fit_product(workspace, "board", "ana", SHORT, progress=raising(FitStopped()))
     assert is_due(workspace, "board")
     workspace.bank.set_status(max(g.golden_id for g in workspace.bank.list("board")), "retired", "a scratch", "ana")
     networks.remove("board", "ana")
@@ -300,9 +318,42 @@ def test_two_fits_of_a_product_never_run_at_once(
 
 def test_removed_network_stays_removed_though_a_fit_ends_later(workspace: Workspace) -> None:
     networks = workspace.stores.networks
-    attempt = networks.begin("board", "digest", 20, "ana")
     assert not networks.remove("board", "bert")
+    assert networks.last_attempt("board") is None
+    attempt = networks.begin("board", "digest", 20, "ana")
+    assert networks.remove("board", "bert")
     networks.end(attempt, "stopped")
     last = networks.last_attempt("board")
     assert last is not None
     assert (last.outcome, last.by) == ("declined", "bert")
+    networks.end(networks.begin("board", "digest", 20, "ana"), "not kept")
+    last = networks.last_attempt("board")
+    assert not networks.remove("board", "bert")  # nothing to remove: nothing is noted
+    assert networks.last_attempt("board") == last
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_network_that_is_removed_after_the_last_step_of_its_fit_does_not_come_into_use(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    if before:
+        assert fit_product(workspace, "board", "ana", SHORT).kept
+    calibrated = module.current_calibration
+
+    def removed_meanwhile(*arguments: Any) -> Any:
+        found = calibrated(*arguments)
+        assert workspace.stores.networks.remove("board", "bert")
+        return found
+
+    monkeypatch.setattr(module, "current_calibration", removed_meanwhile)
+    with pytest.raises(FitStopped, match="nothing was kept"):
+        fit_product(workspace, "board", "ana", SHORT)
+    assert workspace.stores.networks.get("board") is None
+    last = workspace.stores.networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.by) == ("declined", "bert")
+    assert not is_due(workspace, "board")
+    assert [r.by for r in workspace.stores.audit.changes("network")] == ["ana", "bert"][: 2 * before]
+    assert workspace.stores.audit.verify_store().problem is None

@@ -17,7 +17,7 @@ from typing import Literal
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.timestamps import utc_now
-from refdiff.model.errors import BusyError, RefDiffError
+from refdiff.model.errors import BusyError, RefDiffError, StorageError
 from refdiff.tools.golden_samples.fit import FitStopped, check_parts, fit_product, is_due
 from refdiff.tools.workspace import Workspace
 
@@ -61,13 +61,21 @@ class Fittings:
         self._workspace, self._beside, self._busy = workspace, beside, busy
         self._latest: dict[str, Fitting] = {}
         self._threads: list[threading.Thread] = []
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._given_up: str | None = None  # the product whose fit is to end
+        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._given_up_by: str | None = None  # who wants the fit that runs to end
+        self._asking = 0  # people who wait for an automatic fit to make room
 
     def start(self, product: str, by: str) -> Fitting:
-        """Begin, and return at once. Raises InputError with too few golden samples, BusyError while one runs."""
+        """Begin, and return soon: an automatic fit makes room. Raises InputError with too few golden samples, BusyError
+        while somebody else's runs."""
         check_parts(self._workspace, product)
-        begun = self._begin(product, by)
+        with self._changed:
+            self._asking += 1
+            try:
+                self._changed.wait_for(lambda: (now := self._running()) is None or now.by != BY_ITSELF, _STOP_S)
+                begun = self._begin(product, by)
+            finally:
+                self._asking -= 1
         self._in_thread(lambda: self._run(begun))
         return begun
 
@@ -99,13 +107,13 @@ class Fittings:
         """The latest of a product since the server started."""
         return self._latest.get(product)
 
-    def give_up(self, product: str) -> bool:
-        """Let the fit of a product end soon. False if none runs."""
-        with self._lock:
+    def give_up(self, product: str, by: str) -> bool:
+        """Let the fit of a product end soon: a person does without. False if none runs."""
+        with self._changed:
             running = self._running()
             if running is None or running.product != product:
                 return False
-            self._given_up = product
+            self._given_up_by = by
         return True
 
     def stop(self) -> None:
@@ -118,16 +126,15 @@ class Fittings:
             networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
 
     def _running(self) -> Fitting | None:
-        return next((f for f in self._latest.values() if f.state == "running"), None)
+        return next((f for f in list(self._latest.values()) if f.state == "running"), None)
 
     def _begin(self, product: str, by: str) -> Fitting:
-        with self._lock:
-            if (running := self._running()) is not None:
-                raise BusyError(
-                    f"a network is being fitted to product {running.product!r}; try again when it is done", 60.0
-                )
+        with self._changed:
+            if (running := self._running()) is not None or (by == BY_ITSELF and self._asking):
+                which = f" to product {running.product!r}" if running else ""
+                raise BusyError(f"a network is being fitted{which}; try again when it is done", 60.0)
             self._latest[product] = begun = Fitting(product, by)
-            self._given_up = None
+            self._given_up_by = None
         return begun
 
     def _in_thread(self, work: Callable[[], None]) -> None:
@@ -144,11 +151,11 @@ class Fittings:
 
         def moved(what: str, done: int, total: int, note: str = "") -> None:
             self._latest[product] = now = replace(fitting, stage=what, done=done, total=total)
-            while not self._ends(product) and self._busy():
+            while not self._ends(fitting) and self._busy():
                 self._latest[product] = replace(now, waits=True)
                 self._stop.wait(_GIVE_WAY_S)
-            if self._ends(product):
-                raise FitStopped
+            if self._ends(fitting):
+                raise FitStopped("stopped")
             self._latest[product] = now
 
         state: FitState
@@ -159,16 +166,25 @@ class Fittings:
             state = "kept" if made.kept else "not kept"
         except FitStopped:
             state = "stopped"
+        except BusyError as e:  # another process fits it
+            state, message = "stopped" if fitting.by == BY_ITSELF else "failed", str(e)
         except RefDiffError as e:
             state, message = "failed", str(e)
         except Exception as e:
             log.exception("fitting a network to product %s failed", product)
             state, message = "failed", f"{type(e).__name__}; the server's log has more"
         log.info("fit of product %s: %s %s", product, state, message)
-        self._latest[product] = replace(fitting, state=state, message=message)
+        with self._changed:
+            if state == "stopped" and self._given_up_by is not None:
+                # also where it had not been noted as begun when it was given up
+                with contextlib.suppress(StorageError):
+                    self._workspace.stores.networks.decline(product, self._given_up_by)
+            self._latest[product] = replace(fitting, state=state, message=message)
+            self._changed.notify_all()
 
-    def _ends(self, product: str) -> bool:
-        return self._stop.is_set() or self._given_up == product
+    def _ends(self, fitting: Fitting) -> bool:
+        made_room = fitting.by == BY_ITSELF and self._asking > 0
+        return self._stop.is_set() or self._given_up_by is not None or made_room
 
 
 def _lower_priority() -> None:

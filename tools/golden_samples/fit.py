@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.records.networks import ProductNetworks
+from refdiff.memory.records.networks import FitAttempt, ProductNetworks
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
@@ -64,12 +65,14 @@ _HALVES = 2
 _MAX_EXAMPLES = 64  # of a half: more would only take memory
 _MAX_TILES = 2  # of a golden sample
 _CHECKED = 24  # parts of a half on which defects are looked for
-_GROWN = 2  # a network in use is fitted anew to so many times the golden samples
-_MAX_VAIN = 2  # tries with the same golden samples that failed or ended with the process
+_GROWN = 2  # fits begin anew with so many times the golden samples
+_MAX_VAIN = 2  # tries that failed or ended with the process
+
+log = logging.getLogger(__name__)
 
 
-class FitStopped(Exception):
-    """Raised by the `progress` of a fit that is to end; the next one goes on."""
+class FitStopped(UnavailableError):
+    """Raised by the `progress` of a fit that is to end, and by a fit that a person ended; the next one goes on."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ def fit_product(
     halves = _halved(workspace, product)
     with _alone(workspace, product):
         store = workspace.stores.networks
-        attempt = store.begin(product, _taught_by(workspace, halves), sum(map(len, halves)), by)
+        attempt = store.begin(product, workspace.trained_difference.sha256, sum(map(len, halves)), by)
         try:
-            made = _fit_product(workspace, product, halves, by, recipe or ProductRecipe(), references, progress)
+            made = _fit_product(workspace, attempt, halves, recipe or ProductRecipe(), references, progress)
         except (FitStopped, KeyboardInterrupt):
             store.end(attempt, "stopped")
             raise
@@ -111,7 +114,8 @@ def fit_product(
             with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
                 store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else type(e).__name__)
             raise
-        store.end(attempt, "kept" if made.kept else "not kept", found=made.networks.found)
+        if not made.kept:
+            store.end(attempt, "not kept", found=made.networks.found)
     return made
 
 
@@ -124,48 +128,40 @@ def _alone(workspace: Workspace, product: str) -> Iterator[None]:
         yield
 
 
-def _taught_by(workspace: Workspace, halves: Sequence[Sequence[Golden]]) -> str:
-    """Digest (hex) of what a fit learns from."""
-    what = [workspace.trained_difference.sha256, sorted(g.golden_id for half in halves for g in half)]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
-
-
 def is_due(workspace: Workspace, product: str) -> bool:
-    """Whether a network should be fitted to a product, because none is in use, or one that half as many golden samples
-    taught.
+    """Whether to fit a network to a product: none is in use, or half as many golden samples taught the one that is.
 
-    Not with golden samples of too few parts, nor where a person stopped or removed the last one, nor where just these golden
-    samples were tried already: it was not kept, or failed twice.
+    Not with golden samples of too few parts, nor where a person stopped or removed the last one, nor where one was not kept,
+    or failed twice, with the same shared network and more than half as many golden samples. False where something cannot be
+    read: this is a hint.
     """
-    last = workspace.stores.networks.last_attempt(product)
     try:
-        halves = _halved(workspace, product)
-        used, taught_by = workspace.fitted(product), _taught_by(workspace, halves)
-    except InputError:  # too few, or the shared network is not for this encoder
-        return False
-    if last is not None and last.outcome == "declined":
-        return False
-    if used is not None:
-        tried = max(sum(map(len, used.trained_on)), last.n if last is not None else 0)
-        if sum(map(len, halves)) < _GROWN * tried:
+        last = workspace.stores.networks.last_attempt(product)
+        if (last is not None and last.outcome == "declined") or workspace.bank.count(product, IN_USE) < MIN_PARTS:
             return False
-    if last is None or last.taught_by != taught_by:
-        return True
-    if last.outcome == "kept":  # and is out of use
-        return used is None
-    return last.outcome in ("begun", "stopped", "failed") and last.vain < _MAX_VAIN
+        n, used = sum(map(len, _halved(workspace, product))), workspace.fitted(product)
+        shared = workspace.trained_difference.sha256  # raises where there is none for this encoder
+        tried = 0 if used is None else sum(map(len, used.trained_on))
+        if last is not None and last.shared == shared:
+            in_vain = last.outcome in ("begun", "failed") and last.vain >= _MAX_VAIN
+            if last.outcome == "not kept" or in_vain:
+                tried = max(tried, last.n)
+        return n >= _GROWN * tried
+    except RefDiffError as e:
+        log.info("product %s is left without a fit: %s", product, e)
+        return False
 
 
 def _fit_product(
     workspace: Workspace,
-    product: str,
+    attempt: FitAttempt,
     halves: Sequence[Sequence[Golden]],
-    by: str,
     recipe: ProductRecipe,
     references: int | None,
     progress: Progress,
 ) -> Fitted:
     started, shared = time.perf_counter(), workspace.trained_difference
+    product, by = attempt.product, attempt.by
     place_goldens(workspace, product, progress)
     confirmed, left_out = confirmed_defects(workspace, product)
     fit = _Fit(workspace, product, references or workspace.settings.references, progress, confirmed)
@@ -192,7 +188,8 @@ def _fit_product(
     if kept := by_fitted > by_shared:
         # inspections go on with the former network and its calibration until both of the new one are there
         current_calibration(workspace.trying(networks, scorers), product, references, progress, by)
-        workspace.stores.networks.save(networks, weights, by)
+        if not workspace.stores.networks.save(networks, weights, by, attempt):
+            raise FitStopped(f"the fit of product {product!r} was ended by a person; nothing was kept")
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
     return Fitted(networks, kept, left_out)

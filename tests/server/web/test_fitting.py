@@ -71,7 +71,7 @@ def test_fit_begins_by_itself_and_waits_for_inspections(server: Running, monkeyp
     busy.set()
     fittings = Fittings(workspace, server.service._queue.beside, busy.is_set)
     networks = workspace.stores.networks
-    networks.end(networks.begin("board", "other golden samples", 20, "ana"), "not kept")
+    networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
     looks: list[bool] = []
     monkeypatch.setattr(background_fit, "is_due", lambda *what: looks.append(is_due(*what)) or looks[-1])
     fittings.by_itself(every_s=0.02)
@@ -85,7 +85,7 @@ def test_fit_begins_by_itself_and_waits_for_inspections(server: Running, monkeyp
     time.sleep(0.3)
     assert fittings.of("board") == waiting
     with pytest.raises(BusyError):
-        fittings.start("board", "ana")
+        fittings._begin("board", background_fit.BY_ITSELF)
     busy.clear()
     until(lambda: (f := fittings.of("board")) is not None and f.state == "not kept")
     until(lambda: len(looks) > 3)
@@ -94,6 +94,68 @@ def test_fit_begins_by_itself_and_waits_for_inspections(server: Running, monkeyp
     last = networks.last_attempt("board")
     assert last is not None
     assert (last.outcome, last.by, last.n, last.found) == ("not kept", "automatic fit", 22, (6, 4, 8))
+
+
+def test_person_who_asks_for_a_fit_does_not_wait_for_an_automatic_one(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: (3, 2, 4))
+    workspace = server.service.workspace
+    networks, busy = workspace.stores.networks, threading.Event()
+    networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
+    fittings = Fittings(workspace, server.service._queue.beside, busy.is_set)
+    fittings.by_itself(every_s=0.02)
+    until(lambda: fittings.of("board") is not None)
+    busy.set()
+    until(lambda: (f := fittings.of("board")) is not None and f.waits)
+    begun = fittings.start("board", "ana")
+    assert (begun.state, begun.by) == ("running", "ana")
+    with pytest.raises(BusyError, match="'board'"):
+        fittings.start("board", "bert")  # another person's is not ended
+    busy.clear()
+    until(lambda: (f := fittings.of("board")) is not None and f.state == "not kept")
+    fittings.stop()
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.by) == ("not kept", "ana")
+
+
+def test_automatic_fit_of_what_another_process_fits_is_no_failure(server: Running) -> None:
+    workspace = server.service.workspace
+    networks = workspace.stores.networks
+    networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
+    fittings = Fittings(workspace, server.service._queue.beside)
+    with module._alone(workspace, "board"):
+        fittings.by_itself(every_s=0.02)
+        until(lambda: (f := fittings.of("board")) is not None and f.state != "running")
+        found = fittings.of("board")
+        fittings.stop()
+    assert found is not None
+    assert (found.state, "'board'" in found.message) == ("stopped", True)
+    assert networks.last_attempt("board").outcome == "not kept"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("what", ["network", "fitting"])
+def test_fit_that_is_ended_before_it_is_noted_as_begun_does_not_begin_again_by_itself(
+    server: Running, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    networks, ended = server.service.stores.networks, threading.Event()
+    begin = networks.begin
+
+    def late(*arguments: Any) -> Any:
+        assert ended.wait(60)
+        return begin(*arguments)
+
+    monkeypatch.setattr(networks, "begin", late)
+    assert server.client.post("/v1/products/board/network").status_code == 202
+    assert server.client.delete(f"/v1/products/board/{what}").status_code == 204
+    ended.set()
+    assert state(server)["fitting"]["state"] == "stopped"
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert last.outcome == "declined"
+    assert not is_due(server.service.workspace, "board")
 
 
 def test_fit_that_a_person_ends_does_not_begin_again_by_itself(server: Running) -> None:
