@@ -56,7 +56,6 @@ from refdiff.tools.golden_samples.background_fit import Fittings
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate
-from refdiff.tools.inspection.detectable import find_marks
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
 from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
@@ -479,10 +478,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return able[0] if len(able) == 1 else None
 
     def product(self, name: str) -> dict[str, Any]:
-        """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
+        """A product as `product_overview` has it, the fit that runs or ran last (`fitting`, None), and why one that is due
+        does not begin (`fit_held_back`, ""). Raises UnknownProductError."""
         found = product_overview(self.workspace, name)
         fitting = self.fittings.of(found["name"])
-        return found | {"fitting": None if fitting is None else asdict(fitting)}
+        return found | {
+            "fitting": None if fitting is None else asdict(fitting),
+            "fit_held_back": self.fittings.held_back(found["name"]),
+        }
 
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
@@ -491,18 +494,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
         return self.product(name)
 
-    def calibrate(self, name: str, alpha: float | None = None, *, by: str, marks: bool = False) -> dict[str, Any]:
-        """Calibrate from the golden samples. marks: and find out how small a defect is found, which takes minutes.
-
-        Raises UnknownProductError, InputError, BusyError if many wait.
-        """
+    def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:
+        """Calibrate from the golden samples. Raises UnknownProductError, InputError, BusyError if many wait."""
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
         with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
-            if marks:
-                made = find_marks(self.workspace, made)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
         return calibration_overview(self.workspace, made) | smallest
 

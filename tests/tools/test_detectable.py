@@ -90,6 +90,24 @@ def test_smallest_size_is_that_from_which_on_all_are_found(
     assert words in found["summary"][2]
 
 
+@pytest.mark.parametrize(
+    ("parts", "rates"),
+    [
+        (20, ["0.01, 0.02, 0.05 (attained 0.05)"]),
+        (50, ["0.01, 0.02 (attained 0.02)", "0.05"]),
+        (99, ["0.01 (attained 0.0101)", "0.02", "0.05"]),
+        (100, ["0.01", "0.02", "0.05"]),
+    ],
+)
+def test_attained_rate_is_said_wherever_it_is_not_the_one_asked_for(
+    workspace: Workspace, parts: int, rates: list[str]
+) -> None:
+    known = replace(calibrate(workspace, "board"), n=parts, marks=marks("spot", 1, 1))
+    found = detectable(workspace, known)
+    assert found is not None
+    assert [line.partition(":")[0] for line in found["summary"]] == [f"alpha {rate}" for rate in rates]
+
+
 def test_marks_score_as_in_an_inspection_and_are_kept_with_the_calibration(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +141,10 @@ def test_marks_score_as_in_an_inspection_and_are_kept_with_the_calibration(
     assert [(m.shape, m.length, len(m.p_values)) for m in made.marks] == [("spot", 2, 6), ("spot", 24, 6)]
     assert np.mean(made.marks[0].p_values) > np.mean(made.marks[1].p_values)
     steps: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SIZES", [("stroke", Mark(300, 2, 0.4))])
+        with pytest.raises(InputError, match="none of the tried sizes fits"):
+            find_marks(workspace, measured)
     again = calibrate(workspace, "board")  # measured anew, with the same outcome
     assert find_marks(workspace, again, lambda what, *more: steps.append(what)) == again
     assert (again.marks, steps) == (made.marks, [])

@@ -18,7 +18,8 @@ from typing import Literal
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, RefDiffError, StorageError
-from refdiff.tools.golden_samples.fit import FitStopped, check_parts, fit_product, is_due
+from refdiff.model.free_memory import free_bytes
+from refdiff.tools.golden_samples.fit import INTERNAL, FitStopped, check_parts, fit_product, is_due
 from refdiff.tools.workspace import Workspace
 
 FitState = Literal["running", "kept", "not kept", "stopped", "failed"]
@@ -28,6 +29,7 @@ _LOOK_S = 60.0  # between two looks for products to fit
 _GIVE_WAY_S = 0.05  # between two looks at whether inspections are done
 _STOP_S = 10.0
 _NICE = 10  # of 19
+_NEEDS_BYTES = 4_000_000_000  # the 2.5 GB that a fit takes, and some for what is inspected meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Fittings:
         self._workspace, self._beside, self._busy = workspace, beside, busy
         self._latest: dict[str, Fitting] = {}
         self._threads: list[threading.Thread] = []
+        self._held_back: dict[str, str] = {}  # products that an automatic fit is due for -> why it does not begin
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._given_up_by: str | None = None  # who wants the fit that runs to end
         self._asking = 0  # people who wait for an automatic fit to make room
@@ -94,7 +97,9 @@ class Fittings:
                         if self._stop.is_set() or self._busy():
                             break
                         before, seen[product] = seen.get(product), self._workspace.bank.count(product, IN_USE)
-                        if before == seen[product] and is_due(self._workspace, product):
+                        if before != seen[product] or not is_due(self._workspace, product):
+                            self._held_back.pop(product, None)
+                        elif self._has_room(product):
                             self._run(self._begin(product, BY_ITSELF))
                 except BusyError as e:
                     log.info("%s", e)
@@ -106,6 +111,23 @@ class Fittings:
     def of(self, product: str) -> Fitting | None:
         """The latest of a product since the server started."""
         return self._latest.get(product)
+
+    def held_back(self, product: str) -> str:
+        """Why an automatic fit that is due does not begin, "" if nothing is in its way."""
+        return self._held_back.get(product, "")
+
+    def _has_room(self, product: str) -> bool:
+        """Whether there is so much free memory that a fit does not get the inspecting process killed."""
+        free = free_bytes()
+        if free is not None and free >= _NEEDS_BYTES:
+            self._held_back.pop(product, None)
+            return True
+        there = "this system does not say how much is free" if free is None else f"{max(0, free) / 1e9:.1f} GB are free"
+        why = f"it begins by itself with {_NEEDS_BYTES / 1e9:g} GB of free memory; {there}"
+        if product not in self._held_back:
+            log.warning("no network is fitted to product %s: %s", product, why)
+        self._held_back[product] = why
+        return False
 
     def give_up(self, product: str, by: str) -> bool:
         """Let the fit of a product end soon: a person does without. False if none runs."""
@@ -170,9 +192,9 @@ class Fittings:
             state, message = "stopped" if fitting.by == BY_ITSELF else "failed", str(e)
         except RefDiffError as e:
             state, message = "failed", str(e)
-        except Exception as e:
+        except Exception:
             log.exception("fitting a network to product %s failed", product)
-            state, message = "failed", f"{type(e).__name__}; the server's log has more"
+            state, message = "failed", INTERNAL
         log.info("fit of product %s: %s %s", product, state, message)
         with self._changed:
             if state == "stopped" and self._given_up_by is not None:

@@ -67,6 +67,7 @@ _MAX_TILES = 2  # of a golden sample
 _CHECKED = 24  # parts of a half on which defects are looked for
 _GROWN = 2  # fits begin anew with so many times the golden samples
 _MAX_VAIN = 2  # tries that failed or ended with the process
+INTERNAL = "an error of the program; its log says more, please report it"
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def fit_product(
             raise
         except Exception as e:
             with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
-                store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else type(e).__name__)
+                store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else INTERNAL)
             raise
         if not made.kept:
             store.end(attempt, "not kept", found=made.networks.found)

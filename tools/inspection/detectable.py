@@ -54,7 +54,7 @@ def find_marks(workspace: Workspace, calibration: Calibration, progress: Progres
     """The calibration with what marks of all sizes score; kept with it, and not found out again for the same one.
 
     Takes one to two minutes on two cores, more where photos are compared in tiles. Raises InputError with too few parts to
-    fail any.
+    fail any, or where no mark fits on them.
     """
     if calibration.marks:
         return calibration
@@ -83,6 +83,11 @@ def find_marks(workspace: Workspace, calibration: Calibration, progress: Progres
         for (shape, mark), found in zip(_SIZES, p_values, strict=True)
         if len(found) >= _MARKS / 2
     ]
+    if not marks:
+        raise InputError(
+            f"product {calibration.product!r}: how small a defect is found cannot be said; none of the tried sizes fits on "
+            "half of its golden samples, or their ignore zones leave no room"
+        )
     made = replace(calibration, marks=marks)
     workspace.stores.calibrations.keep_marks(made)
     return made
@@ -207,7 +212,7 @@ def said(made: dict[str, Any], each: WorkingPixel) -> list[str]:
         rows = [row for row in made["found"] if row["attained"] == attained]
         alphas = list(dict.fromkeys(row["alpha"] for row in rows))
         rate = ", ".join(f"{alpha:g}" for alpha in alphas) + (
-            f" (attained {attained:.3g})" if attained > alphas[-1] else ""
+            f" (attained {attained:.3g})" if attained > alphas[0] else ""
         )
         words = dict.fromkeys(_said(row, each) for row in rows)
         lines.append(f"alpha {rate}: {'; '.join(words)}")

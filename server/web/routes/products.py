@@ -36,13 +36,9 @@ def calibrate(
     caller: Admin,
     name: str,
     alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None,
-    detectable: bool = False,
 ) -> dict[str, Any]:
-    """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores.
-
-    detectable: also draw defects on them, to say how small one is found; takes minutes, once for the same calibration.
-    """
-    return service.calibrate(name, alpha, by=caller.name, marks=detectable)
+    """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
+    return service.calibrate(name, alpha, by=caller.name)
 
 
 @router.post("/{name}/network", status_code=202, responses=responses(404, 429))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from refdiff.model.errors import BusyError
 from refdiff.model.training.product import ProductRecipe
 from refdiff.server.settings import load_settings
+from refdiff.server.web import serve as serve_module
 from refdiff.tools.golden_samples import background_fit
 from refdiff.tools.golden_samples import fit as module
 from refdiff.tools.golden_samples.background_fit import Fittings
@@ -74,6 +77,7 @@ def test_fit_begins_by_itself_and_waits_for_inspections(server: Running, monkeyp
     networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
     looks: list[bool] = []
     monkeypatch.setattr(background_fit, "is_due", lambda *what: looks.append(is_due(*what)) or looks[-1])
+    monkeypatch.setattr(background_fit, "free_bytes", lambda: 8_000_000_000)
     fittings.by_itself(every_s=0.02)
     time.sleep(0.3)
     assert fittings.of("board") is None  # something else comes first
@@ -105,6 +109,7 @@ def test_person_who_asks_for_a_fit_does_not_wait_for_an_automatic_one(
     networks, busy = workspace.stores.networks, threading.Event()
     networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
     fittings = Fittings(workspace, server.service._queue.beside, busy.is_set)
+    monkeypatch.setattr(background_fit, "free_bytes", lambda: 8_000_000_000)
     fittings.by_itself(every_s=0.02)
     until(lambda: fittings.of("board") is not None)
     busy.set()
@@ -121,11 +126,14 @@ def test_person_who_asks_for_a_fit_does_not_wait_for_an_automatic_one(
     assert (last.outcome, last.by) == ("not kept", "ana")
 
 
-def test_automatic_fit_of_what_another_process_fits_is_no_failure(server: Running) -> None:
+def test_automatic_fit_of_what_another_process_fits_is_no_failure(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = server.service.workspace
     networks = workspace.stores.networks
     networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
     fittings = Fittings(workspace, server.service._queue.beside)
+    monkeypatch.setattr(background_fit, "free_bytes", lambda: 8_000_000_000)
     with module._alone(workspace, "board"):
         fittings.by_itself(every_s=0.02)
         until(lambda: (f := fittings.of("board")) is not None and f.state != "running")
@@ -134,6 +142,28 @@ def test_automatic_fit_of_what_another_process_fits_is_no_failure(server: Runnin
     assert found is not None
     assert (found.state, "'board'" in found.message) == ("stopped", True)
     assert networks.last_attempt("board").outcome == "not kept"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("free", [1_500_000_000, None])
+def test_automatic_fit_does_not_begin_where_it_could_get_the_server_killed(
+    server: Running, monkeypatch: pytest.MonkeyPatch, free: int | None
+) -> None:
+    service, workspace = server.service, server.service.workspace
+    networks = workspace.stores.networks
+    networks.end(networks.begin("board", "another shared network", 20, "ana"), "not kept")
+    monkeypatch.setattr(background_fit, "free_bytes", lambda: free)
+    monkeypatch.setattr(background_fit, "fit_product", lambda *arguments, **more: pytest.fail("it began"))
+    fittings = Fittings(workspace, service._queue.beside)
+    monkeypatch.setattr(service, "fittings", fittings)
+    fittings.by_itself(every_s=0.02)
+    until(lambda: fittings.held_back("board") != "")
+    product = server.client.get("/v1/products/board").json()
+    assert "4 GB of free memory" in product["fit_held_back"]
+    assert ("1.5 GB are free" in product["fit_held_back"]) == (free is not None)
+    assert product["fitting"] is None
+    networks.decline("board", "ana")
+    until(lambda: fittings.held_back("board") == "")  # no longer due
+    fittings.stop()
 
 
 @pytest.mark.parametrize("what", ["network", "fitting"])
@@ -176,6 +206,18 @@ def test_server_fits_by_itself_unless_told_not_to(server: Running, monkeypatch: 
     assert began == [True]
     monkeypatch.setenv("REFDIFF_AUTO_FIT", "0")
     assert not load_settings().tools.auto_fit
+
+
+@pytest.mark.parametrize("wanted", ["1", "0"])
+def test_serve_fits_by_itself(ready: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    began: list[Fittings] = []
+    monkeypatch.setenv("REFDIFF_AUTO_FIT", wanted)
+    monkeypatch.setattr(Fittings, "by_itself", lambda self: began.append(self))
+    monkeypatch.setattr(serve_module.GracefulServer, "run", lambda self, sockets: None)
+    monkeypatch.setattr(serve_module, "log_json", lambda level: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve_module.serve(listener, "127.0.0.1", load_settings(), lambda *_: None)
+    assert len(began) == int(wanted)
 
 
 def until(true: Callable[[], bool]) -> None:

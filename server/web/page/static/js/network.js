@@ -11,14 +11,21 @@ export function showNetwork(place, known, { me, isShown, done }) {
   const { network, fitting } = known;
   const running = fitting?.state === "running";
   clearTimeout(place.timer);
+  const state = h("span", {});
+  const look = async () => {
+    if (!isShown()) return;
+    try {
+      const now = await get(path);
+      if (!isShown()) return;
+      // only what moves is drawn anew: buttons keep the focus
+      if (now.fitting?.state === "running" && now.fitting.started_at === fitting.started_at) replace(state, progress(now.fitting));
+      else return void await done();
+    } catch { /* a server that is away for a moment: the next look tells */ }
+    place.timer = setTimeout(look, LOOK_MS);
+  };
   if (running) {
-    place.timer = setTimeout(async () => {
-      if (!isShown()) return;
-      const now = await get(path).catch(() => known); // a server that is away for a moment: the next look tells
-      if (!isShown()) return;
-      if (now.fitting?.state === "running") showNetwork(place, now, { me, isShown, done });
-      else await done();
-    }, LOOK_MS);
+    replace(state, progress(fitting));
+    place.timer = setTimeout(look, LOOK_MS);
   }
   const act = (work, text) => async (event) => {
     event.target.disabled = true;
@@ -38,7 +45,8 @@ export function showNetwork(place, known, { me, isShown, done }) {
       ["Found", network && found(network.synthetic_defects)],
       ["Not in use", network?.outdated && `${network.outdated}; fit another`],
       ["Last fit", running ? null : lastFit(known)],
-      ["Being fitted", running && progress(fitting)],
+      ["Not begun", !running && known.fit_held_back],
+      ["Being fitted", running && state],
     ].map(([name, value]) => [name, value || null])),
     me.may("admin") && h("div", { class: "actions" },
       running ? button("Stop", () => remove(`${path}/fitting`), "It is being stopped.")
@@ -56,9 +64,9 @@ function lastFit({ network, last_fit: last }) {
   const came = {
     "not kept": `not kept: it found ${number(fitted)} of ${number(n)} synthetic defects, the shared network ${number(shared)}`,
     declined: "stopped or removed; none begins by itself",
-    failed: `failed: ${last.message}`,
-    stopped: "stopped with the server; it goes on",
-    begun: "it ended with the process",
+    failed: `failed: ${last.message}; after two failures it is tried again only when somebody fits it, or with twice the golden samples`,
+    stopped: "interrupted; it goes on by itself where automatic fits are switched on, or when somebody fits it again",
+    begun: "interrupted: its process ended, or was killed for want of memory; fit it again, or remove what is too much for the machine",
     kept: "kept",
   };
   return [came[last.outcome] ?? last.outcome, " (", last.by, ", ", when(last.created_at), ")"];
