@@ -136,16 +136,8 @@ def network_state(row: sqlite3.Row) -> dict[str, Any]:
     }  # fmt: skip
     if (confirmed := more.get("confirmed")) is None:  # of an earlier version
         return state
-    words = learned_from(sum(map(len, more["trained_on"])), len(confirmed))
-    return state | {"confirmed_defects": content_digest(confirmed), "learned_from": words}
-
-
-def learned_from(golden_samples: int, confirmed_defects: int) -> str:
-    """What a network was trained on, in words."""
-    said = f"{golden_samples} golden samples"
-    if not confirmed_defects:
-        return said
-    return f"{said} and {confirmed_defects} confirmed defect{'' if confirmed_defects == 1 else 's'}"
+    learned_from = {"golden_samples": sum(map(len, more["trained_on"])), "confirmed_defects": len(confirmed)}
+    return state | {"confirmed_defects": content_digest(confirmed), "learned_from": learned_from}
 
 
 def _sha256(data: bytes) -> str:

@@ -194,4 +194,8 @@ MIGRATIONS: Migrations = (
             attempt TEXT NOT NULL
         )""",
     ),
+    (
+        # which inspections are of a photo
+        "CREATE INDEX inspections_by_photo ON inspections(product, json_extract(report, '$.query_sha256'))",
+    ),
 )

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import shlex
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from cachetools import LRUCache, cachedmethod
 
 from refdiff.memory.golden_bank.bank import GoldenBank
-from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.golden_bank.golden import IN_USE, Golden, group_of_part
 from refdiff.memory.records.frames import GoldenPlace
 from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
@@ -131,15 +131,25 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """Why networks of a product are not in use; "" if they are."""
         if networks.shared != self.difference.sha256:
             return "they began from another shared network"
+        goldens, defects = self.bank.list(networks.product), networks.confirmed
         # what was retired may have been a defect, which they took for good
-        retired = {g.golden_id for g in self.bank.list(networks.product, ("retired",))}
+        retired = {g.golden_id for g in goldens if g.status == "retired"}
         gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
         if gone:
-            return f"trained on {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}, retired since"
+            return f"trained on {_some(gone)}, retired since"
+        if not defects:
+            return ""
         # the other way round: they took a good part for a defect
-        good = self.stores.adoptions.found_good(networks.confirmed) if networks.confirmed else []
-        some = f"{', '.join(good[:3])}{', ...' if len(good) > 3 else ''}"
-        return f"trained on a defect of inspection {some}, whose part a person found good since" if good else ""
+        good = self.stores.adoptions.found_good(networks.product, [d.photo for d in defects])
+        if of_good := [d.inspection_id for d in defects if d.photo in good]:
+            return f"trained on a defect of inspection {_some(of_good)}, whose part a person found good since"
+        # no network would be left that has not seen the part
+        in_use = [g for g in goldens if g.status in IN_USE]
+        photos, groups = {g.sha256 for g in in_use}, {g.group for g in in_use}
+        shown = [d.inspection_id for d in defects if d.photo in photos or group_of_part(d.part_id) in groups]
+        return (
+            f"trained on a defect of inspection {_some(shown)}, whose part a golden sample shows since" if shown else ""
+        )
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
         """What compares photos of a product: the networks fitted to it, else the shared one.
@@ -334,6 +344,10 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def _window(self, product: str) -> Window | None:
         known = self.stores.products.get(product)
         return known.intensity_window if known else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _nbytes(warped: tuple[Picture, Features]) -> int:

@@ -30,6 +30,12 @@ _JUDGED = """(
     SELECT inspection_id, judged FROM dispositions WHERE judged IS NOT NULL UNION ALL
     SELECT inspection_id, judged FROM blind_checks WHERE judged IS NOT NULL)"""
 
+_PHOTO = "json_extract(i.report, '$.query_sha256')"
+_FOUND_GOOD = (
+    f"SELECT {_PHOTO} AS photo FROM inspections i JOIN {_JUDGED} j USING (inspection_id) "
+    "WHERE i.product = ?1 AND j.judged = 'good'"
+)
+
 
 @dataclass(frozen=True)
 class Adoption:
@@ -198,18 +204,17 @@ class AdoptionStore:
             )
             return {Confirmed(str(row["type"]), str(row["region"] or ""), str(row["part_id"])) for row in rows}
 
-    def confirmed_parts(self, product: str) -> list[ConfirmedPart]:
-        """Inspections with findings whose part people found defective, newest first.
+    def confirmed_parts(self, product: str, most: int) -> list[ConfirmedPart]:
+        """Inspections with findings whose part people found defective, newest first, of the newest `most` found so.
 
         Not those of a photo that a person found good, in the same inspection or another.
         """
         with self._db.connection() as conn:
             rows = conn.execute(
-                f"WITH seen AS (SELECT i.*, json_extract(i.report, '$.query_sha256') AS photo, j.judged FROM {_JUDGED} j "
-                "JOIN inspections i USING (inspection_id) WHERE i.product = ?) "
-                "SELECT DISTINCT inspection_id, part_id, photo, report, created_at, seq FROM seen WHERE judged = 'bad' "
-                "AND photo NOT IN (SELECT photo FROM seen WHERE judged = 'good') ORDER BY created_at DESC, seq DESC",
-                (product,),
+                f"SELECT i.inspection_id, i.part_id, {_PHOTO} AS photo, i.report FROM inspections i WHERE i.product = ?1 "
+                f"AND i.inspection_id IN (SELECT inspection_id FROM {_JUDGED} WHERE judged = 'bad') "
+                f"AND {_PHOTO} NOT IN ({_FOUND_GOOD}) ORDER BY i.created_at DESC, i.seq DESC LIMIT ?2",
+                (product, most),
             ).fetchall()
         found = []
         for row in rows:
@@ -220,16 +225,12 @@ class AdoptionStore:
                 found.append(ConfirmedPart(row["inspection_id"], row["part_id"], row["photo"], boxes))
         return found
 
-    def found_good(self, inspection_ids: Sequence[str]) -> list[str]:
-        """Those of some inspections whose part a person found good, sorted."""
-        marks = ", ".join("?" * len(inspection_ids))
+    def found_good(self, product: str, photos: Sequence[str]) -> set[str]:
+        """Those of some photos (sha256) of a product that a person found good, in any inspection."""
+        marks = ", ".join("?" * len(photos))
         with self._db.connection() as conn:
-            rows = conn.execute(
-                f"SELECT DISTINCT inspection_id FROM {_JUDGED} WHERE judged = 'good' AND inspection_id IN ({marks}) "
-                "ORDER BY inspection_id",
-                tuple(inspection_ids),
-            ).fetchall()
-        return [row["inspection_id"] for row in rows]
+            rows = conn.execute(f"{_FOUND_GOOD} AND {_PHOTO} IN ({marks})", (product, *photos)).fetchall()
+        return {row["photo"] for row in rows}
 
 
 def _learned(conn: sqlite3.Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:

@@ -8,11 +8,20 @@ import sqlite3
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from refdiff.memory.changes import NETWORK, changing, learned_from, network_state, record_change
+from refdiff.memory.changes import NETWORK, changing, network_state, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
+
+
+@dataclass(frozen=True)
+class LearnedDefect:
+    """A defect that a person confirmed and networks were trained on."""
+
+    inspection_id: str
+    photo: str  # sha256
+    part_id: str
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,13 @@ class ProductNetworks:
     # how many synthetic defects were found by the shared network, by the fitted ones, and how many there were, on golden
     # samples that the network did not see
     found: tuple[int, int, int] = (0, 0, 0)
-    # ids of inspections whose defects, which a person confirmed, all of them were trained on
-    confirmed: list[str] = field(default_factory=list)
+    confirmed: list[LearnedDefect] = field(default_factory=list)  # all of them were trained on these
 
     @property
     def learned_from(self) -> str:
         """In words."""
-        return learned_from(sum(map(len, self.trained_on)), len(self.confirmed))
+        said, n = f"{sum(map(len, self.trained_on))} golden samples", len(self.confirmed)
+        return f"{said} and {n} confirmed defect{'' if n == 1 else 's'}" if n else said
 
 
 # declined: a person stopped it, or removed what came of it; stopped: by itself it goes on where it was
@@ -73,7 +82,7 @@ class NetworkStore:
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
         more = json.dumps({
             "trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds,
-            "confirmed": networks.confirmed,
+            "confirmed": [asdict(defect) for defect in networks.confirmed],
         })  # fmt: skip
         row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
@@ -149,7 +158,7 @@ class NetworkStore:
             created_at=row["created_at"],
             seconds=more["seconds"],
             found=tuple(more["found"]),
-            confirmed=more.get("confirmed", []),
+            confirmed=[LearnedDefect(**defect) for defect in more.get("confirmed", [])],
         )
 
     def weights(self, networks: ProductNetworks) -> bytes:

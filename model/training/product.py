@@ -66,7 +66,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A part with a defect that a person confirmed (or a tile of it). What kind it is the person has not said."""
+    """A part with a defect that a person confirmed (or a tile of it).
+
+    The person has said neither what kind it is, nor that the rest is good: a second defect may have been missed.
+    """
 
     example: Example
     mask: NDArray[np.bool_]  # (H, W): the defect
@@ -80,6 +83,7 @@ class Spoiled:
     mask: NDArray[np.bool_]  # (H, W): the defects
     types: NDArray[np.uint8]  # (H, W) index of DIFFERENCE_TYPES, 255 = none
     structural: bool | None  # a component is wrong; None: unknown
+    rest_known: bool = True  # outside of the mask it is good
 
 
 def spoiled(picture: RgbImage, others: Sequence[RgbImage], rng: np.random.Generator, good: float = _GOOD) -> Spoiled:
@@ -127,7 +131,7 @@ def fit_network(
         else:
             example, mask = defects[turn].example, defects[turn].mask
             untyped = np.full(mask.shape, NO_TYPE, np.uint8)
-            made = Spoiled(_other_light(example.picture, rng), mask, untyped, None)
+            made = Spoiled(_other_light(example.picture, rng), mask, untyped, None, rest_known=False)
         by_size[example.picture.shape].append(_row(example, made, encode))
         progress("synthetic pairs", i + 1, recipe.pairs)
     order = [rows for rows in by_size.values() for _ in range(max(1, len(rows) // recipe.batch))]
@@ -159,4 +163,6 @@ def _row(example: Example, made: Spoiled, encode: Callable[[RgbImage], FeatureMa
     reference, covered = reference_picture(picture, example.references)
     row = network_row(match(encode(made.picture), example.references), picture, reference, covered)
     label = torch.zeros((), dtype=torch.uint8)  # of the source; there is one
-    return row | target_row(bool(made.mask.any()), made.mask, made.types, made.structural) | {"source": label}
+    truth = target_row(bool(made.mask.any()), made.mask, made.types, made.structural)
+    unsure = torch.zeros_like(truth["mask"]) if made.rest_known else 1 - truth["mask"]
+    return row | truth | {"source": label, "unsure": unsure}

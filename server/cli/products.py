@@ -119,19 +119,20 @@ def fit(
         "golden_samples": sum(map(len, made.networks.trained_on)), "confirmed_defects": len(made.networks.confirmed),
         "left_out": made.left_out,
     }  # fmt: skip
-    outcome = "kept, and calibrated" if made.kept else "not kept: the shared network finds as many"
+    outcome = "kept, and calibrated" if made.kept else "not kept: what was in use finds as many, or more"
     rows: list[tuple[str, object]] = [
         ("Product", name),
         ("Learned from", made.networks.learned_from),
         ("Synthetic defects", f"{of} on golden samples that the network did not see"),
-        ("Found before", f"{shared}"),
-        ("Found now", f"{fitted}"),
-        ("Fitted network", outcome),
+        ("Shared network", f"finds {shared}"),
+        ("Fitted network", f"finds {fitted}"),
+        ("Outcome", outcome),
         ("Took", f"{made.networks.seconds:.0f} s"),
     ]
     emit(found | {"synthetic_defects": {"n": of, "shared": shared, "fitted": fitted}}, output.facts(rows))
-    for inspection_id, why in made.left_out.items():
-        output.say(f"not learned from: confirmed defect of inspection {inspection_id}: {why}", "dim")
+    for why, ids in made.left_out.items():
+        some = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
+        output.say(f"not learned from: {len(ids)} confirmed defect(s), inspection {some}: {why}", "dim")
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:

@@ -190,6 +190,31 @@ def test_what_finds_no_more_is_not_kept(workspace: Workspace, tmp_path: Path, mo
     assert workspace.fitted("board") is None
 
 
+def test_what_finds_less_than_the_network_in_use_does_not_replace_it(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    assert fit_product(workspace, "board", "ana", SHORT).kept
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "MIN_PARTS", 4)
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    asked: list[tuple[int, ...]] = []
+    real = module._Fit.found
+    by_used = 3
+
+    def found(*arguments: Any) -> tuple[int, ...]:
+        asked.append(real(*arguments))
+        return 1, 2, by_used, 4
+
+    monkeypatch.setattr(module._Fit, "found", found)
+    assert not fit_product(workspace, "board", "ana", SHORT).kept
+    by_used = 2
+    assert fit_product(workspace, "board", "ana", SHORT).kept
+    assert {len(counts) for counts in asked} == {4}
+    assert all(fitted == used for _, fitted, used, _ in asked)  # the same network, of the half that was not seen
+
+
 def quick(monkeypatch: pytest.MonkeyPatch, found: tuple[int, int, int]) -> None:
     """Fits without training, that find so many defects."""
     monkeypatch.setattr(module, "MIN_PARTS", 4)

@@ -12,9 +12,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.records.networks import FitAttempt, ProductNetworks
+from refdiff.memory.records.networks import FitAttempt, LearnedDefect, ProductNetworks
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
@@ -81,8 +82,8 @@ class Fitted:
     """What came of it."""
 
     networks: ProductNetworks
-    kept: bool  # they find more synthetic defects than what was in use before
-    left_out: dict[str, str]  # confirmed defects that they did not learn from: inspection id -> why
+    kept: bool  # they find more synthetic defects than the shared network, and no fewer than those in use before
+    left_out: dict[str, list[str]]  # confirmed defects that they did not learn from: why -> inspection ids
 
 
 def fit_product(
@@ -93,7 +94,8 @@ def fit_product(
     references: int | None = None,
     progress: Progress = silent,
 ) -> Fitted:
-    """Fit networks to a product and keep them, calibrated, if they find more synthetic defects than the shared network.
+    """Fit networks to a product and keep them, calibrated, if they find more synthetic defects than the shared network, and
+    no fewer than those in use.
 
     Inspections use them from one moment to the next: nobody finds them without their calibration. A half that was finished
     is not trained again after an interruption. by: who asked for it. references: K, default from the settings. The process
@@ -164,17 +166,24 @@ def _fit_product(
     started, shared = time.perf_counter(), workspace.trained_difference
     product, by = attempt.product, attempt.by
     place_goldens(workspace, product, progress)
-    confirmed, left_out = confirmed_defects(workspace, product)
+    confirmed, left_out = confirmed_defects(workspace, product, progress)
     fit = _Fit(workspace, product, references or workspace.settings.references, progress, confirmed)
-    kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
+    kept_halves, seen = [], set[str]()
+    for i, half in enumerate(halves):
+        defects = fit.defects(half)
+        seen |= defects.keys()
+        kept_halves.append(fit.trained(half, replace(recipe, seed=recipe.seed + i), _in_turn(defects.values())))
+        del defects  # before those of the next half are there
+    if beside := [d.inspection_id for d in confirmed if d.inspection_id not in seen]:
+        left_out |= {"its defect lies beside what the golden samples show": beside}
     weights = pack_networks([net for net, _ in kept_halves])
     nets = unpack_networks(weights, shared.config)  # as they will be read again
     scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in nets]
-    checks = []
+    checks, replaces = [], workspace.fitted(product) is not None
     for i, half in enumerate(halves):
         unseen = FittedScorer([scorer for j, scorer in enumerate(scorers) if j != i])
-        checks.append(fit.found(half, (shared, unseen), recipe.seed + i))
-    by_shared, by_fitted, of = (sum(column) for column in zip(*checks, strict=True))
+        checks.append(fit.found(half, (shared, unseen), recipe.seed + i, replaces))
+    by_shared, by_fitted, *by_replaced, of = (sum(column) for column in zip(*checks, strict=True))
     networks = ProductNetworks(
         product=product,
         sha256=hashlib.sha256(weights).hexdigest(),
@@ -182,11 +191,11 @@ def _fit_product(
         trained_on=[[g.golden_id for g in half] for half in halves],
         seconds=time.perf_counter() - started,
         found=(by_shared, by_fitted, of),
-        confirmed=[defect.inspection_id for defect in confirmed],
+        confirmed=[LearnedDefect(d.inspection_id, d.photo, d.part_id) for d in confirmed if d.inspection_id in seen],
     )
     if why := workspace.outdated(networks):
         raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
-    if kept := by_fitted > by_shared:
+    if kept := by_fitted > by_shared and all(by_fitted >= n for n in by_replaced):
         # inspections go on with the former network and its calibration until both of the new one are there
         current_calibration(workspace.trying(networks, scorers), product, references, progress, by)
         if not workspace.stores.networks.save(networks, weights, by, attempt):
@@ -194,6 +203,11 @@ def _fit_product(
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
     return Fitted(networks, kept, left_out)
+
+
+def _in_turn(tiles: Iterable[Sequence[Confirmed]]) -> list[Confirmed]:
+    """The first tile of every defect, then the second: there may be fewer pairs than tiles."""
+    return [tile for nth in zip_longest(*tiles) for tile in nth if tile is not None]
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
@@ -225,6 +239,7 @@ class _Sample:
 
     example: Example
     keep: NDArray[np.bool_]  # (H/4, W/4): what is scored
+    golden_id: str
 
 
 @dataclass(frozen=True)
@@ -235,7 +250,9 @@ class _Fit:
     progress: Progress
     confirmed: Sequence[ConfirmedDefect] = ()
 
-    def trained(self, half: Sequence[Golden], recipe: ProductRecipe) -> tuple[DifferenceNetwork, Path]:
+    def trained(
+        self, half: Sequence[Golden], recipe: ProductRecipe, defects: Sequence[Confirmed]
+    ) -> tuple[DifferenceNetwork, Path]:
         """A network trained on one half, and where it is kept in case of an interruption."""
         workspace = self.workspace
         what = [calibration_key(workspace, self.product, self.references), recipe.described(),
@@ -247,29 +264,33 @@ class _Fit:
             return unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0], path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
         start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
-        defects = self._defects(half)
         net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress, defects)
         with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, pack_networks([net]))
         return net, path
 
-    def found(self, half: Sequence[Golden], networks: Sequence[Comparing], seed: int) -> tuple[int, ...]:
+    def found(
+        self, half: Sequence[Golden], networks: Sequence[Comparing], seed: int, in_use: bool = False
+    ) -> tuple[int, ...]:
         """On how many samples of a half each network finds a synthetic defect, and on how many there is one.
 
-        Found is what scores higher than 95 % of these samples do without a defect.
+        in_use: also by the network in use that has not seen the sample. Found is what scores higher than 95 % of these
+        samples do without a defect.
         """
         samples = self._samples(half, _CHECKED)
         pictures = [s.example.picture for s in samples]
         rng = np.random.default_rng([seed, 1])
-        good: list[list[float]] = [[] for _ in networks]
-        bad: list[list[float]] = [[] for _ in networks]
+        n = len(networks) + in_use
+        good: list[list[float]] = [[] for _ in range(n)]
+        bad: list[list[float]] = [[] for _ in range(n)]
         for done, sample in enumerate(samples, start=1):
+            asked = [*networks, self.workspace.network(self.product, [sample.golden_id])] if in_use else networks
             for scores, share in ((good, 1.0), (bad, 0.0)):
                 made = spoiled(sample.example.picture, pictures, rng, share)
                 if share == 0.0 and not (cell_targets(made.mask, made.types)[0] & sample.keep).any():
                     continue  # it would not have been visible, or lies where nothing is scored
-                for found, score in zip(scores, self._scores(sample, made.picture, networks), strict=True):
+                for found, score in zip(scores, self._scores(sample, made.picture, asked), strict=True):
                     found.append(score)
             self.progress("checking", done, len(samples))
         limits = [float(np.quantile(scores, 0.95)) for scores in good]
@@ -311,18 +332,23 @@ class _Fit:
             keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
             y, x = tile.y // MAP_STRIDE, tile.x // MAP_STRIDE
             keep &= scored[y : y + keep.shape[0], x : x + keep.shape[1]]
-            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep))
+            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep, golden.golden_id))
         return found
 
-    def _defects(self, half: Sequence[Golden]) -> list[Confirmed]:
-        """Tiles of confirmed defects, those that hold most of each, beside their nearest golden samples of a half."""
+    def defects(self, half: Sequence[Golden]) -> dict[str, list[Confirmed]]:
+        """Tiles of confirmed defects beside their nearest golden samples of a half, by inspection id.
+
+        Of each those that hold most of it, the fullest first.
+        """
         mine = {g.golden_id for g in half}
         others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
-        found = []
+        found = {}
         for done, defect in enumerate(self.confirmed, start=1):
             query = self.workspace.image(defect.photo, self.product)
             pair, views = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
-            cells = OnPhoto(query.shape, pair.grid).onto(defect.mask) >= UNSURE_UP_TO
+            share = OnPhoto(query.shape, pair.grid).onto(defect.mask)
+            # as `cell_targets`: what is finer than a cell is where most of it is
+            cells = share >= min(UNSURE_UP_TO, max(float(share.max()), 1e-6))
             tiles = []
             for seen in pair.tiles:
                 y, x = seen.tile.y // MAP_STRIDE, seen.tile.x // MAP_STRIDE
@@ -331,7 +357,8 @@ class _Fit:
                     picture = np.ascontiguousarray(seen.picture.image)
                     mask = here.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
                     tiles.append(Confirmed(Example(picture, [v.view(seen) for v in views]), mask))
-            found += sorted(tiles, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
+            if tiles:
+                found[defect.inspection_id] = sorted(tiles, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
             self.progress("registering defects", done, len(self.confirmed))
         return found
 

@@ -16,13 +16,14 @@ export function showNetwork(place, known, { me, isShown, done }) {
     if (!isShown()) return;
     try {
       const now = await get(path);
-      if (!isShown()) return;
+      if (!isShown() || place.look !== look) return; // drawn anew meanwhile
       // only what moves is drawn anew: buttons keep the focus
       if (now.fitting?.state === "running" && now.fitting.started_at === fitting.started_at) replace(state, progress(now.fitting));
       else return void await done();
     } catch { /* a server that is away for a moment: the next look tells */ }
-    place.timer = setTimeout(look, LOOK_MS);
+    if (isShown() && place.look === look) place.timer = setTimeout(look, LOOK_MS);
   };
+  place.look = look;
   if (running) {
     replace(state, progress(fitting));
     place.timer = setTimeout(look, LOOK_MS);
@@ -62,11 +63,11 @@ function lastFit({ network, last_fit: last }) {
   if (!last || (last.outcome === "kept" && network)) return null;
   const [shared, fitted, n] = last.found ?? [];
   const came = {
-    "not kept": `not kept: it found ${number(fitted)} of ${number(n)} synthetic defects, the shared network ${number(shared)}`,
+    "not kept": `not kept: it found ${number(fitted)} of ${number(n)} synthetic defects, the shared network ${number(shared)}${fitted > shared ? ", the one in use more" : ""}`,
     declined: "stopped or removed; none begins by itself",
     failed: `failed: ${last.message}; after two failures it is tried again only when somebody fits it, or with twice the golden samples`,
     stopped: "interrupted; it goes on by itself where automatic fits are switched on, or when somebody fits it again",
-    begun: "interrupted: its process ended, or was killed for want of memory; fit it again, or remove what is too much for the machine",
+    begun: "another process fits it, or ended in the midst of it, perhaps for want of memory; then fit it again",
     kept: "kept",
   };
   return [came[last.outcome] ?? last.outcome, " (", last.by, ", ", when(last.created_at), ")"];
