@@ -171,9 +171,7 @@ def reach(tile: Tile, here: Sequence[ReferenceView]) -> NDArray[np.float32]:
     return reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.float32)
 
 
-def scored_cells(
-    reached: NDArray[np.float32], ignored: NDArray[np.bool_] | None, grid: Grid
-) -> NDArray[np.bool_]:
+def scored_cells(reached: NDArray[np.float32], ignored: NDArray[np.bool_] | None, grid: Grid) -> NDArray[np.bool_]:
     """Cells of a grid, at the stride of the map, that count: some reference reaches them, and none of `ignored`."""
     keep = cv2.resize(reached, _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0.5
     return keep if ignored is None else keep & ~ignored
