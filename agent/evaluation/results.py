@@ -193,7 +193,7 @@ def _reading_effect(per_image: Sequence[ImageResult], seed: int) -> ReadingEffec
         score=image_auroc(labels, scores),
         reading=image_auroc(labels, readings),
         both=image_auroc(labels, both),
-        gain=gain and gain.interval,
+        gain=None if gain is None else gain.interval,
     )
 
 

@@ -44,10 +44,11 @@ class TransformersBackbone(nn.Module):
             }  # fmt: skip
             self._tower = getattr(config, "vision_config", config) if "siglip" in config.model_type else None
             if self._tower is not None:
-                net, loaded = SiglipVisionModel.from_pretrained(folder, config=self._tower, **how)
+                kind: Any = SiglipVisionModel
+                net, loaded = kind.from_pretrained(folder, config=self._tower, **how)
                 config, widths = self._tower, [self._tower.hidden_size] * len(STRIDES)
             else:
-                kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+                kind = MODEL_FOR_BACKBONE_MAPPING[type(config)]
                 depth = len(config.stage_names) - 1  # without the stem
                 config.out_features = [config.stage_names[-(-depth * i // 4)] for i in (1, 2, 3, 4)]
                 net, loaded = kind.from_pretrained(folder, config=config, **how)

@@ -24,6 +24,7 @@ from torch import Tensor
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.matching import STRIDES
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
 from refdiff.model.number_format import autocast
@@ -38,6 +39,7 @@ from refdiff.model.training.pool import (
     build_pool,
     count_batches,
     read_shard,
+    registered_pairs,
     source_names,
 )
 from refdiff.model.weights_file import need_space, save_tensors, write_weights
@@ -62,6 +64,7 @@ class DifferenceRecipe:
     left_out: tuple[str, ...] = ()  # sources (by name prefix) that are in the pool but not trained on
     real_defects: bool = True  # use photos of real defects too
     encoder: str | None = None  # folder of a transformers backbone, None = the packaged one
+    start: str | None = None  # weights to go on from, on registered pairs; None: from nothing, on drawn pairs
 
 
 @dataclass
@@ -173,32 +176,25 @@ def train_difference(
 ) -> Path:
     """Train and write `out/difference.safetensors`, `difference.json`, `MODEL_CARD.md`, `curves.png`.
 
-    pool: folder of an existing or shared pool, default `out/pool`. Raises InputError (a pool of other sources),
-    StorageError (the disk is full).
+    pool: folder of an existing or shared pool, default `out/pool`; with `recipe.start` that of `refdiff train pairs`. Raises
+    InputError (a pool of other sources, weights of another encoder), StorageError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     pool = pool or out / "pool"
     # opened here first: a folder without a backbone must not leave a pool behind
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
-    plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
     names = source_names(sources)
-    described = pool / "pool.json"
-    wanted = plan.described()
-    started_already = described.exists() and any(pool.glob("*.safetensors"))
-    found = json.loads(described.read_text()) if started_already else wanted
-    if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
-        raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
-    shards = build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: progress("pairs", d, t))
+    if recipe.start:
+        shards = registered_pairs(pool, sources)
+    else:
+        plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
+        shards = _drawn(plan, pool, recipe, progress)
     keep = [i for i, n in enumerate(names) if not any(n.startswith(p) for p in recipe.left_out)]
     n_val = max(1, round(_VALIDATION * len(shards)))
     val, train = shards[:n_val], shards[n_val:] or shards
-    scales = channel_scales(train)
-    channels = {s: len(scale) for s, scale in scales.items()}
     torch.manual_seed(recipe.seed)
-    net = DifferenceNetwork(DifferenceConfig(channels, width=recipe.width))
-    for s, scale in scales.items():
-        net.get_buffer(f"scale_{s}").copy_(scale)
+    net = _network_to_train(recipe, train, encoder.digest)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {k: v.detach().clone() for k, v in net.state_dict().items()}
     decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -241,6 +237,31 @@ def train_difference(
             "training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}"
         )
     return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
+
+
+def _drawn(plan: PoolPlan, pool: Path, recipe: DifferenceRecipe, progress: Progress) -> list[Path]:
+    """The shards of drawn pairs, made where they are missing."""
+    described = pool / "pool.json"
+    wanted = plan.described()
+    started_already = described.exists() and any(pool.glob("*.safetensors"))
+    found = json.loads(described.read_text()) if started_already else wanted
+    if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
+        raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
+    return build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: progress("pairs", d, t))
+
+
+def _network_to_train(recipe: DifferenceRecipe, shards: Sequence[Path], encoder: str) -> DifferenceNetwork:
+    """A new one, or that of the weights to go on from, whose batch statistics stay."""
+    if recipe.start:
+        net, trained_on, _ = read_network(Path(recipe.start))
+        if trained_on != encoder:
+            raise InputError(f"{recipe.start}: trained on another encoder; give its folder with --encoder")
+        return net.requires_grad_(True)
+    scales = channel_scales(shards)
+    net = DifferenceNetwork(DifferenceConfig({s: len(scale) for s, scale in scales.items()}, width=recipe.width))
+    for s, scale in scales.items():
+        net.get_buffer(f"scale_{s}").copy_(scale)
+    return net
 
 
 def average_into(average: dict[str, Tensor], net: DifferenceNetwork, decay: float) -> None:
@@ -316,10 +337,11 @@ def _finish(
     used = [s for s in sources if not any(s.name.startswith(p) for p in recipe.left_out)]
     about = {
         "config": asdict(net.config),
-        "recipe": asdict(recipe),
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "start"},
         "sources": [{"name": s.name, "good": len(s.good), "defective": len(s.bad), "licence": s.licence} for s in used],
         "validation": state.curves[-1] if state.curves else {},
         "encoder": encoder,
+        "started_from": _digest(recipe.start),
         "parameters": sum(p.numel() for p in net.parameters()),
         "training_minutes": round(state.seconds / 60, 1),
     }
@@ -329,8 +351,13 @@ def _finish(
     return path
 
 
+def _digest(start: str | None) -> str | None:
+    return read_network(Path(start))[2] if start else None
+
+
 def _card(about: dict[str, Any]) -> str:
     rows = "\n".join(f"| {s['name']} | {s['good']} | {s['defective']} | {s['licence']} |" for s in about["sources"])
+    start = f"\n- goes on from `{about['started_from']}`, on registered pairs" if about["started_from"] else ""
     metrics = "\n".join(f"| {k} | {v:.4g} |" for k, v in about["validation"].items())
     return f"""# RefDiff difference network
 
@@ -338,7 +365,7 @@ Research use only, because of the data below.
 
 - {about["parameters"]:,} parameters, trained {about["training_minutes"]} min on a CPU
 - sha256 `{about["sha256"]}`, commit `{about["commit"]}`, {about["created_at"]}
-- recipe: `{json.dumps(about["recipe"])}`
+- recipe: `{json.dumps(about["recipe"])}`{start}
 
 Besides rendered parts and synthetic defects (`model/synthesis/`):
 

@@ -117,7 +117,8 @@ def read_photo(path: Path) -> RgbImage:
     return image
 
 
-def _mask_of(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
+def read_mask(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The truth of a photo that has a mask, (H, W) bool at `size`."""
     assert photo.mask is not None
     grey = cv2.cvtColor(decode_image(photo.mask.read_bytes(), name=str(photo.mask)), cv2.COLOR_RGB2GRAY)
     mask = (grey >= 128) != photo.mask_inverted
@@ -231,7 +232,7 @@ def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: N
     if photo.boxes:
         mask = _boxes_mask(photo, query, references[0], types)
     elif photo.mask is not None:
-        mask = _mask_of(photo, size)
+        mask = read_mask(photo, size)
         if photo.type:
             types[mask] = type_index(photo.type)
     draft = Draft(query, references, mask, types, None, real=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from refdiff.model.difference.encoder import CHANNELS, WEIGHTS_SHA256
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
+from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.training.pairs import (
@@ -38,6 +39,7 @@ from refdiff.model.training.pairs import (
 from refdiff.model.weights_file import need_space, save_tensors
 
 SHARD = 64
+PAIRS = ".safetensors"  # what the files of pairs end with
 _RENDERED_SHARE = 0.4
 _SURFACE_SHARE = 0.12
 _MANY = 0.3  # part of the pairs with 2 to 4 references
@@ -177,6 +179,31 @@ def target_row(
         "known": torch.tensor(mask is not None, dtype=torch.uint8),
         "structural": torch.tensor(-1 if structural is None else int(structural), dtype=torch.int8),
     }
+
+
+def describe_registered(folder: Path, sources: Sequence[Source], seed: int) -> None:
+    """Say in a folder of registered pairs what they are of. Raises InputError where it holds pairs of something else."""
+    wanted = {"registered": True, "seed": seed, "sources": source_names(sources)}
+    described = folder / "pool.json"
+    if described.exists() and json.loads(described.read_text(encoding="utf-8")) != wanted:
+        raise InputError(f"{folder} holds pairs of other sources or another seed; choose another --out or remove it")
+    described.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def registered_pairs(folder: Path, sources: Sequence[Source]) -> list[Path]:
+    """Shards of registered pairs, each of one size. Raises InputError where there are none, or they are of other sources."""
+    try:
+        described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+        found = sorted(folder.glob(f"*_*{PAIRS}"))
+    except (OSError, ValueError):
+        described, found = {}, []
+    if not described.get("registered") or not found:
+        raise InputError(f"{folder}: no registered pairs; make them with `refdiff train pairs --out {folder}`")
+    if described["sources"] != source_names(sources):
+        raise InputError(
+            f"{folder} holds pairs of other sources; give the same --research and --data as for `train pairs`"
+        )
+    return found
 
 
 def build_pool(

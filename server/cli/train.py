@@ -51,6 +51,18 @@ def difference(
     encoder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A transformers backbone instead of the packaged encoder.")
     ] = None,
+    registered: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Go on from weights, on the pairs of `refdiff train pairs`; --pairs is not used."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The weights to go on from (packaged); with --registered.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.1, help="Learning rate (0.002; 0.001 with --registered).")
+    ] = None,
     _json: Json = False,
 ) -> None:
     """Train the difference network to tell a real defect from a normal change.
@@ -58,21 +70,55 @@ def difference(
     Rendered parts and synthetic defects are always included; add photos with --data, --research or both.
     """
     require_extra("train")
+    if start is not None and registered is None:
+        raise InputError("--start needs --registered: pairs made by `refdiff train pairs`")
     settings()  # a bad setting fails before hours of work; sets up logging
+    from refdiff.model.difference.scorer import PACKAGED
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
     from refdiff.model.training.sources import customer_sources, research_sources
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
-                              encoder=str(encoder.resolve()) if encoder else None)  # fmt: skip
+                              lr=lr or (1e-3 if registered else DifferenceRecipe.lr),
+                              encoder=str(encoder.resolve()) if encoder else None,
+                              start=str((start or PACKAGED).resolve()) if registered else None)  # fmt: skip
     with output.progress("training") as report:
-        weights = train_difference(recipe, sources, out, progress=report)
+        weights = train_difference(recipe, sources, out, pool=registered, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
         {"weights": shown_path(weights), "card": shown_path(card)},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
     )
+
+
+@train.command(epilog="Example: refdiff train pairs --research research-data --out runs/pairs")
+def pairs(
+    data: OwnProducts = None,
+    research: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Public research sets: magnetic_tile, piped, aliens (and elpv).")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for the pairs.")] = Path("runs/pairs"),
+    products: Annotated[
+        int, typer.Option(min=2, max=99999, help="Number of products; each takes half a minute and 60 MB of disk.")
+    ] = 80,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same products.")] = 0,
+    workers: Workers = 2,
+    _json: Json = False,
+) -> None:
+    """Make training pairs as the tools register them, for `refdiff train difference --registered`.
+
+    Rendered products are always included. An interrupted run resumes with the missing products.
+    """
+    settings()  # a bad setting fails before hours of work; sets up logging
+    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.tools.golden_samples.training_pairs import make_pairs
+
+    sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
+    sources += customer_sources(data) if data else []
+    with output.progress("pairs") as report:
+        n = make_pairs(sources, out, products=products, seed=seed, workers=workers, progress=report)
+    emit({"pairs": n, "folder": shown_path(out)}, f"{n} pairs of {products} products in {shown_path(out)}")
 
 
 @train.command(epilog="Example: refdiff train record --research research-data --data my-parts --out runs/recordings")

@@ -24,7 +24,7 @@ from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, 
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
-from refdiff.tools.inspection.light_and_focus import LightAndFocus
+from refdiff.tools.inspection.focus import Focus
 from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
 from refdiff.tools.workspace import Workspace
@@ -41,7 +41,7 @@ class Difference:
     scored: float  # part 0..1 of the grid that the score is of: reached, and in no ignore zone
     types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
-    conditions: str  # why the photo's light or focus make this unreliable, "" if they do not
+    focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,12 @@ def score_difference(
     """
     size, network = map_size(query.shape), network or references[0].workspace.difference
     views = [ReferenceViews(r, grid) for r in references]
-    fine, coarse, conditions = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE), LightAndFocus()
+    fine, coarse, focus = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE), Focus()
     back = OnPhoto(query.shape, grid)
     ignored = back.onto(ignore) > 0.5 if ignore is not None and ignore.any() else None
     for seen in tiles:
         here = [v.view(seen) for v in views]
-        conditions.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
+        focus.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
         cells, types = compared(seen, here, network)
         fine.add("cells", seen.tile, cells)
         fine.add("types", seen.tile, types)
@@ -153,7 +153,7 @@ def score_difference(
     score = grid_score(cells, keep, grid)
     covered = float((back.to(reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
-    scored, cell, problem = float(keep.mean()), back.cell_px(size), conditions.problem()
+    scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
     return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem)
 
 

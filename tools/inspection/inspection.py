@@ -183,8 +183,8 @@ def problems_of(comparison: Comparison) -> list[str]:
         )
     if comparison.format_problem:
         problems.append(comparison.format_problem)
-    if comparison.difference.conditions:
-        problems.append(comparison.difference.conditions)
+    if comparison.difference.focus_problem:
+        problems.append(comparison.difference.focus_problem)
     if (covered := comparison.difference.covered) < _MIN_COVERED:
         problems.append(
             f"the references cover only {100 * covered:.0f} % of the photo; photograph the part like the golden samples"
