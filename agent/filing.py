@@ -15,7 +15,6 @@ from typing import Any
 
 from refdiff.agent.context import AgentContext
 from refdiff.agent.report.drawing import Drawing
-from refdiff.agent.report.kept import KeptDifference
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_chain import ARTEFACTS as FILES
@@ -24,6 +23,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
+from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder

@@ -122,6 +122,13 @@ class InspectionQueue:
         return self._current
 
     @property
+    def busy(self) -> bool:
+        """Whether something runs or waits to be run at once."""
+        exclusive = self._running_exclusive
+        running = self._current is not None or (exclusive is not None and not exclusive.done())
+        return running or bool(self._waiting or self._exclusive)
+
+    @property
     def outage(self) -> str | None:
         """What the inspections that are tried again later lack; None if there are none."""
         return self._outage if self._later else None

@@ -55,9 +55,9 @@ from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.background_fit import Fittings
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, in_doubt, requested_alpha, summary
+from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
-from refdiff.tools.inspection.overview import product_names, product_overview
+from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -138,7 +138,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
-            self.fittings = Fittings(workspace, self._queue.beside)
+            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first)
             self.people = Reviews(self._inspector, self._enrol_now)
             self.names = DefectNames(workspace)
             self._recover()
@@ -166,6 +166,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         except BaseException:
             workspace.close()
             raise
+
+    def fit_by_itself(self) -> None:
+        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT."""
+        if self.workspace.settings.auto_fit:
+            self.fittings.by_itself()
 
     def drain(self) -> None:
         """Stop accepting work and release waiting callers, before a server answers its open requests and closes.
@@ -473,10 +478,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return able[0] if len(able) == 1 else None
 
     def product(self, name: str) -> dict[str, Any]:
-        """A product with its specification, number of goldens by status, and calibration. Raises UnknownProductError."""
+        """A product as `product_overview` has it, the fit that runs or ran last (`fitting`, None), and why one that is due
+        does not begin (`fit_held_back`, ""). Raises UnknownProductError."""
         found = product_overview(self.workspace, name)
         fitting = self.fittings.of(found["name"])
-        return found | {"fitting": None if fitting is None else asdict(fitting)}
+        return found | {
+            "fitting": None if fitting is None else asdict(fitting),
+            "fit_held_back": self.fittings.held_back(found["name"]),
+        }
 
     def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
         """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
@@ -493,7 +502,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         with self._enrolment():
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
-        return summary(made, requested_alpha(self.workspace, made), in_doubt(self.workspace, made)) | smallest
+        return calibration_overview(self.workspace, made) | smallest
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
         """Begin to fit a network to a product. Raises UnknownProductError, InputError with too few golden samples, BusyError
@@ -503,9 +512,21 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise self.workspace.bank.no_goldens(name)
         return asdict(self.fittings.start(name, by))
 
+    def end_fit(self, name: str, by: str) -> None:
+        """End the fit of a product; none begins by itself any more. Raises UnknownRecordError where none runs."""
+        name = self.stores.products.name_of(name)
+        if not self.fittings.give_up(name, by):
+            raise UnknownRecordError(f"no network is being fitted to product {name!r}")
+        self.stores.networks.decline(name, by)
+
     def forget_network(self, name: str, by: str) -> None:
-        """Let the shared network inspect a product again. Raises UnknownRecordError where none was fitted to it."""
-        if not self.stores.networks.remove(self.stores.products.name_of(name), by):
+        """Let the shared network inspect a product again, and end a fit that runs.
+
+        Raises UnknownRecordError where no network was fitted to it, nor is being fitted.
+        """
+        name = self.stores.products.name_of(name)
+        ended = self.fittings.give_up(name, by)
+        if not (self.stores.networks.remove(name, by) or ended):
             raise UnknownRecordError(f"no network was fitted to product {name!r}")
 
     # -- inside
@@ -583,6 +604,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             with suppress(InputError):  # the same request, sent twice at once, has put it back already
                 return self._queue.retry(known.inspection_id, str(known.request["requested_by"]))
         return known
+
+    def _comes_first(self) -> bool:
+        """Whether there is work that a fit waits for."""
+        return self._queue.busy or self._enrolling.locked()
 
     def _filed(self, inspection_id: str) -> bool:
         return self.stores.inspections.find(inspection_id) is not None

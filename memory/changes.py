@@ -129,10 +129,15 @@ def calibration_subject(row: sqlite3.Row) -> str:
 
 def network_state(row: sqlite3.Row) -> dict[str, Any]:
     """A row of `networks`, with the sha256 of its weights."""
-    return {
+    more = json.loads(row["more"])
+    state = {
         "sha256": row["sha256"], "shared": row["shared"], "created_at": row["created_at"],
-        "golden_samples": content_digest(json.loads(row["more"])["trained_on"]),
+        "golden_samples": content_digest(more["trained_on"]),
     }  # fmt: skip
+    if (confirmed := more.get("confirmed")) is None:  # of an earlier version
+        return state
+    learned_from = {"golden_samples": sum(map(len, more["trained_on"])), "confirmed_defects": len(confirmed)}
+    return state | {"confirmed_defects": content_digest(confirmed), "learned_from": learned_from}
 
 
 def _sha256(data: bytes) -> str:

@@ -187,4 +187,15 @@ MIGRATIONS: Migrations = (
             weights BLOB NOT NULL
         )""",
     ),
+    (
+        # how the last fit of each product went, so that none is tried again in vain; decides nothing about parts
+        """CREATE TABLE fit_attempts (
+            product TEXT PRIMARY KEY,
+            attempt TEXT NOT NULL
+        )""",
+    ),
+    (
+        # which inspections are of a photo
+        "CREATE INDEX inspections_by_photo ON inspections(product, json_extract(report, '$.query_sha256'))",
+    ),
 )

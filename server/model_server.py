@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx2
 
 from refdiff.model.errors import UnavailableError
+from refdiff.model.free_memory import free_bytes
 from refdiff.server.sockets import listen
 from refdiff.server.vllm_plugin.command import kv_gb, vllm_arguments, vllm_environment
 
@@ -100,26 +101,17 @@ def find_vllm(given: Path | None) -> VllmPython:
 
 def check_memory(cuda: bool, environment: dict[str, str]) -> None:
     """Raises UnavailableError if a CPU server does not fit into the free memory, where that is known."""
-    if cuda or (free := free_gb()) is None:
+    if cuda or (available := free_bytes()) is None:
         return
     try:
         kv = float(environment.get("VLLM_CPU_KVCACHE_SPACE", kv_gb()))
     except ValueError:
         kv = kv_gb()
-    if free < (needed := _NEEDED_GB + kv):
+    if (free := available / 1e9) < (needed := _NEEDED_GB + kv):
         raise UnavailableError(
             f"{free:.1f} GB of memory are free, but vLLM needs about {needed:.1f} GB; stop other programs, lower "
             "VLLM_CPU_KVCACHE_SPACE, or use the embedded model, which needs 0.8 GB"
         )
-
-
-def free_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
-    """Available memory in GB; None if the system does not say."""
-    try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) / 1e6
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def base_url(host: str, port: int) -> str:

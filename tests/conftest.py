@@ -35,6 +35,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytes
         monkeypatch.delenv(name)
     monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("REFDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REFDIFF_AUTO_FIT", "0")  # minutes of work in servers of tests that are about something else
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     if "qdrant_server" not in request.keywords:
         monkeypatch.delenv("QDRANT_URL", raising=False)

@@ -15,6 +15,10 @@ class ToolsSettings(BaseSettings):
 
     references: int = Field(default=4, ge=1, le=16, description="Goldens (K) that a photo is compared with.")
     alpha: float = Field(default=0.01, gt=0, lt=0.5, description="False-reject rate asked for when calibrating.")
+    auto_fit: bool = Field(
+        default=True,
+        description="Whether `refdiff serve` fits networks to products by itself, while it has nothing else to do.",
+    )
     name_precision: float = Field(
         default=0.9,
         gt=0,

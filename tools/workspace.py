@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import shlex
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -16,7 +17,7 @@ from weakref import WeakValueDictionary
 from cachetools import LRUCache, cachedmethod
 
 from refdiff.memory.golden_bank.bank import GoldenBank
-from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.golden_bank.golden import IN_USE, Golden, group_of_part
 from refdiff.memory.records.frames import GoldenPlace
 from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
@@ -61,6 +62,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._fitted: LRUCache[str, list[DifferenceScorer]] = LRUCache(_NETWORKS_KEPT)
+        self._tried: tuple[ProductNetworks, list[DifferenceScorer]] | None = None
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
@@ -114,17 +116,40 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def fitted(self, product: str) -> ProductNetworks | None:
         """The networks that were fitted to a product; None where the shared one inspects it."""
+        if self._tried is not None and self._tried[0].product == product:
+            return self._tried[0]
         known = self.stores.networks.get(product)
         return None if known is None or self.outdated(known) else known
+
+    def trying(self, networks: ProductNetworks, scorers: list[DifferenceScorer]) -> Self:
+        """The same stores and caches, where the product has these networks already; everywhere else it does not yet."""
+        tried = copy.copy(self)
+        tried._tried = networks, scorers
+        return tried
 
     def outdated(self, networks: ProductNetworks) -> str:
         """Why networks of a product are not in use; "" if they are."""
         if networks.shared != self.difference.sha256:
             return "they began from another shared network"
+        goldens, defects = self.bank.list(networks.product), networks.confirmed
         # what was retired may have been a defect, which they took for good
-        retired = {g.golden_id for g in self.bank.list(networks.product, ("retired",))}
+        retired = {g.golden_id for g in goldens if g.status == "retired"}
         gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
-        return f"trained on {', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}, retired since" if gone else ""
+        if gone:
+            return f"trained on {_some(gone)}, retired since"
+        if not defects:
+            return ""
+        # the other way round: they took a good part for a defect
+        good = self.stores.adoptions.found_good(networks.product, [d.photo for d in defects])
+        if of_good := [d.inspection_id for d in defects if d.photo in good]:
+            return f"trained on a defect of inspection {_some(of_good)}, whose part a person found good since"
+        # no network would be left that has not seen the part
+        in_use = [g for g in goldens if g.status in IN_USE]
+        photos, groups = {g.sha256 for g in in_use}, {g.group for g in in_use}
+        shown = [d.inspection_id for d in defects if d.photo in photos or group_of_part(d.part_id) in groups]
+        return (
+            f"trained on a defect of inspection {_some(shown)}, whose part a golden sample shows since" if shown else ""
+        )
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
         """What compares photos of a product: the networks fitted to it, else the shared one.
@@ -134,16 +159,21 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         if (known := self.fitted(product)) is None:
             return self.difference
         try:
-            networks = self._networks(known)
+            networks = self._scorers(known)
         except DamagedError:
             if (newer := self.fitted(product)) == known:
                 raise
             if newer is None:  # removed, or replaced, since it was asked for
                 return self.difference
-            known, networks = newer, self._networks(newer)
+            known, networks = newer, self._scorers(newer)
         fair = [n for n, seen in zip(networks, known.trained_on, strict=True) if not {*seen} & {*unseen}]
         # what all have seen is asked about for its own sake, not to learn how good parts score
         return FittedScorer(fair or networks)
+
+    def _scorers(self, networks: ProductNetworks) -> list[DifferenceScorer]:
+        if self._tried is not None and self._tried[0] == networks:
+            return self._tried[1]
+        return self._networks(networks)
 
     @cachedmethod(attrgetter("_fitted"), key=lambda self, networks: networks.sha256, lock=attrgetter("_cache_lock"))
     def _networks(self, networks: ProductNetworks) -> list[DifferenceScorer]:
@@ -314,6 +344,10 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def _window(self, product: str) -> Window | None:
         known = self.stores.products.get(product)
         return known.intensity_window if known else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _nbytes(warped: tuple[Picture, Features]) -> int:

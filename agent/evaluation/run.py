@@ -41,7 +41,7 @@ from refdiff.tools.golden_samples.fit import fit_product
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
-    calibrate,
+    current_calibration,
     in_doubt,
     p_value,
     said_of,
@@ -277,9 +277,7 @@ def _calibrate(run: _Run) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
     plan, apart = run.plan, run.plan.data.calibrate
     if plan.data.format == "mvtec":
-        if run.workspace.bank.count(PRODUCT) < 2:
-            return None
-        return calibrate(run.workspace, PRODUCT, plan.references, plan.progress)
+        return current_calibration(run.workspace, PRODUCT, plan.references, plan.progress)
     if not apart:
         return None
     results = []

@@ -11,10 +11,10 @@ from functools import cached_property
 
 from refdiff.agent.report import pictures
 from refdiff.agent.report.html import PagePictures, render_html
-from refdiff.agent.report.kept import KeptDifference
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.model.images import RgbImage, encode_png
+from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import warp_reference
 

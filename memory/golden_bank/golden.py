@@ -17,6 +17,11 @@ IN_USE: tuple[GoldenStatus, ...] = ("active", "flagged")
 _NAMESPACE = uuid.UUID("5f1b6f0e-6a57-5a5e-9a6c-2f9d4c1f0a11")
 
 
+def group_of_part(part_id: str) -> str:
+    """The group of the golden samples that show an inspected part."""
+    return f"part {part_id}"[:128]
+
+
 def make_golden_id(product: str, sha256: str) -> str:
     """The id of that photo as a golden of that product: "g-" and 12 hex digits, the same on every machine."""
     return f"g-{uuid.uuid5(_NAMESPACE, f'{product}/{sha256}').hex[:12]}"

@@ -6,7 +6,9 @@ second person approves it.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -23,6 +25,16 @@ _CONSENTS = """(
     SELECT inspection_id, decided_by AS by, reason, created_at AS at, 'disposition' AS source
     FROM dispositions WHERE as_reference = 1 UNION ALL
     SELECT inspection_id, judged_by, note, judged_at, 'blind_check' FROM blind_checks WHERE as_reference = 1)"""
+
+_JUDGED = """(
+    SELECT inspection_id, judged FROM dispositions WHERE judged IS NOT NULL UNION ALL
+    SELECT inspection_id, judged FROM blind_checks WHERE judged IS NOT NULL)"""
+
+_PHOTO = "json_extract(i.report, '$.query_sha256')"
+_FOUND_GOOD = (
+    f"SELECT {_PHOTO} AS photo FROM inspections i JOIN {_JUDGED} j USING (inspection_id) "
+    "WHERE i.product = ?1 AND j.judged = 'good'"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,16 @@ class Confirmed:
     type: str  # defect type
     region: str  # place in words, e.g. "upper left"
     part_id: str
+
+
+@dataclass(frozen=True)
+class ConfirmedPart:
+    """A filed inspection whose part a person found defective, and nobody good."""
+
+    inspection_id: str
+    part_id: str
+    photo: str  # sha256
+    boxes: list[tuple[int, int, int, int]]  # of its findings beyond the limits: x0, y0, x1, y1, px of the photo
 
 
 class AdoptionStore:
@@ -181,6 +203,34 @@ class AdoptionStore:
                 (since, product, except_part),
             )
             return {Confirmed(str(row["type"]), str(row["region"] or ""), str(row["part_id"])) for row in rows}
+
+    def confirmed_parts(self, product: str, most: int) -> list[ConfirmedPart]:
+        """Inspections with findings whose part people found defective, newest first, of the newest `most` found so.
+
+        Not those of a photo that a person found good, in the same inspection or another.
+        """
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                f"SELECT i.inspection_id, i.part_id, {_PHOTO} AS photo, i.report FROM inspections i WHERE i.product = ?1 "
+                f"AND i.inspection_id IN (SELECT inspection_id FROM {_JUDGED} WHERE judged = 'bad') "
+                f"AND {_PHOTO} NOT IN ({_FOUND_GOOD}) ORDER BY i.created_at DESC, i.seq DESC LIMIT ?2",
+                (product, most),
+            ).fetchall()
+        found = []
+        for row in rows:
+            findings = [f for f in json.loads(row["report"]).get("findings", []) if not f.get("within_limits")]
+            at = [f["location"] for f in findings]
+            boxes = [(p["x0"], p["y0"], p["x1"], p["y1"]) for p in at]
+            if boxes:
+                found.append(ConfirmedPart(row["inspection_id"], row["part_id"], row["photo"], boxes))
+        return found
+
+    def found_good(self, product: str, photos: Sequence[str]) -> set[str]:
+        """Those of some photos (sha256) of a product that a person found good, in any inspection."""
+        marks = ", ".join("?" * len(photos))
+        with self._db.connection() as conn:
+            rows = conn.execute(f"{_FOUND_GOOD} AND {_PHOTO} IN ({marks})", (product, *photos)).fetchall()
+        return {row["photo"] for row in rows}
 
 
 def _learned(conn: sqlite3.Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:

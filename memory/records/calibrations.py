@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import RefDiffError
+
+
+@dataclass(frozen=True)
+class MarksFound:
+    """What marks of one size on good samples score: how small a defect is found."""
+
+    shape: str  # spot or stroke
+    length: float  # working px
+    width: float  # working px
+    contrast: float  # 0..1
+    p_values: list[float]  # of each mark, against the other good samples
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Calibration:
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
     # of the part of each score; empty if measured by earlier versions
     golden_ids: list[str] = field(default_factory=list)
+    marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 
 class CalibrationStore:
@@ -47,8 +60,7 @@ class CalibrationStore:
         product, created_at = check_product_name(c.product), to_utc(c.created_at)
         try:
             scores = json.dumps(c.scores, allow_nan=False)
-            more = {"peaks": c.peaks, "similarities": c.similarities, "alpha": c.alpha, "golden_ids": c.golden_ids}
-            extra = json.dumps(more, allow_nan=False)
+            extra = _extra(c)
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
         newest = "SELECT * FROM calibrations WHERE product = ? ORDER BY seq DESC LIMIT 1"
@@ -65,6 +77,13 @@ class CalibrationStore:
             before = calibration_state(known) if known else None
             record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
 
+    def keep_marks(self, calibration: Calibration) -> None:
+        """Keep the marks of a calibration, if it is still the one that was saved. They decide nothing."""
+        c = calibration
+        where = (_extra(c), check_product_name(c.product), c.key, to_utc(c.created_at))
+        with self._db.transaction() as conn:
+            conn.execute("UPDATE calibrations SET extra = ? WHERE product = ? AND key = ? AND created_at = ?", where)
+
     def latest(self, product: str) -> Calibration | None:
         """The product's newest calibration, stale or not; None if there is none."""
         return self._one("product = ? ORDER BY seq DESC LIMIT 1", check_product_name(product))
@@ -77,6 +96,18 @@ class CalibrationStore:
         with self._db.connection() as conn:
             row = conn.execute(f"SELECT * FROM calibrations WHERE {where}", values).fetchone()
         return None if row is None else _calibration(row)
+
+
+def _extra(c: Calibration) -> str:
+    more: dict[str, Any] = {
+        "peaks": c.peaks,
+        "similarities": c.similarities,
+        "alpha": c.alpha,
+        "golden_ids": c.golden_ids,
+    }
+    if c.marks:
+        more["marks"] = [asdict(m) for m in c.marks]
+    return json.dumps(more, allow_nan=False)
 
 
 def _calibration(row: sqlite3.Row) -> Calibration:
@@ -94,4 +125,5 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         similarities=extra.get("similarities", []),
         alpha=extra.get("alpha"),
         golden_ids=extra.get("golden_ids", []),
+        marks=[MarksFound(**m) for m in extra.get("marks", [])],
     )

@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from refdiff.memory.changes import NETWORK, changing, network_state, record_change
 from refdiff.memory.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
+
+
+@dataclass(frozen=True)
+class LearnedDefect:
+    """A defect that a person confirmed and networks were trained on."""
+
+    inspection_id: str
+    photo: str  # sha256
+    part_id: str
 
 
 @dataclass(frozen=True)
@@ -27,22 +37,59 @@ class ProductNetworks:
     # how many synthetic defects were found by the shared network, by the fitted ones, and how many there were, on golden
     # samples that the network did not see
     found: tuple[int, int, int] = (0, 0, 0)
+    confirmed: list[LearnedDefect] = field(default_factory=list)  # all of them were trained on these
+
+    @property
+    def learned_from(self) -> str:
+        """In words."""
+        said, n = f"{sum(map(len, self.trained_on))} golden samples", len(self.confirmed)
+        return f"{said} and {n} confirmed defect{'' if n == 1 else 's'}" if n else said
+
+
+# declined: a person stopped it, or removed what came of it; stopped: by itself it goes on where it was
+FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "declined"]
+
+
+@dataclass(frozen=True)
+class FitAttempt:
+    """How the last fit of a product went."""
+
+    product: str
+    outcome: FitOutcome
+    shared: str  # sha256 of the shared network that it began from; "" if that is unknown
+    by: str
+    n: int = 0  # golden samples that it learned from
+    vain: int = 0  # how often in a row it was begun and failed, or ended with the process
+    message: str = ""  # why it failed
+    found: tuple[int, int, int] | None = None  # as of `ProductNetworks`, once it is known
+    created_at: str = field(default_factory=utc_now)
 
 
 class NetworkStore:
-    """The networks of all products; the newest of each."""
+    """The networks of all products, the newest of each, and how their last fits went."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def save(self, networks: ProductNetworks, weights: bytes, by: str) -> None:
-        """Keep them in place of the product's earlier ones. Raises DamagedError where the weights are others."""
+    def save(self, networks: ProductNetworks, weights: bytes, by: str, attempt: FitAttempt | None = None) -> bool:
+        """Keep them in place of the product's earlier ones. Raises DamagedError where the weights are others.
+
+        attempt: of which they came; it ends as "kept" in the same moment. False, and nothing is kept, if another was begun
+        since, or a person does without.
+        """
         if hashlib.sha256(weights).hexdigest() != networks.sha256:
             raise DamagedError(f"networks of {networks.product!r}: the weights are not those of the record; fit again")
         product, created_at = check_product_name(networks.product), to_utc(networks.created_at)
-        more = json.dumps({"trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds})
+        more = json.dumps({
+            "trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds,
+            "confirmed": [asdict(defect) for defect in networks.confirmed],
+        })  # fmt: skip
         row = (product, networks.sha256, networks.shared, more, created_at, weights)
         with changing(self._db) as conn:
+            if attempt is not None:
+                if not _is_last(conn, attempt):
+                    return False
+                _put_attempt(conn, _ended(attempt, "kept", found=networks.found))
             known = _row(conn, product)
             conn.execute("INSERT OR REPLACE INTO networks VALUES (?, ?, ?, ?, ?, ?)", row)
             kept = _row(conn, product)
@@ -50,15 +97,51 @@ class NetworkStore:
             record_change(
                 conn, NETWORK, product, by, None if known is None else network_state(known), network_state(kept)
             )
+        return True
 
     def remove(self, product: str, by: str) -> bool:
-        """Forget them: the shared network inspects the product again. False if there were none."""
+        """Forget them, and what a fit that runs will bring: the shared network inspects the product again, until a person
+        asks for others. False, and nothing is changed, if there are none and none are being fitted."""
         with changing(self._db) as conn:
-            if (known := _row(conn, check_product_name(product))) is None:
+            known, last = _row(conn, check_product_name(product)), _attempt(conn, product)
+            if known is not None:
+                conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
+                record_change(conn, NETWORK, known["product"], by, network_state(known), None)
+                last = last or FitAttempt(known["product"], "kept", "", by)
+            elif last is None or last.outcome != "begun":
                 return False
-            conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
-            record_change(conn, NETWORK, known["product"], by, network_state(known), None)
+            _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
         return True
+
+    def decline(self, product: str, by: str) -> None:
+        """Note that a person stopped the fit of a product: none begins by itself until a person asks for one."""
+        with self._db.transaction() as conn:
+            last = _attempt(conn, check_product_name(product)) or FitAttempt(product, "begun", "", by)
+            _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
+
+    def begin(self, product: str, shared: str, n: int, by: str) -> FitAttempt:
+        """Note that a fit begins. shared: sha256 of the shared network; n: how many golden samples it learns from."""
+        with self._db.transaction() as conn:
+            last = _attempt(conn, check_product_name(product))
+            again = last is not None and last.shared == shared and last.outcome in ("begun", "failed", "stopped")
+            vain = last.vain if last is not None and again else 0
+            # until its end is noted, it counts as one that ended with the process
+            made = FitAttempt(product, "begun", shared, by, n, vain + 1)
+            _put_attempt(conn, made)
+        return made
+
+    def end(
+        self, attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
+    ) -> None:
+        """Note how a fit that was begun ended, unless another was begun since, or a person does without."""
+        with self._db.transaction() as conn:
+            if _is_last(conn, attempt):
+                _put_attempt(conn, _ended(attempt, outcome, message, found))
+
+    def last_attempt(self, product: str) -> FitAttempt | None:
+        """How the last fit of a product went; None if there was none."""
+        with self._db.connection() as conn:
+            return _attempt(conn, check_product_name(product))
 
     def get(self, product: str) -> ProductNetworks | None:
         """Those of a product; None if there are none."""
@@ -75,6 +158,7 @@ class NetworkStore:
             created_at=row["created_at"],
             seconds=more["seconds"],
             found=tuple(more["found"]),
+            confirmed=[LearnedDefect(**defect) for defect in more.get("confirmed", [])],
         )
 
     def weights(self, networks: ProductNetworks) -> bytes:
@@ -90,6 +174,31 @@ class NetworkStore:
                 "the shared network: refdiff fit --remove"
             )
         return bytes(row["weights"])
+
+
+def _put_attempt(conn: sqlite3.Connection, attempt: FitAttempt) -> None:
+    row = (attempt.product, json.dumps(asdict(attempt)))
+    conn.execute("INSERT OR REPLACE INTO fit_attempts VALUES (?, ?)", row)
+
+
+def _ended(
+    attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
+) -> FitAttempt:
+    vain = attempt.vain if outcome == "failed" else attempt.vain - 1
+    return replace(attempt, outcome=outcome, message=message, found=found, vain=vain)
+
+
+def _is_last(conn: sqlite3.Connection, attempt: FitAttempt) -> bool:
+    """Whether a fit is still the product's last one and has not ended."""
+    return attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt
+
+
+def _attempt(conn: sqlite3.Connection, product: str) -> FitAttempt | None:
+    row = conn.execute("SELECT attempt FROM fit_attempts WHERE product = ?", (product,)).fetchone()
+    if row is None:
+        return None
+    kept = json.loads(row["attempt"])
+    return FitAttempt(**kept | {"found": None if kept["found"] is None else tuple(kept["found"])})
 
 
 def _row(conn: sqlite3.Connection, product: str) -> sqlite3.Row | None:

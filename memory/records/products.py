@@ -165,6 +165,7 @@ class ProductStore:
             for fitted in conn.execute(f"SELECT * {of_product}", (name,)).fetchall():
                 record_change(conn, NETWORK, name, by, network_state(fitted), None)
             conn.execute(f"DELETE {of_product}", (name,))
+            conn.execute("DELETE FROM fit_attempts WHERE product = ?", (name,))
             record_change(conn, PRODUCT, name, by, _product(row).state, None)
             conn.execute("DELETE FROM calibrations WHERE product = ?", (name,))
             conn.execute("DELETE FROM products WHERE name = ?", (name,))

@@ -77,17 +77,16 @@ class _State:
 def losses(out: DifferenceOutput, batch: Batch) -> dict[str, Tensor]:
     """The weighted parts of the loss; their sum is minimised."""
     logits = out.map_logits[:, 0]  # (B, h, w)
-    known = batch.known[:, None, None]
+    known = batch.known[:, None, None] * ~batch.unsure  # (B, h, w)
     plain = F.binary_cross_entropy_with_logits(logits, batch.mask, reduction="none")
     p = torch.sigmoid(logits)
     focal = plain * torch.where(batch.mask > 0, 4.0 * (1 - p), p) ** 1.0
-    n_known = known.sum().clamp_min(1) * logits.shape[1] * logits.shape[2]
-    parts = {"map": 4 * (focal * known).sum() / n_known}
+    parts = {"map": 4 * (focal * known).sum() / known.sum().clamp_min(1)}
     overlap = (p * batch.mask * known).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / ((p * known).sum((1, 2)) + (batch.mask * known).sum((1, 2)) + 1)
     parts["dice"] = 0.5 * (dice * batch.known).sum() / batch.known.sum().clamp_min(1)
     # the strongest false places of every pair, and the strongest place of a pair of which only the label is known
-    outside = torch.where(batch.mask > 0, torch.full_like(logits, -30.0), logits).flatten(1)
+    outside = torch.where((batch.mask > 0) | batch.unsure, torch.full_like(logits, -30.0), logits).flatten(1)
     worst = outside.topk(max(1, outside.shape[1] // 200), 1).values
     parts["worst"] = 0.3 * (F.softplus(worst).mean(1) * batch.known).sum() / batch.known.sum().clamp_min(1)
     weak = (1 - batch.known) * batch.label

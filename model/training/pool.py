@@ -81,6 +81,7 @@ class Batch:
     known: Tensor  # (B,) 1 where the mask is the truth
     structural: Tensor  # (B,) 1/0, -1 = unknown
     source: Tensor  # (B,) index of source_names
+    unsure: Tensor  # (B, H/4, W/4) bool: where the mask says nothing
 
 
 class ByThumbnail:
@@ -244,6 +245,7 @@ def batch_of(t: Mapping[str, Tensor]) -> Batch:
     return Batch(
         matched, t["query"], t["reference"], t["covered"], t["mask"].float(), t["types"].long(), t["label"].float(),
         t["known"].float(), t["structural"].float(), t["source"].long(),
+        t["unsure"].bool() if "unsure" in t else torch.zeros_like(t["mask"], dtype=torch.bool),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A difference network for one product: the shared one, trained further on the product's own good samples.
 
 What varies in good parts of the product is learned from pairs of them as they are, under other light; what a defect looks
-like on it, from the same pairs with a synthetic defect. Knows nothing about goldens, registration or calibration.
+like on it, from the same pairs with a synthetic defect, and from parts with defects that people confirmed. Knows nothing
+about goldens, registration or calibration.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from refdiff.model.training.pool import batch_of, network_row, target_row
 _GOOD = 0.2  # part of the pairs that stay without a defect
 _OTHER_LIGHT = 0.7  # part of the pairs whose query is under other light
 _FOREIGN = 0.4  # part of the defects that are cut from another sample
+_CONFIRMED = 4  # one of so many pairs, at most, is of a confirmed defect, ...
+_TIMES = 8  # ... and no defect is in more than so many
 _DECAY = 0.97  # of the average of the weights that is kept
 
 
@@ -62,13 +65,25 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Confirmed:
+    """A part with a defect that a person confirmed (or a tile of it).
+
+    The person has said neither what kind it is, nor that the rest is good: a second defect may have been missed.
+    """
+
+    example: Example
+    mask: NDArray[np.bool_]  # (H, W): the defect
+
+
+@dataclass(frozen=True)
 class Spoiled:
-    """A good sample under other light, with synthetic defects or none."""
+    """A sample under other light, with defects or none."""
 
     picture: RgbImage  # (H, W, 3) uint8
-    mask: NDArray[np.bool_]  # (H, W): what was painted
+    mask: NDArray[np.bool_]  # (H, W): the defects
     types: NDArray[np.uint8]  # (H, W) index of DIFFERENCE_TYPES, 255 = none
-    structural: bool  # a component is wrong
+    structural: bool | None  # a component is wrong; None: unknown
+    rest_known: bool = True  # outside of the mask it is good
 
 
 def spoiled(picture: RgbImage, others: Sequence[RgbImage], rng: np.random.Generator, good: float = _GOOD) -> Spoiled:
@@ -78,9 +93,19 @@ def spoiled(picture: RgbImage, others: Sequence[RgbImage], rng: np.random.Genera
     if rng.random() >= good:
         donor = others[int(rng.integers(len(others)))] if rng.random() < _FOREIGN else None
         spoil(draft, rng, donor, foreground_of(picture))
-    query = nuisance(draft.query, rng, float(rng.uniform(0, 0.5))) if rng.random() < _OTHER_LIGHT else draft.query
     assert draft.mask is not None
-    return Spoiled(np.ascontiguousarray(query), draft.mask, draft.types, bool(draft.structural))
+    return Spoiled(_other_light(draft.query, rng), draft.mask, draft.types, bool(draft.structural))
+
+
+def _other_light(picture: RgbImage, rng: np.random.Generator) -> RgbImage:
+    query = nuisance(picture, rng, float(rng.uniform(0, 0.5))) if rng.random() < _OTHER_LIGHT else picture
+    return np.ascontiguousarray(query)
+
+
+def confirmed_turn(i: int, defects: int) -> int | None:
+    """Which of so many confirmed defects pair i is of; None: of a good sample."""
+    turn = i // _CONFIRMED
+    return turn % defects if i % _CONFIRMED == _CONFIRMED - 1 and turn < _TIMES * defects else None
 
 
 def fit_network(
@@ -89,17 +114,25 @@ def fit_network(
     encode: Callable[[RgbImage], FeatureMaps],
     recipe: ProductRecipe,
     progress: Progress = silent,
+    defects: Sequence[Confirmed] = (),
 ) -> DifferenceNetwork:
     """Train `net` (in eval mode: its batch statistics stay) on pairs of the examples; returns it.
 
+    defects: they are in a quarter of the pairs at most.
     encode: the maps of a picture at its own size. The same recipe and examples give the same pairs.
     """
     rng = np.random.default_rng(recipe.seed)
     by_size: dict[tuple[int, ...], list[dict[str, Tensor]]] = defaultdict(list)
     pictures = [e.picture for e in examples]
     for i in range(recipe.pairs):
-        example = examples[i % len(examples)]
-        by_size[example.picture.shape].append(_row(example, pictures, encode, rng))
+        if (turn := confirmed_turn(i, len(defects))) is None:
+            example = examples[i % len(examples)]
+            made = spoiled(example.picture, pictures, rng)
+        else:
+            example, mask = defects[turn].example, defects[turn].mask
+            untyped = np.full(mask.shape, NO_TYPE, np.uint8)
+            made = Spoiled(_other_light(example.picture, rng), mask, untyped, None, rest_known=False)
+        by_size[example.picture.shape].append(_row(example, made, encode))
         progress("synthetic pairs", i + 1, recipe.pairs)
     order = [rows for rows in by_size.values() for _ in range(max(1, len(rows) // recipe.batch))]
     trained = [p.requires_grad_(True) for p in net.parameters()]
@@ -125,12 +158,11 @@ def fit_network(
     return net
 
 
-def _row(
-    example: Example, others: Sequence[RgbImage], encode: Callable[[RgbImage], FeatureMaps], rng: np.random.Generator
-) -> dict[str, Tensor]:
-    made = spoiled(example.picture, others, rng)
+def _row(example: Example, made: Spoiled, encode: Callable[[RgbImage], FeatureMaps]) -> dict[str, Tensor]:
     picture = torch.from_numpy(made.picture).permute(2, 0, 1).contiguous()
     reference, covered = reference_picture(picture, example.references)
     row = network_row(match(encode(made.picture), example.references), picture, reference, covered)
     label = torch.zeros((), dtype=torch.uint8)  # of the source; there is one
-    return row | target_row(bool(made.mask.any()), made.mask, made.types, made.structural) | {"source": label}
+    truth = target_row(bool(made.mask.any()), made.mask, made.types, made.structural)
+    unsure = torch.zeros_like(truth["mask"]) if made.rest_known else 1 - truth["mask"]
+    return row | truth | {"source": label, "unsure": unsure}

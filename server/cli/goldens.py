@@ -49,6 +49,7 @@ def enroll(
     Enrolling a photo again is harmless: it is only reported.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
+    from refdiff.tools.golden_samples.fit import is_due
     from refdiff.tools.golden_samples.photos import left_out
 
     user = settings().server.user
@@ -63,6 +64,7 @@ def enroll(
             enrolled_by=user,
             progress=moved,
         )
+        due = is_due(workspace, result.product)
     document = _document(result)
     if result.n_in_bank == 0:
         reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
@@ -87,6 +89,8 @@ def enroll(
             f"flagged {golden.golden_id} ({golden.filename}): {golden.note} It stays in use; check it, then run "
             f"`refdiff goldens activate {golden.golden_id}` or `refdiff goldens retire {golden.golden_id}`"
         )
+    if due:
+        output.note(output.fit_hint(result.product))
 
 
 def _summary(result: EnrollResult) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
@@ -96,6 +97,14 @@ def say(text: str, style: str = "") -> None:
 
 def note(text: str) -> None:
     say(f"note: {text}", "yellow")
+
+
+def fit_hint(product: str) -> str:
+    """What to run where a network should be fitted to a product."""
+    return (
+        f"`refdiff fit --product {shlex.quote(product)}` trains the network on this product, to let fewer defects pass; it "
+        "takes minutes"
+    )
 
 
 def printable(value: object) -> str:

@@ -41,15 +41,27 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    product: ProductName, alpha: AlphaRate = None, references: References = None, _json: Json = False
+    product: ProductName,
+    alpha: AlphaRate = None,
+    references: References = None,
+    detectable: Annotated[
+        bool, typer.Option("--detectable", help="Also say how small a defect is found; takes one to several minutes.")
+    ] = False,
+    _json: Json = False,
 ) -> None:
     """Score the golden samples against each other, and show which false-reject rate they allow.
 
     Later inspections of the product use the same --alpha, unless they are given another one.
+
+    --detectable draws spots and strokes of rising size on the golden samples (of 20 parts or more), and says from which size
+    on 95 % of them would fail the part. The answer is kept with the calibration, and shown again by `product show`.
     """
+    from refdiff.tools.golden_samples.fit import is_due
     from refdiff.tools.inspection.calibration import calibrate as measure
-    from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out, summary
+    from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out
+    from refdiff.tools.inspection.detectable import find_marks
     from refdiff.tools.inspection.fineness import product_fineness
+    from refdiff.tools.inspection.overview import calibration_overview
 
     with open_workspace(references=references, alpha=alpha) as workspace:
         name = workspace.stores.products.name_of(product)
@@ -57,14 +69,16 @@ def calibrate(
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
+            if detectable:
+                calibration = find_marks(workspace, calibration, moved)
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
-        found = summary(calibration, asked, doubted) | {"smallest_defect": product_fineness(workspace, name)}
-        fits = found["can_fail"] and workspace.fitted(name) is None
-    hint = f"`refdiff fit --product {shlex.quote(name)}` trains the network on this product, to let fewer defects pass"
+        found = calibration_overview(workspace, calibration)
+        found["smallest_defect"] = product_fineness(workspace, name)
+        due = is_due(workspace, name)
     emit(found, output.facts(_calibration_rows(found)))
-    if fits:
-        output.note(hint)
+    if due:
+        output.note(output.fit_hint(name))
     if odd := standing_out(calibration):
         output.note(
             f"{said_of(calibration, odd, asked, doubted)}. They stay in use; look at each, then run "
@@ -81,12 +95,12 @@ def fit(
 ) -> None:
     """Train the difference network further on the golden samples of a product, to let fewer defects pass.
 
-    It learns what varies in good parts, and what defects look like on them: synthetic ones. Needs golden samples of 20 parts
-    and some minutes; interrupted, it goes on where it was. It is kept only if it finds more synthetic defects than the
-    shared network, on golden samples that it did not see. Then the product is calibrated anew.
+    It learns what varies in good parts, and what defects look like on them: synthetic ones, and those that people confirmed.
+    Needs golden samples of 20 parts and some minutes; interrupted, it goes on where it was. It is kept only if it finds more
+    synthetic defects than the shared network, on golden samples that it did not see, and calibrated. `refdiff serve` fits by
+    itself (REFDIFF_AUTO_FIT).
     """
     from refdiff.tools.golden_samples.fit import fit_product
-    from refdiff.tools.inspection.calibration import calibrate as measure
 
     user = settings().server.user
     with open_workspace() as workspace:
@@ -99,20 +113,26 @@ def fit(
             raise workspace.bank.no_goldens(name)
         with output.progress(name) as moved:
             made = fit_product(workspace, name, user, progress=moved)
-            if made.kept:
-                measure(workspace, name, progress=moved, by=user)
     shared, fitted, of = made.networks.found
-    found = {"product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds}
-    outcome = "kept, and calibrated" if made.kept else "not kept: the shared network finds as many"
+    found = {
+        "product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds,
+        "golden_samples": sum(map(len, made.networks.trained_on)), "confirmed_defects": len(made.networks.confirmed),
+        "left_out": made.left_out,
+    }  # fmt: skip
+    outcome = "kept, and calibrated" if made.kept else "not kept: what was in use finds as many, or more"
     rows: list[tuple[str, object]] = [
         ("Product", name),
+        ("Learned from", made.networks.learned_from),
         ("Synthetic defects", f"{of} on golden samples that the network did not see"),
-        ("Found before", f"{shared}"),
-        ("Found now", f"{fitted}"),
-        ("Fitted network", outcome),
+        ("Shared network", f"finds {shared}"),
+        ("Fitted network", f"finds {fitted}"),
+        ("Outcome", outcome),
         ("Took", f"{made.networks.seconds:.0f} s"),
     ]
     emit(found | {"synthetic_defects": {"n": of, "shared": shared, "fitted": fitted}}, output.facts(rows))
+    for why, ids in made.left_out.items():
+        some = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
+        output.say(f"not learned from: {len(ids)} confirmed defect(s), inspection {some}: {why}", "dim")
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -135,9 +155,20 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         *_stand_out_rows(found),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
+        *_detectable_rows(found.get("detectable")),
         ("Verdicts", verdicts),
         ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]
+
+
+def _detectable_rows(found: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if found is None:
+        return []
+    how = (
+        f"{found['share']:.0%} of what is drawn in each size (contrast {found['contrast']:g}, {found['marks']} places); "
+        "smaller and fainter ones are missed more often"
+    )
+    return [("Found", how), *(("", line) for line in found["summary"])]
 
 
 def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -237,7 +268,7 @@ def _network_said(network: dict[str, Any] | None) -> str | None:
     if network["outdated"]:
         return f"not in use: {network['outdated']}; run refdiff fit again"
     return (
-        f"fitted to {network['golden_samples']} golden samples, {minute(network['created_at'])}; found {found['fitted']} of "
+        f"learned from {network['learned_from']}, {minute(network['created_at'])}; found {found['fitted']} of "
         f"{found['n']} synthetic defects, the shared one {found['shared']}"
     )
 

@@ -52,6 +52,7 @@ def serve(
         service = running.enter_context(
             InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
         )
+        service.fit_by_itself()
         keys = running.enter_context(KeyStore(service.stores.settings.home))
         check_open_to(host, keys, without_keys, settings.behind_a_proxy)
         access = access_to(keys, host, settings.server, without_keys)

@@ -14,11 +14,9 @@ import json
 import resource
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from PIL import Image
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import RgbImage
+from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, Scene, random_light, random_pose, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import attained_alpha, calibrate, p_value
@@ -35,15 +34,6 @@ from refdiff.tools.inspection.inspection import regions_of
 from refdiff.tools.workspace import Workspace
 
 PRODUCT = "part"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A synthetic defect. size: diameter of a dot, or what a stroke is a multiple of, in px. sign: darker or brighter."""
-
-    shape: str
-    size: float
-    contrast: float
 
 
 def photograph(kind: Any, design: int, rng: np.random.Generator, size: tuple[int, int], turned: bool) -> Scene:
@@ -56,33 +46,17 @@ def photograph(kind: Any, design: int, rng: np.random.Generator, size: tuple[int
     return render(kind, design, int(seeds[0]), size=size, pose=pose, light=light, noise_seed=int(seeds[1]))
 
 
+def mark_of(shape: str, size: float, contrast: float) -> Mark:
+    """A dot of that diameter, or a stroke four times as long as the size, px."""
+    return Mark(size, size, contrast) if shape == "dot" else Mark(4 * size, max(2.0, size / 12), contrast)
+
+
 def marked(scene: Scene, mark: Mark, rng: np.random.Generator) -> tuple[RgbImage, tuple[int, int]]:
-    """The photo with the mark, antialiased, and its centre (x, y). The whole mark lies on the part."""
-    h, w = scene.foreground.shape
-    length, width = (mark.size, mark.size) if mark.shape == "dot" else (4 * mark.size, max(2.0, mark.size / 12))
-    half = int(np.ceil(length / 2)) + 2
-    room = cv2.erode(scene.foreground.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=half)
-    room[:half], room[h - half :], room[:, :half], room[:, w - half :] = 0, 0, 0, 0
-    ys, xs = np.nonzero(room)
+    """The photo with the mark, and its centre (x, y). The whole mark lies on the part."""
+    ys, xs = np.nonzero(room(mark, scene.foreground))
     i = int(rng.integers(len(ys)))
-    x, y = int(xs[i]), int(ys[i])
-    fine = 8
-    canvas = np.zeros(((2 * half + 1) * fine, (2 * half + 1) * fine), np.float32)
-    centre = (canvas.shape[1] - 1) / 2
-    if mark.shape == "dot":
-        cv2.circle(canvas, (round(centre), round(centre)), round(mark.size * fine / 2), 1.0, -1)
-    else:
-        turn = rng.uniform(0, np.pi)
-        reach = np.array([np.cos(turn), np.sin(turn)]) * length * fine / 2
-        ends = [tuple(int(v) for v in np.rint(centre + s * reach)) for s in (-1, 1)]
-        cv2.line(canvas, ends[0], ends[1], 1.0, round(width * fine))
-    cover = cv2.resize(canvas, (2 * half + 1, 2 * half + 1), interpolation=cv2.INTER_AREA)[..., None]
-    out = scene.image.copy()
-    at = np.s_[y - half : y + half + 1, x - half : x + half + 1]
-    under = out[at].astype(np.float32)
-    target = under * (1 - mark.contrast) if under.mean() > 60 else under + mark.contrast * (255 - under)
-    out[at] = np.rint(under + cover * (target - under)).astype(np.uint8)
-    return out, (x, y)
+    centre = int(xs[i]), int(ys[i])
+    return drawn(scene.image, mark, centre, float(rng.uniform(0, np.pi))), centre
 
 
 def covers(comparison: Comparison, calibration: Calibration, centre: tuple[int, int], reach: float) -> bool:
@@ -144,14 +118,15 @@ def main(
             for shape in shapes.split(","):
                 for contrast in map(float, contrasts.split(",")):
                     for size in map(float, sizes.split(",")):
-                        mark = Mark(shape, size, contrast)
+                        mark = mark_of(shape, size, contrast)
                         found = located = 0
                         for _ in range(n):
                             image, centre = marked(take(), mark, rng)
                             failed, comparison = judge(image)
                             found += failed
                             located += failed and covers(comparison, calibration, centre, size / 2)
-                        rows.append(asdict(mark) | {"n": n, "found": found / n, "located": located / n})
+                        of = {"shape": shape, "size": size, "contrast": contrast}
+                        rows.append(of | {"n": n, "found": found / n, "located": located / n})
                         print(
                             f"{shape:7}{size:5g} px, contrast {contrast:.1f}: found {found}/{n}, located {located}/{n}"
                         )

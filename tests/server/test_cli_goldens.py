@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from refdiff.model.images import encode_png
+from refdiff.model.synthesis.marks import Mark
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.product import ProductRecipe
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import fit
+from refdiff.tools.inspection import detectable
 
 from .conftest import said
 
@@ -63,6 +65,9 @@ def test_network_is_fitted_shown_and_removed(
     monkeypatch.setattr(fit, "_CHECKED", 3)
     code, found = said(capsys, "fit", "--product", "board", "--remove")
     assert (code, found) == (0, {"product": "board", "removed": False})
+    hint = "refdiff fit --product board"
+    for command in (("enroll", "--product", "board", str(ready / "photos")), ("calibrate", "--product", "board")):
+        assert hint in run(capsys, *command)[2]
     code, found = said(capsys, "fit", "--product", "board")
     defects = found["synthetic_defects"]
     assert (code, found["kept"]) == (0, defects["fitted"] > defects["shared"])
@@ -70,8 +75,26 @@ def test_network_is_fitted_shown_and_removed(
     code, product = said(capsys, "product", "show", "board")
     assert (product["network"] is not None) == found["kept"]
     assert not product["calibration"]["stale"]
+    assert hint not in run(capsys, "calibrate", "--product", "board")[2]
     code, gone = said(capsys, "fit", "--product", "board", "--remove")
     assert gone["removed"] == found["kept"]
     code, found = said(capsys, "fit", "--product", "none")
     assert code != 0
     assert found["error"]["type"] == "UnknownProductError"
+
+
+def test_calibrate_says_how_small_a_defect_is_found(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detectable, "_MARKS", 6)
+    monkeypatch.setattr(detectable, "_SIZES", [("spot", Mark(d, d, 0.4)) for d in (2, 30)])
+    assert "detectable" not in said(capsys, "calibrate", "--product", "board")[1]
+    code, found = said(capsys, "calibrate", "--product", "board", "--detectable")
+    assert (code, found["detectable"]["marks"]) == (0, 6)
+    assert {row["alpha"]: row["smallest"]["working_px"] for row in found["detectable"]["found"]} == {
+        0.01: 30, 0.02: 30, 0.05: 30
+    }  # fmt: skip
+    assert said(capsys, "product", "show", "board")[1]["calibration"]["detectable"] == found["detectable"]
+    for command in (("calibrate", "--product", "board"), ("product", "show", "board")):
+        assert main.run([*command]) == 0
+        assert "spots from 30 px across" in capsys.readouterr().out

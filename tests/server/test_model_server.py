@@ -16,7 +16,7 @@ import pytest
 
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.server import model_server
-from refdiff.server.model_server import VllmPython, base_url, check_memory, find_vllm, free_gb, serving
+from refdiff.server.model_server import VllmPython, base_url, check_memory, find_vllm, serving
 from refdiff.server.sockets import listen
 from refdiff.server.vllm_plugin.command import vllm_arguments, vllm_environment
 
@@ -129,13 +129,9 @@ def test_taken_port_or_unknown_host_is_refused() -> None:
         listen("no.such.host.invalid", 8001)
 
 
-def test_too_little_memory_for_vllm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "bfloat16")
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable:    2500000 kB\n")
-    assert free_gb(meminfo) == 2.5
-    assert free_gb(tmp_path / "none") is None
-    monkeypatch.setattr(model_server, "free_gb", lambda: 2.5)
+    monkeypatch.setattr(model_server, "free_bytes", lambda: 2_500_000_000)
     with pytest.raises(UnavailableError, match=r"2\.5 GB .* needs about 3\.4"):
         check_memory(False, {})
     with pytest.raises(UnavailableError, match=r"needs about 12\.4"):

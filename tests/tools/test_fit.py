@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +17,15 @@ from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.scorer import DifferenceScorer, FittedScorer, pack_networks, read_network
-from refdiff.model.errors import DamagedError, InputError, StorageError
+from refdiff.model.errors import BusyError, DamagedError, InputError, StorageError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.product import ProductRecipe
 from refdiff.tools.golden_samples import fit as module
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.golden_samples.fit import fit_product
-from refdiff.tools.inspection.calibration import calibration_key, weights_in_use
+from refdiff.tools.golden_samples.fit import FitStopped, fit_product, is_due
+from refdiff.tools.inspection.calibration import calibrate, calibration_key, current_calibration, weights_in_use
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -187,3 +188,197 @@ def test_what_finds_no_more_is_not_kept(workspace: Workspace, tmp_path: Path, mo
     assert fitted == shared
     assert not made.kept
     assert workspace.fitted("board") is None
+
+
+def test_what_finds_less_than_the_network_in_use_does_not_replace_it(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    assert fit_product(workspace, "board", "ana", SHORT).kept
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "MIN_PARTS", 4)
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    asked: list[tuple[int, ...]] = []
+    real = module._Fit.found
+    by_used = 3
+
+    def found(*arguments: Any) -> tuple[int, ...]:
+        asked.append(real(*arguments))
+        return 1, 2, by_used, 4
+
+    monkeypatch.setattr(module._Fit, "found", found)
+    assert not fit_product(workspace, "board", "ana", SHORT).kept
+    by_used = 2
+    assert fit_product(workspace, "board", "ana", SHORT).kept
+    assert {len(counts) for counts in asked} == {4}
+    assert all(fitted == used for _, fitted, used, _ in asked)  # the same network, of the half that was not seen
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, found: tuple[int, int, int]) -> None:
+    """Fits without training, that find so many defects."""
+    monkeypatch.setattr(module, "MIN_PARTS", 4)
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: found if half else (0, 0, 0))
+
+
+def no_network(workspace: Workspace) -> Any:
+    raise InputError("the difference weights were trained with a different encoder")
+
+
+def failing_disk(product: str) -> Any:
+    raise StorageError("the disk fails")
+
+
+def calibrations(workspace: Workspace) -> list[str]:
+    return [r.by for r in workspace.stores.audit.changes("calibration")]
+
+
+def test_network_comes_into_use_with_its_calibration(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    before = calibrate(workspace, "board")
+    current: list[bool] = []
+
+    def moved(what: str, done: int, total: int, note: str = "") -> None:
+        known = current_calibration(workspace, "board")
+        current.append(known is not None and known.key == before.key)
+
+    made = fit_product(workspace, "board", "ana", SHORT, progress=moved)
+    assert made.kept
+    assert all(current)  # what is inspected meanwhile finds the former calibration, and never measures one itself
+    after = current_calibration(workspace, "board")
+    assert after is not None
+    assert after.key != before.key
+    assert calibrations(workspace) == ["refdiff", "ana"]
+
+
+def test_fit_is_due_once_for_the_same_golden_samples(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 1, 3))
+    networks = workspace.stores.networks
+    assert not is_due(workspace, "board")
+    enrol(workspace, tmp_path, 4)
+    assert is_due(workspace, "board")
+    with pytest.MonkeyPatch.context() as patch:  # an encoder of the customer's own, and no network for it
+        patch.setattr(Workspace, "trained_difference", property(no_network))
+        assert not is_due(workspace, "board")
+
+    def raising(error: BaseException) -> Any:
+        def moved(*_: Any) -> None:
+            raise error
+
+        return moved
+
+    for error, outcome, due in (
+        (FitStopped(), "stopped", True), (KeyboardInterrupt(), "stopped", True), (InputError("no"), "failed", True),
+        (FitStopped(), "stopped", True), (ZeroDivisionError(), "failed", False),
+    ):  # fmt: skip
+        with pytest.raises(type(error)):
+            fit_product(workspace, "board", "ana", SHORT, progress=raising(error))
+        last = networks.last_attempt("board")
+        assert last is not None
+        assert (last.outcome, is_due(workspace, "board")) == (outcome, due)
+    assert not fit_product(workspace, "board", "ana", SHORT).kept
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.found, last.by, last.n) == ("not kept", (2, 2, 6), "ana", 4)
+    assert not is_due(workspace, "board")
+    more = tmp_path / "more"
+    more.mkdir()
+    enrol(workspace, more, 7)  # three of them are new
+    assert not is_due(workspace, "board")  # whatever was tried is tried again with twice the golden samples, ...
+    with pytest.MonkeyPatch.context() as patch:  # ... with another shared network, ...
+        patch.setattr(networks, "last_attempt", lambda product: replace(last, shared="another"))
+        assert is_due(workspace, "board")
+    enrol(workspace, more, 8)
+    assert is_due(workspace, "board")
+    with pytest.MonkeyPatch.context() as patch:  # ... and never where the disk fails: it is a hint
+        patch.setattr(networks, "last_attempt", failing_disk)
+        assert not is_due(workspace, "board")
+    with pytest.raises(FitStopped):
+        fit_product(workspace, "board", "ana", SHORT, progress=raising(FitStopped()))
+    assert is_due(workspace, "board")  # it goes on
+    quick(monkeypatch, (1, 2, 3))
+    assert fit_product(workspace, "board", "ana", SHORT).kept
+    assert not is_due(workspace, "board")
+    more = tmp_path / "many"
+    more.mkdir()
+    enrol(workspace, more, 15)
+    assert not is_due(workspace, "board")  # one in use is fitted anew to twice the golden samples
+    enrol(workspace, more, 16)
+    assert is_due(workspace, "board")
+    with pytest.raises(FitStopped):
+        fit_product(workspace, "board", "ana", SHORT, progress=raising(FitStopped()))
+    assert is_due(workspace, "board")
+    workspace.bank.set_status(max(g.golden_id for g in workspace.bank.list("board")), "retired", "a scratch", "ana")
+    networks.remove("board", "ana")
+    assert not is_due(workspace, "board")  # a person does without
+    fit_product(workspace, "board", "ana", SHORT)
+    taught = networks.get("board")
+    assert taught is not None
+    workspace.bank.set_status(taught.trained_on[0][0], "retired", "a scratch", "ana")
+    assert is_due(workspace, "board")  # out of use
+
+
+def test_two_fits_of_a_product_never_run_at_once(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    refused: list[str] = []
+
+    def moved(*_: object) -> None:
+        with pytest.raises(BusyError, match="'board'") as caught:
+            fit_product(workspace, "Board", "bert", SHORT)
+        refused.append(str(caught.value))
+
+    assert fit_product(workspace, "board", "ana", SHORT, progress=moved).kept
+    assert refused
+    assert [r.by for r in workspace.stores.audit.changes("network")] == ["ana"]
+
+
+def test_removed_network_stays_removed_though_a_fit_ends_later(workspace: Workspace) -> None:
+    networks = workspace.stores.networks
+    assert not networks.remove("board", "bert")
+    assert networks.last_attempt("board") is None
+    attempt = networks.begin("board", "digest", 20, "ana")
+    assert networks.remove("board", "bert")
+    networks.end(attempt, "stopped")
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.by) == ("declined", "bert")
+    networks.end(networks.begin("board", "digest", 20, "ana"), "not kept")
+    last = networks.last_attempt("board")
+    assert not networks.remove("board", "bert")  # nothing to remove: nothing is noted
+    assert networks.last_attempt("board") == last
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_network_that_is_removed_after_the_last_step_of_its_fit_does_not_come_into_use(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    if before:
+        assert fit_product(workspace, "board", "ana", SHORT).kept
+    calibrated = module.current_calibration
+
+    def removed_meanwhile(*arguments: Any) -> Any:
+        found = calibrated(*arguments)
+        assert workspace.stores.networks.remove("board", "bert")
+        return found
+
+    monkeypatch.setattr(module, "current_calibration", removed_meanwhile)
+    with pytest.raises(FitStopped, match="nothing was kept"):
+        fit_product(workspace, "board", "ana", SHORT)
+    assert workspace.stores.networks.get("board") is None
+    last = workspace.stores.networks.last_attempt("board")
+    assert last is not None
+    assert (last.outcome, last.by) == ("declined", "bert")
+    assert not is_due(workspace, "board")
+    assert [r.by for r in workspace.stores.audit.changes("network")] == ["ana", "bert"][: 2 * before]
+    assert workspace.stores.audit.verify_store().problem is None

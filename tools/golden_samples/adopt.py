@@ -7,7 +7,7 @@ retired like any other golden. A golden from a disposition serves as a reference
 
 from __future__ import annotations
 
-from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
+from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.records.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -46,7 +46,7 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         record.product,
         [Upload((capture.filename if capture else "") or f"part {record.part_id}", data)],
         scale_mm_per_px=capture.scale_mm_per_px if capture else None,
-        part_group=f"part {record.part_id}"[:128],
+        part_group=group_of_part(record.part_id),
         enrolled_by=by,
         golden_source=source,
     )

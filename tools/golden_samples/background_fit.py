@@ -1,23 +1,35 @@
-"""Fits networks to products in the background of a server, one product at a time."""
+"""Fits networks to products in the background of a server, one product at a time: when asked to, and by itself.
+
+Inspections come first: a fit waits at its next step while there are any, and its threads have a low priority.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.timestamps import utc_now
-from refdiff.model.errors import BusyError, RefDiffError
-from refdiff.tools.golden_samples.fit import check_parts, fit_product
-from refdiff.tools.inspection.calibration import calibrate
+from refdiff.model.errors import BusyError, RefDiffError, StorageError
+from refdiff.model.free_memory import free_bytes
+from refdiff.tools.golden_samples.fit import INTERNAL, FitStopped, check_parts, fit_product, is_due
 from refdiff.tools.workspace import Workspace
 
 FitState = Literal["running", "kept", "not kept", "stopped", "failed"]
 
+BY_ITSELF = "automatic fit"  # who asked, in the audit chain
+_LOOK_S = 60.0  # between two looks for products to fit
+_GIVE_WAY_S = 0.05  # between two looks at whether inspections are done
 _STOP_S = 10.0
+_NICE = 10  # of 19
+_NEEDS_BYTES = 4_000_000_000  # the 2.5 GB that a fit takes, and some for what is inspected meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -32,65 +44,173 @@ class Fitting:
     stage: str = ""
     done: int = 0  # of `total` steps of the stage
     total: int = 0
+    waits: bool = False  # until there is nothing to inspect
     message: str = ""  # why it failed
     started_at: str = field(default_factory=utc_now)
-
-
-class _Stopped(Exception):
-    pass
 
 
 class Fittings:
     """Threads may share it."""
 
-    def __init__(self, workspace: Workspace, beside: Callable[[], AbstractContextManager[None]]) -> None:
-        """beside: held meanwhile, so that a crash is not blamed on the inspection that runs."""
-        self._workspace, self._beside = workspace, beside
+    def __init__(
+        self,
+        workspace: Workspace,
+        beside: Callable[[], AbstractContextManager[None]],
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """beside: held meanwhile, so that a crash is not blamed on the inspection that runs. busy: whether something else
+        comes first."""
+        self._workspace, self._beside, self._busy = workspace, beside, busy
         self._latest: dict[str, Fitting] = {}
-        self._thread: threading.Thread | None = None
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._held_back: dict[str, str] = {}  # products that an automatic fit is due for -> why it does not begin
+        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._given_up_by: str | None = None  # who wants the fit that runs to end
+        self._asking = 0  # people who wait for an automatic fit to make room
 
     def start(self, product: str, by: str) -> Fitting:
-        """Begin, and return at once. Raises InputError with too few golden samples, BusyError while one runs."""
+        """Begin, and return soon: an automatic fit makes room. Raises InputError with too few golden samples, BusyError
+        while somebody else's runs."""
         check_parts(self._workspace, product)
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                running = next((f.product for f in self._latest.values() if f.state == "running"), product)
-                raise BusyError(f"a network is being fitted to product {running!r}; try again when it is done", 60.0)
-            self._latest[product] = begun = Fitting(product, by)
-            self._thread = threading.Thread(target=self._run, args=(begun,), name="fit", daemon=True)
-            self._thread.start()
+        with self._changed:
+            self._asking += 1
+            try:
+                self._changed.wait_for(lambda: (now := self._running()) is None or now.by != BY_ITSELF, _STOP_S)
+                begun = self._begin(product, by)
+            finally:
+                self._asking -= 1
+        self._in_thread(lambda: self._run(begun))
         return begun
+
+    def by_itself(self, every_s: float = _LOOK_S) -> None:
+        """From now on, fit what is due (see `is_due`) while there is nothing else to do.
+
+        every_s: between two looks. Golden samples that somebody is still enrolling are waited for: they must be the same at
+        two looks.
+        """
+        seen: dict[str, int] = {}
+
+        def look() -> None:
+            while not self._stop.wait(every_s):
+                try:
+                    for product in self._workspace.bank.products():
+                        if self._stop.is_set() or self._busy():
+                            break
+                        before, seen[product] = seen.get(product), self._workspace.bank.count(product, IN_USE)
+                        if before != seen[product] or not is_due(self._workspace, product):
+                            self._held_back.pop(product, None)
+                        elif self._has_room(product):
+                            self._run(self._begin(product, BY_ITSELF))
+                except BusyError as e:
+                    log.info("%s", e)
+                except Exception as e:  # the bank is away, say: the next look may find it
+                    log.warning("looking for products to fit: %s", e, exc_info=not isinstance(e, RefDiffError))
+
+        self._in_thread(look)
 
     def of(self, product: str) -> Fitting | None:
         """The latest of a product since the server started."""
         return self._latest.get(product)
 
+    def held_back(self, product: str) -> str:
+        """Why an automatic fit that is due does not begin, "" if nothing is in its way."""
+        return self._held_back.get(product, "")
+
+    def _has_room(self, product: str) -> bool:
+        """Whether there is so much free memory that a fit does not get the inspecting process killed."""
+        free = free_bytes()
+        if free is not None and free >= _NEEDS_BYTES:
+            self._held_back.pop(product, None)
+            return True
+        there = "this system does not say how much is free" if free is None else f"{max(0, free) / 1e9:.1f} GB are free"
+        why = f"it begins by itself with {_NEEDS_BYTES / 1e9:g} GB of free memory; {there}"
+        if product not in self._held_back:
+            log.warning("no network is fitted to product %s: %s", product, why)
+        self._held_back[product] = why
+        return False
+
+    def give_up(self, product: str, by: str) -> bool:
+        """Let the fit of a product end soon: a person does without. False if none runs."""
+        with self._changed:
+            running = self._running()
+            if running is None or running.product != product:
+                return False
+            self._given_up_by = by
+        return True
+
     def stop(self) -> None:
         """Let what runs end soon; the next one goes on with the half that was not finished."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(_STOP_S)
+        for thread in self._threads:
+            thread.join(_STOP_S)
+        networks, running = self._workspace.stores.networks, self._running()
+        if running is not None and (attempt := networks.last_attempt(running.product)) is not None:
+            networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
+
+    def _running(self) -> Fitting | None:
+        return next((f for f in list(self._latest.values()) if f.state == "running"), None)
+
+    def _begin(self, product: str, by: str) -> Fitting:
+        with self._changed:
+            if (running := self._running()) is not None or (by == BY_ITSELF and self._asking):
+                which = f" to product {running.product!r}" if running else ""
+                raise BusyError(f"a network is being fitted{which}; try again when it is done", 60.0)
+            self._latest[product] = begun = Fitting(product, by)
+            self._given_up_by = None
+        return begun
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            _lower_priority()
+            work()
+
+        self._threads = [t for t in self._threads if t.is_alive()]
+        self._threads.append(threading.Thread(target=run, name="fit", daemon=True))
+        self._threads[-1].start()
 
     def _run(self, fitting: Fitting) -> None:
+        product = fitting.product
+
         def moved(what: str, done: int, total: int, note: str = "") -> None:
-            if self._stop.is_set():
-                raise _Stopped
-            self._latest[fitting.product] = replace(fitting, stage=what, done=done, total=total)
+            self._latest[product] = now = replace(fitting, stage=what, done=done, total=total)
+            while not self._ends(fitting) and self._busy():
+                self._latest[product] = replace(now, waits=True)
+                self._stop.wait(_GIVE_WAY_S)
+            if self._ends(fitting):
+                raise FitStopped("stopped")
+            self._latest[product] = now
 
         state: FitState
         message = ""
         try:
             with self._beside():
-                kept = fit_product(self._workspace, fitting.product, fitting.by, progress=moved).kept
-                state = "kept" if kept else "not kept"
-                if kept:
-                    calibrate(self._workspace, fitting.product, progress=moved, by=fitting.by)
-        except _Stopped:
+                made = fit_product(self._workspace, product, fitting.by, progress=moved)
+            state = "kept" if made.kept else "not kept"
+        except FitStopped:
             state = "stopped"
+        except BusyError as e:  # another process fits it
+            state, message = "stopped" if fitting.by == BY_ITSELF else "failed", str(e)
         except RefDiffError as e:
             state, message = "failed", str(e)
-        except Exception as e:
-            log.exception("fitting a network to product %s failed", fitting.product)
-            state, message = "failed", f"{type(e).__name__}; the server's log has more"
-        self._latest[fitting.product] = replace(fitting, state=state, message=message)
+        except Exception:
+            log.exception("fitting a network to product %s failed", product)
+            state, message = "failed", INTERNAL
+        log.info("fit of product %s: %s %s", product, state, message)
+        with self._changed:
+            if state == "stopped" and self._given_up_by is not None:
+                # also where it had not been noted as begun when it was given up
+                with contextlib.suppress(StorageError):
+                    self._workspace.stores.networks.decline(product, self._given_up_by)
+            self._latest[product] = replace(fitting, state=state, message=message)
+            self._changed.notify_all()
+
+    def _ends(self, fitting: Fitting) -> bool:
+        made_room = fitting.by == BY_ITSELF and self._asking > 0
+        return self._stop.is_set() or self._given_up_by is not None or made_room
+
+
+def _lower_priority() -> None:
+    """Of the calling thread, and of those that it starts: where priorities are those of threads."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

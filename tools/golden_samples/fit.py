@@ -1,4 +1,4 @@
-"""Fit the difference network to one product, from its golden samples alone.
+"""Fit the difference network to one product, from its golden samples and from defects that people confirmed.
 
 The parts are halved, and one network is trained on each half: a golden sample is only ever scored by the network that did
 not see it, and photos by the mean of both. So the scores that calibrate are those of parts that the network does not know,
@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -22,7 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.records.networks import ProductNetworks
+from refdiff.memory.locks import hold_lock
+from refdiff.memory.records.networks import FitAttempt, LearnedDefect, ProductNetworks
+from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
@@ -38,18 +42,19 @@ from refdiff.model.difference.scorer import (
     read_network,
     unpack_networks,
 )
-from refdiff.model.errors import InputError, StorageError, UnavailableError
+from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageError, UnavailableError
 from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
-from refdiff.model.training.pairs import cell_targets
-from refdiff.model.training.product import Example, ProductRecipe, fit_network, spoiled
+from refdiff.model.training.pairs import UNSURE_UP_TO, cell_targets
+from refdiff.model.training.product import Confirmed, Example, ProductRecipe, fit_network, spoiled
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.framing.tiles import Tile
-from refdiff.tools.inspection.calibration import calibration_key
+from refdiff.tools.golden_samples.confirmed import ConfirmedDefect, confirmed_defects
+from refdiff.tools.inspection.calibration import calibration_key, current_calibration
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import pair_with
+from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
@@ -61,6 +66,15 @@ _HALVES = 2
 _MAX_EXAMPLES = 64  # of a half: more would only take memory
 _MAX_TILES = 2  # of a golden sample
 _CHECKED = 24  # parts of a half on which defects are looked for
+_GROWN = 2  # fits begin anew with so many times the golden samples
+_MAX_VAIN = 2  # tries that failed or ended with the process
+INTERNAL = "an error of the program; its log says more, please report it"
+
+log = logging.getLogger(__name__)
+
+
+class FitStopped(UnavailableError):
+    """Raised by the `progress` of a fit that is to end, and by a fit that a person ended; the next one goes on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ class Fitted:
     """What came of it."""
 
     networks: ProductNetworks
-    kept: bool  # they find more synthetic defects than what was in use before
+    kept: bool  # they find more synthetic defects than the shared network, and no fewer than those in use before
+    left_out: dict[str, list[str]]  # confirmed defects that they did not learn from: why -> inspection ids
 
 
 def fit_product(
@@ -79,41 +94,120 @@ def fit_product(
     references: int | None = None,
     progress: Progress = silent,
 ) -> Fitted:
-    """Fit networks to a product and keep them if they find more synthetic defects than the shared network.
+    """Fit networks to a product and keep them, calibrated, if they find more synthetic defects than the shared network, and
+    no fewer than those in use.
 
-    The next calibration measures with them. A half that was finished is not trained again after an interruption. by: who
-    asked for it. references: K, default from the settings. The process takes about 2.5 GB. Raises InputError with golden
-    samples of too few parts, UnavailableError where some of them were retired meanwhile.
+    Inspections use them from one moment to the next: nobody finds them without their calibration. A half that was finished
+    is not trained again after an interruption. by: who asked for it. references: K, default from the settings. The process
+    takes about 2.5 GB. Raises InputError with golden samples of too few parts, BusyError while the product is fitted
+    elsewhere, UnavailableError where some of them were retired meanwhile.
     """
-    started, recipe = time.perf_counter(), recipe or ProductRecipe()
-    shared = workspace.trained_difference
+    product = workspace.stores.products.name_of(product)
+    _ = workspace.trained_difference  # without one there is nothing to begin with
     halves = _halved(workspace, product)
+    with _alone(workspace, product):
+        store = workspace.stores.networks
+        attempt = store.begin(product, workspace.trained_difference.sha256, sum(map(len, halves)), by)
+        try:
+            made = _fit_product(workspace, attempt, halves, recipe or ProductRecipe(), references, progress)
+        except (FitStopped, KeyboardInterrupt):
+            store.end(attempt, "stopped")
+            raise
+        except Exception as e:
+            with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
+                store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else INTERNAL)
+            raise
+        if not made.kept:
+            store.end(attempt, "not kept", found=made.networks.found)
+    return made
+
+
+@contextlib.contextmanager
+def _alone(workspace: Workspace, product: str) -> Iterator[None]:
+    """Nobody else fits the product meanwhile, in this process or another. Raises BusyError."""
+    name = hashlib.sha256(product.encode()).hexdigest()[:32]
+    busy = BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
+    with hold_lock(workspace.stores.settings.home / "locks" / f"fit-{name}.lock", busy, remove=True):
+        yield
+
+
+def is_due(workspace: Workspace, product: str) -> bool:
+    """Whether to fit a network to a product: none is in use, or half as many golden samples taught the one that is.
+
+    Not with golden samples of too few parts, nor where a person stopped or removed the last one, nor where one was not kept,
+    or failed twice, with the same shared network and more than half as many golden samples. False where something cannot be
+    read: this is a hint.
+    """
+    try:
+        last = workspace.stores.networks.last_attempt(product)
+        if (last is not None and last.outcome == "declined") or workspace.bank.count(product, IN_USE) < MIN_PARTS:
+            return False
+        n, used = sum(map(len, _halved(workspace, product))), workspace.fitted(product)
+        shared = workspace.trained_difference.sha256  # raises where there is none for this encoder
+        tried = 0 if used is None else sum(map(len, used.trained_on))
+        if last is not None and last.shared == shared:
+            in_vain = last.outcome in ("begun", "failed") and last.vain >= _MAX_VAIN
+            if last.outcome == "not kept" or in_vain:
+                tried = max(tried, last.n)
+        return n >= _GROWN * tried
+    except RefDiffError as e:
+        log.info("product %s is left without a fit: %s", product, e)
+        return False
+
+
+def _fit_product(
+    workspace: Workspace,
+    attempt: FitAttempt,
+    halves: Sequence[Sequence[Golden]],
+    recipe: ProductRecipe,
+    references: int | None,
+    progress: Progress,
+) -> Fitted:
+    started, shared = time.perf_counter(), workspace.trained_difference
+    product, by = attempt.product, attempt.by
     place_goldens(workspace, product, progress)
-    fit = _Fit(workspace, product, references or workspace.settings.references, progress)
-    kept_halves = [fit.trained(half, replace(recipe, seed=recipe.seed + i)) for i, half in enumerate(halves)]
+    confirmed, left_out = confirmed_defects(workspace, product, progress)
+    fit = _Fit(workspace, product, references or workspace.settings.references, progress, confirmed)
+    kept_halves, seen = [], set[str]()
+    for i, half in enumerate(halves):
+        defects = fit.defects(half)
+        seen |= defects.keys()
+        kept_halves.append(fit.trained(half, replace(recipe, seed=recipe.seed + i), _in_turn(defects.values())))
+        del defects  # before those of the next half are there
+    if beside := [d.inspection_id for d in confirmed if d.inspection_id not in seen]:
+        left_out |= {"its defect lies beside what the golden samples show": beside}
     weights = pack_networks([net for net, _ in kept_halves])
     nets = unpack_networks(weights, shared.config)  # as they will be read again
     scorers = [DifferenceScorer(net, "", shared.encoder, workspace.model_settings) for net in nets]
-    checks = []
+    checks, replaces = [], workspace.fitted(product) is not None
     for i, half in enumerate(halves):
         unseen = FittedScorer([scorer for j, scorer in enumerate(scorers) if j != i])
-        checks.append(fit.found(half, (shared, unseen), recipe.seed + i))
-    by_shared, by_fitted, of = (sum(column) for column in zip(*checks, strict=True))
+        checks.append(fit.found(half, (shared, unseen), recipe.seed + i, replaces))
+    by_shared, by_fitted, *by_replaced, of = (sum(column) for column in zip(*checks, strict=True))
     networks = ProductNetworks(
-        product=workspace.stores.products.name_of(product),
+        product=product,
         sha256=hashlib.sha256(weights).hexdigest(),
         shared=shared.sha256,
         trained_on=[[g.golden_id for g in half] for half in halves],
         seconds=time.perf_counter() - started,
         found=(by_shared, by_fitted, of),
+        confirmed=[LearnedDefect(d.inspection_id, d.photo, d.part_id) for d in confirmed if d.inspection_id in seen],
     )
     if why := workspace.outdated(networks):
         raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
-    if kept := by_fitted > by_shared:
-        workspace.stores.networks.save(networks, weights, by)
+    if kept := by_fitted > by_shared and all(by_fitted >= n for n in by_replaced):
+        # inspections go on with the former network and its calibration until both of the new one are there
+        current_calibration(workspace.trying(networks, scorers), product, references, progress, by)
+        if not workspace.stores.networks.save(networks, weights, by, attempt):
+            raise FitStopped(f"the fit of product {product!r} was ended by a person; nothing was kept")
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
-    return Fitted(networks, kept)
+    return Fitted(networks, kept, left_out)
+
+
+def _in_turn(tiles: Iterable[Sequence[Confirmed]]) -> list[Confirmed]:
+    """The first tile of every defect, then the second: there may be fewer pairs than tiles."""
+    return [tile for nth in zip_longest(*tiles) for tile in nth if tile is not None]
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
@@ -145,6 +239,7 @@ class _Sample:
 
     example: Example
     keep: NDArray[np.bool_]  # (H/4, W/4): what is scored
+    golden_id: str
 
 
 @dataclass(frozen=True)
@@ -153,40 +248,49 @@ class _Fit:
     product: str
     references: int
     progress: Progress
+    confirmed: Sequence[ConfirmedDefect] = ()
 
-    def trained(self, half: Sequence[Golden], recipe: ProductRecipe) -> tuple[DifferenceNetwork, Path]:
+    def trained(
+        self, half: Sequence[Golden], recipe: ProductRecipe, defects: Sequence[Confirmed]
+    ) -> tuple[DifferenceNetwork, Path]:
         """A network trained on one half, and where it is kept in case of an interruption."""
         workspace = self.workspace
         what = [calibration_key(workspace, self.product, self.references), recipe.described(),
-                [g.golden_id for g in half], [workspace.fitted(self.product) is not None]]  # fmt: skip
+                [g.golden_id for g in half], [workspace.fitted(self.product) is not None],
+                [defect.inspection_id for defect in self.confirmed]]  # fmt: skip
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
         path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
         with contextlib.suppress(OSError, StorageError):  # not there, or damaged: a cache is made again
             return unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0], path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
         start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
-        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress)
+        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress, defects)
         with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, pack_networks([net]))
         return net, path
 
-    def found(self, half: Sequence[Golden], networks: Sequence[Comparing], seed: int) -> tuple[int, ...]:
+    def found(
+        self, half: Sequence[Golden], networks: Sequence[Comparing], seed: int, in_use: bool = False
+    ) -> tuple[int, ...]:
         """On how many samples of a half each network finds a synthetic defect, and on how many there is one.
 
-        Found is what scores higher than 95 % of these samples do without a defect.
+        in_use: also by the network in use that has not seen the sample. Found is what scores higher than 95 % of these
+        samples do without a defect.
         """
         samples = self._samples(half, _CHECKED)
         pictures = [s.example.picture for s in samples]
         rng = np.random.default_rng([seed, 1])
-        good: list[list[float]] = [[] for _ in networks]
-        bad: list[list[float]] = [[] for _ in networks]
+        n = len(networks) + in_use
+        good: list[list[float]] = [[] for _ in range(n)]
+        bad: list[list[float]] = [[] for _ in range(n)]
         for done, sample in enumerate(samples, start=1):
+            asked = [*networks, self.workspace.network(self.product, [sample.golden_id])] if in_use else networks
             for scores, share in ((good, 1.0), (bad, 0.0)):
                 made = spoiled(sample.example.picture, pictures, rng, share)
                 if share == 0.0 and not (cell_targets(made.mask, made.types)[0] & sample.keep).any():
                     continue  # it would not have been visible, or lies where nothing is scored
-                for found, score in zip(scores, self._scores(sample, made.picture, networks), strict=True):
+                for found, score in zip(scores, self._scores(sample, made.picture, asked), strict=True):
                     found.append(score)
             self.progress("checking", done, len(samples))
         limits = [float(np.quantile(scores, 0.95)) for scores in good]
@@ -214,16 +318,12 @@ class _Fit:
 
     def _beside(self, golden: Golden, without: Collection[str]) -> list[_Sample]:
         """Tiles of a golden sample beside its nearest neighbours."""
-        workspace, product = self.workspace, self.product
+        workspace = self.workspace
         query, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        key = f"fit-{golden.sha256}"  # its pose is not that of a calibration, which has other neighbours
-        clock = Clock()
-        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
-        pair = pair_with(workspace, query, key, features, product, hits, clock, self._tiles_of(golden))
-        ignored, _ = place_zones(workspace, query, key, product, "ignore")
+        pair, views = self._pair(query, golden.sha256, features, without, self._tiles_of(golden))
+        ignored, _ = place_zones(workspace, query, _pose_key(golden.sha256), self.product, "ignore")
         ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
         scored = OnPhoto(query.shape, pair.grid).onto(ignore) <= 0.5
-        views = [ReferenceViews(r, pair.grid) for r in pair.references]
         found = []
         for seen in pair.tiles:
             here, tile = [v.view(seen) for v in views], seen.tile
@@ -232,14 +332,60 @@ class _Fit:
             keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
             y, x = tile.y // MAP_STRIDE, tile.x // MAP_STRIDE
             keep &= scored[y : y + keep.shape[0], x : x + keep.shape[1]]
-            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep))
+            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep, golden.golden_id))
         return found
+
+    def defects(self, half: Sequence[Golden]) -> dict[str, list[Confirmed]]:
+        """Tiles of confirmed defects beside their nearest golden samples of a half, by inspection id.
+
+        Of each those that hold most of it, the fullest first.
+        """
+        mine = {g.golden_id for g in half}
+        others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
+        found = {}
+        for done, defect in enumerate(self.confirmed, start=1):
+            query = self.workspace.image(defect.photo, self.product)
+            pair, views = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
+            share = OnPhoto(query.shape, pair.grid).onto(defect.mask)
+            # as `cell_targets`: what is finer than a cell is where most of it is
+            cells = share >= min(UNSURE_UP_TO, max(float(share.max()), 1e-6))
+            tiles = []
+            for seen in pair.tiles:
+                y, x = seen.tile.y // MAP_STRIDE, seen.tile.x // MAP_STRIDE
+                here = cells[y : y + seen.tile.h // MAP_STRIDE, x : x + seen.tile.w // MAP_STRIDE]
+                if here.any():
+                    picture = np.ascontiguousarray(seen.picture.image)
+                    mask = here.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
+                    tiles.append(Confirmed(Example(picture, [v.view(seen) for v in views]), mask))
+            if tiles:
+                found[defect.inspection_id] = sorted(tiles, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
+            self.progress("registering defects", done, len(self.confirmed))
+        return found
+
+    def _pair(
+        self,
+        query: RgbImage,
+        photo: str,
+        features: Features,
+        without: Collection[str],
+        tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
+    ) -> tuple[RegisteredPair, list[ReferenceViews]]:
+        """A photo (its sha256) beside its nearest golden samples."""
+        workspace, product, key, clock = self.workspace, self.product, _pose_key(photo), Clock()
+        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
+        pair = pair_with(workspace, query, key, features, product, hits, clock, tiles_of)
+        return pair, [ReferenceViews(r, pair.grid) for r in pair.references]
 
     @staticmethod
     def _tiles_of(golden: Golden) -> Callable[[Sequence[Tile]], list[Tile]]:
         """Two tiles of a grid of several; other ones of other golden samples, so that all places are seen."""
         first = int(hashlib.sha256(golden.golden_id.encode()).hexdigest(), 16)
         return lambda tiles: [tiles[i] for i in sorted({(first + i) % len(tiles) for i in range(_MAX_TILES)})]
+
+
+def _pose_key(photo: str) -> str:
+    """The pose of a photo is not that of a calibration, or an inspection, which has other neighbours."""
+    return f"fit-{photo}"
 
 
 def _maps(workspace: Workspace, picture: RgbImage) -> FeatureMaps:

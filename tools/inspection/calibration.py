@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -109,6 +109,9 @@ def calibrate(
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
         if calibration_key(workspace, product, k) == key:
+            # what depends on the same is not found out again
+            known = workspace.stores.calibrations.get(product, key)
+            calibration = replace(calibration, marks=known.marks if known else [])
             workspace.stores.calibrations.save(calibration, by)
             _flag(workspace, calibration)
             return calibration
@@ -184,16 +187,20 @@ def requested_alpha(workspace: Workspace, calibration: Calibration | None) -> fl
 
 
 def current_calibration(
-    workspace: Workspace, product: str, references: int | None = None, progress: Progress = silent
+    workspace: Workspace,
+    product: str,
+    references: int | None = None,
+    progress: Progress = silent,
+    by: str = "refdiff",
 ) -> Calibration | None:
-    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts."""
+    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts. by: who asked."""
     k = references or workspace.settings.references
     known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
     if known is not None:
         return known
     if len({g.group for g in workspace.bank.list(product, IN_USE) if calibrates(g)}) < MIN_PARTS:
         return None
-    return calibrate(workspace, product, k, progress)
+    return calibrate(workspace, product, k, progress, by=by)
 
 
 def attained_alpha(alpha: float, n: int, in_doubt: int = 0) -> float:
@@ -317,7 +324,7 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
-    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids")
+    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids", "marks")
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {

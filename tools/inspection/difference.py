@@ -23,7 +23,7 @@ from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
-from refdiff.tools.framing.tiles import TILE_PX, Blend
+from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
 from refdiff.tools.inspection.focus import Focus
 from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
@@ -138,28 +138,50 @@ def score_difference(
     for seen in tiles:
         here = [v.view(seen) for v in views]
         focus.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
-        made = network.compare(seen.picture.pixels, seen.maps, here)
-        fine.add("cells", seen.tile, fuse(patch_distance(seen.maps, here).numpy(), made.logits.numpy(), network.power))
-        fine.add("types", seen.tile, made.types.numpy())
-        reaches = reached_cells(here, (seen.tile.h // GRID_STRIDE, seen.tile.w // GRID_STRIDE))
-        coarse.add("reached", seen.tile, reaches.numpy().astype(np.float32))
+        cells, types = compared(seen, here, network)
+        fine.add("cells", seen.tile, cells)
+        fine.add("types", seen.tile, types)
+        coarse.add("reached", seen.tile, reach(seen.tile, here))
     reached = coarse.mean("reached")
-    keep = cv2.resize(reached, _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0.5
-    if ignored is not None:
-        keep &= ~ignored
+    keep = scored_cells(reached, ignored, grid)
     cells = fine.mean("cells") * keep
     # half a cell of smoothing: the map must not show the grid
     large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
     smooth = back.to(np.asarray(cv2.GaussianBlur(large, (0, 0), MAP_STRIDE / 2), np.float32), size)
     if ignore is not None:
         smooth[ignore] = 0
-    # as many cells as of one tile: a defect does not score less because more is looked at
-    part = SCORED_PART * min(1.0, (TILE_PX // MAP_STRIDE) ** 2 / max(1, int(keep.sum())))
-    score = image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
+    score = grid_score(cells, keep, grid)
     covered = float((back.to(reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
     scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
     return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem)
+
+
+def compared(
+    seen: Seen, here: Sequence[ReferenceView], network: Comparing
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A tile of the photo beside its references: cells (h, w) >= 0 at the stride of the map, and (T, h, w) types."""
+    made = network.compare(seen.picture.pixels, seen.maps, here)
+    distance = patch_distance(seen.maps, here).numpy()
+    return fuse(distance, made.logits.numpy(), network.power), made.types.numpy()
+
+
+def reach(tile: Tile, here: Sequence[ReferenceView]) -> NDArray[np.float32]:
+    """1 where some reference reaches, else 0: (h, w) of a tile at the stride of the grid."""
+    return reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.float32)
+
+
+def scored_cells(reached: NDArray[np.float32], ignored: NDArray[np.bool_] | None, grid: Grid) -> NDArray[np.bool_]:
+    """Cells of a grid, at the stride of the map, that count: some reference reaches them, and none of `ignored`."""
+    keep = cv2.resize(reached, _cells(grid, MAP_STRIDE)[::-1], interpolation=cv2.INTER_NEAREST) > 0.5
+    return keep if ignored is None else keep & ~ignored
+
+
+def grid_score(cells: NDArray[np.float32], keep: NDArray[np.bool_], grid: Grid) -> float:
+    """The image score of the cells of a grid."""
+    # as many cells as of one tile: a defect does not score less because more is looked at
+    part = SCORED_PART * min(1.0, (TILE_PX // MAP_STRIDE) ** 2 / max(1, int(keep.sum())))
+    return image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
 
 
 class OnPhoto:

@@ -95,11 +95,17 @@ def needed_px(wanted: float, size: tuple[int, int], least: int) -> int:
     return max(least, needed)
 
 
-def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
-    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame.
+@dataclass(frozen=True)
+class WorkingPixel:
+    """A pixel in which photos of a product are compared."""
 
-    Raises SpecError.
-    """
+    working_px: int  # of them along the long side
+    px: float  # of the golden samples' frame
+    mm: float | None  # where the scale is known
+
+
+def working_pixel(workspace: Workspace, product: str) -> WorkingPixel | None:
+    """That of photos like the oldest golden in use; None before one is in a frame. Raises SpecError."""
     placed = workspace.stores.frames.of(product)  # those of earlier versions are placed when they are first needed
     golden = next((g for g in workspace.bank.list(product, IN_USE) if g.golden_id in placed), None)
     if golden is None:
@@ -107,10 +113,25 @@ def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | Non
     known = workspace.stores.products.get(product)
     spec = parse_spec(known.spec if known else {}, f"specification of {product}")
     px, scale = working_px(workspace, spec, golden), frame_scale(workspace, spec, golden)
-    smallest = SMALLEST_PX * max(place_of(workspace, golden).anchor_size) / px
-    found = Fineness(px, smallest, scale * smallest if scale else None)
+    each = max(place_of(workspace, golden).anchor_size) / px
+    return WorkingPixel(px, each, scale * each if scale else None)
+
+
+def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
+    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame.
+
+    Raises SpecError.
+    """
+    if (each := working_pixel(workspace, product)) is None:
+        return None
+    found = Fineness(each.working_px, SMALLEST_PX * each.px, None if each.mm is None else SMALLEST_PX * each.mm)
     mm = None if found.smallest_mm is None else float(f"{found.smallest_mm:.3g}")
-    return {"px": float(f"{smallest:.3g}"), "mm": mm, "working_px": px, "summary": found.said}
+    return {
+        "px": float(f"{found.smallest_px:.3g}"),
+        "mm": mm,
+        "working_px": found.working_px,
+        "summary": found.said,
+    }
 
 
 def check_specification(workspace: Workspace, product: str, spec: ProductSpec) -> None:

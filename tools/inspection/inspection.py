@@ -132,6 +132,10 @@ def inspect_photo(
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
     problems, difference = problems_of(comparison), comparison.difference
+    if network is not None and any(d.photo == capture.sha256 for d in network.confirmed):
+        problems.append(
+            "the network of this product learned from this very photo, as one of a defect: a person has to judge it"
+        )
     spec = product_spec(workspace, capture.product)
     if wrong_way := _turned(comparison.alignments[0], spec.max_turn_deg):
         problems.append(wrong_way)

@@ -6,10 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import STATUSES
+from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.errors import unknown_product
 from refdiff.tools.inspection.calibration import calibration_key, in_doubt, requested_alpha, summary
+from refdiff.tools.inspection.detectable import detectable
 from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
+
+_OF_LAST_FIT = ("outcome", "by", "message", "found", "created_at")
 
 
 def product_names(workspace: Workspace) -> list[str]:
@@ -21,7 +25,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     """The product's record, the number of its goldens by status, and its newest calibration (None before the first).
 
     goldens_with_scale: how many have one of their own. smallest_defect: how fine photos are looked at, None before a golden
-    is in a frame.
+    is in a frame. last_fit: how it went, None if there was none.
     A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
@@ -29,20 +33,27 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         raise unknown_product(name, product_names(workspace))
     goldens = workspace.bank.list(found.name)
     statuses = [g.status for g in goldens]
+    last = workspace.stores.networks.last_attempt(found.name)
     latest = workspace.stores.calibrations.latest(found.name)
     calibration = None
     if latest is not None:
         stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
-        calibration = summary(latest, requested_alpha(workspace, latest), in_doubt(workspace, latest)) | {
-            "stale": stale
-        }
+        calibration = calibration_overview(workspace, latest) | {"stale": stale}
     return asdict(found) | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
         "calibration": calibration,
         "smallest_defect": product_fineness(workspace, found.name),
         "network": _network(workspace, found.name),
+        "last_fit": None if last is None else {k: v for k, v in asdict(last).items() if k in _OF_LAST_FIT},
     }
+
+
+def calibration_overview(workspace: Workspace, calibration: Calibration) -> dict[str, Any]:
+    """What a calibration promises, and how small a defect is found where somebody asked for that. JSON data."""
+    found = summary(calibration, requested_alpha(workspace, calibration), in_doubt(workspace, calibration))
+    marks = detectable(workspace, calibration)
+    return found | ({} if marks is None else {"detectable": marks})
 
 
 def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:
@@ -55,5 +66,7 @@ def _network(workspace: Workspace, product: str) -> dict[str, Any] | None:
         "created_at": known.created_at,
         "outdated": workspace.outdated(known),
         "golden_samples": sum(map(len, known.trained_on)),
+        "confirmed_defects": len(known.confirmed),
+        "learned_from": known.learned_from,
         "synthetic_defects": {"n": n, "shared": shared, "fitted": fitted},
     }

@@ -32,7 +32,10 @@ def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -
 
 @router.post("/{name}/calibration", responses=responses(404))
 def calibrate(
-    service: TheService, caller: Admin, name: str, alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None
+    service: TheService,
+    caller: Admin,
+    name: str,
+    alpha: Annotated[float | None, Query(gt=0, lt=0.5)] = None,
 ) -> dict[str, Any]:
     """Calibrate: score the golden samples against each other. Takes about 0.15 s per sample on two cores."""
     return service.calibrate(name, alpha, by=caller.name)
@@ -40,13 +43,20 @@ def calibrate(
 
 @router.post("/{name}/network", status_code=202, responses=responses(404, 429))
 def fit(service: TheService, caller: Admin, name: str) -> dict[str, Any]:
-    """Begin to fit the difference network to the product, as `refdiff fit` does; takes minutes, in which inspections are
-    slower. `fitting` of the product says how far it is, and what came of it."""
+    """Begin to fit the difference network to the product, as `refdiff fit` does; takes minutes, and waits while there is
+    something to inspect. `fitting` of the product says how far it is, and what came of it."""
     return service.fit(name, caller.name)
 
 
 @router.delete("/{name}/network", status_code=204, responses=responses(404))
 def forget_network(service: TheService, caller: Admin, name: str) -> Response:
-    """Let the shared network inspect the product again."""
+    """Let the shared network inspect the product again, and end a fit that runs."""
     service.forget_network(name, caller.name)
+    return Response(status_code=204)
+
+
+@router.delete("/{name}/fitting", status_code=204, responses=responses(404))
+def end_fit(service: TheService, caller: Admin, name: str) -> Response:
+    """End the fit that runs; what is in use stays, and none begins by itself until somebody asks for one."""
+    service.end_fit(name, caller.name)
     return Response(status_code=204)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.app import create_app
 from refdiff.server.web.serve import access_to
+from refdiff.tools.golden_samples import fit as fit_module
 
 from .conftest import Running, start
 
@@ -244,6 +246,44 @@ def test_goldens_page_enrols_flags_and_retires(server: Running, open_page: Calla
         page.wait_for_selector(f".golden.{status} >> text={status} in a test")
         assert server.service.workspace.bank.get(golden.golden_id).status == status
     server.service.set_golden_status(golden.golden_id, "retired", "test")
+
+
+def test_network_of_a_product_is_fitted_shown_and_removed_on_the_page(
+    server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, halfway = threading.Event(), threading.Event()
+
+    def found(fit: Any, half: Any, *more: Any) -> tuple[int, int, int]:
+        fit.progress("checking", 3, 12)
+        halfway.set()
+        go_on.wait(60)
+        return 11, 15, 20
+
+    monkeypatch.setattr(fit_module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(fit_module._Fit, "found", found)
+    page = open_page("#/goldens/board")
+    section = page.locator("section[aria-labelledby=h-network]")
+    section.get_by_role("button", name="Fit a network").click()
+    section.get_by_role("progressbar").wait_for()
+    halfway.wait(60)
+    section.get_by_text("checking 3 of 12 (ann)").wait_for()
+    assert section.get_by_role("progressbar").evaluate("e => e.position") == 0.25
+    assert section.get_by_role("button").all_inner_texts() == ["Stop"]
+    go_on.set()
+    section.get_by_text("30 of 40 synthetic defects").wait_for()
+    assert "since" in section.inner_text()
+    go_on.clear()
+    halfway.clear()
+    section.get_by_role("button", name="Fit again").click()
+    halfway.wait(60)
+    section.get_by_role("button", name="Stop").click()
+    go_on.set()
+    section.get_by_text("none begins by itself").wait_for()
+    assert "30 of 40" in section.inner_text()  # what is in use stays
+    section.get_by_role("button", name="Remove").click()
+    section.get_by_text("the shared network inspects").wait_for()
+    assert server.service.workspace.fitted("board") is None
+    server.client.post("/v1/products/board/calibration")
 
 
 def test_audit_page_downloads_and_checks_the_chain(

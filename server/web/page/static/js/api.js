@@ -62,7 +62,10 @@ export const get = async (path, query, signal) => (await send("GET", path, { que
 export const post = async (path, json) => (await send("POST", path, { json })).json();
 export const put = async (path, json) => (await send("PUT", path, { json })).json();
 export const patch = async (path, json) => (await send("PATCH", path, { json })).json();
-export const remove = async (path) => (await send("DELETE", path)).json();
+export const remove = async (path) => {
+  const answer = await send("DELETE", path);
+  return answer.status === 204 ? null : answer.json();
+};
 export const upload = async (path, form) => (await send("POST", path, { form })).json();
 
 const pictures = new Map(); // path -> object URL, the newest last

@@ -1,7 +1,8 @@
 // The golden samples of a product: look, flag, retire, enrol.
 
 import { get, patch, picture, post, upload } from "./api.js";
-import { facts, field, h, number, replace, say, select, when } from "./dom.js";
+import { showNetwork } from "./network.js";
+import { facts, field, h, number, percent, replace, say, select, when } from "./dom.js";
 import { onThisPage } from "./keys.js";
 
 const PAGE = 60;
@@ -22,10 +23,11 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
   const chooser = select(products.map((p) => [p, p]), product, { onchange: () => to(chooser.value) });
   const filter = select(STATUSES, status, { onchange: () => to(product, { status: filter.value }) });
   const about = h("div", {});
+  const network = h("section", { "aria-labelledby": "h-network" });
   const proposed = h("div", {});
   const grid = h("ul", { class: "samples" });
   const more = h("button", { type: "button", hidden: true }, "More");
-  replace(place, head, h("div", { class: "filters" }, field("Product", chooser), field("Status", filter)), about, proposed, grid, more, enrolling);
+  replace(place, head, h("div", { class: "filters" }, field("Product", chooser), field("Status", filter)), about, network, proposed, grid, more, enrolling);
   const lazy = new IntersectionObserver((entries) => {
     for (const { target } of entries.filter((e) => e.isIntersecting)) {
       lazy.unobserve(target);
@@ -58,13 +60,16 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
   }
   async function tell() {
     const known = await get(`/v1/products/${encodeURIComponent(product)}`);
+    if (!isShown()) return;
     const c = known.calibration;
     replace(about, facts([
       ["Samples", Object.entries(known.goldens).filter(([, n]) => n).map(([s, n]) => `${n} ${s}`).join(", ") || "none"],
       ["Calibration", c ? `${c.n} good parts, ${c.stale ? "stale: measured again at the next inspection" : "up to date"}` : "none yet: the first inspection makes it"],
       ["False-reject rate", c && `${number(c.alpha.requested, 3)} asked for, ${number(c.alpha.attained, 3)} possible${c.in_doubt ? ", one sample being in doubt" : ""}${c.can_fail ? "" : "; too few parts to fail anything"}`],
       ["Stand out", c?.stand_out && `${c.stand_out.map((o) => `${o.golden_id} (scores ${number(o.score, 3)})`).join(", ")}: a defect? Parts fail above ${number(c.limit, 3)}${c.limit_if_good === c.limit ? "" : ` while ${c.stand_out[0].golden_id} is in doubt, above ${number(c.limit_if_good, 3)} once it is activated`}, without them above ${number(c.limit_without, 3)}`],
+      ["Found", c?.detectable && [`${percent(c.detectable.share)} of what is drawn in each size (contrast ${c.detectable.contrast}):`, c.detectable.summary.map((line) => h("div", {}, line))]],
     ]));
+    showNetwork(network, known, { me, isShown, done: tell });
   }
   function card(golden) {
     const image = h("img", { alt: `Golden sample ${golden.golden_id}`, loading: "lazy", "data-id": golden.golden_id });

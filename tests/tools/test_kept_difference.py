@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.agent.report.kept import KeptDifference
 from refdiff.model.errors import DamagedError
+from refdiff.tools.inspection.kept_difference import KeptDifference
 
 THRESHOLD = 0.3
 MATRIX = np.array([[1.01, 0.02, -3.5], [-0.02, 0.99, 7.25], [0, 0, 1]])

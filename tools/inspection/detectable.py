@@ -1,0 +1,232 @@
+"""How small a defect is found: marks of known size are drawn on the golden samples of a product and compared as photos are.
+
+Each golden sample is inspected as its calibration inspects it, without what shows the same part and by a network that has
+not seen it, and its p-value is taken against the others. A mark is found if that p-value would fail the part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.records.calibrations import Calibration, MarksFound
+from refdiff.model.difference.feature_maps import GRID_STRIDE
+from refdiff.model.difference.scorer import MAP_STRIDE, Comparing
+from refdiff.model.errors import InputError
+from refdiff.model.images import RgbImage
+from refdiff.model.progress import Progress, silent
+from refdiff.model.synthesis.marks import Mark, drawn, room
+from refdiff.model.synthesis.photo_pairs import foreground_of
+from refdiff.tools.caches.feature_cache import Picture
+from refdiff.tools.framing.photos import Grid, Seen
+from refdiff.tools.framing.tiles import Blend, Tile
+from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, in_doubt
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import pair_with
+from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, compared, grid_score, reach, scored_cells
+from refdiff.tools.inspection.fineness import WorkingPixel, working_pixel
+from refdiff.tools.inspection.retrieval import nearest_goldens
+from refdiff.tools.inspection.zones import place_zones
+from refdiff.tools.workspace import Workspace
+
+ALPHAS = (0.01, 0.02, 0.05)
+SHARE = 0.95  # of the marks of a size that must be found
+CONTRAST = 0.4
+_MARKS = 30  # of each size
+_SPOTS = (4, 6, 10, 16, 26, 42)  # diameters, working px; each about 1.6 times the one before
+_STROKES = (8, 13, 20, 32, 52, 84)  # lengths, working px
+_STROKE_WIDTH = 2
+_SEED = 1
+
+_SIZES = [
+    *(("spot", Mark(d, d, CONTRAST)) for d in _SPOTS),
+    *(("stroke", Mark(n, _STROKE_WIDTH, CONTRAST)) for n in _STROKES),
+]
+
+
+def find_marks(workspace: Workspace, calibration: Calibration, progress: Progress = silent) -> Calibration:
+    """The calibration with what marks of all sizes score; kept with it, and not found out again for the same one.
+
+    Takes one to two minutes on two cores, more where photos are compared in tiles. Raises InputError with too few parts to
+    fail any, or where no mark fits on them.
+    """
+    if calibration.marks:
+        return calibration
+    if calibration.n < MIN_PARTS_TO_FAIL:
+        raise InputError(
+            f"product {calibration.product!r} has golden samples of {calibration.n} parts; how small a defect is found can "
+            f"be said from {MIN_PARTS_TO_FAIL} on"
+        )
+    ids = sorted(calibration.golden_ids)
+    chosen = [ids[i * len(ids) // _MARKS] for i in range(_MARKS)] if len(ids) > _MARKS else ids
+    p_values: list[list[float]] = [[] for _ in _SIZES]
+    scored = dict(zip(calibration.golden_ids, calibration.scores, strict=True))
+    for done, golden_id in enumerate(chosen, start=1):
+        others = np.array([score for other, score in scored.items() if other != golden_id])
+        part = _Part.of(workspace, workspace.bank.get(golden_id), calibration.references)
+        rng = np.random.default_rng([_SEED, int(hashlib.sha256(golden_id.encode()).hexdigest()[:8], 16)])
+        here = len(range(done - 1, _MARKS, len(chosen)))  # of each size: those that its turn comes for
+        for (_, mark), found in zip(_SIZES, p_values, strict=True):
+            for _ in range(here):
+                if (score := part.score_with(mark, rng)) is not None:
+                    found.append((1 + int((others >= score).sum())) / (len(others) + 1))
+        progress("drawing defects", done, len(chosen))
+    # what does not fit on most parts is no size to speak of
+    marks = [
+        MarksFound(shape, mark.length, mark.width, mark.contrast, found)
+        for (shape, mark), found in zip(_SIZES, p_values, strict=True)
+        if len(found) >= _MARKS / 2
+    ]
+    if not marks:
+        raise InputError(
+            f"product {calibration.product!r}: how small a defect is found cannot be said; none of the tried sizes fits on "
+            "half of its golden samples, or their ignore zones leave no room"
+        )
+    made = replace(calibration, marks=marks)
+    workspace.stores.calibrations.keep_marks(made)
+    return made
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A golden sample beside its references, ready to be drawn on."""
+
+    workspace: Workspace
+    network: Comparing
+    grid: Grid
+    views: list[ReferenceViews]
+    picture: RgbImage  # all of the grid
+    covered: NDArray[np.bool_]  # (H, W) of the grid: what the photo shows
+    cells: list[tuple[Tile, NDArray[np.float32]]]  # as it is, tile by tile
+    keep: NDArray[np.bool_]  # cells that count
+    allowed: NDArray[np.bool_]  # (H, W) of the grid: where marks may lie
+
+    @classmethod
+    def of(cls, workspace: Workspace, golden: Golden, k: int) -> _Part:
+        query, features, key = workspace.golden_image(golden), workspace.golden_features(golden), golden.sha256
+        same_part = [g.golden_id for g in workspace.bank.list(golden.product) if g.group == golden.group]
+        clock = Clock()
+        hits = nearest_goldens(workspace, query, key, features, golden.product, k, same_part, clock)
+        pair = pair_with(workspace, query, key, features, golden.product, hits, clock)
+        network, grid = workspace.network(golden.product, same_part), pair.grid
+        views = [ReferenceViews(r, grid) for r in pair.references]
+        picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
+        reached, cells = Blend(grid.size, GRID_STRIDE), []
+        for seen in pair.tiles:
+            here, at = [v.view(seen) for v in views], _at(seen.tile)
+            picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
+            reached.add("reached", seen.tile, reach(seen.tile, here))
+            cells.append((seen.tile, compared(seen, here, network)[0]))
+        zones, _ = place_zones(workspace, query, key, golden.product, "ignore")
+        ignored = None
+        if zones:
+            ignored = OnPhoto(query.shape, grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
+        keep = scored_cells(reached.mean("reached"), ignored, grid)
+        counts = keep.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
+        return cls(
+            workspace, network, grid, views, picture, covered, cells, keep, counts & covered & foreground_of(picture)
+        )
+
+    def score_with(self, mark: Mark, rng: np.random.Generator) -> float | None:
+        """The image score with a mark at a random place of the part; None where it does not fit."""
+        ys, xs = np.nonzero(room(mark, self.allowed))
+        turn = float(rng.uniform(0, np.pi))
+        if not len(ys):
+            return None
+        i = int(rng.integers(len(ys)))
+        x, y, half = int(xs[i]), int(ys[i]), mark.half
+        spoiled = drawn(self.picture, mark, (x, y), turn)
+        blend = Blend(self.grid.size, MAP_STRIDE)
+        for tile, clean in self.cells:
+            touched = (
+                tile.y <= y + half and y - half < tile.y + tile.h and tile.x <= x + half and x - half < tile.x + tile.w
+            )
+            blend.add("cells", tile, self._cells(spoiled, tile) if touched else clean)
+        return grid_score(blend.mean("cells") * self.keep, self.keep, self.grid)
+
+    def _cells(self, picture: RgbImage, tile: Tile) -> NDArray[np.float32]:
+        at = _at(tile)
+        shown = np.ascontiguousarray(picture[at])
+        maps = self.workspace.encoder.embed(shown, (tile.h, tile.w)).maps
+        seen = Seen(tile, maps, Picture.of(shown, np.ascontiguousarray(self.covered[at])))
+        return compared(seen, [v.view(seen) for v in self.views], self.network)[0]
+
+
+def _at(tile: Tile) -> tuple[slice, slice]:
+    return slice(tile.y, tile.y + tile.h), slice(tile.x, tile.x + tile.w)
+
+
+def detectable(workspace: Workspace, calibration: Calibration) -> dict[str, Any] | None:
+    """How large a mark has to be to be found, for people and --json; None where nobody has asked for it.
+
+    Of each false-reject rate and shape the smallest tried size from which on 95 % of the marks of each size are found; None
+    where even the largest is missed more often.
+    """
+    each = working_pixel(workspace, calibration.product)
+    if not calibration.marks or each is None:
+        return None
+    doubted = in_doubt(workspace, calibration)
+    smallest = []
+    for alpha in ALPHAS:
+        attained = attained_alpha(alpha, calibration.n - 1, doubted)
+        for shape in dict.fromkeys(m.shape for m in calibration.marks):
+            of_shape = [m for m in calibration.marks if m.shape == shape]
+            found = _smallest(of_shape, attained)
+            sizes = {
+                "smallest": None if found is None else _size(found, each),
+                "largest_tried": _size(of_shape[-1], each),
+            }
+            smallest.append({"alpha": alpha, "attained": attained, "shape": shape, "width": of_shape[0].width} | sizes)
+    made: dict[str, Any] = {
+        "contrast": calibration.marks[0].contrast,
+        "marks": min(len(m.p_values) for m in calibration.marks),
+        "share": SHARE,
+        "working_px": each.working_px,
+        "found": smallest,
+    }
+    return made | {"summary": said(made, each)}
+
+
+def _smallest(marks: Sequence[MarksFound], attained: float) -> MarksFound | None:
+    """The first size, in rising order, from which on all are found often enough."""
+    missed = [i for i, m in enumerate(marks) if np.mean(np.array(m.p_values) <= attained + 1e-12) < SHARE]
+    first = missed[-1] + 1 if missed else 0
+    return marks[first] if first < len(marks) else None
+
+
+def _size(mark: MarksFound, each: WorkingPixel) -> dict[str, float | None]:
+    mm = None if each.mm is None else float(f"{mark.length * each.mm:.3g}")
+    return {"working_px": mark.length, "px": float(f"{mark.length * each.px:.3g}"), "mm": mm}
+
+
+def said(made: dict[str, Any], each: WorkingPixel) -> list[str]:
+    """A line for each false-reject rate that is attained."""
+    lines = []
+    for attained in dict.fromkeys(row["attained"] for row in made["found"]):  # few good parts attain one rate alone
+        rows = [row for row in made["found"] if row["attained"] == attained]
+        alphas = list(dict.fromkeys(row["alpha"] for row in rows))
+        rate = ", ".join(f"{alpha:g}" for alpha in alphas) + (
+            f" (attained {attained:.3g})" if attained > alphas[0] else ""
+        )
+        words = dict.fromkeys(_said(row, each) for row in rows)
+        lines.append(f"alpha {rate}: {'; '.join(words)}")
+    return lines
+
+
+def _said(row: dict[str, Any], each: WorkingPixel) -> str:
+    what = "spots" if row["shape"] == "spot" else f"strokes {_shown(row['width'], each)} wide"
+    how = "across" if row["shape"] == "spot" else "long"
+    if row["smallest"] is None:
+        return f"{what} of {_shown(row['largest_tried']['working_px'], each)} are missed too often"
+    return f"{what} from {_shown(row['smallest']['working_px'], each)} {how}"
+
+
+def _shown(working: float, each: WorkingPixel) -> str:
+    px = f"{working * each.px:.3g} px"
+    return px if each.mm is None else f"{working * each.mm:.2g} mm ({px})"
