@@ -47,6 +47,7 @@ from refdiff.model.weights_file import need_space, save_tensors, write_weights
 _EMA = 0.998
 _VALIDATION = 0.06  # part of the shards
 _CHECKPOINT_S = 60.0
+_KEPT = 0.5  # share of the weights that training went on from in what is kept: it forgets less (Wortsman et al., 2022)
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,8 @@ def train_difference(
         progress(
             "training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}"
         )
+    if recipe.start:
+        average_into(average, read_network(Path(recipe.start))[0], 1 - _KEPT)
     return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
 
 
@@ -358,7 +361,7 @@ def _digest(start: str | None) -> str | None:
 def _card(about: dict[str, Any]) -> str:
     rows = "\n".join(f"| {s['name']} | {s['good']} | {s['defective']} | {s['licence']} |" for s in about["sources"])
     start = f"\n- goes on from `{about['started_from']}`, on registered pairs" if about["started_from"] else ""
-    metrics = "\n".join(f"| {k} | {v:.4g} |" for k, v in about["validation"].items())
+    metrics = "\n".join(f"| {k} | {v:.4g} |" for k, v in about["validation"].items()) or "| not measured | |"
     return f"""# RefDiff difference network
 
 Research use only, because of the data below.
