@@ -195,7 +195,8 @@ MIGRATIONS: Migrations = (
         )""",
     ),
     (
-        # which inspections are of a photo
-        "CREATE INDEX inspections_by_photo ON inspections(product, json_extract(report, '$.query_sha256'))",
+        # which inspections are of a photo; a damaged report is of none
+        "CREATE INDEX inspections_by_photo ON inspections(product, "
+        "CASE WHEN json_valid(report) THEN json_extract(report, '$.query_sha256') END)",
     ),
 )

@@ -30,10 +30,10 @@ _JUDGED = """(
     SELECT inspection_id, judged FROM dispositions WHERE judged IS NOT NULL UNION ALL
     SELECT inspection_id, judged FROM blind_checks WHERE judged IS NOT NULL)"""
 
-_PHOTO = "json_extract(i.report, '$.query_sha256')"
+_PHOTO = "CASE WHEN json_valid(i.report) THEN json_extract(i.report, '$.query_sha256') END"  # as the index has it
 _FOUND_GOOD = (
     f"SELECT {_PHOTO} AS photo FROM inspections i JOIN {_JUDGED} j USING (inspection_id) "
-    "WHERE i.product = ?1 AND j.judged = 'good'"
+    f"WHERE i.product = ?1 AND j.judged = 'good' AND {_PHOTO} IS NOT NULL"
 )
 
 

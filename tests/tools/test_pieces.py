@@ -15,7 +15,7 @@ from scipy.sparse import csgraph
 from scipy.spatial.distance import cdist
 
 from refdiff.agent.report import pictures
-from refdiff.agent.report.kept import KeptDifference
+from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.agent.report.schema import Finding, Location
 from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.images import Box, Mask
