@@ -15,10 +15,10 @@ from scipy.sparse import csgraph
 from scipy.spatial.distance import cdist
 
 from refdiff.agent.report import pictures
-from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.agent.report.schema import Finding, Location
 from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.images import Box, Mask
+from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAP_PX, MAX_REGIONS, Region, find_regions, map_size, merged
