@@ -78,6 +78,8 @@ def difference(
     from refdiff.model.training.sources import customer_sources, research_sources
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    if registered:
+        sources = [s for s in sources if not s.pixels_count]  # `train pairs` leaves bare boards out, too
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
                               lr=lr or (1e-3 if registered else DifferenceRecipe.lr),
                               encoder=str(encoder.resolve()) if encoder else None,

@@ -47,6 +47,7 @@ from refdiff.model.training.pairs import NO_TYPE, UNSURE_UP_TO, Source, read_mas
 from refdiff.model.training.pool import PAIRS, describe_registered, network_row, source_names, target_row
 from refdiff.model.training.product import spoiled
 from refdiff.model.weights_file import save_tensors
+from refdiff.tools.framing.tiles import TILE_PX
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.clock import Clock
@@ -118,7 +119,11 @@ def _make(sources: Sequence[Source], out: Path, seed: int, index: int) -> None:
     rng = np.random.default_rng([seed, index])
     product = _rendered(rng) if not sources or rng.random() < _RENDERED else _of_source(sources, rng)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = ModelSettings(cache=Path(scratch) / "cache", tiles=4 if rng.random() < _TILES else 1, threads=1)
+        tiles = 4 if rng.random() < _TILES else 1
+        # whatever the environment says: training on these pairs expects the packaged encoder
+        settings = ModelSettings(
+            cache=Path(scratch) / "cache", tiles=tiles, threads=1, encoder=None, working_px=TILE_PX, engine="torch"
+        )
         memory = MemorySettings(home=Path(scratch) / "home", qdrant_url=None)
         with Workspace.open(memory, settings) as workspace:
             rows = _rows(workspace, product, int(rng.choice(_REFERENCES)), rng)
@@ -218,17 +223,14 @@ def _photographed(
 ) -> list[dict[str, Tensor]]:
     """The tiles of a photo with its own truth."""
     views, back = [ReferenceViews(r, pair.grid) for r in pair.references], OnPhoto(photo.image.shape, pair.grid)
-    planes = [(back.onto(mask), kind) for mask, kind in photo.masks or []]
+    planes = [(_marked(back.onto(mask)), kind) for mask, kind in photo.masks or []]
     rows = []
     for seen in pair.tiles:
         here = [v.view(seen) for v in views]
         size = seen.tile.h // MAP_STRIDE, seen.tile.w // MAP_STRIDE
         cells, kinds = np.zeros(size, bool), np.full(size, NO_TYPE, np.uint8)
         for plane, kind in planes:
-            share = seen.tile.of(plane, MAP_STRIDE)
-            marked = share >= UNSURE_UP_TO
-            if pair.grid.whole and not marked.any():  # too small for any cell: the one that it covers most
-                marked = share >= max(float(share.max()), 1e-6)
+            marked = seen.tile.of(plane, MAP_STRIDE)
             cells |= marked
             kinds[marked] = kind
         if photo.masks is None and not pair.grid.whole:
@@ -251,6 +253,11 @@ def _photographed(
             }
         )
     return rows
+
+
+def _marked(share: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The cells that a defect covers enough of; one that is too small for any, the one that it covers most."""
+    return share >= min(UNSURE_UP_TO, max(float(share.max()), 1e-6))
 
 
 def _painted(
