@@ -35,7 +35,7 @@ Nearest = Callable[[Path, Sequence[Path]], list[Path]]  # query, candidates -> c
 
 PAIR_PX = 256
 NO_TYPE = 255
-UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
+_UNSURE_UP_TO = 0.2  # part of a stride-4 cell that a mask must cover to count
 
 
 @dataclass(frozen=True)
@@ -388,6 +388,12 @@ def _tone(rng: np.random.Generator) -> Callable[[RgbImage], RgbImage]:
     return lambda image: image
 
 
+def marked_cells(share: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which cells count as defective, of the part 0..1 of each that a defect covers: those that it covers enough of; of a
+    defect that is too small for any, those that it covers most. (H, W) of both."""
+    return np.asarray(share >= min(_UNSURE_UP_TO, max(float(share.max()), 1e-6)), bool)
+
+
 def cell_targets(
     mask: NDArray[np.bool_] | None, types: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -400,8 +406,4 @@ def cell_targets(
     kind = np.where(known.any(2), np.where(known, types, 0).max(2), NO_TYPE).astype(np.uint8)
     if mask is None:
         return np.zeros((h, w), np.uint8), kind
-    share = mask.reshape(h, 4, w, 4).mean((1, 3))
-    cells = share >= UNSURE_UP_TO
-    if mask.any() and not cells.any():
-        cells = share >= share.max()
-    return cells.astype(np.uint8), kind
+    return marked_cells(mask.reshape(h, 4, w, 4).mean((1, 3))).astype(np.uint8), kind

@@ -110,7 +110,8 @@ def pairs(
 ) -> None:
     """Make training pairs as the tools register them, for `refdiff train difference --registered`.
 
-    Rendered products are always included. An interrupted run resumes with the missing products.
+    Rendered products are always included. An interrupted run resumes with the missing products. Photos that cannot be read
+    and products with fewer than two good photos are left out, named and counted.
     """
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.training.sources import customer_sources, research_sources
@@ -119,8 +120,13 @@ def pairs(
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
     sources += customer_sources(data) if data else []
     with output.progress("pairs") as report:
-        n = make_pairs(sources, out, products=products, seed=seed, workers=workers, progress=report)
-    emit({"pairs": n, "folder": shown_path(out)}, f"{n} pairs of {products} products in {shown_path(out)}")
+        made = make_pairs(sources, out, products=products, seed=seed, workers=workers, progress=report)
+    emit(
+        {"pairs": made.pairs, "products": made.products, "folder": shown_path(out), "left_out": made.left_out},
+        f"{made.pairs} pairs of {made.products} products in {shown_path(out)}",
+    )
+    for why, names in made.left_out.items():
+        output.note(f"left out: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {why}")
 
 
 @train.command(epilog="Example: refdiff train record --research research-data --data my-parts --out runs/recordings")

@@ -20,7 +20,17 @@ from refdiff.model.images import encode_png
 from refdiff.model.synthesis.photo_pairs import break_off, sway
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.model.training.difference import DifferenceRecipe, train_difference
-from refdiff.model.training.pairs import NO_TYPE, PAIR_PX, Pair, Photo, Source, cell_targets, photo_pair, rendered_pair
+from refdiff.model.training.pairs import (
+    NO_TYPE,
+    PAIR_PX,
+    Pair,
+    Photo,
+    Source,
+    cell_targets,
+    marked_cells,
+    photo_pair,
+    rendered_pair,
+)
 from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
 from refdiff.model.training.sources import UNSEEN, customer_sources, held_out
 from refdiff.server.cli.invocation import begin
@@ -69,6 +79,19 @@ def test_rendered_pair_has_consistent_ground_truth(seed: int) -> None:
     cells, types = cell_targets(pair.mask, pair.types)
     assert cells.any() == pair.label
     assert (types[cells > 0] != NO_TYPE).any() or not pair.label
+
+
+@pytest.mark.parametrize(
+    ("share", "marked"),
+    [
+        ([0.0, 0.1, 0.2, 1.0], [False, False, True, True]),
+        ([0.0, 0.1, 0.15, 0.15], [False, False, True, True]),
+        ([0.0, 0.0, 0.0, 0.0], [False] * 4),
+    ],
+)
+def test_cells_are_marked_that_a_defect_covers_enough_of_or_most(share: list[float], marked: list[bool]) -> None:
+    for kind in (np.float32, np.float64):
+        assert marked_cells(np.array([share], kind)).tolist() == [marked]
 
 
 def test_photo_pairs_come_with_and_without_masks(product: Path) -> None:

@@ -7,77 +7,119 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from refdiff.model.difference.scorer import PACKAGED, load_difference, read_network
+from refdiff.model.difference.scorer import load_difference, read_network
 from refdiff.model.errors import InputError
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import render
-from refdiff.model.training.difference import DifferenceRecipe, train_difference
-from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.pool import describe_registered, read_shard, registered_pairs
+from refdiff.model.training.sources import customer_sources
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import training_pairs
 from refdiff.tools.golden_samples.training_pairs import make_pairs
 
+SEED = 0  # both products are drawn
+
+
+def photo(instance: int, spot: int = 0) -> np.ndarray:
+    """A label; spot: width of the stain on it, px."""
+    picture = render("label", 1, instance, size=(96, 128)).image.copy()
+    picture[30:50, 40 : 40 + spot] = 255 - picture[30:50, 40 : 40 + spot]
+    return picture
+
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
-    """A product of eight good photos, two with a known defect and one defective somewhere."""
-    good, bad = [], []
+def data(tmp_path: Path) -> Path:
+    """Products of a customer: labels with eight good photos, two with a known defect and one defective somewhere, beside a
+    broken photo of each kind and two masks that cannot be used; and one whose two good photos are the same."""
+    root = tmp_path / "data"
+    good, bad, truth = (root / "label" / name for name in ("train/good", "test/stain", "ground_truth/stain"))
+    same = root / "same" / "train" / "good"
+    for folder in (good, bad, truth, same):
+        folder.mkdir(parents=True)
     for i in range(8):
-        path = tmp_path / f"good{i}.png"
-        path.write_bytes(encode_png(render("label", 1, i, size=(96, 128)).image))
-        good.append(Photo(path))
-    for i in range(3):
-        photo = render("label", 1, 20 + i, size=(96, 128)).image.copy()
-        photo[30:50, 40 : 60 + i] = 255 - photo[30:50, 40 : 60 + i]
-        mask = np.zeros((96, 128), np.uint8)
+        (good / f"{i}.png").write_bytes(encode_png(photo(i)))
+    for i in range(5):
+        (bad / f"{i}.png").write_bytes(encode_png(photo(20 + i, spot=20 + i)))
+        mask = np.zeros((96, 128, 3), np.uint8)
         mask[30:50, 40 : 60 + i] = 255
-        path, truth = tmp_path / f"bad{i}.png", tmp_path / f"mask{i}.png"
-        path.write_bytes(encode_png(photo))
-        truth.write_bytes(encode_png(np.dstack([mask] * 3)))
-        bad.append(Photo(path, True, truth if i < 2 else None, type="stain"))
-    return Source("own_label", tuple(good), tuple(bad), "the customer's own")
+        if i != 2:
+            (truth / f"{i}_mask.png").write_bytes(encode_png(mask if i < 3 else np.zeros_like(mask)))
+    (truth / "4_mask.png").write_bytes(b"no picture")
+    (good / "broken.png").write_bytes(encode_png(photo(9))[:500])
+    (bad / "broken.png").write_bytes(b"")
+    for name in ("a.png", "b.png"):
+        (same / name).write_bytes(encode_png(photo(9)))
+    return root
 
 
-@pytest.mark.long
 def test_pairs_are_registered_as_in_an_inspection_and_training_goes_on_from_weights(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training_pairs, "_RENDERED", 0.0)
-    folder = tmp_path / "pairs"
+    folder, out = tmp_path / "pairs", tmp_path / "run"
     folder.mkdir()
-    describe_registered(folder, [source], 0)
-    for index in range(2):
-        training_pairs._make([source], folder, 0, index)
-    assert make_pairs([source], folder, products=2, seed=0, workers=1) > 20  # both are there already
-    shards = registered_pairs(folder, [source])
+    sources = customer_sources(data)
+    describe_registered(folder, sources, SEED)
+    for index in range(2):  # as the processes do that `train pairs` starts; it finds both there
+        training_pairs._make(sources, folder, SEED, index)
+    command = ["train", "pairs", "--data", str(data), "--out", str(folder), "--products", "2", "--seed", str(SEED)]
+    assert main.run([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    made = json.loads(told.out)
+    left_out = {Path(name).relative_to(data).as_posix() if "/" in name else name: why
+                for why, names in made["left_out"].items() for name in names}  # fmt: skip
+    assert sorted(left_out) == [
+        "label/ground_truth/stain/3_mask.png", "label/ground_truth/stain/4_mask.png", "label/test/stain/broken.png",
+        "label/train/good/broken.png", "own_same (1)", "same/train/good/a.png",  # which was drawn second
+    ]  # fmt: skip
+    assert "marks no defect" in left_out["label/ground_truth/stain/3_mask.png"]
+    assert "own_same (1)" in told.err
+    assert made["products"] == 1
+
+    shards = registered_pairs(folder, sources)
     batches = [read_shard(path) for path in shards]
     label = np.concatenate([b.label.numpy() for b in batches])
     known = np.concatenate([b.known.numpy() for b in batches])
     marked = np.concatenate([b.mask.flatten(1).any(1).numpy() for b in batches])
+    assert len(label) == made["pairs"] > 10
     assert 0 < label.mean() < 1
     assert (marked[known > 0] == label[known > 0]).all()
     assert (label[known == 0] == 1).all()
     assert (known == 0).any()
     for batch in batches:
         assert not batch.covered.float().mean() < 0.8  # registered, and nearly all of it reached
-    recipe = DifferenceRecipe(epochs=1, batch=8, lr=1e-3, start=str(PACKAGED))
-    path = train_difference(recipe, [source], tmp_path / "run", pool=folder)
+
+    command = ["train", "difference", "--data", str(data), "--registered", str(folder), "--out", str(out)]
+    assert main.run([*command, "--epochs", "1", "--lr", "0.1", "--json"]) == 0
+    path = out / "difference.safetensors"
     about = json.loads(path.with_suffix(".json").read_text())
     assert about["started_from"] == read_network()[2]
     assert "start" not in about["recipe"]
     assert load_difference(path).sha256 not in ("", read_network()[2])
+    before, after = read_network()[0].state_dict(), read_network(path)[0].state_dict()
+    trained = load_file(out / "checkpoint.safetensors")
+    moves = []
+    for name, weight in after.items():
+        if weight.is_floating_point():
+            # what ships is the mean of the weights before and after, in half precision
+            move = trained[f"average.{name}"] - before[name]
+            torch.testing.assert_close(weight, before[name] + move / 2, rtol=1e-3, atol=1e-6)
+            moves.append(float((move.abs() / (before[name].abs() + 1e-3)).max()))
+    assert max(moves) > 0.1  # so another share would be seen
     statistics = "fuse.32.1.running_mean"
-    assert (read_network(path)[0].state_dict()[statistics] == read_network()[0].state_dict()[statistics]).all()
+    assert (after[statistics] == before[statistics]).all()
 
 
-def test_folders_that_hold_something_else_are_refused(source: Source, tmp_path: Path) -> None:
+def test_folders_that_hold_something_else_are_refused(data: Path, tmp_path: Path) -> None:
+    sources = customer_sources(data)
     with pytest.raises(InputError, match="refdiff train pairs"):
-        registered_pairs(tmp_path / "nowhere", [source])
-    describe_registered(tmp_path, [source], 0)
+        registered_pairs(tmp_path / "nowhere", sources)
+    describe_registered(tmp_path, sources, 0)
     with pytest.raises(InputError, match="another seed"):
-        describe_registered(tmp_path, [source], 1)
+        describe_registered(tmp_path, sources, 1)
     (tmp_path / "00000_96x128.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="other sources"):
         registered_pairs(tmp_path, [])

@@ -46,7 +46,7 @@ from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageErr
 from refdiff.model.files import write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
-from refdiff.model.training.pairs import UNSURE_UP_TO, cell_targets
+from refdiff.model.training.pairs import cell_targets, marked_cells
 from refdiff.model.training.product import Confirmed, Example, ProductRecipe, fit_network, spoiled
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
@@ -346,9 +346,7 @@ class _Fit:
         for done, defect in enumerate(self.confirmed, start=1):
             query = self.workspace.image(defect.photo, self.product)
             pair, views = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
-            share = OnPhoto(query.shape, pair.grid).onto(defect.mask)
-            # as `cell_targets`: what is finer than a cell is where most of it is
-            cells = share >= min(UNSURE_UP_TO, max(float(share.max()), 1e-6))
+            cells = marked_cells(OnPhoto(query.shape, pair.grid).onto(defect.mask))
             tiles = []
             for seen in pair.tiles:
                 y, x = seen.tile.y // MAP_STRIDE, seen.tile.x // MAP_STRIDE

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -29,6 +30,7 @@ from refdiff.model.defect_types import DIFFERENCE_TYPES, RENDERED_TYPES, STRUCTU
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.matching import match
 from refdiff.model.difference.scorer import MAP_STRIDE, reference_picture
+from refdiff.model.errors import ImageError
 from refdiff.model.files import remove_leftovers
 from refdiff.model.images import RgbImage, decode_image, encode_png
 from refdiff.model.progress import Progress, silent
@@ -43,13 +45,13 @@ from refdiff.model.synthesis.render import (
     random_pose,
     render,
 )
-from refdiff.model.training.pairs import NO_TYPE, UNSURE_UP_TO, Source, read_mask, type_index
+from refdiff.model.training.pairs import NO_TYPE, Photo, Source, marked_cells, read_mask, type_index
 from refdiff.model.training.pool import PAIRS, describe_registered, network_row, source_names, target_row
 from refdiff.model.training.product import spoiled
 from refdiff.model.weights_file import save_tensors
 from refdiff.tools.framing.tiles import TILE_PX
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.golden_samples.photos import Upload, read_photo, without_file_name
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
@@ -66,6 +68,7 @@ _MOST_GOLDENS, _MOST_GOOD, _MOST_DEFECTIVE = 24, 4, 26  # of a source
 _TILES = 0.3  # part of the products that are seen in four tiles
 _REFERENCES = (1, 2, 4, 4, 4)
 _EMPTY_TILES = 0.4  # part of the tiles of a defective photo without the defect that are kept
+_LEAST_GOLDENS = 2  # each is compared with another
 _STRUCTURAL = [DIFFERENCE_TYPES.index(t) for t in STRUCTURAL_TYPES]
 
 
@@ -80,16 +83,26 @@ class _Photo:
 @dataclass(frozen=True)
 class _Product:
     source: str
-    goldens: list[Upload]
-    photos: list[_Photo]
+    goldens: Sequence[Path | Upload]
+    photos: Sequence[_Photo | Photo]  # those of a source are read once its golden samples have fixed how
+
+
+@dataclass(frozen=True)
+class MadePairs:
+    """What is below `out` now."""
+
+    pairs: int
+    products: int  # that have pairs
+    left_out: dict[str, list[str]]  # why -> photos, masks and sources, in words
 
 
 def make_pairs(
     sources: Sequence[Source], out: Path, *, products: int, seed: int, workers: int, progress: Progress = silent
-) -> int:
-    """Write the pairs of so many products below `out`, one file for each size of tile; the number of pairs.
+) -> MadePairs:
+    """Write the pairs of so many products below `out`, one file for each size of tile.
 
-    Products that are there are not made again. Raises InputError (`out` holds pairs of other sources or another seed),
+    Products that are there are not made again. Photos that cannot be used are left out, and so is a product with fewer than
+    two good ones. Raises InputError (`out` holds pairs of other sources or another seed),
     StorageError (disk full).
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +119,13 @@ def make_pairs(
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    return sum(json.loads(_marker(out, i).read_text(encoding="utf-8"))["pairs"] for i in range(products))
+    made = [json.loads(_marker(out, i).read_text(encoding="utf-8")) for i in range(products)]
+    left_out: dict[str, dict[str, None]] = defaultdict(dict)  # a source may be drawn several times
+    for one in made:
+        for why, names in one.get("left_out", {}).items():
+            left_out[why] |= dict.fromkeys(names)
+    found = {why: sorted(names) for why, names in sorted(left_out.items())}
+    return MadePairs(sum(one["pairs"] for one in made), sum(one["pairs"] > 0 for one in made), found)
 
 
 def _marker(out: Path, index: int) -> Path:
@@ -126,7 +145,7 @@ def _make(sources: Sequence[Source], out: Path, seed: int, index: int) -> None:
         )
         memory = MemorySettings(home=Path(scratch) / "home", qdrant_url=None)
         with Workspace.open(memory, settings) as workspace:
-            rows = _rows(workspace, product, int(rng.choice(_REFERENCES)), rng)
+            rows, left_out = _rows(workspace, product, int(rng.choice(_REFERENCES)), rng)
     source = torch.tensor(source_names(sources).index(product.source), dtype=torch.uint8)
     by_size: dict[tuple[int, ...], list[dict[str, Tensor]]] = {}
     for row in rows:
@@ -134,7 +153,8 @@ def _make(sources: Sequence[Source], out: Path, seed: int, index: int) -> None:
     for (_, h, w), of_size in by_size.items():
         stacked = {name: torch.stack([row[name] for row in of_size]).contiguous() for name in of_size[0]}
         save_tensors(stacked, out / f"{index:05d}_{h}x{w}{PAIRS}")
-    _marker(out, index).write_text(json.dumps({"source": product.source, "pairs": len(rows)}), encoding="utf-8")
+    about = {"source": product.source, "pairs": len(rows), "left_out": left_out}
+    _marker(out, index).write_text(json.dumps(about), encoding="utf-8")
 
 
 # ---- what a product is ----
@@ -174,20 +194,28 @@ def _of_source(sources: Sequence[Source], rng: np.random.Generator) -> _Product:
     weights = np.array([s.weight for s in sources])
     source = sources[int(rng.choice(len(sources), p=weights / weights.sum()))]
     good = [source.good[i] for i in rng.permutation(len(source.good))]
-    n = min(_MOST_GOLDENS, max(2, len(good) - _MOST_GOOD))
-    photos = [_Photo(_read(p.path), []) for p in good[n : n + _MOST_GOOD]]
-    for i in rng.permutation(len(source.bad))[:_MOST_DEFECTIVE]:
-        bad = source.bad[i]
-        image = _read(bad.path)
-        if bad.mask is None:
-            photos.append(_Photo(image, None))
-        elif (mask := read_mask(bad, image.shape[:2])).any():
-            photos.append(_Photo(image, [(mask, type_index(bad.type) if bad.type else NO_TYPE)]))
-    return _Product(source.name, [Upload(p.path.name, p.path.read_bytes()) for p in good[:n]], photos)
+    n = min(_MOST_GOLDENS, max(_LEAST_GOLDENS, len(good) - _MOST_GOOD))
+    bad = [source.bad[i] for i in rng.permutation(len(source.bad))[:_MOST_DEFECTIVE]]
+    return _Product(source.name, [p.path for p in good[:n]], [*good[n : n + _MOST_GOOD], *bad])
 
 
-def _read(path: Path) -> RgbImage:
-    return decode_image(path.read_bytes(), name=path.name)
+def _read(workspace: Workspace, photo: Photo) -> _Photo:
+    """A photo of a source, as one of its product is read. Raises ImageError, also where its mask cannot be used."""
+    known = workspace.stores.products.get(_PRODUCT)
+    data, settings = read_photo(photo.path, workspace.model_settings), workspace.model_settings
+    window = known.intensity_window if known else None
+    image = decode_image(data, name=str(photo.path), window=window, settings=settings)
+    if not photo.defective:
+        return _Photo(image, [])
+    if photo.mask is None:
+        return _Photo(image, None)
+    try:
+        mask = read_mask(photo, image.shape[:2])
+    except OSError as e:
+        raise ImageError(f"{photo.mask}: cannot be read ({e.strerror})") from e
+    if not mask.any():
+        raise ImageError(f"{photo.mask}: the mask marks no defect")
+    return _Photo(image, [(mask, type_index(photo.type) if photo.type else NO_TYPE)])
 
 
 # ---- its pairs ----
@@ -195,10 +223,26 @@ def _read(path: Path) -> RgbImage:
 
 def _rows(
     workspace: Workspace, product: _Product, references: int, rng: np.random.Generator
-) -> list[dict[str, Tensor]]:
-    enroll(workspace, _PRODUCT, product.goldens)
+) -> tuple[list[dict[str, Tensor]], Mapping[str, list[str]]]:
+    """The pairs of a product, and what of it was left out: why -> names."""
+    left_out: dict[str, list[str]] = defaultdict(list)
+    enrolled = enroll(workspace, _PRODUCT, product.goldens)
+    for refused in enrolled.refused:
+        left_out[refused.reason].append(str(refused.path))
+    for twin in enrolled.already_there:
+        left_out["the same photo as another good one"].append(str(twin.path))
+    if (n := len(enrolled.added)) < _LEAST_GOLDENS:
+        left_out[f"fewer than {_LEAST_GOLDENS} good photos could be used"].append(f"{product.source} ({n})")
+        return [], left_out
     rows: list[dict[str, Tensor]] = []
-    for photo in product.photos:
+    for shown in product.photos:
+        try:
+            photo = shown if isinstance(shown, _Photo) else _read(workspace, shown)
+        except ImageError as e:
+            assert isinstance(shown, Photo)
+            named = shown.mask if shown.mask and str(e).startswith(str(shown.mask)) else shown.path
+            left_out[without_file_name(str(e), named)].append(str(named))
+            continue
         key = hashlib.sha256(photo.image.tobytes()).hexdigest()
         pair = _registered(workspace, photo.image, key, workspace.encoder.embed(photo.image), references)
         known = product.source == "rendered"
@@ -208,7 +252,7 @@ def _rows(
         image, features = workspace.golden_image(golden), workspace.golden_features(golden)
         pair = _registered(workspace, image, f"pairs-{golden.sha256}", features, references, (golden.golden_id,))
         rows += _painted(workspace, pair, pictures, rng)
-    return rows
+    return rows, left_out
 
 
 def _registered(
@@ -223,7 +267,7 @@ def _photographed(
 ) -> list[dict[str, Tensor]]:
     """The tiles of a photo with its own truth."""
     views, back = [ReferenceViews(r, pair.grid) for r in pair.references], OnPhoto(photo.image.shape, pair.grid)
-    planes = [(_marked(back.onto(mask)), kind) for mask, kind in photo.masks or []]
+    planes = [(marked_cells(back.onto(mask)), kind) for mask, kind in photo.masks or []]
     rows = []
     for seen in pair.tiles:
         here = [v.view(seen) for v in views]
@@ -253,11 +297,6 @@ def _photographed(
             }
         )
     return rows
-
-
-def _marked(share: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The cells that a defect covers enough of; one that is too small for any, the one that it covers most."""
-    return share >= min(UNSURE_UP_TO, max(float(share.max()), 1e-6))
 
 
 def _painted(
