@@ -513,7 +513,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return asdict(self.fittings.start(name, by))
 
     def end_fit(self, name: str, by: str) -> None:
-        """End the fit of a product; none begins by itself any more. Raises UnknownRecordError where none runs."""
+        """End the fit of a product; none begins by itself any more. What it brings in this very moment stays in use, see
+        `forget_network`. Raises UnknownRecordError where none runs."""
         name = self.stores.products.name_of(name)
         if not self.fittings.give_up(name, by):
             raise UnknownRecordError(f"no network is being fitted to product {name!r}")

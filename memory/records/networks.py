@@ -60,7 +60,7 @@ class FitAttempt:
     by: str
     n: int = 0  # golden samples that it learned from
     vain: int = 0  # how often in a row it was begun and failed, or ended with the process
-    message: str = ""  # why it failed
+    message: str = ""  # why it failed or stopped, where there is more to say
     found: tuple[int, int, int] | None = None  # as of `ProductNetworks`, once it is known
     created_at: str = field(default_factory=utc_now)
 
@@ -114,10 +114,15 @@ class NetworkStore:
         return True
 
     def decline(self, product: str, by: str) -> None:
-        """Note that a person stopped the fit of a product: none begins by itself until a person asks for one."""
+        """Note that a person stopped the fit of a product, which runs or has just stopped: none begins by itself until a
+        person asks for one. One that ended otherwise meanwhile keeps its outcome: what it brought is in use.
+
+        As any other end of a fit it changes nothing that decides, so the audit chain does not hold it.
+        """
         with self._db.transaction() as conn:
-            last = _attempt(conn, check_product_name(product)) or FitAttempt(product, "begun", "", by)
-            _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
+            last = _attempt(conn, check_product_name(product))
+            if last is not None and last.outcome in ("begun", "stopped"):
+                _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
 
     def begin(self, product: str, shared: str, n: int, by: str) -> FitAttempt:
         """Note that a fit begins. shared: sha256 of the shared network; n: how many golden samples it learns from."""

@@ -382,3 +382,68 @@ def test_network_that_is_removed_after_the_last_step_of_its_fit_does_not_come_in
     assert not is_due(workspace, "board")
     assert [r.by for r in workspace.stores.audit.changes("network")] == ["ana", "bert"][: 2 * before]
     assert workspace.stores.audit.verify_store().problem is None
+
+
+def test_golden_sample_that_is_retired_during_a_fit_is_no_failure(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 6)
+    teach = [g.golden_id for g in workspace.bank.list("board")]
+    left = len(teach)
+
+    def retire(what: str, done: int, total: int, note: str = "") -> None:
+        if what == "registering" and len(teach) > left:
+            workspace.bank.set_status(teach.pop(), "retired", "a scratch", "ana")
+
+    for _ in range(2):  # as often as would be in vain
+        left -= 1
+        with pytest.raises(FitStopped, match="retired since"):
+            fit_product(workspace, "board", "automatic fit", SHORT, progress=retire)
+        last = workspace.stores.networks.last_attempt("board")
+        assert last is not None
+        assert (last.outcome, last.vain, "retired since" in last.message) == ("stopped", 0, True)
+        assert is_due(workspace, "board")
+        assert workspace.fitted("board") is None
+    assert fit_product(workspace, "board", "automatic fit", SHORT).kept
+
+
+def test_halves_of_fits_that_nobody_took_up_again_make_room(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch, (1, 2, 3))
+    enrol(workspace, tmp_path, 4)
+    folder = workspace.model_settings.cache / "fits"
+
+    def stop(what: str, *more: Any) -> None:
+        if what == "calibrating":
+            raise FitStopped
+
+    for seed in range(4):
+        with pytest.raises(FitStopped):
+            fit_product(workspace, "board", "ana", replace(SHORT, seed=10 * seed), progress=stop)
+        kept = list(folder.iterdir())
+        monkeypatch.setattr(module, "_HALVES_BYTES", int(4.5 * kept[0].stat().st_size))
+    assert 2 <= len(kept) <= 4
+    monkeypatch.setattr(module, "fit_network", lambda *_: pytest.fail("it was trained again"))
+    assert fit_product(workspace, "board", "ana", replace(SHORT, seed=30)).kept
+    assert len(list(folder.iterdir())) == len(kept) - 2
+
+
+@pytest.mark.parametrize("outcome", ["kept", "not kept", "failed", "begun", "stopped"])
+def test_fit_is_declined_while_it_runs_or_where_it_has_stopped(workspace: Workspace, outcome: Any) -> None:
+    networks = workspace.stores.networks
+    networks.decline("board", "bert")
+    assert networks.last_attempt("board") is None
+    attempt = networks.begin("board", "digest", 20, "ana")
+    if outcome != "begun":
+        networks.end(attempt, outcome)
+    before = networks.last_attempt("board")
+    networks.decline("board", "bert")
+    last = networks.last_attempt("board")
+    assert last is not None
+    if outcome in ("begun", "stopped"):
+        assert (last.outcome, last.by) == ("declined", "bert")
+    else:
+        assert last == before
+    assert workspace.stores.audit.changes("network", "board") == []  # nothing that decides has changed

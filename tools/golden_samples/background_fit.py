@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -45,7 +45,7 @@ class Fitting:
     done: int = 0  # of `total` steps of the stage
     total: int = 0
     waits: bool = False  # until there is nothing to inspect
-    message: str = ""  # why it failed
+    message: str = ""  # why it failed or stopped, where there is more to say
     started_at: str = field(default_factory=utc_now)
 
 
@@ -92,21 +92,23 @@ class Fittings:
 
         def look() -> None:
             while not self._stop.wait(every_s):
-                try:
-                    for product in self._workspace.bank.products():
-                        if self._stop.is_set() or self._busy():
-                            break
-                        before, seen[product] = seen.get(product), self._workspace.bank.count(product, IN_USE)
-                        if before != seen[product] or not is_due(self._workspace, product):
-                            self._held_back.pop(product, None)
-                        elif self._has_room(product):
-                            self._run(self._begin(product, BY_ITSELF))
-                except BusyError as e:
-                    log.info("%s", e)
-                except Exception as e:  # the bank is away, say: the next look may find it
-                    log.warning("looking for products to fit: %s", e, exc_info=not isinstance(e, RefDiffError))
+                products: list[str] = []
+                with _looking("products"):
+                    products = self._workspace.bank.products()
+                for product in products:
+                    if self._stop.is_set() or self._busy():
+                        break
+                    with _looking(f"product {product}"):  # one that fails does not keep the others from their turn
+                        self._fit_if_due(product, seen)
 
         self._in_thread(look)
+
+    def _fit_if_due(self, product: str, seen: dict[str, int]) -> None:
+        before, seen[product] = seen.get(product), self._workspace.bank.count(product, IN_USE)
+        if before != seen[product] or not is_due(self._workspace, product):
+            self._held_back.pop(product, None)
+        elif self._has_room(product):
+            self._run(self._begin(product, BY_ITSELF))
 
     def of(self, product: str) -> Fitting | None:
         """The latest of a product since the server started."""
@@ -177,17 +179,18 @@ class Fittings:
                 self._latest[product] = replace(now, waits=True)
                 self._stop.wait(_GIVE_WAY_S)
             if self._ends(fitting):
-                raise FitStopped("stopped")
+                raise FitStopped
             self._latest[product] = now
 
         state: FitState
         message = ""
         try:
+            # also while it waits: what it holds in memory may be what ends the process then
             with self._beside():
                 made = fit_product(self._workspace, product, fitting.by, progress=moved)
             state = "kept" if made.kept else "not kept"
-        except FitStopped:
-            state = "stopped"
+        except FitStopped as e:
+            state, message = "stopped", str(e)
         except BusyError as e:  # another process fits it
             state, message = "stopped" if fitting.by == BY_ITSELF else "failed", str(e)
         except RefDiffError as e:
@@ -198,7 +201,7 @@ class Fittings:
         log.info("fit of product %s: %s %s", product, state, message)
         with self._changed:
             if state == "stopped" and self._given_up_by is not None:
-                # also where it had not been noted as begun when it was given up
+                # it may not have been noted as begun when it was given up
                 with contextlib.suppress(StorageError):
                     self._workspace.stores.networks.decline(product, self._given_up_by)
             self._latest[product] = replace(fitting, state=state, message=message)
@@ -207,6 +210,17 @@ class Fittings:
     def _ends(self, fitting: Fitting) -> bool:
         made_room = fitting.by == BY_ITSELF and self._asking > 0
         return self._stop.is_set() or self._given_up_by is not None or made_room
+
+
+@contextlib.contextmanager
+def _looking(what: str) -> Iterator[None]:
+    """What fails in it is logged: the bank may be away, say, and there again at the next look."""
+    try:
+        yield
+    except BusyError as e:
+        log.info("%s", e)
+    except Exception as e:
+        log.warning("looking for what to fit, %s: %s", what, e, exc_info=not isinstance(e, RefDiffError))
 
 
 def _lower_priority() -> None:

@@ -43,7 +43,7 @@ from refdiff.model.difference.scorer import (
     unpack_networks,
 )
 from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageError, UnavailableError
-from refdiff.model.files import write_atomic
+from refdiff.model.files import make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.model.training.pairs import cell_targets, marked_cells
@@ -67,6 +67,7 @@ _MAX_EXAMPLES = 64  # of a half: more would only take memory
 _MAX_TILES = 2  # of a golden sample
 _CHECKED = 24  # parts of a half on which defects are looked for
 _GROWN = 2  # fits begin anew with so many times the golden samples
+_HALVES_BYTES = 64_000_000  # of trained halves that are kept in case of an interruption, of all products
 _MAX_VAIN = 2  # tries that failed or ended with the process
 INTERNAL = "an error of the program; its log says more, please report it"
 
@@ -74,7 +75,8 @@ log = logging.getLogger(__name__)
 
 
 class FitStopped(UnavailableError):
-    """Raised by the `progress` of a fit that is to end, and by a fit that a person ended; the next one goes on."""
+    """A fit that ends without having failed: its `progress` says so, a person ended it, or what it learns from changed. The
+    next one goes on with what still holds."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Fitted:
 
     networks: ProductNetworks
     kept: bool  # they find more synthetic defects than the shared network, and no fewer than those in use before
+    by_replaced: int | None  # how many of them the networks in use before find; None if there were none
     left_out: dict[str, list[str]]  # confirmed defects that they did not learn from: why -> inspection ids
 
 
@@ -100,7 +103,7 @@ def fit_product(
     Inspections use them from one moment to the next: nobody finds them without their calibration. A half that was finished
     is not trained again after an interruption. by: who asked for it. references: K, default from the settings. The process
     takes about 2.5 GB. Raises InputError with golden samples of too few parts, BusyError while the product is fitted
-    elsewhere, UnavailableError where some of them were retired meanwhile.
+    elsewhere, FitStopped where some of them were retired meanwhile.
     """
     product = workspace.stores.products.name_of(product)
     _ = workspace.trained_difference  # without one there is nothing to begin with
@@ -110,8 +113,8 @@ def fit_product(
         attempt = store.begin(product, workspace.trained_difference.sha256, sum(map(len, halves)), by)
         try:
             made = _fit_product(workspace, attempt, halves, recipe or ProductRecipe(), references, progress)
-        except (FitStopped, KeyboardInterrupt):
-            store.end(attempt, "stopped")
+        except (FitStopped, KeyboardInterrupt) as e:
+            store.end(attempt, "stopped", str(e))
             raise
         except Exception as e:
             with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
@@ -194,7 +197,7 @@ def _fit_product(
         confirmed=[LearnedDefect(d.inspection_id, d.photo, d.part_id) for d in confirmed if d.inspection_id in seen],
     )
     if why := workspace.outdated(networks):
-        raise UnavailableError(f"product {product!r} changed while its network was fitted ({why}); fit again")
+        raise FitStopped(f"product {product!r} changed while its network was fitted ({why}); fit again")
     if kept := by_fitted > by_shared and all(by_fitted >= n for n in by_replaced):
         # inspections go on with the former network and its calibration until both of the new one are there
         current_calibration(workspace.trying(networks, scorers), product, references, progress, by)
@@ -202,7 +205,7 @@ def _fit_product(
             raise FitStopped(f"the fit of product {product!r} was ended by a person; nothing was kept")
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
-    return Fitted(networks, kept, left_out)
+    return Fitted(networks, kept, next(iter(by_replaced), None), left_out)
 
 
 def _in_turn(tiles: Iterable[Sequence[Confirmed]]) -> list[Confirmed]:
@@ -261,13 +264,17 @@ class _Fit:
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
         path = workspace.model_settings.cache / "fits" / f"{name}.safetensors"
         with contextlib.suppress(OSError, StorageError):  # not there, or damaged: a cache is made again
-            return unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0], path
+            net = unpack_networks(path.read_bytes(), workspace.trained_difference.config)[0]
+            mark_used(path)
+            return net, path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
         start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
         net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress, defects)
         with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, pack_networks([net]))
+            # fits that failed, or that nobody took up again, leave theirs
+            make_room(path.parent, _HALVES_BYTES)
         return net, path
 
     def found(

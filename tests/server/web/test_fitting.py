@@ -161,6 +161,7 @@ def test_automatic_fit_does_not_begin_where_it_could_get_the_server_killed(
     assert "4 GB of free memory" in product["fit_held_back"]
     assert ("1.5 GB are free" in product["fit_held_back"]) == (free is not None)
     assert product["fitting"] is None
+    networks.begin("board", "another shared network", 20, "ana")
     networks.decline("board", "ana")
     until(lambda: fittings.held_back("board") == "")  # no longer due
     fittings.stop()
@@ -195,6 +196,51 @@ def test_fit_that_a_person_ends_does_not_begin_again_by_itself(server: Running) 
     assert state(server)["fitting"]["state"] == "stopped"
     assert not is_due(server.service.workspace, "board")
     assert server.client.delete(network).status_code == 404
+
+
+def test_fit_that_a_person_ends_in_the_moment_in_which_it_comes_into_use_stays(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: (2, 3, 4))
+    networks, ended = server.service.stores.networks, []
+    save = networks.save
+
+    def ended_then(*arguments: Any) -> bool:
+        saved = save(*arguments)
+        ended.append(server.client.delete("/v1/products/board/fitting").status_code)
+        return saved
+
+    monkeypatch.setattr(networks, "save", ended_then)
+    assert server.client.post("/v1/products/board/network").status_code == 202
+    product = state(server)
+    assert (ended, product["fitting"]["state"], product["last_fit"]["outcome"]) == ([204], "kept", "kept")
+    assert product["network"]["outdated"] == ""
+    assert server.client.delete("/v1/products/board/network").status_code == 204
+    last = networks.last_attempt("board")
+    assert last is not None
+    assert last.outcome == "declined"
+
+
+def test_product_that_fails_does_not_keep_others_from_their_turn(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = server.service.workspace
+    asked: list[str] = []
+
+    def due(_: Any, product: str) -> bool:
+        asked.append(product)
+        if product != "board":
+            raise ZeroDivisionError(product)
+        return False
+
+    monkeypatch.setattr(workspace.bank, "products", lambda: ["a broken one", "board", "last"])
+    monkeypatch.setattr(background_fit, "is_due", due)
+    fittings = Fittings(workspace, server.service._queue.beside)
+    fittings.by_itself(every_s=0.02)
+    until(lambda: len(asked) >= 6)
+    fittings.stop()
+    assert asked[:6] == ["a broken one", "board", "last"] * 2
 
 
 def test_server_fits_by_itself_unless_told_not_to(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

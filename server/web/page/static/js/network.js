@@ -66,7 +66,7 @@ function lastFit({ network, last_fit: last }) {
     "not kept": `not kept: it found ${number(fitted)} of ${number(n)} synthetic defects, the shared network ${number(shared)}${fitted > shared ? ", the one in use more" : ""}`,
     declined: "stopped or removed; none begins by itself",
     failed: `failed: ${last.message}; after two failures it is tried again only when somebody fits it, or with twice the golden samples`,
-    stopped: "interrupted; it goes on by itself where automatic fits are switched on, or when somebody fits it again",
+    stopped: `interrupted${last.message && `: ${last.message}`}; it goes on by itself where automatic fits are switched on, or when somebody fits it again`,
     begun: "another process fits it, or ended in the midst of it, perhaps for want of memory; then fit it again",
     kept: "kept",
   };
