@@ -22,7 +22,7 @@ class MarksFound:
     length: float  # working px
     width: float  # working px
     contrast: float  # 0..1
-    p_values: list[float]  # of each mark, against the other good samples
+    scores: list[float]  # image score of a good sample with each mark
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,7 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         similarities=extra.get("similarities", []),
         alpha=extra.get("alpha"),
         golden_ids=extra.get("golden_ids", []),
-        marks=[MarksFound(**m) for m in extra.get("marks", [])],
+        marks=[
+            MarksFound(**m) for m in extra.get("marks", []) if "scores" in m
+        ],  # once p-values were kept: asked for anew
     )

@@ -35,7 +35,7 @@ Layout = Literal["mvtec", "pairs", "deeppcb"]  # layouts.py, which knows them to
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: refdiff calibrate --product bracket --alpha 0.05")(calibrate)
-    app.command(epilog="Example: refdiff fit --product bracket")(fit)
+    app.command(epilog="Examples: refdiff fit --product bracket · refdiff fit --product bracket --remove")(fit)
     app.add_typer(product, name="product")
     app.command(epilog="Example: refdiff evaluate data/screw --goldens 40 --out results.json")(evaluate)
 
@@ -45,7 +45,7 @@ def calibrate(
     alpha: AlphaRate = None,
     references: References = None,
     detectable: Annotated[
-        bool, typer.Option("--detectable", help="Also say how small a defect is found; takes one to several minutes.")
+        bool, typer.Option("--detectable", help="Also say how small a defect is found; takes minutes.")
     ] = False,
     _json: Json = False,
 ) -> None:
@@ -54,12 +54,13 @@ def calibrate(
     Later inspections of the product use the same --alpha, unless they are given another one.
 
     --detectable draws spots and strokes of rising size on the golden samples (of 20 parts or more), and says from which size
-    on 95 % of them would fail the part. The answer is kept with the calibration, and shown again by `product show`.
+    on 95 % of them would fail the part by this calibration. The answer is kept with the calibration, and shown again by
+    `product show`.
     """
     from refdiff.tools.golden_samples.fit import is_due
     from refdiff.tools.inspection.calibration import calibrate as measure
     from refdiff.tools.inspection.calibration import in_doubt, requested_alpha, said_of, standing_out
-    from refdiff.tools.inspection.detectable import find_marks
+    from refdiff.tools.inspection.detectable import check_enough_parts, find_marks
     from refdiff.tools.inspection.fineness import product_fineness
     from refdiff.tools.inspection.overview import calibration_overview
 
@@ -67,16 +68,24 @@ def calibrate(
         name = workspace.stores.products.name_of(product)
         if not workspace.bank.count(name):
             raise workspace.bank.no_goldens(name)
+        if detectable:
+            check_enough_parts(workspace, name)
+        untold = ""
         with output.progress(name) as moved:
             calibration = measure(workspace, name, references, moved, alpha, settings().server.user)
             if detectable:
-                calibration = find_marks(workspace, calibration, moved)
+                try:
+                    calibration = find_marks(workspace, calibration, moved)
+                except InputError as e:  # the calibration holds all the same
+                    untold = str(e)
         asked = requested_alpha(workspace, calibration)
         doubted = in_doubt(workspace, calibration)
         found = calibration_overview(workspace, calibration)
         found["smallest_defect"] = product_fineness(workspace, name)
         due = is_due(workspace, name)
     emit(found, output.facts(_calibration_rows(found)))
+    if untold:
+        output.note(untold)
     if due:
         output.note(output.fit_hint(name))
     if odd := standing_out(calibration):
@@ -96,9 +105,15 @@ def fit(
     """Train the difference network further on the golden samples of a product, to let fewer defects pass.
 
     It learns what varies in good parts, and what defects look like on them: synthetic ones, and those that people confirmed.
-    Needs golden samples of 20 parts and some minutes; interrupted, it goes on where it was. It is kept only if it finds more
-    synthetic defects than the shared network, on golden samples that it did not see, and calibrated. `refdiff serve` fits by
-    itself (REFDIFF_AUTO_FIT).
+    Flagged golden samples do not teach. Needs golden samples of 20 parts, half of them active, some minutes and about 2.5 GB
+    of memory; interrupted, it resumes with the half that was not finished.
+
+    The network is kept, and calibrated, only if it finds more synthetic defects than the shared network, and no fewer than
+    the one in use, on golden samples that it did not see. It goes out of use once a golden sample that taught it is retired,
+    a part whose defect taught it is found good, or the shared network is replaced; then the shared network inspects.
+
+    `refdiff serve` fits by itself (REFDIFF_AUTO_FIT). While a server holds the home folder, ask it instead: the page, or
+    POST /v1/products/P/network.
     """
     from refdiff.tools.golden_samples.fit import fit_product
 
@@ -114,22 +129,26 @@ def fit(
         with output.progress(name) as moved:
             made = fit_product(workspace, name, user, progress=moved)
     shared, fitted, of = made.networks.found
+    replaced = made.by_replaced
     found = {
         "product": name, "kept": made.kept, "sha256": made.networks.sha256, "seconds": made.networks.seconds,
         "golden_samples": sum(map(len, made.networks.trained_on)), "confirmed_defects": len(made.networks.confirmed),
         "left_out": made.left_out,
     }  # fmt: skip
-    outcome = "kept, and calibrated" if made.kept else "not kept: what was in use finds as many, or more"
+    better = "the shared network finds as many, or more" if fitted <= shared else "the network in use finds more"
+    outcome = "kept, and calibrated" if made.kept else f"not kept: {better}"
     rows: list[tuple[str, object]] = [
         ("Product", name),
         ("Learned from", made.networks.learned_from),
         ("Synthetic defects", f"{of} on golden samples that the network did not see"),
         ("Shared network", f"finds {shared}"),
+        ("Network in use before", None if replaced is None else f"finds {replaced}"),
         ("Fitted network", f"finds {fitted}"),
         ("Outcome", outcome),
         ("Took", f"{made.networks.seconds:.0f} s"),
     ]
-    emit(found | {"synthetic_defects": {"n": of, "shared": shared, "fitted": fitted}}, output.facts(rows))
+    defects = {"n": of, "shared": shared, "fitted": fitted, "replaced": replaced}
+    emit(found | {"synthetic_defects": defects}, output.facts(rows))
     for why, ids in made.left_out.items():
         some = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
         output.say(f"not learned from: {len(ids)} confirmed defect(s), inspection {some}: {why}", "dim")

@@ -17,7 +17,7 @@ import pytest
 
 from refdiff.memory.database import READERS, Database
 from refdiff.memory.image_store import ImageStore
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.schema import MIGRATIONS
 from refdiff.memory.settings import MemorySettings
@@ -369,6 +369,12 @@ def test_calibrations_are_stored_by_key_and_the_latest_is_found(stores: Stores) 
     assert store.latest("gear") == store.get("gear", "k1") == again
     with pytest.raises(RefDiffError, match="gear"):
         store.save(replace(one, scores=[float("nan")]))
+    assert store.latest("gear") == again
+    marked = replace(again, marks=[MarksFound("spot", 4, 4, 0.4, [3.0])])
+    store.keep_marks(marked)
+    assert store.latest("gear") == marked
+    with stores.db.transaction() as conn:  # as they were kept once, ranked: they are found out again
+        conn.execute("""UPDATE calibrations SET extra = replace(extra, '"scores": [3.0]', '"p_values": [0.1]')""")
     assert store.latest("gear") == again
 
 

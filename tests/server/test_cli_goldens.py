@@ -70,7 +70,7 @@ def test_network_is_fitted_shown_and_removed(
         assert hint in run(capsys, *command)[2]
     code, found = said(capsys, "fit", "--product", "board")
     defects = found["synthetic_defects"]
-    assert (code, found["kept"]) == (0, defects["fitted"] > defects["shared"])
+    assert (code, found["kept"], defects["replaced"]) == (0, defects["fitted"] > defects["shared"], None)
     assert 0 < defects["n"] <= 6
     code, product = said(capsys, "product", "show", "board")
     assert (product["network"] is not None) == found["kept"]
@@ -94,7 +94,49 @@ def test_calibrate_says_how_small_a_defect_is_found(
     assert {row["alpha"]: row["smallest"]["working_px"] for row in found["detectable"]["found"]} == {
         0.01: 30, 0.02: 30, 0.05: 30
     }  # fmt: skip
+    attained = {row["alpha"]: row["attained"] for row in found["detectable"]["found"]}
+    assert attained[0.01] == found["alpha"]["attained"]  # one rule in one table
     assert said(capsys, "product", "show", "board")[1]["calibration"]["detectable"] == found["detectable"]
     for command in (("calibrate", "--product", "board"), ("product", "show", "board")):
         assert main.run([*command]) == 0
         assert "spots from 30 px across" in capsys.readouterr().out
+
+
+def test_calibrate_asks_for_more_parts_before_it_measures(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for golden in said(capsys, "goldens", "list")[1]["goldens"][:3]:
+        assert said(capsys, "goldens", "retire", golden["golden_id"])[0] == 0
+    known = said(capsys, "product", "show", "board")[1]["calibration"]
+    assert known["stale"]
+    code, _, errors = run(capsys, "calibrate", "--product", "board", "--detectable")
+    assert (code, "19 parts" in errors) == (65, True)
+    assert said(capsys, "product", "show", "board")[1]["calibration"] == known  # nothing was measured
+
+
+def test_calibration_is_shown_where_no_tried_size_fits_on_the_golden_samples(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detectable, "_SIZES", [("stroke", Mark(300, 2, 0.4))])
+    code, found, errors = run(capsys, "calibrate", "--product", "board", "--detectable")
+    assert (code, found["n"], "detectable" in found) == (0, 22, False)
+    assert "none of the tried sizes fits" in " ".join(errors.split())
+
+
+def test_fit_says_what_the_network_in_use_finds(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(fit._Fit, "found", lambda self, half, *more: (3, 5, 8))
+    assert said(capsys, "fit", "--product", "board")[1]["kept"]
+    for by_fitted, by_used, words in (
+        (4, 5, "not kept: the network in use finds more"),
+        (3, 2, "not kept: the shared network finds as many, or more"),
+        (5, 5, "kept, and calibrated"),
+    ):
+        # of each half
+        monkeypatch.setattr(fit._Fit, "found", lambda *_, counts=(3, by_fitted, by_used, 8): counts)
+        assert main.run(["fit", "--product", "board"]) == 0
+        shown = capsys.readouterr().out
+        rows = dict(line.strip().split("  ", 1) for line in shown.splitlines() if "  " in line.strip())
+        assert (rows["Network in use before"].strip(), rows["Outcome"].strip()) == (f"finds {2 * by_used}", words)
+    found = said(capsys, "fit", "--product", "board")[1]
+    assert found["synthetic_defects"] == {"n": 16, "shared": 6, "fitted": 10, "replaced": 10}

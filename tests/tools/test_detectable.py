@@ -17,7 +17,7 @@ from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import detectable as module
-from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.calibration import calibrate, score_threshold, summary
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.detectable import detectable, find_marks
 from refdiff.tools.inspection.overview import product_overview
@@ -60,10 +60,16 @@ def test_mark_has_the_stated_size_and_contrast_and_lies_where_it_may(length: flo
     assert (drawn(np.zeros_like(image), mark, (50, 40), 0.0)[40, 50] == 102).all()  # brighter where it is dark
 
 
+def calibration(workspace: Workspace, n: int, marks: list[MarksFound]) -> Calibration:
+    """Of n parts, with the scores 1 to n."""
+    scores = [float(i + 1) for i in range(n)]
+    return replace(calibrate(workspace, "board"), n=n, scores=scores, golden_ids=[], marks=marks)
+
+
 def marks(shape: str, *shares: float) -> list[MarksFound]:
-    """Sizes 1, 2, ..., of 20 marks each, of which such shares have a p-value of .04, the others one of .2."""
+    """Sizes 1, 2, ..., of 20 marks each, of which such shares score 96.5, the others 50."""
     return [
-        MarksFound(shape, i + 1, 1, 0.4, [0.04] * round(20 * share) + [0.2] * (20 - round(20 * share)))
+        MarksFound(shape, i + 1, 1, 0.4, [96.5] * round(20 * share) + [50.0] * (20 - round(20 * share)))
         for i, share in enumerate(shares)
     ]
 
@@ -75,9 +81,7 @@ def marks(shape: str, *shares: float) -> list[MarksFound]:
 def test_smallest_size_is_that_from_which_on_all_are_found(
     workspace: Workspace, shares: tuple[float, ...], smallest: int | None
 ) -> None:
-    n = 99
-    known = replace(calibrate(workspace, "board"), n=n, marks=marks("spot", *shares))
-    found = detectable(workspace, known)
+    found = detectable(workspace, calibration(workspace, 99, marks("spot", *shares)))  # p-values of .04 and .51
     assert found is not None
     for row in found["found"]:
         if row["alpha"] < 0.05:
@@ -93,19 +97,36 @@ def test_smallest_size_is_that_from_which_on_all_are_found(
 @pytest.mark.parametrize(
     ("parts", "rates"),
     [
-        (20, ["0.01, 0.02, 0.05 (attained 0.05)"]),
-        (50, ["0.01, 0.02 (attained 0.02)", "0.05"]),
-        (99, ["0.01 (attained 0.0101)", "0.02", "0.05"]),
-        (100, ["0.01", "0.02", "0.05"]),
+        (19, ["0.01, 0.02, 0.05 (attained 0.05)"]),
+        (20, ["0.01, 0.02 (attained 0.0476)", "0.05"]),
+        (50, ["0.01 (attained 0.0196)", "0.02", "0.05"]),
+        (98, ["0.01 (attained 0.0101)", "0.02", "0.05"]),
+        (99, ["0.01", "0.02", "0.05"]),
     ],
 )
-def test_attained_rate_is_said_wherever_it_is_not_the_one_asked_for(
+def test_attained_rate_is_that_of_the_calibration_and_said_wherever_it_is_not_the_one_asked_for(
     workspace: Workspace, parts: int, rates: list[str]
 ) -> None:
-    known = replace(calibrate(workspace, "board"), n=parts, marks=marks("spot", 1, 1))
+    known = calibration(workspace, parts, marks("spot", 1, 1))
     found = detectable(workspace, known)
     assert found is not None
     assert [line.partition(":")[0] for line in found["summary"]] == [f"alpha {rate}" for rate in rates]
+    promised = {alpha: summary(known, alpha)["alpha"] for alpha in module.ALPHAS}
+    assert {
+        row["alpha"]: {"requested": row["alpha"], "attained": row["attained"]} for row in found["found"]
+    } == promised
+
+
+@pytest.mark.parametrize("n", [20, 60, 99])
+def test_mark_is_found_from_the_score_on_above_which_a_part_fails(workspace: Workspace, n: int) -> None:
+    known = calibration(workspace, n, [])
+    for alpha in module.ALPHAS:
+        limit = score_threshold(known.scores, alpha)
+        assert limit is not None
+        for score, found in ((limit, False), (limit + 0.5, True)):
+            told = detectable(workspace, replace(known, marks=[MarksFound("spot", 1, 1, 0.4, [score])]))
+            assert told is not None
+            assert [r["smallest"] is not None for r in told["found"] if r["alpha"] == alpha] == [found]
 
 
 def test_marks_score_as_in_an_inspection_and_are_kept_with_the_calibration(
@@ -138,8 +159,8 @@ def test_marks_score_as_in_an_inspection_and_are_kept_with_the_calibration(
         module, "_SIZES", [("spot", Mark(d, d, 0.4)) for d in (2, 24)] + [("stroke", Mark(300, 2, 0.4))]
     )
     made = find_marks(workspace, measured)
-    assert [(m.shape, m.length, len(m.p_values)) for m in made.marks] == [("spot", 2, 6), ("spot", 24, 6)]
-    assert np.mean(made.marks[0].p_values) > np.mean(made.marks[1].p_values)
+    assert [(m.shape, m.length, len(m.scores)) for m in made.marks] == [("spot", 2, 6), ("spot", 24, 6)]
+    assert np.mean(made.marks[0].scores) < np.mean(made.marks[1].scores)
     steps: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SIZES", [("stroke", Mark(300, 2, 0.4))])

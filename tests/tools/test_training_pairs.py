@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.scorer import load_difference, read_network
-from refdiff.model.errors import InputError
+from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
+from refdiff.model.training.pairs import Photo
 from refdiff.model.training.pool import describe_registered, read_shard, registered_pairs
 from refdiff.model.training.sources import customer_sources
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import training_pairs
+from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.training_pairs import make_pairs
+from refdiff.tools.workspace import Workspace
 
 SEED = 0  # both products are drawn
 
@@ -130,3 +136,19 @@ def test_folders_that_hold_something_else_are_refused(data: Path, tmp_path: Path
 def test_start_without_registered_pairs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["train", "difference", "--start", "weights.safetensors"]) == 65
     assert "refdiff train pairs" in " ".join(capsys.readouterr().err.split())
+
+
+def test_photos_of_a_source_are_read_through_the_window_of_its_golden_samples(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        deep = photo(i, spot=20 * (i == 2))[..., ::-1].astype(np.uint16) * 200
+        path.write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    shallow = tmp_path / "shallow.png"
+    shallow.write_bytes(encode_png(photo(3)))
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None)
+    with Workspace.open(memory, ModelSettings(cache=tmp_path / "cache", working_px=96)) as workspace:
+        assert len(enroll(workspace, "product", paths[:2]).added) == 2
+        read = training_pairs._read(workspace, Photo(paths[2], defective=True))
+        assert read.image.std() > 30
+        with pytest.raises(ImageError, match="8-bit"):
+            training_pairs._read(workspace, Photo(shallow))

@@ -1,7 +1,7 @@
 """How small a defect is found: marks of known size are drawn on the golden samples of a product and compared as photos are.
 
 Each golden sample is inspected as its calibration inspects it, without what shows the same part and by a network that has
-not seen it, and its p-value is taken against the others. A mark is found if that p-value would fail the part.
+not seen it. A mark is found if the score would fail a part by that calibration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from refdiff.model.synthesis.photo_pairs import foreground_of
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.photos import Grid, Seen
 from refdiff.tools.framing.tiles import Blend, Tile
-from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, in_doubt
+from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, count_parts, in_doubt, p_value
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, compared, grid_score, reach, scored_cells
@@ -50,37 +50,39 @@ _SIZES = [
 ]
 
 
+def check_enough_parts(workspace: Workspace, product: str) -> None:
+    """Raises InputError with golden samples of too few parts to fail any: nothing can be said about what is found then."""
+    if (n := count_parts(workspace, product)) < MIN_PARTS_TO_FAIL:
+        raise InputError(
+            f"product {product!r} has golden samples of {n} parts; how small a defect is found can be said from "
+            f"{MIN_PARTS_TO_FAIL} on. Calibrate without that, or add some: refdiff enroll --product {product!r} FOLDER"
+        )
+
+
 def find_marks(workspace: Workspace, calibration: Calibration, progress: Progress = silent) -> Calibration:
     """The calibration with what marks of all sizes score; kept with it, and not found out again for the same one.
 
-    Takes one to two minutes on two cores, more where photos are compared in tiles. Raises InputError with too few parts to
-    fail any, or where no mark fits on them.
+    Takes minutes, more of them where photos are compared in tiles. Raises InputError with too few parts to fail any (as
+    `check_enough_parts`), or where no mark fits on them.
     """
     if calibration.marks:
         return calibration
-    if calibration.n < MIN_PARTS_TO_FAIL:
-        raise InputError(
-            f"product {calibration.product!r} has golden samples of {calibration.n} parts; how small a defect is found can "
-            f"be said from {MIN_PARTS_TO_FAIL} on"
-        )
+    check_enough_parts(workspace, calibration.product)
     ids = sorted(calibration.golden_ids)
     chosen = [ids[i * len(ids) // _MARKS] for i in range(_MARKS)] if len(ids) > _MARKS else ids
-    p_values: list[list[float]] = [[] for _ in _SIZES]
-    scored = dict(zip(calibration.golden_ids, calibration.scores, strict=True))
+    scores: list[list[float]] = [[] for _ in _SIZES]
     for done, golden_id in enumerate(chosen, start=1):
-        others = np.array([score for other, score in scored.items() if other != golden_id])
         part = _Part.of(workspace, workspace.bank.get(golden_id), calibration.references)
         rng = np.random.default_rng([_SEED, int(hashlib.sha256(golden_id.encode()).hexdigest()[:8], 16)])
         here = len(range(done - 1, _MARKS, len(chosen)))  # of each size: those that its turn comes for
-        for (_, mark), found in zip(_SIZES, p_values, strict=True):
-            for _ in range(here):
-                if (score := part.score_with(mark, rng)) is not None:
-                    found.append((1 + int((others >= score).sum())) / (len(others) + 1))
+        for (_, mark), found in zip(_SIZES, scores, strict=True):
+            drawn_here = (part.score_with(mark, rng) for _ in range(here))
+            found.extend(score for score in drawn_here if score is not None)
         progress("drawing defects", done, len(chosen))
     # what does not fit on most parts is no size to speak of
     marks = [
         MarksFound(shape, mark.length, mark.width, mark.contrast, found)
-        for (shape, mark), found in zip(_SIZES, p_values, strict=True)
+        for (shape, mark), found in zip(_SIZES, scores, strict=True)
         if len(found) >= _MARKS / 2
     ]
     if not marks:
@@ -174,10 +176,10 @@ def detectable(workspace: Workspace, calibration: Calibration) -> dict[str, Any]
     doubted = in_doubt(workspace, calibration)
     smallest = []
     for alpha in ALPHAS:
-        attained = attained_alpha(alpha, calibration.n - 1, doubted)
+        attained = attained_alpha(alpha, calibration.n, doubted)
         for shape in dict.fromkeys(m.shape for m in calibration.marks):
             of_shape = [m for m in calibration.marks if m.shape == shape]
-            found = _smallest(of_shape, attained)
+            found = _smallest(calibration, of_shape, attained)
             sizes = {
                 "smallest": None if found is None else _size(found, each),
                 "largest_tried": _size(of_shape[-1], each),
@@ -185,7 +187,7 @@ def detectable(workspace: Workspace, calibration: Calibration) -> dict[str, Any]
             smallest.append({"alpha": alpha, "attained": attained, "shape": shape, "width": of_shape[0].width} | sizes)
     made: dict[str, Any] = {
         "contrast": calibration.marks[0].contrast,
-        "marks": min(len(m.p_values) for m in calibration.marks),
+        "marks": min(len(m.scores) for m in calibration.marks),
         "share": SHARE,
         "working_px": each.working_px,
         "found": smallest,
@@ -193,9 +195,10 @@ def detectable(workspace: Workspace, calibration: Calibration) -> dict[str, Any]
     return made | {"summary": said(made, each)}
 
 
-def _smallest(marks: Sequence[MarksFound], attained: float) -> MarksFound | None:
+def _smallest(calibration: Calibration, marks: Sequence[MarksFound], attained: float) -> MarksFound | None:
     """The first size, in rising order, from which on all are found often enough."""
-    missed = [i for i, m in enumerate(marks) if np.mean(np.array(m.p_values) <= attained + 1e-12) < SHARE]
+    found = [np.mean([p_value(calibration, score) <= attained for score in m.scores]) for m in marks]
+    missed = [i for i, share in enumerate(found) if share < SHARE]
     first = missed[-1] + 1 if missed else 0
     return marks[first] if first < len(marks) else None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refdiff.model.difference.matching import ReferenceView
 
-_LEAST_SHARPNESS = 0.5  # of a golden sample's; without a blur it was .58 or more in 170 photos of six products
+_LEAST_SHARPNESS = 0.5  # of a golden sample's: half as sharp is out of focus, not the spread of good photos
 _SQUARE_PX = 16
 _LEAST_EDGE = 4.0  # energy of the finest structures of a square with an edge, in that of most squares, which is noise
 _LEAST_SQUARES = 8  # with an edge, to say anything
