@@ -261,8 +261,15 @@ class GoldenOnGrid:
     def _source(self) -> OnGrid:
         return OnGrid(self._workspace.golden_image(self._golden), self._matrix)
 
+    @cached_property
+    def _beyond(self) -> Callable[[], OnGrid]:
+        return _anchor_drawing(self._workspace, self._grid)
+
     def _draw(self, tile: Tile) -> Picture:
-        return Picture.of(*self._source.window(*astuple(tile)))
+        drawn, covered = self._source.window(*astuple(tile))
+        if self._grid.frame is not None and not covered.all():
+            drawn = completed(drawn, covered, self._beyond().window(*astuple(tile))[0])
+        return Picture.of(drawn, covered)
 
     def _encode(self, picture: Picture) -> Features:
         return self._workspace.encoder.embed(picture.image, (picture.pixels.shape[1], picture.pixels.shape[2]))

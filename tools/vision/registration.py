@@ -257,14 +257,27 @@ def on_grid(image: RgbImage, matrix: Matrix, size: tuple[int, int]) -> tuple[Rgb
 
 
 def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) -> RgbImage:
-    """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one."""
+    """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one is nearby."""
     if covered.all() or not covered.any():
         return picture
-    here, there = (np.array(cv2.mean(image, covered.view(np.uint8))[:3]) for image in (picture, other))
-    gain = np.clip((here + 1) / (there + 1), 0.5, 2.0)
-    filling = np.clip(other[~covered] * gain, 0, 255)
+    # how the picture differs from the other one, carried on smoothly beyond its end: no seam is seen
+    weight = covered.astype(np.float32)
+    apart = cv2.subtract(picture, other, dtype=cv2.CV_32F) * weight[..., None]
+    difference, near = np.zeros(picture.shape, np.float32), np.zeros(covered.shape, np.float32)
+    short = min(covered.shape)
+    for part in (1 / 32, 1 / 8, 1 / 2):
+        f = min(1.0, 8 / (part * short))
+        size = (max(1, round(covered.shape[1] * f)), max(1, round(covered.shape[0] * f)))
+        sigma = part * short * f
+        total = cv2.GaussianBlur(cv2.resize(weight, size, interpolation=cv2.INTER_AREA), (0, 0), sigma)
+        sums = cv2.GaussianBlur(cv2.resize(apart, size, interpolation=cv2.INTER_AREA), (0, 0), sigma)
+        total, sums = (cv2.resize(x, covered.shape[::-1], interpolation=cv2.INTER_LINEAR) for x in (total, sums))
+        trust = (1 - near) * np.minimum(1, 4 * total)
+        difference += (trust / np.maximum(total, 1e-6))[..., None] * sums
+        near += trust
     whole = picture.copy()
-    whole[~covered] = filling.astype(np.uint8)
+    filling = other + difference / np.maximum(near, 1e-6)[..., None]
+    whole[~covered] = np.clip(filling[~covered], 0, 255).astype(np.uint8)
     return whole
 
 
