@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.encoder import Encoder, resize_to, work_size
 from refdiff.model.errors import DamagedError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
@@ -22,10 +22,12 @@ from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools import workspace as workspace_module
 from refdiff.tools.framing import frames
 from refdiff.tools.framing.frames import matrix_of, place_of
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid
+from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import align, carried, completed, on_grid
+from refdiff.tools.vision.registration import align, carried, completed, on_grid, scaling
 from refdiff.tools.workspace import Workspace
 
 SIZE = (160, 200)
@@ -196,9 +198,10 @@ def test_anchor_whose_photo_is_lost_does_not_stop_the_others(tmp_path: Path, spe
 def test_photo_is_drawn_in_each_frame_by_itself(workspace: Workspace) -> None:
     image, small = scene("a", 71).image, (64, 96)
     matrix = np.diag([small[1] / SIZE[1], small[0] / SIZE[0] / 2, 1.0])  # the lower half lies beyond the photo
+    others = {f"frame {i}": scene("b", i).image[: small[0], : small[1]] for i in range(2)}
     drawn = [
-        workspace.warped(image, "same", matrix, small, frame, partial(np.full, (*small, 3), shade, np.uint8))[0]
-        for frame, shade in (("dark", 40), ("bright", 220))
+        workspace.warped(image, "same", matrix, small, frame, lambda other=other: other)[0]  # type: ignore[misc]
+        for frame, other in others.items()
     ]
     assert not np.array_equal(drawn[0].image, drawn[1].image)
 
@@ -260,6 +263,36 @@ def test_image_on_another_grid_keeps_its_look(scale: float) -> None:
     wanted = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     assert covered.all()
     assert np.abs(drawn.astype(int) - wanted).mean() < 2.5
+
+
+def test_picture_goes_on_beyond_its_end_without_a_seam() -> None:
+    other: RgbImage = scene("a", 3).image
+    brighter = np.linspace(10, 60, other.shape[1])[None, :, None]  # another light
+    whole = np.clip(other.astype(float) * 0.8 + brighter, 0, 255).astype(np.uint8)
+    covered = np.zeros(other.shape[:2], np.uint8)
+    cv2.circle(covered, (other.shape[1] // 2, other.shape[0] // 2), other.shape[0] * 2 // 5, 1, -1)
+    picture = np.where(covered[..., None] > 0, whole, 0).astype(np.uint8)
+    error = np.abs(completed(picture, covered > 0, other).astype(int) - whole).max(2)
+    beyond = cv2.distanceTransform(1 - covered, cv2.DIST_L2, 5)
+    assert not error[covered > 0].any()
+    assert error[(beyond > 0) & (beyond < 5)].mean() < 8
+    assert np.abs(other.astype(int) - whole).max(2)[(beyond > 0) & (beyond < 5)].mean() > 15
+
+
+def test_golden_sample_goes_on_beyond_its_end_like_the_photo(workspace: Workspace) -> None:
+    golden = named(workspace)["a1"]
+    place = place_of(workspace, golden)
+    turned = np.vstack([cv2.getRotationMatrix2D((100, 80), 30, 1), [0, 0, 1]])
+    workspace.places[golden.golden_id] = replace(place, matrix=tuple(turned.flatten().tolist()))
+    size = work_size(place.anchor_size, workspace.model_settings.working_px)
+    grid = Grid(size, scaling(place.anchor_size, size), place, False, [Tile(0, 0, *size)])
+    drawn = GoldenOnGrid(workspace, golden, align(scene("a", 0).image, scene("a", 1).image), grid).on(grid.tiles[0])
+    shown = workspace.image(place.anchor_sha256, place.product, "golden sample")
+    anchor = resize_to(shown, size)
+    beyond = cv2.erode((~drawn.picture.covered.numpy()).astype(np.uint8), np.ones((5, 5))) > 0
+    assert beyond.mean() > 0.05
+    details = [cv2.Laplacian(image, cv2.CV_32F)[beyond].ravel() for image in (drawn.picture.image, anchor)]
+    assert np.corrcoef(*details)[0, 1] > 0.9
 
 
 def test_picture_is_completed_as_bright_as_it_is() -> None:

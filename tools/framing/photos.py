@@ -30,6 +30,7 @@ from refdiff.tools.workspace import Workspace
 _STILL_PHOTO_PX = 0.25 * GRID_STRIDE
 _STILL_GOLDEN_PX = 0.5
 _BATCH = 8  # tiles that are encoded at once
+_DRAWN = "2"  # of how goldens are drawn in their frame: raise when that changes
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class GoldenOnGrid:
             picture = self._draw(tile)
             return Seen(tile, rounded(self._encode(picture)).maps, picture)
         photo, on_disk = workspace.cache_key(golden.sha256, golden.product)
-        where = hashlib.sha256(f"{self._frame}{grid.size}{astuple(tile)}".encode()).hexdigest()[:16]
+        where = hashlib.sha256(f"{_DRAWN}{self._frame}{grid.size}{astuple(tile)}".encode()).hexdigest()[:16]
         # many tiles are drawn faster than read
         picture = workspace.pictures.get(f"{photo}-{where}", lambda: self._draw(tile), on_disk and grid.whole)
         encoded = workspace.features.get(f"{photo}-{where}", lambda: self._encode(picture), on_disk)

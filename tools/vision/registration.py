@@ -24,6 +24,7 @@ from refdiff.model.images import F32, RgbImage
 Matrix = NDArray[np.float64]
 
 _WORK_PX = 256  # long side, in px, at which registration works
+_COMPLETED_PX = 80  # long side at which it is worked out how a picture goes on beyond its end
 _COVERAGE_PX = 256  # long side of the plane that says what an image covers
 _SEARCH_LEVEL = 8  # work px / 8 is where rotations are tried
 _SEARCH_DEG = 9.0
@@ -257,27 +258,27 @@ def on_grid(image: RgbImage, matrix: Matrix, size: tuple[int, int]) -> tuple[Rgb
 
 
 def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) -> RgbImage:
-    """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one is nearby."""
+    """(H, W, 3): where nothing covers a picture, what another one shows there, as bright as this one is nearby.
+
+    Without a seam: features next to one would differ from those of a picture that goes on.
+    """
     if covered.all() or not covered.any():
         return picture
-    # how the picture differs from the other one, carried on smoothly beyond its end: no seam is seen
-    weight = covered.astype(np.float32)
-    apart = cv2.subtract(picture, other, dtype=cv2.CV_32F) * weight[..., None]
-    difference, near = np.zeros(picture.shape, np.float32), np.zeros(covered.shape, np.float32)
-    short = min(covered.shape)
-    for part in (1 / 32, 1 / 8, 1 / 2):
-        f = min(1.0, 8 / (part * short))
-        size = (max(1, round(covered.shape[1] * f)), max(1, round(covered.shape[0] * f)))
-        sigma = part * short * f
-        total = cv2.GaussianBlur(cv2.resize(weight, size, interpolation=cv2.INTER_AREA), (0, 0), sigma)
-        sums = cv2.GaussianBlur(cv2.resize(apart, size, interpolation=cv2.INTER_AREA), (0, 0), sigma)
-        total, sums = (cv2.resize(x, covered.shape[::-1], interpolation=cv2.INTER_LINEAR) for x in (total, sums))
-        trust = (1 - near) * np.minimum(1, 4 * total)
-        difference += (trust / np.maximum(total, 1e-6))[..., None] * sums
-        near += trust
+    f = min(1.0, _COMPLETED_PX / max(covered.shape))
+    small = max(1, round(covered.shape[1] * f)), max(1, round(covered.shape[0] * f))
+    apart = cv2.subtract(picture, other, dtype=cv2.CV_32F) * covered[..., None]
+    apart, weight = (cv2.resize(x, small, interpolation=cv2.INTER_AREA) for x in (apart, covered.astype(np.float32)))
+    # how the two differ where both are known, carried on: from near the end of the picture, and where that is far, from farther
+    offset, known = np.zeros_like(apart), np.zeros_like(weight)
+    for sigma in (2.5, 10.0, 40.0):
+        reached = cv2.GaussianBlur(weight, (0, 0), sigma)
+        share = (1 - known) * np.minimum(1, 4 * reached)
+        offset += (share / np.maximum(reached, 1e-6))[..., None] * cv2.GaussianBlur(apart, (0, 0), sigma)
+        known += share
+    offset /= np.maximum(known, 1e-6)[..., None]
+    filling = other[~covered] + cv2.resize(offset, covered.shape[::-1], interpolation=cv2.INTER_LINEAR)[~covered]
     whole = picture.copy()
-    filling = other + difference / np.maximum(near, 1e-6)[..., None]
-    whole[~covered] = np.clip(filling[~covered], 0, 255).astype(np.uint8)
+    whole[~covered] = np.clip(filling, 0, 255).astype(np.uint8)
     return whole
 
 
