@@ -268,7 +268,7 @@ def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) ->
     small = max(1, round(covered.shape[1] * f)), max(1, round(covered.shape[0] * f))
     apart = cv2.subtract(picture, other, dtype=cv2.CV_32F) * covered[..., None]
     apart, weight = (cv2.resize(x, small, interpolation=cv2.INTER_AREA) for x in (apart, covered.astype(np.float32)))
-    # how the two differ where both are known, carried on: from near the end of the picture, and where that is far, from farther
+    # how the two differ where both are known, carried on: from near the end of the picture, then from farther
     offset, known = np.zeros_like(apart), np.zeros_like(weight)
     for sigma in (2.5, 10.0, 40.0):
         reached = cv2.GaussianBlur(weight, (0, 0), sigma)
