@@ -34,7 +34,7 @@ from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
 MAP_STRIDE = 4  # of the anomaly map, working px
-SCORED_PART = 0.005  # the image score is the mean of this part of the cells, the highest
+SCORED_PART = 0.002  # the image score is the mean of this part of the cells, the highest
 _MIN_WEIGHT = 0.02  # keeps part of the distance where the network sees nothing
 
 

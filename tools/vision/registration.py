@@ -266,16 +266,17 @@ def completed(picture: RgbImage, covered: NDArray[np.bool_], other: RgbImage) ->
         return picture
     f = min(1.0, _COMPLETED_PX / max(covered.shape))
     small = max(1, round(covered.shape[1] * f)), max(1, round(covered.shape[0] * f))
-    apart = cv2.subtract(picture, other, dtype=cv2.CV_32F) * covered[..., None]
-    apart, weight = (cv2.resize(x, small, interpolation=cv2.INTER_AREA) for x in (apart, covered.astype(np.float32)))
+    weight = cv2.resize(covered.astype(np.float32), small, interpolation=cv2.INTER_AREA)
+    both = cv2.subtract(picture, other, dtype=cv2.CV_32F) * covered[..., None]
+    apart = cv2.resize(both, small, interpolation=cv2.INTER_AREA)
     # how the two differ where both are known, carried on: from near the end of the picture, then from farther
-    offset, known = np.zeros_like(apart), np.zeros_like(weight)
+    offset, known = np.zeros((*small[::-1], 3), np.float32), np.zeros(small[::-1], np.float32)
     for sigma in (2.5, 10.0, 40.0):
         reached = cv2.GaussianBlur(weight, (0, 0), sigma)
         share = (1 - known) * np.minimum(1, 4 * reached)
-        offset += (share / np.maximum(reached, 1e-6))[..., None] * cv2.GaussianBlur(apart, (0, 0), sigma)
-        known += share
-    offset /= np.maximum(known, 1e-6)[..., None]
+        offset = offset + (share / np.maximum(reached, 1e-6))[..., None] * cv2.GaussianBlur(apart, (0, 0), sigma)
+        known = known + share
+    offset = offset / np.maximum(known, 1e-6)[..., None]
     filling = other[~covered] + cv2.resize(offset, covered.shape[::-1], interpolation=cv2.INTER_LINEAR)[~covered]
     whole = picture.copy()
     whole[~covered] = np.clip(filling, 0, 255).astype(np.uint8)
