@@ -52,6 +52,7 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import problems_of
+from refdiff.tools.inspection.light import other_light
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.regions import map_window
 from refdiff.tools.workspace import Workspace
@@ -292,6 +293,7 @@ def _calibrate(run: _Run) -> Calibration | None:
         n=len(results),
         references=1,
         peaks=sorted(d.peak for d in results),
+        levels=sorted(d.level for d in results),
     )
 
 
@@ -335,14 +337,16 @@ def _inspect(
         pair = images.put(encode_png(comparison.nearest.reduced)), images.put(encode_png(image))
         reading = run.driver.read_pair(READ, *pair)
     n, alpha = calibration.n if calibration else 0, run.plan.settings.alpha
-    unlike = unlike_goldens(calibration, p, nearest.similarity, attained_alpha(alpha, n, doubted))
+    attained = attained_alpha(alpha, n, doubted)
+    unlike = unlike_goldens(calibration, p, nearest.similarity, attained)
+    light = other_light(image, comparison, calibration, p, attained)
     facts = PolicyInput(
         p=p,
         n=n,
         alpha=alpha,
         in_doubt=doubted,
         reading=reading,
-        problems=[*problems_of(comparison), *([unlike] if unlike else [])],
+        problems=[*problems_of(comparison), *(said for said in (unlike, light) if said)],
     )
     decision = decide(facts)
     by_score = None if reading is None else decide(replace(facts, reading=None)).verdict is Verdict.PASS

@@ -39,6 +39,8 @@ class Calibration:
     seconds: float = 0.0  # how long it took
     peaks: list[float] = field(default_factory=list)  # highest value of each part's anomaly map, sorted
     similarities: list[float] = field(default_factory=list)  # of each part to its nearest golden, sorted
+    # how much each part differs where it fits best, sorted; empty if measured by earlier versions
+    levels: list[float] = field(default_factory=list)
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
     # of the part of each score; empty if measured by earlier versions
     golden_ids: list[str] = field(default_factory=list)
@@ -105,6 +107,8 @@ def _extra(c: Calibration) -> str:
         "alpha": c.alpha,
         "golden_ids": c.golden_ids,
     }
+    if c.levels:
+        more["levels"] = c.levels
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)
@@ -123,6 +127,7 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         seconds=row["seconds"],
         peaks=extra.get("peaks", []),
         similarities=extra.get("similarities", []),
+        levels=extra.get("levels", []),
         alpha=extra.get("alpha"),
         golden_ids=extra.get("golden_ids", []),
         marks=[

@@ -193,6 +193,8 @@ OTHER_MEANS: list[tuple[str, str, str]] = [
     ("a calibration removed", "DELETE FROM calibrations", "the calibration of board"),
     ("a calibration slipped in", "INSERT INTO calibrations (product, key, scores, pixel_threshold, n, reference_count, "
      "created_at, seconds, extra) VALUES ('board', 'other', '[]', 9, 1, 1, '2026', 0, '{}')", "the calibration of board"),
+    ("how much good parts differ as a whole", "UPDATE calibrations SET extra = json_set(extra, '$.levels', json('[9]'))",
+     "the calibration of board"),
     ("when an inspection was filed", "UPDATE inspections SET created_at = '2025'", "the time it is listed with"),
 ]  # fmt: skip
 

@@ -364,7 +364,7 @@ def test_calibrations_are_stored_by_key_and_the_latest_is_found(stores: Stores) 
     store.save(two)
     assert (store.latest("gear"), store.get("gear", "k1"), store.get("gear", "k3")) == (two, one, None)
     assert store.latest("axle") is None
-    again = replace(one, scores=[7.0])
+    again = replace(one, scores=[7.0], levels=[0.01, 0.02])
     store.save(again)
     assert store.latest("gear") == store.get("gear", "k1") == again
     with pytest.raises(RefDiffError, match="gear"):

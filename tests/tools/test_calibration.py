@@ -219,6 +219,7 @@ CHANGES: dict[str, tuple[bool, Change]] = {
     "an ignore zone": (True, lambda s, g, t, m: s.stores.products.set_spec("board", _zone("ignore"))),
     "another frame": (True, lambda s, g, t, m: s.stores.products.set_spec("board", {"frame": g[1].golden_id})),
     "another scoring": (True, lambda s, g, t, m: m.setattr(patch_distance, "VERSION", "next")),
+    "something else measured of each part": (True, lambda s, g, t, m: m.setattr(module, "_MEASURED", 0)),
     "other weights": (True, lambda s, g, t, m: m.setattr(s.encoder, "fingerprint", "0" * 16)),
     "an intensity window": (True, lambda s, g, t, m: s.stores.products.set_window_once("board", (0, 9))),
     "nothing": (False, lambda s, g, t, m: None),

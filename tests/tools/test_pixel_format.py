@@ -26,6 +26,12 @@ from refdiff.tools.workspace import Workspace
 
 COLOUR = render("circuit", 1, 0, size=(96, 128)).image
 GREY = np.repeat(COLOUR[..., 1:2], 3, axis=2)
+NOISE = np.random.default_rng(0).normal(0, 1.5, COLOUR.shape)
+RED_LIGHT = (GREY * np.array([1, 0.12, 0.08]) + NOISE).clip(0, 255).astype(np.uint8)
+TINTED = (GREY * np.array([1, 0.9, 0.7])).astype(np.uint8)
+WARM = (COLOUR * np.array([1, 0.85, 0.7])).astype(np.uint8)
+PAINTED = COLOUR.copy()
+PAINTED[:, 32:] = (90, 90, 95)
 
 
 def shown(share: float, offset: float = 40) -> NDArray[np.uint8]:
@@ -39,6 +45,13 @@ PROBLEMS = {
     "grey part in colour": (COLOUR, np.dstack([GREY[..., :2], GREY[..., 0] // 2]), False, ""),
     "grey photo": (GREY, COLOUR, False, "the photo is grey (a monochrome camera, or raw sensor data?)"),
     "photo in colour": (COLOUR, GREY, False, "the photo is in colour, the golden sample grey"),
+    "under red light": (RED_LIGHT, COLOUR, False, "the photo has shades of one colour, the golden sample several"),
+    "grey with a tint": (TINTED, COLOUR, False, "the photo has shades of one colour"),
+    "both under red light": (RED_LIGHT, RED_LIGHT, False, ""),
+    "in colour, golden sample under red light": (COLOUR, RED_LIGHT, False, ""),
+    "under warm light": (WARM, COLOUR, False, ""),
+    "three quarters painted grey": (PAINTED, COLOUR, False, ""),
+    "without any light": ((40 + NOISE).astype(np.uint8), COLOUR, False, ""),
     "dark, 8-bit": (shown(0.05), COLOUR, False, ""),
     "deep": (shown(1), shown(1), True, ""),
     "deep, half as bright": (shown(0.5), shown(1), True, ""),

@@ -32,6 +32,7 @@ MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
+_MEASURED = 2  # part of every calibration key: raise when something else is kept of each part
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
@@ -67,6 +68,7 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     spec = product_spec(workspace, product)
     known = workspace.stores.products.get(product)
     parts = {
+        "measured": _MEASURED,
         "goldens": goldens,
         "references": references,
         "software": software_fingerprint(workspace),
@@ -146,7 +148,7 @@ def _measure(
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
     scores: list[tuple[float, str]] = []  # with the golden that was measured
-    peaks, similarities = [], []
+    peaks, similarities, levels = [], [], []
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -161,6 +163,7 @@ def _measure(
         scores.append((result.difference.score, golden.golden_id))
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
+        levels.append(result.difference.level)
         progress("calibrating", done + 1, len(chosen))
     scores.sort()
     return Calibration(
@@ -174,6 +177,7 @@ def _measure(
         seconds=time.perf_counter() - started,
         peaks=sorted(peaks),
         similarities=sorted(similarities),
+        levels=sorted(levels),
         alpha=alpha or _alpha_before(workspace, product),
         golden_ids=[golden_id for _, golden_id in scores],
     )
@@ -329,7 +333,7 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
-    hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids", "marks")
+    hidden = ("scores", "peaks", "similarities", "levels", "alpha", "golden_ids", "marks")
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {

@@ -29,6 +29,8 @@ from refdiff.tools.vision.regions import map_size, on_map
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
 from refdiff.tools.workspace import Workspace
 
+_LEVEL_PART = 0.25  # a defect that covers less than three quarters of the photo leaves this part of the cells as it is
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -42,6 +44,7 @@ class Difference:
     types: NDArray[np.float32]  # (T, h, w) probabilities of DIFFERENCE_TYPES, all over the photo
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
     focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
+    level: float  # lower quartile of the cells that count: how much even what fits best differs
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def score_difference(
     covered = float((back.to(reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
     scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
-    return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem)
+    level = float(np.quantile(cells[keep], _LEVEL_PART)) if keep.any() else 0.0
+    return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem, level)
 
 
 def compared(

@@ -26,6 +26,7 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
+from refdiff.tools.inspection.light import other_light
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
@@ -147,6 +148,8 @@ def inspect_photo(
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
     if unlike := unlike_goldens(calibration, p, hits[0].similarity, attained):
         problems.append(unlike)
+    if light := other_light(query, comparison, calibration, p, attained):
+        problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     suspicious = calibration is None or p is None or is_suspicious(calibration, p, attained)

@@ -1,0 +1,74 @@
+"""Whether a photo fails because of its light: it differs from the golden samples as a whole, and nothing stands out of that.
+
+Another lamp, exposure or camera changes the features of every place; a defect changes few. So the level is looked at: the
+lower quartile of the anomaly map's cells. A defect that is as large as the part has a high level, too, and no single photo
+tells it from another light (a dead solar cell is darker as a whole): so nothing passes for its level. What fails, but not
+by more than its level explains, goes to a person with that reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refdiff.memory.records.calibrations import Calibration
+from refdiff.model.difference.encoder import resize_to
+from refdiff.model.images import RgbImage
+from refdiff.tools.inspection.calibration import is_suspicious, score_threshold
+from refdiff.tools.inspection.comparison import Comparison
+from refdiff.tools.inspection.difference import RegisteredGolden
+from refdiff.tools.inspection.robust import MIN_VALUES
+from refdiff.tools.vision.regions import map_size
+
+# the score grows with the level squared: the distance to the golden samples does, and the network's weight with it
+_GROWTH = 2
+_TOLD_BRIGHTNESS, _TOLD_COLOUR = 0.05, 0.03  # changes of gain that are worth telling
+_READABLE = (8, 247)  # grey values that are neither black nor clipped
+_LEAST_READABLE = 0.1  # part of the photo
+
+
+def other_light(
+    photo: RgbImage, comparison: Comparison, calibration: Calibration | None, p: float | None, attained: float
+) -> str:
+    """The problem with a photo (H, W, 3) whose score is suspicious because all of it differs; "" if there is none.
+
+    Limit of the level: as far above the highest of the good parts as that is above their median. A score stays suspicious by
+    itself where it exceeds that of good parts by more than the square of what the level does.
+    """
+    if calibration is None or p is None or len(known := calibration.levels) < MIN_VALUES:
+        return ""
+    if comparison.format_problem or comparison.difference.focus_problem:
+        return ""  # the reason is known more exactly
+    highest, level = float(known[-1]), comparison.difference.level
+    if not is_suspicious(calibration, p, attained) or level <= 2 * highest - float(np.median(known)):
+        return ""
+    limit = score_threshold(calibration.scores, attained)
+    if limit is None or comparison.difference.score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
+        return ""
+    return (
+        "the whole photo differs from the golden samples, even what fits them best "
+        f"{level / max(highest, 1e-9):.1f} times as much as in any of {calibration.n} good parts "
+        f"({_change(photo, comparison.nearest)}); photograph the part as they were, or add its photo to them if it is good"
+    )
+
+
+def _change(photo: RgbImage, golden: RegisteredGolden) -> str:
+    """What changed from a golden sample to a photo as a whole, in words."""
+    unknown = "another light, exposure or camera?"
+    if not golden.alignment.ok:
+        return unknown
+    ours, theirs = resize_to(photo, map_size(photo.shape)), golden.reduced
+    low, high = _READABLE
+    readable = ((np.minimum(ours, theirs) >= low) & (np.maximum(ours, theirs) <= high)).all(2)
+    if readable.mean() < _LEAST_READABLE:
+        return unknown
+    gains = np.median(np.log(ours[readable].astype(np.float32) / theirs[readable]), 0)
+    brighter, tints = float(np.expm1(gains.mean())), np.expm1(gains - gains.mean())
+    said = []
+    if abs(brighter) >= _TOLD_BRIGHTNESS:
+        said.append(f"{100 * abs(brighter):.0f} % {'brighter' if brighter > 0 else 'darker'}")
+    said += [
+        f"{100 * abs(tint):.0f} % {'more' if tint > 0 else 'less'} {colour}"
+        for colour, tint in zip(("red", "green", "blue"), tints, strict=True)
+        if abs(tint) >= _TOLD_COLOUR
+    ]
+    return f"{', '.join(said)} than the nearest" if said else "as bright as the nearest: lit from another direction?"
