@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refdiff.agent.evaluation.metrics import image_auroc
-from refdiff.agent.evaluation.results import EvaluationResults, ImageResult
+from refdiff.agent.evaluation.results import EvaluationResults
 from refdiff.agent.evaluation.run import evaluate
 from refdiff.model.errors import RefDiffError
 from refdiff.model.synthesis.render import PART_KINDS, DefectSpec, Light, PartKind, render
@@ -41,14 +41,6 @@ LIGHTS = {
 }
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Of the good or the defective parts under one light: how many FAIL, REVIEW and PASS, by score and as decided."""
-
-    by_score: tuple[int, int, int]
-    decided: tuple[int, int, int]
-
-
 def draw(kind: PartKind, design: int, each: int, out: Path) -> None:
     """Write a product in the `mvtec` layout; a file's name begins with the number of its light."""
 
@@ -67,21 +59,17 @@ def draw(kind: PartKind, design: int, each: int, out: Path) -> None:
             save(light, 1000 * (1 + n) + 100 + i, out / "test" / "defect" / f"{n}-{i:03}.png", True)
 
 
-def _count(rows: list[ImageResult], attained: float) -> _Found:
-    verdicts = [str(r.verdict) for r in rows]
-    p = [r.p_value or 0.0 for r in rows]
-    fails, passes = sum(x <= attained for x in p), sum(x > max(0.05, 2 * attained) for x in p)
-    decided = (verdicts.count("FAIL"), verdicts.count("REVIEW"), verdicts.count("PASS"))
-    return _Found((fails, len(rows) - fails - passes, passes), decided)
-
-
-def rows(results: EvaluationResults) -> Iterator[tuple[str, float | None, _Found, _Found]]:
-    """(light, AUROC within it, of the good parts, of the defective ones)."""
+def rows(results: EvaluationResults) -> Iterator[list[str]]:
+    """Of every light: name, AUROC, and of good and of defective parts those that fail by the score alone, and verdicts."""
     for n, name in enumerate(LIGHTS):
         here = [r for r in results.per_image if Path(r.path).name.startswith(f"{n}-")]
-        good, bad = ([r for r in here if r.label == label] for label in (0, 1))
-        area = image_auroc([r.label for r in here], [r.score for r in here])
-        yield name, area, *(_count(some, results.alpha.attained) for some in (good, bad))
+        row = [name, f"{image_auroc([r.label for r in here], [r.score for r in here]) or 0:.3f}"]
+        for label in (0, 1):
+            some = [r for r in here if r.label == label]
+            decided = Counter(str(r.verdict) for r in some)
+            row.append(str(sum((r.p_value or 0.0) <= results.alpha.attained for r in some)))
+            row.append(" / ".join(str(decided[v]) for v in ("FAIL", "REVIEW", "PASS")))
+        yield row
 
 
 def main(
@@ -89,17 +77,17 @@ def main(
     design: Annotated[int, typer.Option(help="Design of the parts.")] = 1,
     each: Annotated[int, typer.Option(min=1, max=100, help="Good and defective parts under each light.")] = 20,
 ) -> None:
-    """Print, for each light, FAIL / REVIEW / PASS by the score alone and as decided."""
+    """Print verdicts for each light, and how many parts the score alone would fail."""
     console = Console(width=150)
     try:
         for kind in kinds or PART_KINDS:
             with tempfile.TemporaryDirectory() as folder:
                 draw(kind, design, each, Path(folder))  # type: ignore[arg-type]
                 results = evaluate(Path(folder))
-            table = Table("light", "AUROC", "good, by score", "good", "defective, by score", "defective", title=kind)
-            for name, area, good, bad in rows(results):
-                cells = (good.by_score, good.decided, bad.by_score, bad.decided)
-                table.add_row(name, f"{area or 0:.3f}", *(" / ".join(map(str, c)) for c in cells))
+            columns = ("light", "AUROC", "good: FAIL by score", "verdicts", "defective: FAIL by score", "verdicts")
+            table = Table(*columns, title=f"{kind}: FAIL / REVIEW / PASS")
+            for row in rows(results):
+                table.add_row(*row)
             console.print(table)
     except RefDiffError as e:
         print(f"error: {e}", file=sys.stderr)

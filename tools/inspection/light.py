@@ -13,7 +13,7 @@ import numpy as np
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.images import RgbImage
-from refdiff.tools.inspection.calibration import is_suspicious, score_threshold
+from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, unlike_goldens
 from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.difference import RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
@@ -29,7 +29,7 @@ _LEAST_READABLE = 0.1  # part of the photo
 def other_light(
     photo: RgbImage, comparison: Comparison, calibration: Calibration | None, p: float | None, attained: float
 ) -> str:
-    """The problem with a photo (H, W, 3) whose score is suspicious because all of it differs; "" if there is none.
+    """The problem with a photo (H, W, 3) that does not pass because all of it differs; "" if there is none.
 
     Limit of the level: as far above the highest of the good parts as that is above their median. A score stays suspicious by
     itself where it exceeds that of good parts by more than the square of what the level does.
@@ -38,9 +38,11 @@ def other_light(
         return ""
     if comparison.format_problem or comparison.difference.focus_problem:
         return ""  # the reason is known more exactly
-    highest, level = float(known[-1]), comparison.difference.level
-    if not is_suspicious(calibration, p, attained) or level <= 2 * highest - float(np.median(known)):
+    highest, level, similarity = float(known[-1]), comparison.difference.level, comparison.hits[0].similarity
+    if level <= 2 * highest - float(np.median(known)):
         return ""
+    if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
+        return ""  # it passes
     limit = score_threshold(calibration.scores, attained)
     if limit is None or comparison.difference.score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
         return ""
@@ -71,4 +73,8 @@ def _change(photo: RgbImage, golden: RegisteredGolden) -> str:
         for colour, tint in zip(("red", "green", "blue"), tints, strict=True)
         if abs(tint) >= _TOLD_COLOUR
     ]
-    return f"{', '.join(said)} than the nearest" if said else "as bright as the nearest: lit from another direction?"
+    return (
+        f"{', '.join(said)} than the nearest"
+        if said
+        else "as bright as the nearest: lit from another direction, or another variant?"
+    )

@@ -16,7 +16,9 @@ _MIN_RANGE = 0.3  # of the golden's range of samples; two bits less leave a quar
 _LOOKED_AT = 512  # px a side; a range of samples needs no more
 # how far colours scatter off the line of the shades of one, as a part of how far along it
 _SEVERAL_COLOURS = 0.1
-_COLOURS_LOST = 0.15  # of a golden sample's; in 450 photos of twelve such products, many defective, .30 or more was left
+_COLOURS_LOST = (
+    0.15  # of a golden sample's; in 450 photos of twelve such products, many defective, .30 or more was left
+)
 _COLOURS_PX = 32  # px a side: averages out noise
 
 
