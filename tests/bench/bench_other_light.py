@@ -1,4 +1,4 @@
-"""Photos under a light that no golden sample shows: REFDIFF_WORKING_PX=192 python tests/bench/other_light.py
+"""Photos under a light that no golden sample shows: REFDIFF_WORKING_PX=192 python tests/bench/bench_other_light.py
 
 Of each kind of rendered part 40 golden samples under one lamp, then good and defective parts (stain or scratch of 16 px,
 contrast .4) under that lamp and under others. Verdicts are those of `refdiff evaluate`; beside them what the score alone
