@@ -19,7 +19,7 @@ from refdiff.tools.inspection.difference import RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
 from refdiff.tools.vision.regions import map_size
 
-# the score grows with the level squared: the distance to the golden samples does, and the network's weight with it
+# the score grows faster than the level does; measured (docs/measured.md, "Another light")
 _GROWTH = 2
 _TOLD_BRIGHTNESS, _TOLD_COLOUR = 0.05, 0.03  # changes of gain that are worth telling
 _READABLE = (8, 247)  # grey values that are neither black nor clipped
