@@ -67,8 +67,8 @@ def overlay(
 
     query: (H, W, 3) uint8. Finding i of the list gets the number i + 1; its box is in query px.
     outlines: of the findings, if they are known. Each is drawn round its px and covers none of them, the box round it.
-    components: of those that are not as many as they should be, what was counted gets a white box, and where one is missing
-    a dashed orange one.
+    components: of those that are not as many as they should be, what was counted gets a white box (c2 of component 2), and
+    where one is missing a dashed orange one.
     anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined, whatever
     the findings say; for reports without outlines.
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
@@ -85,9 +85,11 @@ def overlay(
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(height, width) / 280))
     font = _font(max(16, round(max(height, width) / 36)))
+    counted: list[tuple[str, Box]] = []
     for miscounted in (c for c in components if c.wrong):
         for place in miscounted.seen:
-            _draw_box(draw, _to_picture(place, scale, (height, width)), max(1, line // 2), _PAPER)
+            counted.append((f"c{miscounted.number}", _to_picture(place, scale, (height, width))))
+            _draw_box(draw, counted[-1][1], max(1, line // 2), _PAPER)
         for place in miscounted.missing:
             _draw_box(draw, _to_picture(place, scale, (height, width)), line, ORANGE, dashed=True)
     for finding, box in zip(findings, boxes, strict=True):
@@ -98,6 +100,11 @@ def overlay(
         taken.append(tag)
         draw.rectangle(tag, fill=SKY if finding.within_limits else ORANGE, outline=_INK, width=max(1, line // 2))
         draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), str(number), font=font, fill=_INK, anchor="mm")
+    for text, box in counted:
+        tag = _place_tag(draw, text, font, box, (height, width), taken, boxes)
+        taken.append(tag)
+        draw.rectangle(tag, fill=_PAPER, outline=_INK, width=max(1, line // 2))
+        draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, font=font, fill=_INK, anchor="mm")
     return np.asarray(picture)
 
 

@@ -65,25 +65,26 @@ def photo(counts: tuple[int, int], rng: np.random.Generator, size: int) -> NDArr
     length, fine = 0.17 * size * _FINE, size * _FINE
     drawings = [_clip(length)] * counts[0] + [_screw(length)] * counts[1]
     ground = np.float32([104, 112, 118]) + rng.normal(0, 3, 3).astype(np.float32)
-    image = np.broadcast_to(ground, (fine, fine, 3)).copy()
     coarse = cv2.resize(rng.normal(0, 5, (24, 24)).astype(np.float32), (fine, fine), interpolation=cv2.INTER_CUBIC)
-    image += coarse[..., None]
+    image = ground + coarse[..., None]
     taken = np.zeros((fine, fine), np.uint8)
+    side = round(1.1 * length)  # of the window that holds a part at any angle
     reach = np.ones((round(length / 5),) * 2, np.uint8)
     for shade, mask in drawings:
+        middle = shade.shape[0] / 2
         while True:
-            x, y = rng.uniform(0.55 * length, fine - 0.55 * length, 2)
-            turn = cv2.getRotationMatrix2D((shade.shape[1] / 2, shade.shape[0] / 2), rng.uniform(0, 360), 1.0)
-            turn[:, 2] += x - shade.shape[1] / 2, y - shade.shape[0] / 2
-            here = cv2.warpAffine(mask, turn, (fine, fine))
-            if not (cv2.dilate(here, reach) & taken).any():
+            x, y = (int(v) for v in rng.integers(0, fine - side, 2))
+            turn = cv2.getRotationMatrix2D((middle, middle), rng.uniform(0, 360), 1.0)
+            turn[:, 2] += side / 2 - middle
+            here, at = cv2.warpAffine(mask, turn, (side, side)), (slice(y, y + side), slice(x, x + side))
+            if not (cv2.dilate(here, reach) & taken[at]).any():
                 break
-        taken |= here
+        taken[at] |= here
         shadow = cv2.GaussianBlur(np.roll(here, round(length / 25), (0, 1)), (0, 0), length / 40)
-        image *= 1 - 0.35 * (shadow.astype(np.float32) / 255)[..., None]
-        part = cv2.warpAffine(shade, turn, (fine, fine)).astype(np.float32) * rng.uniform(0.92, 1.08)
+        below = image[at] * (1 - 0.35 * (shadow.astype(np.float32) / 255)[..., None])
+        part = cv2.warpAffine(shade, turn, (side, side)).astype(np.float32) * rng.uniform(0.92, 1.08)
         alpha = (here.astype(np.float32) / 255)[..., None]
-        image = (1 - alpha) * image + alpha * part[..., None]
+        image[at] = (1 - alpha) * below + alpha * part[..., None]
     small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     across = np.linspace(-1, 1, size, dtype=np.float32)
     slope = rng.uniform(-0.08, 0.08, 2)

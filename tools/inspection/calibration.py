@@ -353,7 +353,7 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 
 
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
-    """For people and --json: what was measured and which false-reject rate it can promise."""
+    """For people and --json: what was measured and which false-reject rate it can promise. components: how many of each."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
     hidden = ("scores", "peaks", "similarities", "alpha", "golden_ids", "marks", "components", "per_miscount")
     odd: dict[str, object] = {}
@@ -365,6 +365,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "limit_if_good": score_threshold(calibration.scores, alpha),
             "limit_without": limit_without(calibration, found, alpha),
         }
+    counted = {"components": [c.count for c in calibration.components]} if calibration.components else {}
     return (
         {k: v for k, v in asdict(calibration).items() if k not in hidden}
         | {
@@ -374,5 +375,6 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             # a tiny alpha makes it infinite
             "goldens_needed_for_alpha": int(min(np.ceil((1 + in_doubt) / alpha), 2.0**53)) - 1,
         }
+        | counted
         | odd
     )

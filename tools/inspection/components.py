@@ -146,14 +146,15 @@ def _meet(a: Box, b: Box) -> bool:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """centres: (K, C). counts, clear: of each golden sample. cells: (all cells of all golden samples,) where it is."""
+    """centres: (K, C). counts, clear: of each golden sample. within: (all cells of all golden samples,) the boxes of
+    its instances."""
 
     centres: NDArray[np.float32]
     members: list[int]
     area: float
     counts: NDArray[np.intp]
     clear: NDArray[np.float64]
-    cells: Mask
+    within: Mask
 
     def component(self, count: int) -> Component:
         return Component(self.centres, self.members, self.area, count)
@@ -191,19 +192,26 @@ def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Lo
         if (counts != np.median(counts)).sum() > 1 or np.median(counts) < _LEAST:
             continue  # none, whichever golden sample is left out
         clear = np.array([np.abs(f[:, 4] / area - _whole(f[:, 4] / area)).max(initial=0) for f in found])
-        yield _Candidate(centres, sorted(members), area, counts, clear, np.concatenate([m.ravel() for m in masks]))
+        yield _Candidate(
+            centres,
+            sorted(members),
+            area,
+            counts,
+            clear,
+            np.concatenate([_boxes(f, m) for f, m in zip(found, masks, strict=True)]),
+        )
 
 
 def _chosen(made: Sequence[_Candidate], golden: Sequence[int]) -> list[_Candidate]:
     """Those that all of these golden samples (by number) show clearly and in one number.
 
-    Of those that overlap, the clearest.
+    Of those whose boxes overlap, as those of a part and of its rim do, the clearest.
     """
     at = list(golden)
     stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all() and c.clear[at].max() < _CLEAR]
     found: list[_Candidate] = []
     for one in sorted(stable, key=lambda c: float(c.clear[at].max())):
-        if all((one.cells & f.cells).sum() <= min(one.cells.sum(), f.cells.sum()) / 2 for f in found):
+        if all((one.within & f.within).sum() <= min(one.within.sum(), f.within.sum()) / 2 for f in found):
             found.append(one)
     return found
 
@@ -223,6 +231,14 @@ def _nearest(look: Look, centres: NDArray[np.float32], ignored: Mask | None) -> 
 def _instances(mask: Mask) -> NDArray[np.int32]:
     """(n, 5): x, y, width, height and area of what is connected, cells."""
     return np.asarray(cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[2][1:], np.int32)
+
+
+def _boxes(stats: NDArray[np.int32], mask: Mask) -> Mask:
+    """(cells,): those in the box of an instance."""
+    within = np.zeros_like(mask)
+    for x, y, w, h, _ in stats:
+        within[y : y + h, x : x + w] = True
+    return within.ravel()
 
 
 def _at_edge(stats: NDArray[np.int32], mask: Mask) -> Mask:
