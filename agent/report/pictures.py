@@ -67,8 +67,7 @@ def overlay(
 
     query: (H, W, 3) uint8. Finding i of the list gets the number i + 1; its box is in query px.
     outlines: of the findings, if they are known. Each is drawn round its px and covers none of them, the box round it.
-    components: of those that are not as many as they should be, what was counted gets a white box (c2 of component 2), and
-    where one is missing a dashed orange one.
+    components: of those that are not as many as they should be, what was counted gets a white box (c2 of component 2).
     anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined, whatever
     the findings say; for reports without outlines.
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
@@ -90,8 +89,6 @@ def overlay(
         for place in miscounted.seen:
             counted.append((f"c{miscounted.number}", _to_picture(place, scale, (height, width))))
             _draw_box(draw, counted[-1][1], max(1, line // 2), _PAPER)
-        for place in miscounted.missing:
-            _draw_box(draw, _to_picture(place, scale, (height, width)), line, ORANGE, dashed=True)
     for finding, box in zip(findings, boxes, strict=True):
         _draw_box(draw, box, line, SKY if finding.within_limits else ORANGE, dashed=finding.within_limits)
     taken: list[_Rect] = []

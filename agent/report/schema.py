@@ -115,7 +115,6 @@ class ComponentCount(_Model):
     expected: int  # on every golden sample
     found: int
     seen: list[Location] = []  # several that touch are one place
-    missing: list[Location] = []  # where a registered golden sample shows one more
 
     @property
     def wrong(self) -> bool:

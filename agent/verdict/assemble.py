@@ -270,7 +270,6 @@ def _components(canonical: PhotoInspection) -> list[ComponentCount]:
             expected=c.expected,
             found=c.found,
             seen=[place(i.box) for i in c.instances],
-            missing=[place(box) for box in c.missing],
         )
         for c in canonical.counts
     ]

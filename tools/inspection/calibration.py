@@ -147,6 +147,7 @@ def _measure(
     peaks, similarities = [], []
     looks: list[Look] = []
     ignored: list[Mask | None] = []
+    loose = 0  # golden samples that register to no other
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -163,10 +164,11 @@ def _measure(
         similarities.append(result.hits[0].similarity)
         looks.append(look_of(result.features))
         ignored.append(result.ignore)
+        loose += not result.alignments[0].ok
         progress("calibrating", done + 1, len(chosen))
-    # a number that few golden samples have in common may be chance, and they fail no part
-    enough = len(looks) >= MIN_PARTS_TO_FAIL
-    counted = learn(looks, ignored) if enough else Learned([], [0] * len(looks))
+    # what registers is compared place by place; and a number that few golden samples have in common may be chance
+    counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
+    counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
         (score + per_miscount * wrong, golden_id)

@@ -8,7 +8,7 @@ loosely are counted too. Whoever deviates alone says how often counting errs: se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -20,7 +20,6 @@ from sklearn.cluster import KMeans
 from refdiff.memory.records.calibrations import Component
 from refdiff.model.difference.encoder import Features
 from refdiff.model.images import Box
-from refdiff.tools.vision.registration import Matrix
 
 VERSION = "1"  # part of every calibration key: raise when counts change
 STRIDE = 16  # of the encoder's map: coarser ones blur small parts, finer ones see edges rather than parts
@@ -29,7 +28,7 @@ _CLUSTERS = (12, 24)
 _CELLS = 20_000  # of all golden samples that are clustered
 # of an instance's area, in areas of one component, to the nearest whole number: twice as near as to the next
 _CLEAR = 1 / 3
-_LEAST = 2  # equal parts are counted; where one alone belongs, the place itself is compared
+_LEAST = 2  # a single one, such as the ground, is no matter of counting
 
 Look = NDArray[np.float32]  # (h, w, C) cells of unit norm
 Mask = NDArray[np.bool_]
@@ -50,7 +49,6 @@ class Count:
     number: int
     expected: int
     instances: list[Instance]
-    missing: list[Box] = field(default_factory=list)  # px of the photo: where a registered golden sample shows one more
 
     @property
     def found(self) -> int:
@@ -113,32 +111,6 @@ def count(components: Sequence[Component], look: Look, ignored: Mask | None, siz
                 instances.append(Instance((x0, y0, x1, y1), int(times)))
         found.append(Count(number, one.count, instances))
     return found
-
-
-def missing_at(counted: Count, on_golden: Count, matrix: Matrix) -> Count:
-    """With the places of a registered golden sample, golden px -> photo px by `matrix`, where the photo shows none.
-
-    Nothing is missing where the centre of one lies in the box of the other.
-    """
-    if counted.found >= counted.expected:
-        return counted
-    places = []
-    for one in on_golden.instances:
-        x0, y0, x1, y1 = one.box
-        corners = np.array([[[x0, y0], [x1, y0], [x1, y1], [x0, y1]]], np.float64)
-        on_photo = cv2.perspectiveTransform(corners, matrix)[0]
-        left, top, right, bottom = (round(float(v)) for v in (*on_photo.min(0), *on_photo.max(0)))
-        places.append((left, top, right, bottom))
-    missing = [p for p in places if not any(_meet(p, i.box) for i in counted.instances)]
-    return replace(counted, missing=missing)
-
-
-def _meet(a: Box, b: Box) -> bool:
-    def holds(box: Box, other: Box) -> bool:
-        x, y = (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
-        return box[0] <= x < box[2] and box[1] <= y < box[3]
-
-    return holds(a, b) or holds(b, a)
 
 
 # ---- pieces ----

@@ -27,7 +27,7 @@ from refdiff.tools.inspection.calibration import (
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
-from refdiff.tools.inspection.components import Count, count, look_of, missing_at
+from refdiff.tools.inspection.components import Count
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
@@ -177,23 +177,10 @@ def inspect_photo(
             )
         )
     by = network.sha256 if network else None
-    if calibration is not None:
-        counts = placed_counts(comparison, calibration, counts)
     crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
         comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, by
     )
-
-
-def placed_counts(comparison: Comparison, calibration: Calibration, counts: list[Count]) -> list[Count]:
-    """Wrong counts with the places where the nearest golden sample, if it is registered, shows what the photo does not."""
-    nearest = comparison.nearest
-    if not nearest.alignment.ok or not any(c.wrong_by for c in counts):
-        return counts
-    golden = nearest.workspace.golden_image(nearest.golden)
-    look = look_of(nearest.workspace.golden_features(nearest.golden))
-    there = count(calibration.components, look, None, (golden.shape[0], golden.shape[1]))
-    return [missing_at(c, on_golden, nearest.alignment.matrix) for c, on_golden in zip(counts, there, strict=True)]
 
 
 def problems_of(comparison: Comparison) -> list[str]:
