@@ -123,7 +123,7 @@ def calibration_state(row: sqlite3.Row) -> dict[str, Any]:
         "key": row["key"], "parts": row["n"], "references": row["reference_count"], "alpha": extra.get("alpha"),
         "pixel_threshold": row["pixel_threshold"], "created_at": row["created_at"],
         "scores": content_digest(measured),
-    }  # fmt: skip
+    } | ({"components": content_digest(extra["components"])} if "components" in extra else {})  # fmt: skip
 
 
 def calibration_subject(row: sqlite3.Row) -> str:

@@ -49,6 +49,7 @@ from refdiff.tools.inspection.calibration import (
     standing_out,
     unlike_goldens,
     weights_in_use,
+    with_counts,
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import problems_of
@@ -327,6 +328,7 @@ def _inspect(
 ) -> tuple[ImageResult, Comparison]:
     started = time.perf_counter()
     image, comparison = _compare(run, sample)
+    comparison, _ = with_counts(comparison, calibration)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None

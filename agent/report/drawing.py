@@ -58,7 +58,7 @@ class Drawing:
         findings, kept = self.report.findings, self.kept
         if kept.outlines is None:
             return pictures.overlay(self.query, findings, anomaly_map=kept.anomaly_map, threshold=kept.threshold)
-        return pictures.overlay(self.query, findings, kept.outlines)
+        return pictures.overlay(self.query, findings, kept.outlines, components=self.report.components)
 
     @cached_property
     def _heatmap(self) -> RgbImage:

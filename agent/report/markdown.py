@@ -17,6 +17,7 @@ from refdiff.agent.report.summary import (
     MISSING,
     NO_FINDINGS,
     called,
+    count_text,
     counted,
     facts,
     finding_line,
@@ -96,6 +97,7 @@ def _arguments(arguments: dict[str, Any]) -> str:
 _FILTERS: dict[str, Any] = {
     "arguments": _arguments,
     "called": called,
+    "count_text": count_text,
     "counted": counted,
     "facts": facts,
     "named": named_text,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from refdiff.agent.report.schema import Finding
+from refdiff.agent.report.schema import ComponentCount, Finding, Location
 from refdiff.model.images import MIN_CROP_PX, Box, Outline, RgbImage, encode_png
 from refdiff.tools.vision.regions import map_size
 
@@ -59,6 +59,7 @@ def overlay(
     findings: Sequence[Finding],
     outlines: Sequence[Outline] = (),
     *,
+    components: Sequence[ComponentCount] = (),
     anomaly_map: NDArray[np.float32] | None = None,
     threshold: float | None = None,
 ) -> RgbImage:
@@ -66,6 +67,7 @@ def overlay(
 
     query: (H, W, 3) uint8. Finding i of the list gets the number i + 1; its box is in query px.
     outlines: of the findings, if they are known. Each is drawn round its px and covers none of them, the box round it.
+    components: of those that are not as many as they should be, what was counted gets a white box (c2 of component 2).
     anomaly_map: float32 of the query's `map_size`, with a threshold in the same unit: what exceeds it is outlined, whatever
     the findings say; for reports without outlines.
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
@@ -76,12 +78,17 @@ def overlay(
         _check_map(query, anomaly_map)
         _draw_outline(canvas, anomaly_map, threshold)
     height, width = canvas.shape[:2]
-    boxes = [_to_picture(f, scale, (height, width)) for f in findings]
+    boxes = [_to_picture(f.location, scale, (height, width)) for f in findings]
     boxes = [_outlined(canvas, *o) for o in zip(findings, outlines, boxes, strict=True)] if outlines else boxes
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(height, width) / 280))
     font = _font(max(16, round(max(height, width) / 36)))
+    counted: list[tuple[str, Box]] = []
+    for miscounted in (c for c in components if c.wrong):
+        for place in miscounted.seen:
+            counted.append((f"c{miscounted.number}", _to_picture(place, scale, (height, width))))
+            _draw_box(draw, counted[-1][1], max(1, line // 2), _PAPER)
     for finding, box in zip(findings, boxes, strict=True):
         _draw_box(draw, box, line, SKY if finding.within_limits else ORANGE, dashed=finding.within_limits)
     taken: list[_Rect] = []
@@ -90,6 +97,11 @@ def overlay(
         taken.append(tag)
         draw.rectangle(tag, fill=SKY if finding.within_limits else ORANGE, outline=_INK, width=max(1, line // 2))
         draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), str(number), font=font, fill=_INK, anchor="mm")
+    for text, box in counted:
+        tag = _place_tag(draw, text, font, box, (height, width), taken, boxes)
+        taken.append(tag)
+        draw.rectangle(tag, fill=_PAPER, outline=_INK, width=max(1, line // 2))
+        draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, font=font, fill=_INK, anchor="mm")
     return np.asarray(picture)
 
 
@@ -240,8 +252,7 @@ def _clamp_box(box: Box, height: int, width: int) -> Box:
     return x0, y0, min(max(x0 + 1, box[2]), width), min(max(y0 + 1, box[3]), height)
 
 
-def _to_picture(finding: Finding, scale: float, size: tuple[int, int]) -> Box:
-    place = finding.location
+def _to_picture(place: Location, scale: float, size: tuple[int, int]) -> Box:
     x0, y0, x1, y1 = (round(v * scale) for v in (place.x0, place.y0, place.x1, place.y1))
     return _clamp_box((x0, y0, x1, y1), *size)
 

@@ -108,6 +108,19 @@ class Finding(_Model):
     reported_by: Literal["llm", "system"] = "system"
 
 
+class ComponentCount(_Model):
+    """How many of one component the photo shows. Components were found without labels: they have numbers, no names."""
+
+    number: int
+    expected: int  # on every golden sample
+    found: int
+    seen: list[Location] = []  # several that touch are one place
+
+    @property
+    def wrong(self) -> bool:
+        return self.found != self.expected
+
+
 class Alpha(_Model):
     requested: float
     attained: float
@@ -207,6 +220,7 @@ class DefectReport(_Model):
     alignment: AlignmentSummary
     scale: Scale
     findings: list[Finding]
+    components: list[ComponentCount] = []
     llm_reading: LlmReading | None = None
     reasoning: str
     unsupported_claims_dropped: list[str]

@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from refdiff.agent.report.schema import DefectReport, Finding, Judge, NamedAs, Scale, SeenBefore, VerdictBasis
+from refdiff.agent.report.schema import (
+    ComponentCount,
+    DefectReport,
+    Finding,
+    Judge,
+    NamedAs,
+    Scale,
+    SeenBefore,
+    VerdictBasis,
+)
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.tools.evidence import finding_of
@@ -120,6 +129,9 @@ def facts(report: DefectReport) -> list[Fact]:
         _scale(report.scale),
         _model(report.judge),
     ]
+    if report.components:
+        counted_first = sorted(report.components, key=lambda c: not c.wrong)
+        found.insert(1, Fact("Counted", "; ".join(map(count_text, counted_first))))
     if reading:
         seen = f"defect, {spaced(reading.type)}" if reading.defect else "no defect"
         unsure = "" if reading.counts else ", too low to count"
@@ -142,6 +154,12 @@ def named_text(named: NamedAs) -> str:
     """`like finding 2 of part 4398, confirmed by A. Smith`."""
     like = named.like
     return f"like {finding_of(like.finding, like.part_id)}, confirmed by {like.confirmed_by}"
+
+
+def count_text(count: ComponentCount) -> str:
+    """`component 2: 5 of 6`, `component 2: 7 instead of 6`."""
+    of = "instead of" if count.found > count.expected else "of"
+    return f"component {count.number}: {count.found} {of} {count.expected}"
 
 
 def scale_text(scale: Scale) -> str:

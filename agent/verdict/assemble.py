@@ -11,6 +11,7 @@ from refdiff.agent.report.schema import (
     AlignmentSummary,
     Alpha,
     Cause,
+    ComponentCount,
     Finding,
     LikeFinding,
     LlmReading,
@@ -24,7 +25,7 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
-from refdiff.agent.report.summary import counted, sentence_case, spaced, with_unit
+from refdiff.agent.report.summary import count_text, counted, sentence_case, spaced, with_unit
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.decide import (
     Decision,
@@ -38,12 +39,13 @@ from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import UNKNOWN
+from refdiff.model.images import Box
 from refdiff.tools.context import ToolContext, measure_evidence
 from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence, SimilarEvidence
 from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
-from refdiff.tools.vision.regions import MAX_REGIONS
+from refdiff.tools.vision.regions import MAX_REGIONS, place_name
 
 
 def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[Evidence]:
@@ -237,6 +239,7 @@ def conclude(
         alpha=alpha,
         in_doubt=canonical.in_doubt,
         findings=findings(by_type=False),
+        miscounts=[count_text(c) for c in _components(canonical) if c.wrong],
         reading=reading,
         problems=canonical.problems,
     )
@@ -251,6 +254,25 @@ def conclude(
         reason = f"{decision.reason}; but only the {MAX_REGIONS} strongest regions were measured"
         return replace(decision, verdict=Verdict.REVIEW, reason=reason)
     return decision
+
+
+def _components(canonical: PhotoInspection) -> list[ComponentCount]:
+    h, w = canonical.comparison.nearest.size
+
+    def place(box: Box) -> Location:
+        x0, y0, x1, y1 = box
+        box = (min(max(x0, 0), w - 1), min(max(y0, 0), h - 1), min(max(x1, 1), w), min(max(y1, 1), h))
+        return Location(x0=box[0], y0=box[1], x1=box[2], y1=box[3], region=place_name(box, (h, w)))
+
+    return [
+        ComponentCount(
+            number=c.number,
+            expected=c.expected,
+            found=c.found,
+            seen=[place(i.box) for i in c.instances],
+        )
+        for c in canonical.counts
+    ]
 
 
 def conclude_without_reading(
@@ -324,6 +346,7 @@ def assemble(
         ),
         "scale": Scale(mm_per_px=canonical.scale.mm_per_px, source=canonical.scale.source),
         "findings": _seen_before(context, capture, findings),
+        "components": _components(canonical),
         "llm_reading": reading,
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from refdiff.agent.report.schema import LlmReading, Severity, Verdict, VerdictBasis
-from refdiff.agent.report.summary import apart, counted, listed, spaced
+from refdiff.agent.report.summary import apart, counted, listed, sentence_case, spaced
 from refdiff.tools.inspection.calibration import MIN_PARTS, MIN_PARTS_TO_FAIL, attained_alpha
 from refdiff.tools.inspection.specification import Limit, ProductSpec
 
@@ -51,6 +51,7 @@ class PolicyInput:
     alpha: float  # requested false-reject rate
     in_doubt: int = 0  # 1: the highest of the n scores may be that of a defect, and sets no limit
     findings: list[RatedFinding] = field(default_factory=list)
+    miscounts: list[str] = field(default_factory=list)  # "component 2: 5 of 6"; they are part of the score
     reading: LlmReading | None = None
     problems: list[str] = field(default_factory=list)  # what makes the comparison unreliable
 
@@ -156,18 +157,23 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
     n, regions = facts.n, len(facts.findings)
     as_high = _as_high(p, n)
     show = _good_parts_show(as_high, n)
-    stand_out = f"{counted(regions, 'region')} {'stands' if regions == 1 else 'stand'} out"
+    miscounts = sentence_case("; ".join(facts.miscounts))
+    stand_out = miscounts or f"{counted(regions, 'region')} {'stands' if regions == 1 else 'stand'} out"
     shown = f"(p {apart(p, attained, 2)}, alpha {attained:.2g})"
     if verdict is Verdict.PASS:
         shown = f"(p {p:.2g})"
-        if not regions:
+        if not regions and not miscounts:
             return f"No difference beyond what {show} {shown}"
         return f"{stand_out}, but {show} a difference at least as large {shown}"
     if verdict is Verdict.REVIEW:
+        if miscounts:
+            return f"{miscounts}, and only {show} a difference as large {shown}"
         return f"Borderline: only {show} a difference as large {shown}"
+    if miscounts and not as_high:
+        return f"{miscounts}, which no good part shows {shown}"
     if as_high:
         itself = ", and it is in doubt itself" if facts.in_doubt and as_high == 1 else ""
-        return f"{stand_out + ', and only' if regions else 'Only'} {show} a difference as large{itself} {shown}"
+        return f"{stand_out + ', and only' if regions or miscounts else 'Only'} {show} a difference as large{itself} {shown}"
     # a region needs less than the strongest place of every good part: only these are beyond all of them
     beyond = sum(f.peak_p is not None and not _as_high(f.peak_p, n) for f in facts.findings)
     if not beyond:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import Database
@@ -23,6 +28,16 @@ class MarksFound:
     width: float  # working px
     contrast: float  # 0..1
     scores: list[float]  # image score of a good sample with each mark
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """A kind of part of which every golden sample shows the same number."""
+
+    centres: NDArray[np.float32]  # (K, C) of clusters of cells of the encoder's map
+    members: list[int]  # the clusters whose cells it consists of
+    area: float  # of one, cells of a grid four times as fine as the map
+    count: int  # of them on a good part
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class Calibration:
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
     # of the part of each score; empty if measured by earlier versions
     golden_ids: list[str] = field(default_factory=list)
+    components: list[Component] = field(default_factory=list)  # that are counted, those told apart best first
+    per_miscount: float = 0.0  # what one too many or too few of a component adds to the image score
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 
@@ -109,6 +126,8 @@ def _extra(c: Calibration) -> str:
     }
     if c.levels:
         more["levels"] = c.levels
+    if c.components:
+        more |= {"components": _packed(c.components), "per_miscount": c.per_miscount}
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)
@@ -130,7 +149,34 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         levels=extra.get("levels", []),
         alpha=extra.get("alpha"),
         golden_ids=extra.get("golden_ids", []),
+        components=_unpacked(extra.get("components", [])),
+        per_miscount=extra.get("per_miscount", 0.0),
         marks=[
             MarksFound(**m) for m in extra.get("marks", []) if "scores" in m
         ],  # once p-values were kept: asked for anew
     )
+
+
+def _packed(components: Sequence[Component]) -> list[dict[str, Any]]:
+    return [
+        {
+            "centres": base64.b64encode(np.ascontiguousarray(c.centres, "<f4").tobytes()).decode(),
+            "clusters": len(c.centres),
+            "members": c.members,
+            "area": c.area,
+            "count": c.count,
+        }
+        for c in components
+    ]
+
+
+def _unpacked(packed: Sequence[dict[str, Any]]) -> list[Component]:
+    return [
+        Component(
+            np.frombuffer(base64.b64decode(p["centres"]), "<f4").reshape(p["clusters"], -1),
+            p["members"],
+            p["area"],
+            p["count"],
+        )
+        for p in packed
+    ]

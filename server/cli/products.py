@@ -175,6 +175,10 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
         *_detectable_rows(found.get("detectable")),
+        (
+            "Counted",
+            "; ".join(f"component {i}: {n}" for i, n in enumerate(found.get("components", []), start=1)) or None,
+        ),
         ("Verdicts", verdicts),
         ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]

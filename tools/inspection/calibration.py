@@ -22,7 +22,9 @@ from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
-from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
+from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.workspace import Workspace
@@ -72,6 +74,7 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
         "goldens": goldens,
         "references": references,
         "software": software_fingerprint(workspace),
+        "components": COMPONENTS_VERSION,
         "window": known.intensity_window if known else None,
         "frame": spec.frame,
         "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
@@ -149,6 +152,9 @@ def _measure(
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
     scores: list[tuple[float, str]] = []  # with the golden that was measured
     peaks, similarities, levels = [], [], []
+    looks: list[Look] = []
+    ignored: list[Mask | None] = []
+    loose = 0  # golden samples that register to no other
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -164,8 +170,18 @@ def _measure(
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
+        looks.append(look_of(result.features))
+        ignored.append(result.ignore)
+        loose += not result.alignments[0].ok
         progress("calibrating", done + 1, len(chosen))
-    scores.sort()
+    # what registers is compared place by place; and a number that few golden samples have in common may be chance
+    counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
+    counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
+    per_miscount = max(score for score, _ in scores)
+    scores = sorted(
+        (score + per_miscount * wrong, golden_id)
+        for (score, golden_id), wrong in zip(scores, counted.wrong_by, strict=True)
+    )
     return Calibration(
         product=product,
         key=key,
@@ -180,7 +196,24 @@ def _measure(
         levels=sorted(levels),
         alpha=alpha or _alpha_before(workspace, product),
         golden_ids=[golden_id for _, golden_id in scores],
+        components=counted.components,
+        per_miscount=per_miscount if counted.components else 0.0,
     )
+
+
+def with_counts(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[Count]]:
+    """A comparison whose score says what is missing or extra, too, and how many of each component the photo shows.
+
+    One too many or too few adds the highest image score of the golden samples, so it counts for more than any difference
+    that good parts show. The calibration's scores are made the same way (see `components.learn`), so the p-value holds.
+    """
+    if calibration is None or not calibration.components:
+        return comparison, []
+    size = comparison.nearest.size
+    counts = count(calibration.components, look_of(comparison.features), comparison.ignore, size)
+    wrong = calibration.per_miscount * sum(c.wrong_by for c in counts)
+    difference = replace(comparison.difference, score=comparison.difference.score + wrong)
+    return replace(comparison, difference=difference), counts
 
 
 def _alpha_before(workspace: Workspace, product: str) -> float | None:
@@ -331,9 +364,9 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 
 
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
-    """For people and --json: what was measured and which false-reject rate it can promise."""
+    """For people and --json: what was measured and which false-reject rate it can promise. components: how many of each."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
-    hidden = ("scores", "peaks", "similarities", "levels", "alpha", "golden_ids", "marks")
+    hidden = ("scores", "peaks", "similarities", "levels", "alpha", "golden_ids", "marks", "components", "per_miscount")
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {
@@ -343,6 +376,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "limit_if_good": score_threshold(calibration.scores, alpha),
             "limit_without": limit_without(calibration, found, alpha),
         }
+    counted = {"components": [c.count for c in calibration.components]} if calibration.components else {}
     return (
         {k: v for k, v in asdict(calibration).items() if k not in hidden}
         | {
@@ -352,5 +386,6 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             # a tiny alpha makes it infinite
             "goldens_needed_for_alpha": int(min(np.ceil((1 + in_doubt) / alpha), 2.0**53)) - 1,
         }
+        | counted
         | odd
     )

@@ -36,6 +36,7 @@ class Comparison:
     difference: Difference
     ignore: NDArray[np.bool_] | None  # `map_size` of the photo: what lies in ignore zones
     zones_placed: bool
+    features: Features  # of the photo as it is
     format_problem: str  # why the photo's pixel format makes this unreliable, "" if it does not
     timings_ms: dict[str, float]  # encode, retrieve, align, score
 
@@ -96,7 +97,7 @@ def compare_with(
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
     registered = [r.alignment for r in pair.references]
-    return Comparison(hits, registered, pair.references[0], difference, ignore, placed, problem, clock.ms)
+    return Comparison(hits, registered, pair.references[0], difference, ignore, placed, features, problem, clock.ms)
 
 
 @dataclass(frozen=True)

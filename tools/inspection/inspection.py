@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from refdiff.tools.inspection.calibration import (
     region_confidence,
     requested_alpha,
     unlike_goldens,
+    with_counts,
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
+from refdiff.tools.inspection.components import Count
 from refdiff.tools.inspection.light import other_light
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
@@ -65,6 +67,7 @@ class PhotoInspection:
     crowded: bool  # there may be more: only the strongest of the map were measured
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
+    counts: list[Count] = field(default_factory=list)  # of each component of the product
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
 
 
@@ -132,6 +135,7 @@ def inspect_photo(
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
+    comparison, counts = with_counts(comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
     if network is not None and any(d.photo == capture.sha256 for d in network.confirmed):
         problems.append(
@@ -153,7 +157,8 @@ def inspect_photo(
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     suspicious = calibration is None or p is None or is_suspicious(calibration, p, attained)
-    found = regions_of(comparison, threshold, at_least_one=suspicious)
+    miscounted = any(c.wrong_by for c in counts)  # that raised the score, not the strongest place
+    found = regions_of(comparison, threshold, at_least_one=suspicious and not miscounted)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
@@ -176,7 +181,9 @@ def inspect_photo(
         )
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS
-    return PhotoInspection(comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, by)
+    return PhotoInspection(
+        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, by
+    )
 
 
 def problems_of(comparison: Comparison) -> list[str]:

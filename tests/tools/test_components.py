@@ -1,0 +1,126 @@
+"""Components: found without labels where golden samples show them in one number, counted, and calibrated honestly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refdiff.agent.report import pictures
+from refdiff.agent.report.schema import ComponentCount, Location
+from refdiff.agent.report.summary import count_text
+from refdiff.agent.verdict.decide import PolicyInput, decide
+from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
+from refdiff.tools.inspection.components import count, learn
+
+GRID, CHANNELS, PX = 20, 8, 320
+CLIP, SCREW = 1, 2  # channels that stand for them; 0 is the ground
+SIZE = (PX, PX)
+
+Look = NDArray[np.float32]
+
+
+def look(rng: np.random.Generator, clips: int, screws: int = 0, touching: bool = False) -> Look:
+    """Cells of a photo with so many parts of 2 x 2 cells at random places, none at the edge."""
+    cells = rng.normal(0, 0.05, (GRID, GRID, CHANNELS)).astype(np.float32)
+    cells[..., 0] += 1
+    free = [(y, x) for y in range(2, GRID - 3, 5) for x in range(2, GRID - 3, 5)]
+    places = [free[i] for i in rng.permutation(len(free))]
+    if touching:
+        places[:2] = [(7, 7), (7, 9)]
+        places[2:] = [p for p in places[2:] if p[0] != 7]
+    for (y, x), kind in zip(places, [CLIP] * clips + [SCREW] * screws, strict=False):
+        cells[y : y + 2, x : x + 2, kind] += 3
+    return cells / np.linalg.norm(cells, axis=2, keepdims=True)
+
+
+def goldens(clips: Sequence[int], screws: int = 0) -> list[Look]:
+    rng = np.random.default_rng(0)
+    return [look(rng, n, screws) for n in clips]
+
+
+def test_two_kinds_of_equal_parts_are_found_and_counted_apart() -> None:
+    learned = learn(goldens([5] * 20, 3), [None] * 20)
+    assert sorted(c.count for c in learned.components) == [3, 5]
+    assert learned.wrong_by == [0] * 20
+    photo = look(np.random.default_rng(1), 4, 4)
+    found = {c.expected: c.found for c in count(learned.components, photo, None, SIZE)}
+    assert found == {5: 4, 3: 4}
+
+
+def test_a_counted_part_has_its_box_in_pixels_of_the_photo() -> None:
+    learned = learn(goldens([5] * 20), [None] * 20)
+    photo = look(np.random.default_rng(2), 1)
+    (counted,) = count(learned.components, photo, None, (2 * PX, PX))
+    (instance,) = counted.instances
+    y, x = (int(v[0]) for v in np.nonzero(photo[..., CLIP] > 0.5))
+    centre = (instance.box[0] + instance.box[2]) / 2, (instance.box[1] + instance.box[3]) / 2
+    assert centre == pytest.approx(((x + 1) * PX / GRID, (y + 1) * 2 * PX / GRID), abs=PX / GRID / 2)
+
+
+def test_two_parts_that_touch_count_as_two() -> None:
+    learned = learn(goldens([5] * 20), [None] * 20)
+    (counted,) = count(learned.components, look(np.random.default_rng(3), 5, touching=True), None, SIZE)
+    assert (counted.found, len(counted.instances)) == (5, 4)
+
+
+def test_what_lies_in_an_ignore_zone_is_not_counted() -> None:
+    learned = learn(goldens([5] * 20), [None] * 20)
+    photo, ignored = look(np.random.default_rng(4), 5), np.ones(SIZE, bool)
+    assert [c.found for c in count(learned.components, photo, ignored, SIZE)] == [0]
+
+
+@pytest.mark.parametrize("clips", [[3, 4, 5, 6] * 5, [1] * 20, [0] * 20], ids=["varying", "one alone", "none"])
+def test_golden_samples_without_equal_parts_in_one_number_have_no_components(clips: list[int]) -> None:
+    learned = learn(goldens(clips), [None] * len(clips))
+    assert learned.components == []
+    assert not any(learned.wrong_by)
+
+
+def test_a_golden_sample_that_deviates_alone_is_told_and_nothing_is_counted() -> None:
+    learned = learn(goldens([5] * 12 + [4] + [5] * 12), [None] * 25)
+    assert learned.components == []
+    assert [i for i, wrong in enumerate(learned.wrong_by) if wrong] == [12]
+
+
+def test_components_of_a_calibration_are_kept_as_they_were_found(tmp_path: Path) -> None:
+    learned = learn(goldens([5] * 20, 3), [None] * 20)
+    made = Calibration("clips", "key", [0.1, 0.2], 0.2, 2, 1, components=learned.components, per_miscount=0.2)
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        stores.calibrations.save(made)
+        kept = stores.calibrations.get("clips", "key")
+    assert kept is not None
+    assert kept.per_miscount == 0.2
+    photo = look(np.random.default_rng(1), 4, 4)
+    assert count(kept.components, photo, None, SIZE) == count(learned.components, photo, None, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [
+        (1 / 41, "Component 1: 4 of 5, which no good part shows (p 0.024, alpha 0.03)"),
+        (2 / 41, "Component 1: 4 of 5, and only 1 of 40 good parts shows a difference as large (p 0.049, alpha 0.03)"),
+        (0.5, "Component 1: 4 of 5, but 19 of 40 good parts show a difference at least as large (p 0.5)"),
+    ],
+)
+def test_the_reason_of_a_verdict_says_what_was_counted(p: float, said: str) -> None:
+    assert decide(PolicyInput(p, 40, 0.03, miscounts=["component 1: 4 of 5"])).reason == said
+
+
+def test_a_count_reads_as_missing_or_as_extra() -> None:
+    assert count_text(ComponentCount(number=2, expected=6, found=5)) == "component 2: 5 of 6"
+    assert count_text(ComponentCount(number=2, expected=6, found=7)) == "component 2: 7 instead of 6"
+
+
+def test_the_overlay_boxes_what_was_counted_only_where_the_number_is_wrong() -> None:
+    grey, seen = np.full((100, 100, 3), 120, np.uint8), [Location(x0=30, y0=30, x1=60, y1=60, region="centre")]
+    right = ComponentCount(number=1, expected=1, found=1, seen=seen)
+    assert (pictures.overlay(grey, [], components=[right]) == 120).all()
+    made = pictures.overlay(grey, [], components=[right.model_copy(update={"expected": 2})])
+    rows, columns = np.nonzero((made == 255).all(-1))
+    assert (columns.min() // 8, rows.max() // 8) == pytest.approx((29, 60), abs=2)

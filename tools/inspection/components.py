@@ -1,0 +1,223 @@
+"""What is counted: kinds of parts of which every golden sample shows the same number, found without labels.
+
+The cells of all golden samples are clustered by what the encoder sees there. Connected cells of some clusters are instances
+of a candidate; it is a component if every golden sample has as many of them. That needs no registration, so parts that lie
+loosely are counted too. Whoever deviates alone says how often counting errs: see `learn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import linkage
+from sklearn.cluster import KMeans
+
+from refdiff.memory.records.calibrations import Component
+from refdiff.model.difference.encoder import Features
+from refdiff.model.images import Box
+
+VERSION = "1"  # part of every calibration key: raise when counts change
+STRIDE = 16  # of the encoder's map: coarser ones blur small parts, finer ones see edges rather than parts
+_FINER = 4  # a cell of the map is looked at as so many, squared
+_CLUSTERS = (12, 24)
+_CELLS = 20_000  # of all golden samples that are clustered
+# of an instance's area, in areas of one component, to the nearest whole number: twice as near as to the next
+_CLEAR = 1 / 3
+_LEAST = 2  # a single one, such as the ground, is no matter of counting
+
+Look = NDArray[np.float32]  # (h, w, C) cells of unit norm
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Connected cells of a component. box: px of the photo. number: of components that it is by its area, 1 or more."""
+
+    box: Box
+    number: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of a component a photo shows. number: of the component, 1, 2, ..."""
+
+    number: int
+    expected: int
+    instances: list[Instance]
+
+    @property
+    def found(self) -> int:
+        return sum(i.number for i in self.instances)
+
+    @property
+    def wrong_by(self) -> int:
+        return abs(self.found - self.expected)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The components of a product, those that are told apart best first; and by how many each golden sample, in their
+    order, deviates from those that the others alone would give."""
+
+    components: list[Component]
+    wrong_by: list[int]
+
+
+def look_of(features: Features) -> Look:
+    """What components are told apart by."""
+    cells = features.maps[STRIDE].numpy().transpose(1, 2, 0)
+    return np.asarray(cells / np.maximum(np.linalg.norm(cells, axis=2, keepdims=True), 1e-12), np.float32)
+
+
+def learn(looks: Sequence[Look], ignored: Sequence[Mask | None]) -> Learned:
+    """Find the components of golden samples, each of another part. ignored: (H, W) of any size, what does not count.
+
+    A component is clear: of every golden sample the same number, and each instance's area near a whole number of areas of
+    one. What is chosen from many candidates fits those that it was chosen by, so each golden sample is held against the
+    components that the others give: new good parts deviate no more often than golden samples do there.
+    """
+    cells = _sample(looks)
+    made = [c for k in _CLUSTERS if len(cells) > k for c in _candidates(looks, ignored, cells, k)]
+    n = len(looks)
+    wrong_by = [0] * n
+    for left_out in range(n):
+        others = [i for i in range(n) if i != left_out]
+        for one in _chosen(made, others):
+            wrong_by[left_out] += abs(int(one.counts[left_out] - one.counts[others[0]]))
+    return Learned([one.component(int(one.counts[0])) for one in _chosen(made, range(n))], wrong_by)
+
+
+def count(components: Sequence[Component], look: Look, ignored: Mask | None, size: tuple[int, int]) -> list[Count]:
+    """Count the components of a photo of `size` (H, W) px. look, ignored: as for `learn`."""
+    clusters: dict[int, NDArray[np.intp]] = {}
+    found = []
+    for number, one in enumerate(components, start=1):
+        centres = one.centres
+        key = hash(centres.tobytes())
+        if key not in clusters:
+            clusters[key] = _nearest(look, centres, ignored)
+        mask = np.isin(clusters[key], one.members)
+        per_cell = size[1] / mask.shape[1], size[0] / mask.shape[0]
+        instances = []
+        for x, y, w, h, area in _instances(mask):
+            if times := _whole(area / one.area):
+                box = (x * per_cell[0], y * per_cell[1], (x + w) * per_cell[0], (y + h) * per_cell[1])
+                x0, y0, x1, y1 = (round(float(v)) for v in box)
+                instances.append(Instance((x0, y0, x1, y1), int(times)))
+        found.append(Count(number, one.count, instances))
+    return found
+
+
+# ---- pieces ----
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """centres: (K, C). counts, clear: of each golden sample. within: (all cells of all golden samples,) the boxes of
+    its instances."""
+
+    centres: NDArray[np.float32]
+    members: list[int]
+    area: float
+    counts: NDArray[np.intp]
+    clear: NDArray[np.float64]
+    within: Mask
+
+    def component(self, count: int) -> Component:
+        return Component(self.centres, self.members, self.area, count)
+
+
+def _sample(looks: Sequence[Look]) -> Look:
+    """(n, C): cells of the finer grid, as many of each golden sample."""
+    rng, each = np.random.default_rng(0), max(1, _CELLS // len(looks))
+    chosen = []
+    for look in looks:
+        h, w = look.shape[0] * _FINER, look.shape[1] * _FINER
+        fine = cv2.resize(look, (w, h)).reshape(h * w, -1)
+        chosen.append(fine[rng.choice(h * w, min(each, h * w), replace=False)])
+    return np.concatenate(chosen)
+
+
+def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Look, k: int) -> Iterator[_Candidate]:
+    """Clusters of cells, and what they merge to, that most golden samples show in one number and away from the edge."""
+    centres = KMeans(k, n_init=2, random_state=0, max_iter=50).fit(cells).cluster_centers_.astype(np.float32)
+    clusters = [_nearest(x, centres, ig) for x, ig in zip(looks, ignored, strict=True)]
+    merged = [frozenset([i]) for i in range(k)]
+    for a, b, *_ in linkage(centres, "ward")[:-1]:
+        merged.append(merged[int(a)] | merged[int(b)])
+    for members in merged:
+        masks = [np.isin(c, list(members)) for c in clusters]
+        found = [_instances(m) for m in masks]
+        stats = np.concatenate(found)
+        at_edge = np.concatenate([_at_edge(f, m) for f, m in zip(found, masks, strict=True)])
+        areas = stats[:, 4]
+        if not len(areas) or areas[at_edge].sum() > areas.sum() / 2:
+            continue
+        order = np.sort(areas)
+        area = float(order[np.searchsorted(order.cumsum(), areas.sum() / 2)])
+        counts = np.array([int(_whole(f[:, 4] / area).sum()) for f in found])
+        if (counts != np.median(counts)).sum() > 1 or np.median(counts) < _LEAST:
+            continue  # none, whichever golden sample is left out
+        clear = np.array([np.abs(f[:, 4] / area - _whole(f[:, 4] / area)).max(initial=0) for f in found])
+        yield _Candidate(
+            centres,
+            sorted(members),
+            area,
+            counts,
+            clear,
+            np.concatenate([_boxes(f, m) for f, m in zip(found, masks, strict=True)]),
+        )
+
+
+def _chosen(made: Sequence[_Candidate], golden: Sequence[int]) -> list[_Candidate]:
+    """Those that all of these golden samples (by number) show clearly and in one number.
+
+    Of those whose boxes overlap, as those of a part and of its rim do, the clearest.
+    """
+    at = list(golden)
+    stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all() and c.clear[at].max() < _CLEAR]
+    found: list[_Candidate] = []
+    for one in sorted(stable, key=lambda c: float(c.clear[at].max())):
+        if all((one.within & f.within).sum() <= min(one.within.sum(), f.within.sum()) / 2 for f in found):
+            found.append(one)
+    return found
+
+
+def _nearest(look: Look, centres: NDArray[np.float32], ignored: Mask | None) -> NDArray[np.intp]:
+    """The cluster of each cell of a finer grid; -1 where nothing counts."""
+    # how near a cell is to a centre is linear in the cell, up to what is the same for all centres
+    nearness = 2 * look @ centres.T - (centres**2).sum(1)
+    size = look.shape[1] * _FINER, look.shape[0] * _FINER
+    fine = np.stack([cv2.resize(plane, size) for plane in np.moveaxis(nearness, 2, 0).copy()])
+    nearest = fine.argmax(0)
+    if ignored is not None and ignored.any():
+        nearest[cv2.resize(ignored.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5] = -1
+    return nearest
+
+
+def _instances(mask: Mask) -> NDArray[np.int32]:
+    """(n, 5): x, y, width, height and area of what is connected, cells."""
+    return np.asarray(cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[2][1:], np.int32)
+
+
+def _boxes(stats: NDArray[np.int32], mask: Mask) -> Mask:
+    """(cells,): those in the box of an instance."""
+    within = np.zeros_like(mask)
+    for x, y, w, h, _ in stats:
+        within[y : y + h, x : x + w] = True
+    return within.ravel()
+
+
+def _at_edge(stats: NDArray[np.int32], mask: Mask) -> Mask:
+    x, y, w, h = stats[:, :4].T
+    return np.asarray((x == 0) | (y == 0) | (x + w == mask.shape[1]) | (y + h == mask.shape[0]))
+
+
+def _whole(ratio: Any) -> Any:
+    """The nearest whole number."""
+    return np.floor(np.asarray(ratio) + 0.5).astype(int)
