@@ -26,8 +26,6 @@ STRIDE = 16  # of the encoder's map: coarser ones blur small parts, finer ones s
 _FINER = 4  # a cell of the map is looked at as so many, squared
 _CLUSTERS = (12, 24)
 _CELLS = 20_000  # of all golden samples that are clustered
-# of an instance's area, in areas of one component, to the nearest whole number: twice as near as to the next
-_CLEAR = 1 / 3
 _LEAST = 2  # a single one, such as the ground, is no matter of counting
 
 Look = NDArray[np.float32]  # (h, w, C) cells of unit norm
@@ -77,8 +75,7 @@ def look_of(features: Features) -> Look:
 def learn(looks: Sequence[Look], ignored: Sequence[Mask | None]) -> Learned:
     """Find the components of golden samples, each of another part. ignored: (H, W) of any size, what does not count.
 
-    A component is clear: of every golden sample the same number, and each instance's area near a whole number of areas of
-    one. What is chosen from many candidates fits those that it was chosen by, so each golden sample is held against the
+    What is chosen from many candidates fits those that it was chosen by, so each golden sample is held against the
     components that the others give: new good parts deviate no more often than golden samples do there.
     """
     cells = _sample(looks)
@@ -118,7 +115,7 @@ def count(components: Sequence[Component], look: Look, ignored: Mask | None, siz
 
 @dataclass(frozen=True)
 class _Candidate:
-    """centres: (K, C). counts, clear: of each golden sample. within: (all cells of all golden samples,) the boxes of
+    """centres: (K, C). counts: of each golden sample. clear: how far an area is from a whole number there, 0..0.5. within: (all cells of all golden samples,) the boxes of
     its instances."""
 
     centres: NDArray[np.float32]
@@ -175,12 +172,12 @@ def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Lo
 
 
 def _chosen(made: Sequence[_Candidate], golden: Sequence[int]) -> list[_Candidate]:
-    """Those that all of these golden samples (by number) show clearly and in one number.
+    """Those that all of these golden samples (by number) show in one number.
 
-    Of those whose boxes overlap, as those of a part and of its rim do, the clearest.
+    Of those whose boxes overlap, as those of a part and of its rim do, the clearest: whose areas are nearest to whole numbers.
     """
     at = list(golden)
-    stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all() and c.clear[at].max() < _CLEAR]
+    stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all()]
     found: list[_Candidate] = []
     for one in sorted(stable, key=lambda c: float(c.clear[at].max())):
         if all((one.within & f.within).sum() <= min(one.within.sum(), f.within.sum()) / 2 for f in found):
