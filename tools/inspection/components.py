@@ -115,15 +115,14 @@ def count(components: Sequence[Component], look: Look, ignored: Mask | None, siz
 
 @dataclass(frozen=True)
 class _Candidate:
-    """centres: (K, C). counts: of each golden sample. clear: how far an area is from a whole number there, 0..0.5.
-    within: (all cells of all golden samples,) the boxes of its instances."""
+    """counts, clear: of each golden sample; clear: how far an area is from a whole number there, 0..0.5."""
 
-    centres: NDArray[np.float32]
+    centres: NDArray[np.float32]  # (K, C)
     members: list[int]
     area: float
     counts: NDArray[np.intp]
     clear: NDArray[np.float64]
-    within: Mask
+    within: Mask  # (all cells of all golden samples,): the boxes of its instances
 
     def component(self, count: int) -> Component:
         return Component(self.centres, self.members, self.area, count)
@@ -174,8 +173,7 @@ def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Lo
 def _chosen(made: Sequence[_Candidate], golden: Sequence[int]) -> list[_Candidate]:
     """Those that all of these golden samples (by number) show in one number.
 
-    Of those whose boxes overlap, as those of a part and of its rim do, the clearest: whose areas are nearest to whole
-    numbers.
+    Of those whose boxes overlap, as those of a part and of its rim do, the one whose areas are nearest to whole numbers.
     """
     at = list(golden)
     stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all()]
