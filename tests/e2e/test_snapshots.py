@@ -140,7 +140,8 @@ def recording() -> dict[str, Any]:
 
 
 def test_the_script_inspects(old: Old) -> None:
-    old.check_report("script_good", old.run("inspect", "--part", "4412"))
+    # good, but only one of 22 golden samples differs as much: a person decides
+    old.check_report("script_good", old.run("inspect", "--part", "4412", code=2))
     old.check_report("script_defective", old.run("inspect", "--part", "4413", code=1))
     old.check_calibration()
 
