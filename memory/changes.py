@@ -123,7 +123,13 @@ def calibration_state(row: sqlite3.Row) -> dict[str, Any]:
         "key": row["key"], "parts": row["n"], "references": row["reference_count"], "alpha": extra.get("alpha"),
         "pixel_threshold": row["pixel_threshold"], "created_at": row["created_at"],
         "scores": content_digest(measured),
-    } | ({"components": content_digest(extra["components"])} if "components" in extra else {})  # fmt: skip
+    } | _components(extra)  # fmt: skip
+
+
+def _components(extra: dict[str, Any]) -> dict[str, str]:
+    if "components" not in extra:  # nor did earlier versions count, and their digests stay what they are
+        return {}
+    return {"components": content_digest([extra["components"], extra["per_miscount"]])}
 
 
 def calibration_subject(row: sqlite3.Row) -> str:

@@ -26,6 +26,7 @@ from refdiff.agent.evaluation.metrics import (
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.report.schema import Alpha, Verdict
+from refdiff.agent.report.summary import count_text
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
@@ -328,7 +329,7 @@ def _inspect(
 ) -> tuple[ImageResult, Comparison]:
     started = time.perf_counter()
     image, comparison = _compare(run, sample)
-    comparison, _ = with_counts(comparison, calibration)
+    comparison, counts, uncounted = with_counts(comparison, calibration)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None
@@ -347,8 +348,9 @@ def _inspect(
         n=n,
         alpha=alpha,
         in_doubt=doubted,
+        miscounts=[count_text(c) for c in counts if c.wrong_by],
         reading=reading,
-        problems=[*problems_of(comparison), *(said for said in (unlike, light) if said)],
+        problems=[*problems_of(comparison), *(said for said in (uncounted, unlike, light) if said)],
     )
     decision = decide(facts)
     by_score = None if reading is None else decide(replace(facts, reading=None)).verdict is Verdict.PASS

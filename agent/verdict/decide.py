@@ -148,7 +148,8 @@ def decide(facts: PolicyInput) -> Decision:
 
 def _by_score(facts: PolicyInput, p: float, attained: float) -> Decision:
     review = max(REVIEW_P, 2 * attained)
-    verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review else Verdict.PASS
+    # a wrong number is never passed over, however many golden samples deviate in something else
+    verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review or facts.miscounts else Verdict.PASS
     return Decision(verdict, VerdictBasis.ANOMALY, _score_reason(facts, verdict, p, attained), attained)
 
 
@@ -162,12 +163,13 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
     shown = f"(p {apart(p, attained, 2)}, alpha {attained:.2g})"
     if verdict is Verdict.PASS:
         shown = f"(p {p:.2g})"
-        if not regions and not miscounts:
+        if not regions:
             return f"No difference beyond what {show} {shown}"
         return f"{stand_out}, but {show} a difference at least as large {shown}"
     if verdict is Verdict.REVIEW:
         if miscounts:
-            return f"{miscounts}, and only {show} a difference as large {shown}"
+            only = "and only" if p <= max(REVIEW_P, 2 * attained) else "but"
+            return f"{miscounts}, {only} {show} a difference as large {shown}"
         return f"Borderline: only {show} a difference as large {shown}"
     if miscounts and not as_high:
         return f"{miscounts}, which no good part shows {shown}"
@@ -215,7 +217,7 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if decision.verdict is Verdict.PASS or not facts.findings:
         return decision
-    if all(f.rated.within for f in facts.findings):
+    if all(f.rated.within for f in facts.findings) and not facts.miscounts:  # a limit accepts findings, no wrong number
         accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
         return Decision(Verdict.PASS, VerdictBasis.LIMIT, f"All findings are within limits: {accepted}", attained)
     return decision

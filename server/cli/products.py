@@ -82,6 +82,8 @@ def calibrate(
         doubted = in_doubt(workspace, calibration)
         found = calibration_overview(workspace, calibration)
         found["smallest_defect"] = product_fineness(workspace, name)
+        if untold:
+            found["detectable_problem"] = untold
         due = is_due(workspace, name)
     emit(found, output.facts(_calibration_rows(found)))
     if untold:

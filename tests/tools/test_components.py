@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from refdiff.agent.report import pictures
-from refdiff.agent.report.schema import ComponentCount, Location
+from refdiff.agent.report.schema import ComponentCount, Location, Severity, Verdict
 from refdiff.agent.report.summary import count_text
-from refdiff.agent.verdict.decide import PolicyInput, decide
+from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decide
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -105,11 +106,26 @@ def test_components_of_a_calibration_are_kept_as_they_were_found(tmp_path: Path)
     [
         (1 / 41, "Component 1: 4 of 5, which no good part shows (p 0.024, alpha 0.03)"),
         (2 / 41, "Component 1: 4 of 5, and only 1 of 40 good parts shows a difference as large (p 0.049, alpha 0.03)"),
-        (0.5, "Component 1: 4 of 5, but 19 of 40 good parts show a difference at least as large (p 0.5)"),
+        (0.5, "Component 1: 4 of 5, but 19 of 40 good parts show a difference as large (p 0.5, alpha 0.03)"),
     ],
 )
 def test_the_reason_of_a_verdict_says_what_was_counted(p: float, said: str) -> None:
-    assert decide(PolicyInput(p, 40, 0.03, miscounts=["component 1: 4 of 5"])).reason == said
+    decision = decide(PolicyInput(p, 40, 0.03, miscounts=["component 1: 4 of 5"]))
+    assert decision.reason == said
+    assert decision.verdict is not Verdict.PASS
+
+
+def test_limits_accept_findings_but_no_wrong_number() -> None:
+    within = RatedFinding(Rated(Severity.MINOR, True, False, "is short"), 0.01, "Scratch f1")
+    facts = PolicyInput(1 / 101, 100, 0.03, findings=[within])
+    assert decide(facts).verdict is Verdict.PASS
+    assert decide(replace(facts, miscounts=["component 1: 4 of 5"])).verdict is Verdict.FAIL
+
+
+def test_any_encoder_counts() -> None:
+    """OpenCV resizes no more than 512 planes at once."""
+    wide = [np.pad(look, ((0, 0), (0, 0), (0, 760))) for look in goldens([5] * 20)]
+    assert [c.count for c in learn(wide, [None] * 20).components] == [5]
 
 
 def test_a_count_reads_as_missing_or_as_extra() -> None:

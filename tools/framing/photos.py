@@ -239,7 +239,8 @@ class GoldenOnGrid:
         as_it_is = grid.size == work_size(place.size, workspace.model_settings.working_px)
         plain = self._matrix @ scaling(grid.size, place.size)
         self._still = self._framed and grid.whole and as_it_is and not _moves(plain, grid.size, _STILL_GOLDEN_PX)
-        self._frame = f"{place.anchor_sha256}{place.matrix}"
+        kept = workspace.stores.images.path(place.anchor_sha256).exists()
+        self._frame = f"{place.anchor_sha256}{place.matrix}{'' if kept else 'lost'}"
 
     def on(self, tile: Tile) -> Seen:
         """The golden as it lies on a tile."""
@@ -263,13 +264,22 @@ class GoldenOnGrid:
         return OnGrid(self._workspace.golden_image(self._golden), self._matrix)
 
     @cached_property
-    def _beyond(self) -> Callable[[], OnGrid]:
-        return _anchor_drawing(self._workspace, self._grid)
+    def _beyond(self) -> OnGrid | None:
+        """The anchor, which is shown where the golden ends; None where its photo is lost, for what is drawn is kept and must
+        not depend on the photo that is inspected."""
+        frame = self._grid.frame
+        if frame is None:
+            return None
+        try:
+            anchor = self._workspace.image(frame.anchor_sha256, frame.product, "golden sample")
+        except (DamagedError, UnknownRecordError):
+            return None
+        return OnGrid(anchor, scaling(frame.anchor_size, self._grid.size))
 
     def _draw(self, tile: Tile) -> Picture:
         drawn, covered = self._source.window(*astuple(tile))
-        if self._grid.frame is not None and not covered.all():
-            drawn = completed(drawn, covered, self._beyond().window(*astuple(tile))[0])
+        if not covered.all() and self._beyond is not None:
+            drawn = completed(drawn, covered, self._beyond.window(*astuple(tile))[0])
         return Picture.of(drawn, covered)
 
     def _encode(self, picture: Picture) -> Features:

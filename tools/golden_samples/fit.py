@@ -76,7 +76,7 @@ log = logging.getLogger(__name__)
 
 class FitStopped(UnavailableError):
     """A fit that ends without having failed: its `progress` says so, a person ended it, or what it learns from changed. The
-    next one goes on with what still holds."""
+    next one goes on where it was, or begins anew where its golden samples changed."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _fit_product(
         confirmed=[LearnedDefect(d.inspection_id, d.photo, d.part_id) for d in confirmed if d.inspection_id in seen],
     )
     if why := workspace.outdated(networks):
-        raise FitStopped(f"product {product!r} changed while its network was fitted ({why}); fit again")
+        raise FitStopped(f"product {product!r} changed while its network was fitted ({why})")
     if kept := by_fitted > by_shared and all(by_fitted >= n for n in by_replaced):
         # inspections go on with the former network and its calibration until both of the new one are there
         current_calibration(workspace.trying(networks, scorers), product, references, progress, by)

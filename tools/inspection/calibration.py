@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.progress import Progress, silent
@@ -171,12 +171,13 @@ def _measure(
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
         looks.append(look_of(result.features))
-        ignored.append(result.ignore)
+        ignored.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
         progress("calibrating", done + 1, len(chosen))
     # what registers is compared place by place; and a number that few golden samples have in common may be chance
     counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
     counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
+    components = _uncontradicted(workspace, product, counted.components)
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
         (score + per_miscount * wrong, golden_id)
@@ -196,24 +197,37 @@ def _measure(
         levels=sorted(levels),
         alpha=alpha or _alpha_before(workspace, product),
         golden_ids=[golden_id for _, golden_id in scores],
-        components=counted.components,
-        per_miscount=per_miscount if counted.components else 0.0,
+        components=components,
+        per_miscount=per_miscount if components else 0.0,
     )
 
 
-def with_counts(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[Count]]:
-    """A comparison whose score says what is missing or extra, too, and how many of each component the photo shows.
+def _uncontradicted(workspace: Workspace, product: str, components: list[Component]) -> list[Component]:
+    """Components without those of which a part that people rescued from a verdict shows another number."""
+    rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)] if components else []
+    for golden in rescued:
+        counts = count(components, look_of(workspace.golden_features(golden)), None, (1, 1))
+        components = [c for c, found in zip(components, counts, strict=True) if not found.wrong_by]
+    return components
+
+
+def with_counts(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[Count], str]:
+    """A comparison whose score says what is missing or extra, too; how many of each component the photo shows; and why
+    nothing was counted though it should have been, "" if it was.
 
     One too many or too few adds the highest image score of the golden samples, so it counts for more than any difference
     that good parts show. The calibration's scores are made the same way (see `components.learn`), so the p-value holds.
     """
     if calibration is None or not calibration.components:
-        return comparison, []
-    size = comparison.nearest.size
-    counts = count(calibration.components, look_of(comparison.features), comparison.ignore, size)
+        return comparison, [], ""
+    nearest, look = comparison.nearest, look_of(comparison.features)
+    if look.shape != look_of(nearest.workspace.golden_features(nearest.golden)).shape:
+        shape = "components were not counted: the photo has another shape than the golden samples (cropped?)"
+        return comparison, [], shape
+    counts = count(calibration.components, look, comparison.ignore if comparison.zones_placed else None, nearest.size)
     wrong = calibration.per_miscount * sum(c.wrong_by for c in counts)
-    difference = replace(comparison.difference, score=comparison.difference.score + wrong)
-    return replace(comparison, difference=difference), counts
+    difference = replace(comparison.difference, score=comparison.difference.score + wrong, miscounted=wrong)
+    return replace(comparison, difference=difference), counts, ""
 
 
 def _alpha_before(workspace: Workspace, product: str) -> float | None:

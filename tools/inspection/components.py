@@ -2,13 +2,14 @@
 
 The cells of all golden samples are clustered by what the encoder sees there. Connected cells of some clusters are instances
 of a candidate; it is a component if every golden sample has as many of them. That needs no registration, so parts that lie
-loosely are counted too. Whoever deviates alone says how often counting errs: see `learn`.
+loosely are counted too. A golden sample that deviates alone shows how often counting is wrong: see `learn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -26,7 +27,7 @@ STRIDE = 16  # of the encoder's map: coarser ones blur small parts, finer ones s
 _FINER = 4  # a cell of the map is looked at as so many, squared
 _CLUSTERS = (12, 24)
 _CELLS = 20_000  # of all golden samples that are clustered
-_LEAST = 2  # a single one, such as the ground, is no matter of counting
+_LEAST = 2  # a single one, such as the ground, is not counted
 
 Look = NDArray[np.float32]  # (h, w, C) cells of unit norm
 Mask = NDArray[np.bool_]
@@ -59,7 +60,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Learned:
-    """The components of a product, those that are told apart best first; and by how many each golden sample, in their
+    """The components of a product, the most distinct first; and by how many each golden sample, in their
     order, deviates from those that the others alone would give."""
 
     components: list[Component]
@@ -76,17 +77,24 @@ def learn(looks: Sequence[Look], ignored: Sequence[Mask | None]) -> Learned:
     """Find the components of golden samples, each of another part. ignored: (H, W) of any size, what does not count.
 
     What is chosen from many candidates fits those that it was chosen by, so each golden sample is held against the
-    components that the others give: new good parts deviate no more often than golden samples do there.
+    components that the others choose. Clusters and areas are of all, so how often good parts deviate is measured that way,
+    not guaranteed.
     """
     cells = _sample(looks)
     made = [c for k in _CLUSTERS if len(cells) > k for c in _candidates(looks, ignored, cells, k)]
     n = len(looks)
     wrong_by = [0] * n
+
+    @cache
+    def overlap(a: int, b: int) -> bool:
+        one, other = made[a].within, made[b].within
+        return bool((one & other).sum() > min(one.sum(), other.sum()) / 2)
+
     for left_out in range(n):
         others = [i for i in range(n) if i != left_out]
-        for one in _chosen(made, others):
+        for one in _chosen(made, others, overlap):
             wrong_by[left_out] += abs(int(one.counts[left_out] - one.counts[others[0]]))
-    return Learned([one.component(int(one.counts[0])) for one in _chosen(made, range(n))], wrong_by)
+    return Learned([one.component(int(one.counts[0])) for one in _chosen(made, range(n), overlap)], wrong_by)
 
 
 def count(components: Sequence[Component], look: Look, ignored: Mask | None, size: tuple[int, int]) -> list[Count]:
@@ -134,8 +142,9 @@ def _sample(looks: Sequence[Look]) -> Look:
     chosen = []
     for look in looks:
         h, w = look.shape[0] * _FINER, look.shape[1] * _FINER
-        fine = cv2.resize(look, (w, h)).reshape(h * w, -1)
-        chosen.append(fine[rng.choice(h * w, min(each, h * w), replace=False)])
+        some = rng.choice(h * w, min(each, h * w), replace=False)
+        planes = [cv2.resize(plane, (w, h)).ravel()[some] for plane in np.moveaxis(look, 2, 0).copy()]
+        chosen.append(np.stack(planes, 1))
     return np.concatenate(chosen)
 
 
@@ -170,18 +179,18 @@ def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Lo
         )
 
 
-def _chosen(made: Sequence[_Candidate], golden: Sequence[int]) -> list[_Candidate]:
+def _chosen(made: Sequence[_Candidate], golden: Sequence[int], overlap: Callable[[int, int], bool]) -> list[_Candidate]:
     """Those that all of these golden samples (by number) show in one number.
 
     Of those whose boxes overlap, as those of a part and of its rim do, the one whose areas are nearest to whole numbers.
     """
     at = list(golden)
-    stable = [c for c in made if (c.counts[at] == c.counts[at[0]]).all()]
-    found: list[_Candidate] = []
-    for one in sorted(stable, key=lambda c: float(c.clear[at].max())):
-        if all((one.within & f.within).sum() <= min(one.within.sum(), f.within.sum()) / 2 for f in found):
+    stable = [i for i, c in enumerate(made) if (c.counts[at] == c.counts[at[0]]).all()]
+    found: list[int] = []
+    for one in sorted(stable, key=lambda i: float(made[i].clear[at].max())):
+        if not any(overlap(one, other) for other in found):
             found.append(one)
-    return found
+    return [made[i] for i in found]
 
 
 def _nearest(look: Look, centres: NDArray[np.float32], ignored: Mask | None) -> NDArray[np.intp]:

@@ -135,8 +135,10 @@ def inspect_photo(
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
-    comparison, counts = with_counts(comparison, calibration)
+    comparison, counts, uncounted = with_counts(comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
+    if uncounted:
+        problems.append(uncounted)
     if network is not None and any(d.photo == capture.sha256 for d in network.confirmed):
         problems.append(
             "the network of this product learned from this very photo, as one of a defect: a person has to judge it"
@@ -156,9 +158,10 @@ def inspect_photo(
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
-    suspicious = calibration is None or p is None or is_suspicious(calibration, p, attained)
-    miscounted = any(c.wrong_by for c in counts)  # that raised the score, not the strongest place
-    found = regions_of(comparison, threshold, at_least_one=suspicious and not miscounted)
+    # what counting adds to the score is no matter of the strongest place
+    p_compared = p_value(calibration, difference.score - difference.miscounted) if calibration else None
+    suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
+    found = regions_of(comparison, threshold, at_least_one=suspicious)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")

@@ -18,6 +18,7 @@ from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.difference import RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
 from refdiff.tools.vision.regions import map_size
+from refdiff.tools.vision.registration import coverage, scaling
 
 # the score grows faster than the level does; measured (docs/measured.md, "Another light")
 _GROWTH = 2
@@ -43,13 +44,15 @@ def other_light(
         return ""
     if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
         return ""  # it passes
-    limit = score_threshold(calibration.scores, attained)
-    if limit is None or comparison.difference.score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
+    limit, score = score_threshold(calibration.scores, attained), comparison.difference.score
+    score -= comparison.difference.miscounted  # another light also changes what is counted
+    if limit is None or score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
         return ""
     return (
-        "the whole photo differs from the golden samples, even what fits them best "
+        "the whole photo differs from the golden samples: even what fits them best differs "
         f"{level / max(highest, 1e-9):.1f} times as much as in any of {calibration.n} good parts "
-        f"({_change(photo, comparison.nearest)}); photograph the part as they were, or add its photo to them if it is good"
+        f"({_change(photo, comparison.nearest)}); photograph the part as the golden samples were, or add its "
+        "photo to them if it is good"
     )
 
 
@@ -61,6 +64,8 @@ def _change(photo: RgbImage, golden: RegisteredGolden) -> str:
     ours, theirs = resize_to(photo, map_size(photo.shape)), golden.reduced
     low, high = _READABLE
     readable = ((np.minimum(ours, theirs) >= low) & (np.maximum(ours, theirs) <= high)).all(2)
+    on_map = scaling(golden.size, ours.shape) @ golden.alignment.matrix
+    readable &= coverage(on_map, golden.workspace.golden_image(golden.golden).shape[:2], ours.shape[:2])
     if readable.mean() < _LEAST_READABLE:
         return unknown
     gains = np.median(np.log(ours[readable].astype(np.float32) / theirs[readable]), 0)

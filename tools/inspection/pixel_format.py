@@ -36,8 +36,8 @@ def format_problem(query: RgbImage, golden: RgbImage, *, deep: bool) -> str:
     theirs = 0.0 if grey else _colours(golden)
     if theirs >= _SEVERAL_COLOURS and _colours(query) < _COLOURS_LOST * theirs:
         return (
-            "the photo has shades of one colour, the golden sample several colours (coloured light, or a monochrome "
-            "camera?); photograph as for the golden samples"
+            "the photo has shades of one colour, the golden sample several colours (coloured light, a monochrome camera, or "
+            "a coloured part missing?)"
         )
     if not deep:
         return ""
