@@ -229,6 +229,7 @@ class ToolContext:
             else regions_of(comparison, canonical.threshold, at_least_one=False)
         )
         p = canonical.p_value if is_canonical else None
+        miscounts = "".join(f"; {c}" for c in canonical.counts if c.wrong_by) if is_canonical else ""
         return ScoreEvidence(
             arguments=ScoreArguments(golden_ids=[h.golden.golden_id for h in comparison.hits]),
             numbers=ScoreNumbers(
@@ -246,7 +247,7 @@ class ToolContext:
             ),
             images=self._compared(comparison),
             summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
-            f"regions above the threshold: {len(regions)}",
+            f"regions above the threshold: {len(regions)}{miscounts}",
         )  # fmt: skip
 
     def similar_evidence(self, result: RegionResult, score_id: str) -> SimilarEvidence | None:

@@ -31,4 +31,6 @@ def score_difference_tool(
         {"region": f"r{i}", "place": r.place, "type": r.type, "peak": r.peak}
         for i, r in enumerate(record.numbers.regions, start=1)
     ]
-    return answer(record, score=record.numbers.score, p_value=record.numbers.p_value, regions=regions)
+    miscounts = [str(c) for c in context.canonical.counts if c.wrong_by and record.numbers.canonical]
+    counted = {"miscounts": miscounts} if miscounts else {}  # part of the score, and of no region
+    return answer(record, score=record.numbers.score, p_value=record.numbers.p_value, regions=regions, **counted)

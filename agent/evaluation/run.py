@@ -26,7 +26,6 @@ from refdiff.agent.evaluation.metrics import (
 )
 from refdiff.agent.evaluation.results import EvaluationResults, ImageResult, build_results, learned_effect
 from refdiff.agent.report.schema import Alpha, Verdict
-from refdiff.agent.report.summary import count_text
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
@@ -348,7 +347,7 @@ def _inspect(
         n=n,
         alpha=alpha,
         in_doubt=doubted,
-        miscounts=[count_text(c) for c in counts if c.wrong_by],
+        miscounts=[str(c) for c in counts if c.wrong_by],
         reading=reading,
         problems=[*problems_of(comparison), *(said for said in (uncounted, unlike, light) if said)],
     )

@@ -22,7 +22,7 @@ from refdiff.agent.report.schema import (
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.tools.evidence import finding_of
-from refdiff.tools.inspection.components import Count
+from refdiff.tools.inspection.components import said_count
 
 MISSING = "–"
 NO_FINDINGS = "No findings."
@@ -157,10 +157,9 @@ def named_text(named: NamedAs) -> str:
     return f"like {finding_of(like.finding, like.part_id)}, confirmed by {like.confirmed_by}"
 
 
-def count_text(count: ComponentCount | Count) -> str:
+def count_text(count: ComponentCount) -> str:
     """`component 2: 5 of 6`, `component 2: 7 instead of 6`."""
-    of = "instead of" if count.found > count.expected else "of"
-    return f"component {count.number}: {count.found} {of} {count.expected}"
+    return said_count(count.number, count.found, count.expected)
 
 
 def scale_text(scale: Scale) -> str:

@@ -151,9 +151,8 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         golden_ids=extra.get("golden_ids", []),
         components=_unpacked(extra.get("components", [])),
         per_miscount=extra.get("per_miscount", 0.0),
-        marks=[
-            MarksFound(**m) for m in extra.get("marks", []) if "scores" in m
-        ],  # once p-values were kept: asked for anew
+        # earlier versions kept p-values of marks: they are drawn anew when asked for
+        marks=[MarksFound(**m) for m in extra.get("marks", []) if "scores" in m],
     )
 
 

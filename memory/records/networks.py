@@ -46,7 +46,7 @@ class ProductNetworks:
         return f"{said} and {n} confirmed defect{'' if n == 1 else 's'}" if n else said
 
 
-# declined: a person stopped it, or removed what came of it; stopped: by itself it goes on where it was
+# declined: a person stopped it, or removed what came of it; stopped: by itself it goes on, or begins anew
 FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "declined"]
 
 
@@ -114,14 +114,14 @@ class NetworkStore:
         return True
 
     def decline(self, product: str, by: str) -> None:
-        """Note that a person stopped the fit of a product, which runs or has just stopped: none begins by itself until a
-        person asks for one. One that ended otherwise meanwhile keeps its outcome: what it brought is in use.
+        """Note that a person stopped the fit of a product, which runs, or has just stopped or failed: none begins by itself
+        until a person asks for one. One that ended otherwise meanwhile keeps its outcome: what it brought is in use.
 
         As any other end of a fit it changes nothing that decides, so the audit chain does not hold it.
         """
         with self._db.transaction() as conn:
             last = _attempt(conn, check_product_name(product))
-            if last is not None and last.outcome in ("begun", "stopped"):
+            if last is not None and last.outcome in ("begun", "stopped", "failed"):
                 _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
 
     def begin(self, product: str, shared: str, n: int, by: str) -> FitAttempt:

@@ -68,7 +68,7 @@ def photo(counts: tuple[int, int], rng: np.random.Generator, size: int) -> NDArr
     coarse = cv2.resize(rng.normal(0, 5, (24, 24)).astype(np.float32), (fine, fine), interpolation=cv2.INTER_CUBIC)
     image = ground + coarse[..., None]
     taken = np.zeros((fine, fine), np.uint8)
-    side = round(1.1 * length)  # of the window that holds a part at any angle
+    side = round(1.45 * length)  # of the window that holds a part at any angle
     reach = np.ones((round(length / 5),) * 2, np.uint8)
     for shade, mask in drawings:
         middle = shade.shape[0] / 2

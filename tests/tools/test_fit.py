@@ -431,7 +431,7 @@ def test_halves_of_fits_that_nobody_took_up_again_make_room(
 
 
 @pytest.mark.parametrize("outcome", ["kept", "not kept", "failed", "begun", "stopped"])
-def test_fit_is_declined_while_it_runs_or_where_it_has_stopped(workspace: Workspace, outcome: Any) -> None:
+def test_fit_is_declined_while_it_runs_or_where_it_brought_nothing_yet(workspace: Workspace, outcome: Any) -> None:
     networks = workspace.stores.networks
     networks.decline("board", "bert")
     assert networks.last_attempt("board") is None
@@ -442,7 +442,7 @@ def test_fit_is_declined_while_it_runs_or_where_it_has_stopped(workspace: Worksp
     networks.decline("board", "bert")
     last = networks.last_attempt("board")
     assert last is not None
-    if outcome in ("begun", "stopped"):
+    if outcome in ("begun", "stopped", "failed"):
         assert (last.outcome, last.by) == ("declined", "bert")
     else:
         assert last == before

@@ -200,7 +200,7 @@ class Fittings:
             state, message = "failed", INTERNAL
         log.info("fit of product %s: %s %s", product, state, message)
         with self._changed:
-            if state == "stopped" and self._given_up_by is not None:
+            if state in ("stopped", "failed") and self._given_up_by is not None:
                 # it may not have been noted as begun when it was given up
                 with contextlib.suppress(StorageError):
                     self._workspace.stores.networks.decline(product, self._given_up_by)

@@ -57,6 +57,14 @@ class Count:
     def wrong_by(self) -> int:
         return abs(self.found - self.expected)
 
+    def __str__(self) -> str:
+        return said_count(self.number, self.found, self.expected)
+
+
+def said_count(number: int, found: int, expected: int) -> str:
+    """`component 2: 5 of 6`, `component 2: 7 instead of 6`."""
+    return f"component {number}: {found} {'instead of' if found > expected else 'of'} {expected}"
+
 
 @dataclass(frozen=True)
 class Learned:

@@ -1,0 +1,45 @@
+"""Loose parts, from photos to the verdict: found without labels, counted, and failed where one is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from loose_parts import photo
+
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.report.schema import Verdict
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import encode_png
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.workspace import Workspace
+
+
+def test_a_missing_clip_fails_and_a_cropped_photo_is_not_counted(tmp_path: Path) -> None:
+    rng, counts = np.random.default_rng(5), (5, 3)
+    taken = {
+        "good": photo(counts, rng, 256),
+        "missing": photo((4, 3), rng, 256),
+        "cropped": photo(counts, rng, 256)[:, :160],
+    }
+    with Workspace.open(MemorySettings(home=tmp_path / "home", qdrant_url=None)) as workspace:
+        enroll(workspace, "tray", [Upload(f"{i}.png", encode_png(photo(counts, rng, 256))) for i in range(21)])
+        calibration = calibrate(workspace, "tray")
+        assert sorted(c.count for c in calibration.components) == [3, 5]
+        for name, image in taken.items():
+            sha256 = workspace.stores.images.put(encode_png(np.ascontiguousarray(image)))
+            workspace.stores.captures.add(part_id=name, product="tray", sha256=sha256, filename=name)
+        with Inspector(workspace, AgentSettings(llm="off")) as inspector:
+            reports = {name: inspector.run(InspectionRequest(f"inspect part {name}", name)) for name in taken}
+    assert reports["missing"].verdict is Verdict.FAIL
+    assert "4 of 5" in reports["missing"].verdict_reason
+    assert [(c.found, len(c.seen)) for c in reports["missing"].components if c.wrong] == [(4, 4)]
+    assert not [c for c in reports["good"].components if c.wrong]
+    assert reports["good"].verdict is not Verdict.FAIL
+    assert reports["cropped"].verdict is Verdict.REVIEW
+    assert "another shape" in reports["cropped"].verdict_reason
+    assert not reports["cropped"].components
