@@ -17,6 +17,7 @@ from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decid
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.tools.inspection import components
 from refdiff.tools.inspection.components import count, learn
 
 GRID, CHANNELS, PX = 20, 8, 320
@@ -122,8 +123,9 @@ def test_limits_accept_findings_but_no_wrong_number() -> None:
     assert decide(replace(facts, miscounts=["component 1: 4 of 5"])).verdict is Verdict.FAIL
 
 
-def test_any_encoder_counts() -> None:
+def test_any_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV resizes no more than 512 planes at once."""
+    monkeypatch.setattr(components, "_CELLS", 1000)
     wide = [np.pad(look, ((0, 0), (0, 0), (0, 760))) for look in goldens([5] * 20)]
     assert [c.count for c in learn(wide, [None] * 20).components] == [5]
 
