@@ -19,7 +19,7 @@ from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.workspace import Workspace
 
 
-def test_a_missing_clip_fails_and_a_cropped_photo_is_not_counted(tmp_path: Path) -> None:
+def test_a_missing_clip_fails_and_neither_cropped_photos_nor_what_people_contradict_are_counted(tmp_path: Path) -> None:
     rng, counts = np.random.default_rng(5), (5, 3)
     taken = {
         "good": photo(counts, rng, 256),
@@ -35,6 +35,10 @@ def test_a_missing_clip_fails_and_a_cropped_photo_is_not_counted(tmp_path: Path)
             workspace.stores.captures.add(part_id=name, product="tray", sha256=sha256, filename=name)
         with Inspector(workspace, AgentSettings(llm="off")) as inspector:
             reports = {name: inspector.run(InspectionRequest(f"inspect part {name}", name)) for name in taken}
+        # a person finds the part with four clips good: what it contradicts is not counted any more
+        rescued = [Upload("rescued.png", encode_png(taken["missing"]))]
+        enroll(workspace, "tray", rescued, golden_source="disposition")
+        assert [c.count for c in calibrate(workspace, "tray").components] == [3]
     assert reports["missing"].verdict is Verdict.FAIL
     assert "4 of 5" in reports["missing"].verdict_reason
     assert [(c.found, len(c.seen)) for c in reports["missing"].components if c.wrong] == [(4, 4)]
