@@ -177,7 +177,7 @@ def _measure(
     # what registers is compared place by place; and a number that few golden samples have in common may be chance
     counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
     counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
-    components = _uncontradicted(workspace, product, counted.components)
+    components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
         (score + per_miscount * wrong, golden_id)
@@ -202,11 +202,18 @@ def _measure(
     )
 
 
-def _uncontradicted(workspace: Workspace, product: str, components: list[Component]) -> list[Component]:
-    """Components without those of which a part that people rescued from a verdict shows another number."""
+def _uncontradicted(
+    workspace: Workspace, product: str, components: list[Component], shapes: set[tuple[int, ...]]
+) -> list[Component]:
+    """Components without those of which a part that people rescued from a verdict shows another number.
+
+    shapes: of the looks that are counted; photos of others are not counted.
+    """
     rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)] if components else []
-    for golden in rescued:
-        counts = count(components, look_of(workspace.golden_features(golden)), None, (1, 1))
+    for look in (look_of(workspace.golden_features(g)) for g in rescued):
+        if look.shape not in shapes:
+            continue
+        counts = count(components, look, None, (1, 1))
         components = [c for c, found in zip(components, counts, strict=True) if not found.wrong_by]
     return components
 
