@@ -17,7 +17,7 @@ from torch import Tensor
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView, window_cells
 
-VERSION = "fused-4"  # part of every calibration key: raise when scores change
+VERSION = "fused-5"  # part of every calibration key: raise when scores change
 _WINDOW_PART = 0.1  # half width of the matching window, as a part of the long side
 _SCORED_PART = 0.01  # the image score is the mean of this part of the cells
 _ALL = slice(None)

@@ -327,43 +327,47 @@ class _Fit:
         """Tiles of a golden sample beside its nearest neighbours."""
         workspace = self.workspace
         query, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        pair, views = self._pair(query, golden.sha256, features, without, self._tiles_of(golden))
+        pair = self._pair(query, golden.sha256, features, without, self._tiles_of(golden))
         ignored, _ = place_zones(workspace, query, _pose_key(golden.sha256), self.product, "ignore")
         ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
-        scored = OnPhoto(query.shape, pair.grid).onto(ignore) <= 0.5
         found = []
-        for seen in pair.tiles:
-            here, tile = [v.view(seen) for v in views], seen.tile
-            reached = reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.uint8)
-            size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
-            keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
-            y, x = tile.y // MAP_STRIDE, tile.x // MAP_STRIDE
-            keep &= scored[y : y + keep.shape[0], x : x + keep.shape[1]]
-            found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep, golden.golden_id))
+        for scale in pair.scales:
+            views = [ReferenceViews(r, scale.grid) for r in pair.references]
+            scored = OnPhoto(query.shape, scale.grid).onto(ignore) <= 0.5
+            for seen in scale.tiles:
+                here, tile = [v.view(seen) for v in views], seen.tile
+                reached = reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.uint8)
+                size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
+                keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
+                keep &= tile.of(scored, MAP_STRIDE)
+                found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep, golden.golden_id))
         return found
 
     def defects(self, half: Sequence[Golden]) -> dict[str, list[Confirmed]]:
         """Tiles of confirmed defects beside their nearest golden samples of a half, by inspection id.
 
-        Of each those that hold most of it, the fullest first.
+        Of each, at each working size, those that hold most of it, the fullest first.
         """
         mine = {g.golden_id for g in half}
         others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
         found = {}
         for done, defect in enumerate(self.confirmed, start=1):
             query = self.workspace.image(defect.photo, self.product)
-            pair, views = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
-            cells = marked_cells(OnPhoto(query.shape, pair.grid).onto(defect.mask))
+            pair = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
             tiles = []
-            for seen in pair.tiles:
-                y, x = seen.tile.y // MAP_STRIDE, seen.tile.x // MAP_STRIDE
-                here = cells[y : y + seen.tile.h // MAP_STRIDE, x : x + seen.tile.w // MAP_STRIDE]
-                if here.any():
-                    picture = np.ascontiguousarray(seen.picture.image)
-                    mask = here.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
-                    tiles.append(Confirmed(Example(picture, [v.view(seen) for v in views]), mask))
+            for scale in pair.scales:
+                views = [ReferenceViews(r, scale.grid) for r in pair.references]
+                cells = marked_cells(OnPhoto(query.shape, scale.grid).onto(defect.mask))
+                at_scale = []
+                for seen in scale.tiles:
+                    here = seen.tile.of(cells, MAP_STRIDE)
+                    if here.any():
+                        picture = np.ascontiguousarray(seen.picture.image)
+                        mask = here.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
+                        at_scale.append(Confirmed(Example(picture, [v.view(seen) for v in views]), mask))
+                tiles += sorted(at_scale, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
             if tiles:
-                found[defect.inspection_id] = sorted(tiles, key=lambda t: -int(t.mask.sum()))[:_MAX_TILES]
+                found[defect.inspection_id] = tiles
             self.progress("registering defects", done, len(self.confirmed))
         return found
 
@@ -374,12 +378,11 @@ class _Fit:
         features: Features,
         without: Collection[str],
         tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
-    ) -> tuple[RegisteredPair, list[ReferenceViews]]:
+    ) -> RegisteredPair:
         """A photo (its sha256) beside its nearest golden samples."""
         workspace, product, key, clock = self.workspace, self.product, _pose_key(photo), Clock()
         hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
-        pair = pair_with(workspace, query, key, features, product, hits, clock, tiles_of)
-        return pair, [ReferenceViews(r, pair.grid) for r in pair.references]
+        return pair_with(workspace, query, key, features, product, hits, clock, tiles_of)
 
     @staticmethod
     def _tiles_of(golden: Golden) -> Callable[[Sequence[Tile]], list[Tile]]:

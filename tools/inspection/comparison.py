@@ -14,10 +14,16 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import Grid, Seen, alignments, photo_on
+from refdiff.tools.framing.photos import Seen, alignments, photo_on
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.difference import Difference, RegisteredGolden, comparison_grid, score_difference
+from refdiff.tools.inspection.difference import (
+    Difference,
+    RegisteredGolden,
+    Scale,
+    comparison_grid,
+    score_difference,
+)
 from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
@@ -92,7 +98,7 @@ def compare_with(
     pair = pair_with(workspace, query, query_key, features, product, hits, clock)
     with clock.stage("score"):
         network = workspace.network(product, unseen)
-        difference = score_difference(query, pair.tiles, pair.grid, pair.references, ignore, network)
+        difference = score_difference(query, pair.scales, pair.references, ignore, network)
     known = workspace.stores.products.get(product)
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
@@ -102,11 +108,10 @@ def compare_with(
 
 @dataclass(frozen=True)
 class RegisteredPair:
-    """A photo and its references on one pixel grid."""
+    """A photo and its references in one frame."""
 
     references: list[RegisteredGolden]
-    grid: Grid
-    tiles: Iterator[Seen]  # the photo, tile by tile
+    scales: list[Scale]  # the photo, the finest first
 
 
 def pair_with(
@@ -119,7 +124,8 @@ def pair_with(
     clock: Clock,
     tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
 ) -> RegisteredPair:
-    """Register a photo with retrieved goldens, and draw it on their common grid. Arguments as of `compare_with`.
+    """Register a photo with retrieved goldens, and draw it in their common frame: as finely as the product asks for, and
+    where that takes several tiles, also as a whole. Arguments as of `compare_with`.
 
     tiles_of: chooses those to be drawn of a grid of several tiles, two or more; default: all.
     """
@@ -129,12 +135,19 @@ def pair_with(
     size = (query.shape[0], query.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
     with clock.stage("encode"):
-        grid = comparison_grid(query, query_key, features, references, px)
-        if tiles_of is not None and not grid.whole:
-            grid = replace(grid, tiles=tiles_of(grid.tiles))
-        tiles = photo_on(workspace, query, query_key, features, grid)
-        tiles = chain([next(tiles)], tiles)  # the first, of most grids the only one
-    return RegisteredPair(references, grid, tiles)
+        grids = [comparison_grid(query, query_key, features, references, px)]
+        if not grids[0].whole:
+            # What is large, or wrong as a whole, shows in the whole; what is small, in the tiles.
+            grids.append(comparison_grid(query, query_key, features, references))
+            if tiles_of is not None:
+                grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
+        scales = [Scale(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
+    return RegisteredPair(references, scales)
+
+
+def _begun(tiles: Iterator[Seen]) -> Iterator[Seen]:
+    """The tiles, the first drawn already: most grids have no other."""
+    return chain([next(tiles)], tiles)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

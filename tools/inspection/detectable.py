@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.calibrations import Calibration, MarksFound
+from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.scorer import MAP_STRIDE, Comparing
 from refdiff.model.errors import InputError
@@ -29,7 +31,17 @@ from refdiff.tools.framing.tiles import Blend, Tile
 from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, count_parts, in_doubt, p_value
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import pair_with
-from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, compared, grid_score, reach, scored_cells
+from refdiff.tools.inspection.difference import (
+    OnPhoto,
+    ReferenceViews,
+    RegisteredGolden,
+    Scale,
+    compared,
+    grid_score,
+    mean_of,
+    reach,
+    scored_cells,
+)
 from refdiff.tools.inspection.fineness import WorkingPixel, working_pixel
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
@@ -96,18 +108,52 @@ def find_marks(workspace: Workspace, calibration: Calibration, progress: Progres
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A golden sample beside its references, ready to be drawn on."""
+class _Scale:
+    """A golden sample at one working size beside its references."""
 
-    workspace: Workspace
-    network: Comparing
     grid: Grid
     views: list[ReferenceViews]
     picture: RgbImage  # all of the grid
     covered: NDArray[np.bool_]  # (H, W) of the grid: what the photo shows
     cells: list[tuple[Tile, NDArray[np.float32]]]  # as it is, tile by tile
-    keep: NDArray[np.bool_]  # cells that count
-    allowed: NDArray[np.bool_]  # (H, W) of the grid: where marks may lie
+    reached: NDArray[np.float32]  # see `ComparedScale`
+
+    @classmethod
+    def of(cls, scale: Scale, references: Sequence[RegisteredGolden], network: Comparing) -> _Scale:
+        grid = scale.grid
+        views = [ReferenceViews(r, grid) for r in references]
+        picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
+        reached, cells = Blend(grid.size, GRID_STRIDE), []
+        for seen in scale.tiles:
+            here, at = [v.view(seen) for v in views], _at(seen.tile)
+            picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
+            reached.add("reached", seen.tile, reach(seen.tile, here))
+            cells.append((seen.tile, compared(seen, here, network)[0]))
+        return cls(grid, views, picture, covered, cells, reached.mean("reached"))
+
+    def cells_of(self, picture: RgbImage, encoder: Encoder, network: Comparing) -> NDArray[np.float32]:
+        """(h, w) cells of the sample as `picture` shows it; only tiles that differ are compared again."""
+        blend = Blend(self.grid.size, MAP_STRIDE)
+        for tile, clean in self.cells:
+            shown, at = np.ascontiguousarray(picture[_at(tile)]), _at(tile)
+            cells = clean
+            if not np.array_equal(shown, self.picture[at]):
+                maps = encoder.embed(shown, (tile.h, tile.w)).maps
+                seen = Seen(tile, maps, Picture.of(shown, np.ascontiguousarray(self.covered[at])))
+                cells = compared(seen, [v.view(seen) for v in self.views], network)[0]
+            blend.add("cells", tile, cells)
+        return blend.mean("cells")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A golden sample beside its references, ready to be drawn on."""
+
+    workspace: Workspace
+    network: Comparing
+    scales: list[_Scale]  # the finest first
+    keep: NDArray[np.bool_]  # cells of the finest that count
+    allowed: NDArray[np.bool_]  # (H, W) of the finest: where marks may lie
 
     @classmethod
     def of(cls, workspace: Workspace, golden: Golden, k: int) -> _Part:
@@ -116,24 +162,17 @@ class _Part:
         clock = Clock()
         hits = nearest_goldens(workspace, query, key, features, golden.product, k, same_part, clock)
         pair = pair_with(workspace, query, key, features, golden.product, hits, clock)
-        network, grid = workspace.network(golden.product, same_part), pair.grid
-        views = [ReferenceViews(r, grid) for r in pair.references]
-        picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
-        reached, cells = Blend(grid.size, GRID_STRIDE), []
-        for seen in pair.tiles:
-            here, at = [v.view(seen) for v in views], _at(seen.tile)
-            picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
-            reached.add("reached", seen.tile, reach(seen.tile, here))
-            cells.append((seen.tile, compared(seen, here, network)[0]))
+        network = workspace.network(golden.product, same_part)
+        scales = [_Scale.of(scale, pair.references, network) for scale in pair.scales]
+        finest = scales[0]
         zones, _ = place_zones(workspace, query, key, golden.product, "ignore")
         ignored = None
         if zones:
-            ignored = OnPhoto(query.shape, grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
-        keep = scored_cells(reached.mean("reached"), ignored, grid)
+            ignored = OnPhoto(query.shape, finest.grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
+        keep = scored_cells(finest.reached, ignored, finest.grid)
         counts = keep.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
-        return cls(
-            workspace, network, grid, views, picture, covered, cells, keep, counts & covered & foreground_of(picture)
-        )
+        allowed = counts & finest.covered & foreground_of(finest.picture)
+        return cls(workspace, network, scales, keep, allowed)
 
     def score_with(self, mark: Mark, rng: np.random.Generator) -> float | None:
         """The image score with a mark at a random place of the part; None where it does not fit."""
@@ -141,23 +180,20 @@ class _Part:
         turn = float(rng.uniform(0, np.pi))
         if not len(ys):
             return None
-        i = int(rng.integers(len(ys)))
-        x, y, half = int(xs[i]), int(ys[i]), mark.half
-        spoiled = drawn(self.picture, mark, (x, y), turn)
-        blend = Blend(self.grid.size, MAP_STRIDE)
-        for tile, clean in self.cells:
-            touched = (
-                tile.y <= y + half and y - half < tile.y + tile.h and tile.x <= x + half and x - half < tile.x + tile.w
-            )
-            blend.add("cells", tile, self._cells(spoiled, tile) if touched else clean)
-        return grid_score(blend.mean("cells") * self.keep, self.keep, self.grid)
+        i, finest = int(rng.integers(len(ys))), self.scales[0]
+        spoiled = drawn(finest.picture, mark, (int(xs[i]), int(ys[i])), turn)
+        change = spoiled.astype(np.float32) - finest.picture
+        cells = [
+            scale.cells_of(_changed(scale.picture, change), self.workspace.encoder, self.network)
+            for scale in self.scales
+        ]
+        return grid_score(mean_of(cells) * self.keep, self.keep, finest.grid)
 
-    def _cells(self, picture: RgbImage, tile: Tile) -> NDArray[np.float32]:
-        at = _at(tile)
-        shown = np.ascontiguousarray(picture[at])
-        maps = self.workspace.encoder.embed(shown, (tile.h, tile.w)).maps
-        seen = Seen(tile, maps, Picture.of(shown, np.ascontiguousarray(self.covered[at])))
-        return compared(seen, [v.view(seen) for v in self.views], self.network)[0]
+
+def _changed(picture: RgbImage, change: NDArray[np.float32]) -> RgbImage:
+    """A picture (H, W, 3) changed as a finer one is by `change` (h, w, 3)."""
+    coarse = cv2.resize(change, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return np.clip(np.rint(picture + coarse), 0, 255).astype(np.uint8)
 
 
 def _at(tile: Tile) -> tuple[slice, slice]:

@@ -5,7 +5,7 @@ Both lie in one frame, whose golden features come from the cache; what is found 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,6 +87,14 @@ def comparison_grid(
     return own_grid(query, features)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A photo at one working size."""
+
+    grid: Grid
+    tiles: Iterable[Seen]
+
+
 class ReferenceViews:
     """A golden as the photo on a grid sees it, tile by tile; in its own pixels if it could not be registered."""
 
@@ -123,43 +131,74 @@ def _cells(grid: Grid, stride: int) -> tuple[int, int]:
 
 def score_difference(
     query: RgbImage,
-    tiles: Iterable[Seen],
-    grid: Grid,
+    scales: Sequence[Scale],
     references: Sequence[RegisteredGolden],
     ignore: NDArray[np.bool_] | None = None,
     network: Comparing | None = None,
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
-    tiles: the photo on `grid`, as `photo_on` gives it. ignore: bool, at the photo's `map_size`, what does not count (the map
-    is 0 there). network: default the shared one.
+    scales: the photo at one or more working sizes, the finest first; what they say counts alike. ignore: bool, at the
+    photo's `map_size`, what does not count (the map is 0 there). network: default the shared one.
     """
     size, network = map_size(query.shape), network or references[0].workspace.difference
-    views = [ReferenceViews(r, grid) for r in references]
-    fine, coarse, focus = Blend(grid.size, MAP_STRIDE), Blend(grid.size, GRID_STRIDE), Focus()
+    focus, grid = Focus(), scales[0].grid
     back = OnPhoto(query.shape, grid)
     ignored = back.onto(ignore) > 0.5 if ignore is not None and ignore.any() else None
-    for seen in tiles:
-        here = [v.view(seen) for v in views]
+
+    def look_at(seen: Seen, here: Sequence[ReferenceView]) -> None:
         focus.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
-        cells, types = compared(seen, here, network)
-        fine.add("cells", seen.tile, cells)
-        fine.add("types", seen.tile, types)
-        coarse.add("reached", seen.tile, reach(seen.tile, here))
-    reached = coarse.mean("reached")
-    keep = scored_cells(reached, ignored, grid)
-    cells = fine.mean("cells") * keep
+
+    finest = compared_at(scales[0], references, network, look_at)
+    seen_at = [finest, *(compared_at(scale, references, network) for scale in scales[1:])]
+    keep = scored_cells(finest.reached, ignored, grid)
+    cells = mean_of([s.cells for s in seen_at]) * keep
     # half a cell of smoothing: the map must not show the grid
     large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
     smooth = back.to(np.asarray(cv2.GaussianBlur(large, (0, 0), MAP_STRIDE / 2), np.float32), size)
     if ignore is not None:
         smooth[ignore] = 0
     score = grid_score(cells, keep, grid)
-    covered = float((back.to(reached, back.cells) > 0.5).mean())
-    types = np.stack([back.to(kind, back.cells) for kind in fine.mean("types")])
+    covered = float((back.to(finest.reached, back.cells) > 0.5).mean())
+    types = np.stack([back.to(mean_of(kind), back.cells) for kind in zip(*(s.types for s in seen_at), strict=True)])
     scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
     level = float(np.quantile(cells[keep], _LEVEL_PART)) if keep.any() else 0.0
     return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem, level)
+
+
+@dataclass(frozen=True)
+class ComparedScale:
+    """What a photo at one working size says."""
+
+    cells: NDArray[np.float32]  # (h, w) >= 0 of the grid, at the stride of the map
+    types: NDArray[np.float32]  # (T, h, w) probabilities
+    reached: NDArray[np.float32]  # 1 where some reference reaches, else 0; at the stride of the grid
+
+
+def compared_at(
+    scale: Scale,
+    references: Sequence[RegisteredGolden],
+    network: Comparing,
+    look_at: Callable[[Seen, Sequence[ReferenceView]], None] = lambda seen, here: None,
+) -> ComparedScale:
+    """A photo at one working size beside its references. look_at: is shown each tile, and the references there."""
+    views = [ReferenceViews(r, scale.grid) for r in references]
+    fine, coarse = Blend(scale.grid.size, MAP_STRIDE), Blend(scale.grid.size, GRID_STRIDE)
+    for seen in scale.tiles:
+        here = [v.view(seen) for v in views]
+        look_at(seen, here)
+        cells, types = compared(seen, here, network)
+        fine.add("cells", seen.tile, cells)
+        fine.add("types", seen.tile, types)
+        coarse.add("reached", seen.tile, reach(seen.tile, here))
+    return ComparedScale(fine.mean("cells"), fine.mean("types"), coarse.mean("reached"))
+
+
+def mean_of(planes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of planes of one frame, each of any size; (h, w) as the first."""
+    first, *others = planes
+    alike = [cv2.resize(p, first.shape[::-1], interpolation=cv2.INTER_LINEAR) for p in others]
+    return np.asarray(np.mean([first, *alike], 0), np.float32)
 
 
 def compared(
