@@ -15,12 +15,16 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import SpecError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, render
 from refdiff.tools.framing.frames import place_of
 from refdiff.tools.framing.tiles import TILE_PX, Blend, grid_tiles, tiles_of
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibration_key
-from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import compare, pair_with
+from refdiff.tools.inspection.detectable import _Part
+from refdiff.tools.inspection.difference import score_difference
 from refdiff.tools.inspection.fineness import (
     MAX_WORKING_PX,
     SMALLEST_PX,
@@ -267,6 +271,40 @@ def test_small_dot_is_found_where_it_is_and_measures_its_size(fine: Workspace) -
 def test_small_dot_is_overlooked_at_the_size_of_retrieval(workspace: Workspace) -> None:
     good, bad = (compare(workspace, photo(px), "board").difference.score for px in (0, 4))
     assert bad < 2 * good + 0.02
+
+
+def test_photo_in_tiles_is_also_compared_as_a_whole_and_both_count_alike(fine: Workspace) -> None:
+    query = photo(12)
+    both, one_by_one = compare(fine, query, "board"), []
+    pair = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
+    tiles, whole = pair.scales
+    assert len(tiles.grid.tiles) == 6
+    assert (whole.grid.whole, max(whole.grid.size)) == (True, 160)
+    for scale in pair.scales:
+        map_of_one = score_difference(query, [scale], pair.references).anomaly_map
+        one_by_one.append(cv2.resize(map_of_one, (160, 120), interpolation=cv2.INTER_AREA))
+    mean = cv2.resize(both.difference.anomaly_map, (160, 120), interpolation=cv2.INTER_AREA)
+    assert np.abs(mean - np.mean(one_by_one, 0)).max() < 0.05 * both.difference.peak
+    assert np.abs(mean - one_by_one[0]).max() > 0.2 * both.difference.peak
+    fine.stores.products.set_spec("board", {})
+    alone = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
+    assert [scale.grid.whole for scale in alone.scales] == [True]
+
+
+def test_mark_on_a_photo_in_tiles_scores_as_in_an_inspection(fine: Workspace) -> None:
+    golden = next(g for g in fine.bank.list("board") if place_of(fine, g).is_anchor)  # its frame is its own pixels
+    part = _Part.of(fine, golden, 2)
+    assert len(part.scales) == 2
+    clean = compare(fine, fine.golden_image(golden), "board", exclude_ids=[golden.golden_id]).difference.score
+    assert part.score_with(Mark(4, 4, 0.0), np.random.default_rng(0)) == pytest.approx(clean, rel=1e-3)
+    for size, seed in ((6, 1), (40, 2)):
+        mark, rng = Mark(size, size, 0.6), np.random.default_rng(seed)
+        ys, xs = np.nonzero(room(mark, part.allowed))
+        turn, i = float(rng.uniform(0, np.pi)), int(rng.integers(len(ys)))
+        spoiled = drawn(fine.golden_image(golden), mark, (int(xs[i]), int(ys[i])), turn)
+        inspected = compare(fine, spoiled, "board", exclude_ids=[golden.golden_id]).difference.score
+        assert part.score_with(mark, np.random.default_rng(seed)) == pytest.approx(inspected, rel=0.1)
+        assert inspected > 1.5 * clean
 
 
 def test_good_part_shows_no_seams(fine: Workspace) -> None:
