@@ -45,6 +45,7 @@ MIN_OVERLAP = 0.4  # a part at scale 0.7 covers half of the photo, less in persp
 MAX_RESIDUAL_PART = 0.02  # of the long side
 _MIN_NCC_FIXED = 0.60  # identity at least this good is kept if it is in place and no rotation fits better
 _MAX_RESIDUAL_FIXED_PX = 1.0  # px at work resolution; measurement noise is about half of that
+_IN_PLACE_PART = 0.9  # of the textured tiles, that are in place
 _MIN_NCC_PLACED = 0.45  # identity at least this good was probably meant: turns must explain clearly more
 _MAX_ERROR_RATIO = 0.7  # part of what the first candidate leaves unexplained that a later one may leave
 _MAX_SCORE_LAG = 0.15  # of score, with which a coarse candidate needs no runner-up
@@ -439,9 +440,15 @@ def _best(candidates: Iterable[_Candidate], q: View, r: View) -> _Candidate | No
 
 
 def _residual(candidate: _Candidate, q: View, r: View) -> float | None:
-    """Median displacement in work px over textured tiles, by phase correlation; None if no tile has texture."""
+    """Median of what is left over, in work px; None if no tile has texture."""
+    moves = _left_over(candidate, q, r)
+    return float(np.median(moves)) if moves else None
+
+
+def _left_over(candidate: _Candidate, q: View, r: View) -> list[float]:
+    """How far each textured tile is still displaced, by phase correlation, in work px."""
     if not q.textured:
-        return None
+        return []
     gq = q.gradient[1]
     warped = warp(r.gradient[1], candidate.matrix, q.size)
     mask = coverage(candidate.matrix, r.size, q.size)
@@ -455,7 +462,7 @@ def _residual(candidate: _Candidate, q: View, r: View) -> float | None:
         (dx, dy), response = cv2.phaseCorrelate(warped[box].copy(), gq[box].copy(), window)
         if response > 0.15:
             moves.append(math.hypot(dx, dy))
-    return float(np.median(moves)) if moves else None
+    return moves
 
 
 def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
@@ -463,12 +470,13 @@ def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
     # 1. a fixed camera: the cheapest answer, unless some rotation fits better
     resize = np.diag([q.size[1] / r.size[1], q.size[0] / r.size[0], 1.0])
     identity = _judge(_Candidate("identity", resize), q, r, 1)
-    residual = _residual(identity, q, r) if identity.ncc >= _MIN_NCC_FIXED else None
-    in_place = residual is not None and residual <= _MAX_RESIDUAL_FIXED_PX
+    moves = _left_over(identity, q, r) if identity.ncc >= _MIN_NCC_FIXED else []
+    # nearly everywhere: under a little perspective half of a part may lie in place
+    in_place = bool(moves) and float(np.quantile(moves, _IN_PLACE_PART)) <= _MAX_RESIDUAL_FIXED_PX
     turned = _rotation_search(q, r, (1.0,))
     upright = bool(turned) and abs(angle_and_scale(turned[0].matrix, r.size)[0]) < _SEARCH_DEG
     if in_place and upright:
-        return identity, residual
+        return identity, float(np.median(moves))
     # 2. about the same scale, any rotation
     placed = identity.ncc >= _MIN_NCC_PLACED
     best = None if upright or placed else _best(turned, q, r)
