@@ -229,7 +229,11 @@ class ToolContext:
             else regions_of(comparison, canonical.threshold, at_least_one=False)
         )
         p = canonical.p_value if is_canonical else None
-        miscounts = "".join(f"; {c}" for c in canonical.counts if c.wrong_by) if is_canonical else ""
+        odd = [
+            *([canonical.unregistered] if canonical.unregistered else []),
+            *(c for c in canonical.counts if c.wrong_by),
+        ]
+        said = "".join(f"; {what}" for what in odd) if is_canonical else ""
         return ScoreEvidence(
             arguments=ScoreArguments(golden_ids=[h.golden.golden_id for h in comparison.hits]),
             numbers=ScoreNumbers(
@@ -247,7 +251,7 @@ class ToolContext:
             ),
             images=self._compared(comparison),
             summary=f"image score {difference.score:.3f}; golden samples compared: {len(comparison.hits)}, "
-            f"regions above the threshold: {len(regions)}{miscounts}",
+            f"regions above the threshold: {len(regions)}{said}",
         )  # fmt: skip
 
     def similar_evidence(self, result: RegionResult, score_id: str) -> SimilarEvidence | None:

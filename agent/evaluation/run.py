@@ -50,6 +50,7 @@ from refdiff.tools.inspection.calibration import (
     unlike_goldens,
     weights_in_use,
     with_counts,
+    with_registration,
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import problems_of
@@ -329,6 +330,7 @@ def _inspect(
     started = time.perf_counter()
     image, comparison = _compare(run, sample)
     comparison, counts, uncounted = with_counts(comparison, calibration)
+    comparison, unregistered, unsure = with_registration(comparison, calibration)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None
@@ -347,9 +349,9 @@ def _inspect(
         n=n,
         alpha=alpha,
         in_doubt=doubted,
-        miscounts=[str(c) for c in counts if c.wrong_by],
+        oddities=[*([unregistered] if unregistered else []), *(str(c) for c in counts if c.wrong_by)],
         reading=reading,
-        problems=[*problems_of(comparison), *(said for said in (uncounted, unlike, light) if said)],
+        problems=[*problems_of(comparison), *(said for said in (uncounted, unsure, unlike, light) if said)],
     )
     decision = decide(facts)
     by_score = None if reading is None else decide(replace(facts, reading=None)).verdict is Verdict.PASS

@@ -239,7 +239,10 @@ def conclude(
         alpha=alpha,
         in_doubt=canonical.in_doubt,
         findings=findings(by_type=False),
-        miscounts=[count_text(c) for c in _components(canonical) if c.wrong],
+        oddities=[
+            *([canonical.unregistered] if canonical.unregistered else []),
+            *(count_text(c) for c in _components(canonical) if c.wrong),
+        ],
         reading=reading,
         problems=canonical.problems,
     )

@@ -51,7 +51,8 @@ class PolicyInput:
     alpha: float  # requested false-reject rate
     in_doubt: int = 0  # 1: the highest of the n scores may be that of a defect, and sets no limit
     findings: list[RatedFinding] = field(default_factory=list)
-    miscounts: list[str] = field(default_factory=list)  # "component 2: 5 of 6"; they are part of the score
+    # what no place shows, "component 2: 5 of 6", "the photo registers to none of its golden samples"; part of the score
+    oddities: list[str] = field(default_factory=list)
     reading: LlmReading | None = None
     problems: list[str] = field(default_factory=list)  # what makes the comparison unreliable
 
@@ -149,7 +150,7 @@ def decide(facts: PolicyInput) -> Decision:
 def _by_score(facts: PolicyInput, p: float, attained: float) -> Decision:
     review = max(REVIEW_P, 2 * attained)
     # a wrong number is never passed over, however many golden samples deviate in something else
-    verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review or facts.miscounts else Verdict.PASS
+    verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review or facts.oddities else Verdict.PASS
     return Decision(verdict, VerdictBasis.ANOMALY, _score_reason(facts, verdict, p, attained), attained)
 
 
@@ -158,8 +159,8 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
     n, regions = facts.n, len(facts.findings)
     as_high = _as_high(p, n)
     show = _good_parts_show(as_high, n)
-    miscounts = sentence_case("; ".join(facts.miscounts))
-    stand_out = miscounts or f"{counted(regions, 'region')} {'stands' if regions == 1 else 'stand'} out"
+    odd = sentence_case("; ".join(facts.oddities))
+    stand_out = odd or f"{counted(regions, 'region')} {'stands' if regions == 1 else 'stand'} out"
     shown = f"(p {apart(p, attained, 2)}, alpha {attained:.2g})"
     if verdict is Verdict.PASS:
         shown = f"(p {p:.2g})"
@@ -167,15 +168,15 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
             return f"No difference beyond what {show} {shown}"
         return f"{stand_out}, but {show} a difference at least as large {shown}"
     if verdict is Verdict.REVIEW:
-        if miscounts:
+        if odd:
             only = "and only" if p <= max(REVIEW_P, 2 * attained) else "but"
-            return f"{miscounts}, {only} {show} a difference as large {shown}"
+            return f"{odd}, {only} {show} a difference as large {shown}"
         return f"Borderline: only {show} a difference as large {shown}"
-    if miscounts and not as_high:
-        return f"{miscounts}, which no good part shows {shown}"
+    if odd and not as_high:
+        return f"{odd}, which no good part shows {shown}"
     if as_high:
         itself = ", and it is in doubt itself" if facts.in_doubt and as_high == 1 else ""
-        return f"{stand_out + ', and only' if regions or miscounts else 'Only'} {show} a difference as large{itself} {shown}"
+        return f"{stand_out + ', and only' if regions or odd else 'Only'} {show} a difference as large{itself} {shown}"
     # a region needs less than the strongest place of every good part: only these are beyond all of them
     beyond = sum(f.peak_p is not None and not _as_high(f.peak_p, n) for f in facts.findings)
     if not beyond:
@@ -217,7 +218,7 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if decision.verdict is Verdict.PASS or not facts.findings:
         return decision
-    if all(f.rated.within for f in facts.findings) and not facts.miscounts:  # a limit accepts findings, no wrong number
+    if all(f.rated.within for f in facts.findings) and not facts.oddities:  # a limit accepts findings, no wrong number
         accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
         return Decision(Verdict.PASS, VerdictBasis.LIMIT, f"All findings are within limits: {accepted}", attained)
     return decision

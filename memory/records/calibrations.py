@@ -61,6 +61,7 @@ class Calibration:
     golden_ids: list[str] = field(default_factory=list)
     components: list[Component] = field(default_factory=list)  # that are counted, those told apart best first
     per_miscount: float = 0.0  # what one too many or too few of a component adds to the image score
+    unregistered: int | None = None  # how many parts register to none of their goldens; None if not known
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 
@@ -128,6 +129,8 @@ def _extra(c: Calibration) -> str:
         more["levels"] = c.levels
     if c.components:
         more |= {"components": _packed(c.components), "per_miscount": c.per_miscount}
+    if c.unregistered is not None:
+        more["unregistered"] = c.unregistered
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)
@@ -151,6 +154,7 @@ def _calibration(row: sqlite3.Row) -> Calibration:
         golden_ids=extra.get("golden_ids", []),
         components=_unpacked(extra.get("components", [])),
         per_miscount=extra.get("per_miscount", 0.0),
+        unregistered=extra.get("unregistered"),
         # earlier versions kept p-values of marks: they are drawn anew when asked for
         marks=[MarksFound(**m) for m in extra.get("marks", []) if "scores" in m],
     )

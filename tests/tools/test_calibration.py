@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from refdiff.agent.report.schema import Verdict
+from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
@@ -31,8 +34,9 @@ from refdiff.tools.inspection.calibration import (
     standing_out,
     summary,
     unlike_goldens,
+    with_registration,
 )
-from refdiff.tools.inspection.comparison import Comparison
+from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
@@ -58,6 +62,42 @@ def add(workspace: Workspace, folder: Path, instances: range, group: str | None 
 
 def made(scores: list[float], alpha: float | None = None) -> Calibration:
     return Calibration("board", "key", sorted(scores), 0.5, len(scores), 1, peaks=sorted(scores), alpha=alpha)
+
+
+# ---- photos that do not register ----
+
+
+def test_mirrored_photo_scores_above_every_good_part_where_good_parts_register(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    add(workspace, tmp_path, range(5))
+    known = calibrate(workspace, "board")
+    assert known.unregistered == 0
+    assert workspace.stores.calibrations.get("board", known.key).unregistered == 0
+    photo = render("circuit", 1, 50, size=SIZE, noise_seed=50).image
+    good, mirrored = (compare(workspace, image, "board") for image in (photo, np.ascontiguousarray(photo[:, ::-1])))
+    assert good.alignments[0].ok
+    assert not mirrored.alignments[0].ok
+    many = replace(known, n=40)
+    changed, said, problem = with_registration(mirrored, many)
+    assert (said, problem) == ("the photo registers to none of its golden samples", "")
+    assert changed.difference.score == mirrored.difference.score + max(known.scores)
+    assert changed.difference.added == max(known.scores)
+    assert p_value(known, changed.difference.score) == 1 / (known.n + 1)
+    assert with_registration(good, many) == (good, "", "")
+    # few good parts, an earlier version's calibration, or a product of which many do not register say nothing
+    for other in (known, replace(many, unregistered=None), replace(many, unregistered=2), None):
+        assert with_registration(mirrored, other) == (mirrored, "", "")
+    rare = replace(many, unregistered=1)
+    told = "the photo registers to none of its golden samples, as 1 of 40 good parts does"
+    assert with_registration(mirrored, rare) == (mirrored, "", told)
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(1 / 41, Verdict.FAIL), (0.5, Verdict.REVIEW)])
+def test_photo_that_does_not_register_never_passes(p: float, verdict: Verdict) -> None:
+    decision = decide(PolicyInput(p, 40, 0.03, oddities=["the photo registers to none of its golden samples"]))
+    assert decision.verdict is verdict
+    assert decision.reason.startswith("The photo registers to none of its golden samples, ")
 
 
 # ---- goldens that stand out ----

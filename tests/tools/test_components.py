@@ -111,7 +111,7 @@ def test_components_of_a_calibration_are_kept_as_they_were_found(tmp_path: Path)
     ],
 )
 def test_the_reason_of_a_verdict_says_what_was_counted(p: float, said: str) -> None:
-    decision = decide(PolicyInput(p, 40, 0.03, miscounts=["component 1: 4 of 5"]))
+    decision = decide(PolicyInput(p, 40, 0.03, oddities=["component 1: 4 of 5"]))
     assert decision.reason == said
     assert decision.verdict is not Verdict.PASS
 
@@ -120,7 +120,7 @@ def test_limits_accept_findings_but_no_wrong_number() -> None:
     within = RatedFinding(Rated(Severity.MINOR, True, False, "is short"), 0.01, "Scratch f1")
     facts = PolicyInput(1 / 101, 100, 0.03, findings=[within])
     assert decide(facts).verdict is Verdict.PASS
-    assert decide(replace(facts, miscounts=["component 1: 4 of 5"])).verdict is Verdict.FAIL
+    assert decide(replace(facts, oddities=["component 1: 4 of 5"])).verdict is Verdict.FAIL
 
 
 def test_any_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:

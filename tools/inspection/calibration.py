@@ -34,7 +34,7 @@ MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
-_MEASURED = 2  # part of every calibration key: raise when something else is kept of each part
+_MEASURED = 3  # part of every calibration key: raise when something else is kept of each part
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
@@ -154,7 +154,7 @@ def _measure(
     peaks, similarities, levels = [], [], []
     looks: list[Look] = []
     ignored: list[Mask | None] = []
-    loose = 0  # golden samples that register to no other
+    loose = unregistered = 0  # golden samples that do not register to the nearest, to any other of those compared
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -173,6 +173,7 @@ def _measure(
         looks.append(look_of(result.features))
         ignored.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
+        unregistered += not any(a.ok for a in result.alignments)
         progress("calibrating", done + 1, len(chosen))
     # what registers is compared place by place; and a number that few golden samples have in common may be chance
     counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
@@ -199,6 +200,7 @@ def _measure(
         golden_ids=[golden_id for _, golden_id in scores],
         components=components,
         per_miscount=per_miscount if components else 0.0,
+        unregistered=unregistered,
     )
 
 
@@ -218,6 +220,27 @@ def _uncontradicted(
     return components
 
 
+def with_registration(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, str, str]:
+    """A comparison whose score says, too, that the photo registers to none of its golden samples; that in words where it
+    counts; and as a problem where it may. Both "" if the photo registers, or if it says nothing about this product.
+
+    Unregistered, only what the photo shows is compared, and not where: a mirrored label has all its patches. Where every
+    golden sample registers to another, it adds the highest score of the golden samples, as none of them is given any: the
+    p-value holds. Where few do not, a person has to look.
+    """
+    if calibration is None or calibration.unregistered is None or any(a.ok for a in comparison.alignments):
+        return comparison, "", ""
+    lost, n = calibration.unregistered, calibration.n
+    if n < MIN_PARTS_TO_FAIL or (1 + lost) / (n + 1) > _UNSUSPICIOUS_P:
+        return comparison, "", ""
+    said = "the photo registers to none of its golden samples"
+    if lost:
+        return comparison, "", f"{said}, as {lost} of {n} good parts {'does' if lost == 1 else 'do'}"
+    added, difference = max(calibration.scores), comparison.difference
+    difference = replace(difference, score=difference.score + added, added=difference.added + added)
+    return replace(comparison, difference=difference), said, ""
+
+
 def with_counts(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[Count], str]:
     """A comparison whose score says what is missing or extra, too; how many of each component the photo shows; and why
     nothing was counted though it should have been, "" if it was.
@@ -233,7 +256,8 @@ def with_counts(comparison: Comparison, calibration: Calibration | None) -> tupl
         return comparison, [], shape
     counts = count(calibration.components, look, comparison.ignore if comparison.zones_placed else None, nearest.size)
     wrong = calibration.per_miscount * sum(c.wrong_by for c in counts)
-    difference = replace(comparison.difference, score=comparison.difference.score + wrong, miscounted=wrong)
+    before = comparison.difference
+    difference = replace(before, score=before.score + wrong, added=before.added + wrong)
     return replace(comparison, difference=difference), counts, ""
 
 

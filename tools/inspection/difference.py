@@ -45,7 +45,7 @@ class Difference:
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
     focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
     level: float  # lower quartile of the cells that count: how much even what fits best differs
-    miscounted: float = 0.0  # part of the score that is of components, one too many or too few
+    added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from refdiff.tools.inspection.calibration import (
     requested_alpha,
     unlike_goldens,
     with_counts,
+    with_registration,
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
@@ -68,6 +69,7 @@ class PhotoInspection:
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
     counts: list[Count] = field(default_factory=list)  # of each component of the product
+    unregistered: str = ""  # that the photo does not register though good parts do, in words; part of the score
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
 
 
@@ -136,9 +138,9 @@ def inspect_photo(
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
     comparison, counts, uncounted = with_counts(comparison, calibration)
+    comparison, unregistered, unsure = with_registration(comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
-    if uncounted:
-        problems.append(uncounted)
+    problems += [said for said in (uncounted, unsure) if said]
     if network is not None and any(d.photo == capture.sha256 for d in network.confirmed):
         problems.append(
             "the network of this product learned from this very photo, as one of a defect: a person has to judge it"
@@ -158,8 +160,8 @@ def inspect_photo(
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
-    # what counting adds to the score is no matter of the strongest place
-    p_compared = p_value(calibration, difference.score - difference.miscounted) if calibration else None
+    # what no place shows is no matter of the strongest one
+    p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
     suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
     found = regions_of(comparison, threshold, at_least_one=suspicious)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
@@ -185,7 +187,7 @@ def inspect_photo(
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
-        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, by
+        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, unregistered, by
     )
 
 

@@ -45,7 +45,9 @@ def other_light(
     if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
         return ""  # it passes
     limit, score = score_threshold(calibration.scores, attained), comparison.difference.score
-    score -= comparison.difference.miscounted  # another light also changes what is counted
+    score -= (
+        comparison.difference.added
+    )  # another light also changes what is counted, and may keep a photo from registering
     if limit is None or score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
         return ""
     return (
