@@ -21,6 +21,18 @@ POSES = {
 }
 
 
+@pytest.mark.parametrize("squeezed", [8, 20])
+def test_registration_follows_a_little_perspective(squeezed: int) -> None:
+    """Half of the part lies in place, and the edges correlate well: that is no fixed camera yet."""
+    reference = render("label", 11, 1, size=(400, 800), noise_seed=1).image
+    corners = np.array([[0, 0], [800, 0], [800, 400], [0, 400]], np.float32)
+    moved = corners + np.array([[1, 0.3], [0, 0], [0, 0], [0.7, -0.5]], np.float32) * squeezed
+    move = cv2.getPerspectiveTransform(corners, moved)
+    query = cv2.warpPerspective(reference, move, (800, 400), borderMode=cv2.BORDER_REPLICATE)
+    found = align(np.asarray(query, np.uint8), reference)
+    assert np.abs(cv2.perspectiveTransform(corners[None], found.matrix)[0] - moved).max() < 1
+
+
 @pytest.mark.parametrize("kind", ["circuit", "label", "moulded", "bottle"])
 @pytest.mark.parametrize("name", POSES)
 def test_registration_finds_another_instance_in_any_pose(kind: str, name: str) -> None:
