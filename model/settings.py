@@ -36,11 +36,11 @@ class ModelSettings(BaseSettings):
         description="Long side, in px, of retrieval, and the least at which pairs are compared.",
     )
     tiles: int = Field(
-        default=1,
+        default=4,
         ge=1,
         le=256,
-        description="Most tiles in which photos are compared where nothing says how small a defect matters; each takes a "
-        "tenth of a second.",
+        description="Most tiles of 320 px in which photos are compared where nothing says how small a defect matters, besides "
+        "once as a whole; each takes a tenth of a second. 1: only as a whole.",
     )
     max_pixels: int = Field(
         default=64_000_000, ge=1_000_000, description="Largest image, and most decoded at once, in pixels."
