@@ -71,6 +71,7 @@ def measure(
         "goldens": goldens,
         "size": list(size),
         "working_px": working_px,
+        "tiles": model.tiles,
         "turned": turned,
         "engine": model.engine,
         "references": ToolsSettings().references,
