@@ -39,8 +39,8 @@ class ModelSettings(BaseSettings):
         default=4,
         ge=1,
         le=256,
-        description="Most tiles of 320 px in which photos are compared where nothing says how small a defect matters, besides "
-        "once as a whole; each takes a tenth of a second. 1: only as a whole.",
+        description="Most tiles of 320 px in which photos are compared, besides once as a whole, where nothing says how "
+        "small a defect matters; 1: only as a whole.",
     )
     max_pixels: int = Field(
         default=64_000_000, ge=1_000_000, description="Largest image, and most decoded at once, in pixels."

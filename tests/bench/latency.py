@@ -27,7 +27,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.tools.framing.photos import frame_grid, photo_on
 from refdiff.tools.inspection.comparison import compare
-from refdiff.tools.inspection.difference import ReferenceViews, RegisteredGolden, Scale, score_difference
+from refdiff.tools.inspection.difference import ReferenceViews, RegisteredGolden, SizedPhoto, score_difference
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -106,7 +106,7 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 at = time.perf_counter()
                 features = workspace.encoder.embed(photo)
                 tiles = photo_on(workspace, photo, str(i), features, grid)
-                score_difference(photo, [Scale(grid, tiles)], [registered])
+                score_difference(photo, [SizedPhoto(grid, tiles)], [registered])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])
                 lap("patch-kNN without its encoder pass", at)

@@ -277,24 +277,24 @@ def test_photo_in_tiles_is_also_compared_as_a_whole_and_both_count_alike(fine: W
     query = photo(12)
     both, one_by_one = compare(fine, query, "board"), []
     pair = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
-    tiles, whole = pair.scales
+    tiles, whole = pair.sizes
     assert len(tiles.grid.tiles) == 6
     assert (whole.grid.whole, max(whole.grid.size)) == (True, 160)
-    for scale in pair.scales:
-        map_of_one = score_difference(query, [scale], pair.references).anomaly_map
+    for sized in pair.sizes:
+        map_of_one = score_difference(query, [sized], pair.references).anomaly_map
         one_by_one.append(cv2.resize(map_of_one, (160, 120), interpolation=cv2.INTER_AREA))
     mean = cv2.resize(both.difference.anomaly_map, (160, 120), interpolation=cv2.INTER_AREA)
     assert np.abs(mean - np.mean(one_by_one, 0)).max() < 0.05 * both.difference.peak
     assert np.abs(mean - one_by_one[0]).max() > 0.2 * both.difference.peak
     fine.stores.products.set_spec("board", {})
     alone = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
-    assert [scale.grid.whole for scale in alone.scales] == [True]
+    assert [sized.grid.whole for sized in alone.sizes] == [True]
 
 
 def test_mark_on_a_photo_in_tiles_scores_as_in_an_inspection(fine: Workspace) -> None:
     golden = next(g for g in fine.bank.list("board") if place_of(fine, g).is_anchor)  # its frame is its own pixels
     part = _Part.of(fine, golden, 2)
-    assert len(part.scales) == 2
+    assert len(part.sizes) == 2
     clean = compare(fine, fine.golden_image(golden), "board", exclude_ids=[golden.golden_id]).difference.score
     assert part.score_with(Mark(4, 4, 0.0), np.random.default_rng(0)) == pytest.approx(clean, rel=1e-3)
     for size, seed in ((6, 1), (40, 2)):

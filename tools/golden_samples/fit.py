@@ -331,10 +331,10 @@ class _Fit:
         ignored, _ = place_zones(workspace, query, _pose_key(golden.sha256), self.product, "ignore")
         ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
         found = []
-        for scale in pair.scales:
-            views = [ReferenceViews(r, scale.grid) for r in pair.references]
-            scored = OnPhoto(query.shape, scale.grid).onto(ignore) <= 0.5
-            for seen in scale.tiles:
+        for sized in pair.sizes:
+            views = [ReferenceViews(r, sized.grid) for r in pair.references]
+            scored = OnPhoto(query.shape, sized.grid).onto(ignore) <= 0.5
+            for seen in sized.tiles:
                 here, tile = [v.view(seen) for v in views], seen.tile
                 reached = reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.uint8)
                 size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
@@ -355,11 +355,11 @@ class _Fit:
             query = self.workspace.image(defect.photo, self.product)
             pair = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
             tiles = []
-            for scale in pair.scales:
-                views = [ReferenceViews(r, scale.grid) for r in pair.references]
-                cells = marked_cells(OnPhoto(query.shape, scale.grid).onto(defect.mask))
+            for sized in pair.sizes:
+                views = [ReferenceViews(r, sized.grid) for r in pair.references]
+                cells = marked_cells(OnPhoto(query.shape, sized.grid).onto(defect.mask))
                 at_scale = []
-                for seen in scale.tiles:
+                for seen in sized.tiles:
                     here = seen.tile.of(cells, MAP_STRIDE)
                     if here.any():
                         picture = np.ascontiguousarray(seen.picture.image)

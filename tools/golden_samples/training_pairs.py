@@ -54,7 +54,7 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload, read_photo, without_file_name
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
-from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, Scale
+from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, SizedPhoto
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.workspace import Workspace
 
@@ -266,16 +266,16 @@ def _photographed(
     pair: RegisteredPair, photo: _Photo, structure_known: bool, rng: np.random.Generator
 ) -> list[dict[str, Tensor]]:
     """The tiles of a photo with its own truth, at all its working sizes."""
-    return [row for scale in pair.scales for row in _at_scale(pair, scale, photo, structure_known, rng)]
+    return [row for sized in pair.sizes for row in _at_size(pair, sized, photo, structure_known, rng)]
 
 
-def _at_scale(
-    pair: RegisteredPair, scale: Scale, photo: _Photo, structure_known: bool, rng: np.random.Generator
+def _at_size(
+    pair: RegisteredPair, sized: SizedPhoto, photo: _Photo, structure_known: bool, rng: np.random.Generator
 ) -> list[dict[str, Tensor]]:
-    views, back = [ReferenceViews(r, scale.grid) for r in pair.references], OnPhoto(photo.image.shape, scale.grid)
+    views, back = [ReferenceViews(r, sized.grid) for r in pair.references], OnPhoto(photo.image.shape, sized.grid)
     planes = [(marked_cells(back.onto(mask)), kind) for mask, kind in photo.masks or []]
     rows = []
-    for seen in scale.tiles:
+    for seen in sized.tiles:
         here = [v.view(seen) for v in views]
         size = seen.tile.h // MAP_STRIDE, seen.tile.w // MAP_STRIDE
         cells, kinds = np.zeros(size, bool), np.full(size, NO_TYPE, np.uint8)
@@ -283,7 +283,7 @@ def _at_scale(
             marked = seen.tile.of(plane, MAP_STRIDE)
             cells |= marked
             kinds[marked] = kind
-        if photo.masks is None and not scale.grid.whole:
+        if photo.masks is None and not sized.grid.whole:
             continue  # nobody knows on which tile the defect is
         if planes and not cells.any() and rng.random() > _EMPTY_TILES:
             continue
@@ -310,11 +310,11 @@ def _painted(
 ) -> list[dict[str, Tensor]]:
     """Two tiles of a golden sample, each with a synthetic defect or none. pictures: of earlier ones, what foreign matter is
     cut from; these are added."""
-    shown = [(scale, seen) for scale in pair.scales for seen in scale.tiles]
+    shown = [(sized, seen) for sized in pair.sizes for seen in sized.tiles]
     rows = []
     for i in sorted(rng.permutation(len(shown))[:2].tolist()):
-        scale, seen = shown[i]
-        here = [ReferenceViews(r, scale.grid).view(seen) for r in pair.references]
+        sized, seen = shown[i]
+        here = [ReferenceViews(r, sized.grid).view(seen) for r in pair.references]
         picture = np.ascontiguousarray(seen.picture.image)
         made = spoiled(picture, [p for p in pictures if p.shape == picture.shape] or [picture], rng)
         pictures.append(picture)

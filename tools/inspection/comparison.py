@@ -20,7 +20,7 @@ from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import (
     Difference,
     RegisteredGolden,
-    Scale,
+    SizedPhoto,
     comparison_grid,
     score_difference,
 )
@@ -98,7 +98,7 @@ def compare_with(
     pair = pair_with(workspace, query, query_key, features, product, hits, clock)
     with clock.stage("score"):
         network = workspace.network(product, unseen)
-        difference = score_difference(query, pair.scales, pair.references, ignore, network)
+        difference = score_difference(query, pair.sizes, pair.references, ignore, network)
     known = workspace.stores.products.get(product)
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
@@ -111,7 +111,7 @@ class RegisteredPair:
     """A photo and its references in one frame."""
 
     references: list[RegisteredGolden]
-    scales: list[Scale]  # the photo, the finest first
+    sizes: list[SizedPhoto]  # the photo, the finest first
 
 
 def pair_with(
@@ -141,8 +141,8 @@ def pair_with(
             grids.append(comparison_grid(query, query_key, features, references))
             if tiles_of is not None:
                 grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
-        scales = [Scale(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
-    return RegisteredPair(references, scales)
+        sizes = [SizedPhoto(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
+    return RegisteredPair(references, sizes)
 
 
 def _begun(tiles: Iterator[Seen]) -> Iterator[Seen]:

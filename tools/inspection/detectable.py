@@ -35,10 +35,10 @@ from refdiff.tools.inspection.difference import (
     OnPhoto,
     ReferenceViews,
     RegisteredGolden,
-    Scale,
+    SizedPhoto,
     compared,
     grid_score,
-    mean_of,
+    mean_cells,
     reach,
     scored_cells,
 )
@@ -108,7 +108,7 @@ def find_marks(workspace: Workspace, calibration: Calibration, progress: Progres
 
 
 @dataclass(frozen=True)
-class _Scale:
+class _SizedSample:
     """A golden sample at one working size beside its references."""
 
     grid: Grid
@@ -116,15 +116,15 @@ class _Scale:
     picture: RgbImage  # all of the grid
     covered: NDArray[np.bool_]  # (H, W) of the grid: what the photo shows
     cells: list[tuple[Tile, NDArray[np.float32]]]  # as it is, tile by tile
-    reached: NDArray[np.float32]  # see `ComparedScale`
+    reached: NDArray[np.float32]  # see `ComparedPhoto`
 
     @classmethod
-    def of(cls, scale: Scale, references: Sequence[RegisteredGolden], network: Comparing) -> _Scale:
-        grid = scale.grid
+    def of(cls, sized: SizedPhoto, references: Sequence[RegisteredGolden], network: Comparing) -> _SizedSample:
+        grid = sized.grid
         views = [ReferenceViews(r, grid) for r in references]
         picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
         reached, cells = Blend(grid.size, GRID_STRIDE), []
-        for seen in scale.tiles:
+        for seen in sized.tiles:
             here, at = [v.view(seen) for v in views], _at(seen.tile)
             picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
             reached.add("reached", seen.tile, reach(seen.tile, here))
@@ -151,7 +151,7 @@ class _Part:
 
     workspace: Workspace
     network: Comparing
-    scales: list[_Scale]  # the finest first
+    sizes: list[_SizedSample]  # the finest first
     keep: NDArray[np.bool_]  # cells of the finest that count
     allowed: NDArray[np.bool_]  # (H, W) of the finest: where marks may lie
 
@@ -163,8 +163,8 @@ class _Part:
         hits = nearest_goldens(workspace, query, key, features, golden.product, k, same_part, clock)
         pair = pair_with(workspace, query, key, features, golden.product, hits, clock)
         network = workspace.network(golden.product, same_part)
-        scales = [_Scale.of(scale, pair.references, network) for scale in pair.scales]
-        finest = scales[0]
+        sizes = [_SizedSample.of(sized, pair.references, network) for sized in pair.sizes]
+        finest = sizes[0]
         zones, _ = place_zones(workspace, query, key, golden.product, "ignore")
         ignored = None
         if zones:
@@ -172,7 +172,7 @@ class _Part:
         keep = scored_cells(finest.reached, ignored, finest.grid)
         counts = keep.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
         allowed = counts & finest.covered & foreground_of(finest.picture)
-        return cls(workspace, network, scales, keep, allowed)
+        return cls(workspace, network, sizes, keep, allowed)
 
     def score_with(self, mark: Mark, rng: np.random.Generator) -> float | None:
         """The image score with a mark at a random place of the part; None where it does not fit."""
@@ -180,14 +180,16 @@ class _Part:
         turn = float(rng.uniform(0, np.pi))
         if not len(ys):
             return None
-        i, finest = int(rng.integers(len(ys))), self.scales[0]
+        i, finest = int(rng.integers(len(ys))), self.sizes[0]
         spoiled = drawn(finest.picture, mark, (int(xs[i]), int(ys[i])), turn)
         change = spoiled.astype(np.float32) - finest.picture
         cells = [
-            scale.cells_of(_changed(scale.picture, change), self.workspace.encoder, self.network)
-            for scale in self.scales
+            sized.cells_of(_changed(sized.picture, change), self.workspace.encoder, self.network)
+            for sized in self.sizes
         ]
-        return grid_score(mean_of(cells) * self.keep, self.keep, finest.grid)
+        return grid_score(
+            mean_cells(cells, [sized.reached for sized in self.sizes]) * self.keep, self.keep, finest.grid
+        )
 
 
 def _changed(picture: RgbImage, change: NDArray[np.float32]) -> RgbImage:

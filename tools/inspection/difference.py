@@ -88,7 +88,7 @@ def comparison_grid(
 
 
 @dataclass(frozen=True)
-class Scale:
+class SizedPhoto:
     """A photo at one working size."""
 
     grid: Grid
@@ -131,28 +131,28 @@ def _cells(grid: Grid, stride: int) -> tuple[int, int]:
 
 def score_difference(
     query: RgbImage,
-    scales: Sequence[Scale],
+    sizes: Sequence[SizedPhoto],
     references: Sequence[RegisteredGolden],
     ignore: NDArray[np.bool_] | None = None,
     network: Comparing | None = None,
 ) -> Difference:
     """Compare a photo (H, W, 3) with its registered (or, where that failed, unregistered) goldens.
 
-    scales: the photo at one or more working sizes, the finest first; what they say counts alike. ignore: bool, at the
+    sizes: the photo at one or more working sizes, the finest first; what they say counts alike. ignore: bool, at the
     photo's `map_size`, what does not count (the map is 0 there). network: default the shared one.
     """
     size, network = map_size(query.shape), network or references[0].workspace.difference
-    focus, grid = Focus(), scales[0].grid
+    focus, grid = Focus(), sizes[0].grid
     back = OnPhoto(query.shape, grid)
     ignored = back.onto(ignore) > 0.5 if ignore is not None and ignore.any() else None
 
     def look_at(seen: Seen, here: Sequence[ReferenceView]) -> None:
         focus.add(seen.picture.pixels, here, None if ignored is None else seen.tile.of(ignored, MAP_STRIDE))
 
-    finest = compared_at(scales[0], references, network, look_at)
-    seen_at = [finest, *(compared_at(scale, references, network) for scale in scales[1:])]
+    finest = compared_at(sizes[0], references, network, look_at)
+    seen_at = [finest, *(compared_at(sized, references, network) for sized in sizes[1:])]
     keep = scored_cells(finest.reached, ignored, grid)
-    cells = mean_of([s.cells for s in seen_at]) * keep
+    cells = mean_cells([s.cells for s in seen_at], [s.reached for s in seen_at]) * keep
     # half a cell of smoothing: the map must not show the grid
     large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
     smooth = back.to(np.asarray(cv2.GaussianBlur(large, (0, 0), MAP_STRIDE / 2), np.float32), size)
@@ -160,14 +160,14 @@ def score_difference(
         smooth[ignore] = 0
     score = grid_score(cells, keep, grid)
     covered = float((back.to(finest.reached, back.cells) > 0.5).mean())
-    types = np.stack([back.to(mean_of(kind), back.cells) for kind in zip(*(s.types for s in seen_at), strict=True)])
+    types = np.stack([back.to(_mean_of(kind), back.cells) for kind in zip(*(s.types for s in seen_at), strict=True)])
     scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
     level = float(np.quantile(cells[keep], _LEVEL_PART)) if keep.any() else 0.0
     return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem, level)
 
 
 @dataclass(frozen=True)
-class ComparedScale:
+class ComparedPhoto:
     """What a photo at one working size says."""
 
     cells: NDArray[np.float32]  # (h, w) >= 0 of the grid, at the stride of the map
@@ -176,29 +176,41 @@ class ComparedScale:
 
 
 def compared_at(
-    scale: Scale,
+    sized: SizedPhoto,
     references: Sequence[RegisteredGolden],
     network: Comparing,
     look_at: Callable[[Seen, Sequence[ReferenceView]], None] = lambda seen, here: None,
-) -> ComparedScale:
+) -> ComparedPhoto:
     """A photo at one working size beside its references. look_at: is shown each tile, and the references there."""
-    views = [ReferenceViews(r, scale.grid) for r in references]
-    fine, coarse = Blend(scale.grid.size, MAP_STRIDE), Blend(scale.grid.size, GRID_STRIDE)
-    for seen in scale.tiles:
+    views = [ReferenceViews(r, sized.grid) for r in references]
+    fine, coarse = Blend(sized.grid.size, MAP_STRIDE), Blend(sized.grid.size, GRID_STRIDE)
+    for seen in sized.tiles:
         here = [v.view(seen) for v in views]
         look_at(seen, here)
         cells, types = compared(seen, here, network)
         fine.add("cells", seen.tile, cells)
         fine.add("types", seen.tile, types)
         coarse.add("reached", seen.tile, reach(seen.tile, here))
-    return ComparedScale(fine.mean("cells"), fine.mean("types"), coarse.mean("reached"))
+    return ComparedPhoto(fine.mean("cells"), fine.mean("types"), coarse.mean("reached"))
 
 
-def mean_of(planes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def mean_cells(cells: Sequence[NDArray[np.float32]], reached: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean cells (h, w) of a photo at several working sizes, as many as at the first. reached: see `ComparedPhoto`.
+
+    Where a further size reaches no golden sample (its cells are larger, so along their ends that is wider) it says nothing.
+    """
+    size = cells[0].shape
+    weights = np.stack([np.ones(size, bool), *(_resized(r, size) > 0.5 for r in reached[1:])])
+    return np.asarray(np.average(np.stack([_resized(c, size) for c in cells]), 0, weights), np.float32)
+
+
+def _mean_of(planes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The mean of planes of one frame, each of any size; (h, w) as the first."""
-    first, *others = planes
-    alike = [cv2.resize(p, first.shape[::-1], interpolation=cv2.INTER_LINEAR) for p in others]
-    return np.asarray(np.mean([first, *alike], 0), np.float32)
+    return np.asarray(np.mean([_resized(p, planes[0].shape) for p in planes], 0), np.float32)
+
+
+def _resized(plane: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def compared(
