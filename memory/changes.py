@@ -117,8 +117,8 @@ def calibration_state(row: sqlite3.Row) -> dict[str, Any]:
     """A row of `calibrations`, with a digest in place of its hundreds of numbers."""
     extra = json.loads(row["extra"])
     measured = [json.loads(row["scores"]), extra.get("peaks"), extra.get("similarities")]
-    if "levels" in extra:  # earlier versions measured none, and their digests stay what they are
-        measured.append(extra["levels"])
+    # earlier versions measured none of these, and their digests stay what they are
+    measured += [extra[name] for name in ("levels", "unregistered") if name in extra]
     return {
         "key": row["key"], "parts": row["n"], "references": row["reference_count"], "alpha": extra.get("alpha"),
         "pixel_threshold": row["pixel_threshold"], "created_at": row["created_at"],

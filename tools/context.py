@@ -229,10 +229,7 @@ class ToolContext:
             else regions_of(comparison, canonical.threshold, at_least_one=False)
         )
         p = canonical.p_value if is_canonical else None
-        odd = [
-            *([canonical.unregistered] if canonical.unregistered else []),
-            *(c for c in canonical.counts if c.wrong_by),
-        ]
+        odd = [*canonical.unregistered, *(c for c in canonical.counts if c.wrong_by)]
         said = "".join(f"; {what}" for what in odd) if is_canonical else ""
         return ScoreEvidence(
             arguments=ScoreArguments(golden_ids=[h.golden.golden_id for h in comparison.hits]),

@@ -32,5 +32,8 @@ def score_difference_tool(
         for i, r in enumerate(record.numbers.regions, start=1)
     ]
     miscounts = [str(c) for c in context.canonical.counts if c.wrong_by and record.numbers.canonical]
-    counted = {"miscounts": miscounts} if miscounts else {}  # part of the score, and of no region
-    return answer(record, score=record.numbers.score, p_value=record.numbers.p_value, regions=regions, **counted)
+    # parts of the score, and of no region
+    more = {"miscounts": miscounts} if miscounts else {}
+    if context.canonical.unregistered and record.numbers.canonical:
+        more["registration"] = context.canonical.unregistered
+    return answer(record, score=record.numbers.score, p_value=record.numbers.p_value, regions=regions, **more)

@@ -342,14 +342,15 @@ def _inspect(
         reading = run.driver.read_pair(READ, *pair)
     n, alpha = calibration.n if calibration else 0, run.plan.settings.alpha
     attained = attained_alpha(alpha, n, doubted)
-    unlike = unlike_goldens(calibration, p, nearest.similarity, attained)
+    p_compared = p_value(calibration, score - comparison.difference.added) if calibration else None
+    unlike = unlike_goldens(calibration, p_compared, nearest.similarity, attained)
     light = other_light(image, comparison, calibration, p, attained)
     facts = PolicyInput(
         p=p,
         n=n,
         alpha=alpha,
         in_doubt=doubted,
-        oddities=[*([unregistered] if unregistered else []), *(str(c) for c in counts if c.wrong_by)],
+        oddities=[*unregistered, *(str(c) for c in counts if c.wrong_by)],
         reading=reading,
         problems=[*problems_of(comparison), *(said for said in (uncounted, unsure, unlike, light) if said)],
     )

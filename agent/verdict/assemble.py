@@ -239,10 +239,7 @@ def conclude(
         alpha=alpha,
         in_doubt=canonical.in_doubt,
         findings=findings(by_type=False),
-        oddities=[
-            *([canonical.unregistered] if canonical.unregistered else []),
-            *(count_text(c) for c in _components(canonical) if c.wrong),
-        ],
+        oddities=[*canonical.unregistered, *(count_text(c) for c in _components(canonical) if c.wrong)],
         reading=reading,
         problems=canonical.problems,
     )

@@ -149,7 +149,7 @@ def decide(facts: PolicyInput) -> Decision:
 
 def _by_score(facts: PolicyInput, p: float, attained: float) -> Decision:
     review = max(REVIEW_P, 2 * attained)
-    # a wrong number is never passed over, however many golden samples deviate in something else
+    # what no good part shows is never passed over, however many golden samples deviate in something else
     verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review or facts.oddities else Verdict.PASS
     return Decision(verdict, VerdictBasis.ANOMALY, _score_reason(facts, verdict, p, attained), attained)
 
@@ -218,7 +218,7 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if decision.verdict is Verdict.PASS or not facts.findings:
         return decision
-    if all(f.rated.within for f in facts.findings) and not facts.oddities:  # a limit accepts findings, no wrong number
+    if all(f.rated.within for f in facts.findings) and not facts.oddities:  # a limit accepts findings, nothing else
         accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
         return Decision(Verdict.PASS, VerdictBasis.LIMIT, f"All findings are within limits: {accepted}", attained)
     return decision

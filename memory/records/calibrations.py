@@ -61,7 +61,8 @@ class Calibration:
     golden_ids: list[str] = field(default_factory=list)
     components: list[Component] = field(default_factory=list)  # that are counted, those told apart best first
     per_miscount: float = 0.0  # what one too many or too few of a component adds to the image score
-    unregistered: int | None = None  # how many parts register to none of their goldens; None if not known
+    # goldens that register to none of those they were compared with; None if measured by earlier versions
+    unregistered: list[str] | None = None
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 

@@ -183,7 +183,7 @@ def target_row(
 
 def describe_registered(folder: Path, sources: Sequence[Source], seed: int) -> None:
     """Say in a folder of registered pairs what they are of. Raises InputError where it holds pairs of something else."""
-    wanted = {"registered": True, "seed": seed, "sources": source_names(sources)}
+    wanted = {"registered": True, "seed": seed, "sources": source_names(sources), "sizes": "tiles and whole"}
     described = folder / "pool.json"
     if described.exists() and json.loads(described.read_text(encoding="utf-8")) != wanted:
         raise InputError(f"{folder} holds pairs of other sources or another seed; choose another --out or remove it")

@@ -174,6 +174,7 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("False rejects", promise),
         ("Scores", f"{low:.4f} to {high:.4f}"),
         *_stand_out_rows(found),
+        ("Not registered", _unregistered_text(found.get("unregistered"))),
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
         *_detectable_rows(found.get("detectable")),
@@ -194,6 +195,16 @@ def _detectable_rows(found: dict[str, Any] | None) -> list[tuple[str, object]]:
         "smaller and fainter ones are missed more often"
     )
     return [("Found", how), *(("", line) for line in found["summary"])]
+
+
+def _unregistered_text(ids: list[str] | None) -> str | None:
+    if not ids:
+        return None
+    named = f"{', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
+    return (
+        f"{named}, to no other golden sample: mirrored, or another part? While in use, photos that do not register are "
+        "REVIEW instead of FAIL"
+    )
 
 
 def _stand_out_rows(found: dict[str, Any]) -> list[tuple[str, object]]:

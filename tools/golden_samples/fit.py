@@ -63,9 +63,9 @@ from refdiff.tools.workspace import Workspace
 
 MIN_PARTS = 20
 _HALVES = 2
-_MAX_EXAMPLES = 64  # of a half: more would only take memory
-_MAX_TILES = 2  # of a golden sample
-_CHECKED = 24  # parts of a half on which defects are looked for
+_MAX_EXAMPLES = 64  # of a half, tiles counted: more would only take memory
+_MAX_TILES = 1  # of a golden sample, besides the whole
+_CHECKED = 24  # samples of a half, tiles counted, on which defects are looked for
 _GROWN = 2  # fits begin anew with so many times the golden samples
 _HALVES_BYTES = 64_000_000  # of trained halves that are kept in case of an interruption, of all products
 _MAX_VAIN = 2  # tries that failed or ended with the process
@@ -241,6 +241,7 @@ class _Sample:
     """A good sample, or a tile of it, beside its nearest neighbours."""
 
     example: Example
+    whole: bool
     keep: NDArray[np.bool_]  # (H/4, W/4): what is scored
     golden_id: str
 
@@ -289,20 +290,25 @@ class _Fit:
         pictures = [s.example.picture for s in samples]
         rng = np.random.default_rng([seed, 1])
         n = len(networks) + in_use
-        good: list[list[float]] = [[] for _ in range(n)]
-        bad: list[list[float]] = [[] for _ in range(n)]
+        # of whole photos and of tiles apart: their scores differ
+        good: dict[bool, list[list[float]]] = {whole: [[] for _ in range(n)] for whole in (True, False)}
+        bad: dict[bool, list[list[float]]] = {whole: [[] for _ in range(n)] for whole in (True, False)}
         for done, sample in enumerate(samples, start=1):
             asked = [*networks, self.workspace.network(self.product, [sample.golden_id])] if in_use else networks
             for scores, share in ((good, 1.0), (bad, 0.0)):
                 made = spoiled(sample.example.picture, pictures, rng, share)
                 if share == 0.0 and not (cell_targets(made.mask, made.types)[0] & sample.keep).any():
                     continue  # it would not have been visible, or lies where nothing is scored
-                for found, score in zip(scores, self._scores(sample, made.picture, asked), strict=True):
+                for found, score in zip(scores[sample.whole], self._scores(sample, made.picture, asked), strict=True):
                     found.append(score)
             self.progress("checking", done, len(samples))
-        limits = [float(np.quantile(scores, 0.95)) for scores in good]
-        counts = [sum(score > limit for score in scores) for scores, limit in zip(bad, limits, strict=True)]
-        return *counts, len(bad[0])
+        counts = [0] * n
+        for whole, of_networks in bad.items():
+            for i, scores_of in enumerate(of_networks):
+                if scores_of:
+                    limit = float(np.quantile(good[whole][i], 0.95))
+                    counts[i] += sum(score > limit for score in scores_of)
+        return *counts, sum(len(of_networks[0]) for of_networks in bad.values())
 
     def _scores(self, sample: _Sample, picture: RgbImage, networks: Sequence[Comparing]) -> Iterator[float]:
         maps, pixels = _maps(self.workspace, picture), Picture.of(picture).pixels
@@ -313,12 +319,15 @@ class _Fit:
             yield image_score(cells, torch.from_numpy(sample.keep), SCORED_PART)
 
     def _samples(self, half: Sequence[Golden], most: int) -> list[_Sample]:
-        """At most so many golden samples, evenly, beside their nearest neighbours of other parts of the same half."""
+        """At most so many golden samples or tiles of them, evenly, beside their nearest neighbours of other parts of the
+        same half."""
         mine = {g.golden_id for g in half}
         others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
-        chosen = half if len(half) <= most else [half[i * len(half) // most] for i in range(most)]
-        found = []
-        for done, golden in enumerate(chosen, start=1):
+        chosen = list(half) if len(half) <= most else [half[i * len(half) // most] for i in range(most)]
+        found: list[_Sample] = []
+        for done, golden in enumerate(chosen[::2] + chosen[1::2], start=1):
+            if len(found) >= most:
+                break
             found += self._beside(golden, others | {g.golden_id for g in half if g.group == golden.group})
             self.progress("registering", done, len(chosen))
         return found
@@ -340,7 +349,8 @@ class _Fit:
                 size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
                 keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
                 keep &= tile.of(scored, MAP_STRIDE)
-                found.append(_Sample(Example(np.ascontiguousarray(seen.picture.image), here), keep, golden.golden_id))
+                example = Example(np.ascontiguousarray(seen.picture.image), here)
+                found.append(_Sample(example, sized.grid.whole, keep, golden.golden_id))
         return found
 
     def defects(self, half: Sequence[Golden]) -> dict[str, list[Confirmed]]:

@@ -310,10 +310,13 @@ def _painted(
 ) -> list[dict[str, Tensor]]:
     """Two tiles of a golden sample, each with a synthetic defect or none. pictures: of earlier ones, what foreign matter is
     cut from; these are added."""
-    shown = [(sized, seen) for sized in pair.sizes for seen in sized.tiles]
+    number = sum(len(sized.grid.tiles) for sized in pair.sizes)
+    chosen = set(rng.permutation(number)[:2].tolist())
     rows = []
-    for i in sorted(rng.permutation(len(shown))[:2].tolist()):
-        sized, seen = shown[i]
+    shown = ((sized, seen) for sized in pair.sizes for seen in sized.tiles)
+    for i, (sized, seen) in enumerate(shown):
+        if i not in chosen:
+            continue
         here = [ReferenceViews(r, sized.grid).view(seen) for r in pair.references]
         picture = np.ascontiguousarray(seen.picture.image)
         made = spoiled(picture, [p for p in pictures if p.shape == picture.shape] or [picture], rng)

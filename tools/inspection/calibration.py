@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -154,7 +154,8 @@ def _measure(
     peaks, similarities, levels = [], [], []
     looks: list[Look] = []
     ignored: list[Mask | None] = []
-    loose = unregistered = 0  # golden samples that do not register to the nearest, to any other of those compared
+    loose = 0  # golden samples that do not register to the nearest
+    unregistered: list[str] = []  # nor to any other of those they were compared with
     for done, members in enumerate(chosen):
         golden = min(filter(calibrates, members), key=lambda g: g.golden_id)
         result = compare(
@@ -173,7 +174,8 @@ def _measure(
         looks.append(look_of(result.features))
         ignored.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
-        unregistered += not any(a.ok for a in result.alignments)
+        if not any(a.ok for a in result.alignments):
+            unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
     # what registers is compared place by place; and a number that few golden samples have in common may be chance
     counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
@@ -200,7 +202,7 @@ def _measure(
         golden_ids=[golden_id for _, golden_id in scores],
         components=components,
         per_miscount=per_miscount if components else 0.0,
-        unregistered=unregistered,
+        unregistered=sorted(unregistered + _alone(workspace, product)),
     )
 
 
@@ -220,25 +222,42 @@ def _uncontradicted(
     return components
 
 
-def with_registration(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, str, str]:
-    """A comparison whose score says, too, that the photo registers to none of its golden samples; that in words where it
-    counts; and as a problem where it may. Both "" if the photo registers, or if it says nothing about this product.
+def _alone(workspace: Workspace, product: str) -> list[str]:
+    """Parts that people rescued from a verdict and that register to no golden sample: the only ones of their frames."""
+    frames = workspace.stores.frames.of(product)
+    of_frame = Counter(frames.values())
+    rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)]
+    return [g.golden_id for g in rescued if g.golden_id in frames and of_frame[frames[g.golden_id]] == 1]
+
+
+def seldom_unregistered(calibration: Calibration) -> bool:
+    """Whether so few of the good parts register to none of the others that a photo which does not is suspicious."""
+    lost, n = calibration.unregistered, calibration.n
+    return lost is not None and n >= MIN_PARTS_TO_FAIL and (1 + len(lost)) / (n + 1) <= _UNSUSPICIOUS_P
+
+
+def with_registration(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[str], str]:
+    """A comparison whose score says, too, that the photo registers to none of its golden samples; that in words, [] if it
+    does or if that says nothing about this product; and as a problem, where some golden sample does not register either.
 
     Unregistered, only what the photo shows is compared, and not where: a mirrored label has all its patches. Where every
-    golden sample registers to another, it adds the highest score of the golden samples, as none of them is given any: the
-    p-value holds. Where few do not, a person has to look.
+    golden sample registers to another, it adds their highest score, so that the photo counts for more than any of them.
+    By this alone at most 1 / (e n) more good parts fail: they have to be the first, of n + 1, that does not register.
     """
-    if calibration is None or calibration.unregistered is None or any(a.ok for a in comparison.alignments):
-        return comparison, "", ""
-    lost, n = calibration.unregistered, calibration.n
-    if n < MIN_PARTS_TO_FAIL or (1 + lost) / (n + 1) > _UNSUSPICIOUS_P:
-        return comparison, "", ""
+    if calibration is None or any(a.ok for a in comparison.alignments) or not seldom_unregistered(calibration):
+        return comparison, [], ""
     said = "the photo registers to none of its golden samples"
-    if lost:
-        return comparison, "", f"{said}, as {lost} of {n} good parts {'does' if lost == 1 else 'do'}"
+    if lost := calibration.unregistered:
+        which = f"{listed_ids(lost)} {'does' if len(lost) == 1 else 'do'} not register to the others, either"
+        return comparison, [], f"{said}; {which}"
     added, difference = max(calibration.scores), comparison.difference
     difference = replace(difference, score=difference.score + added, added=difference.added + added)
-    return replace(comparison, difference=difference), said, ""
+    return replace(comparison, difference=difference), [said], ""
+
+
+def listed_ids(ids: Sequence[str]) -> str:
+    """The first three of some golden ids, and how many more there are."""
+    return f"{', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
 
 
 def with_counts(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[Count], str]:
@@ -357,6 +376,11 @@ def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float
 def _flag(workspace: Workspace, calibration: Calibration) -> None:
     """Flag what stands out for a person. A golden that a person has looked at (it has a note) is left alone."""
     middle = float(np.median(calibration.scores))
+    for golden_id in (calibration.unregistered or []) if seldom_unregistered(calibration) else []:
+        golden = workspace.bank.get(golden_id)
+        if golden.status == "active" and not golden.note:
+            note = "registers to none of the other golden samples: mirrored, or another part?"
+            workspace.bank.set_status(golden_id, "flagged", note)
     for one in standing_out(calibration):
         golden = workspace.bank.get(one.golden_id)
         if golden.status == "active" and not golden.note:
@@ -411,7 +435,17 @@ def region_confidence(calibration: Calibration, peak: float) -> float:
 def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[str, object]:
     """For people and --json: what was measured and which false-reject rate it can promise. components: how many of each."""
     attained = attained_alpha(alpha, calibration.n, in_doubt)
-    hidden = ("scores", "peaks", "similarities", "levels", "alpha", "golden_ids", "marks", "components", "per_miscount")
+    hidden: tuple[str, ...] = (
+        "scores",
+        "peaks",
+        "similarities",
+        "levels",
+        "alpha",
+        "golden_ids",
+        "marks",
+        "components",
+        "per_miscount",
+    )
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
         odd = {
@@ -422,6 +456,8 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "limit_without": limit_without(calibration, found, alpha),
         }
     counted = {"components": [c.count for c in calibration.components]} if calibration.components else {}
+    if not seldom_unregistered(calibration):
+        hidden = (*hidden, "unregistered")
     return (
         {k: v for k, v in asdict(calibration).items() if k not in hidden}
         | {

@@ -115,7 +115,7 @@ class _SizedSample:
     views: list[ReferenceViews]
     picture: RgbImage  # all of the grid
     covered: NDArray[np.bool_]  # (H, W) of the grid: what the photo shows
-    cells: list[tuple[Tile, NDArray[np.float32]]]  # as it is, tile by tile
+    tiles: list[tuple[Tile, Picture, NDArray[np.float32]]]  # as it is: what each shows, and its cells
     reached: NDArray[np.float32]  # see `ComparedPhoto`
 
     @classmethod
@@ -123,23 +123,33 @@ class _SizedSample:
         grid = sized.grid
         views = [ReferenceViews(r, grid) for r in references]
         picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
-        reached, cells = Blend(grid.size, GRID_STRIDE), []
+        reached, tiles = Blend(grid.size, GRID_STRIDE), []
         for seen in sized.tiles:
             here, at = [v.view(seen) for v in views], _at(seen.tile)
             picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
             reached.add("reached", seen.tile, reach(seen.tile, here))
-            cells.append((seen.tile, compared(seen, here, network)[0]))
-        return cls(grid, views, picture, covered, cells, reached.mean("reached"))
+            tiles.append((seen.tile, seen.picture, compared(seen, here, network)[0]))
+        return cls(grid, views, picture, covered, tiles, reached.mean("reached"))
 
-    def cells_of(self, picture: RgbImage, encoder: Encoder, network: Comparing) -> NDArray[np.float32]:
-        """(h, w) cells of the sample as `picture` shows it; only tiles that differ are compared again."""
+    def spoiled_as(self, finer: RgbImage, spoiled: RgbImage) -> RgbImage:
+        """The sample at this size with what was drawn on it at a finer one."""
+        size = self.picture.shape[1::-1]
+        before, after = (cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.int16) for p in (finer, spoiled))
+        return np.clip(self.picture + (after - before), 0, 255).astype(np.uint8)
+
+    def cells_of(self, spoiled: RgbImage, encoder: Encoder, network: Comparing) -> NDArray[np.float32]:
+        """(h, w) cells of the sample with what was drawn on it.
+
+        Only tiles that show some of that are compared again; each is completed in its own way where the photo ends.
+        """
         blend = Blend(self.grid.size, MAP_STRIDE)
-        for tile, clean in self.cells:
-            shown, at = np.ascontiguousarray(picture[_at(tile)]), _at(tile)
-            cells = clean
-            if not np.array_equal(shown, self.picture[at]):
-                maps = encoder.embed(shown, (tile.h, tile.w)).maps
-                seen = Seen(tile, maps, Picture.of(shown, np.ascontiguousarray(self.covered[at])))
+        for tile, shown, clean in self.tiles:
+            at, cells = _at(tile), clean
+            changed = (spoiled[at] != self.picture[at]).any(2)
+            if changed.any():
+                picture = np.where(changed[..., None], spoiled[at], shown.image)
+                maps = encoder.embed(picture, (tile.h, tile.w)).maps
+                seen = Seen(tile, maps, Picture.of(picture, shown.covered.numpy()))
                 cells = compared(seen, [v.view(seen) for v in self.views], network)[0]
             blend.add("cells", tile, cells)
         return blend.mean("cells")
@@ -182,20 +192,12 @@ class _Part:
             return None
         i, finest = int(rng.integers(len(ys))), self.sizes[0]
         spoiled = drawn(finest.picture, mark, (int(xs[i]), int(ys[i])), turn)
-        change = spoiled.astype(np.float32) - finest.picture
-        cells = [
-            sized.cells_of(_changed(sized.picture, change), self.workspace.encoder, self.network)
-            for sized in self.sizes
-        ]
+        pictures = [spoiled, *(sized.spoiled_as(finest.picture, spoiled) for sized in self.sizes[1:])]
+        encoder, network = self.workspace.encoder, self.network
+        cells = [sized.cells_of(p, encoder, network) for sized, p in zip(self.sizes, pictures, strict=True)]
         return grid_score(
             mean_cells(cells, [sized.reached for sized in self.sizes]) * self.keep, self.keep, finest.grid
         )
-
-
-def _changed(picture: RgbImage, change: NDArray[np.float32]) -> RgbImage:
-    """A picture (H, W, 3) changed as a finer one is by `change` (h, w, 3)."""
-    coarse = cv2.resize(change, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return np.clip(np.rint(picture + coarse), 0, 255).astype(np.uint8)
 
 
 def _at(tile: Tile) -> tuple[slice, slice]:

@@ -69,7 +69,9 @@ class PhotoInspection:
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
     counts: list[Count] = field(default_factory=list)  # of each component of the product
-    unregistered: str = ""  # that the photo does not register though good parts do, in words; part of the score
+    unregistered: list[str] = field(
+        default_factory=list
+    )  # that it does not register though good parts do; part of the score
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
 
 
@@ -154,14 +156,14 @@ def inspect_photo(
     p = p_value(calibration, difference.score) if calibration else None
     doubted = in_doubt(workspace, calibration)
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
-    if unlike := unlike_goldens(calibration, p, hits[0].similarity, attained):
+    # what no place shows is no matter of the strongest one, nor of how alike the photo is
+    p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
+    if unlike := unlike_goldens(calibration, p_compared, hits[0].similarity, attained):
         problems.append(unlike)
     if light := other_light(query, comparison, calibration, p, attained):
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
-    # what no place shows is no matter of the strongest one
-    p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
     suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
     found = regions_of(comparison, threshold, at_least_one=suspicious)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")

@@ -13,7 +13,7 @@ import numpy as np
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.images import RgbImage
-from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, unlike_goldens
+from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, seldom_unregistered, unlike_goldens
 from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.difference import RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
@@ -39,15 +39,16 @@ def other_light(
         return ""
     if comparison.format_problem or comparison.difference.focus_problem:
         return ""  # the reason is known more exactly
+    if not any(a.ok for a in comparison.alignments) and seldom_unregistered(calibration):
+        return ""  # compared without registration, a photo differs more as a whole, whatever its light
     highest, level, similarity = float(known[-1]), comparison.difference.level, comparison.hits[0].similarity
     if level <= 2 * highest - float(np.median(known)):
         return ""
     if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
         return ""  # it passes
-    limit, score = score_threshold(calibration.scores, attained), comparison.difference.score
-    score -= (
-        comparison.difference.added
-    )  # another light also changes what is counted, and may keep a photo from registering
+    # another light also changes what is counted
+    score = comparison.difference.score - comparison.difference.added
+    limit = score_threshold(calibration.scores, attained)
     if limit is None or score > limit * (level / max(highest, 1e-9)) ** _GROWTH:
         return ""
     return (
