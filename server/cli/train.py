@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,8 @@ def difference(
 ) -> None:
     """Train the difference network to tell a real defect from a normal change.
 
-    Rendered parts and synthetic defects are always included; add photos with --data, --research or both.
+    Rendered parts and synthetic defects are always included; add photos with --data, --research or both. Photos that cannot
+    be read and products with fewer than two good photos are left out, named and counted.
     """
     require_extra("train")
     if start is not None and registered is None:
@@ -75,9 +77,10 @@ def difference(
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.difference.scorer import PACKAGED
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
-    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.model.training.sources import customer_sources, research_sources, usable
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    left_out: dict[str, list[str]] = {}
     if registered:
         sources = [s for s in sources if not s.pixels_count]  # `train pairs` leaves bare boards out, too
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
@@ -85,10 +88,13 @@ def difference(
                               encoder=str(encoder.resolve()) if encoder else None,
                               start=str((start or PACKAGED).resolve()) if registered else None)  # fmt: skip
     with output.progress("training") as report:
+        if not registered:  # `train pairs` has left out what it could not use
+            sources, left_out = usable(sources, report)
+            _note(left_out)
         weights = train_difference(recipe, sources, out, pool=registered, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
-        {"weights": shown_path(weights), "card": shown_path(card)},
+        {"weights": shown_path(weights), "card": shown_path(card), "left_out": left_out},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
     )
@@ -125,7 +131,12 @@ def pairs(
         {"pairs": made.pairs, "products": made.products, "folder": shown_path(out), "left_out": made.left_out},
         f"{made.pairs} pairs of {made.products} products in {shown_path(out)}",
     )
-    for why, names in made.left_out.items():
+    _note(made.left_out)
+
+
+def _note(left_out: Mapping[str, Sequence[str]]) -> None:
+    """Tell which photos are not used: why -> names."""
+    for why, names in left_out.items():
         output.note(f"left out: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {why}")
 
 
