@@ -104,8 +104,7 @@ class _Part:
     grid: Grid
     views: list[ReferenceViews]
     picture: RgbImage  # all of the grid
-    covered: NDArray[np.bool_]  # (H, W) of the grid: what the photo shows
-    cells: list[tuple[Tile, NDArray[np.float32]]]  # as it is, tile by tile
+    tiles: list[tuple[Tile, Picture, NDArray[np.float32]]]  # as it is: what each shows, and its cells
     keep: NDArray[np.bool_]  # cells that count
     allowed: NDArray[np.bool_]  # (H, W) of the grid: where marks may lie
 
@@ -119,21 +118,19 @@ class _Part:
         network, grid = workspace.network(golden.product, same_part), pair.grid
         views = [ReferenceViews(r, grid) for r in pair.references]
         picture, covered = np.zeros((*grid.size, 3), np.uint8), np.zeros(grid.size, bool)
-        reached, cells = Blend(grid.size, GRID_STRIDE), []
+        reached, tiles = Blend(grid.size, GRID_STRIDE), []
         for seen in pair.tiles:
             here, at = [v.view(seen) for v in views], _at(seen.tile)
             picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
             reached.add("reached", seen.tile, reach(seen.tile, here))
-            cells.append((seen.tile, compared(seen, here, network)[0]))
+            tiles.append((seen.tile, seen.picture, compared(seen, here, network)[0]))
         zones, _ = place_zones(workspace, query, key, golden.product, "ignore")
         ignored = None
         if zones:
             ignored = OnPhoto(query.shape, grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
         keep = scored_cells(reached.mean("reached"), ignored, grid)
         counts = keep.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
-        return cls(
-            workspace, network, grid, views, picture, covered, cells, keep, counts & covered & foreground_of(picture)
-        )
+        return cls(workspace, network, grid, views, picture, tiles, keep, counts & covered & foreground_of(picture))
 
     def score_with(self, mark: Mark, rng: np.random.Generator) -> float | None:
         """The image score with a mark at a random place of the part; None where it does not fit."""
@@ -145,18 +142,20 @@ class _Part:
         x, y, half = int(xs[i]), int(ys[i]), mark.half
         spoiled = drawn(self.picture, mark, (x, y), turn)
         blend = Blend(self.grid.size, MAP_STRIDE)
-        for tile, clean in self.cells:
+        changed = (spoiled != self.picture).any(2)
+        for tile, shown, clean in self.tiles:
             touched = (
                 tile.y <= y + half and y - half < tile.y + tile.h and tile.x <= x + half and x - half < tile.x + tile.w
             )
-            blend.add("cells", tile, self._cells(spoiled, tile) if touched else clean)
+            at = _at(tile)
+            blend.add("cells", tile, self._cells(tile, shown, spoiled[at], changed[at]) if touched else clean)
         return grid_score(blend.mean("cells") * self.keep, self.keep, self.grid)
 
-    def _cells(self, picture: RgbImage, tile: Tile) -> NDArray[np.float32]:
-        at = _at(tile)
-        shown = np.ascontiguousarray(picture[at])
-        maps = self.workspace.encoder.embed(shown, (tile.h, tile.w)).maps
-        seen = Seen(tile, maps, Picture.of(shown, np.ascontiguousarray(self.covered[at])))
+    def _cells(self, tile: Tile, shown: Picture, spoiled: RgbImage, changed: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Of a tile with what of a mark lies on it; each is completed in its own way where the photo ends."""
+        picture = np.where(changed[..., None], spoiled, shown.image)
+        maps = self.workspace.encoder.embed(picture, (tile.h, tile.w)).maps
+        seen = Seen(tile, maps, Picture.of(picture, shown.covered.numpy()))
         return compared(seen, [v.view(seen) for v in self.views], self.network)[0]
 
 
