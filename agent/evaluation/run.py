@@ -31,7 +31,7 @@ from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError
+from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import RgbImage, decode_image, encode_png, measure_window
 from refdiff.model.language.reading import READ
 from refdiff.model.progress import Progress, silent
@@ -140,7 +140,8 @@ def evaluate(
     bootstrap. learned: product whose references learned from people are enrolled too; the same images are measured without
     them first, and the results say what changed (mvtec layout). fit: fit the difference network to the goldens first
     (mvtec layout).
-    Raises InputError for a folder that is not a data set, ImageError for an image that cannot be read.
+    Images that cannot be read are left out, named in the notes. Raises InputError for a folder that is not a data set, or of
+    which no test image can be read.
     """
     data = read_dataset(directory, format, split)
     if detections is not None and data.format != "deeppcb":
@@ -185,7 +186,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
     enrolled = _enrol(run, notes) if data.format == "mvtec" else 0
     if plan.fit:
         notes.append(_fit(run))
-    calibration = _calibrate(run)
+    calibration = _calibrate(run, notes)
     doubted = in_doubt(run.workspace, calibration)
     if calibration and (found_odd := standing_out(calibration)):
         names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
@@ -198,14 +199,24 @@ def _evaluate(run: _Run) -> EvaluationResults:
         notes.append(
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
         )
+    lost: list[tuple[str, str]] = []
     for done, sample in enumerate(data.test):
-        row, comparison = _inspect(run, sample, calibration, doubted)
+        plan.progress("inspecting", done, len(data.test))
+        try:
+            row, comparison = _inspect(run, sample, calibration, doubted)
+        except ImageError as e:
+            lost.append((sample.name, str(e).removeprefix(f"{sample.name}: ")))
+            continue
         rows.append(row)
         if pixels is not None and (sample.masks or not sample.defective):
             notes += _add_pixels(pixels, sample, comparison)
         if sample.boxes is not None:
             found[sample.id] = _detect(run, sample, comparison)
-        plan.progress("inspecting", done + 1, len(data.test))
+    plan.progress("inspecting", len(data.test), len(data.test))
+    if lost:
+        notes.append(_left_out(lost, len(data.test), "test images cannot be read"))
+    if not rows:
+        raise InputError(f"{data.root}: no test image can be read ({lost[0][0]}: {lost[0][1]})")
     boxes: DetectionMetrics | None = None
     if found:
         boxes = detection_metrics(found, {s.id: s.boxes for s in data.test if s.boxes is not None})
@@ -244,8 +255,8 @@ def _enrol(run: _Run, notes: list[str]) -> int:
     result = enroll(run.workspace, PRODUCT, chosen, progress=run.plan.progress)
     for what, left in (("cannot be enrolled", result.refused), ("are enrolled already", result.already_there)):
         if left:
-            some = "; ".join(f"{r.path.name}: {r.reason}" for r in left[:3]) + ("; ..." if len(left) > 3 else "")
-            notes.append(f"{len(left)} of {len(chosen)} good training images {what} and are left out ({some})")
+            named = [(r.path.name, r.reason) for r in left]
+            notes.append(_left_out(named, len(chosen), f"good training images {what}"))
     for photo in run.learned:
         golden = photo.golden
         enroll(
@@ -264,6 +275,12 @@ def _enrol(run: _Run, notes: list[str]) -> int:
     return result.n_in_bank
 
 
+def _left_out(named: Sequence[tuple[str, str]], of: int, what: str) -> str:
+    """A note on images, by name and reason, that are not measured."""
+    some = "; ".join(f"{name}: {why}" for name, why in named[:3]) + ("; ..." if len(named) > 3 else "")
+    return f"{len(named)} of {of} {what} and are left out ({some})"
+
+
 def _fit(run: _Run) -> str:
     """Fit a network to the goldens; what came of it."""
     plan = run.plan
@@ -275,17 +292,24 @@ def _fit(run: _Run) -> str:
     )
 
 
-def _calibrate(run: _Run) -> Calibration | None:
+def _calibrate(run: _Run, notes: list[str]) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
     plan, apart = run.plan, run.plan.data.calibrate
     if plan.data.format == "mvtec":
         return current_calibration(run.workspace, PRODUCT, plan.references, plan.progress)
     if not apart:
         return None
-    results = []
+    results, lost = [], []
     for done, sample in enumerate(apart):
-        results.append(_compare(run, sample)[1].difference)
+        try:
+            results.append(_compare(run, sample)[1].difference)
+        except ImageError as e:
+            lost.append((sample.name, str(e).removeprefix(f"{sample.name}: ")))
         plan.progress("calibrating", done + 1, len(apart))
+    if lost:
+        notes.append(_left_out(lost, len(apart), "pairs set apart for calibration cannot be read"))
+    if not results:
+        return None
     return Calibration(
         product=PRODUCT,
         key="pairs",
@@ -320,7 +344,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise ImageError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def _inspect(
@@ -376,7 +400,10 @@ def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) ->
     if not sample.masks:
         pixels.add(anomaly_map, None)
         return []
-    mask, notes = load_masks(sample.masks, anomaly_map.shape)
+    try:
+        mask, notes = load_masks(sample.masks, anomaly_map.shape)
+    except InputError as e:
+        return [f"{sample.name} is left out of the pixel figures: {e}"]
     pixels.add(anomaly_map, mask)
     return notes
 
