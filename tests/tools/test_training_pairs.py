@@ -150,6 +150,18 @@ def test_pairs_are_drawn_of_all_photos_that_are_left(data: Path) -> None:
         pairs.photo_pair(labels, np.random.default_rng(seed), 2, nearest)
 
 
+def test_recording_leaves_out_what_cannot_be_used(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "record", "--data", str(data / "label"), "--out", str(tmp_path / "run"), "--per-product", "2"]
+    assert main.run([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recorded"] > 0
+    assert {Path(name).name for names in told["left_out"].values() for name in names} == {
+        "broken.png", "3_mask.png", "4_mask.png",
+    }  # fmt: skip
+
+
 def test_photo_whose_own_reference_is_lost_is_left_out(data: Path) -> None:
     good = data / "label" / "train" / "good"
     templates, tested = [good / "0.png", good / "broken.png"], [good / "1.png", good / "2.png"]
