@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.products import Product
 from refdiff.model.difference.encoder import Features
-from refdiff.model.errors import ToolOrderError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import DamagedError, ToolOrderError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.evidence import (
@@ -101,9 +102,19 @@ class ToolContext:
 
     @property
     def query(self) -> RgbImage:
-        """(H, W, 3) uint8 RGB."""
+        """(H, W, 3) uint8 RGB. Raises DamagedError where the photo is missing or damaged: no other call could help."""
         capture = self.find_capture()
-        return self.workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+        try:
+            return self.workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+        except (UnknownRecordError, DamagedError) as e:
+            what = "missing" if isinstance(e, UnknownRecordError) else "damaged"
+            command = (
+                f"refdiff capture --part {shlex.quote(capture.part_id)} --product {shlex.quote(capture.product)} FILE"
+            )
+            raise DamagedError(
+                f"part {capture.part_id}: its photo {self.workspace.stores.images.path(capture.sha256)} is {what}; send it "
+                f"again ({command}), or restore it from a backup"
+            ) from e
 
     @cached_property
     def shown_query(self) -> str:
@@ -229,7 +240,7 @@ class ToolContext:
             else regions_of(comparison, canonical.threshold, at_least_one=False)
         )
         p = canonical.p_value if is_canonical else None
-        odd = [*canonical.unregistered, *(c for c in canonical.counts if c.wrong_by)]
+        odd = [*canonical.pose, *(c for c in canonical.counts if c.wrong_by)]
         said = "".join(f"; {what}" for what in odd) if is_canonical else ""
         return ScoreEvidence(
             arguments=ScoreArguments(golden_ids=[h.golden.golden_id for h in comparison.hits]),

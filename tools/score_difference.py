@@ -34,6 +34,6 @@ def score_difference_tool(
     miscounts = [str(c) for c in context.canonical.counts if c.wrong_by and record.numbers.canonical]
     # parts of the score, and of no region
     more = {"miscounts": miscounts} if miscounts else {}
-    if context.canonical.unregistered and record.numbers.canonical:
-        more["registration"] = context.canonical.unregistered
+    if context.canonical.pose and record.numbers.canonical:
+        more["pose"] = context.canonical.pose
     return answer(record, score=record.numbers.score, p_value=record.numbers.p_value, regions=regions, **more)

@@ -231,7 +231,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             raise DamagedError(
                 f"{named} of product {golden.product!r}: its photo {self.stores.images.path(golden.sha256)} is {what}; "
                 f"enrol the same photo again (refdiff enroll --product {shlex.quote(golden.product)} FILE), or take the "
-                f"golden sample out of use: refdiff goldens retire {golden.golden_id}"
+                f"golden sample out of use: refdiff goldens retire {golden.golden_id} (refdiff doctor names all such photos)"
             ) from e
 
     def golden_features(self, golden: Golden) -> Features:
@@ -266,12 +266,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cachedmethod(
         attrgetter("_warped"),
-        key=lambda self, query, query_key, matrix, size, anchor_id, beyond: (
-            query_key,
-            matrix.tobytes(),
-            size,
-            anchor_id,
-        ),
+        key=lambda self, query, query_key, matrix, size, shown, beyond: (query_key, matrix.tobytes(), size, shown),
         lock=attrgetter("_cache_lock"),
     )
     def warped(
@@ -280,14 +275,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         query_key: str,
         matrix: Matrix,
         size: tuple[int, int],
-        anchor_id: str,
+        shown: tuple[str, str],
         beyond: Callable[[], RgbImage],
     ) -> tuple[Picture, Features]:
         """A photo on the pixel grid of a frame and its features there, encoded once for retrieval and score.
 
-        matrix: (3, 3), photo px -> grid px. size: (H, W) of the grid, multiples of 32. anchor_id: of the frame, and so
-        of one product. beyond: (H, W, 3), what is shown where the photo ends: next to an edge that no golden has, features
-        would differ.
+        matrix: (3, 3), photo px -> grid px. size: (H, W) of the grid, multiples of 32. shown: ids of the frame's anchor and
+        of the golden that is shown where the photo ends. beyond: (H, W, 3), that golden on the grid: next to an edge that
+        no golden has, features would differ.
         """
         drawn, covered = on_grid(query, matrix, size)
         if not covered.all():

@@ -31,7 +31,7 @@ from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError
+from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import RgbImage, decode_image, encode_png, measure_window
 from refdiff.model.language.reading import READ
 from refdiff.model.progress import Progress, silent
@@ -50,7 +50,7 @@ from refdiff.tools.inspection.calibration import (
     unlike_goldens,
     weights_in_use,
     with_counts,
-    with_registration,
+    with_pose,
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import problems_of
@@ -141,7 +141,8 @@ def evaluate(
     bootstrap. learned: product whose references learned from people are enrolled too; the same images are measured without
     them first, and the results say what changed (mvtec layout). fit: fit the difference network to the goldens first
     (mvtec layout).
-    Raises InputError for a folder that is not a data set, ImageError for an image that cannot be read.
+    Images that cannot be read are left out, named in the notes. Raises InputError for a folder that is not a data set, or of
+    which no test image can be read.
     """
     data = read_dataset(directory, format, split)
     if detections is not None and data.format != "deeppcb":
@@ -186,7 +187,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
     enrolled = _enrol(run, notes) if data.format == "mvtec" else 0
     if plan.fit:
         notes.append(_fit(run))
-    calibration = _calibrate(run)
+    calibration = _calibrate(run, notes)
     doubted = in_doubt(run.workspace, calibration)
     if calibration and (found_odd := standing_out(calibration)):
         names = ", ".join(run.workspace.bank.get(o.golden_id).filename for o in found_odd)
@@ -199,14 +200,24 @@ def _evaluate(run: _Run) -> EvaluationResults:
         notes.append(
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
         )
+    lost: list[tuple[str, str]] = []
     for done, sample in enumerate(data.test):
-        row, comparison = _inspect(run, sample, calibration, doubted)
+        plan.progress("inspecting", done, len(data.test))
+        try:
+            row, comparison = _inspect(run, sample, calibration, doubted)
+        except ImageError as e:
+            lost.append((sample.name, str(e).removeprefix(f"{sample.name}: ")))
+            continue
         rows.append(row)
         if pixels is not None and (sample.masks or not sample.defective):
             notes += _add_pixels(pixels, sample, comparison)
         if sample.boxes is not None:
             found[sample.id] = _detect(run, sample, comparison)
-        plan.progress("inspecting", done + 1, len(data.test))
+    plan.progress("inspecting", len(data.test), len(data.test))
+    if lost:
+        notes.append(_left_out(lost, len(data.test), "test images cannot be read"))
+    if not rows:
+        raise InputError(f"{data.root}: no test image can be read ({lost[0][0]}: {lost[0][1]})")
     boxes: DetectionMetrics | None = None
     if found:
         boxes = detection_metrics(found, {s.id: s.boxes for s in data.test if s.boxes is not None})
@@ -245,8 +256,8 @@ def _enrol(run: _Run, notes: list[str]) -> int:
     result = enroll(run.workspace, PRODUCT, chosen, progress=run.plan.progress)
     for what, left in (("cannot be enrolled", result.refused), ("are enrolled already", result.already_there)):
         if left:
-            some = "; ".join(f"{r.path.name}: {r.reason}" for r in left[:3]) + ("; ..." if len(left) > 3 else "")
-            notes.append(f"{len(left)} of {len(chosen)} good training images {what} and are left out ({some})")
+            named = [(r.path.name, r.reason) for r in left]
+            notes.append(_left_out(named, len(chosen), f"good training images {what}"))
     for photo in run.learned:
         golden = photo.golden
         enroll(
@@ -265,6 +276,12 @@ def _enrol(run: _Run, notes: list[str]) -> int:
     return result.n_in_bank
 
 
+def _left_out(named: Sequence[tuple[str, str]], of: int, what: str) -> str:
+    """A note on images, by name and reason, that are not measured."""
+    some = "; ".join(f"{name}: {why}" for name, why in named[:3]) + ("; ..." if len(named) > 3 else "")
+    return f"{len(named)} of {of} {what} and are left out ({some})"
+
+
 def _fit(run: _Run) -> str:
     """Fit a network to the goldens; what came of it."""
     plan = run.plan
@@ -276,17 +293,24 @@ def _fit(run: _Run) -> str:
     )
 
 
-def _calibrate(run: _Run) -> Calibration | None:
+def _calibrate(run: _Run, notes: list[str]) -> Calibration | None:
     """From the goldens (mvtec) or from the good pairs set apart (pairs); None where there are too few."""
     plan, apart = run.plan, run.plan.data.calibrate
     if plan.data.format == "mvtec":
         return current_calibration(run.workspace, PRODUCT, plan.references, plan.progress)
     if not apart:
         return None
-    results = []
+    results, lost = [], []
     for done, sample in enumerate(apart):
-        results.append(_compare(run, sample)[1].difference)
+        try:
+            results.append(_compare(run, sample)[1].difference)
+        except ImageError as e:
+            lost.append((sample.name, str(e).removeprefix(f"{sample.name}: ")))
         plan.progress("calibrating", done + 1, len(apart))
+    if lost:
+        notes.append(_left_out(lost, len(apart), "pairs set apart for calibration cannot be read"))
+    if not results:
+        return None
     return Calibration(
         product=PRODUCT,
         key="pairs",
@@ -321,7 +345,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
+        raise ImageError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def _inspect(
@@ -330,7 +354,7 @@ def _inspect(
     started = time.perf_counter()
     image, comparison = _compare(run, sample)
     comparison, counts, uncounted = with_counts(comparison, calibration)
-    comparison, unregistered, unsure = with_registration(comparison, calibration)
+    comparison, pose = with_pose(image, comparison, calibration)
     ms = (time.perf_counter() - started) * 1000
     score = comparison.difference.score
     p = p_value(calibration, score) if calibration else None
@@ -343,16 +367,19 @@ def _inspect(
     n, alpha = calibration.n if calibration else 0, run.plan.settings.alpha
     attained = attained_alpha(alpha, n, doubted)
     p_compared = p_value(calibration, score - comparison.difference.added) if calibration else None
-    unlike = unlike_goldens(calibration, p_compared, nearest.similarity, attained)
-    light = other_light(image, comparison, calibration, p, attained)
+    unlike = unlike_goldens(calibration, p if pose.mirrored else p_compared, nearest.similarity, attained)
+    light = "" if pose.said else other_light(image, comparison, calibration, p, attained)
     facts = PolicyInput(
         p=p,
         n=n,
         alpha=alpha,
         in_doubt=doubted,
-        oddities=[*unregistered, *(str(c) for c in counts if c.wrong_by)],
+        oddities=[*pose.said, *(str(c) for c in counts if c.wrong_by)],
         reading=reading,
-        problems=[*problems_of(comparison), *(said for said in (uncounted, unsure, unlike, light) if said)],
+        problems=[
+            *problems_of(comparison),
+            *(said for said in (uncounted, pose.problem, unlike, light) if said),
+        ],
     )
     decision = decide(facts)
     by_score = None if reading is None else decide(replace(facts, reading=None)).verdict is Verdict.PASS
@@ -379,7 +406,10 @@ def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) ->
     if not sample.masks:
         pixels.add(anomaly_map, None)
         return []
-    mask, notes = load_masks(sample.masks, anomaly_map.shape)
+    try:
+        mask, notes = load_masks(sample.masks, anomaly_map.shape)
+    except InputError as e:
+        return [f"{sample.name} is left out of the pixel figures: {e}"]
     pixels.add(anomaly_map, mask)
     return notes
 

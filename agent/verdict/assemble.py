@@ -239,7 +239,7 @@ def conclude(
         alpha=alpha,
         in_doubt=canonical.in_doubt,
         findings=findings(by_type=False),
-        oddities=[*canonical.unregistered, *(count_text(c) for c in _components(canonical) if c.wrong)],
+        oddities=[*canonical.pose, *(count_text(c) for c in _components(canonical) if c.wrong)],
         reading=reading,
         problems=canonical.problems,
     )

@@ -144,6 +144,7 @@ def _candidates(unit: Tensor, reference: ReferenceView, stride: int, h: int, w: 
     near = similarity.gather(1, at).masked_fill_(~usable, -torch.inf)
     # a cell whose whole window is uncovered has no counterpart to miss: it may look anywhere
     anywhere = ~usable.any(1)
+    # the search anywhere includes what completes the reference beyond its end, as in the pairs that the network learned from
     # the whole similarity is large, and not kept: the next reference's takes its place in the CPU's cache
     return _Candidates(at, near, anywhere, similarity[anywhere], similarity.amax(1))
 

@@ -33,6 +33,7 @@ def distance(query: FeatureMaps, reference: ReferenceView, along: Tensor | None 
     cells = FeatureMaps.of(reference.maps)
     sketch, directions = cells.sketch
     rough = (query.descriptors @ directions if along is None else along) @ sketch  # (N, M)
+    # also among what completes the reference beyond its end: cells inside find nothing closer there, those at its end do
     closest = _best(rough)
     anywhere = _closeness(query, cells, closest)
     if not reference.registered:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.defect_types import DefectType
-from refdiff.model.errors import InputError
-from refdiff.model.images import image_suffixes
-from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.errors import ImageError, InputError
+from refdiff.model.images import decode_image, image_suffixes
+from refdiff.model.progress import Progress, silent
+from refdiff.model.training.pairs import Photo, Source, read_mask
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
@@ -175,6 +177,57 @@ def customer_sources(folder: Path) -> list[Source]:
             f"{folder}: no product with two or more good images; expected {folder}/<product>/train/good/*.png"
         )
     return sources
+
+
+def usable(sources: Sequence[Source], progress: Progress = silent) -> tuple[list[Source], dict[str, list[str]]]:
+    """The sources without the photos that cannot be used, and those: why -> photos, masks and sources, in words.
+
+    Reads every photo once. Left out are photos and masks that cannot be read, masks that mark nothing, photos whose own
+    reference is left out, and sources with fewer than two good photos. Raises InputError where no source is left.
+    """
+    left_out: dict[str, list[str]] = defaultdict(list)
+    kept, done, total = [], 0, sum(len(s.good) + len(s.bad) for s in sources)
+
+    def fine(photo: Photo) -> bool:
+        nonlocal done
+        done += 1
+        progress("reading photos", done, total)
+        if (problem := _problem(photo)) is None:
+            return True
+        file, why = problem
+        left_out[why].append(str(file))
+        return False
+
+    for source in sources:
+        good, bad = [p for p in source.good if fine(p)], [p for p in source.bad if fine(p)]
+        lost = {p.path for p in source.good} - {p.path for p in good}
+        left_out["its reference cannot be read"] += [str(p.path) for p in bad if p.partner in lost]
+        bad = [p for p in bad if p.partner not in lost]
+        if len(good) >= (1 if any(p.partner for p in good) else 2):
+            kept.append(replace(source, good=tuple(good), bad=tuple(bad)))
+        else:
+            left_out["fewer than 2 good photos could be used"].append(f"{source.name} ({len(good)})")
+    found = {why: sorted(names) for why, names in sorted(left_out.items()) if names}
+    if sources and not kept:
+        why = "; ".join(f"{names[0]}: {reason}" for reason, names in found.items())
+        raise InputError(f"none of the photos can be trained on ({why}); save them as PNG or JPEG")
+    return kept, found
+
+
+def _problem(photo: Photo) -> tuple[Path, str] | None:
+    """The file of a photo that cannot be used, and why; None if all of it can."""
+    file = photo.path
+    try:
+        image = decode_image(file.read_bytes(), name=str(file))
+        if photo.mask is not None:
+            file = photo.mask
+            if not read_mask(photo, image.shape[:2]).any():
+                return file, "the mask marks no defect"
+    except ImageError as e:
+        return file, str(e).removeprefix(f"{file}: ")
+    except OSError as e:
+        return file, f"cannot be read ({e.strerror})"
+    return None
 
 
 def _images(folder: Path) -> list[Path]:

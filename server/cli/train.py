@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,8 @@ def difference(
 ) -> None:
     """Train the difference network to tell a real defect from a normal change.
 
-    Rendered parts and synthetic defects are always included; add photos with --data, --research or both.
+    Rendered parts and synthetic defects are always included; add photos with --data, --research or both. Photos that cannot
+    be read and products with fewer than two good photos are left out, named and counted.
     """
     require_extra("train")
     if start is not None and registered is None:
@@ -75,9 +77,10 @@ def difference(
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.difference.scorer import PACKAGED
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
-    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.model.training.sources import customer_sources, research_sources, usable
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    left_out: dict[str, list[str]] = {}
     if registered:
         sources = [s for s in sources if not s.pixels_count]  # `train pairs` leaves bare boards out, too
     recipe = DifferenceRecipe(pairs=pairs, epochs=epochs, seed=seed, workers=workers, left_out=tuple(leave_out or ()),
@@ -85,10 +88,13 @@ def difference(
                               encoder=str(encoder.resolve()) if encoder else None,
                               start=str((start or PACKAGED).resolve()) if registered else None)  # fmt: skip
     with output.progress("training") as report:
+        if not registered:  # `train pairs` has left out what it could not use
+            sources, left_out = usable(sources, report)
+            _note(left_out)
         weights = train_difference(recipe, sources, out, pool=registered, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
-        {"weights": shown_path(weights), "card": shown_path(card)},
+        {"weights": shown_path(weights), "card": shown_path(card), "left_out": left_out},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
     )
@@ -125,7 +131,12 @@ def pairs(
         {"pairs": made.pairs, "products": made.products, "folder": shown_path(out), "left_out": made.left_out},
         f"{made.pairs} pairs of {made.products} products in {shown_path(out)}",
     )
-    for why, names in made.left_out.items():
+    _note(made.left_out)
+
+
+def _note(left_out: Mapping[str, Sequence[str]]) -> None:
+    """Tell which photos are not used: why -> names."""
+    for why, names in left_out.items():
         output.note(f"left out: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {why}")
 
 
@@ -147,20 +158,26 @@ def record(
 ) -> None:
     """Record inspections as training data for the language model: real tools, true findings, many phrasings.
 
-    An interrupted recording resumes with the missing products.
+    An interrupted recording resumes with the missing products. Photos that cannot be read and products with fewer than two
+    good photos are left out, named and counted.
     """
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.agent.recording.record import RecordingPlan
     from refdiff.agent.recording.record import record as make
-    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.model.training.sources import customer_sources, research_sources, usable
 
     if data is None and research is None:
         raise InputError("nothing to record; give --data, --research or both")
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
     sources += customer_sources(data) if data else []
     with output.progress("recording") as report:
+        sources, left_out = usable(sources, report)
+        _note(left_out)
         n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test), report)
-    emit({"recorded": n, "folder": shown_path(out)}, f"{n} conversations recorded in {shown_path(out)}")
+    emit(
+        {"recorded": n, "folder": shown_path(out), "left_out": left_out},
+        f"{n} conversations recorded in {shown_path(out)}",
+    )
 
 
 @train.command(
@@ -192,21 +209,24 @@ def language(
 ) -> None:
     """Train the language model to read pairs and drive the tools: projector first, then LoRA.
 
-    Two cores process about 300 tokens per second: an hour per million tokens.
+    Two cores process about 300 tokens per second: an hour per million tokens. Photos that cannot be read are left out, named
+    and counted.
     """
     require_extra("train")
     from refdiff.model.training.language.recipe import LanguageRecipe
     from refdiff.model.training.language.train import train_language
-    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.model.training.sources import customer_sources, research_sources, usable
 
     sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
                             left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
     with output.progress("training") as report:
+        sources, left_out = usable(sources, report)
+        _note(left_out)
         weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=report)
     emit(
-        {"weights": shown_path(weights)},
+        {"weights": shown_path(weights), "left_out": left_out},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
         "refdiff model build",
     )

@@ -83,6 +83,33 @@ def test_black_photo_gets_review_and_changes_no_other_score(mvtec: Path, tmp_pat
     assert {r.path: r.score for r in results.per_image if r is not black} == others
 
 
+def test_images_that_cannot_be_read_are_left_out_and_named(mvtec: Path, tmp_path: Path) -> None:
+    root = tmp_path / "damaged"
+    shutil.copytree(mvtec, root)
+    damaged = ["train/good/001.png", "test/good/001.png", "test/missing/002.png", "ground_truth/missing/003_mask.png"]
+    for name in damaged:
+        (root / name).write_bytes((root / name).read_bytes()[:100])
+    results = evaluate(root, references=1)
+    assert (results.goldens, results.n_good, results.n_bad) == (7, 4, 4)
+    assert results.pixel_auroc is not None
+    notes = "\n".join(results.notes)
+    assert "1 of 8 good training images cannot be enrolled" in notes
+    assert "2 of 10 test images cannot be read and are left out" in notes
+    assert "003_mask.png" in notes
+    for name in damaged[1:]:
+        assert name in notes
+    others = {r.path: r.score for r in results.per_image}
+    shutil.copy(mvtec / damaged[1], root / damaged[1])
+    shutil.copy(mvtec / damaged[2], root / damaged[2])
+    again = {r.path: r.score for r in evaluate(root, references=1).per_image}
+    assert others == {name: again[name] for name in others}
+    assert len(again) == 10
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no test image can be read \(test/"):
+        evaluate(root, references=1)
+
+
 def test_photo_that_the_references_hardly_cover_gets_review_as_in_an_inspection(
     mvtec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

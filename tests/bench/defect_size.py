@@ -28,7 +28,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, Scene, random_light, random_pose, render
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.calibration import attained_alpha, calibrate, in_doubt, p_value, with_registration
+from refdiff.tools.inspection.calibration import attained_alpha, calibrate, in_doubt, p_value, with_pose
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.inspection.inspection import regions_of
 from refdiff.tools.workspace import Workspace
@@ -108,7 +108,7 @@ def main(
 
             def judge(image: NDArray[np.uint8]) -> tuple[bool, Comparison]:
                 before, cpu = time.perf_counter(), time.process_time()
-                comparison = with_registration(compare(workspace, image, PRODUCT), calibration)[0]
+                comparison = with_pose(image, compare(workspace, image, PRODUCT), calibration)[0]
                 spent.append((time.perf_counter() - before, time.process_time() - cpu))
                 return p_value(calibration, comparison.difference.score) <= limit, comparison
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.agent.report.schema import Verdict
-from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
@@ -23,6 +21,7 @@ from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import calibration as module
 from refdiff.tools.inspection.calibration import (
+    Pose,
     calibrate,
     calibration_key,
     current_calibration,
@@ -34,7 +33,7 @@ from refdiff.tools.inspection.calibration import (
     standing_out,
     summary,
     unlike_goldens,
-    with_registration,
+    with_pose,
 )
 from refdiff.tools.inspection.comparison import Comparison, compare
 from refdiff.tools.settings import ToolsSettings
@@ -72,32 +71,31 @@ def test_mirrored_photo_scores_above_every_good_part_where_good_parts_register(
 ) -> None:
     add(workspace, tmp_path, range(5))
     known = calibrate(workspace, "board")
-    assert known.unregistered == 0
-    assert workspace.stores.calibrations.get("board", known.key).unregistered == 0
+    kept = workspace.stores.calibrations.get("board", known.key)
+    assert kept is not None
+    assert known.unregistered == kept.unregistered == []
     photo = render("circuit", 1, 50, size=SIZE, noise_seed=50).image
     good, mirrored = (compare(workspace, image, "board") for image in (photo, np.ascontiguousarray(photo[:, ::-1])))
     assert good.alignments[0].ok
     assert not mirrored.alignments[0].ok
     many = replace(known, n=40)
-    changed, said, problem = with_registration(mirrored, many)
-    assert (said, problem) == ("the photo registers to none of its golden samples", "")
+    flipped = np.ascontiguousarray(photo[:, ::-1])
+    changed, found_mirrored = with_pose(flipped, mirrored, many)
+    assert found_mirrored == Pose(["the photo fits its golden samples only when mirrored"], mirrored=True)
     assert changed.difference.score == mirrored.difference.score + max(known.scores)
     assert changed.difference.added == max(known.scores)
-    assert p_value(known, changed.difference.score) == 1 / (known.n + 1)
-    assert with_registration(good, many) == (good, "", "")
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    _, found = with_pose(noise, compare(workspace, noise, "board"), many)
+    assert found == Pose(["the photo registers to none of its golden samples"])
+    assert with_pose(photo, good, many) == (good, Pose())
     # few good parts, an earlier version's calibration, or a product of which many do not register say nothing
-    for other in (known, replace(many, unregistered=None), replace(many, unregistered=2), None):
-        assert with_registration(mirrored, other) == (mirrored, "", "")
-    rare = replace(many, unregistered=1)
-    told = "the photo registers to none of its golden samples, as 1 of 40 good parts does"
-    assert with_registration(mirrored, rare) == (mirrored, "", told)
-
-
-@pytest.mark.parametrize(("p", "verdict"), [(1 / 41, Verdict.FAIL), (0.5, Verdict.REVIEW)])
-def test_photo_that_does_not_register_never_passes(p: float, verdict: Verdict) -> None:
-    decision = decide(PolicyInput(p, 40, 0.03, oddities=["the photo registers to none of its golden samples"]))
-    assert decision.verdict is verdict
-    assert decision.reason.startswith("The photo registers to none of its golden samples, ")
+    unlike = compare(workspace, noise, "board")
+    for other in (known, replace(many, unregistered=None), replace(many, unregistered=["g-1", "g-2"]), None):
+        assert with_pose(noise, unlike, other) == (unlike, Pose())
+    rare = replace(many, unregistered=["g-1"])
+    told = "the photo registers to none of its golden samples; g-1 does not register to the others, either"
+    assert with_pose(noise, unlike, rare) == (unlike, Pose(problem=told))
+    assert with_pose(flipped, mirrored, rare)[1] == found_mirrored
 
 
 # ---- goldens that stand out ----

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.agent.inspector import Inspector
+from refdiff.agent.request import InspectionRequest
+from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Encoder
-from refdiff.model.errors import ToolOrderError
+from refdiff.model.errors import DamagedError, ToolOrderError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
@@ -22,6 +25,7 @@ from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import difference
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.registry import TOOLS
@@ -142,6 +146,20 @@ def test_resumed_run_keeps_its_capture_when_a_newer_one_exists(workspace: Worksp
     assert measured.slots["length_mm"] is None
     assert (calls["latest"], calls["get"]) == (0, 1)
     assert ToolContext(workspace, "1").find_capture() == newer
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_part_whose_photo_is_lost_ends_the_inspection_with_the_way_out(workspace: Workspace, how: str) -> None:
+    photo = Upload("lost.png", encode_png(render("circuit", 1, 77, size=(96, 128), noise_seed=77).image))
+    capture = record_capture(workspace.stores, f"lost {how}", "board", photo, settings=workspace.model_settings)
+    path = workspace.stores.images.path(capture.sha256)
+    path.unlink() if how == "missing" else path.write_bytes(path.read_bytes()[:200])
+    inspector = Inspector(workspace, AgentSettings(llm="off"))
+    with (
+        inspector,
+        pytest.raises(DamagedError, match=rf"is {how}; send it again \(refdiff capture --part 'lost {how}'"),
+    ):
+        inspector.run(InspectionRequest("inspect", f"lost {how}", "board"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,18 @@ import pytest
 from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError
-from refdiff.model.images import encode_png
+from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.marks import Mark, drawn, room
-from refdiff.model.synthesis.render import render
+from refdiff.model.synthesis.render import Pose, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import detectable as module
 from refdiff.tools.inspection.calibration import calibrate, score_threshold, summary
-from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import compare, pair_with
 from refdiff.tools.inspection.detectable import detectable, find_marks
 from refdiff.tools.inspection.overview import product_overview
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
@@ -174,3 +177,37 @@ def test_marks_score_as_in_an_inspection_and_are_kept_with_the_calibration(
     assert workspace.stores.audit.verify_store().problem is None
     repeated: Calibration = find_marks(workspace, replace(again, marks=[]))
     assert repeated.marks == made.marks
+
+
+def test_mark_changes_nothing_beyond_the_end_of_a_photo_that_is_compared_in_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=128)
+    with Workspace.open(memory=memory, model=model, tools=ToolsSettings(references=1)) as workspace:
+        for part, angle in enumerate((0.0, 0.0, 25.0)):  # the corners of the frame lie beyond the last
+            scene = render("circuit", 1, part, size=(480, 480), pose=Pose(angle_deg=angle), noise_seed=part)
+            path = tmp_path / f"{part}.png"
+            path.write_bytes(encode_png(scene.image))
+            enroll(workspace, "board", [path])
+        workspace.stores.products.set_spec("board", {"smallest_defect_px": 3})
+        golden = next(g for g in workspace.bank.list("board") if g.filename == "2.png")
+        photo, features = workspace.golden_image(golden), workspace.golden_features(golden)
+        hits = nearest_goldens(workspace, photo, golden.sha256, features, "board", 1, [golden.golden_id])
+        pair = pair_with(workspace, photo, golden.sha256, features, "board", hits, Clock())
+        tiles = [seen.picture for sized in pair.sizes for seen in sized.tiles]
+        assert len(tiles) >= 4
+        assert sum(not picture.covered.all() for picture in tiles) >= 2
+        ready = module._Part.of(workspace, golden, 1)
+        shown: list[RgbImage] = []
+        real = workspace.encoder.embed
+        monkeypatch.setattr(workspace.encoder, "embed", lambda image, size: (shown.append(image), real(image, size))[1])
+        for seed in range(8):
+            shown.clear()
+            assert ready.score_with(Mark(6, 6, 0.4), np.random.default_rng(seed)) is not None
+            for image in shown:
+                # the tile that this is: of most of its pixels the very same
+                [picture] = [
+                    p for p in tiles if p.image.shape == image.shape and (p.image == image).all(2).mean() > 0.9
+                ]
+                assert (picture.image == image).all(2)[~picture.covered.numpy()].all()

@@ -15,17 +15,21 @@ import pytest
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Encoder, resize_to, work_size
+from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import DamagedError
-from refdiff.model.images import RgbImage, encode_png
+from refdiff.model.images import RgbImage, decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools import workspace as workspace_module
 from refdiff.tools.framing import frames
 from refdiff.tools.framing.frames import matrix_of, place_of
-from refdiff.tools.framing.photos import GoldenOnGrid, Grid
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid, warped
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.comparison import compare, pair_with
+from refdiff.tools.inspection.difference import ReferenceViews
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import align, carried, completed, on_grid, scaling
 from refdiff.tools.workspace import Workspace
@@ -40,9 +44,14 @@ def scene(variant: str, instance: int, angle: float = 0.0, *, scale: float = 1.0
     return render("circuit", VARIANTS[variant], instance, size=SIZE, pose=pose, noise_seed=instance, **more)
 
 
-def opened(root: Path) -> Workspace:
+SAME = align(
+    np.zeros((*SIZE, 3), np.uint8), np.zeros((*SIZE, 3), np.uint8)
+)  # asked for only outside a golden's own frame
+
+
+def opened(root: Path, cache: str = "cache") -> Workspace:
     memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
-    return Workspace.open(memory, ModelSettings(cache=root / "cache", working_px=160), ToolsSettings(references=4))
+    return Workspace.open(memory, ModelSettings(cache=root / cache, working_px=160), ToolsSettings(references=4))
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +204,64 @@ def test_anchor_whose_photo_is_lost_does_not_stop_the_others(tmp_path: Path, spe
         assert result.difference.score < 0.2
 
 
+def lose(workspace: Workspace, golden: Golden, how: str) -> bytes:
+    """Delete or truncate the stored photo of a golden; returns what it held."""
+    path = workspace.stores.images.path(golden.sha256)
+    kept = path.read_bytes()
+    path.unlink() if how == "missing" else path.write_bytes(kept[: len(kept) // 2])
+    return kept
+
+
+def drawn_in_frame(workspace: Workspace, golden: Golden) -> tuple[RgbImage, RgbImage]:
+    """A golden on the grid of its frame, and a photo that ends there: a quarter of the frame lies beyond it."""
+    place = place_of(workspace, golden)
+    size = work_size(place.anchor_size, workspace.model_settings.working_px)
+    quarter = np.array([[1, 0, size[1] / 4], [0, 1, 0], [0, 0, 1]])
+    grid = Grid(size, quarter @ scaling(SIZE, size), place, False, [Tile(0, 0, *size)])
+    photo, _ = warped(workspace, scene("a", 30).image, "photo", grid)
+    return GoldenOnGrid(workspace, golden, SAME, grid).on(grid.tiles[0]).picture.image, photo.image
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_what_is_drawn_without_the_anchor_is_not_taken_for_what_is_drawn_with_it(tmp_path: Path, how: str) -> None:
+    for i, angle in enumerate(TURNS):
+        (tmp_path / f"a{i}.png").write_bytes(encode_png(scene("a", i, angle).image))
+
+    def drawn(cache: str) -> tuple[RgbImage, RgbImage]:
+        with opened(tmp_path, cache) as workspace:
+            return drawn_in_frame(workspace, named(workspace)["a1"])
+
+    with opened(tmp_path) as made:
+        enroll(made, "board", [tmp_path])
+        anchor = named(made)["a0"]
+    whole = drawn("first")
+    with opened(tmp_path) as workspace:
+        kept = lose(workspace, anchor, how)
+    without = drawn("second")
+    assert not any(np.array_equal(a, b) for a, b in zip(whole, without, strict=True)), "the anchor is not seen at all"
+    after_it_was_lost = drawn("first")
+    with opened(tmp_path, "third") as workspace:
+        workspace.keep_decoded(anchor.sha256, None, np.array(decode_image(kept)))  # read before its file was lost
+        golden = named(workspace)["a1"]
+        in_memory = drawn_in_frame(workspace, golden)
+        workspace._images.clear()
+        let_go = drawn_in_frame(workspace, golden)
+        workspace.stores.images.put(kept)
+        restored = drawn_in_frame(workspace, golden)
+    again = drawn("second")
+    for found, right in [
+        (after_it_was_lost, without), (in_memory, whole), (let_go, without), (restored, whole), (again, whole),
+    ]:  # fmt: skip
+        for image, expected in zip(found, right, strict=True):
+            assert np.array_equal(image, expected)
+
+
 def test_photo_is_drawn_in_each_frame_by_itself(workspace: Workspace) -> None:
     image, small = scene("a", 71).image, (64, 96)
     matrix = np.diag([small[1] / SIZE[1], small[0] / SIZE[0] / 2, 1.0])  # the lower half lies beyond the photo
     others = {f"frame {i}": scene("b", i).image[: small[0], : small[1]] for i in range(2)}
     drawn = [
-        workspace.warped(image, "same", matrix, small, frame, lambda other=other: other)[0]  # type: ignore[misc]
+        workspace.warped(image, "same", matrix, small, (frame, frame), lambda other=other: other)[0]  # type: ignore[misc]
         for frame, other in others.items()
     ]
     assert not np.array_equal(drawn[0].image, drawn[1].image)
@@ -293,6 +354,31 @@ def test_golden_sample_goes_on_beyond_its_end_like_the_photo(workspace: Workspac
     assert beyond.mean() > 0.05
     details = [cv2.Laplacian(image, cv2.CV_32F)[beyond].ravel() for image in (drawn.picture.image, anchor)]
     assert np.corrcoef(*details)[0, 1] > 0.9
+
+
+def test_what_completes_a_golden_sample_answers_for_no_defect_inside_it(workspace: Workspace) -> None:
+    """Searching only what a golden sample shows itself was tried: the distance stays, and the network, which learned with
+    the whole search, tells parts apart less well."""
+    missed, cells = [], 0
+    for instance in range(60, 66):
+        defect = DefectSpec("stain", size_px=14, where=(100, 80), contrast=0.8, seed=instance)
+        photo = scene("a", instance, 37.0 * instance, defects=[defect]).image
+        features, key = workspace.encoder.embed(photo), f"photo {instance}"
+        hits = nearest_goldens(workspace, photo, key, features, "board", 3)
+        pair = pair_with(workspace, photo, key, features, "board", hits, Clock())
+        [sized] = pair.sizes
+        [seen] = sized.tiles
+        for reference in pair.references:
+            view = ReferenceViews(reference, sized.grid).view(seen)
+            shown = view.valid.flatten()
+            if not reference.alignment.ok or shown.all():
+                continue
+            alike = FeatureMaps.of(seen.maps).descriptors @ FeatureMaps.of(view.maps).descriptors.T
+            inside = cv2.erode(view.valid.numpy().astype(np.uint8), np.ones((5, 5)), borderValue=1).ravel() > 0
+            missed.append((alike.amax(1) - alike[:, shown].amax(1)).numpy()[inside])
+            cells += int(inside.sum())
+    assert cells > 2000
+    assert np.concatenate(missed).max() < 0.01
 
 
 def test_picture_is_completed_as_bright_as_it_is() -> None:

@@ -17,9 +17,10 @@ from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
-from refdiff.model.training.pairs import Photo
-from refdiff.model.training.pool import describe_registered, read_shard, registered_pairs
-from refdiff.model.training.sources import customer_sources
+from refdiff.model.training import pairs
+from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.training.pool import ByThumbnail, describe_registered, read_shard, registered_pairs
+from refdiff.model.training.sources import customer_sources, usable
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import training_pairs
 from refdiff.tools.golden_samples.enroll import enroll
@@ -117,6 +118,65 @@ def test_pairs_are_registered_as_in_an_inspection_and_training_goes_on_from_weig
     assert max(moves) > 0.1  # so another share would be seen
     statistics = "fuse.32.1.running_mean"
     assert (after[statistics] == before[statistics]).all()
+
+
+@pytest.mark.long
+def test_training_on_drawn_pairs_leaves_out_what_cannot_be_used(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "same" / "train" / "good" / "b.png").write_bytes(b"no picture")
+    out = tmp_path / "run"
+    command = ["train", "difference", "--data", str(data), "--out", str(out), "--pairs", "64", "--epochs", "0.01"]
+    assert main.run([*command, "--seed", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    left_out = {Path(name).relative_to(data).as_posix() if "/" in name else name: why
+                for why, names in json.loads(told.out)["left_out"].items() for name in names}  # fmt: skip
+    assert sorted(left_out) == [
+        "label/ground_truth/stain/3_mask.png", "label/ground_truth/stain/4_mask.png", "label/test/stain/broken.png",
+        "label/train/good/broken.png", "own_same (1)", "same/train/good/b.png",
+    ]  # fmt: skip
+    assert "marks no defect" in left_out["label/ground_truth/stain/3_mask.png"]
+    assert "own_same (1)" in told.err
+    [source] = json.loads((out / "difference.json").read_text())["sources"]
+    assert (source["name"], source["good"], source["defective"]) == ("own_label", 8, 3)
+
+
+def test_pairs_are_drawn_of_all_photos_that_are_left(data: Path) -> None:
+    [labels, _], _ = usable(customer_sources(data))
+    assert [p.path.name for p in labels.good] == [f"{i}.png" for i in range(8)]
+    assert [p.path.name for p in labels.bad] == ["0.png", "1.png", "2.png"]
+    nearest = ByThumbnail(pairs.read_photo)
+    for seed in range(30):
+        pairs.photo_pair(labels, np.random.default_rng(seed), 2, nearest)
+
+
+def test_recording_leaves_out_what_cannot_be_used(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "record", "--data", str(data / "label"), "--out", str(tmp_path / "run"), "--per-product", "2"]
+    assert main.run([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recorded"] > 0
+    assert {Path(name).name for names in told["left_out"].values() for name in names} == {
+        "broken.png", "3_mask.png", "4_mask.png",
+    }  # fmt: skip
+
+
+def test_photo_whose_own_reference_is_lost_is_left_out(data: Path) -> None:
+    good = data / "label" / "train" / "good"
+    templates, tested = [good / "0.png", good / "broken.png"], [good / "1.png", good / "2.png"]
+    boards = Source("boards", tuple(Photo(p, partner=p) for p in templates),
+                    tuple(Photo(p, True, partner=t) for p, t in zip(tested, templates, strict=True)), "none")  # fmt: skip
+    [kept], left_out = usable([boards])
+    assert ([p.path for p in kept.good], [p.path for p in kept.bad]) == ([templates[0]], [tested[0]])
+    assert left_out["its reference cannot be read"] == [str(tested[1])]
+
+
+def test_sources_without_a_usable_photo_are_refused(data: Path) -> None:
+    for path in data.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"own_label \(0\).*save them as PNG or JPEG"):
+        usable(customer_sources(data))
 
 
 def test_folders_that_hold_something_else_are_refused(data: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from refdiff.tools.workspace import Workspace
 _STILL_PHOTO_PX = 0.25 * GRID_STRIDE
 _STILL_GOLDEN_PX = 0.5
 _BATCH = 8  # tiles that are encoded at once
-_DRAWN = "2"  # of how goldens are drawn in their frame: raise when that changes
+_DRAWN = "3"  # of how goldens are drawn in their frame: raise when that changes
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,20 @@ def alignments(
 
 def _refined(workspace: Workspace, query: RgbImage, found: Alignment, place: GoldenPlace) -> Alignment:
     """The registration of a golden to a photo, its frame's anchor registered to the photo's own pixels."""
-    on_anchor = matrix_of(place)
-    try:
-        anchor = workspace.image(place.anchor_sha256, place.product, "golden sample")
-    except (DamagedError, UnknownRecordError):
+    if (anchor := _anchor_photo(workspace, place)) is None:
         return found
+    on_anchor = matrix_of(place)
     matrix = refined(query, anchor, found.matrix @ np.linalg.inv(on_anchor)) @ on_anchor
     return registered(found.method, matrix / matrix[2, 2], found.residual_px, found.overlap, found.ncc, place.size)
+
+
+def _anchor_photo(workspace: Workspace, place: GoldenPlace) -> RgbImage | None:
+    """The photo of the anchor of a golden's frame, (H, W, 3); None where it is missing or damaged: the anchor may be out of
+    use, and must not keep the others from being used."""
+    try:
+        return workspace.image(place.anchor_sha256, place.product, "golden sample")
+    except (DamagedError, UnknownRecordError):
+        return None
 
 
 # ---- on the grid ----
@@ -179,24 +186,24 @@ def photo_on(workspace: Workspace, query: RgbImage, query_key: str, features: Fe
 
 
 def _anchor_drawing(workspace: Workspace, grid: Grid) -> Callable[[], OnGrid]:
-    """Draws the anchor on the grid of its frame, once it is asked for."""
+    """Draws what lies beyond a photo on the grid of a frame, once it is asked for."""
     frame = grid.frame
     assert frame is not None, "a photo's own pixels need nothing beyond"
 
     @cache
     def drawing() -> OnGrid:
-        try:
-            anchor = workspace.image(frame.anchor_sha256, frame.product, "golden sample")
-        except (DamagedError, UnknownRecordError):
-            return _instead(workspace, frame, grid.size)
-        return OnGrid(anchor, scaling(frame.anchor_size, grid.size))
+        anchor = _anchor_photo(workspace, frame)
+        return _instead(workspace, frame, grid.size) if anchor is None else _anchor_on(anchor, grid.size)
 
     return drawing
 
 
+def _anchor_on(anchor: RgbImage, size: tuple[int, int]) -> OnGrid:
+    return OnGrid(anchor, scaling(anchor.shape, size))
+
+
 def _instead(workspace: Workspace, frame: GoldenPlace, size: tuple[int, int]) -> OnGrid:
-    """Draws, for an anchor whose photo is lost, the golden that was registered: the anchor may be out of use, and must not
-    keep the others from being used."""
+    """Draws, for an anchor whose photo is lost, the golden that was registered."""
     golden = workspace.golden_image(workspace.bank.get(frame.golden_id))
     return OnGrid(golden, scaling(frame.anchor_size, size) @ matrix_of(frame))
 
@@ -205,15 +212,15 @@ def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) ->
     """A photo as it lies on the grid of a frame, completed by the anchor where it ends, and its features."""
     frame = grid.frame
     assert frame is not None, "a photo is not warped to its own pixels"
+    anchor = _anchor_photo(workspace, frame)
 
     def beyond() -> RgbImage:
-        image = partial(workspace.image, frame.anchor_sha256, frame.product, "golden sample")
-        try:
-            return _resized(workspace, frame.anchor_sha256, frame.product, grid.size, image).image
-        except (DamagedError, UnknownRecordError):
+        if anchor is None:
             return _instead(workspace, frame, grid.size).window(0, 0, *grid.size)[0]
+        return _resized(workspace, frame.anchor_sha256, frame.product, grid.size, lambda: anchor).image
 
-    return workspace.warped(query, query_key, grid.matrix, grid.size, frame.anchor_id, beyond)
+    shown = frame.golden_id if anchor is None else frame.anchor_id
+    return workspace.warped(query, query_key, grid.matrix, grid.size, (frame.anchor_id, shown), beyond)
 
 
 def _resized(
@@ -239,8 +246,7 @@ class GoldenOnGrid:
         as_it_is = grid.size == work_size(place.size, workspace.model_settings.working_px)
         plain = self._matrix @ scaling(grid.size, place.size)
         self._still = self._framed and grid.whole and as_it_is and not _moves(plain, grid.size, _STILL_GOLDEN_PX)
-        kept = workspace.stores.images.path(place.anchor_sha256).exists()
-        self._frame = f"{place.anchor_sha256}{place.matrix}{'' if kept else 'lost'}"
+        self._frame = f"{place.anchor_sha256}{place.matrix}"
 
     def on(self, tile: Tile) -> Seen:
         """The golden as it lies on a tile."""
@@ -253,7 +259,9 @@ class GoldenOnGrid:
             picture = self._draw(tile)
             return Seen(tile, rounded(self._encode(picture)).maps, picture)
         photo, on_disk = workspace.cache_key(golden.sha256, golden.product)
-        where = hashlib.sha256(f"{_DRAWN}{self._frame}{grid.size}{astuple(tile)}".encode()).hexdigest()[:16]
+        # asked of the photo that is drawn, not of its file: what is kept must say what it shows
+        lost = "lost" if self._anchor is None else ""
+        where = hashlib.sha256(f"{_DRAWN}{self._frame}{lost}{grid.size}{astuple(tile)}".encode()).hexdigest()[:16]
         # many tiles are drawn faster than read
         picture = workspace.pictures.get(f"{photo}-{where}", lambda: self._draw(tile), on_disk and grid.whole)
         encoded = workspace.features.get(f"{photo}-{where}", lambda: self._encode(picture), on_disk)
@@ -264,17 +272,14 @@ class GoldenOnGrid:
         return OnGrid(self._workspace.golden_image(self._golden), self._matrix)
 
     @cached_property
-    def _beyond(self) -> OnGrid | None:
+    def _anchor(self) -> RgbImage | None:
         """The anchor, which is shown where the golden ends; None where its photo is lost, for what is drawn is kept and must
         not depend on the photo that is inspected."""
-        frame = self._grid.frame
-        if frame is None:
-            return None
-        try:
-            anchor = self._workspace.image(frame.anchor_sha256, frame.product, "golden sample")
-        except (DamagedError, UnknownRecordError):
-            return None
-        return OnGrid(anchor, scaling(frame.anchor_size, self._grid.size))
+        return None if self._grid.frame is None else _anchor_photo(self._workspace, self._grid.frame)
+
+    @cached_property
+    def _beyond(self) -> OnGrid | None:
+        return None if self._anchor is None else _anchor_on(self._anchor, self._grid.size)
 
     def _draw(self, tile: Tile) -> Picture:
         drawn, covered = self._source.window(*astuple(tile))

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
+from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.inspection.comparison import Comparison, compare
@@ -27,11 +28,13 @@ from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import product_spec
+from refdiff.tools.vision.registration import align
 from refdiff.tools.workspace import Workspace
 
 MIN_PARTS = 2
 MIN_PARTS_TO_FAIL = 20
 MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
+_CLEARLY_BETTER = 0.7  # of what a registration leaves unexplained, what a better one may leave at most
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
 _MEASURED = 3  # part of every calibration key: raise when something else is kept of each part
@@ -236,23 +239,52 @@ def seldom_unregistered(calibration: Calibration) -> bool:
     return lost is not None and n >= MIN_PARTS_TO_FAIL and (1 + len(lost)) / (n + 1) <= _UNSUSPICIOUS_P
 
 
-def with_registration(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, list[str], str]:
-    """A comparison whose score says, too, that the photo registers to none of its golden samples; that in words, [] if it
-    does or if that says nothing about this product; and as a problem, where some golden sample does not register either.
+def unusual_level(calibration: Calibration, level: float) -> bool:
+    """Whether a photo differs as a whole: its level is as far above the highest of the good parts as that is above their
+    median."""
+    known = calibration.levels
+    return len(known) >= MIN_VALUES and level > 2 * float(known[-1]) - float(np.median(known))
+
+
+@dataclass(frozen=True)
+class Pose:
+    """What follows from how a photo lies, or does not, on its golden samples; nothing where that is as in good parts."""
+
+    said: list[str] = field(default_factory=list)  # what no good part shows, in words; part of the score
+    problem: str = ""  # the same where some golden sample does not register, either: a person has to look
+    mirrored: bool = False
+
+
+def with_pose(query: RgbImage, comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, Pose]:
+    """A comparison whose score says, too, that the photo (H, W, 3) is mirrored, or registers to none of its golden samples.
 
     Unregistered, only what the photo shows is compared, and not where: a mirrored label has all its patches. Where every
     golden sample registers to another, it adds their highest score, so that the photo counts for more than any of them.
     By this alone at most 1 / (e n) more good parts fail: they have to be the first, of n + 1, that does not register.
     """
-    if calibration is None or any(a.ok for a in comparison.alignments) or not seldom_unregistered(calibration):
-        return comparison, [], ""
-    said = "the photo registers to none of its golden samples"
-    if lost := calibration.unregistered:
-        which = f"{listed_ids(lost)} {'does' if len(lost) == 1 else 'do'} not register to the others, either"
-        return comparison, [], f"{said}; {which}"
+    if calibration is None or calibration.n < MIN_PARTS_TO_FAIL:
+        return comparison, Pose()
+    lost = not any(a.ok for a in comparison.alignments) and seldom_unregistered(calibration)
+    if not lost and not unusual_level(calibration, comparison.difference.level):
+        return comparison, Pose()
+    mirrored = _is_mirrored(query, comparison)
+    if not lost and not mirrored:
+        return comparison, Pose()
+    said = "fits its golden samples only when mirrored" if mirrored else "registers to none of its golden samples"
+    said = f"the photo {said}"
+    if lost and not mirrored and (others := calibration.unregistered):
+        which = f"{listed_ids(others)} {'does' if len(others) == 1 else 'do'} not register to the others, either"
+        return comparison, Pose(problem=f"{said}; {which}")
     added, difference = max(calibration.scores), comparison.difference
     difference = replace(difference, score=difference.score + added, added=difference.added + added)
-    return replace(comparison, difference=difference), [said], ""
+    return replace(comparison, difference=difference), Pose([said], mirrored=mirrored)
+
+
+def _is_mirrored(query: RgbImage, comparison: Comparison) -> bool:
+    """Whether a photo registers to its nearest golden sample clearly better when it is mirrored."""
+    nearest = comparison.nearest
+    flipped = align(np.ascontiguousarray(query[:, ::-1]), nearest.workspace.golden_image(nearest.golden))
+    return flipped.ok and 1 - flipped.ncc < _CLEARLY_BETTER * (1 - comparison.alignments[0].ncc)
 
 
 def listed_ids(ids: Sequence[str]) -> str:

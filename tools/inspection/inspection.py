@@ -24,7 +24,7 @@ from refdiff.tools.inspection.calibration import (
     requested_alpha,
     unlike_goldens,
     with_counts,
-    with_registration,
+    with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import Comparison, compare_with
@@ -69,9 +69,9 @@ class PhotoInspection:
     problems: list[str]  # why a person should look, whatever the score
     in_doubt: int = 0  # see `calibration.in_doubt`
     counts: list[Count] = field(default_factory=list)  # of each component of the product
-    unregistered: list[str] = field(
+    pose: list[str] = field(
         default_factory=list
-    )  # that it does not register though good parts do; part of the score
+    )  # that it is mirrored, or does not register, in words; part of the score
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
 
 
@@ -140,9 +140,9 @@ def inspect_photo(
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
     comparison, counts, uncounted = with_counts(comparison, calibration)
-    comparison, unregistered, unsure = with_registration(comparison, calibration)
+    comparison, pose = with_pose(query, comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
-    problems += [said for said in (uncounted, unsure) if said]
+    problems += [said for said in (uncounted, pose.problem) if said]
     if network is not None and any(d.photo == capture.sha256 for d in network.confirmed):
         problems.append(
             "the network of this product learned from this very photo, as one of a defect: a person has to judge it"
@@ -158,9 +158,9 @@ def inspect_photo(
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
     # what no place shows is no matter of the strongest one, nor of how alike the photo is
     p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
-    if unlike := unlike_goldens(calibration, p_compared, hits[0].similarity, attained):
+    if unlike := unlike_goldens(calibration, p if pose.mirrored else p_compared, hits[0].similarity, attained):
         problems.append(unlike)
-    if light := other_light(query, comparison, calibration, p, attained):
+    if not pose.said and (light := other_light(query, comparison, calibration, p, attained)):
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
@@ -189,7 +189,7 @@ def inspect_photo(
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
-        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, unregistered, by
+        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, pose.said, by
     )
 
 

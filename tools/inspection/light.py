@@ -13,7 +13,7 @@ import numpy as np
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.images import RgbImage
-from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, seldom_unregistered, unlike_goldens
+from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, unlike_goldens, unusual_level
 from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.difference import RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
@@ -32,17 +32,14 @@ def other_light(
 ) -> str:
     """The problem with a photo (H, W, 3) that does not pass because all of it differs; "" if there is none.
 
-    Limit of the level: as far above the highest of the good parts as that is above their median. A score stays suspicious by
-    itself where it exceeds that of good parts by more than the square of what the level does.
+    A score stays suspicious by itself where it exceeds that of good parts by more than the square of what the level does.
     """
     if calibration is None or p is None or len(known := calibration.levels) < MIN_VALUES:
         return ""
     if comparison.format_problem or comparison.difference.focus_problem:
         return ""  # the reason is known more exactly
-    if not any(a.ok for a in comparison.alignments) and seldom_unregistered(calibration):
-        return ""  # compared without registration, a photo differs more as a whole, whatever its light
     highest, level, similarity = float(known[-1]), comparison.difference.level, comparison.hits[0].similarity
-    if level <= 2 * highest - float(np.median(known)):
+    if not unusual_level(calibration, level):
         return ""
     if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
         return ""  # it passes
