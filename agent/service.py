@@ -56,6 +56,7 @@ from refdiff.tools.golden_samples.background_fit import Fittings
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.component_names import name_component
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
 from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview
 from refdiff.tools.inspection.specification import parse_spec
@@ -492,6 +493,12 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         parsed = parse_spec(spec)
         check_specification(self.workspace, self.stores.products.name_of(name), parsed)
         self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
+        return self.product(name)
+
+    def name_component(self, name: str, component: str, called: str | None, by: str) -> dict[str, Any]:
+        """Call a counted component something, by its number or name; None takes its name away. Raises UnknownRecordError,
+        InputError."""
+        name_component(self.stores, name, component, called, by)
         return self.product(name)
 
     def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:

@@ -100,17 +100,26 @@ def _last_settings(conn: sqlite3.Connection) -> State | None:
 
 
 def product_state(
-    scale_mm_per_px: float | None = None, window: Sequence[float] | None = None, spec: Mapping[str, Any] | None = None
+    scale_mm_per_px: float | None = None,
+    window: Sequence[float] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    component_names: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What of a product decides; without arguments, that of a product of which nothing was set."""
+    """What people set of a product; without arguments, that of a product of which nothing was set.
+
+    component_names: what is called so, by name. They decide nothing, but reports speak by them.
+    """
     kept = None if window is None else list(window)
-    return {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
+    state = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
+    if component_names:  # without, digests of earlier versions stay what they are
+        state["component_names"] = {name: content_digest(look) for name, look in component_names.items()}
+    return state
 
 
 def product_state_of(row: sqlite3.Row) -> dict[str, Any]:
     """The same of a row of `products`."""
     window = None if row["window_lo"] is None else (row["window_lo"], row["window_hi"])
-    return product_state(row["scale_mm_per_px"], window, json.loads(row["spec"]))
+    return product_state(row["scale_mm_per_px"], window, json.loads(row["spec"]), json.loads(row["component_names"]))
 
 
 def calibration_state(row: sqlite3.Row) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
-from refdiff.agent.report.schema import DefectReport, Finding, NamedAs, Verdict
+from refdiff.agent.report.schema import ComponentCount, DefectReport, Finding, NamedAs, Verdict
 from refdiff.agent.report.summary import percent, when, with_unit
 from refdiff.memory.records.dispositions import Disposition
 
@@ -62,6 +62,7 @@ def facts(report: DefectReport, decided: Disposition | None = None) -> list[Line
         ],
         _scale(report),
         [_fact("count", n=str(len(report.findings)))],
+        *([list(map(_counted, report.components))] if report.components else []),
         *(_finding(finding) for finding in report.findings),
         [_registration(report)],
         [_reading(report), _judge(report)],
@@ -160,6 +161,12 @@ def _finding(finding: Finding) -> Line:
         _fact("reasoning", text=finding.reasoning),
     ]
     return [Fact(fact.topic, finding.id, fact.slots) for fact in facts]
+
+
+def _counted(count: ComponentCount) -> Fact:
+    topic = "counted_extra" if count.found > count.expected else "counted"
+    name = count.name or f"component {count.number}"
+    return _fact(topic, name=name, found=str(count.found), expected=str(count.expected))
 
 
 def _named(named: NamedAs) -> Fact:

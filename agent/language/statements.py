@@ -58,6 +58,10 @@ STATEMENTS: dict[str, Row] = {
     "unscaled": ("scale unknown", "Maßstab unbekannt", "escala desconocida", "比例未知"),
     # the findings
     "count": ("findings: {n}", "Befunde: {n}", "hallazgos: {n}", "缺陷数：{n}"),
+    "counted": ("{name}: {found} of {expected}", "{name}: {found} von {expected}", "{name}: {found} de {expected}",
+                "{name}：{found}，应为 {expected}"),
+    "counted_extra": ("{name}: {found} instead of {expected}", "{name}: {found} statt {expected}",
+                      "{name}: {found} en lugar de {expected}", "{name}：{found}，应为 {expected}"),
     "absent": ("not in the report", "nicht im Bericht", "no está en el informe", "报告中没有"),
     "type": ("{type}", "{type}", "{type}", "{type}"),
     "named": ("called {name}, like finding {number} of part {part}, confirmed by {by}",

@@ -109,9 +109,10 @@ class Finding(_Model):
 
 
 class ComponentCount(_Model):
-    """How many of one component the photo shows. Components were found without labels: they have numbers, no names."""
+    """How many of one component the photo shows. Components were found without labels: they have numbers."""
 
     number: int
+    name: str | None = None  # what people called it when the part was inspected
     expected: int  # on every golden sample
     found: int
     seen: list[Location] = []  # several that touch are one place
@@ -195,7 +196,7 @@ class Specification(_Model):
     """The product's specification that the part was judged by."""
 
     version: int  # how often it had been set; 0: never
-    sha256: str  # of specification, scale and intensity window, as the audit records of their changes have it
+    sha256: str  # of specification, scale, window and component names, as the audit records of their changes have it
 
 
 class DefectReport(_Model):

@@ -158,8 +158,8 @@ def named_text(named: NamedAs) -> str:
 
 
 def count_text(count: ComponentCount) -> str:
-    """`component 2: 5 of 6`, `component 2: 7 instead of 6`."""
-    return said_count(count.number, count.found, count.expected)
+    """`component 2: 5 of 6`, `component 2: 7 instead of 6`, with a name `clip: 5 of 6`."""
+    return said_count(count.number, count.found, count.expected, count.name)
 
 
 def scale_text(scale: Scale) -> str:

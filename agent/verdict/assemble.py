@@ -267,6 +267,7 @@ def _components(canonical: PhotoInspection) -> list[ComponentCount]:
     return [
         ComponentCount(
             number=c.number,
+            name=c.name,
             expected=c.expected,
             found=c.found,
             seen=[place(i.box) for i in c.instances],

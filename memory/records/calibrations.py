@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -161,26 +161,30 @@ def _calibration(row: sqlite3.Row) -> Calibration:
     )
 
 
-def _packed(components: Sequence[Component]) -> list[dict[str, Any]]:
-    return [
-        {
-            "centres": base64.b64encode(np.ascontiguousarray(c.centres, "<f4").tobytes()).decode(),
-            "clusters": len(c.centres),
-            "members": c.members,
-            "area": c.area,
-            "count": c.count,
-        }
-        for c in components
-    ]
+def _packed(components: Sequence[Component]) -> dict[str, Any]:
+    """centres: kept once, however many components are of one clustering; `of` each component is the number of its own."""
+    centres: list[dict[str, Any]] = []
+    kept = []
+    for c in components:
+        if (own := packed_rows(c.centres)) not in centres:
+            centres.append(own)
+        kept.append({"centres": centres.index(own), "members": c.members, "area": c.area, "count": c.count})
+    return {"centres": centres, "of": kept}
 
 
-def _unpacked(packed: Sequence[dict[str, Any]]) -> list[Component]:
-    return [
-        Component(
-            np.frombuffer(base64.b64decode(p["centres"]), "<f4").reshape(p["clusters"], -1),
-            p["members"],
-            p["area"],
-            p["count"],
-        )
-        for p in packed
-    ]
+def _unpacked(packed: Any) -> list[Component]:
+    if isinstance(packed, list):  # an earlier version kept the centres with each
+        rows = [{"rows": p["clusters"], "data": p["centres"]} for p in packed]
+        packed = {"centres": rows, "of": [p | {"centres": i} for i, p in enumerate(packed)]}
+    centres = [unpacked_rows(p) for p in packed.get("centres", [])]
+    return [Component(centres[p["centres"]], p["members"], p["area"], p["count"]) for p in packed.get("of", [])]
+
+
+def packed_rows(rows: NDArray[np.float32]) -> dict[str, Any]:
+    """(R, C) float32 as JSON data."""
+    return {"rows": len(rows), "data": base64.b64encode(np.ascontiguousarray(rows, "<f4").tobytes()).decode()}
+
+
+def unpacked_rows(packed: Mapping[str, Any]) -> NDArray[np.float32]:
+    """(R, C) float32 of `packed_rows`."""
+    return np.frombuffer(base64.b64decode(packed["data"]), "<f4").reshape(packed["rows"], -1)

@@ -82,10 +82,15 @@ class Example:
 
 def check_defect_name(name: str) -> str:
     """`name` with single blanks. Raises InputError unless it is 1 to 48 letters, digits, blanks and simple signs."""
+    return check_given_name(name, "a defect")
+
+
+def check_given_name(name: str, of: str) -> str:
+    """The same for what people call anything else. of: what it is, for the message."""
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if len(plain) > MAX_NAME or not _NAME.fullmatch(_without_marks(plain)):
         raise InputError(
-            f"name of a defect {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
+            f"name of {of} {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
             "with a letter or digit"
         )
     return plain

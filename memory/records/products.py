@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from refdiff.memory.audit_chain import content_digest
@@ -69,11 +69,18 @@ class Product:
     spec: dict[str, Any] = field(default_factory=dict)  # as parsed from the user's YAML; {} if none
     spec_version: int = 0  # how often the specification was set
     updated_at: str = ""  # ISO 8601, UTC
+    # name -> what the component that is called so looks like, as `tools.inspection.component_names` packs it
+    component_names: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, Any]:
-        """What decides, as the audit records of its changes have it."""
-        return product_state(self.scale_mm_per_px, self.intensity_window, self.spec)
+        """What people set, as the audit records of its changes have it."""
+        return product_state(self.scale_mm_per_px, self.intensity_window, self.spec, self.component_names)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """JSON data for people: `component_names` without what they look like, sorted."""
+        return asdict(self) | {"component_names": sorted(self.component_names)}
 
     @property
     def digest(self) -> str:
@@ -143,6 +150,25 @@ class ProductStore:
                 "spec = ?, scale_mm_per_px = ?, spec_version = spec_version + 1, updated_at = ?", (text, scale, utc_now()),
             )  # fmt: skip
 
+    def name_component(
+        self, product: str, name: str | None, look: dict[str, Any] | None, by: str, *, instead_of: str | None = None
+    ) -> Product:
+        """Keep what a component is called, with what it looks like (see `Product`); None, None: it has no name any more.
+
+        instead_of: the name that it had. Raises UnknownRecordError.
+        """
+        with changing(self._db) as conn:
+            product = known_name(conn, product)
+            if conn.execute("SELECT 1 FROM products WHERE name = ?", (product,)).fetchone() is None:
+                raise UnknownRecordError(f"no product {product!r}")
+            names = dict(_ensure(conn, product).component_names)
+            if instead_of is not None:
+                names.pop(instead_of, None)
+            if name is not None and look is not None:
+                names[name] = look
+            text = json.dumps(names, allow_nan=False, sort_keys=True, ensure_ascii=False)
+            return _change(conn, product, by, "component_names = ?, updated_at = ?", (text, utc_now()))
+
     def remove(self, name: str, by: str = "unknown") -> Product:
         """Forget a product that nothing was captured of; its calibrations too. The caller has checked the golden bank.
 
@@ -196,4 +222,5 @@ def _product(row: sqlite3.Row) -> Product:
         spec=json.loads(row["spec"]),
         spec_version=row["spec_version"],
         updated_at=row["updated_at"],
+        component_names=json.loads(row["component_names"]),
     )

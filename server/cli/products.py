@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,13 +177,28 @@ def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Pixel limit", f"{found['pixel_threshold']:.4f}"),
         ("Fineness", found["smallest_defect"]["summary"] if found.get("smallest_defect") else None),
         *_detectable_rows(found.get("detectable")),
-        (
-            "Counted",
-            "; ".join(f"component {i}: {n}" for i, n in enumerate(found.get("components", []), start=1)) or None,
-        ),
+        ("Counted", _counted_said(found)),
+        ("Not counted", _unrecognised_said(found)),
         ("Verdicts", verdicts),
         ("Measured", f"{minute(found['created_at'])}, {found['seconds']:.1f} s"),
     ]
+
+
+def _counted_said(found: dict[str, Any]) -> str | None:
+    """`clip: 5; component 2: 3`."""
+    counts = found.get("components", [])
+    names = found.get("component_names") or [None] * len(counts)
+    called = zip(names, counts, strict=True)
+    return output.printable("; ".join(f"{c or f'component {i}'}: {n}" for i, (c, n) in enumerate(called, 1))) or None
+
+
+def _unrecognised_said(found: dict[str, Any]) -> str | None:
+    names = output.printable(", ".join(found.get("unrecognised_names", [])))
+    return (
+        f"{names}: nothing that is counted looks like it any more; name it again, or --remove the name"
+        if names
+        else None
+    )
 
 
 def _detectable_rows(found: dict[str, Any] | None) -> list[tuple[str, object]]:
@@ -256,9 +270,42 @@ def set_product(
         scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px
         kept = stores.products.set_spec(name, rules.model_dump(mode="json"), scale, settings().server.user)
     line = f"{kept.name}: specification {kept.spec_version} set, {len(rules.zones)} zones, {len(rules.limits)} limits"
-    emit(asdict(kept), line)
+    emit(kept.document, line)
     if asked or any(zone.kind == "ignore" for zone in rules.zones):
         output.note("this changes the scores; the next inspection calibrates again")
+
+
+@product.command("name", epilog="Examples: refdiff product name tray 1 clip · refdiff product name tray clip --remove")
+def name_component(
+    name: Annotated[str, typer.Argument(metavar="P", help="Product: the kind of part.")],
+    component: Annotated[
+        str, typer.Argument(metavar="COMPONENT", help="Number of what is counted (see product show), or its name.")
+    ],
+    called: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="What you call it: 1 to 48 letters, digits and blanks.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the name away.")] = False,
+    _json: Json = False,
+) -> None:
+    """Name what is counted: reports then say "clip: 5 of 6" instead of "component 1: 5 of 6".
+
+    The name belongs to what the component looks like, so it outlives a calibration that finds the component again, under
+    whatever number. Names decide nothing; filed reports keep what they said.
+    """
+    from refdiff.tools.inspection.component_names import name_component as give
+
+    if (called is None) != remove:
+        raise typer.BadParameter("give a NAME, or --remove.", param_hint="NAME")
+    with open_stores() as stores:
+        kept = give(
+            stores, clean(name), clean(component), None if called is None else clean(called), settings().server.user
+        )
+    said = (
+        f"component {component} is called {called}"
+        if called is not None
+        else f"component {component} has no name any more"
+    )
+    emit(kept.document, output.printable(f"{kept.name}: {said}"))
 
 
 @product.command("show", epilog="Example: refdiff product show bracket")
@@ -271,7 +318,7 @@ def show_product(
         with open_stores() as stores:
             known = stores.products.list()
         listed = "\n".join(p.name for p in known) or "no products; create one: refdiff enroll --product P FOLDER"
-        emit({"products": [asdict(p) for p in known]}, listed)
+        emit({"products": [p.document for p in known]}, listed)
         return
 
     from refdiff.tools.inspection.overview import product_overview
@@ -294,7 +341,7 @@ def remove_product(
         if n := workspace.bank.count(name):
             raise InputError(f"product {name!r} has {n} golden samples, which reports refer to; retire them instead")
         gone = workspace.stores.products.remove(name, settings().server.user)
-    emit({"removed": asdict(gone)}, f"{gone.name}: removed")
+    emit({"removed": gone.document}, f"{gone.name}: removed")
 
 
 def _network_said(network: dict[str, Any] | None) -> str | None:

@@ -8,7 +8,10 @@ import numpy as np
 from loose_parts import photo
 
 from refdiff.agent.inspector import Inspector
+from refdiff.agent.language.questions import answer
+from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.schema import Verdict
+from refdiff.agent.report.summary import facts
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -16,6 +19,7 @@ from refdiff.model.images import encode_png
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.component_names import name_component, names_of
 from refdiff.tools.workspace import Workspace
 
 
@@ -30,6 +34,8 @@ def test_a_missing_clip_fails_and_neither_cropped_photos_nor_what_people_contrad
         enroll(workspace, "tray", [Upload(f"{i}.png", encode_png(photo(counts, rng, 256))) for i in range(21)])
         calibration = calibrate(workspace, "tray")
         assert sorted(c.count for c in calibration.components) == [3, 5]
+        clips = next(i for i, c in enumerate(calibration.components, start=1) if c.count == 5)
+        name_component(workspace.stores, "tray", str(clips), "clip", "ana")
         for name, image in taken.items():
             sha256 = workspace.stores.images.put(encode_png(np.ascontiguousarray(image)))
             workspace.stores.captures.add(part_id=name, product="tray", sha256=sha256, filename=name)
@@ -38,9 +44,17 @@ def test_a_missing_clip_fails_and_neither_cropped_photos_nor_what_people_contrad
         # a person finds the part with four clips good: what it contradicts is not counted any more
         rescued = [Upload("rescued.png", encode_png(taken["missing"]))]
         enroll(workspace, "tray", rescued, golden_source="disposition")
-        assert [c.count for c in calibrate(workspace, "tray").components] == [3]
+        later = calibrate(workspace, "tray").components
+        assert [c.count for c in later] == [3]
+        assert names_of(workspace.stores, "tray", later) == ([None], ["clip"])
     assert reports["missing"].verdict is Verdict.FAIL
-    assert "4 of 5" in reports["missing"].verdict_reason
+    assert reports["missing"].verdict_reason.startswith("Clip: 4 of 5")
+    told = {fact.label: fact.value for fact in facts(reports["missing"])}
+    assert told["Counted"].startswith("clip: 4 of 5; component ")
+    assert "clip: 4 von 5" in answer(reports["missing"], "Wie viele clip sind da?")
+    photo_of_part = encode_png(taken["missing"])
+    assert f"(c{clips}: clip)" in render_html(reports["missing"], PagePictures(photo_of_part, photo_of_part))
+    assert "clip: 4 of 5" in next(e.summary for e in reports["missing"].evidence if e.kind == "score")
     assert [(c.found, len(c.seen)) for c in reports["missing"].components if c.wrong] == [(4, 4)]
     assert [c.wrong for c in reports["good"].components] == [False, False]
     assert reports["good"].verdict is not Verdict.FAIL

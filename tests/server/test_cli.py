@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png
@@ -41,7 +42,8 @@ def script(*arguments: str | bytes, **options: Any) -> subprocess.CompletedProce
 
 COMMANDS = [
     ["enroll"], ["capture"], ["inspect"], ["ask"], ["calibrate"], ["evaluate"], ["demo"], ["review"],
-    ["product", "set"], ["product", "show"], ["product", "remove"], ["captures", "list"], ["captures", "remove"],
+    ["product", "set"], ["product", "show"], ["product", "remove"], ["product", "name"],
+    ["captures", "list"], ["captures", "remove"],
     ["goldens", "list"], ["goldens", "flag"], ["goldens", "retire"],
     ["goldens", "activate"], ["inspections", "list"], ["inspections", "show"], ["inspections", "resume"],
     ["serve"], ["keys", "add"], ["keys", "list"], ["keys", "revoke"],
@@ -412,6 +414,25 @@ def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pyt
     code, document, _ = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
     assert (code, document["error"]["type"]) == (65, "SpecError")
     assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
+
+
+def test_counted_component_is_named_and_shown_by_its_name(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Stores.open(MemorySettings()) as stores:
+        stores.products.ensure("tray")
+        rows = np.eye(4, dtype=np.float32)
+        counted = [Component(rows, [1], 20.0, 6), Component(rows, [2], 9.0, 2)]
+        stores.calibrations.save(Calibration("tray", "k", [0.1], 0.2, 1, 1, components=counted))
+    code, document, _ = call(capsys, "product", "name", "tray", "1", "clip")
+    assert (code, document["component_names"]) == (0, ["clip"])
+    shown = call(capsys, "product", "show", "tray")[1]
+    assert shown["component_names"] == ["clip"]
+    assert shown["calibration"]["component_names"] == ["clip", None]
+    assert main.run(["product", "show", "tray"]) == 0
+    assert "clip: 6; component 2: 2" in capsys.readouterr().out
+    assert call(capsys, "product", "name", "tray", "5", "nut")[0] == 65
+    assert call(capsys, "product", "name", "tray", "1")[0] == 64
+    code, document, _ = call(capsys, "product", "name", "tray", "clip", "--remove")
+    assert (code, document["component_names"]) == (0, [])
 
 
 def test_smallest_defect_is_set_and_what_is_too_small_is_said(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,13 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import ComponentCount, Location, Severity, Verdict
 from refdiff.agent.report.summary import count_text
 from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decide
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.records.calibrations import Calibration, Component, _extra, _unpacked, packed_rows
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.inspection import components
-from refdiff.tools.inspection.components import count, learn
+from refdiff.tools.inspection.component_names import look_of, name_component, names_of, recognised
+from refdiff.tools.inspection.components import Learned, count, learn
 
 GRID, CHANNELS, PX = 20, 8, 320
 CLIP, SCREW = 1, 2  # channels that stand for them; 0 is the ground
@@ -102,6 +107,95 @@ def test_components_of_a_calibration_are_kept_as_they_were_found(tmp_path: Path)
     assert count(kept.components, photo, None, SIZE) == count(learned.components, photo, None, SIZE)
 
 
+def test_calibration_row_has_the_centres_of_a_clustering_once_and_reads_rows_of_earlier_versions() -> None:
+    centres = np.random.default_rng(0).normal(size=(12, 112)).astype(np.float32)
+    kept = [Component(centres, [i], 30.0 + i, 2 + i) for i in range(4)] + [Component(centres + 1, [0], 9.0, 3)]
+    row = json.loads(_extra(Calibration("clips", "key", [0.1], 0.2, 1, 1, components=kept)))["components"]
+    assert [len(row["centres"]), len(row["of"])] == [2, 5]
+    assert len(json.dumps(row)) < 3 * len(row["centres"][0]["data"])
+    data = [row["centres"][p["centres"]]["data"] for p in row["of"]]
+    earlier = [p | {"centres": d, "clusters": 12} for p, d in zip(row["of"], data, strict=True)]
+    for read in (_unpacked(row), _unpacked(earlier)):
+        assert [(c.members, c.area, c.count) for c in read] == [(c.members, c.area, c.count) for c in kept]
+        assert all((a.centres == b.centres).all() for a, b in zip(read, kept, strict=True))
+
+
+# ---- names ----
+
+
+def named(learned: Learned, **names: int) -> dict[str, dict[str, Any]]:
+    """As a product has them; names: of the component of which a good part has so many."""
+    by_count = {c.count: c for c in learned.components}
+    return {name: packed_rows(look_of(by_count[n])[None]) for name, n in names.items()}
+
+
+def test_name_stays_with_what_a_component_looks_like_whatever_its_number_and_count() -> None:
+    names = named(learn(goldens([5] * 20, 3), [None] * 20), clip=5, screw=3)
+    rng = np.random.default_rng(9)
+    later = learn([look(rng, 4, 2) for _ in range(25)], [None] * 25).components
+    assert {c.count: n for c, n in zip(later, recognised(later, names), strict=True)} == {4: "clip", 2: "screw"}
+    assert recognised(later[::-1], names) == recognised(later, names)[::-1]
+
+
+def test_component_is_not_recognised_by_another_look_or_encoder() -> None:
+    learned = learn(goldens([5] * 20, 3), [None] * 20)
+    clip, screw = (next(c for c in learned.components if c.count == n) for n in (5, 3))
+    names = named(learned, clip=5)
+    assert recognised([clip], names) == ["clip"]
+    assert recognised([screw], names) == [None]
+    assert recognised([replace(clip, centres=np.pad(clip.centres, ((0, 0), (0, 8))))], names) == [None]
+
+
+@pytest.fixture
+def tray(tmp_path: Path) -> Iterator[Stores]:
+    """A product that counts clips (5) and screws (3)."""
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        stores.products.ensure("tray")
+        components = sorted(learn(goldens([5] * 20, 3), [None] * 20).components, key=lambda c: -c.count)
+        stores.calibrations.save(Calibration("tray", "key", [0.1], 0.2, 1, 1, components=components))
+        yield stores
+
+
+def test_component_is_named_renamed_and_forgotten_by_number_or_name(tray: Stores) -> None:
+    known = tray.calibrations.latest("tray")
+    assert known is not None
+
+    def called() -> tuple[list[str | None], list[str]]:
+        return names_of(tray, "tray", known.components)
+
+    name_component(tray, "Tray", "1", "klip", "ana")
+    name_component(tray, "tray", "klip", "  spring   clip", "ana")
+    name_component(tray, "tray", "2", "screw", "ana")
+    assert called() == (["spring clip", "screw"], [])
+    name_component(tray, "tray", "screw", None, "ana")
+    assert called() == (["spring clip", None], [])
+    # a calibration that counts nothing like it says so, and the name can be taken away
+    tray.calibrations.save(replace(known, key="other", components=known.components[1:]))
+    assert names_of(tray, "tray", known.components[1:]) == ([None], ["spring clip"])
+    name_component(tray, "tray", "spring clip", None, "ana")
+    assert called() == ([None, None], [])
+    assert tray.audit.verify_store().problems == []
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "said"),
+    [
+        ("3", "clip", "no component '3'; counted are: 1, screw"),
+        ("nut", None, "no component 'nut'"),
+        ("1", None, "has no name"),
+        ("1", "screw", "component 2 of product 'tray' is called 'screw' already"),
+        ("1", "7", "a mere number"),
+        ("1", "<b>", "name of a component '<b>'"),
+    ],
+)
+def test_naming_what_is_not_there_or_not_clear_says_so(
+    tray: Stores, component: str, name: str | None, said: str
+) -> None:
+    name_component(tray, "tray", "2", "screw", "ana")
+    with pytest.raises((InputError, UnknownRecordError), match=re.escape(said)):
+        name_component(tray, "tray", component, name, "ana")
+
+
 @pytest.mark.parametrize(
     ("p", "said"),
     [
@@ -133,6 +227,7 @@ def test_any_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_count_reads_as_missing_or_as_extra() -> None:
     assert count_text(ComponentCount(number=2, expected=6, found=5)) == "component 2: 5 of 6"
     assert count_text(ComponentCount(number=2, expected=6, found=7)) == "component 2: 7 instead of 6"
+    assert count_text(ComponentCount(number=2, name="clip", expected=6, found=5)) == "clip: 5 of 6"
 
 
 def test_the_overlay_boxes_what_was_counted_only_where_the_number_is_wrong() -> None:

@@ -24,6 +24,7 @@ from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
 from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
@@ -306,6 +307,8 @@ def with_counts(comparison: Comparison, calibration: Calibration | None) -> tupl
         shape = "components were not counted: the photo has another shape than the golden samples (cropped?)"
         return comparison, [], shape
     counts = count(calibration.components, look, comparison.ignore if comparison.zones_placed else None, nearest.size)
+    names, _ = names_of(nearest.workspace.stores, calibration.product, calibration.components)
+    counts = [replace(c, name=name) for c, name in zip(counts, names, strict=True)]
     wrong = calibration.per_miscount * sum(c.wrong_by for c in counts)
     before = comparison.difference
     difference = replace(before, score=before.score + wrong, added=before.added + wrong)

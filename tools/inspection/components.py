@@ -48,6 +48,7 @@ class Count:
     number: int
     expected: int
     instances: list[Instance]
+    name: str | None = None  # what people call it
 
     @property
     def found(self) -> int:
@@ -58,12 +59,12 @@ class Count:
         return abs(self.found - self.expected)
 
     def __str__(self) -> str:
-        return said_count(self.number, self.found, self.expected)
+        return said_count(self.number, self.found, self.expected, self.name)
 
 
-def said_count(number: int, found: int, expected: int) -> str:
-    """`component 2: 5 of 6`, `component 2: 7 instead of 6`."""
-    return f"component {number}: {found} {'instead of' if found > expected else 'of'} {expected}"
+def said_count(number: int, found: int, expected: int, name: str | None = None) -> str:
+    """`component 2: 5 of 6`, `component 2: 7 instead of 6`, with a name `clip: 5 of 6`."""
+    return f"{name or f'component {number}'}: {found} {'instead of' if found > expected else 'of'} {expected}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from refdiff.memory.golden_bank.golden import STATUSES
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.errors import unknown_product
 from refdiff.tools.inspection.calibration import calibration_key, in_doubt, requested_alpha, summary
+from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.detectable import detectable
 from refdiff.tools.inspection.fineness import product_fineness
 from refdiff.tools.workspace import Workspace
@@ -39,7 +40,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     if latest is not None:
         stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
         calibration = calibration_overview(workspace, latest) | {"stale": stale}
-    return asdict(found) | {
+    return found.document | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
         "calibration": calibration,
@@ -50,8 +51,12 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
 
 
 def calibration_overview(workspace: Workspace, calibration: Calibration) -> dict[str, Any]:
-    """What a calibration promises, and how small a defect is found where somebody asked for that. JSON data."""
+    """What a calibration promises, what people call what it counts, and how small a defect is found where somebody asked
+    for that. component_names: of each of `components`, None without one; unrecognised_names: of none of them. JSON data."""
     found = summary(calibration, requested_alpha(workspace, calibration), in_doubt(workspace, calibration))
+    names, unrecognised = names_of(workspace.stores, calibration.product, calibration.components)
+    found |= {"component_names": names} if names else {}
+    found |= {"unrecognised_names": unrecognised} if unrecognised else {}
     marks = detectable(workspace, calibration)
     return found | ({} if marks is None else {"detectable": marks})
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
+from refdiff.memory.records.defect_names import MAX_NAME
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.tools.inspection.specification import ProductSpec
+
+
+class ComponentNameBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=MAX_NAME, description="Letters, digits, blanks or any of .,/()+&'#%_-")
+
 
 router = APIRouter(prefix="/v1/products", tags=["products"])
 
@@ -28,6 +37,21 @@ def get_product(service: TheService, _caller: Viewer, name: str) -> dict[str, An
 def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
     """Replace scale, zones and limits, as `refdiff product set` does."""
     return service.set_spec(name, spec.model_dump(mode="json"), caller.name)
+
+
+@router.put("/{name}/components/{component}", responses=responses(404))
+def name_component(
+    service: TheService, caller: Admin, name: str, component: str, body: ComponentNameBody
+) -> dict[str, Any]:
+    """Call a component of the newest calibration something, by its number or its present name. Later reports say "clip: 5 of
+    6"; it decides nothing. The name outlives a calibration that finds the component again, under whatever number."""
+    return service.name_component(name, component, body.name, caller.name)
+
+
+@router.delete("/{name}/components/{component}", responses=responses(404))
+def forget_component_name(service: TheService, caller: Admin, name: str, component: str) -> dict[str, Any]:
+    """Take the name of a component away; also of one that is not recognised any more, by its name."""
+    return service.name_component(name, component, None, caller.name)
 
 
 @router.post("/{name}/calibration", responses=responses(404))

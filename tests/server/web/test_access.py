@@ -37,7 +37,12 @@ HOW = {
         ("DELETE", "/v1/inspections/x/findings/1/name"),
         ("POST", "/v1/defect-names/rename"),
     ],
-    "admin": [("PATCH", "/v1/goldens/g-000000000000"), ("PUT", "/v1/products/board/spec")],
+    "admin": [
+        ("PATCH", "/v1/goldens/g-000000000000"),
+        ("PUT", "/v1/products/board/spec"),
+        ("PUT", "/v1/products/board/components/1"),
+        ("DELETE", "/v1/products/board/components/1"),
+    ],
 }
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
+from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.memory.records.inspections import InspectionPage
 from refdiff.server.web.routes import health
 from tests.server.bot_server import wait
@@ -349,6 +351,21 @@ def test_goldens_and_products_are_managed_over_http(server: Running) -> None:
     assert server.client.put("/v1/products/gear/spec", json={"zones": "x"}).status_code == 422
     assert server.client.get("/v1/products/board").json()["calibration"]["n"] == 22
     assert server.client.post("/v1/products/none/calibration").status_code == 404
+
+
+def test_counted_component_is_named_over_http_with_its_record(server: Running) -> None:
+    stores, by = server.service.stores, server.key("admin", "zoe")
+    stores.products.ensure("tray")
+    component = Component(np.eye(3, dtype=np.float32), [1], 20.0, 6)
+    stores.calibrations.save(Calibration("tray", "k", [0.1], 0.2, 1, 1, components=[component]))
+    path = "/v1/products/tray/components"
+    made = server.client.put(f"{path}/1", json={"name": "clip"}, headers=by).json()
+    assert (made["component_names"], made["calibration"]["component_names"]) == (["clip"], ["clip"])
+    record = stores.audit.changes("product", "tray")[0]
+    assert (record.by, "component_names" in record.facts["change"]) == ("zoe", True)
+    assert server.client.put(f"{path}/2", json={"name": "nut"}, headers=by).status_code == 404
+    assert server.client.put(f"{path}/1", json={"name": "<b>"}, headers=by).status_code == 422
+    assert server.client.delete(f"{path}/clip", headers=by).json()["component_names"] == []
 
 
 def test_health_version_metrics_and_openapi_are_served(server: Running) -> None:

@@ -1,6 +1,6 @@
 // The golden samples of a product: look, flag, retire, enrol.
 
-import { get, patch, picture, post, upload } from "./api.js";
+import { get, patch, picture, post, put, remove, upload } from "./api.js";
 import { showNetwork } from "./network.js";
 import { facts, field, h, number, percent, replace, say, select, when } from "./dom.js";
 import { onThisPage } from "./keys.js";
@@ -68,8 +68,30 @@ export async function showGoldens({ place, rest: [named], query, me, isShown, on
       ["False-reject rate", c && `${number(c.alpha.requested, 3)} asked for, ${number(c.alpha.attained, 3)} possible${c.in_doubt ? ", one sample being in doubt" : ""}${c.can_fail ? "" : "; too few parts to fail anything"}`],
       ["Stand out", c?.stand_out && `${c.stand_out.map((o) => `${o.golden_id} (scores ${number(o.score, 3)})`).join(", ")}: a defect? Parts fail above ${number(c.limit, 3)}${c.limit_if_good === c.limit ? "" : ` while ${c.stand_out[0].golden_id} is in doubt, above ${number(c.limit_if_good, 3)} once it is activated`}, without them above ${number(c.limit_without, 3)}`],
       ["Found", c?.detectable && [`${percent(c.detectable.share)} of what is drawn in each size (contrast ${c.detectable.contrast}):`, c.detectable.summary.map((line) => h("div", {}, line))]],
+      ["Counted", c?.components?.length > 0 && c.components.map((n, i) => counted(known, i + 1, c.component_names?.[i], n))],
+      ["Not counted", c?.unrecognised_names?.length > 0 && c.unrecognised_names.map((name) => counted(known, name, name, null))],
     ]));
     showNetwork(network, known, { me, isShown, done: tell });
+  }
+  /** What is counted, with what people call it; component: its number, or a name by which nothing is recognised any more. */
+  function counted(known, component, called, n) {
+    const path = `/v1/products/${encodeURIComponent(known.name)}/components/${encodeURIComponent(component)}`;
+    const said = n === null ? `${called}: nothing that is counted looks like it any more` : `${called ?? `component ${component}`}: ${n}`;
+    if (!me.may("admin")) return h("div", {}, said);
+    const name = h("input", { type: "text", maxlength: 48, required: true, autocomplete: "off", "aria-label": `Name of ${called ?? `component ${component}`}`, placeholder: called ? "another name" : "What do you call it?" });
+    const act = (work, done) => async (event) => {
+      event.preventDefault();
+      try {
+        await work();
+        say(done());
+        await tell();
+      } catch (error) {
+        say(error.message, "bad");
+      }
+    };
+    return h("div", { class: "naming" }, h("p", {}, said), h("form", { class: "ask", onsubmit: act(() => put(path, { name: name.value.trim() }), () => `Reports call it ${name.value.trim()}.`) },
+      n !== null && [name, h("button", { type: "submit" }, called ? "Correct" : "Name it")],
+      called && h("button", { type: "button", onclick: act(() => remove(path), () => `${called} is no name any more.`) }, "Remove")));
   }
   function card(golden) {
     const image = h("img", { alt: `Golden sample ${golden.golden_id}`, loading: "lazy", "data-id": golden.golden_id });
