@@ -90,7 +90,7 @@ def _settled(
 
         def gathered(values: NDArray[np.float32], reach: float = reach) -> NDArray[np.float64]:
             total = np.bincount(cell, values, grid[0] * grid[1]).reshape(grid).astype(np.float64)  # whole where empty
-            return cv2.GaussianBlur(total, (0, 0), reach, borderType=cv2.BORDER_CONSTANT)
+            return np.asarray(cv2.GaussianBlur(total, (0, 0), reach, borderType=cv2.BORDER_CONSTANT), np.float64)
 
         xx, xy, yy = (gathered(weight * a * b) for a, b in ((nx, nx), (nx, ny), (ny, ny)))
         bx, by = gathered(weight * nx * apart), gathered(weight * ny * apart)

@@ -19,8 +19,8 @@ def bent(template: RgbImage, rng: np.random.Generator) -> RgbImage:
     """A template (H, W, 3) uint8, scaled a little and displaced smoothly by 1 to 3 px."""
     h, w = template.shape[:2]
     grid = rng.normal(size=(h // _GRID_PX + 2, w // _GRID_PX + 2, 2)).astype(np.float32)
-    moved = cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
-    moved *= rng.uniform(*WARP_PX) / max(float(np.linalg.norm(moved, axis=2).max()), 1e-6)
+    moved = np.asarray(cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC), np.float32)
+    moved *= np.float32(rng.uniform(*WARP_PX) / max(float(np.linalg.norm(moved, axis=2).max()), 1e-6))
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     scale = 1 + np.float32(rng.uniform(-_SCALE, _SCALE))
     map_x, map_y = (x - w / 2) * scale + w / 2 + moved[..., 0], (y - h / 2) * scale + h / 2 + moved[..., 1]
@@ -38,7 +38,7 @@ def roughened(template: RgbImage, rng: np.random.Generator) -> RgbImage:
     h, w = template.shape[:2]
     noise = rng.normal(size=(2, h, w)).astype(np.float32)
     noise = np.stack([cv2.GaussianBlur(n, (0, 0), _GRAIN_PX) for n in noise])
-    noise *= rng.uniform(*_ROUGH_PX) / max(float(noise.std()), 1e-6)
+    noise *= np.float32(rng.uniform(*_ROUGH_PX) / max(float(noise.std()), 1e-6))
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     moved = cv2.remap(template, x + noise[0], y + noise[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.uint8)
