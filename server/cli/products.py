@@ -214,10 +214,11 @@ def _detectable_rows(found: dict[str, Any] | None) -> list[tuple[str, object]]:
 def _unregistered_text(ids: list[str] | None) -> str | None:
     if not ids:
         return None
-    named = f"{', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
+    from refdiff.tools.inspection.calibration import listed_ids
+
     return (
-        f"{named}, to no other golden sample: mirrored, or another part? While in use, photos that do not register are "
-        "REVIEW instead of FAIL"
+        f"{listed_ids(ids)}, to no other golden sample: mirrored, or another part? While in use, photos that do not "
+        "register are REVIEW instead of FAIL"
     )
 
 

@@ -95,7 +95,11 @@ def test_mirrored_photo_scores_above_every_good_part_where_good_parts_register(
     rare = replace(many, unregistered=["g-1"])
     told = "the photo registers to none of its golden samples; g-1 does not register to the others, either"
     assert with_pose(noise, unlike, rare) == (unlike, Pose(problem=told))
-    assert with_pose(flipped, mirrored, rare)[1] == found_mirrored
+    told = "the photo fits its golden samples only when mirrored; g-1 does not register to the others, either"
+    assert with_pose(flipped, mirrored, rare) == (mirrored, Pose(problem=told, mirrored=True))
+    assert with_pose(flipped, mirrored, known)[1] == found_mirrored  # of few good parts, too: it must not pass
+    odd = replace(many, levels=[0.0] * 40)  # under another lamp, a good part is compared with itself mirrored
+    assert with_pose(photo, good, odd) == (good, Pose())
 
 
 # ---- goldens that stand out ----

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -227,11 +227,12 @@ def _uncontradicted(
 
 
 def _alone(workspace: Workspace, product: str) -> list[str]:
-    """Parts that people rescued from a verdict and that register to no golden sample: the only ones of their frames."""
-    frames = workspace.stores.frames.of(product)
-    of_frame = Counter(frames.values())
-    rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)]
-    return [g.golden_id for g in rescued if g.golden_id in frames and of_frame[frames[g.golden_id]] == 1]
+    """Parts that people rescued from a verdict and in whose frame no other good part is: they register to none."""
+    frames, in_use = workspace.stores.frames.of(product), workspace.bank.list(product, IN_USE)
+    good = {frames.get(g.golden_id) for g in in_use if calibrates(g)}
+    return [
+        g.golden_id for g in in_use if not calibrates(g) and g.golden_id in frames and frames[g.golden_id] not in good
+    ]
 
 
 def seldom_unregistered(calibration: Calibration) -> bool:
@@ -261,31 +262,34 @@ def with_pose(query: RgbImage, comparison: Comparison, calibration: Calibration 
 
     Unregistered, only what the photo shows is compared, and not where: a mirrored label has all its patches. Where every
     golden sample registers to another, it adds their highest score, so that the photo counts for more than any of them.
-    By this alone at most 1 / (e n) more good parts fail: they have to be the first, of n + 1, that does not register.
+    By this alone at most 1 / (e n) more good parts fail: they have to be the first, of n + 1, that does not register. Where
+    some do not (a bank of left and right parts, too), a person has to look.
     """
-    if calibration is None or calibration.n < MIN_PARTS_TO_FAIL:
+    if calibration is None:
         return comparison, Pose()
-    lost = not any(a.ok for a in comparison.alignments) and seldom_unregistered(calibration)
+    lost = not any(a.ok for a in comparison.alignments)
     if not lost and not unusual_level(calibration, comparison.difference.level):
         return comparison, Pose()
     mirrored = _is_mirrored(query, comparison)
-    if not lost and not mirrored:
+    if not mirrored and not (lost and seldom_unregistered(calibration)):
         return comparison, Pose()
     said = "fits its golden samples only when mirrored" if mirrored else "registers to none of its golden samples"
     said = f"the photo {said}"
-    if lost and not mirrored and (others := calibration.unregistered):
+    if others := calibration.unregistered:
         which = f"{listed_ids(others)} {'does' if len(others) == 1 else 'do'} not register to the others, either"
-        return comparison, Pose(problem=f"{said}; {which}")
+        return comparison, Pose(problem=f"{said}; {which}", mirrored=mirrored)
     added, difference = max(calibration.scores), comparison.difference
     difference = replace(difference, score=difference.score + added, added=difference.added + added)
     return replace(comparison, difference=difference), Pose([said], mirrored=mirrored)
 
 
 def _is_mirrored(query: RgbImage, comparison: Comparison) -> bool:
-    """Whether a photo registers to its nearest golden sample clearly better when it is mirrored."""
-    nearest = comparison.nearest
-    flipped = align(np.ascontiguousarray(query[:, ::-1]), nearest.workspace.golden_image(nearest.golden))
-    return flipped.ok and 1 - flipped.ncc < _CLEARLY_BETTER * (1 - comparison.alignments[0].ncc)
+    """Whether a photo registers to its nearest golden sample clearly better when it is mirrored, than as it is to that one
+    and to the others."""
+    golden = comparison.nearest.workspace.golden_image(comparison.nearest.golden)
+    flipped = align(np.ascontiguousarray(query[:, ::-1]), golden)
+    as_it_is = max(align(query, golden).ncc, *(a.ncc for a in comparison.alignments))
+    return flipped.ok and 1 - flipped.ncc < _CLEARLY_BETTER * (1 - as_it_is)
 
 
 def listed_ids(ids: Sequence[str]) -> str:
@@ -413,7 +417,7 @@ def _flag(workspace: Workspace, calibration: Calibration) -> None:
     middle = float(np.median(calibration.scores))
     for golden_id in (calibration.unregistered or []) if seldom_unregistered(calibration) else []:
         golden = workspace.bank.get(golden_id)
-        if golden.status == "active" and not golden.note:
+        if golden.status == "active" and not golden.note and calibrates(golden):
             note = "registers to none of the other golden samples: mirrored, or another part?"
             workspace.bank.set_status(golden_id, "flagged", note)
     for one in standing_out(calibration):
