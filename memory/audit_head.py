@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from pathlib import Path
 
+from sqlalchemy import Connection, select
+
+from refdiff.memory.database import tables as t
 from refdiff.model.errors import StorageError
 from refdiff.model.files import storage_error, write_atomic
 
@@ -38,10 +40,10 @@ class AuditHead:
         except (ValueError, KeyError, TypeError) as e:
             raise storage_error(self.path, ValueError(f"no audit head: {e}")) from e
 
-    def follow(self, conn: sqlite3.Connection) -> None:
+    def follow(self, conn: Connection) -> None:
         """Remember the newest record, after a commit. A head that the chain does not hold stays: it is the evidence."""
-        row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-        newest = None if row is None else (int(row["seq"]), str(row["hash"]))
+        row = conn.execute(select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)).first()
+        newest = None if row is None else (int(row.seq), str(row.hash))
         if newest is None or newest == self._written:
             return
         try:
@@ -55,12 +57,12 @@ class AuditHead:
             log.warning("the audit head was not remembered: %s", e)
 
 
-def missing_from(conn: sqlite3.Connection, kept: tuple[int, str]) -> str:
+def missing_from(conn: Connection, kept: tuple[int, str]) -> str:
     """What is wrong if the chain does not hold the head `kept`; "" if it does."""
     seq, hash_ = kept
-    row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
-    if row is None:
+    found = conn.execute(select(t.audit.c.hash).where(t.audit.c.seq == seq)).scalar()
+    if found is None:
         return f"this home had {seq} audit records and now has fewer: its database is an older copy, or another one"
-    if row["hash"] != hash_:
+    if found != hash_:
         return f"record {seq} is not the one that this home filed: its database is another one, or was rewritten"
     return ""
