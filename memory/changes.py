@@ -3,9 +3,9 @@
 Each has its audit record.
 
 A record of a change is about no inspection: its `inspection_id` is "". Its facts are the subject, the digest before and
-after, and the change in words; its content is both states, small JSON data. What is in the record database is written in the
-transaction of its record (`changing`, `record_change`). What is in the golden bank is written after its record is on the disk
-(`recorded`), so a crash can leave a record without its change, never a change without its record.
+after, and the change in words; its content is both states, small JSON data. What is in the record database is written in
+the transaction of its record (`changing`, `record_change`). What is in the golden bank is written after its record is on
+the disk (`recorded`), so a crash can leave a record without its change, never a change without its record.
 """
 
 from __future__ import annotations

@@ -61,6 +61,16 @@ class MemorySettings(BaseSettings):
         description="Secret that seals audit exports; kept away from the machine that files (REFDIFF_AUDIT_KEY).",
     )
 
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.get_secret_value().partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not separator:
+            raise ValueError("write postgresql://user:password@host/name, or leave it out for SQLite")
+        return SecretStr(f"postgresql://{rest}")
+
     @classmethod
     def of_folder(cls, home: Path) -> Self:
         """Everything in a folder, whatever servers the environment names: for homes that are made in passing."""

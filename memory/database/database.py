@@ -23,11 +23,14 @@ READERS = 8  # connections at once
 class DatabaseEngine(Protocol):
     """How one kind of database is reached."""
 
-    path: Path | None  # of a file; None for a server
     read_only: bool  # nothing can be written there
     writer: Engine  # a transaction takes the turn to write as it begins
     reader: Engine  # refuses to write
     snapshots: Engine  # as `reader`, but a transaction sees one state
+
+    @property
+    def path(self) -> Path | None:
+        """Of a file; None for a server."""
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns errors of the database into ours."""

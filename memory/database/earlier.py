@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Table, insert
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, Steps, open_local, run_steps
-from refdiff.model.errors import StorageError
 from refdiff.model.files import storage_error
 
 log = logging.getLogger(__name__)

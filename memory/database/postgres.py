@@ -25,7 +25,7 @@ _WRITING, _SERVING = 0x7EFD1F01, 0x7EFD1F02
 class PostgresServer:
     """The engine of a database on a server. All of its errors become UnavailableError where waiting helps."""
 
-    path = None
+    path: None = None
     read_only = False
 
     def __init__(self, url: SecretStr) -> None:

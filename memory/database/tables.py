@@ -140,7 +140,9 @@ audit = _table(
     Index("audit_by_inspection", "inspection_id", "seq"),
     Index("audit_by_time", "at"),
 )
-audit_end = _table("audit_end", Column("seq", NUMBER, primary_key=True, autoincrement=False))  # one row: the last number given
+audit_end = _table(
+    "audit_end", Column("seq", NUMBER, primary_key=True, autoincrement=False)
+)  # one row: the last number given
 blind_checks = _table(
     "blind_checks",
     _of_inspection(primary_key=True),
@@ -267,7 +269,7 @@ chat_threads = _table(
 )
 
 
-_INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def insert_new(conn: Connection, table: Table, values: Mapping[str, Any]) -> bool:

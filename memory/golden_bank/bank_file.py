@@ -90,7 +90,9 @@ class BankFile:
     def records_of_others(self, fingerprint: str) -> list[Golden]:
         """The records of the goldens of all other encoders; a golden may be there several times."""
         with self._db.connection() as conn:
-            rows = conn.exec_driver_sql("SELECT point, record, record_crc FROM goldens WHERE fingerprint != ?", (fingerprint,))
+            rows = conn.exec_driver_sql(
+                "SELECT point, record, record_crc FROM goldens WHERE fingerprint != ?", (fingerprint,)
+            )
             return [golden for row in rows.mappings() if isinstance(golden := _record(row), Golden)]
 
     def take_over(self, found: Iterable[tuple[str, StoredGolden | DamagedGolden]]) -> None:

@@ -156,7 +156,9 @@ class JobStore:
         with changing(self._db) as conn:
             known = self.get(inspection_id)
             if known.state != "failed":
-                raise InputError(f"inspection {inspection_id} has not failed (it is {known.state}); nothing to try again")
+                raise InputError(
+                    f"inspection {inspection_id} has not failed (it is {known.state}); nothing to try again"
+                )
             again = {"state": "queued", "error": None, "deaths": 0, "crashes_alone": 0}
             _set(conn, _J.inspection_id == inspection_id, **again)
             return self._recorded(conn, known, by)

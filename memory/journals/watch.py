@@ -145,13 +145,17 @@ class WatchJournal(AbstractContextManager["WatchJournal"]):
     def unfinished(self) -> list[WatchedPhoto]:
         """Photos that still need a step, in order of claiming."""
         with self._db.connection() as conn:
-            rows = conn.exec_driver_sql("SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq")
+            rows = conn.exec_driver_sql(
+                "SELECT * FROM photos WHERE state = 'claimed' OR written = 0 OR moved = 0 ORDER BY seq"
+            )
             return [_photo(row) for row in rows.mappings()]
 
     def refused_since(self, then: str) -> list[WatchedPhoto]:
         """Photos that were refused since a time (ISO 8601, UTC), in order of claiming."""
         with self._db.connection() as conn:
-            rows = conn.exec_driver_sql("SELECT * FROM photos WHERE state = 'refused' AND ended_at >= ? ORDER BY seq", (then,))
+            rows = conn.exec_driver_sql(
+                "SELECT * FROM photos WHERE state = 'refused' AND ended_at >= ? ORDER BY seq", (then,)
+            )
             return [_photo(row) for row in rows.mappings()]
 
     def done(self, seqs: Iterable[int], step: Literal["written", "moved"]) -> None:
@@ -163,7 +167,7 @@ class WatchJournal(AbstractContextManager["WatchJournal"]):
     def count(self) -> dict[str, int]:
         """How many photos are claimed, filed and refused, over all time."""
         with self._db.connection() as conn:
-            return {s: n for s, n in conn.exec_driver_sql("SELECT state, COUNT(*) FROM photos GROUP BY state")}
+            return dict(map(tuple, conn.exec_driver_sql("SELECT state, COUNT(*) FROM photos GROUP BY state")))
 
     # -- messages
 
@@ -194,7 +198,7 @@ class WatchJournal(AbstractContextManager["WatchJournal"]):
     def count_messages(self) -> dict[str, int]:
         """How many messages are pending, sent and refused by the receiver, by state."""
         with self._db.connection() as conn:
-            return {s: n for s, n in conn.exec_driver_sql("SELECT state, COUNT(*) FROM messages GROUP BY state")}
+            return dict(map(tuple, conn.exec_driver_sql("SELECT state, COUNT(*) FROM messages GROUP BY state")))
 
 
 def _key(identity: FileIdentity) -> tuple[bytes, int, int, str]:

@@ -112,7 +112,7 @@ class AdoptionStore:
         """The outcome for that inspection; None while there is none."""
         with self._db.connection() as conn:
             row = t.find(conn, t.learned, _L.inspection_id == inspection_id)
-        return Adoption(*row) if row else None
+        return Adoption(**t.fields(row, Adoption)) if row else None
 
     def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
         """Record the outcome of an adoption request; later calls return the first outcome.
@@ -146,7 +146,9 @@ class AdoptionStore:
             proposed = (
                 select(c.inspection_id, _I.part_id, _I.product, c.by, c.reason, c.at, c.source)
                 .join(t.inspections, _I.inspection_id == c.inspection_id)
-                .where(c.inspection_id.not_in(select(_L.inspection_id)), c.inspection_id.not_in(select(_A.inspection_id)))
+                .where(
+                    c.inspection_id.not_in(select(_L.inspection_id)), c.inspection_id.not_in(select(_A.inspection_id))
+                )
             )
             if inspection_id is not None:
                 proposed = proposed.where(c.inspection_id == inspection_id)
@@ -158,7 +160,7 @@ class AdoptionStore:
         """The word about the photo of that inspection; None while it waits, or was never proposed."""
         with self._db.connection() as conn:
             row = t.find(conn, t.approvals, _A.inspection_id == inspection_id)
-        return Approval(*row) if row else None
+        return Approval(**t.fields(row, Approval)) if row else None
 
     def decide(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
         """Record an admin's or a second person's word about a proposed photo; it stands.
@@ -256,7 +258,7 @@ def _beyond_limits(report: str) -> list[dict[str, Any]]:
 def _learned(conn: Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
     row = t.find(conn, t.learned, _L.inspection_id == inspection_id)
     if row is not None:
-        return Adoption(*row)
+        return Adoption(**t.fields(row, Adoption))
     made = Adoption(inspection_id, golden_id, outcome, utc_now())
     conn.execute(insert(t.learned), vars(made))
     append(conn, LEARNED, inspection_id, "refdiff", asdict(made))

@@ -143,7 +143,9 @@ class CaptureStore:
             where = [_C[name] == value for name, value in wanted.items()]
             gone = _captures(conn, where)[::-1]
             if not gone:
-                raise UnknownRecordError(f"no captured photo of {', '.join(wanted.values())}; see `refdiff captures list`")
+                raise UnknownRecordError(
+                    f"no captured photo of {', '.join(wanted.values())}; see `refdiff captures list`"
+                )
             for capture in gone:
                 record_change(conn, CAPTURE, capture.capture_id, by, asdict(capture), None)
             conn.execute(delete(t.captures).where(*where))
@@ -180,9 +182,7 @@ def _pairs(text: str) -> set[str]:
     return {a + b for a, b in itertools.pairwise(f" {text} ")}
 
 
-def _wanted(
-    conn: Connection, capture_id: str | None, part_id: str | None, product: str | None
-) -> dict[str, str]:
+def _wanted(conn: Connection, capture_id: str | None, part_id: str | None, product: str | None) -> dict[str, str]:
     """What is given, by column."""
     given = {
         "capture_id": capture_id,

@@ -63,7 +63,7 @@ class FrameStore:
         with self._db.connection() as conn:
             of = select(_F.golden_id, _F.anchor_id).where(_F.product == product, _F.version == VERSION)
             rows = conn.execute(of).all()
-        return {golden_id: anchor_id for golden_id, anchor_id in rows}
+        return {row.golden_id: row.anchor_id for row in rows}
 
 
 def _place(text: str) -> GoldenPlace:

@@ -181,8 +181,12 @@ class InspectionStore:
             waits = (_I.verdict == "REVIEW") & _D.inspection_id.is_(None)
             conditions.append(waits if open_review else not_(waits))
         # pick the page's rows by number first, so the reports of skipped rows are not read
-        page = select(_I.seq).select_from(tables).where(*conditions).order_by(*_NEWEST_FIRST).limit(limit).offset(offset)
-        shown = select(t.inspections, _D.decision, _D.decided_by, _D.created_at.label("decided_at")).select_from(decided)
+        page = (
+            select(_I.seq).select_from(tables).where(*conditions).order_by(*_NEWEST_FIRST).limit(limit).offset(offset)
+        )
+        shown = select(t.inspections, _D.decision, _D.decided_by, _D.created_at.label("decided_at")).select_from(
+            decided
+        )
         with self._db.connection() as conn:
             total = conn.scalar(select(func.count()).select_from(tables).where(*conditions))
             rows = conn.execute(shown.where(_I.seq.in_(page.correlate(None))).order_by(*_NEWEST_FIRST)).all()

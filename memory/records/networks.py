@@ -16,7 +16,6 @@ from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
 
-
 _N = t.networks.c
 
 
