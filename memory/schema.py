@@ -27,7 +27,8 @@ from refdiff.model.errors import StorageError
 from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
-NEWEST = "r0002"  # the last revision in `database/migrations`
+MIGRATIONS = Path(__file__).parent / "database" / "migrations"
+NEWEST = "r0002"  # the last revision there
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
 _OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
@@ -116,7 +117,7 @@ def _run_revisions(conn: Connection, stamped: str | None) -> None:
     from alembic.config import Config
 
     config = Config(attributes={"connection": conn})
-    config.set_main_option("script_location", str(Path(__file__).parent / "database" / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     if stamped is not None:
         command.stamp(config, stamped)
     command.upgrade(config, NEWEST)
