@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import SecretStr
 from sqlalchemy import Connection, inspect, text
 
 from refdiff.memory.audit_chain import adopt_earlier
@@ -32,7 +33,7 @@ NEWEST = "r0002"  # the last revision there
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
 _OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
-    "the main database is missing or empty, but this home is not new: it has {others}. Put {it} back, or restore a "
+    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
     "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
 )
 
@@ -51,23 +52,28 @@ def open_main(settings: MemorySettings) -> Database:
     """
     home = open_folder(settings.home)
     # looked for before the database is: the process that makes a home makes the database first
-    lost = _LOST.format(others=", ".join(others), it="it") if (others := other_stores(home)) else ""
-    after_commit = AuditHead(home).follow
+    lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
     if settings.database_url is not None:
         if (home / MAIN).exists():
             raise StorageError(
-                f"{home}: it keeps its records in {MAIN}, not in the database of REFDIFF_DATABASE_URL; unset that, or set "
-                "REFDIFF_HOME to another folder"
+                f"{home}: it keeps its records in {MAIN}, not in the database of REFDIFF_DATABASE_URL; move them there "
+                "(refdiff move-records), unset that, or set REFDIFF_HOME to another folder"
             )
-        server = PostgresServer(settings.database_url)
-        return Database(server, lambda db: _migrate(db, home, f"database {server.shown}", lost), after_commit)
+        return open_server(home, settings.database_url, lost)
     path = home / MAIN
     if lost and not path.exists():
         raise StorageError(f"{path}: {lost}")
-    db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), after_commit)
+    db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)
     if others and not db.read_only:
         earlier.set_aside(home)
     return db
+
+
+def open_server(home: Path, url: SecretStr, lost: str) -> Database:
+    """Open the record database of a home on a server. lost: what to say where it is empty; "": it may be."""
+    server = PostgresServer(url)
+    where = f"database {server.shown}"
+    return Database(server, lambda db: _migrate(db, home, where, lost), AuditHead(home).follow)
 
 
 def _migrate(db: Database, home: Path, where: str, lost: str) -> None:

@@ -94,6 +94,8 @@ def postgres(postgres_server: Postgres) -> str:
 
 
 _OF_THE_TESTS = ("REFDIFF_DATA", "REFDIFF_FUZZ_S")
+if _NO_POSTGRES and os.environ.get("REFDIFF_TEST_POSTGRES"):
+    raise RuntimeError(f"REFDIFF_TEST_POSTGRES is set, but {_NO_POSTGRES}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`refdiff doctor`, `backup` and `restore`: the home folder as a whole."""
+"""`refdiff doctor`, `backup`, `restore` and `move-records`: the home folder as a whole."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.backup import Manifest, back_up
 from refdiff.memory.upkeep.backup import restore as restore_backup
 from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
+from refdiff.memory.upkeep.move import MOVED
+from refdiff.memory.upkeep.move import move_records as move
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
@@ -27,6 +29,9 @@ _SHOWN = 5  # names of one finding, for people; --json has all
 def register(app: typer.Typer) -> None:
     app.command(epilog="Examples: refdiff doctor · refdiff doctor --repair")(doctor)
     app.command(epilog="Examples: refdiff backup /backups/2026-01-31.tar · refdiff backup /backups/today")(backup)
+    app.command(
+        "move-records", epilog="Example: REFDIFF_DATABASE_URL=postgresql://refdiff@db/refdiff refdiff move-records"
+    )(move_records)
     app.command(epilog="Example: REFDIFF_HOME=/data/new refdiff restore /backups/2026-01-31.tar")(restore)
 
 
@@ -153,6 +158,25 @@ def _check_in_folder(memory: MemorySettings) -> None:
             "backup and restore are of a home folder alone, and REFDIFF_DATABASE_URL keeps the records in Postgres: back up "
             "the database with pg_dump first, then copy the folder while nothing uses it; restore both"
         )
+
+
+def move_records(_json: Json = False) -> None:
+    """Move the records of this home into the empty Postgres database of REFDIFF_DATABASE_URL, all or none.
+
+    Products, captures, reports, decisions, jobs, keys, chats and the audit trail; photos and files stay in the folder. Stop
+    everything that uses the home first. The SQLite file stays as refdiff.sqlite-moved.
+    """
+    memory = settings().memory
+    with output.progress("moving") as moved:
+        copied = move(memory, moved)
+    with open_stores() as stores:
+        checked = stores.audit.verify_store()
+    if checked.problem is not None:
+        output.note(f"the audit trail was not intact before: {checked.problem}")
+    emit(
+        {"rows": copied, "audit": {"records": checked.records, "intact": checked.problem is None}},
+        f"{sum(copied.values())} rows moved; {MOVED} stays in {shown_path(memory.home)} and may be deleted",
+    )
 
 
 def _written(place: Path, made: Manifest) -> dict[str, Any]:

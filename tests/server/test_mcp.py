@@ -29,6 +29,8 @@ from starlette.responses import PlainTextResponse
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.server.cli import main
 from refdiff.server.mcp import server as mcp_server
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer

@@ -414,9 +414,10 @@ with InspectionService.open() as service:
 """
 
 
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.long), "after"])
 def test_service_killed_while_filing_files_each_accepted_inspection_once(
-    ready: Path, no_model: None, when: str
+    ready: Path, no_model: None, database: None, when: str
 ) -> None:
     command = [sys.executable, "-c", KILLED, when]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
