@@ -88,6 +88,11 @@ def linked(previous: str, record_sha256: str) -> str:
     return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
 
 
+_GIVE_NUMBER = update(t.audit_end).values(seq=t.audit_end.c.seq + 1).returning(t.audit_end.c.seq)
+_LAST_HASH = select(t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+_ADD = insert(t.audit)
+
+
 @contextlib.contextmanager
 def using_key(key_id: str | None) -> Iterator[None]:
     """What is recorded inside the block names the API key that its author used; names alone may repeat over the years."""
@@ -120,12 +125,11 @@ def append(
     if (key_id := used_key()) is not None:
         facts = {"by_key": key_id, **(facts or {})}
     by = by.encode("utf-8", "replace").decode()
-    seq = conn.execute(update(t.audit_end).values(seq=t.audit_end.c.seq + 1).returning(t.audit_end.c.seq)).scalar_one()
-    last = conn.execute(select(t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)).scalar()
+    seq, last = conn.scalars(_GIVE_NUMBER).one(), conn.scalar(_LAST_HASH)
     bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")
     record = replace(bare, hash=linked(last or GENESIS, bare.record_sha256))
     kept = canonical(content) if keep_content else None
-    conn.execute(insert(t.audit), vars(record) | {"facts": canonical(record.facts), "content": kept})
+    conn.execute(_ADD, vars(record) | {"facts": canonical(record.facts), "content": kept})
     return record
 
 

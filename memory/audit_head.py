@@ -10,13 +10,15 @@ import json
 import logging
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from refdiff.memory.database import tables as t
 from refdiff.model.errors import StorageError
 from refdiff.model.files import storage_error, write_atomic
 
 NAME = "audit-head.json"
+_NEWEST = select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+_HASH_OF = select(t.audit.c.hash).where(t.audit.c.seq == bindparam("seq"))
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class AuditHead:
 
     def follow(self, conn: Connection) -> None:
         """Remember the newest record, after a commit. A head that the chain does not hold stays: it is the evidence."""
-        row = conn.execute(select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)).first()
+        row = conn.execute(_NEWEST).first()
         newest = None if row is None else (int(row.seq), str(row.hash))
         if newest is None or newest == self._written:
             return
@@ -60,7 +62,7 @@ class AuditHead:
 def missing_from(conn: Connection, kept: tuple[int, str]) -> str:
     """What is wrong if the chain does not hold the head `kept`; "" if it does."""
     seq, hash_ = kept
-    found = conn.execute(select(t.audit.c.hash).where(t.audit.c.seq == seq)).scalar()
+    found = conn.scalar(_HASH_OF, {"seq": seq})
     if found is None:
         return f"this home had {seq} audit records and now has fewer: its database is an older copy, or another one"
     if found != hash_:

@@ -32,6 +32,7 @@ _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in wor
 State = Mapping[str, Any]  # JSON data
 
 _A = t.audit.c
+_ANY_CHANGE = select(_A.seq).where(_A.inspection_id == "").limit(1)
 
 
 @contextlib.contextmanager
@@ -172,7 +173,7 @@ def present(conn: Connection) -> dict[str, dict[str, str]]:
 
 def record_present(conn: Connection) -> None:
     """In a home of an older version, record once what it had kept without records."""
-    if conn.execute(select(_A.seq).where(_A.inspection_id == "").limit(1)).first() is None:
+    if conn.scalar(_ANY_CHANGE) is None:
         kept = present(conn)
         if any(kept.values()):
             append(conn, PRESENT, "", "refdiff", kept, facts={"change": "set before changes were recorded"})

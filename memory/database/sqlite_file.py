@@ -175,7 +175,10 @@ def _take_steps(db: Database, path: Path, steps: Steps) -> None:
 
 
 def _begins_with(engine: Engine, statement: str) -> None:
-    event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(statement))
+    def begin(conn: Connection) -> None:
+        conn.connection.driver_connection.execute(statement)  # type: ignore[union-attr]
+
+    event.listen(engine, "begin", begin)
 
 
 def _enter_wal(conn: sqlite3.Connection, timeout_s: float) -> None:

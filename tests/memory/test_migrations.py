@@ -60,7 +60,11 @@ def old_home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         inspection = {"inspection_id": "i1", "part_id": "80", "product": "board", "verdict": "FAIL", "created_at": NOW}
         _add(conn, "inspections", inspection | {"report": json.dumps(REPORT)})
         _add(conn, "audit", filed)
-        _add(conn, "audit", _record(2, "settings", "", {"subject": "settings"}, {"after": {}}, filed["hash"]))
+        _add(
+            conn,
+            "audit",
+            _record(2, "settings", "", {"subject": "settings", "after": "c" * 64}, {"after": {}}, filed["hash"]),
+        )
     with contextlib.closing(_made(home / "keys.sqlite", earlier._KEYS, 1)) as conn, conn:
         _add(conn, "keys", {"key_id": "k-1", "name": "ana", "role": "admin", "sha256": "b" * 64, "created_at": NOW,
                             "created_by": "bob"})  # fmt: skip

@@ -132,9 +132,13 @@ def test_read_only_home_with_unread_changes_says_so(home: Path) -> None:
     assert (code, "copy the home folder" in said) == (69, True)
 
 
-def test_read_only_home_of_an_earlier_version_says_so(home: Path) -> None:
+@pytest.mark.parametrize(
+    "earlier",
+    ["DROP TABLE alembic_version; PRAGMA user_version=11", "UPDATE alembic_version SET version_num = 'r0001'"],
+)
+def test_read_only_home_of_an_earlier_version_says_so(home: Path, earlier: str) -> None:
     conn = sqlite3.connect(home / "refdiff.sqlite", isolation_level=None)
-    conn.execute("PRAGMA user_version=1")
+    conn.executescript(earlier)
     conn.close()
     freeze(home)
     [(code, _, said)] = run(home, ["inspections", "list"])
