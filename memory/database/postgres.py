@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import NullPool
 
 from refdiff.memory.database.database import READERS
-from refdiff.memory.database.sqlite_file import not_storable
+from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
 _WRITERS, _CONNECT_S = 4, 10
@@ -36,11 +36,13 @@ class PostgresServer:
             raise UnavailableError("records in Postgres need: pip install 'refdiff[postgres]'") from e
         try:
             address = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
-        except ArgumentError as e:
+        except (ArgumentError, ValueError) as e:  # ValueError: the port
             raise UnavailableError("REFDIFF_DATABASE_URL: write postgresql://user:password@host/name") from e
         self.shown = f"{address.host or address.query.get('host') or 'localhost'}/{address.database or ''}"
         self._given = address
-        self.writer = self._engine(pool_size=_WRITERS)
+        # each statement sees what was committed before it: what follows the wait for the turn sees the last writer's work
+        self.writer = self._engine(pool_size=_WRITERS, isolation_level="READ COMMITTED")
+        event.listen(self.writer, "connect", _wait_so_long)
         event.listen(self.writer, "begin", _wait_for_turn)
         # each statement of a reader is a transaction of its own
         self.reader = self._engine(pool_size=READERS, isolation_level="AUTOCOMMIT")
@@ -90,6 +92,11 @@ class PostgresServer:
 
 def _wait_for_turn(conn: Connection) -> None:
     conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITING})
+
+
+def _wait_so_long(connection: Any, record: object) -> None:
+    connection.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S:g}s'")
+    connection.commit()
 
 
 def _refuse_writes(connection: Any, record: object) -> None:
