@@ -140,7 +140,8 @@ class _Doctor:
                 wrong[place] = said
             else:
                 sound.add(place)
-        if Path(MAIN) not in self._files and (others := other_stores(self._home)):
+        in_folder = self._settings.database_url is None
+        if in_folder and Path(MAIN) not in self._files and (others := other_stores(self._home)):
             again = "repeat the restore that was interrupted here (refdiff restore)"
             remedy = "put the file back, or restore a backup into an empty folder (refdiff restore)"
             self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
