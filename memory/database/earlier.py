@@ -1,7 +1,7 @@
 """Homes of versions before Alembic: SQLite files that count their schema in `user_version`, several in one home.
 
 `refdiff.sqlite` is brought to the last schema of those versions, from which the revisions go on. What they kept in files of
-its own (keys, jobs, chat) moves into it in the same transaction; then those files are renamed, as they serve no more.
+their own (keys, jobs, chat) moves into it in the same transaction; then those files are renamed, as they serve no more.
 """
 
 from __future__ import annotations
