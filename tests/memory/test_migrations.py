@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from refdiff.memory.audit_chain import GENESIS, content_digest, linked
@@ -118,6 +120,44 @@ def test_home_of_an_earlier_version_becomes_one_database(old_home: Path) -> None
     with contextlib.closing(sqlite3.connect(old_home / MAIN)) as conn:
         # what makes the versions before Alembic say that a newer one wrote it
         assert conn.execute("PRAGMA user_version").fetchone()[0] > earlier.newest()
+
+
+@pytest.fixture
+def recorded_home(tmp_path: Path) -> Path:
+    """A whole home that an earlier version wrote while it worked; `tests/e2e/snapshots/README.md` says which."""
+    with tarfile.open(Path(__file__).parents[1] / "e2e" / "snapshots" / "old_home.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "refdiff-home" / "home"
+
+
+def _reports_and_chain(home: Path) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    with contextlib.closing(sqlite3.connect(home / MAIN)) as conn:
+        reports = {i: json.loads(r) for i, r in conn.execute("SELECT inspection_id, report FROM inspections")}
+        return reports, conn.execute("SELECT seq, kind, inspection_id, hash FROM audit ORDER BY seq").fetchall()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_recorded_home_keeps_reports_and_chain(recorded_home: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    reports, chain = _reports_and_chain(recorded_home)
+    with contextlib.closing(sqlite3.connect(recorded_home / "jobs.sqlite")) as conn:
+        jobs = conn.execute("SELECT seq, inspection_id, state FROM jobs ORDER BY seq").fetchall()
+    assert reports
+    assert chain
+    assert jobs
+    settings = MemorySettings(home=recorded_home)
+    if kind == "postgres":
+        settings = settings.model_copy(update={"database_url": SecretStr(request.getfixturevalue("postgres"))})
+        move_records(settings)
+    with Stores.open(settings) as stores:
+        assert {i: stores.inspections.get(i).report for i in reports} == reports
+        assert stores.inspections.search().total == len(reports)
+        with stores.db.snapshot() as conn:
+            a, j = t.audit.c, t.jobs.c
+            kept = conn.execute(select(a.seq, a.kind, a.inspection_id, a.hash).order_by(a.seq)).all()
+            assert [tuple(row) for row in kept] == chain
+            known = conn.execute(select(j.seq, j.inspection_id, j.state).order_by(j.seq)).all()
+            assert [tuple(row) for row in known] == jobs
+        assert stores.audit.verify_store(photos=True, artefacts=True).problems == []
 
 
 @pytest.mark.parametrize("damaged", earlier.OTHERS)
