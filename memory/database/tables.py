@@ -5,6 +5,7 @@ Texts compare by code point in every database: points in time are kept as text, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -272,18 +273,26 @@ chat_threads = _table(
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
+@functools.cache
+def _new_row(dialect: str, table: Table) -> Any:
+    return _INSERT[dialect](table).on_conflict_do_nothing().returning(*table.primary_key)
+
+
+@functools.cache
+def _replaced_row(dialect: str, table: Table, names: tuple[str, ...]) -> Any:
+    key = [c.name for c in table.primary_key]
+    new = _INSERT[dialect](table)
+    return new.on_conflict_do_update(index_elements=key, set_={n: new.excluded[n] for n in names if n not in key})
+
+
 def insert_new(conn: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Add a row; False, and nothing changes, if one with its key is there."""
-    new = _INSERT[conn.dialect.name](table).values(**values).on_conflict_do_nothing()
-    return conn.execute(new.returning(*table.primary_key)).first() is not None
+    return conn.execute(_new_row(conn.dialect.name, table), values).first() is not None
 
 
 def put(conn: Connection, table: Table, values: Mapping[str, Any]) -> None:
     """Add a row, or replace the values given of the one with its primary key."""
-    key = [c.name for c in table.primary_key]
-    new = _INSERT[conn.dialect.name](table).values(**values)
-    rest = {name: new.excluded[name] for name in values if name not in key}
-    conn.execute(new.on_conflict_do_update(index_elements=key, set_=rest))
+    conn.execute(_replaced_row(conn.dialect.name, table, tuple(values)), values)
 
 
 def find(conn: Connection, table: Table, *where: Any, order: Sequence[Any] = ()) -> Row[Any] | None:
