@@ -337,7 +337,7 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
                 keys.add(name, "viewer", "ann")
         with pytest.raises(InputError):
             keys.add("x", "boss", "ann")  # type: ignore[arg-type]
-    kept = b"".join(p.read_bytes() for p in tmp_path.iterdir())
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert text.encode() not in kept
     assert text.split("_", 2)[2].encode() not in kept
 
