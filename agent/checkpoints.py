@@ -22,6 +22,7 @@ from refdiff.model.files import make_private
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
 _RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
 _CONNECTIONS, _CONNECT_S = 8, 10  # to Postgres
+_SETTING_UP = 0x7EFD1F03  # a lock there; any number that nothing else takes
 
 Select = Callable[[str], Sequence[Mapping[str, Any]]]
 Failing = Callable[[], AbstractContextManager[None]]
@@ -76,7 +77,7 @@ class Checkpoints:
 
 @contextmanager
 def open_checkpoints(home: Path, url: SecretStr | None = None) -> Iterator[Checkpoints]:
-    """url: postgresql://...; default: SQLite under the home folder. Raises StorageError, UnavailableError."""
+    """url: postgresql://...; None: SQLite under the home folder. Raises StorageError, UnavailableError."""
     with ExitStack() as stack:
         yield _open_sqlite(home, stack) if url is None else _open_postgres(home, url, stack)
 
@@ -130,9 +131,10 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
     with failing():
         psycopg.connect(where, connect_timeout=_CONNECT_S).close()  # the pool would keep trying
         # a pool, since a connection that was lost once stays lost
-        pool = stack.enter_context(
+        pool: ConnectionPool[psycopg.Connection[dict[str, Any]]] = stack.enter_context(
             ConnectionPool(
                 where,
+                connection_class=psycopg.Connection[dict[str, Any]],
                 kwargs=how,
                 min_size=1,
                 max_size=_CONNECTIONS,
@@ -141,7 +143,12 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
             )
         )
         saver = PostgresSaver(pool, serde=_SERDE)
-        saver.setup()
+        with pool.connection() as conn:  # several processes may begin at once
+            conn.execute("SELECT pg_advisory_lock(%s)", (_SETTING_UP,))
+            try:
+                saver.setup()
+            finally:
+                conn.execute("SELECT pg_advisory_unlock(%s)", (_SETTING_UP,))
 
     def select(query: str) -> list[Any]:
         with pool.connection() as conn:

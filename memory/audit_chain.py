@@ -20,12 +20,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sqlalchemy import Connection, func, insert, select, update
+
+from refdiff.memory.database import tables as t
 from refdiff.memory.timestamps import utc_now
 
 GENESIS = "0" * 64
@@ -86,6 +88,11 @@ def linked(previous: str, record_sha256: str) -> str:
     return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
 
 
+_GIVE_NUMBER = update(t.audit_end).values(seq=t.audit_end.c.seq + 1).returning(t.audit_end.c.seq)
+_LAST_HASH = select(t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+_ADD = insert(t.audit)
+
+
 @contextlib.contextmanager
 def using_key(key_id: str | None) -> Iterator[None]:
     """What is recorded inside the block names the API key that its author used; names alone may repeat over the years."""
@@ -102,7 +109,7 @@ def used_key() -> str | None:
 
 
 def append(
-    conn: sqlite3.Connection,
+    conn: Connection,
     kind: str,
     inspection_id: str,
     by: str,
@@ -117,22 +124,16 @@ def append(
     """
     if (key_id := used_key()) is not None:
         facts = {"by_key": key_id, **(facts or {})}
-    seq, by = _last_given(conn) + 1, by.encode("utf-8", "replace").decode()
-    last = conn.execute("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    by = by.encode("utf-8", "replace").decode()
+    seq, last = conn.scalars(_GIVE_NUMBER).one(), conn.scalar(_LAST_HASH)
     bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")
-    hash_ = linked(last["hash"] if last else GENESIS, bare.record_sha256)
-    conn.execute(
-        "INSERT INTO audit (seq, inspection_id, kind, at, by, facts, content, content_sha256, hash) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            seq, inspection_id, kind, bare.at, by, canonical(bare.facts),
-            canonical(content) if keep_content else None, bare.content_sha256, hash_,
-        ),
-    )  # fmt: skip
-    return AuditRecord(**{**vars(bare), "hash": hash_})
+    record = replace(bare, hash=linked(last or GENESIS, bare.record_sha256))
+    kept = canonical(content) if keep_content else None
+    conn.execute(_ADD, vars(record) | {"facts": canonical(record.facts), "content": kept})
+    return record
 
 
-def append_filed(conn: sqlite3.Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
+def append_filed(conn: Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
     """Add the record of a filed report; the report itself stays where it was filed. more: further facts."""
     by = str(report.get("requested_by") or "unknown")
     facts = report_facts(report) | more
@@ -149,24 +150,25 @@ def report_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _last_given(conn: sqlite3.Connection) -> int:
-    row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
-    return int(row["seq"]) if row else 0
+def last_given(conn: Connection) -> int:
+    """The highest number that a record was ever given, also one that was removed; 0 before the first."""
+    return int(conn.execute(select(func.max(t.audit_end.c.seq))).scalar() or 0)
 
 
-def adopt_earlier(conn: sqlite3.Connection) -> None:
+def adopt_earlier(conn: Connection) -> None:
     """Migration: add records for everything filed and decided before the chain existed, in the order of filing."""
+    i, d = t.inspections.c, t.dispositions.c
     rows = conn.execute(
-        "SELECT i.inspection_id AS id, i.report, d.decision, d.decided_by, d.reason, d.created_at FROM inspections i "
-        "LEFT JOIN dispositions d USING (inspection_id) ORDER BY i.seq"
-    ).fetchall()
+        select(i.inspection_id, i.report, d.decision, d.decided_by, d.reason, d.created_at)
+        .select_from(t.inspections.outerjoin(t.dispositions))
+        .order_by(i.seq)
+    ).all()
     for row in rows:
-        report = json.loads(row["report"])
-        append_filed(conn, row["id"], report, adopted=True)
-        if row["decision"] is not None:
-            decided = {"decision": row["decision"], "by": row["decided_by"], "reason": row["reason"],
-                       "created_at": row["created_at"], "inspection_id": row["id"]}  # fmt: skip
-            append(conn, DISPOSITION, row["id"], row["decided_by"], decided, facts={"adopted": True})
+        append_filed(conn, row.inspection_id, json.loads(row.report), adopted=True)
+        if row.decision is not None:
+            decided = {"decision": row.decision, "by": row.decided_by, "reason": row.reason,
+                       "created_at": row.created_at, "inspection_id": row.inspection_id}  # fmt: skip
+            append(conn, DISPOSITION, row.inspection_id, row.decided_by, decided, facts={"adopted": True})
 
 
 class ChainCheck:
