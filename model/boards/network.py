@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from refdiff.model.boards.registration import fitted
 from refdiff.model.defect_types import BOARD_TYPES
 from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
@@ -31,8 +32,9 @@ TOPOLOGY = 6  # numbers that `topology_of` gives
 _STROKES_PX = 5  # changes nearer to each other than that part and join together
 _SIZEABLE_PX = 40  # smaller pieces of copper or board are crumbs of a mark's edge
 _WOBBLE_PX = 10  # fewer px of board do not make an edge that a change reaches
-_MOST_OFF_PX = 12  # a reference that lies farther off is not brought nearer
-_SMALLEST_PX = 32  # smaller pictures hold nothing to register by
+_FAINT = 0.25  # a photo with less of the reference's contrast shows only copper, or only board
+_DARK_AND_BRIGHT = (0.001, 0.999)  # quantiles of grey; some pictures hold less than a hundredth of copper
+_STEEP = 2.0  # contrast about the middle grey; noise of copper and board is cut off
 _SAME = 0.7  # proposals that overlap by more are one
 _KEEP = 0.02  # detections less likely than this are not reported
 _OVERLAP = 0.35  # of two detections of one type that overlap by more, the surer one is kept
@@ -81,42 +83,18 @@ class BoardNetwork(nn.Module):
 
 
 def contrast_pair(query: RgbImage, reference: RgbImage) -> NDArray[np.uint8]:
-    """(2, H, W) uint8: photo and reference, grey, stretched alike so the reference's darkest is 0, its brightest 255.
+    """(2, H, W) uint8: photo and reference, copper 0 and board 255, whatever the light of each; between are edges only.
 
-    The reference is brought onto the photo where it lies a few pixels off.
+    The reference is brought onto the photo where it lies a few pixels off, also where its conductors are wider or narrower.
     """
     pair = np.stack([cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in (query, reference)]).astype(np.float32)
-    low, high = np.quantile(pair[1, ::2, ::2], (0.01, 0.99))
-    out = np.clip((pair - low) * (255 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
-    out[1] = _fitted(out[1], out[0])
+    low, high = np.quantile(pair[:, ::2, ::2], _DARK_AND_BRIGHT, axis=(1, 2))
+    if high[0] - low[0] < _FAINT * (high[1] - low[1]):  # copper or board is missing from the photo
+        low[0], high[0] = low[1], high[1]
+    middle, spread = ((low + high) / 2)[:, None, None], np.maximum(high - low, 1.0)[:, None, None]
+    out = np.clip((pair - middle) * (255 * _STEEP / spread) + 127.5, 0, 255).astype(np.uint8)
+    out[1] = fitted(out[1], out[0])
     return out
-
-
-def _fitted(reference: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The reference under the affine map that makes it most like the photo; templates of data sets lie up to 5 px off."""
-    h, w = query.shape
-    if min(h, w) < _SMALLEST_PX:
-        return reference
-    half = [
-        cv2.resize(i, (w // 2, h // 2), interpolation=cv2.INTER_AREA).astype(np.float32) for i in (query, reference)
-    ]
-    (dx, dy), _ = cv2.phaseCorrelate(half[1], half[0])
-    if max(abs(dx), abs(dy)) > _MOST_OFF_PX / 2:
-        dx = dy = 0.0
-    start = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)  # photo -> reference
-    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 25, 1e-4)
-    try:
-        everywhere = np.full(half[0].shape, 255, np.uint8)
-        _, found = cv2.findTransformECC(half[0], half[1], start, cv2.MOTION_AFFINE, stop, everywhere, 5)
-    except cv2.error:  # nothing in the pictures to go by
-        return reference
-    move = np.asarray(found, np.float64)
-    move[:, 2] = 2 * move[:, 2] + (move[:, 0] + move[:, 1] - [1, 1]) / 2  # pixel centres of the full picture
-    corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]], np.float64)
-    if np.abs(corners @ move.T - corners[:, :2]).max() > 2 * _MOST_OFF_PX:
-        return reference
-    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(reference, move, (w, h), flags=how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def propose(pair: NDArray[np.uint8]) -> list[Box]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,14 @@ from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.training.boards import BoardRecipe, train_boards
+from refdiff.model.training.harder_boards import bent, dimmed, roughened, widened
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.sources import deeppcb_groups
 from refdiff.server.cli.invocation import begin
 from refdiff.server.cli.main import app
 
 Box = tuple[int, int, int, int]
+Change = Callable[[RgbImage, np.random.Generator], RgbImage]
 
 
 def _board(seed: int = 0) -> RgbImage:
@@ -85,6 +88,52 @@ def test_board_reference_shifted_by_some_pixels_is_registered() -> None:
     sure = [d for d in load_boards().detect(image, moved) if d.confidence >= 0.5]
     assert [d.type for d in sure] == ["copper"]
     assert overlap(sure[0].box, box) > 0.33
+
+
+@pytest.mark.parametrize("kind", ["open", "short", "pin-hole", "copper"])
+@pytest.mark.parametrize("change", [bent, widened])
+def test_harder_template_hides_no_defect_and_makes_none(change: Change, kind: str) -> None:
+    image, box = _with(kind)
+    for seed in range(3):
+        template = change(_board(), np.random.default_rng(seed))
+        sure = [d for d in load_boards().detect(image, template) if d.confidence >= 0.5]
+        assert [d.type for d in sure] == [kind]
+        assert overlap(sure[0].box, box) > 0.33
+
+
+def test_defect_beside_a_rough_template_is_the_surest() -> None:
+    image, box = _with("open")
+    best = load_boards().detect(image, roughened(_board(), np.random.default_rng(2)))[0]
+    assert best.type == "open"
+    assert overlap(best.box, box) > 0.33
+
+
+def test_dim_noisy_photo_shows_its_defect_alone() -> None:
+    image, _ = _with("short")
+    dim = dimmed(image, np.random.default_rng(0))
+    assert [d.type for d in load_boards().detect(dim, _board()) if d.confidence >= 0.5] == ["short"]
+
+
+def test_reference_is_bent_and_widened_onto_its_photo() -> None:
+    rng = np.random.default_rng(0)
+    pair = contrast_pair(_board(), widened(bent(_board(), rng), rng))
+    assert ((pair[0] > 127) != (pair[1] > 127)).mean() < 0.01  # 0.047 unregistered
+    assert propose(pair) == []
+
+
+def test_what_the_reference_does_not_reach_does_not_differ() -> None:
+    board = _board()
+    part = board[:, :300].copy()
+    part[:, :4] = 0  # copper that the other picture begins beyond
+    pair = contrast_pair(part, board[:, 8:308].copy())
+    assert not ((pair[0] > 127) != (pair[1] > 127))[:, :4].any()
+
+
+def test_photo_without_copper_differs_wherever_the_reference_has_it() -> None:
+    blank = np.full_like(_board(), 255)
+    pair = contrast_pair(blank, _board())
+    assert pair[0].min() == 255
+    assert (pair[1] < 128).any()
 
 
 def test_contrast_pair_is_independent_of_light() -> None:
