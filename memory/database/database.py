@@ -8,6 +8,7 @@ is durable when its `with` block ends.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,16 @@ from sqlalchemy import Connection, Engine
 from refdiff.model.errors import RefDiffError, StorageError
 
 READERS = 8  # connections at once
+TAKES_NO_TURN = "refdiff_takes_no_turn"  # option of a connection of `writer`: what begins on it only reads
+
+log = logging.getLogger(__name__)
 
 
 class DatabaseEngine(Protocol):
     """How one kind of database is reached."""
 
     read_only: bool  # nothing can be written there
-    writer: Engine  # a transaction takes the turn to write as it begins
+    writer: Engine  # a transaction takes the turn to write as it begins, unless the connection has `TAKES_NO_TURN`
     reader: Engine  # refuses to write
     snapshots: Engine  # as `reader`, but a transaction sees one state
 
@@ -48,9 +52,15 @@ class Database(contextlib.AbstractContextManager["Database"]):
         prepare: Callable[[Database], None],
         after_commit: Callable[[Connection], None] = lambda conn: None,
     ) -> None:
-        """prepare: brings the schema up to date. after_commit: called after each transaction, before other threads go on."""
+        """prepare: brings the schema up to date.
+
+        after_commit: called with a connection after each transaction, before other threads go on.
+
+        The commit stands whatever it does: its errors are logged.
+        """
         self._engine, self._after_commit = engine, after_commit
         self._turn = threading.RLock()
+        self._writing = False  # the thread whose turn it is
         self._mine = threading.local()  # the connection that this thread is using
         self._closed = False
         try:
@@ -70,12 +80,21 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A write transaction: committed and durable at the end, undone on any error."""
+        """A write transaction: committed and durable at the end, undone on any error.
+
+        Raises StorageError inside another one of the same thread.
+        """
         with self._turn:
-            with self._opened(self._engine.writer) as conn, conn.begin(), self._used(conn):
-                yield conn
-            with self.connection() as conn:
-                self._after_commit(conn)
+            if self._writing:
+                raise StorageError("a transaction cannot begin within another one of the same thread")
+            self._writing = True
+            try:
+                with self._opened(self._engine.writer) as conn, self._used(conn):
+                    with conn.begin():
+                        yield conn
+                    self._follow(conn.execution_options(**{TAKES_NO_TURN: True}))
+            finally:
+                self._writing = False
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -113,6 +132,12 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _follow(self, conn: Connection) -> None:
+        try:
+            self._after_commit(conn)
+        except Exception:
+            log.warning("what follows a commit failed; the commit stands", exc_info=True)
 
     @contextlib.contextmanager
     def _opened(self, engine: Engine) -> Iterator[Connection]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import NullPool, QueuePool
 
-from refdiff.memory.database.database import READERS, Database
+from refdiff.memory.database.database import READERS, TAKES_NO_TURN, Database
 from refdiff.model.errors import InputError, RefDiffError, StorageError
 from refdiff.model.files import is_read_only, make_private, open_folder, storage_error
 
@@ -176,7 +176,8 @@ def _take_steps(db: Database, path: Path, steps: Steps) -> None:
 
 def _begins_with(engine: Engine, statement: str) -> None:
     def begin(conn: Connection) -> None:
-        conn.connection.driver_connection.execute(statement)  # type: ignore[union-attr]
+        if not conn.get_execution_options().get(TAKES_NO_TURN):
+            conn.connection.driver_connection.execute(statement)  # type: ignore[union-attr]
 
     event.listen(engine, "begin", begin)
 

@@ -16,8 +16,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import delete, insert
+from sqlalchemy import Connection, delete, func, insert, select
 
+from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import READERS, Database
 from refdiff.memory.database.sqlite_file import SqliteFile
@@ -176,6 +177,49 @@ def test_many_readers_share_few_connections(stores: Stores) -> None:
     with ThreadPoolExecutor(40) as pool:
         assert {p.result() for p in [pool.submit(stores.products.get, "x") for _ in range(200)]} == {None}
     assert stores.db._engine.reader.pool.checkedin() <= READERS  # type: ignore[attr-defined]
+
+
+def test_commit_needs_no_reader_and_stands_whatever_follows_it(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.ExitStack() as readers:
+        for _ in range(READERS):
+            readers.enter_context(stores.db._engine.reader.connect())
+        monkeypatch.setattr(stores.db._engine.reader.pool, "_timeout", 0.1)
+        stores.inspections.file("i1", "1", "gear", "PASS", "2026-01-01", {})
+        stores.inspections.file("i2", "1", "gear", "PASS", "2026-01-01", {})
+    head = AuditHead(stores.settings.home).read()
+    assert head == stores.audit.head()
+    monkeypatch.setattr(stores.db, "_after_commit", lambda conn: conn.exec_driver_sql("SELECT x FROM nowhere"))
+    stores.inspections.file("i3", "1", "gear", "PASS", "2026-01-01", {})
+    assert stores.inspections.get("i3").part_id == "1"
+    assert "the commit stands" in caplog.text
+
+
+@pytest.mark.sqlite
+def test_what_follows_a_commit_takes_no_turn_to_write(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stores.db.path
+    other = Database(SqliteFile(stores.db.path, busy_timeout_s=0.1), lambda db: None)
+
+    def follow(conn: Connection) -> None:
+        assert conn.scalar(select(func.count()).select_from(t.products)) == 1
+        with other.transaction():
+            turns.append("other")
+
+    turns: list[str] = []
+    monkeypatch.setattr(stores.db, "_after_commit", follow)
+    with stores.db.transaction() as conn:
+        conn.execute(insert(t.products).values(name="p", updated_at=""))
+    other.close()
+    assert turns == ["other"]
+
+
+def test_transaction_within_a_transaction_is_refused_at_once(stores: Stores) -> None:
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="within another"), stores.db.transaction(), stores.db.transaction():
+        pass
+    assert time.monotonic() - began < 5
+    stores.captures.add("1", "gear", A)  # the turn was given back
 
 
 def test_reading_connection_cannot_write(stores: Stores) -> None:
