@@ -59,6 +59,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
         The commit stands whatever it does: its errors are logged.
         """
         self._engine, self._after_commit = engine, after_commit
+        for each in (engine.writer, engine.reader, engine.snapshots):
+            each.hide_parameters = True  # no values in errors and logs: they may be secrets, or whole reports
         self._turn = threading.RLock()
         self._writing = False  # the thread whose turn it is
         self._mine = threading.local()  # the connection that this thread is using

@@ -16,7 +16,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, text
 
 from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.database import tables as t
@@ -225,6 +225,13 @@ def test_transaction_within_a_transaction_is_refused_at_once(stores: Stores) -> 
 def test_reading_connection_cannot_write(stores: Stores) -> None:
     with pytest.raises(StorageError), stores.db.connection() as conn:
         conn.execute(delete(t.captures))
+
+
+def test_values_are_in_no_error(stores: Stores) -> None:
+    with pytest.raises(StorageError) as failed, stores.db.connection() as conn:
+        conn.execute(text("SELECT :value FROM nowhere"), {"value": "hunter2"})
+    assert "nowhere" in str(failed.value.__cause__)
+    assert "hunter2" not in str(failed.value.__cause__)
 
 
 def test_failed_transaction_is_rolled_back(stores: Stores) -> None:
