@@ -20,12 +20,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.timestamps import utc_now
@@ -35,6 +36,7 @@ FILED, DISPOSITION = "filed", "disposition"
 # facts of a filed report: sha256 of each file of its folder, by name, and of what further pictures are drawn from
 ARTEFACTS, DIFFERENCE = "artefacts", "difference_sha256"
 
+log = logging.getLogger(__name__)
 _key: ContextVar[str | None] = ContextVar("used_key", default=None)
 
 
@@ -88,8 +90,11 @@ def linked(previous: str, record_sha256: str) -> str:
     return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
 
 
-_GIVE_NUMBER = update(t.audit_end).values(seq=t.audit_end.c.seq + 1).returning(t.audit_end.c.seq)
-_LAST_HASH = select(t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+_LAST = select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+# the end may lag behind: an earlier version that still runs, or a restore, adds records without moving it
+_END = case((t.audit_end.c.seq < bindparam("last"), bindparam("last")), else_=t.audit_end.c.seq)
+_GIVE_NUMBER = update(t.audit_end).values(seq=_END + 1).returning(t.audit_end.c.seq)
+_MAKE_END = insert(t.audit_end)
 _ADD = insert(t.audit)
 
 
@@ -125,12 +130,25 @@ def append(
     if (key_id := used_key()) is not None:
         facts = {"by_key": key_id, **(facts or {})}
     by = by.encode("utf-8", "replace").decode()
-    seq, last = conn.scalars(_GIVE_NUMBER).one(), conn.scalar(_LAST_HASH)
+    last = conn.execute(_LAST).first()
+    seq = _next_number(conn, last.seq if last else 0)
     bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")
-    record = replace(bare, hash=linked(last or GENESIS, bare.record_sha256))
+    record = replace(bare, hash=linked(last.hash if last else GENESIS, bare.record_sha256))
     kept = canonical(content) if keep_content else None
     conn.execute(_ADD, vars(record) | {"facts": canonical(record.facts), "content": kept})
     return record
+
+
+def _next_number(conn: Connection, last: int) -> int:
+    """The number of the record after number `last`: higher than any that was ever given."""
+    given: int | None = conn.scalar(_GIVE_NUMBER, {"last": last})
+    if given is None:
+        log.warning(
+            "how far the audit chain goes was not kept; it is counted from its last record: run `refdiff doctor`"
+        )
+        given = last + 1
+        conn.execute(_MAKE_END, {"seq": given})
+    return given
 
 
 def append_filed(conn: Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
@@ -206,6 +224,9 @@ class ChainCheck:
         """Check that record number `last` was reached; the problem, or None."""
         if last == self.seq:
             return None
+        if last < self.seq:
+            what = f"{last} records are counted, but there are more, up to {self.seq}: added by other means"
+            return Problem(place, last + 1, None, f"{what}, such as a restore or an earlier refdiff that still runs")
         missing = f"record {last} is" if last == self.seq + 1 else f"records {self.seq + 1} to {last} are"
         return Problem(place, self.seq + 1, None, f"{missing} missing")
 

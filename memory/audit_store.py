@@ -145,8 +145,10 @@ class AuditStore:
         Goes on to the end whatever it finds. photos: also read every inspected photo; artefacts: also read every file of
         the reports; each is compared with its sha256 (slow).
         """
+        # before the snapshot: whoever files meanwhile moves the head past it
+        kept = self._kept.read() if self._kept is not None else None
         with self._db.snapshot() as conn:
-            return _StoreCheck(conn, self._images, photos, artefacts, self._kept).run()
+            return _StoreCheck(conn, self._images, photos, artefacts, kept).run()
 
     def filed(self, inspection_id: str) -> AuditRecord:
         """The record of a filed inspection.
@@ -271,7 +273,7 @@ class _StoreCheck:
     """One pass over the records of a home."""
 
     def __init__(
-        self, conn: Connection, images: ImageStore, photos: bool, artefacts: bool, kept: AuditHead | None
+        self, conn: Connection, images: ImageStore, photos: bool, artefacts: bool, kept: tuple[int, str] | None
     ) -> None:
         self._kept = kept
         self._conn, self._images, self._home = conn, images, images.root.parent
@@ -375,8 +377,7 @@ class _StoreCheck:
                     yield Problem(f"table {kind}s", None, None, what)
 
     def _cut_off(self) -> Iterator[Problem]:
-        kept = self._kept.read() if self._kept is not None else None
-        if kept is not None and (wrong := missing_from(self._conn, kept)):
+        if self._kept is not None and (wrong := missing_from(self._conn, self._kept)):
             yield Problem("the end", None, None, wrong)
 
     def _keys(self) -> Iterator[Problem]:

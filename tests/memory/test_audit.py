@@ -12,11 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
+from refdiff.memory import audit_store
+from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, last_given, linked
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database import earlier
@@ -101,6 +103,37 @@ def test_tampering_with_the_store_is_reported_at_its_record(filled: Stores, stat
     problem = filled.audit.verify_store().problem
     assert problem is not None
     assert str(problem).startswith(named), str(problem)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit_end SET seq = 4", "DELETE FROM audit_end"])
+def test_records_added_without_moving_the_end_are_reported_and_block_no_others(filled: Stores, statement: str) -> None:
+    """As an earlier version that still runs, or a restore, leaves them."""
+    tamper(filled, statement)
+    assert "records are counted, but there are more, up to 6" in str(filled.audit.verify_store().problem)
+    assert filled.inspections.file("i9", "p9", "board", "PASS", "2026-01-01", {})
+    assert filled.audit.head()[0] == 7
+    assert filled.audit.verify_store().problem is None
+
+
+def test_number_of_a_removed_record_is_not_given_again(filled: Stores) -> None:
+    tamper(filled, "DELETE FROM audit WHERE seq = 6")
+    filled.dispositions.add("i3", "accept", "bob", "seen")
+    assert filled.audit.head()[0] == 7
+    assert "record 6 should come here" in str(filled.audit.verify_store().problem)
+
+
+def test_filing_during_a_verification_is_no_tampering(filled: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = audit_store._StoreCheck.run
+
+    def run(self: Any) -> Any:
+        assert last_given(self._conn) == 6  # the snapshot is taken now
+        assert filled.inspections.file("i9", "p9", "board", "PASS", "2026-01-01", {})
+        assert filled.audit.head()[0] == 7
+        return check(self)
+
+    monkeypatch.setattr(audit_store._StoreCheck, "run", run)
+    checked = filled.audit.verify_store()
+    assert (checked.problem, checked.records) == (None, 6)
 
 
 def test_changed_photo_is_reported_when_photos_are_verified(filled: Stores) -> None:
