@@ -5,6 +5,8 @@ Its schema is that of `database/tables.py`; Alembic's revisions bring a database
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -23,8 +25,9 @@ from refdiff.memory.database.sqlite_file import (
     written_earlier,
     written_later,
 )
+from refdiff.memory.locks import hold_lock, holds_lock
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
@@ -65,7 +68,7 @@ def open_main(settings: MemorySettings) -> Database:
         raise StorageError(f"{path}: {lost}")
     db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)
     if others and not db.read_only:
-        earlier.set_aside(home)
+        earlier.set_aside(db, home)
     return db
 
 
@@ -82,19 +85,18 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
         version, old = _revision(conn), _old_version(conn)
     if version == NEWEST:
         return  # the usual case takes no turn to write
-    if db.read_only and (version is None or version < NEWEST):
+    _refuse_newer(where, version, old)
+    if db.read_only:
         raise written_earlier(Path(where), version or str(old), NEWEST)
-    with db.transaction() as conn:
+    with contextlib.ExitStack() as held, db.transaction() as conn:
         version, old = _revision(conn), _old_version(conn)  # again: another process may have migrated meanwhile
         if version == NEWEST:
             return
         if version is None and old == 0 and lost:
             raise StorageError(f"{where}: {lost}")
-        if version is not None and version > NEWEST:
-            raise written_later(where, version, NEWEST)
-        if version is None and old > earlier.newest():
-            raise written_later(where, str(old), str(earlier.newest()))
+        _refuse_newer(where, version, old)
         if version is None and old:
+            held.enter_context(_without_server(home))  # until all is committed
             earlier.bring_up(conn, old)
         _run_revisions(conn, stamped=earlier.REVISION if version is None and old else None)
         if version is None and old:
@@ -103,6 +105,24 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
             earlier.take_over(conn, home)
         if conn.dialect.name == "sqlite":
             set_user_version(conn, _FENCE)
+
+
+def _refuse_newer(where: str, version: str | None, old: int) -> None:
+    if version is not None and version > NEWEST:
+        raise written_later(where, version, NEWEST)
+    if version is None and old > earlier.newest():
+        raise written_later(where, str(old), str(earlier.newest()))
+
+
+def _without_server(home: Path) -> AbstractContextManager[None]:
+    """Held while no server uses the home: one of an earlier version would go on writing into what is moved."""
+    lock = home / "serve.lock"
+    if holds_lock(lock):
+        return contextlib.nullcontext()
+    return hold_lock(lock, UnavailableError(
+        f"a refdiff server of an earlier version is using {home}; stop the server first, then repeat this: "
+        "it brings the home up to date"
+    ))  # fmt: skip
 
 
 def _revision(conn: Connection) -> str | None:

@@ -7,15 +7,19 @@ their own (keys, jobs, chat) moves into it in the same transaction; then those f
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Table, insert
 
 from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, Steps, open_local, run_steps
+from refdiff.model.errors import RefDiffError
 from refdiff.model.files import storage_error
 
 log = logging.getLogger(__name__)
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 REVISION = "r0001"  # the revision that makes the last schema of theirs
 OTHERS = ("keys.sqlite", "jobs.sqlite", "chat.sqlite")
 _ASIDE = "-old"
+_Moved = tuple[tuple[str, Table], ...]
 
 
 def bring_up(conn: Connection, version: int) -> None:
@@ -51,22 +56,57 @@ def take_over(conn: Connection, home: Path) -> None:
         open_local(file, steps).close()  # at the last schema of those versions
         with _reading(file) as old:
             for source, table in moved:
-                _copy(old, source, conn, table)
+                for row in _rows(old, source, table):
+                    conn.execute(insert(table), row)
 
 
-def set_aside(home: Path) -> None:
-    """Rename the files that were taken over; for a home whose records are in the newest tables."""
-    for file in (home / name for name in OTHERS):
-        if not file.exists():
-            continue
+def set_aside(db: Database, home: Path) -> None:
+    """Rename the files that were taken over; for a home whose records are in the newest tables.
+
+    What a process of those versions wrote into one after it was taken over is copied first.
+    """
+    for name, steps, moved in _MOVED:
+        file = home / name
         try:
-            with contextlib.closing(sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)) as conn:
-                conn.execute("PRAGMA journal_mode=DELETE")  # one file
-            file.rename(file.with_name(f"{file.name}{_ASIDE}"))
-        except (OSError, sqlite3.Error) as e:  # it is in nobody's way; the next one tries again
-            log.warning("%s", storage_error(file, e))
-        else:
-            log.info("%s is part of the main database now; %s%s may be deleted", file.name, file.name, _ASIDE)
+            while file.exists() and not _set_aside(db, file, steps, moved):
+                pass  # what was added is committed now
+        except RefDiffError as e:  # it is in nobody's way; the next one tries again
+            log.warning("%s", e)
+
+
+def _set_aside(db: Database, file: Path, steps: Steps, moved: _Moved) -> bool:
+    """Rename one file if all of its rows are in the main database, else add those; whether none was missing."""
+    with db.transaction() as conn:  # by one process at a time
+        if not file.exists():
+            return True
+        open_local(file, steps).close()
+        _into_one_file(file)
+        added = 0
+        with _reading(file) as old:
+            for source, table in moved:
+                for row in _rows(old, source, table):
+                    row.pop("seq", None)  # here another row may have that number by now
+                    added += t.insert_new(conn, table, row)
+        if added:
+            log.warning("%s: %d rows that an earlier refdiff wrote during the upgrade were copied", file, added)
+            return False
+        names = (f"{file.name}{_ASIDE}{number or ''}" for number in itertools.count())
+        aside = next(path for name in names if not (path := file.with_name(name)).exists())
+        try:
+            file.rename(aside)
+        except OSError as e:
+            raise storage_error(file, e) from e
+        log.info("%s is part of the main database now; %s may be deleted", file.name, aside.name)
+        return True
+
+
+def _into_one_file(file: Path) -> None:
+    """End the file's WAL mode. Raises StorageError, also while somebody has it open."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)) as conn:
+            conn.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as e:
+        raise storage_error(file, e) from e
 
 
 @contextlib.contextmanager
@@ -79,11 +119,12 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         raise storage_error(file, e) from e
 
 
-def _copy(old: sqlite3.Connection, source: str, conn: Connection, table: Table) -> None:
+def _rows(old: sqlite3.Connection, source: str, table: Table) -> Iterator[dict[str, Any]]:
+    """The rows there, as `table` has them here."""
     flags = [c.name for c in table.columns if c.type.python_type is bool]
     for row in old.execute(f"SELECT * FROM {source}"):
         kept = dict(row)
-        conn.execute(insert(table), kept | {name: bool(kept[name]) for name in flags})
+        yield kept | {name: bool(kept[name]) for name in flags}
 
 
 # Entry i brings a file from user_version i to i + 1. Nothing is ever added to these: revisions follow.
@@ -318,7 +359,7 @@ _CHAT: Steps = (
     ),
 )
 
-_MOVED: tuple[tuple[str, Steps, tuple[tuple[str, Table], ...]], ...] = (  # file, its schema, tables: there and here
+_MOVED: tuple[tuple[str, Steps, _Moved], ...] = (  # file, its schema, tables: there and here
     ("keys.sqlite", _KEYS, (("keys", t.keys),)),
     ("jobs.sqlite", _JOBS, (("jobs", t.jobs),)),
     ("chat.sqlite", _CHAT, (("messages ORDER BY created_at, rowid", t.chat_messages), ("threads", t.chat_threads))),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from pydantic import SecretStr
 from sqlalchemy import select
 
@@ -17,11 +18,12 @@ from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.locks import hold_lock
 from refdiff.memory.schema import MAIN, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.move import MOVED, move_records
-from refdiff.model.errors import InputError, StorageError
+from refdiff.model.errors import InputError, StorageError, UnavailableError
 
 NOW = "2026-01-01T00:00:00.000000+00:00"
 REPORT = {"part_id": "80", "product": "board", "verdict": "FAIL", "query_sha256": "a" * 64, "requested_by": "ana"}
@@ -120,6 +122,56 @@ def test_home_of_an_earlier_version_becomes_one_database(old_home: Path) -> None
     with contextlib.closing(sqlite3.connect(old_home / MAIN)) as conn:
         # what makes the versions before Alembic say that a newer one wrote it
         assert conn.execute("PRAGMA user_version").fetchone()[0] > earlier.newest()
+
+
+def test_home_is_not_brought_up_to_date_while_a_server_uses_it(old_home: Path) -> None:
+    server = FileLock(old_home / "serve.lock")
+    with server, pytest.raises(UnavailableError, match="stop the server first"):
+        Stores.open(MemorySettings(home=old_home))
+    with contextlib.closing(sqlite3.connect(old_home / MAIN)) as conn:
+        assert conn.execute("PRAGMA user_version").fetchone()[0] <= earlier.newest()
+    assert all((old_home / name).exists() for name in earlier.OTHERS)
+    with hold_lock(old_home / "serve.lock", UnavailableError("")), Stores.open(MemorySettings(home=old_home)) as stores:
+        _check(stores)  # who moves the records holds it itself
+    with server:  # free again
+        pass
+
+
+def test_rows_written_after_the_upgrade_are_copied_before_their_file_is_set_aside(old_home: Path) -> None:
+    settings = MemorySettings(home=old_home)
+    with Stores.open(settings) as stores:
+        number = stores.jobs.add("i8", {}, None, 9)[0].seq
+    kept = (old_home / "jobs.sqlite-old").read_bytes()
+    with contextlib.closing(_made(old_home / "jobs.sqlite", earlier._JOBS, 3)) as conn, conn:
+        for seq, inspection_id in ((3, "i3"), (number, "late")):
+            _add(conn, "jobs", {"seq": seq, "inspection_id": inspection_id, "request": "{}", "state": "queued",
+                                "created_at": NOW, "updated_at": NOW})  # fmt: skip
+    for _ in range(2):
+        with Stores.open(settings) as stores:
+            jobs = stores.jobs.list(("queued", "done"))
+            assert [(j.inspection_id, j.state) for j in jobs] == [
+                ("i3", "done"), ("i7", "queued"), ("i8", "queued"), ("late", "queued"),
+            ]  # fmt: skip
+            assert (jobs[2].seq, jobs[3].seq > number) == (number, True)
+        assert not (old_home / "jobs.sqlite").exists()
+    assert (old_home / "jobs.sqlite-old").read_bytes() == kept
+    assert (old_home / "jobs.sqlite-old1").exists()
+
+
+def test_file_that_somebody_has_open_is_not_set_aside(old_home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.closing(sqlite3.connect(old_home / "keys.sqlite")) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("SELECT * FROM keys").fetchall()
+        with Stores.open(MemorySettings(home=old_home)) as stores:
+            _check(stores)
+        assert (old_home / "keys.sqlite").exists()
+        assert "keys.sqlite" in caplog.text
+        _add(other, "keys", {"key_id": "k-2", "name": "late", "role": "viewer", "sha256": "c" * 64, "created_at": NOW,
+                             "created_by": "bob"})  # fmt: skip
+        other.commit()
+    with Stores.open(MemorySettings(home=old_home)) as stores:
+        assert {k.key_id for k in stores.keys.list()} == {"k-1", "k-2"}
+    assert not (old_home / "keys.sqlite").exists()
 
 
 @pytest.fixture

@@ -133,13 +133,18 @@ def test_read_only_home_with_unread_changes_says_so(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "earlier",
-    ["DROP TABLE alembic_version; PRAGMA user_version=11", "UPDATE alembic_version SET version_num = 'r0001'"],
+    ("statements", "said_so"),
+    [
+        ("DROP TABLE alembic_version; PRAGMA user_version=10", "earlier refdiff"),
+        ("UPDATE alembic_version SET version_num = 'r0001'", "earlier refdiff"),
+        ("DROP TABLE alembic_version; PRAGMA user_version=11", "newer refdiff"),
+        ("UPDATE alembic_version SET version_num = 'r9999'", "newer refdiff"),
+    ],
 )
-def test_read_only_home_of_an_earlier_version_says_so(home: Path, earlier: str) -> None:
+def test_read_only_home_of_another_version_says_so(home: Path, statements: str, said_so: str) -> None:
     conn = sqlite3.connect(home / "refdiff.sqlite", isolation_level=None)
-    conn.executescript(earlier)
+    conn.executescript(statements)
     conn.close()
     freeze(home)
     [(code, _, said)] = run(home, ["inspections", "list"])
-    assert (code, "earlier refdiff" in said) == (69, True)
+    assert (code, said_so in said) == (69, True)
