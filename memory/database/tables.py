@@ -30,10 +30,9 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = MetaData()
-TEXT = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+TEXT = Text().with_variant(Text(collation="C"), "postgresql")
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -271,18 +270,26 @@ chat_threads = _table(
 )
 
 
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+def _insert(dialect: str, table: Table) -> Any:
+    """An INSERT that may say what to do where a row is there already. The dialect in use alone is imported."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
 
 
 @functools.cache
 def _new_row(dialect: str, table: Table) -> Any:
-    return _INSERT[dialect](table).on_conflict_do_nothing().returning(*table.primary_key)
+    return _insert(dialect, table).on_conflict_do_nothing().returning(*table.primary_key)
 
 
 @functools.cache
 def _replaced_row(dialect: str, table: Table, names: tuple[str, ...]) -> Any:
     key = [c.name for c in table.primary_key]
-    new = _INSERT[dialect](table)
+    new = _insert(dialect, table)
     return new.on_conflict_do_update(index_elements=key, set_={n: new.excluded[n] for n in names if n not in key})
 
 
