@@ -401,7 +401,7 @@ def _difference_problem(conn: Connection, record: AuditRecord) -> str:
     """What is wrong with what the pictures of a filed inspection are drawn from; "" if nothing is."""
     if (digest := record.facts.get(DIFFERENCE)) is None:  # filed before it was kept
         return ""
-    row = t.find(conn, t.differences, t.differences.c.inspection_id == record.inspection_id)
+    row = t.get(conn, t.differences, inspection_id=record.inspection_id)
     if row is None:
         return "its anomaly map is missing"
     same = hashlib.sha256(row.picture).hexdigest() == digest
@@ -432,7 +432,7 @@ def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | No
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind != DISPOSITION:
         return None
-    row = t.find(conn, t.dispositions, t.dispositions.c.inspection_id == record.inspection_id)
+    row = t.get(conn, t.dispositions, inspection_id=record.inspection_id)
     named = ("decision", "by", "reason", "created_at", "judged", "as_reference")
     said = [content.get(k) for k in named[:-1]] + [bool(content.get("as_reference"))]
     if row is not None and said == [getattr(row, "decided_by" if k == "by" else k) for k in named]:

@@ -72,7 +72,7 @@ class JobStore:
         """
         with self._db.transaction() as conn:
             if origin is not None:
-                row = t.find(conn, t.jobs, _J.origin == origin)
+                row = t.get(conn, t.jobs, origin=origin)
                 if row is not None:
                     return _same(_job(row), digest), False
             waiting = _count_open(conn)
@@ -91,7 +91,7 @@ class JobStore:
     def by_origin(self, origin: str, digest: str | None = None) -> Job | None:
         """The job of that origin; None if there is none. Raises InputError if it was another request."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.jobs, _J.origin == origin)
+            row = t.get(conn, t.jobs, origin=origin)
         return None if row is None else _same(_job(row), digest)
 
     def newest_of_origins(self, beginning: str) -> Job | None:
@@ -182,7 +182,7 @@ class JobStore:
     def find(self, inspection_id: str) -> Job | None:
         """The job of that inspection; None for one that no server has accepted."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.jobs, _J.inspection_id == inspection_id)
+            row = t.get(conn, t.jobs, inspection_id=inspection_id)
         return None if row is None else _job(row)
 
     def get(self, inspection_id: str) -> Job:

@@ -111,7 +111,7 @@ class AdoptionStore:
     def get(self, inspection_id: str) -> Adoption | None:
         """The outcome for that inspection; None while there is none."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.learned, _L.inspection_id == inspection_id)
+            row = t.get(conn, t.learned, inspection_id=inspection_id)
         return Adoption(**t.fields(row, Adoption)) if row else None
 
     def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
@@ -125,7 +125,7 @@ class AdoptionStore:
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
         with self._db.connection() as conn:
-            return t.find(conn, t.learned, _L.golden_id == golden_id) is not None
+            return t.get(conn, t.learned, golden_id=golden_id) is not None
 
     def consented(self) -> list[str]:
         """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first."""
@@ -159,7 +159,7 @@ class AdoptionStore:
     def approval(self, inspection_id: str) -> Approval | None:
         """The word about the photo of that inspection; None while it waits, or was never proposed."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.approvals, _A.inspection_id == inspection_id)
+            row = t.get(conn, t.approvals, inspection_id=inspection_id)
         return Approval(**t.fields(row, Approval)) if row else None
 
     def decide(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
@@ -256,7 +256,7 @@ def _beyond_limits(report: str) -> list[dict[str, Any]]:
 
 
 def _learned(conn: Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
-    row = t.find(conn, t.learned, _L.inspection_id == inspection_id)
+    row = t.get(conn, t.learned, inspection_id=inspection_id)
     if row is not None:
         return Adoption(**t.fields(row, Adoption))
     made = Adoption(inspection_id, golden_id, outcome, utc_now())

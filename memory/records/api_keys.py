@@ -102,7 +102,7 @@ class KeyStore:
         prefix, _, rest = text.partition("_")
         key_id = f"k-{rest.partition('_')[0]}" if prefix == _PREFIX else ""
         with self._db.connection() as conn:
-            row = t.find(conn, t.keys, _K.key_id == key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
+            row = t.get(conn, t.keys, key_id=key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
         kept = row.sha256 if row is not None else "0" * 64
         same = hmac.compare_digest(_digest(text), kept)
         return _key(row) if same and row is not None and row.revoked_at is None else None
@@ -120,7 +120,7 @@ class KeyStore:
     def revoke(self, key_id: str, by: str = "unknown") -> ApiKey:
         """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
         with changing(self._db) as conn:
-            row = t.find(conn, t.keys, _K.key_id == key_id)
+            row = t.get(conn, t.keys, key_id=key_id)
             if row is None:
                 raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
             known = _key(row)

@@ -179,5 +179,5 @@ def _why_not_blind(conn: Connection, inspection_id: str, by: str) -> str | None:
 
 
 def _find(conn: Connection, inspection_id: str) -> BlindCheck | None:
-    row = t.find(conn, t.blind_checks, _B.inspection_id == inspection_id)
+    row = t.get(conn, t.blind_checks, inspection_id=inspection_id)
     return None if row is None else BlindCheck(**t.fields(row, BlindCheck))

@@ -154,7 +154,7 @@ class CaptureStore:
     def get(self, capture_id: str) -> Capture:
         """The capture of that id. Raises UnknownRecordError."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.captures, _C.capture_id == capture_id)
+            row = t.get(conn, t.captures, capture_id=capture_id)
         if row is None:
             raise UnknownRecordError(f"no capture {capture_id!r}; record the photo with `refdiff capture`")
         return _capture(row)

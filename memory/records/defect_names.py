@@ -234,7 +234,7 @@ def _newest(conn: Connection, inspection_id: str, finding: str) -> Naming | None
 
 def _finding(conn: Connection, inspection_id: str, finding: str) -> tuple[str, str]:
     """Part and product of an inspection that has such a finding. Raises UnknownRecordError."""
-    row = t.find(conn, t.inspections, t.inspections.c.inspection_id == inspection_id)
+    row = t.get(conn, t.inspections, inspection_id=inspection_id)
     if row is None:
         raise UnknownRecordError(f"no inspection {inspection_id!r} is filed; see `refdiff inspections list`")
     known = [str(f.get("id")) for f in json.loads(row.report).get("findings", [])]

@@ -111,7 +111,7 @@ def _is_legible(text: str) -> bool:
 
 
 def _find(conn: Connection, inspection_id: str) -> Disposition | None:
-    r = t.find(conn, t.dispositions, _D.inspection_id == inspection_id)
+    r = t.get(conn, t.dispositions, inspection_id=inspection_id)
     if r is None:
         return None
     return Disposition(r.inspection_id, r.decision, r.decided_by, r.reason, r.created_at, r.judged, r.as_reference)

@@ -116,7 +116,7 @@ class InspectionStore:
     def find(self, inspection_id: str) -> InspectionRecord | None:
         """The inspection of that id with its report; None if it is not filed."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.inspections, _I.inspection_id == inspection_id)
+            row = t.get(conn, t.inspections, inspection_id=inspection_id)
         return None if row is None else _record(row)
 
     def get(self, inspection_id: str) -> InspectionRecord:
@@ -132,7 +132,7 @@ class InspectionStore:
     def difference(self, inspection_id: str) -> bytes | None:
         """What the pictures of an inspection are drawn from; None if it was filed before that was kept."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.differences, t.differences.c.inspection_id == inspection_id)
+            row = t.get(conn, t.differences, inspection_id=inspection_id)
         return None if row is None else bytes(row.picture)
 
     def list(

@@ -202,7 +202,7 @@ def _is_last(conn: Connection, attempt: FitAttempt) -> bool:
 
 
 def _attempt(conn: Connection, product: str) -> FitAttempt | None:
-    row = t.find(conn, t.fit_attempts, t.fit_attempts.c.product == product)
+    row = t.get(conn, t.fit_attempts, product=product)
     if row is None:
         return None
     kept = json.loads(row.attempt)

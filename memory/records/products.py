@@ -98,7 +98,7 @@ class ProductStore:
     def get(self, name: str) -> Product | None:
         """The product of that name; None if there is none. Raises InputError if it cannot be a name."""
         with self._db.connection() as conn:
-            row = t.find(conn, t.products, _P.name == known_name(conn, name))
+            row = t.get(conn, t.products, name=known_name(conn, name))
         return None if row is None else _product(row)
 
     def name_of(self, name: str) -> str:
@@ -154,7 +154,7 @@ class ProductStore:
         """
         with changing(self._db) as conn:
             product = known_name(conn, product)
-            if t.find(conn, t.products, _P.name == product) is None:
+            if t.get(conn, t.products, name=product) is None:
                 raise UnknownRecordError(f"no product {product!r}")
             names = dict(_ensure(conn, product).component_names)
             if instead_of is not None:
@@ -171,7 +171,7 @@ class ProductStore:
         """
         with changing(self._db) as conn:
             name = known_name(conn, name)
-            row = t.find(conn, t.products, _P.name == name)
+            row = t.get(conn, t.products, name=name)
             if row is None:
                 raise UnknownRecordError(f"no product {name!r}")
             photos = conn.scalar(select(func.count()).where(t.captures.c.product == name))
