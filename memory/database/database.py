@@ -54,9 +54,8 @@ class Database(contextlib.AbstractContextManager["Database"]):
     ) -> None:
         """prepare: brings the schema up to date.
 
-        after_commit: called with a connection after each transaction, before other threads go on.
-
-        The commit stands whatever it does: its errors are logged.
+        after_commit: called with a connection after each transaction, before other threads go on. The commit stands whatever
+        it does: its errors are logged.
         """
         self._engine, self._after_commit = engine, after_commit
         for each in (engine.writer, engine.reader, engine.snapshots):
