@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from refdiff.model.files import make_private
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
 _RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
 _CONNECTIONS, _CONNECT_S = 8, 10  # to Postgres
+_SETTING_UP_S = 60
 _SETTING_UP = 0x7EFD1F03  # a lock there; any number that nothing else takes
 
 Select = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -144,7 +146,14 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
         )
         saver = PostgresSaver(pool, serde=_SERDE)
         with pool.connection() as conn:  # several processes may begin at once
-            conn.execute("SELECT pg_advisory_lock(%s)", (_SETTING_UP,))
+            # not waited for in the database: its CREATE INDEX CONCURRENTLY waits for every statement that is running
+            deadline = time.monotonic() + _SETTING_UP_S
+            while not conn.execute("SELECT pg_try_advisory_lock(%s) AS mine", (_SETTING_UP,)).fetchone()["mine"]:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "another process has been making the checkpoint tables for too long; try again, or end it"
+                    )
+                time.sleep(0.1)
             try:
                 saver.setup()
             finally:
