@@ -28,6 +28,7 @@ from refdiff.model.errors import StorageError
 from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
+MOVED = f"{MAIN}-moved"  # what `refdiff move-records` leaves of it
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
 NEWEST = "r0002"  # the last revision there
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
@@ -61,6 +62,8 @@ def open_main(settings: MemorySettings) -> Database:
             )
         return open_server(home, settings.database_url, lost)
     path = home / MAIN
+    if (home / MOVED).exists() and not path.exists():
+        raise StorageError(f"{home}: its records were moved to a Postgres database; set REFDIFF_DATABASE_URL to that one")
     if lost and not path.exists():
         raise StorageError(f"{path}: {lost}")
     db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)

@@ -6,13 +6,12 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, text
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, open_main, open_server
+from refdiff.memory.schema import MAIN, MOVED, open_main, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 from refdiff.model.files import storage_error
 from refdiff.model.progress import Progress, silent
 
-MOVED = f"{MAIN}-moved"
 _AT_ONCE = 200  # rows
 
 

@@ -17,10 +17,10 @@ from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.chat_messages import ChatStore
-from refdiff.memory.schema import MAIN, NEWEST
+from refdiff.memory.schema import MAIN, MOVED, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.upkeep.move import MOVED, move_records
+from refdiff.memory.upkeep.move import move_records
 from refdiff.model.errors import InputError, StorageError
 
 NOW = "2026-01-01T00:00:00.000000+00:00"
@@ -183,6 +183,8 @@ def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: 
         _check(stores)
         _goes_on(stores)
     assert (old_home / MOVED).exists()
+    with pytest.raises(StorageError, match="moved to a Postgres database; set REFDIFF_DATABASE_URL"):
+        Stores.open(here)
     (old_home / MOVED).rename(old_home / MAIN)
     with pytest.raises(InputError, match="already has records"):
         move_records(there)
