@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
@@ -21,7 +21,7 @@ from refdiff.memory.schema import MAIN, MOVED, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.move import move_records
-from refdiff.model.errors import InputError, StorageError
+from refdiff.model.errors import InputError, StorageError, UnavailableError
 
 NOW = "2026-01-01T00:00:00.000000+00:00"
 REPORT = {"part_id": "80", "product": "board", "verdict": "FAIL", "query_sha256": "a" * 64, "requested_by": "ana"}
@@ -176,6 +176,14 @@ def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: 
     here, there = MemorySettings(home=old_home), MemorySettings(home=old_home, database_url=postgres)
     with Stores.open(here) as stores:
         head, rows = stores.audit.head(), _rows(stores)
+    with Stores.open(here), pytest.raises(UnavailableError, match="another program has it open"):
+        move_records(there)
+    with Stores.open(here) as stores, stores.db.transaction() as conn:
+        conn.execute(update(t.chat_messages).values(request="a\0b"))
+    with pytest.raises(InputError, match="chat_messages, seq 1: its request has a NUL character"):
+        move_records(there)
+    with Stores.open(here) as stores, stores.db.transaction() as conn:
+        conn.execute(update(t.chat_messages).values(request="{}"))
     copied = move_records(there)
     assert copied["jobs"] == 2
     with Stores.open(there) as stores:
