@@ -14,6 +14,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from pydantic import SecretStr
 
+from refdiff.memory.database.postgres import connection_options
 from refdiff.memory.locks import hold_lock
 from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import make_private
@@ -129,9 +130,11 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
                 f"the checkpoint database is unavailable ({type(e).__name__}); is it running?"
             ) from e
 
-    where, how = url.get_secret_value(), {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    where = url.get_secret_value()
     with failing():
-        psycopg.connect(where, connect_timeout=_CONNECT_S).close()  # the pool would keep trying
+        lost = connection_options(psycopg.conninfo.conninfo_to_dict(where))
+        how = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, **lost}
+        psycopg.connect(where, **lost).close()  # the pool would keep trying
         # a pool, since a connection that was lost once stays lost
         pool: ConnectionPool[psycopg.Connection[dict[str, Any]]] = stack.enter_context(
             ConnectionPool(
@@ -148,7 +151,7 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
         with pool.connection() as conn:  # several processes may begin at once
             # not waited for in the database: its CREATE INDEX CONCURRENTLY waits for every statement that is running
             deadline = time.monotonic() + _SETTING_UP_S
-            while not conn.execute("SELECT pg_try_advisory_lock(%s) AS mine", (_SETTING_UP,)).fetchone()["mine"]:
+            while conn.execute("SELECT 1 WHERE pg_try_advisory_lock(%s)", (_SETTING_UP,)).fetchone() is None:
                 if time.monotonic() > deadline:
                     raise UnavailableError(
                         "another process has been making the checkpoint tables for too long; try again, or end it"

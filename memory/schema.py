@@ -63,7 +63,9 @@ def open_main(settings: MemorySettings) -> Database:
         return open_server(home, settings.database_url, lost)
     path = home / MAIN
     if (home / MOVED).exists() and not path.exists():
-        raise StorageError(f"{home}: its records were moved to a Postgres database; set REFDIFF_DATABASE_URL to that one")
+        raise StorageError(
+            f"{home}: its records were moved to a Postgres database; set REFDIFF_DATABASE_URL to that one"
+        )
     if lost and not path.exists():
         raise StorageError(f"{path}: {lost}")
     db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)
