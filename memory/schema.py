@@ -28,7 +28,7 @@ from refdiff.model.errors import StorageError
 from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
-MOVED = f"{MAIN}-moved"  # what `refdiff move-records` leaves of it
+MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
 NEWEST = "r0002"  # the last revision there
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
@@ -54,6 +54,10 @@ def open_main(settings: MemorySettings) -> Database:
     home = open_folder(settings.home)
     # looked for before the database is: the process that makes a home makes the database first
     lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
+    if (home / MOVING).exists() and not (home / MAIN).exists():
+        raise StorageError(
+            f"{home}: its records are being moved to Postgres; if that was interrupted, repeat it (refdiff move-records)"
+        )
     if settings.database_url is not None:
         if (home / MAIN).exists():
             raise StorageError(

@@ -23,7 +23,7 @@ from refdiff.memory.audit_chain import ARTEFACTS, FILED
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, MOVED, other_stores
+from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
@@ -151,6 +151,8 @@ class _Doctor:
             remedy = "put the file back, or restore a backup into an empty folder (refdiff restore)"
             if (self._home / MOVED).exists():
                 remedy = "its records were moved to Postgres: set REFDIFF_DATABASE_URL to that database"
+            if (self._home / MOVING).exists():
+                remedy = "moving its records to Postgres was interrupted: repeat it (refdiff move-records)"
             self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
                       again if (self._home / STAGING).exists() else remedy)  # fmt: skip
         checkpoints = Path("checkpoints.sqlite")

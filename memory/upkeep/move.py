@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, Text, delete, func, insert, select, text
@@ -10,7 +12,7 @@ from sqlalchemy import Connection, Table, Text, delete, func, insert, select, te
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.sqlite_file import SqliteFile
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, MOVED, open_main, open_server
+from refdiff.memory.schema import MAIN, MOVED, MOVING, open_main, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 from refdiff.model.files import storage_error
@@ -30,9 +32,11 @@ def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[
     home, url = settings.home, settings.database_url
     if url is None:
         raise InputError("set REFDIFF_DATABASE_URL to the database that is to have the records")
-    if not (home / MAIN).exists():
+    if not (home / MAIN).exists() and not (home / MOVING).exists():
         raise InputError(f"{home}: it has no {MAIN}; nothing is to be moved")
     with hold_lock(home / "serve.lock", UnavailableError(f"a refdiff server is using {home}; stop it first")):
+        if not (home / MAIN).exists():  # an earlier move was killed
+            _rename(home / MOVING, home / MAIN)
         here = settings.model_copy(update={"database_url": None})
         with open_main(here) as source:  # brought up to date
             if source.read_only:
@@ -42,13 +46,28 @@ def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[
         with file.alone(used) as old, open_server(home, url, lost="") as target:
             with file.errors():
                 _check_texts(old)
-            with target.transaction() as new:
+            with _out_of_sight(home), target.transaction() as new:
                 copied = _copy(file, old, new, progress)
-            try:
-                (home / MAIN).rename(home / MOVED)
-            except OSError as e:
-                raise storage_error(home / MAIN, e) from e
     return copied
+
+
+@contextlib.contextmanager
+def _out_of_sight(home: Path) -> Iterator[None]:
+    """What begins meanwhile finds no file, rather than waiting for one that is then written to in vain."""
+    _rename(home / MAIN, home / MOVING)
+    try:
+        yield
+    except BaseException:
+        _rename(home / MOVING, home / MAIN)
+        raise
+    _rename(home / MOVING, home / MOVED)
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        old.rename(new)
+    except OSError as e:
+        raise storage_error(old, e) from e
 
 
 def _check_texts(old: Connection) -> None:

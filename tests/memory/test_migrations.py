@@ -17,7 +17,7 @@ from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.chat_messages import ChatStore
-from refdiff.memory.schema import MAIN, MOVED, NEWEST
+from refdiff.memory.schema import MAIN, MOVED, MOVING, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.move import move_records
@@ -184,7 +184,17 @@ def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: 
         move_records(there)
     with Stores.open(here) as stores, stores.db.transaction() as conn:
         conn.execute(update(t.chat_messages).values(request="{}"))
-    copied = move_records(there)
+    (old_home / MAIN).rename(old_home / MOVING)  # as one that was killed leaves it
+    seen: list[str] = []
+
+    def begin_meanwhile(what: str, done: int, total: int, note: str = "") -> None:
+        for settings in (here, there):
+            with pytest.raises(StorageError, match="are being moved") as refused:
+                Stores.open(settings)
+            seen.append(str(refused.value))
+
+    copied = move_records(there, begin_meanwhile)
+    assert seen
     assert copied["jobs"] == 2
     with Stores.open(there) as stores:
         assert (stores.audit.head(), _rows(stores)) == (head, rows)
