@@ -31,6 +31,7 @@ from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
+MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
 NEWEST = "r0002"  # the last revision there
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
@@ -56,6 +57,10 @@ def open_main(settings: MemorySettings) -> Database:
     home = open_folder(settings.home)
     # looked for before the database is: the process that makes a home makes the database first
     lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
+    if (home / MOVING).exists() and not (home / MAIN).exists():
+        raise StorageError(
+            f"{home}: its records are being moved to Postgres; if that was interrupted, repeat it (refdiff move-records)"
+        )
     if settings.database_url is not None:
         if (home / MAIN).exists():
             raise StorageError(
@@ -64,6 +69,10 @@ def open_main(settings: MemorySettings) -> Database:
             )
         return open_server(home, settings.database_url, lost)
     path = home / MAIN
+    if (home / MOVED).exists() and not path.exists():
+        raise StorageError(
+            f"{home}: its records were moved to a Postgres database; set REFDIFF_DATABASE_URL to that one"
+        )
     if lost and not path.exists():
         raise StorageError(f"{path}: {lost}")
     db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)

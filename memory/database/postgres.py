@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from pydantic import SecretStr
@@ -17,9 +17,24 @@ from refdiff.memory.database.database import READERS
 from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
-_WRITERS, _CONNECT_S = 4, 10
+_WRITERS = 4
+# a lost network is noticed within a minute, also while an answer is awaited; what the URL says comes first
+_CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 # any numbers, as long as nothing else in that database takes them
 _WRITING, _SERVING = 0x7EFD1F01, 0x7EFD1F02
+_LOCK_NOT_AVAILABLE, _IDLE_TOO_LONG = "55P03", "25P03"  # SQLSTATE
+_IDLE_S = 60  # then the server undoes a transaction whose client says nothing: it may have lost power
+# of the transaction alone, so nothing of it stays on a connection that a pooler hands on
+_TURN = (
+    f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:g}s'; SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'; "
+    f"SET LOCAL synchronous_commit = on; SELECT pg_advisory_xact_lock({_WRITING})"
+)
 
 
 class PostgresServer:
@@ -42,18 +57,15 @@ class PostgresServer:
         self._given = address
         # each statement sees what was committed before it: what follows the wait for the turn sees the last writer's work
         self.writer = self._engine(pool_size=_WRITERS, isolation_level="READ COMMITTED")
-        event.listen(self.writer, "connect", _wait_so_long)
         event.listen(self.writer, "begin", _wait_for_turn)
-        # each statement of a reader is a transaction of its own
-        self.reader = self._engine(pool_size=READERS, isolation_level="AUTOCOMMIT")
-        self.snapshots = self._engine(poolclass=NullPool, isolation_level="REPEATABLE READ")
-        for engine in (self.reader, self.snapshots):
-            event.listen(engine, "connect", _refuse_writes)
+        reads: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
+        self.reader = self._engine(pool_size=READERS, isolation_level="READ COMMITTED", **reads)
+        self.snapshots = self._engine(poolclass=NullPool, isolation_level="REPEATABLE READ", **reads)
 
     def _engine(self, **options: Any) -> Engine:
         if "pool_size" in options:
             options |= {"max_overflow": 0, "pool_pre_ping": True}  # a server that was restarted has closed them
-        return create_engine(self._given, connect_args={"connect_timeout": _CONNECT_S}, **options)
+        return create_engine(self._given, connect_args=connection_options(self._given.query), **options)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -65,6 +77,11 @@ class PostgresServer:
         except DataError as e:
             raise not_storable(e.orig or e) from e
         except (OperationalError, InterfaceError) as e:
+            if _sqlstate(e) == _LOCK_NOT_AVAILABLE:
+                raise UnavailableError(
+                    f"other processes have been writing to the database {self.shown} for more than {BUSY_TIMEOUT_S:g} s; "
+                    "try again"
+                ) from e
             raise UnavailableError(
                 f"the database {self.shown} is unavailable ({type(e.orig).__name__}: {_first_line(e.orig)}); is it running, "
                 "and REFDIFF_DATABASE_URL right?"
@@ -72,6 +89,10 @@ class PostgresServer:
         except NoneFree as e:
             raise UnavailableError(f"the database {self.shown} is busy; try again") from e
         except DBAPIError as e:
+            if _sqlstate(e) == _IDLE_TOO_LONG:
+                raise UnavailableError(
+                    f"the database {self.shown} undid a transaction that did nothing for {_IDLE_S} s; try again"
+                ) from e
             raise StorageError(f"the database {self.shown}: {_first_line(e.orig)}") from e
         except StatementError as e:
             if isinstance(e.orig, UnicodeEncodeError | OverflowError):
@@ -90,18 +111,17 @@ class PostgresServer:
             yield
 
 
+def connection_options(given: Container[str]) -> dict[str, Any]:
+    """libpq's options of every connection, but for those `given` in its URL."""
+    return {name: value for name, value in _CONNECTION.items() if name not in given}
+
+
 def _wait_for_turn(conn: Connection) -> None:
-    conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITING})
+    conn.exec_driver_sql(_TURN)
 
 
-def _wait_so_long(connection: Any, record: object) -> None:
-    connection.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S:g}s'")
-    connection.commit()
-
-
-def _refuse_writes(connection: Any, record: object) -> None:
-    connection.execute("SET default_transaction_read_only = on")
-    connection.commit()
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
 
 
 def _close(conn: Connection) -> None:

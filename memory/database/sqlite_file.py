@@ -73,6 +73,31 @@ class SqliteFile:
         """The lock files of its home do it."""
         return contextlib.nullcontext()
 
+    @contextlib.contextmanager
+    def alone(self, busy: RefDiffError) -> Iterator[Connection]:
+        """A connection that keeps all others out of the file until the block ends. Raises `busy` if one has it open."""
+
+        def connect() -> sqlite3.Connection:
+            conn = self._connected(str(self._file))
+            try:
+                # only the last connection can leave WAL; the file then has no companions, and can be renamed
+                if conn.execute("PRAGMA journal_mode=DELETE").fetchone()[0] != "delete":
+                    raise busy
+                return conn
+            except BaseException as e:
+                conn.close()
+                if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
+                    raise busy from e
+                raise
+
+        engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+        _begins_with(engine, "BEGIN EXCLUSIVE")
+        with contextlib.ExitStack() as held:
+            with self.errors():
+                conn = held.enter_context(engine.connect())
+                held.enter_context(conn.begin())
+            yield conn
+
     def _writing(self) -> sqlite3.Connection:
         if self.read_only:
             return self._reading()

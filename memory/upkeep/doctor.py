@@ -23,7 +23,7 @@ from refdiff.memory.audit_chain import ARTEFACTS, FILED
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, other_stores
+from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
@@ -31,8 +31,8 @@ from refdiff.memory.upkeep.leftovers import abandoned, remove
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.progress import Progress, silent
 
-Kind = Literal["missing", "damaged", "orphaned", "leftover", "exposed", "unchecked"]
-SERIOUS: tuple[Kind, ...] = ("missing", "damaged")  # something is lost until it is restored
+Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
+SERIOUS: tuple[Kind, ...] = ("missing", "damaged", "unreadable")  # something is, or may be, lost until it is restored
 
 _STREAMED: dict[str, Any] = {"execution_options": {"yield_per": 500}}  # of statements with many rows
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -71,8 +71,13 @@ class Examination:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is missing or damaged."""
+        """Whether the records could be read and nothing is missing or damaged."""
         return not any(f.serious for f in self.findings)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the records could not be read, so what they name was not looked for."""
+        return any(f.kind == "unreadable" for f in self.findings)
 
 
 def examine(
@@ -144,6 +149,10 @@ class _Doctor:
         if in_folder and Path(MAIN) not in self._files and (others := other_stores(self._home)):
             again = "repeat the restore that was interrupted here (refdiff restore)"
             remedy = "put the file back, or restore a backup into an empty folder (refdiff restore)"
+            if (self._home / MOVED).exists():
+                remedy = "its records were moved to Postgres: set REFDIFF_DATABASE_URL to that database"
+            if (self._home / MOVING).exists():
+                remedy = "moving its records to Postgres was interrupted: repeat it (refdiff move-records)"
             self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
                       again if (self._home / STAGING).exists() else remedy)  # fmt: skip
         checkpoints = Path("checkpoints.sqlite")
@@ -171,7 +180,7 @@ class _Doctor:
                     self._mentioned = self._sha256_of(conn)
                 problem = stores.audit.verify_store().problem
         except RefDiffError as e:
-            self._add("unchecked", "the records and the audit trail", [str(e)], "see the message")
+            self._add("unreadable", "the records and the audit trail", [str(e)], "see the message")
             return
         if problem is not None:
             self._add("damaged", "the audit trail", [str(problem)],

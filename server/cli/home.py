@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.schema import MAIN
+from refdiff.memory.schema import MAIN, MOVED
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.backup import Manifest, back_up
 from refdiff.memory.upkeep.backup import restore as restore_backup
 from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
-from refdiff.memory.upkeep.move import MOVED
 from refdiff.memory.upkeep.move import move_records as move
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import output
@@ -46,7 +45,7 @@ def doctor(
     Reads every photo. Safe while the server runs; the golden samples are then not checked.
     Nothing that a person made is changed or deleted.
 
-    Exit code: 0 nothing is missing or damaged, 65 otherwise.
+    Exit code: 0 nothing is missing or damaged, 65 something is, or the records could not be read.
     """
     memory = settings().memory
     home = memory.home
@@ -90,9 +89,15 @@ def _lines(home: Path, found: Examination) -> list[str]:
     average = "" if each is None else f"; {found.inspections} inspections, {_mb(each)} of files each"
     return [
         *(_finding(f) for f in found.findings),
-        f"{shown_path(home)}: {'nothing is missing or damaged' if found.sound else 'something is missing or damaged'}",
+        f"{shown_path(home)}: {_said(found)}",
         f"{_mb(size)} in use ({parts}){average}",
     ]
+
+
+def _said(found: Examination) -> str:
+    if found.unread:
+        return "the records could not be read, so not all was examined"
+    return "nothing is missing or damaged" if found.sound else "something is missing or damaged"
 
 
 def _finding(f: Finding) -> str:

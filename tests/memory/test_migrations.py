@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, NEWEST
+from refdiff.memory.schema import MAIN, MOVED, MOVING, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.upkeep.move import MOVED, move_records
+from refdiff.memory.upkeep.move import move_records
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 
 NOW = "2026-01-01T00:00:00.000000+00:00"
@@ -228,13 +228,33 @@ def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: 
     here, there = MemorySettings(home=old_home), MemorySettings(home=old_home, database_url=postgres)
     with Stores.open(here) as stores:
         head, rows = stores.audit.head(), _rows(stores)
-    copied = move_records(there)
+    with Stores.open(here), pytest.raises(UnavailableError, match="another program has it open"):
+        move_records(there)
+    with Stores.open(here) as stores, stores.db.transaction() as conn:
+        conn.execute(update(t.chat_messages).values(request="a\0b"))
+    with pytest.raises(InputError, match="chat_messages, seq 1: its request has a NUL character"):
+        move_records(there)
+    with Stores.open(here) as stores, stores.db.transaction() as conn:
+        conn.execute(update(t.chat_messages).values(request="{}"))
+    (old_home / MAIN).rename(old_home / MOVING)  # as one that was killed leaves it
+    seen: list[str] = []
+
+    def begin_meanwhile(what: str, done: int, total: int, note: str = "") -> None:
+        for settings in (here, there):
+            with pytest.raises(StorageError, match="are being moved") as refused:
+                Stores.open(settings)
+            seen.append(str(refused.value))
+
+    copied = move_records(there, begin_meanwhile)
+    assert seen
     assert copied["jobs"] == 2
     with Stores.open(there) as stores:
         assert (stores.audit.head(), _rows(stores)) == (head, rows)
         _check(stores)
         _goes_on(stores)
     assert (old_home / MOVED).exists()
+    with pytest.raises(StorageError, match="moved to a Postgres database; set REFDIFF_DATABASE_URL"):
+        Stores.open(here)
     (old_home / MOVED).rename(old_home / MAIN)
     with pytest.raises(InputError, match="already has records"):
         move_records(there)

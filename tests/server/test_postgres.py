@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.service import InspectionService
 from refdiff.memory.settings import MemorySettings
@@ -79,8 +81,31 @@ def test_postgres_that_does_not_answer_is_an_outage(
                 Stores.open()
             assert main.run(["inspections", "list"]) == 69
             assert "is it running, and REFDIFF_DATABASE_URL right?" in capsys.readouterr().err
+            assert main.run(["doctor"]) == 65
+            assert "the records could not be read, so not all was examined" in capsys.readouterr().out
         finally:
             postgres_server.start()
+
+
+def test_processes_that_begin_at_once_share_a_fresh_database(tmp_path: Path, postgres_server: Any) -> None:
+    url, errors = SecretStr(postgres_server.new_database()), []
+    together = threading.Barrier(4)
+
+    def begin() -> None:
+        try:
+            together.wait(10)
+            with open_checkpoints(tmp_path, url) as checkpoints:
+                assert checkpoints.threads() == []
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=begin, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_one_server_at_a_time_uses_a_database(ready: Path, tmp_path: Path) -> None:
