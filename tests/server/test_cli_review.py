@@ -50,7 +50,7 @@ def test_overridden_part_becomes_a_reference_excluded_from_calibration(
     learned = []
     for i in range(2):
         report = inspect(capsys, f"L{i}", lamp_photo(400 + i))
-        assert report["verdict"] == "REVIEW"
+        assert report["verdict"] == "REVIEW", report["verdict_reason"]
         assert "lit from another direction" in report["verdict_reason"]
         command = [
             "review",

@@ -471,11 +471,12 @@ def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
     resize = np.diag([q.size[1] / r.size[1], q.size[0] / r.size[0], 1.0])
     identity = _judge(_Candidate("identity", resize), q, r, 1)
     moves = _left_over(identity, q, r) if identity.ncc >= _MIN_NCC_FIXED else []
-    # nearly everywhere: under a little perspective half of a part may lie in place
-    in_place = bool(moves) and float(np.quantile(moves, _IN_PLACE_PART)) <= _MAX_RESIDUAL_FIXED_PX
+    in_place = bool(moves) and float(np.median(moves)) <= _MAX_RESIDUAL_FIXED_PX
+    # under a little perspective half of a part may lie in place, but so it may seem under another lamp
+    everywhere = in_place and float(np.quantile(moves, _IN_PLACE_PART)) <= _MAX_RESIDUAL_FIXED_PX
     turned = _rotation_search(q, r, (1.0,))
     upright = bool(turned) and abs(angle_and_scale(turned[0].matrix, r.size)[0]) < _SEARCH_DEG
-    if in_place and upright:
+    if everywhere and upright:
         return identity, float(np.median(moves))
     # 2. about the same scale, any rotation
     placed = identity.ncc >= _MIN_NCC_PLACED
@@ -494,8 +495,9 @@ def _register(q: View, r: View) -> tuple[_Candidate, float | None]:
             best = _preferred(best, _best(_sift(q, r), q, r))
     if best is not None:
         best = _refine(best, q, r, 1, 4, True)
-        # identity wins ties: a fixed camera is the common case
-        if best.overlap >= MIN_OVERLAP and best.ncc > identity.ncc + 0.02:
+        # identity wins ties: a fixed camera is the common case; where it seems in place, clearly more must be explained, too
+        needed = max(identity.ncc + 0.02, 1 - _MAX_ERROR_RATIO * (1 - identity.ncc) if in_place else 0.0)
+        if best.overlap >= MIN_OVERLAP and best.ncc > needed:
             return best, _residual(best, q, r)
     return identity, _residual(identity, q, r)
 
