@@ -13,11 +13,11 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError,
 from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import NullPool
 
-from refdiff.memory.database.database import READERS
+from refdiff.memory.database.database import READERS, TAKES_NO_TURN
 from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
-_WRITERS = 4
+_WRITERS = 1  # of a process; its threads take turns
 # a lost network is noticed within a minute, also while an answer is awaited; what the URL says comes first
 _CONNECTION = {
     "connect_timeout": 10,
@@ -117,7 +117,8 @@ def connection_options(given: Container[str]) -> dict[str, Any]:
 
 
 def _wait_for_turn(conn: Connection) -> None:
-    conn.exec_driver_sql(_TURN)
+    if not conn.get_execution_options().get(TAKES_NO_TURN):
+        conn.exec_driver_sql(_TURN)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:
