@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from pydantic import SecretStr
 
+from refdiff.memory.database.postgres import connection_options
 from refdiff.memory.locks import hold_lock
 from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import make_private
@@ -22,6 +24,8 @@ from refdiff.model.files import make_private
 _SERDE = JsonPlusSerializer(allowed_msgpack_modules=None)
 _RECURSION_LIMIT = 400  # more than max_steps of a model plus the script can take, at three nodes per step
 _CONNECTIONS, _CONNECT_S = 8, 10  # to Postgres
+_SETTING_UP_S = 60
+_SETTING_UP = 0x7EFD1F03  # a lock there; any number that nothing else takes
 
 Select = Callable[[str], Sequence[Mapping[str, Any]]]
 Failing = Callable[[], AbstractContextManager[None]]
@@ -76,7 +80,7 @@ class Checkpoints:
 
 @contextmanager
 def open_checkpoints(home: Path, url: SecretStr | None = None) -> Iterator[Checkpoints]:
-    """url: postgresql://...; default: SQLite under the home folder. Raises StorageError, UnavailableError."""
+    """url: postgresql://...; None: SQLite under the home folder. Raises StorageError, UnavailableError."""
     with ExitStack() as stack:
         yield _open_sqlite(home, stack) if url is None else _open_postgres(home, url, stack)
 
@@ -126,13 +130,16 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
                 f"the checkpoint database is unavailable ({type(e).__name__}); is it running?"
             ) from e
 
-    where, how = url.get_secret_value(), {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    where = url.get_secret_value()
     with failing():
-        psycopg.connect(where, connect_timeout=_CONNECT_S).close()  # the pool would keep trying
+        lost = connection_options(psycopg.conninfo.conninfo_to_dict(where))
+        how = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, **lost}
+        psycopg.connect(where, **lost).close()  # the pool would keep trying
         # a pool, since a connection that was lost once stays lost
-        pool = stack.enter_context(
+        pool: ConnectionPool[psycopg.Connection[dict[str, Any]]] = stack.enter_context(
             ConnectionPool(
                 where,
+                connection_class=psycopg.Connection[dict[str, Any]],
                 kwargs=how,
                 min_size=1,
                 max_size=_CONNECTIONS,
@@ -141,7 +148,19 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
             )
         )
         saver = PostgresSaver(pool, serde=_SERDE)
-        saver.setup()
+        with pool.connection() as conn:  # several processes may begin at once
+            # not waited for in the database: its CREATE INDEX CONCURRENTLY waits for every statement that is running
+            deadline = time.monotonic() + _SETTING_UP_S
+            while conn.execute("SELECT 1 WHERE pg_try_advisory_lock(%s)", (_SETTING_UP,)).fetchone() is None:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "another process has been making the checkpoint tables for too long; try again, or end it"
+                    )
+                time.sleep(0.1)
+            try:
+                saver.setup()
+            finally:
+                conn.execute("SELECT pg_advisory_unlock(%s)", (_SETTING_UP,))
 
     def select(query: str) -> list[Any]:
         with pool.connection() as conn:

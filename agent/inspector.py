@@ -65,8 +65,8 @@ class Inspector(AbstractContextManager["Inspector"]):
         self.settings = settings or AgentSettings()
         self._emit = on_event or (lambda _: None)
         self._stack = ExitStack()
-        home = workspace.stores.settings.home
-        self.checkpoints = self._stack.enter_context(open_checkpoints(home, self.settings.checkpoint_url))
+        home, database = workspace.stores.settings.home, workspace.stores.settings.database_url
+        self.checkpoints = self._stack.enter_context(open_checkpoints(home, self.settings.checkpoint_url or database))
         self._graph = build_graph(self.checkpoints.saver)
         self._unattended = unattended
         self._driver, self.no_model = choose_driver(workspace, self.settings, self._emit)

@@ -38,7 +38,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
-from refdiff.memory.journals.jobs import CRASHED, Job, JobState, JobStore
+from refdiff.memory.journals.jobs import CRASHED, Job, JobState
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
@@ -134,7 +134,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )
             self._stack.enter_context(hold_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now: if another process holds it, this fails at once
-            self.jobs = self._stack.enter_context(JobStore(self.stores.settings.home, self.stores.db))
+            shared = UnavailableError(
+                "another refdiff server is using the database of REFDIFF_DATABASE_URL; stop that one"
+            )
+            self._stack.enter_context(self.stores.db.only_one(shared))
+            self.jobs = self.stores.jobs
             self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)

@@ -42,7 +42,8 @@ class AgentSettings(BaseSettings):
         default=16, ge=6, le=64, description="LLM calls per inspection before the script takes over."
     )
     checkpoint_url: SecretStr | None = Field(
-        default=None, description="postgresql://... for checkpoints; default: SQLite under the home folder."
+        default=None,
+        description="postgresql://... for checkpoints; default: with the records (REFDIFF_DATABASE_URL), or in SQLite.",
     )
 
     queue_limit: int = Field(

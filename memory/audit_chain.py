@@ -20,12 +20,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sqlite3
+import logging
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
+
+from refdiff.memory.database import tables as t
 from refdiff.memory.timestamps import utc_now
 
 GENESIS = "0" * 64
@@ -33,6 +36,7 @@ FILED, DISPOSITION = "filed", "disposition"
 # facts of a filed report: sha256 of each file of its folder, by name, and of what further pictures are drawn from
 ARTEFACTS, DIFFERENCE = "artefacts", "difference_sha256"
 
+log = logging.getLogger(__name__)
 _key: ContextVar[str | None] = ContextVar("used_key", default=None)
 
 
@@ -86,6 +90,14 @@ def linked(previous: str, record_sha256: str) -> str:
     return hashlib.sha256(f"{previous}{record_sha256}".encode("ascii", "replace")).hexdigest()
 
 
+_LAST = select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+# the end may lag behind: an earlier version that still runs, or a restore, adds records without moving it
+_END = case((t.audit_end.c.seq < bindparam("last"), bindparam("last")), else_=t.audit_end.c.seq)
+_GIVE_NUMBER = update(t.audit_end).values(seq=_END + 1).returning(t.audit_end.c.seq)
+_MAKE_END = insert(t.audit_end)
+_ADD = insert(t.audit)
+
+
 @contextlib.contextmanager
 def using_key(key_id: str | None) -> Iterator[None]:
     """What is recorded inside the block names the API key that its author used; names alone may repeat over the years."""
@@ -102,7 +114,7 @@ def used_key() -> str | None:
 
 
 def append(
-    conn: sqlite3.Connection,
+    conn: Connection,
     kind: str,
     inspection_id: str,
     by: str,
@@ -117,22 +129,29 @@ def append(
     """
     if (key_id := used_key()) is not None:
         facts = {"by_key": key_id, **(facts or {})}
-    seq, by = _last_given(conn) + 1, by.encode("utf-8", "replace").decode()
-    last = conn.execute("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    by = by.encode("utf-8", "replace").decode()
+    last = conn.execute(_LAST).first()
+    seq = _next_number(conn, last.seq if last else 0)
     bare = AuditRecord(seq, kind, inspection_id, utc_now(), by, dict(facts or {}), content_digest(content), "")
-    hash_ = linked(last["hash"] if last else GENESIS, bare.record_sha256)
-    conn.execute(
-        "INSERT INTO audit (seq, inspection_id, kind, at, by, facts, content, content_sha256, hash) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            seq, inspection_id, kind, bare.at, by, canonical(bare.facts),
-            canonical(content) if keep_content else None, bare.content_sha256, hash_,
-        ),
-    )  # fmt: skip
-    return AuditRecord(**{**vars(bare), "hash": hash_})
+    record = replace(bare, hash=linked(last.hash if last else GENESIS, bare.record_sha256))
+    kept = canonical(content) if keep_content else None
+    conn.execute(_ADD, vars(record) | {"facts": canonical(record.facts), "content": kept})
+    return record
 
 
-def append_filed(conn: sqlite3.Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
+def _next_number(conn: Connection, last: int) -> int:
+    """The number of the record after number `last`: higher than any that was ever given."""
+    given: int | None = conn.scalar(_GIVE_NUMBER, {"last": last})
+    if given is None:
+        log.warning(
+            "how far the audit chain goes was not kept; it is counted from its last record: run `refdiff doctor`"
+        )
+        given = last + 1
+        conn.execute(_MAKE_END, {"seq": given})
+    return given
+
+
+def append_filed(conn: Connection, inspection_id: str, report: Mapping[str, Any], **more: Any) -> AuditRecord:
     """Add the record of a filed report; the report itself stays where it was filed. more: further facts."""
     by = str(report.get("requested_by") or "unknown")
     facts = report_facts(report) | more
@@ -149,24 +168,25 @@ def report_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _last_given(conn: sqlite3.Connection) -> int:
-    row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
-    return int(row["seq"]) if row else 0
+def last_given(conn: Connection) -> int:
+    """The highest number that a record was ever given, also one that was removed; 0 before the first."""
+    return int(conn.execute(select(func.max(t.audit_end.c.seq))).scalar() or 0)
 
 
-def adopt_earlier(conn: sqlite3.Connection) -> None:
+def adopt_earlier(conn: Connection) -> None:
     """Migration: add records for everything filed and decided before the chain existed, in the order of filing."""
+    i, d = t.inspections.c, t.dispositions.c
     rows = conn.execute(
-        "SELECT i.inspection_id AS id, i.report, d.decision, d.decided_by, d.reason, d.created_at FROM inspections i "
-        "LEFT JOIN dispositions d USING (inspection_id) ORDER BY i.seq"
-    ).fetchall()
+        select(i.inspection_id, i.report, d.decision, d.decided_by, d.reason, d.created_at)
+        .select_from(t.inspections.outerjoin(t.dispositions))
+        .order_by(i.seq)
+    ).all()
     for row in rows:
-        report = json.loads(row["report"])
-        append_filed(conn, row["id"], report, adopted=True)
-        if row["decision"] is not None:
-            decided = {"decision": row["decision"], "by": row["decided_by"], "reason": row["reason"],
-                       "created_at": row["created_at"], "inspection_id": row["id"]}  # fmt: skip
-            append(conn, DISPOSITION, row["id"], row["decided_by"], decided, facts={"adopted": True})
+        append_filed(conn, row.inspection_id, json.loads(row.report), adopted=True)
+        if row.decision is not None:
+            decided = {"decision": row.decision, "by": row.decided_by, "reason": row.reason,
+                       "created_at": row.created_at, "inspection_id": row.inspection_id}  # fmt: skip
+            append(conn, DISPOSITION, row.inspection_id, row.decided_by, decided, facts={"adopted": True})
 
 
 class ChainCheck:
@@ -204,6 +224,9 @@ class ChainCheck:
         """Check that record number `last` was reached; the problem, or None."""
         if last == self.seq:
             return None
+        if last < self.seq:
+            what = f"{last} records are counted, but there are more, up to {self.seq}: added by other means"
+            return Problem(place, last + 1, None, f"{what}, such as a restore or an earlier refdiff that still runs")
         missing = f"record {last} is" if last == self.seq + 1 else f"records {self.seq + 1} to {last} are"
         return Problem(place, self.seq + 1, None, f"{missing} missing")
 

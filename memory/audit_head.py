@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from pathlib import Path
 
+from sqlalchemy import Connection, bindparam, select
+
+from refdiff.memory.database import tables as t
 from refdiff.model.errors import StorageError
 from refdiff.model.files import storage_error, write_atomic
 
 NAME = "audit-head.json"
+_NEWEST = select(t.audit.c.seq, t.audit.c.hash).order_by(t.audit.c.seq.desc()).limit(1)
+_HASH_OF = select(t.audit.c.hash).where(t.audit.c.seq == bindparam("seq"))
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +42,10 @@ class AuditHead:
         except (ValueError, KeyError, TypeError) as e:
             raise storage_error(self.path, ValueError(f"no audit head: {e}")) from e
 
-    def follow(self, conn: sqlite3.Connection) -> None:
+    def follow(self, conn: Connection) -> None:
         """Remember the newest record, after a commit. A head that the chain does not hold stays: it is the evidence."""
-        row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-        newest = None if row is None else (int(row["seq"]), str(row["hash"]))
+        row = conn.execute(_NEWEST).first()
+        newest = None if row is None else (int(row.seq), str(row.hash))
         if newest is None or newest == self._written:
             return
         try:
@@ -55,12 +59,12 @@ class AuditHead:
             log.warning("the audit head was not remembered: %s", e)
 
 
-def missing_from(conn: sqlite3.Connection, kept: tuple[int, str]) -> str:
+def missing_from(conn: Connection, kept: tuple[int, str]) -> str:
     """What is wrong if the chain does not hold the head `kept`; "" if it does."""
     seq, hash_ = kept
-    row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
-    if row is None:
+    found = conn.scalar(_HASH_OF, {"seq": seq})
+    if found is None:
         return f"this home had {seq} audit records and now has fewer: its database is an older copy, or another one"
-    if row["hash"] != hash_:
+    if found != hash_:
         return f"record {seq} is not the one that this home filed: its database is another one, or was rewritten"
     return ""

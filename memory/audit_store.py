@@ -7,16 +7,17 @@ lines before, and a seal if a key is set).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
 
 from pydantic import SecretStr
+from sqlalchemy import Connection, Row, Table, func, select, true
 
 from refdiff.memory.artefacts import inspection_folder, not_as_filed
 from refdiff.memory.audit_chain import (
@@ -29,13 +30,15 @@ from refdiff.memory.audit_chain import (
     ChainCheck,
     Problem,
     canonical,
+    last_given,
 )
 from refdiff.memory.audit_head import AuditHead, missing_from
 from refdiff.memory.changes import CALIBRATION, KEY, NETWORK, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
-from refdiff.memory.records.api_keys import KeyStore, key_state
+from refdiff.memory.records.api_keys import key_state, keys_of
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.records.defect_names import NAMED
 from refdiff.memory.timestamps import to_utc, utc_now
@@ -75,14 +78,14 @@ class AuditStore:
     def of(self, inspection_id: str) -> list[AuditRecord]:
         """The records of one inspection, oldest first; [] if none."""
         with self._db.connection() as conn:
-            rows = conn.execute("SELECT * FROM audit WHERE inspection_id = ? ORDER BY seq", (inspection_id,))
-            return [_record(row) for row in rows]
+            rows = conn.execute(select(t.audit).where(_A.inspection_id == inspection_id).order_by(_A.seq)).all()
+        return [_record(row) for row in rows]
 
     def head(self) -> tuple[int, str]:
         """Number and hash of the newest record; (0, 64 zeros) if there is none. A copy kept elsewhere serves as proof."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-        return (int(row["seq"]), str(row["hash"])) if row else (0, GENESIS)
+            row = t.find(conn, t.audit, order=[_A.seq.desc()])
+        return (int(row.seq), str(row.hash)) if row else (0, GENESIS)
 
     # -- export
 
@@ -119,7 +122,7 @@ class AuditStore:
                 "software": version("refdiff"),
             })  # fmt: skip
             last, head = first - 1, previous
-            for row in conn.execute(f"{_ALL} WHERE a.seq >= ? ORDER BY a.seq", (first,)):
+            for row in _streamed(conn, first):
                 record = _record(row)
                 last, head = record.seq, record.hash
                 if inspection_id in (None, record.inspection_id):
@@ -142,8 +145,10 @@ class AuditStore:
         Goes on to the end whatever it finds. photos: also read every inspected photo; artefacts: also read every file of
         the reports; each is compared with its sha256 (slow).
         """
+        # before the snapshot: whoever files meanwhile moves the head past it
+        kept = self._kept.read() if self._kept is not None else None
         with self._db.snapshot() as conn:
-            return _StoreCheck(conn, self._images, photos, artefacts, self._kept).run()
+            return _StoreCheck(conn, self._images, photos, artefacts, kept).run()
 
     def filed(self, inspection_id: str) -> AuditRecord:
         """The record of a filed inspection.
@@ -152,17 +157,15 @@ class AuditStore:
         not what was filed).
         """
         with self._db.connection() as conn:
-            row = conn.execute(
-                f"SELECT x.*, COALESCE((SELECT b.hash FROM audit b WHERE b.seq < x.seq ORDER BY b.seq DESC LIMIT 1), ?) "
-                f"AS previous FROM ({_ALL} WHERE a.inspection_id = ? AND a.kind = ? ORDER BY a.seq LIMIT 1) x",
-                (GENESIS, inspection_id, FILED),
-            ).fetchone()
+            of = _ALL.where(_A.inspection_id == inspection_id, _A.kind == FILED).order_by(_A.seq).limit(1)
+            row = conn.execute(of).first()
+            previous = GENESIS if row is None else _hash_before(conn, row.seq)
         if row is None:
             raise UnknownRecordError(
                 f"no inspection {inspection_id!r} in the audit; `refdiff inspections list` shows them"
             )
         record = _record(row)
-        if problem := ChainCheck(record.seq - 1, row["previous"]).record(record, _content(row)):
+        if problem := ChainCheck(record.seq - 1, previous).record(record, _content(row)):
             raise TamperedError(f"{problem}; run `refdiff audit verify --store`")
         with self._db.connection() as conn:
             if wrong := _difference_problem(conn, record):
@@ -185,33 +188,27 @@ class AuditStore:
         self, kind: str | None = None, subject: str | None = None, since: str | None = None, limit: int = -1
     ) -> list[AuditRecord]:
         """The newest `limit` (-1: all) records of changes, oldest first. subject: how it begins, e.g. a product's name."""
-        where, values = ["inspection_id = ''"], list[Any]()
+        newest = select(t.audit).where(_A.inspection_id == "").order_by(_A.seq.desc())
         if kind is not None:
-            where, values = [*where, "kind = ?"], [*values, kind]
-        if subject is not None:
-            where, values = (
-                [*where, "substr(json_extract(facts, '$.subject'), 1, ?) = ?"],
-                [*values, len(subject), subject],
-            )
+            newest = newest.where(_A.kind == kind)
+        if limit >= 0 and subject is None:
+            newest = newest.limit(limit)
         with self._db.connection() as conn:
             first = 1 if since is None else _entry(conn, None, to_utc(since))[0]
-            rows = conn.execute(
-                f"SELECT * FROM audit WHERE {' AND '.join(where)} AND seq >= ? ORDER BY seq DESC LIMIT ?",
-                (*values, first, limit),
-            ).fetchall()
-        return [_record(row) for row in reversed(rows)]
+            found = [_record(row) for row in conn.execute(newest.where(_A.seq >= first)).all()]
+        if subject is not None:
+            found = [record for record in found if str(record.facts.get("subject", "")).startswith(subject)]
+        return (found if limit < 0 else found[:limit])[::-1]
 
     def hash_at(self, seq: int) -> str | None:
         """Hash of the chain up to record `seq`; None if there is no such record."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT hash FROM audit WHERE seq = ?", (seq,)).fetchone()
-        return str(row["hash"]) if row else None
+            return conn.scalar(select(_A.hash).where(_A.seq == seq))
 
     def inspection_at(self, seq: int) -> str | None:
         """The inspection that record `seq` belongs to; None if there is no such record."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT inspection_id FROM audit WHERE seq = ?", (seq,)).fetchone()
-        return str(row["inspection_id"]) if row else None
+            return conn.scalar(select(_A.inspection_id).where(_A.seq == seq))
 
     def entry(self, inspection_id: str | None, since: str | None) -> int:
         """Number of the first record of an export with that selection."""
@@ -234,36 +231,49 @@ class AuditStore:
         )
 
 
-_ALL = "SELECT a.*, i.report FROM audit a LEFT JOIN inspections i ON a.kind = 'filed' AND i.inspection_id = a.inspection_id"
+_A, _I = t.audit.c, t.inspections.c
+_ALL = select(t.audit, _I.report).select_from(
+    t.audit.outerjoin(t.inspections, (_A.kind == FILED) & (_I.inspection_id == _A.inspection_id))
+)
+_AT_ONCE = 500  # records that are read ahead
 
 
-def _entry(conn: sqlite3.Connection, inspection_id: str | None, since: str | None) -> tuple[int, str]:
+def _streamed(conn: Connection, first: int = 0) -> Iterator[Row[Any]]:
+    """The records from that number on, with the reports of those that were filed."""
+    return iter(conn.execute(_ALL.where(_A.seq >= first).order_by(_A.seq), execution_options={"yield_per": _AT_ONCE}))
+
+
+def _hash_before(conn: Connection, seq: int) -> str:
+    before = select(_A.hash).where(_A.seq < seq).order_by(_A.seq.desc()).limit(1)
+    return conn.scalar(before) or GENESIS
+
+
+def _entry(conn: Connection, inspection_id: str | None, since: str | None) -> tuple[int, str]:
     """Where an export enters the chain: number of its first record and the hash before it."""
     if inspection_id is not None:
-        row = conn.execute("SELECT MIN(seq) AS seq FROM audit WHERE inspection_id = ?", (inspection_id,)).fetchone()
+        first = conn.scalar(select(func.min(_A.seq)).where(_A.inspection_id == inspection_id))
     elif since is not None:
         # Records dated before an earlier one (clock put back) may be of any later time: those that follow the last record
         # surely from before `since` belong to the export.
-        row = conn.execute(
-            "WITH dated AS (SELECT seq, at, MAX(at) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) "
-            "AS latest FROM audit) SELECT COALESCE(MAX(seq), 0) + 1 AS seq FROM dated WHERE at >= COALESCE(latest, '') "
-            "AND seq < COALESCE((SELECT MIN(seq) FROM audit WHERE at >= ?), 9223372036854775807)",
-            (since,),
-        ).fetchone()
+        latest = func.max(_A.at).over(order_by=_A.seq, rows=(None, -1))
+        dated = select(_A.seq, _A.at, func.coalesce(latest, "").label("latest")).subquery()
+        begun = conn.scalar(select(func.min(_A.seq)).where(_A.at >= since))
+        surely_before = select(func.max(dated.c.seq)).where(dated.c.at >= dated.c.latest)
+        if begun is not None:
+            surely_before = surely_before.where(dated.c.seq < begun)
+        first = (conn.scalar(surely_before) or 0) + 1
     else:
-        row = conn.execute("SELECT MIN(seq) AS seq FROM audit").fetchone()
-    first = row["seq"]
+        first = conn.scalar(select(func.min(_A.seq)))
     if first is None:  # nothing selected: an export without records, at the chain's end
-        first = (conn.execute("SELECT MAX(seq) AS seq FROM audit").fetchone()["seq"] or 0) + 1
-    before = conn.execute("SELECT hash FROM audit WHERE seq < ? ORDER BY seq DESC LIMIT 1", (first,)).fetchone()
-    return int(first), str(before["hash"]) if before else GENESIS
+        first = (conn.scalar(select(func.max(_A.seq))) or 0) + 1
+    return int(first), _hash_before(conn, first)
 
 
 class _StoreCheck:
     """One pass over the records of a home."""
 
     def __init__(
-        self, conn: sqlite3.Connection, images: ImageStore, photos: bool, artefacts: bool, kept: AuditHead | None
+        self, conn: Connection, images: ImageStore, photos: bool, artefacts: bool, kept: tuple[int, str] | None
     ) -> None:
         self._kept = kept
         self._conn, self._images, self._home = conn, images, images.root.parent
@@ -276,20 +286,19 @@ class _StoreCheck:
 
     def run(self) -> Checked:
         check, held, head, latest = ChainCheck(), 0, GENESIS, None
-        for row in self._conn.execute(f"{_ALL} ORDER BY a.seq"):
+        for row in _streamed(self._conn):
             found = self._row(check, row)
             self._problems += found
             held += not found
             if not self._problems:
                 head = check.hash
-            if latest is not None and row["at"] < latest:
+            if latest is not None and row.at < latest:
                 self._notes.append(
-                    f"record {row['seq']} is dated {row['at']}, earlier than the record before it ({latest}): "
+                    f"record {row.seq} is dated {row.at}, earlier than the record before it ({latest}): "
                     "the clock was put back"
                 )
-            latest = row["at"]
-        given = self._conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'audit'").fetchone()
-        end = check.end(int(given["seq"]) if given else 0)
+            latest = row.at
+        end = check.end(last_given(self._conn))
         self._problems += [
             *([end] if end else []),
             *_unrecorded(self._conn),
@@ -302,13 +311,13 @@ class _StoreCheck:
                                "the files of those cannot be checked")  # fmt: skip
         return Checked.of(held, head, self._problems, self._notes)
 
-    def _row(self, check: ChainCheck, row: sqlite3.Row) -> list[Problem]:
+    def _row(self, check: ChainCheck, row: Row[Any]) -> list[Problem]:
         try:
             record, content = _record(row), _content(row)
             problem = check.record(record, content) or _agrees(self._conn, record, content)
         except (InputError, ValueError, RecursionError):
-            check.seq, check.hash = int(row["seq"]), str(row["hash"])
-            return [Problem(f"record {row['seq']}", row["seq"], row["inspection_id"], "it cannot be read any more")]
+            check.seq, check.hash = int(row.seq), str(row.hash)
+            return [Problem(f"record {row.seq}", row.seq, row.inspection_id, "it cannot be read any more")]
         found = [problem] if problem else []
         if record.kind == FILED:
             found += [Problem(f"record {record.seq}", record.seq, record.inspection_id, w) for w in self._filed(record)]
@@ -368,16 +377,12 @@ class _StoreCheck:
                     yield Problem(f"table {kind}s", None, None, what)
 
     def _cut_off(self) -> Iterator[Problem]:
-        kept = self._kept.read() if self._kept is not None else None
-        if kept is not None and (wrong := missing_from(self._conn, kept)):
+        if self._kept is not None and (wrong := missing_from(self._conn, self._kept)):
             yield Problem("the end", None, None, wrong)
 
     def _keys(self) -> Iterator[Problem]:
         """Where the keys are not what was recorded last."""
-        if not (self._home / "keys.sqlite").is_file():
-            return
-        with KeyStore(self._home) as kept:
-            keys = {key.key_id: key for key in kept.list()}
+        keys = keys_of(self._conn)
         recorded = self._known.get(KEY, {})
         for key_id in sorted({*keys, *recorded}):
             key, digest = keys.get(key_id), recorded.get(key_id)
@@ -392,40 +397,45 @@ class _StoreCheck:
 _KIND = {PRODUCT: "specification", CALIBRATION: "calibration", NETWORK: "network"}
 
 
-def _difference_problem(conn: sqlite3.Connection, record: AuditRecord) -> str:
+def _difference_problem(conn: Connection, record: AuditRecord) -> str:
     """What is wrong with what the pictures of a filed inspection are drawn from; "" if nothing is."""
     if (digest := record.facts.get(DIFFERENCE)) is None:  # filed before it was kept
         return ""
-    row = conn.execute("SELECT picture FROM differences WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
+    row = t.get(conn, t.differences, inspection_id=record.inspection_id)
     if row is None:
         return "its anomaly map is missing"
-    same = hashlib.sha256(row["picture"]).hexdigest() == digest
+    same = hashlib.sha256(row.picture).hexdigest() == digest
     return "" if same else "its anomaly map is not the one that was filed"
 
 
-def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Problem | None:
+def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | None:
     """Check that the stores still agree with a record; the problem, or None."""
     if record.kind == FILED:
-        row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
-        filed = {k: record.facts.get(k, row[k]) for k in ("part_id", "product", "verdict")}
+        listed = conn.execute(
+            select(_I.part_id, _I.product, _I.verdict, _I.created_at, _I.photo).where(
+                _I.inspection_id == record.inspection_id
+            )
+        ).one()
+        filed = {k: record.facts.get(k, getattr(listed, k)) for k in ("part_id", "product", "verdict")}
+        filed["photo"] = content.get("query_sha256")
         if content.get("created_at"):
             filed["created_at"] = to_utc(content["created_at"])
-        differs = [_LISTED.get(k, k) for k, value in filed.items() if row[k] != value]
+        differs = [_LISTED.get(k, k) for k, value in filed.items() if getattr(listed, k) != value]
         what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
     if record.kind in _TABLES:
         table, key = _TABLES[record.kind]
-        row = conn.execute(f"SELECT * FROM {table} WHERE {key} = ?", (content.get(key),)).fetchone()
-        if row is not None and all(row[k] == v for k, v in content.items()):
+        row = t.find(conn, table, table.c[key] == content.get(key))
+        if row is not None and all(row._mapping[k] == v for k, v in content.items()):
             return None
-        what = f"what the table {table} says of it is not what was recorded"
+        what = f"what the table {table.name} says of it is not what was recorded"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind != DISPOSITION:
         return None
-    row = conn.execute("SELECT * FROM dispositions WHERE inspection_id = ?", (record.inspection_id,)).fetchone()
+    row = t.get(conn, t.dispositions, inspection_id=record.inspection_id)
     named = ("decision", "by", "reason", "created_at", "judged", "as_reference")
     said = [content.get(k) for k in named[:-1]] + [bool(content.get("as_reference"))]
-    if row is not None and said == [row["decided_by" if k == "by" else k] for k in named]:
+    if row is not None and said == [getattr(row, "decided_by" if k == "by" else k) for k in named]:
         return None
     what = "the disposition was removed" if row is None else "the disposition is not the one that was recorded"
     return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
@@ -433,46 +443,51 @@ def _agrees(conn: sqlite3.Connection, record: AuditRecord, content: Any) -> Prob
 
 _LISTED = {"part_id": "part id", "created_at": "time"}  # columns as messages call them
 _TABLES = {  # kind of records -> the table of what they record, and which of its rows that is
-    BLIND: ("blind_checks", "inspection_id"),
-    LEARNED: ("learned", "inspection_id"),
-    APPROVAL: ("approvals", "inspection_id"),
-    NAMED: ("defect_names", "seq"),
+    BLIND: (t.blind_checks, "inspection_id"),
+    LEARNED: (t.learned, "inspection_id"),
+    APPROVAL: (t.approvals, "inspection_id"),
+    NAMED: (t.defect_names, "seq"),
 }
-_RECORDED = (  # table, which of its rows have a record, that of which kind, which of them, what they are
-    ("inspections", "1", FILED, "inspection_id", "filed"),
-    ("dispositions", "1", DISPOSITION, "inspection_id", "decided"),
-    ("blind_checks", "judged IS NOT NULL", BLIND, "inspection_id", "judged blind"),
-    ("approvals", "1", APPROVAL, "inspection_id", "approved as a reference"),
-    ("defect_names", "1", NAMED, "seq", "named in one of its findings"),
+_RECORDED = (  # table, which of its rows have a record, that of which kind, what they are
+    (t.inspections, true(), FILED, "filed"),
+    (t.dispositions, true(), DISPOSITION, "decided"),
+    (t.blind_checks, t.blind_checks.c.judged.is_not(None), BLIND, "judged blind"),
+    (t.approvals, true(), APPROVAL, "approved as a reference"),
 )
 
 
-def _unrecorded(conn: sqlite3.Connection) -> Iterator[Problem]:
-    for table, which, kind, key, done in _RECORDED:
+def _unrecorded(conn: Connection) -> Iterator[Problem]:
+    for table, which, kind, done in _RECORDED:
+        recorded = select(_A.inspection_id).where(_A.kind == kind)
+        found = conn.scalars(select(table.c.inspection_id).where(which, table.c.inspection_id.not_in(recorded))).all()
+        yield from (_without_record(table, inspection_id, done) for inspection_id in found)
+    said: set[int] = set()
+    for content in conn.scalars(select(_A.content).where(_A.kind == NAMED)).all():
         # a record that was tampered with is found by itself, and records nothing
-        sound = f"json_extract(CASE WHEN json_valid(content) THEN content ELSE '{{}}' END, '$.{key}')"
-        recorded = key if key == "inspection_id" else f"COALESCE({sound}, -1)"
-        rows = conn.execute(
-            f"SELECT inspection_id FROM {table} WHERE {which} AND {key} NOT IN "
-            f"(SELECT {recorded} FROM audit WHERE kind = ?)",
-            (kind,),
-        )
-        what = f"it is {done} without a record: added by other means, or its record was removed"
-        yield from (Problem(f"table {table}", None, row["inspection_id"], what) for row in rows)
+        with contextlib.suppress(ValueError, RecursionError, TypeError, LookupError):
+            said.add(json.loads(content)["seq"])
+    for seq, inspection_id in conn.execute(select(t.defect_names.c.seq, t.defect_names.c.inspection_id)).all():
+        if seq not in said:
+            yield _without_record(t.defect_names, inspection_id, "named in one of its findings")
 
 
-def _record(row: sqlite3.Row) -> AuditRecord:
-    named = {name: row[name] for name in AuditRecord.__dataclass_fields__}
-    return AuditRecord(**named | {"facts": _json(row, "facts")})
+def _without_record(table: Table, inspection_id: str, done: str) -> Problem:
+    what = f"it is {done} without a record: added by other means, or its record was removed"
+    return Problem(f"table {table.name}", None, inspection_id, what)
 
 
-def _content(row: sqlite3.Row) -> Any:
-    return _json(row, "report" if row["kind"] == FILED else "content")
+def _record(row: Row[Any]) -> AuditRecord:
+    return AuditRecord(**t.fields(row, AuditRecord) | {"facts": _json(row, "facts")})
 
 
-def _json(row: sqlite3.Row, column: str) -> Any:
+def _content(row: Row[Any]) -> Any:
+    return _json(row, "report" if row.kind == FILED else "content")
+
+
+def _json(row: Row[Any], column: str) -> Any:
     """Raises TamperedError: what was written here was JSON."""
+    text = row._mapping[column]
     try:
-        return None if row[column] is None else json.loads(row[column])
+        return None if text is None else json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise TamperedError(f"tampered with at record {row['seq']}: its {column} cannot be read") from e
+        raise TamperedError(f"tampered with at record {row.seq}: its {column} cannot be read") from e

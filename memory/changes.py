@@ -3,9 +3,9 @@
 Each has its audit record.
 
 A record of a change is about no inspection: its `inspection_id` is "". Its facts are the subject, the digest before and
-after, and the change in words; its content is both states, small JSON data. What is in the main database is written in the
-transaction of its record (`changing`, `record_change`). What is in another store is written after its record is on the disk
-(`recorded`), so a crash can leave a record without its change, never a change without its record.
+after, and the change in words; its content is both states, small JSON data. What is in the record database is written in
+the transaction of its record (`changing`, `record_change`). What is in the golden bank is written after its record is on
+the disk (`recorded`), so a crash can leave a record without its change, never a change without its record.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from sqlalchemy import Connection, Row, select
+
 from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_digest
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.model.errors import StorageError
 
 ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job"]
@@ -29,9 +31,12 @@ _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in wor
 
 State = Mapping[str, Any]  # JSON data
 
+_A = t.audit.c
+_ANY_CHANGE = select(_A.seq).where(_A.inspection_id == "").limit(1)
+
 
 @contextlib.contextmanager
-def changing(db: Database) -> Iterator[sqlite3.Connection]:
+def changing(db: Database) -> Iterator[Connection]:
     """A write transaction for a change and its record."""
     with db.transaction() as conn:
         record_present(conn)
@@ -39,7 +44,7 @@ def changing(db: Database) -> Iterator[sqlite3.Connection]:
 
 
 def record_change(
-    conn: sqlite3.Connection, kind: str, subject: str, by: str, before: State | None, after: State | None, **more: Any
+    conn: Connection, kind: str, subject: str, by: str, before: State | None, after: State | None, **more: Any
 ) -> AuditRecord:
     """Add the record of a change within the caller's `changing`.
 
@@ -85,12 +90,10 @@ def record_settings(db: Database, settings: State, by: str) -> None:
             record_change(conn, SETTINGS, SETTINGS, by, before, settings)
 
 
-def _last_settings(conn: sqlite3.Connection) -> State | None:
-    row = conn.execute(
-        "SELECT content FROM audit WHERE inspection_id = '' AND kind = ? ORDER BY seq DESC LIMIT 1", (SETTINGS,)
-    ).fetchone()
+def _last_settings(conn: Connection) -> State | None:
+    row = t.find(conn, t.audit, _A.inspection_id == "", _A.kind == SETTINGS, order=[_A.seq.desc()])
     try:
-        found: State | None = json.loads(row["content"])["after"] if row else None
+        found: State | None = json.loads(row.content)["after"] if row else None
     except (ValueError, KeyError, TypeError):  # tampered with, which `audit verify` reports; no reason to stop a line
         return None
     return found
@@ -116,21 +119,21 @@ def product_state(
     return state
 
 
-def product_state_of(row: sqlite3.Row) -> dict[str, Any]:
+def product_state_of(row: Row[Any]) -> dict[str, Any]:
     """The same of a row of `products`."""
-    window = None if row["window_lo"] is None else (row["window_lo"], row["window_hi"])
-    return product_state(row["scale_mm_per_px"], window, json.loads(row["spec"]), json.loads(row["component_names"]))
+    window = None if row.window_lo is None else (row.window_lo, row.window_hi)
+    return product_state(row.scale_mm_per_px, window, json.loads(row.spec), json.loads(row.component_names))
 
 
-def calibration_state(row: sqlite3.Row) -> dict[str, Any]:
+def calibration_state(row: Row[Any]) -> dict[str, Any]:
     """A row of `calibrations`, with a digest in place of its hundreds of numbers."""
-    extra = json.loads(row["extra"])
-    measured = [json.loads(row["scores"]), extra.get("peaks"), extra.get("similarities")]
+    extra = json.loads(row.extra)
+    measured = [json.loads(row.scores), extra.get("peaks"), extra.get("similarities")]
     # earlier versions measured none of these, and their digests stay what they are
     measured += [extra[name] for name in ("levels", "unregistered") if name in extra]
     return {
-        "key": row["key"], "parts": row["n"], "references": row["reference_count"], "alpha": extra.get("alpha"),
-        "pixel_threshold": row["pixel_threshold"], "created_at": row["created_at"],
+        "key": row.key, "parts": row.n, "references": row.reference_count, "alpha": extra.get("alpha"),
+        "pixel_threshold": row.pixel_threshold, "created_at": row.created_at,
         "scores": content_digest(measured),
     } | _components(extra)  # fmt: skip
 
@@ -141,15 +144,15 @@ def _components(extra: dict[str, Any]) -> dict[str, str]:
     return {"components": content_digest([extra["components"], extra["per_miscount"]])}
 
 
-def calibration_subject(row: sqlite3.Row) -> str:
-    return f"{row['product']}, {row['key'][:12]}"
+def calibration_subject(row: Row[Any]) -> str:
+    return f"{row.product}, {row.key[:12]}"
 
 
-def network_state(row: sqlite3.Row) -> dict[str, Any]:
+def network_state(row: Row[Any]) -> dict[str, Any]:
     """A row of `networks`, with the sha256 of its weights."""
-    more = json.loads(row["more"])
+    more = json.loads(row.more)
     state = {
-        "sha256": row["sha256"], "shared": row["shared"], "created_at": row["created_at"],
+        "sha256": row.sha256, "shared": row.shared, "created_at": row.created_at,
         "golden_samples": content_digest(more["trained_on"]),
     }  # fmt: skip
     if (confirmed := more.get("confirmed")) is None:  # of an earlier version
@@ -165,21 +168,21 @@ def _sha256(data: bytes) -> str:
 NOTHING_SET = content_digest(product_state())
 
 
-def present(conn: sqlite3.Connection) -> dict[str, dict[str, str]]:
+def present(conn: Connection) -> dict[str, dict[str, str]]:
     """Digests of all that decides in the main database now: kind -> subject -> sha256."""
-    products = {r["name"]: content_digest(product_state_of(r)) for r in conn.execute("SELECT * FROM products")}
-    calibrations = conn.execute("SELECT * FROM calibrations").fetchall()
-    networks = conn.execute("SELECT * FROM networks")
+    products = {r.name: content_digest(product_state_of(r)) for r in conn.execute(select(t.products)).all()}
+    calibrations = conn.execute(select(t.calibrations)).all()
+    networks = conn.execute(select(t.networks)).all()
     return {
         PRODUCT: {name: digest for name, digest in products.items() if digest != NOTHING_SET},
         CALIBRATION: {calibration_subject(r): content_digest(calibration_state(r)) for r in calibrations},
-        NETWORK: {r["product"]: content_digest(network_state(r) | {"sha256": _sha256(r["weights"])}) for r in networks},
+        NETWORK: {r.product: content_digest(network_state(r) | {"sha256": _sha256(r.weights)}) for r in networks},
     }
 
 
-def record_present(conn: sqlite3.Connection) -> None:
+def record_present(conn: Connection) -> None:
     """In a home of an older version, record once what it had kept without records."""
-    if conn.execute("SELECT 1 FROM audit WHERE inspection_id = '' LIMIT 1").fetchone() is None:
+    if conn.scalar(_ANY_CHANGE) is None:
         kept = present(conn)
         if any(kept.values()):
             append(conn, PRESENT, "", "refdiff", kept, facts={"change": "set before changes were recorded"})

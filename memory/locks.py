@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from refdiff.model.errors import RefDiffError
 from refdiff.model.files import make_folder, storage_error
 
+_held: set[Path] = set()  # by this process
+
 
 @contextlib.contextmanager
 def hold_lock(path: Path, busy: RefDiffError, *, wait_s: float = 0.0, remove: bool = False) -> Iterator[None]:
@@ -30,9 +32,16 @@ def hold_lock(path: Path, busy: RefDiffError, *, wait_s: float = 0.0, remove: bo
         raise busy from e
     except OSError as e:
         raise storage_error(path, e) from e
+    _held.add(place := path.resolve())
     try:
         yield
     finally:
+        _held.discard(place)
         if remove:
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def holds_lock(path: Path) -> bool:
+    """Whether this process holds the lock file `path`."""
+    return path.resolve() in _held

@@ -1,17 +1,41 @@
-"""The main database of a home (`refdiff.sqlite`): its schema, as migrations, and its one way to be opened."""
+"""The record database of a home, and its one way to be opened: `refdiff.sqlite` in it, or a Postgres server.
+
+Its schema is that of `database/tables.py`; Alembic's revisions bring a database there when it is opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from pydantic import SecretStr
+from sqlalchemy import Connection, inspect, text
 
 from refdiff.memory.audit_chain import adopt_earlier
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.audit_head import AuditHead
-from refdiff.memory.database import Database, Migrations
+from refdiff.memory.database import earlier
+from refdiff.memory.database.database import Database
+from refdiff.memory.database.postgres import PostgresServer
+from refdiff.memory.database.sqlite_file import (
+    SqliteFile,
+    set_user_version,
+    user_version,
+    written_earlier,
+    written_later,
+)
+from refdiff.memory.locks import hold_lock, holds_lock
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.files import open_folder
 
 MAIN = "refdiff.sqlite"
-_OTHERS = ("images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", "checkpoints.sqlite", "goldens.sqlite",
-           ".restoring", AUDIT_HEAD)  # fmt: skip
+MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
+MIGRATIONS = Path(__file__).parent / "database" / "migrations"
+NEWEST = "r0002"  # the last revision there
+_FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
+_OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
     "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
     "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
@@ -24,183 +48,111 @@ def other_stores(home: Path) -> list[str]:
     return [p.name for p in found if (any(p.iterdir()) if p.is_dir() else p.exists())]
 
 
-def open_main(home: Path) -> Database:
-    """Open the main database, made if the home is new. Each of its commits moves the audit head.
+def open_main(settings: MemorySettings) -> Database:
+    """Open the record database of a home, made if the home is new. Each of its commits moves the audit head.
 
-    Raises StorageError where it is damaged, or lost while other stores remain.
+    Raises StorageError where it is damaged, lost while other stores remain, or of a newer version, and UnavailableError
+    where a server does not answer.
     """
+    home = open_folder(settings.home)
     # looked for before the database is: the process that makes a home makes the database first
     lost = _LOST.format(others=", ".join(others)) if (others := other_stores(home)) else ""
-    return Database(home / MAIN, MIGRATIONS, lost=lost, after_commit=AuditHead(home).follow)
+    if (home / MOVING).exists() and not (home / MAIN).exists():
+        raise StorageError(
+            f"{home}: its records are being moved to Postgres; if that was interrupted, repeat it (refdiff move-records)"
+        )
+    if settings.database_url is not None:
+        if (home / MAIN).exists():
+            raise StorageError(
+                f"{home}: it keeps its records in {MAIN}, not in the database of REFDIFF_DATABASE_URL; move them there "
+                "(refdiff move-records), unset that, or set REFDIFF_HOME to another folder"
+            )
+        return open_server(home, settings.database_url, lost)
+    path = home / MAIN
+    if (home / MOVED).exists() and not path.exists():
+        raise StorageError(
+            f"{home}: its records were moved to a Postgres database; set REFDIFF_DATABASE_URL to that one"
+        )
+    if lost and not path.exists():
+        raise StorageError(f"{path}: {lost}")
+    db = Database(SqliteFile(path), lambda db: _migrate(db, home, str(path), lost), AuditHead(home).follow)
+    if others and not db.read_only:
+        earlier.set_aside(db, home)
+    return db
 
 
-MIGRATIONS: Migrations = (
-    (
-        """CREATE TABLE products (
-            name TEXT PRIMARY KEY,
-            scale_mm_per_px REAL,
-            window_lo REAL,
-            window_hi REAL,
-            spec TEXT NOT NULL DEFAULT '{}',
-            spec_version INTEGER NOT NULL DEFAULT 0,
-            updated_at TEXT NOT NULL
-        )""",
-        """CREATE TABLE captures (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            capture_id TEXT NOT NULL UNIQUE,
-            part_id TEXT NOT NULL,
-            product TEXT NOT NULL REFERENCES products(name),
-            sha256 TEXT NOT NULL,
-            scale_mm_per_px REAL,
-            filename TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-        "CREATE INDEX captures_by_part ON captures(part_id, product, seq)",
-        """CREATE TABLE calibrations (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            product TEXT NOT NULL,
-            key TEXT NOT NULL,
-            scores TEXT NOT NULL,
-            pixel_threshold REAL NOT NULL,
-            n INTEGER NOT NULL,
-            reference_count INTEGER NOT NULL,
-            created_at TEXT NOT NULL,
-            seconds REAL NOT NULL,
-            extra TEXT NOT NULL,
-            UNIQUE (product, key)
-        )""",
-        """CREATE TABLE inspections (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            inspection_id TEXT NOT NULL UNIQUE,
-            part_id TEXT NOT NULL,
-            product TEXT NOT NULL,
-            verdict TEXT NOT NULL CHECK (verdict IN ('PASS', 'FAIL', 'REVIEW')),
-            created_at TEXT NOT NULL,
-            report TEXT NOT NULL
-        )""",
-        "CREATE INDEX inspections_by_time ON inspections(created_at, seq)",
-        "CREATE INDEX inspections_by_part ON inspections(part_id)",
-        """CREATE TABLE dispositions (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            decision TEXT NOT NULL CHECK (decision IN ('accept', 'override')),
-            decided_by TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-    ),
-    (
-        # AUTOINCREMENT remembers the last number given, so records cut off the end are noticed
-        """CREATE TABLE audit (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            inspection_id TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            at TEXT NOT NULL,
-            by TEXT NOT NULL,
-            facts TEXT NOT NULL,
-            content TEXT,
-            content_sha256 TEXT NOT NULL,
-            hash TEXT NOT NULL
-        )""",
-        "CREATE INDEX audit_by_inspection ON audit(inspection_id, seq)",
-        "CREATE INDEX audit_by_time ON audit(at)",
-        adopt_earlier,
-    ),
-    (
-        "ALTER TABLE dispositions ADD COLUMN judged TEXT CHECK (judged IN ('good', 'bad'))",
-        "ALTER TABLE dispositions ADD COLUMN as_reference INTEGER NOT NULL DEFAULT 0",
-        """CREATE TABLE blind_checks (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            share REAL NOT NULL,
-            judged TEXT CHECK (judged IN ('good', 'bad')),
-            judged_by TEXT,
-            note TEXT,
-            as_reference INTEGER NOT NULL DEFAULT 0,
-            judged_at TEXT
-        )""",
-        """CREATE TABLE learned (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            golden_id TEXT,
-            outcome TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-    ),
-    (
-        """CREATE TABLE approvals (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            approved INTEGER NOT NULL,
-            by TEXT NOT NULL,
-            note TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-    ),
-    (
-        # where each golden lies in its frame, the pixel grid of the golden that is its anchor; derived, made again if lost
-        """CREATE TABLE frames (
-            golden_id TEXT PRIMARY KEY,
-            product TEXT NOT NULL,
-            anchor_id TEXT NOT NULL,
-            version INTEGER NOT NULL,
-            place TEXT NOT NULL
-        )""",
-        "CREATE INDEX frames_by_product ON frames(product, anchor_id)",
-    ),
-    (
-        # what the pictures of an inspection are drawn from, beside its photos: a small PNG of a few kB
-        """CREATE TABLE differences (
-            inspection_id TEXT PRIMARY KEY REFERENCES inspections(inspection_id),
-            picture BLOB NOT NULL
-        )""",
-    ),
-    (
-        # what people call the findings of reports, one row for each word: the newest about a finding holds
-        """CREATE TABLE defect_names (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            inspection_id TEXT NOT NULL REFERENCES inspections(inspection_id),
-            finding TEXT NOT NULL,
-            product TEXT NOT NULL,
-            part_id TEXT NOT NULL,
-            name TEXT,
-            before TEXT,
-            by TEXT NOT NULL,
-            note TEXT NOT NULL,
-            picture TEXT NOT NULL,
-            created_at TEXT NOT NULL
-        )""",
-        "CREATE INDEX defect_names_by_finding ON defect_names(inspection_id, finding, seq)",
-        "CREATE INDEX defect_names_by_product ON defect_names(product, seq)",
-        # what they look like to the networks, and what it takes to look again; the vectors are derived
-        """CREATE TABLE defect_embeddings (
-            key TEXT PRIMARY KEY,
-            sight TEXT NOT NULL,
-            weights TEXT NOT NULL,
-            vector BLOB NOT NULL
-        )""",
-    ),
-    (
-        # difference networks that were fitted to a product, in place of the shared one; a few MB
-        """CREATE TABLE networks (
-            product TEXT PRIMARY KEY,
-            sha256 TEXT NOT NULL,
-            shared TEXT NOT NULL,
-            more TEXT NOT NULL,
-            created_at TEXT NOT NULL,
-            weights BLOB NOT NULL
-        )""",
-    ),
-    (
-        # how the last fit of each product went, so that none is tried again in vain; decides nothing about parts
-        """CREATE TABLE fit_attempts (
-            product TEXT PRIMARY KEY,
-            attempt TEXT NOT NULL
-        )""",
-    ),
-    (
-        # which inspections are of a photo; a damaged report is of none
-        "CREATE INDEX inspections_by_photo ON inspections(product, "
-        "CASE WHEN json_valid(report) THEN json_extract(report, '$.query_sha256') END)",
-    ),
-    (
-        # what people call counted components, with what it takes to recognise each in a later calibration
-        "ALTER TABLE products ADD COLUMN component_names TEXT NOT NULL DEFAULT '{}'",
-    ),
-)
+def open_server(home: Path, url: SecretStr, lost: str) -> Database:
+    """Open the record database of a home on a server. lost: what to say where it is empty; "": it may be."""
+    server = PostgresServer(url)
+    where = f"database {server.shown}"
+    return Database(server, lambda db: _migrate(db, home, where, lost), AuditHead(home).follow)
+
+
+def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
+    """Bring the schema up to date, in one transaction, by one process at a time."""
+    with db.connection() as conn:
+        version, old = _revision(conn), _old_version(conn)
+    if version == NEWEST:
+        return  # the usual case takes no turn to write
+    _refuse_newer(where, version, old)
+    if db.read_only:
+        raise written_earlier(Path(where), version or str(old), NEWEST)
+    with contextlib.ExitStack() as held, db.transaction() as conn:
+        version, old = _revision(conn), _old_version(conn)  # again: another process may have migrated meanwhile
+        if version == NEWEST:
+            return
+        if version is None and old == 0 and lost:
+            raise StorageError(f"{where}: {lost}")
+        _refuse_newer(where, version, old)
+        if version is None and old:
+            held.enter_context(_without_server(home))  # until all is committed
+            earlier.bring_up(conn, old)
+        _run_revisions(conn, stamped=earlier.REVISION if version is None and old else None)
+        if version is None and old:
+            if earlier.was_before_audit(old):
+                adopt_earlier(conn)
+            earlier.take_over(conn, home)
+        if conn.dialect.name == "sqlite":
+            set_user_version(conn, _FENCE)
+
+
+def _refuse_newer(where: str, version: str | None, old: int) -> None:
+    if version is not None and version > NEWEST:
+        raise written_later(where, version, NEWEST)
+    if version is None and old > earlier.newest():
+        raise written_later(where, str(old), str(earlier.newest()))
+
+
+def _without_server(home: Path) -> AbstractContextManager[None]:
+    """Held while no server uses the home: one of an earlier version would go on writing into what is moved."""
+    lock = home / "serve.lock"
+    if holds_lock(lock):
+        return contextlib.nullcontext()
+    return hold_lock(lock, UnavailableError(
+        f"a refdiff server of an earlier version is using {home}; stop the server first, then repeat this: "
+        "it brings the home up to date"
+    ))  # fmt: skip
+
+
+def _revision(conn: Connection) -> str | None:
+    """Alembic's revision of the database; None where it has none."""
+    if not inspect(conn).has_table("alembic_version"):
+        return None
+    return conn.scalar(text("SELECT version_num FROM alembic_version"))
+
+
+def _old_version(conn: Connection) -> int:
+    """The `user_version` of versions before Alembic; 0 in a new database."""
+    return user_version(conn) if conn.dialect.name == "sqlite" else 0
+
+
+def _run_revisions(conn: Connection, stamped: str | None) -> None:
+    """Run those that the database lacks. stamped: the revision that it is at without knowing it."""
+    from alembic import command  # takes longer to import than to see that nothing is to be done
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": conn})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    if stamped is not None:
+        command.stamp(config, stamped)
+    command.upgrade(config, NEWEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
+from typing import Self
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, field_validator
@@ -28,6 +29,11 @@ class MemorySettings(BaseSettings):
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("refdiff")),
         description="Folder of everything that must be kept (REFDIFF_HOME).",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Postgres database of the records, postgresql://user:password@host/name (REFDIFF_DATABASE_URL); "
+        "without it they are in SQLite under `home`.",
     )
     qdrant_url: str | None = Field(
         default=None,
@@ -54,6 +60,21 @@ class MemorySettings(BaseSettings):
         default=None,
         description="Secret that seals audit exports; kept away from the machine that files (REFDIFF_AUDIT_KEY).",
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.get_secret_value().partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not separator:
+            raise ValueError("write postgresql://user:password@host/name, or leave it out for SQLite")
+        return SecretStr(f"postgresql://{rest}")
+
+    @classmethod
+    def of_folder(cls, home: Path) -> Self:
+        """Everything in a folder, whatever servers the environment names: for homes that are made in passing."""
+        return cls(home=home, database_url=None, qdrant_url=None, qdrant_api_key=None)
 
     @field_validator("home")
     @classmethod

@@ -9,9 +9,11 @@ from typing import Self
 
 from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
-from refdiff.memory.database import Database
+from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import ImageStore
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.adoptions import AdoptionStore
+from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
 from refdiff.memory.records.calibrations import CalibrationStore
 from refdiff.memory.records.captures import CaptureStore
@@ -44,6 +46,8 @@ class Stores(AbstractContextManager["Stores"]):
     adoptions: AdoptionStore
     frames: FrameStore
     defect_names: DefectNameStore
+    keys: KeyStore
+    jobs: JobStore
     settings: MemorySettings
 
     @classmethod
@@ -51,11 +55,11 @@ class Stores(AbstractContextManager["Stores"]):
         """Open the stores under `settings.home`, made (mode 0700) if new. settings: default from the environment.
 
         A read-only folder is opened for reading. Raises StorageError if the folder cannot be made, or the database is
-        damaged, or lost while other stores remain.
+        damaged, or lost while other stores remain; UnavailableError where a server of `database_url` does not answer.
         """
         settings = settings or MemorySettings()
         home = open_folder(settings.home)
-        db = open_main(home)
+        db = open_main(settings)
         try:
             images = ImageStore(home / "images")
         except BaseException:
@@ -75,6 +79,8 @@ class Stores(AbstractContextManager["Stores"]):
             adoptions=AdoptionStore(db),
             frames=FrameStore(db),
             defect_names=DefectNameStore(db),
+            keys=KeyStore(db, home),
+            jobs=JobStore(db),
             settings=settings,
         )
 

@@ -166,7 +166,7 @@ def evaluate(
 def _measure(plan: _Plan, learned: Sequence[LearnedPhoto]) -> EvaluationResults:
     with tempfile.TemporaryDirectory(prefix="refdiff-evaluate-") as folder:
         home = Path(folder)
-        memory = MemorySettings(home=home / "home", qdrant_url=None)
+        memory = MemorySettings.of_folder(home / "home")
         # golden features are of no use later, but a judge's model folder lies in the user's cache
         model = ModelSettings() if plan.judge else ModelSettings(cache=home / "cache")
         with Workspace.open(memory, model, plan.settings) as workspace:

@@ -210,7 +210,7 @@ def _record_product(source: Source, images: Path, plan: RecordingPlan, progress:
     product = source.name.replace("_", "-")
     with tempfile.TemporaryDirectory(prefix="refdiff-record-") as folder:
         home = Path(folder)
-        memory = MemorySettings(home=home / "home", qdrant_url=None)
+        memory = MemorySettings.of_folder(home / "home")
         with Workspace.open(memory, ModelSettings(cache=home / "cache"), ToolsSettings()) as workspace:
             enroll(workspace, product, [p.path for p in goldens])
             calibrate(workspace, product, workspace.settings.references)

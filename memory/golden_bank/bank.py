@@ -24,7 +24,7 @@ from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from refdiff.memory.changes import GOLDEN, recorded
-from refdiff.memory.database import Database
+from refdiff.memory.database.database import Database
 from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors, check_record
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.defect_index import DefectIndex

@@ -6,7 +6,6 @@ match is damaged; it is told apart, and the others are read all the same.
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,15 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import RowMapping
 
-from refdiff.memory.database import Database, Migrations
+from refdiff.memory.database.sqlite_file import Steps, open_local
 from refdiff.memory.golden_bank.golden import Golden, golden_id_of, point_id
 
 Vectors = NDArray[np.float32]
 
 _FLOAT = np.dtype("<f4")
 _RECORD = TypeAdapter(Golden)  # fields added by a newer version are left out, absent ones have defaults
-_MIGRATIONS: Migrations = (
+_STEPS: Steps = (
     (
         "CREATE TABLE goldens (fingerprint TEXT NOT NULL, point INTEGER NOT NULL, "
         "record TEXT NOT NULL, record_crc INTEGER NOT NULL, global BLOB NOT NULL, patches BLOB NOT NULL, "
@@ -61,7 +61,7 @@ class BankFile:
     def __init__(self, path: Path) -> None:
         """Open the file, made for the owner alone if new; one that cannot be written is opened for reading."""
         self.path = path
-        self._db = Database(path, _MIGRATIONS)
+        self._db = open_local(path, _STEPS)
 
     def close(self) -> None:
         """Close the file."""
@@ -70,13 +70,13 @@ class BankFile:
     def put(self, fingerprint: str, stored: StoredGolden) -> None:
         """Keep a golden, durably on return; it replaces a damaged one of its id."""
         with self._db.transaction() as conn:
-            conn.execute(f"INSERT OR REPLACE INTO goldens VALUES {_MARKS}", _row(fingerprint, stored))
+            conn.exec_driver_sql(f"INSERT OR REPLACE INTO goldens VALUES {_MARKS}", _row(fingerprint, stored))
 
     def set_record(self, fingerprint: str, golden: Golden) -> None:
         """Replace the record of a golden; its vectors stay."""
         record = _json(golden)
         with self._db.transaction() as conn:
-            conn.execute(
+            conn.exec_driver_sql(
                 "UPDATE goldens SET record = ?, record_crc = ? WHERE fingerprint = ? AND point = ?",
                 (record, _crc(record.encode()), fingerprint, point_id(golden.golden_id)),
             )
@@ -84,14 +84,16 @@ class BankFile:
     def read(self, fingerprint: str, dims: tuple[int, int]) -> Iterator[StoredGolden | DamagedGolden]:
         """All goldens of that encoder. dims: the sizes (Dg, Dp) of its vectors."""
         with self._db.connection() as conn:
-            for row in conn.execute("SELECT * FROM goldens WHERE fingerprint = ?", (fingerprint,)):
+            for row in conn.exec_driver_sql("SELECT * FROM goldens WHERE fingerprint = ?", (fingerprint,)).mappings():
                 yield _read(row, dims)
 
     def records_of_others(self, fingerprint: str) -> list[Golden]:
         """The records of the goldens of all other encoders; a golden may be there several times."""
         with self._db.connection() as conn:
-            rows = conn.execute("SELECT point, record, record_crc FROM goldens WHERE fingerprint != ?", (fingerprint,))
-            return [golden for row in rows if isinstance(golden := _record(row), Golden)]
+            rows = conn.exec_driver_sql(
+                "SELECT point, record, record_crc FROM goldens WHERE fingerprint != ?", (fingerprint,)
+            )
+            return [golden for row in rows.mappings() if isinstance(golden := _record(row), Golden)]
 
     def take_over(self, found: Iterable[tuple[str, StoredGolden | DamagedGolden]]) -> None:
         """Keep goldens that an earlier version kept elsewhere, each with its encoder's fingerprint; all or none.
@@ -101,7 +103,7 @@ class BankFile:
         with self._db.transaction() as conn:
             for fingerprint, entry in found:
                 row = _row(fingerprint, entry) if isinstance(entry, StoredGolden) else _damaged_row(fingerprint, entry)
-                conn.execute(f"INSERT OR IGNORE INTO goldens VALUES {_MARKS}", row)
+                conn.exec_driver_sql(f"INSERT OR IGNORE INTO goldens VALUES {_MARKS}", row)
 
 
 _MARKS = "(?, ?, ?, ?, ?, ?, ?)"
@@ -119,7 +121,7 @@ def check_record(record: object, golden_id: str) -> Golden:
     return golden
 
 
-def _read(row: sqlite3.Row, dims: tuple[int, int]) -> StoredGolden | DamagedGolden:
+def _read(row: RowMapping, dims: tuple[int, int]) -> StoredGolden | DamagedGolden:
     golden = _record(row)
     if isinstance(golden, DamagedGolden):
         return golden
@@ -136,7 +138,7 @@ def _read(row: sqlite3.Row, dims: tuple[int, int]) -> StoredGolden | DamagedGold
     return StoredGolden(golden, global_vec, patches.reshape(-1, dims[1]))
 
 
-def _record(row: sqlite3.Row) -> Golden | DamagedGolden:
+def _record(row: RowMapping) -> Golden | DamagedGolden:
     golden_id = golden_id_of(row["point"])
     try:
         if _crc(row["record"].encode()) != row["record_crc"]:

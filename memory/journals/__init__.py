@@ -1,1 +1,1 @@
-"""Journals of accepted work: jobs, chat messages, photos of a watched folder. Each has its own SQLite file."""
+"""Journals of accepted work: jobs and chat messages beside the records, photos of a watched folder in a file beside it."""

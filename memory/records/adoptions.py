@@ -7,34 +7,46 @@ second person approves it.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Select, func, insert, literal, select, union, union_all
 
 from refdiff.memory.audit_chain import append
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.api_keys import person
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
 LEARNED, APPROVAL = "learned", "approval"  # kinds of audit records; their tables are `learned` and `approvals`
 
-_CONSENTS = """(
-    SELECT inspection_id, decided_by AS by, reason, created_at AS at, 'disposition' AS source
-    FROM dispositions WHERE as_reference = 1 UNION ALL
-    SELECT inspection_id, judged_by, note, judged_at, 'blind_check' FROM blind_checks WHERE as_reference = 1)"""
+_I, _D, _B = t.inspections.c, t.dispositions.c, t.blind_checks.c
+_L, _A = t.learned.c, t.approvals.c
 
-_JUDGED = """(
-    SELECT inspection_id, judged FROM dispositions WHERE judged IS NOT NULL UNION ALL
-    SELECT inspection_id, judged FROM blind_checks WHERE judged IS NOT NULL)"""
+_CONSENTS = union_all(
+    select(_D.inspection_id, _D.decided_by.label("by"), _D.reason, _D.created_at.label("at"),
+           literal("disposition").label("source")).where(_D.as_reference),
+    select(_B.inspection_id, _B.judged_by, func.coalesce(_B.note, ""), _B.judged_at,
+           literal("blind_check")).where(_B.as_reference),
+).subquery("consents")  # fmt: skip
+_JUDGED = union_all(
+    select(_D.inspection_id, _D.judged).where(_D.judged.is_not(None)),
+    select(_B.inspection_id, _B.judged).where(_B.judged.is_not(None)),
+).subquery("judged")
 
-_PHOTO = "CASE WHEN json_valid(i.report) THEN json_extract(i.report, '$.query_sha256') END"  # as the index has it
-_FOUND_GOOD = (
-    f"SELECT {_PHOTO} AS photo FROM inspections i JOIN {_JUDGED} j USING (inspection_id) "
-    f"WHERE i.product = ?1 AND j.judged = 'good' AND {_PHOTO} IS NOT NULL"
-)
+
+def _found_good(product: str) -> Select[tuple[str]]:
+    """Photos of a product that a person found good."""
+    of = t.inspections.alias("good")
+    found = of.join(_JUDGED, _JUDGED.c.inspection_id == of.c.inspection_id)
+    return (
+        select(of.c.photo)
+        .select_from(found)
+        .where(of.c.product == product, _JUDGED.c.judged == "good", of.c.photo.is_not(None))
+    )
 
 
 @dataclass(frozen=True)
@@ -99,8 +111,8 @@ class AdoptionStore:
     def get(self, inspection_id: str) -> Adoption | None:
         """The outcome for that inspection; None while there is none."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
-        return Adoption(**dict(row)) if row else None
+            row = t.get(conn, t.learned, inspection_id=inspection_id)
+        return Adoption(**t.fields(row, Adoption)) if row else None
 
     def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
         """Record the outcome of an adoption request; later calls return the first outcome.
@@ -113,35 +125,42 @@ class AdoptionStore:
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
         with self._db.connection() as conn:
-            return conn.execute("SELECT 1 FROM learned WHERE golden_id = ?", (golden_id,)).fetchone() is not None
+            return t.get(conn, t.learned, golden_id=golden_id) is not None
 
     def consented(self) -> list[str]:
         """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                f"SELECT c.inspection_id FROM {_CONSENTS} c JOIN approvals a USING (inspection_id) WHERE a.approved = 1 "
-                "AND c.inspection_id NOT IN (SELECT inspection_id FROM learned) ORDER BY c.at"
-            ).fetchall()
-        return list(dict.fromkeys(r["inspection_id"] for r in rows))
+            c = _CONSENTS.c
+            found = conn.scalars(
+                select(c.inspection_id)
+                .join(t.approvals, _A.inspection_id == c.inspection_id)
+                .where(_A.approved, c.inspection_id.not_in(select(_L.inspection_id)))
+                .order_by(c.at)
+            ).all()
+        return list(dict.fromkeys(found))
 
     def waiting(self, inspection_id: str | None = None) -> list[WaitingReference]:
         """Photos that wait for an admin or a second person, the longest waiting first; of all inspections, or of one."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                f"SELECT c.inspection_id, i.part_id, i.product, c.by, COALESCE(c.reason, '') AS reason, c.at, c.source "
-                f"FROM {_CONSENTS} c JOIN inspections i USING (inspection_id) WHERE (?1 IS NULL OR c.inspection_id = ?1) "
-                "AND c.inspection_id NOT IN (SELECT inspection_id FROM learned) "
-                "AND c.inspection_id NOT IN (SELECT inspection_id FROM approvals) ORDER BY c.at",
-                (inspection_id,),
-            ).fetchall()
+            c = _CONSENTS.c
+            proposed = (
+                select(c.inspection_id, _I.part_id, _I.product, c.by, c.reason, c.at, c.source)
+                .join(t.inspections, _I.inspection_id == c.inspection_id)
+                .where(
+                    c.inspection_id.not_in(select(_L.inspection_id)), c.inspection_id.not_in(select(_A.inspection_id))
+                )
+            )
+            if inspection_id is not None:
+                proposed = proposed.where(c.inspection_id == inspection_id)
+            rows = conn.execute(proposed.order_by(c.at)).all()
         # of two that propose the same photo, the first counts
-        return list({r["inspection_id"]: WaitingReference(**dict(r)) for r in reversed(rows)}.values())[::-1]
+        return list({r.inspection_id: WaitingReference(*r) for r in reversed(rows)}.values())[::-1]
 
     def approval(self, inspection_id: str) -> Approval | None:
         """The word about the photo of that inspection; None while it waits, or was never proposed."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM approvals WHERE inspection_id = ?", (inspection_id,)).fetchone()
-        return Approval(**dict(row) | {"approved": bool(row["approved"])}) if row else None
+            row = t.get(conn, t.approvals, inspection_id=inspection_id)
+        return Approval(**t.fields(row, Approval)) if row else None
 
     def decide(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
         """Record an admin's or a second person's word about a proposed photo; it stands.
@@ -153,22 +172,22 @@ class AdoptionStore:
         if not by:
             raise InputError(f"reference of inspection {inspection_id}: who decides is missing")
         with self._db.transaction() as conn:
-            proposed = [
-                r["by"] for r in conn.execute(f"SELECT * FROM {_CONSENTS} WHERE inspection_id = ?", (inspection_id,))
-            ]
+            c = _CONSENTS.c
+            proposed = conn.scalars(select(c.by).where(c.inspection_id == inspection_id)).all()
             if not proposed:
                 raise UnknownRecordError(
                     f"inspection {inspection_id}: nobody has proposed its photo as a reference; `refdiff review` lists "
                     "those that wait"
                 )
             earlier = conn.execute(
-                "SELECT by, created_at AS at FROM approvals WHERE inspection_id = ?1 UNION ALL "
-                "SELECT 'refdiff', created_at FROM learned WHERE inspection_id = ?1",
-                (inspection_id,),
-            ).fetchone()
+                union_all(
+                    select(_A.by, _A.created_at).where(_A.inspection_id == inspection_id),
+                    select(literal("refdiff"), _L.created_at).where(_L.inspection_id == inspection_id),
+                )
+            ).first()
             if earlier is not None:
                 raise DuplicateError(
-                    f"inspection {inspection_id}: {earlier['by']} decided about its photo as a reference at {earlier['at']}"
+                    f"inspection {inspection_id}: {earlier[0]} decided about its photo as a reference at {earlier[1]}"
                 )
             if approved and not admin and all(person(name) == person(by) for name in proposed):
                 raise InputError(
@@ -176,11 +195,7 @@ class AdoptionStore:
                     "has to approve it"
                 )
             made = Approval(inspection_id, approved, by, note.strip(), utc_now())
-            conn.execute(
-                "INSERT INTO approvals (inspection_id, approved, by, note, created_at) "
-                "VALUES (:inspection_id, :approved, :by, :note, :created_at)",
-                vars(made),
-            )
+            conn.execute(insert(t.approvals), vars(made))
             append(conn, APPROVAL, inspection_id, by, asdict(made))
             if not approved:
                 _learned(conn, inspection_id, None, f"refused by {by}" + (f": {made.note}" if made.note else ""))
@@ -193,16 +208,20 @@ class AdoptionStore:
         """
         since = to_utc(datetime.now(UTC) - timedelta(days=days))
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "WITH bad AS (SELECT inspection_id FROM dispositions WHERE judged = 'bad' AND created_at >= ?1 UNION "
-                "SELECT inspection_id FROM blind_checks WHERE judged = 'bad' AND judged_at >= ?1) "
-                "SELECT i.part_id, json_extract(f.value, '$.type') AS type, "
-                "json_extract(f.value, '$.location.region') AS region FROM bad "
-                "JOIN inspections i USING (inspection_id), json_each(i.report, '$.findings') f "
-                "WHERE i.product = ?2 AND i.part_id <> ?3 AND NOT COALESCE(json_extract(f.value, '$.within_limits'), 0)",
-                (since, product, except_part),
+            bad = union(
+                select(_D.inspection_id).where(_D.judged == "bad", _D.created_at >= since),
+                select(_B.inspection_id).where(_B.judged == "bad", _B.judged_at >= since),
             )
-            return {Confirmed(str(row["type"]), str(row["region"] or ""), str(row["part_id"])) for row in rows}
+            rows = conn.execute(
+                select(_I.part_id, _I.report).where(
+                    _I.product == product, _I.part_id != except_part, _I.inspection_id.in_(bad)
+                )
+            ).all()
+        return {
+            Confirmed(str(f.get("type")), str((f.get("location") or {}).get("region") or ""), row.part_id)
+            for row in rows
+            for f in _beyond_limits(row.report)
+        }
 
     def confirmed_parts(self, product: str, most: int) -> list[ConfirmedPart]:
         """Inspections with findings whose part people found defective, newest first, of the newest `most` found so.
@@ -210,34 +229,37 @@ class AdoptionStore:
         Not those of a photo that a person found good, in the same inspection or another.
         """
         with self._db.connection() as conn:
+            bad = select(_JUDGED.c.inspection_id).where(_JUDGED.c.judged == "bad")
             rows = conn.execute(
-                f"SELECT i.inspection_id, i.part_id, {_PHOTO} AS photo, i.report FROM inspections i WHERE i.product = ?1 "
-                f"AND i.inspection_id IN (SELECT inspection_id FROM {_JUDGED} WHERE judged = 'bad') "
-                f"AND {_PHOTO} NOT IN ({_FOUND_GOOD}) ORDER BY i.created_at DESC, i.seq DESC LIMIT ?2",
-                (product, most),
-            ).fetchall()
+                select(_I.inspection_id, _I.part_id, _I.photo, _I.report)
+                .where(_I.product == product, _I.inspection_id.in_(bad), _I.photo.not_in(_found_good(product)))
+                .order_by(_I.created_at.desc(), _I.seq.desc())
+                .limit(most)
+            ).all()
         found = []
         for row in rows:
-            findings = [f for f in json.loads(row["report"]).get("findings", []) if not f.get("within_limits")]
-            at = [f["location"] for f in findings]
+            at = [f["location"] for f in _beyond_limits(row.report)]
             boxes = [(p["x0"], p["y0"], p["x1"], p["y1"]) for p in at]
             if boxes:
-                found.append(ConfirmedPart(row["inspection_id"], row["part_id"], row["photo"], boxes))
+                found.append(ConfirmedPart(row.inspection_id, row.part_id, row.photo, boxes))
         return found
 
     def found_good(self, product: str, photos: Sequence[str]) -> set[str]:
         """Those of some photos (sha256) of a product that a person found good, in any inspection."""
-        marks = ", ".join("?" * len(photos))
         with self._db.connection() as conn:
-            rows = conn.execute(f"{_FOUND_GOOD} AND {_PHOTO} IN ({marks})", (product, *photos)).fetchall()
-        return {row["photo"] for row in rows}
+            return {*conn.scalars(_found_good(product))} & {*photos}
 
 
-def _learned(conn: sqlite3.Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
-    row = conn.execute("SELECT * FROM learned WHERE inspection_id = ?", (inspection_id,)).fetchone()
+def _beyond_limits(report: str) -> list[dict[str, Any]]:
+    """The findings of a report that are not within the limits of the specification."""
+    return [f for f in json.loads(report).get("findings", []) if not f.get("within_limits")]
+
+
+def _learned(conn: Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
+    row = t.get(conn, t.learned, inspection_id=inspection_id)
     if row is not None:
-        return Adoption(**dict(row))
+        return Adoption(**t.fields(row, Adoption))
     made = Adoption(inspection_id, golden_id, outcome, utc_now())
-    conn.execute("INSERT INTO learned VALUES (:inspection_id, :golden_id, :outcome, :created_at)", vars(made))
+    conn.execute(insert(t.learned), vars(made))
     append(conn, LEARNED, inspection_id, "refdiff", asdict(made))
     return made

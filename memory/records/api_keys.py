@@ -9,20 +9,19 @@ The operator's key is the exception: whoever may read the home folder may do eve
 from __future__ import annotations
 
 import builtins
-import contextlib
 import hashlib
 import hmac
 import secrets
-import sqlite3
 import unicodedata
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from refdiff.memory.changes import KEY, State, recorded
-from refdiff.memory.database import Database, Migrations
-from refdiff.memory.schema import open_main
+from sqlalchemy import Connection, Row, insert, select, update
+
+from refdiff.memory.changes import KEY, State, changing, record_change
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
@@ -33,20 +32,7 @@ ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles befo
 OPERATOR_FILE = "operator.key"
 _PREFIX = "rdk"
 _MAX_NAME = 128
-_MIGRATIONS: Migrations = (
-    (
-        """CREATE TABLE keys (
-            key_id TEXT PRIMARY KEY,
-            name TEXT NOT NULL,
-            role TEXT NOT NULL CHECK (role IN ('viewer', 'inspector', 'admin')),
-            sha256 TEXT NOT NULL,
-            created_at TEXT NOT NULL,
-            created_by TEXT NOT NULL,
-            revoked_at TEXT
-        )""",
-    ),
-    ("ALTER TABLE keys ADD COLUMN operator INTEGER NOT NULL DEFAULT 0",),
-)
+_K = t.keys.c
 
 
 @dataclass(frozen=True)
@@ -61,18 +47,12 @@ class ApiKey:
     revoked_at: str | None  # ISO 8601, UTC; None while it is valid
 
 
-class KeyStore(AbstractContextManager["KeyStore"]):
-    """The keys in `home/keys.sqlite`; a context manager, safe to share between threads and processes."""
+class KeyStore:
+    """The keys; safe to share between threads and processes."""
 
-    def __init__(self, home: Path) -> None:
-        self._operator_file = home / OPERATOR_FILE
-        with contextlib.ExitStack() as opened:
-            self._chain = opened.enter_context(open_main(home))
-            self._db = opened.enter_context(Database(home / "keys.sqlite", _MIGRATIONS))
-            self._open = opened.pop_all()
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
+    def __init__(self, db: Database, home: Path) -> None:
+        """home: where the operator's key is kept."""
+        self._db, self._operator_file = db, home / OPERATOR_FILE
 
     def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
         """A new key and its secret text, which is not stored. Raises InputError (name, role, name of another valid key)."""
@@ -94,10 +74,11 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             return known, text
         if not make:
             return None
-        with self._db.connection() as conn:
-            lost = conn.execute("SELECT key_id FROM keys WHERE operator AND revoked_at IS NULL").fetchall()
-        for row in lost:  # the file was lost, or holds another home's key
-            self.revoke(row["key_id"], name)
+        if self._db.path is not None:  # on a server, they are those of other homes
+            with self._db.connection() as conn:
+                lost = conn.scalars(select(_K.key_id).where(_K.operator, _K.revoked_at.is_(None))).all()
+            for key_id in lost:  # the file was lost, or holds another home's key
+                self.revoke(key_id, name)
         taken = {person(k.name) for k in self.list() if k.revoked_at is None}
         key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
         write_atomic(self._operator_file, text.encode())
@@ -110,15 +91,10 @@ class KeyStore(AbstractContextManager["KeyStore"]):
             raise InputError(f"role {role!r}: a role is one of {', '.join(ROLES)}")
         key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), created_by, None)
         text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
-        with self._db.connection() as conn:
-            _check_free(conn, name)  # a refused name leaves no record
-        with self._recorded(key.key_id, created_by, None, key), self._db.transaction() as conn:
+        with changing(self._db) as conn:
             _check_free(conn, name)
-            conn.execute(
-                "INSERT INTO keys (key_id, name, role, sha256, created_at, created_by, operator) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key.key_id, key.name, key.role, _digest(text), key.created_at, key.created_by, operator),
-            )
+            conn.execute(insert(t.keys), vars(key) | {"sha256": _digest(text), "operator": operator})
+            record_change(conn, KEY, key.key_id, created_by, None, key_state(key))
         return key, text
 
     def check(self, text: str) -> ApiKey | None:
@@ -126,43 +102,34 @@ class KeyStore(AbstractContextManager["KeyStore"]):
         prefix, _, rest = text.partition("_")
         key_id = f"k-{rest.partition('_')[0]}" if prefix == _PREFIX else ""
         with self._db.connection() as conn:
-            row = conn.execute(
-                "SELECT * FROM keys WHERE key_id = ?", (key_id.encode("utf-8", "replace").decode(),)
-            ).fetchone()
-        kept = row["sha256"] if row is not None else "0" * 64
+            row = t.get(conn, t.keys, key_id=key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
+        kept = row.sha256 if row is not None else "0" * 64
         same = hmac.compare_digest(_digest(text), kept)
-        return _key(row) if same and row is not None and row["revoked_at"] is None else None
+        return _key(row) if same and row is not None and row.revoked_at is None else None
 
     def list(self) -> builtins.list[ApiKey]:
         """All keys including revoked ones, oldest first."""
         with self._db.connection() as conn:
-            return [_key(row) for row in conn.execute("SELECT * FROM keys ORDER BY created_at, key_id")]
+            return [_key(row) for row in conn.execute(select(t.keys).order_by(_K.created_at, _K.key_id)).all()]
 
     def any_good(self) -> bool:
         """Whether any key is valid besides the operator's own."""
         with self._db.connection() as conn:
-            found = conn.execute("SELECT 1 FROM keys WHERE revoked_at IS NULL AND NOT operator LIMIT 1").fetchone()
-        return found is not None
+            return t.find(conn, t.keys, _K.revoked_at.is_(None), ~_K.operator) is not None
 
     def revoke(self, key_id: str, by: str = "unknown") -> ApiKey:
         """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
-        with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()
-        if row is None:
-            raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
-        known = _key(row)
-        if known.revoked_at is not None:
-            return known
-        ended = replace(known, revoked_at=utc_now())
-        with self._recorded(key_id, by, known, ended), self._db.transaction() as conn:
-            conn.execute(
-                "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (ended.revoked_at, key_id)
-            )
+        with changing(self._db) as conn:
+            row = t.get(conn, t.keys, key_id=key_id)
+            if row is None:
+                raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
+            known = _key(row)
+            if known.revoked_at is not None:
+                return known
+            ended = replace(known, revoked_at=utc_now())
+            conn.execute(update(t.keys).where(_K.key_id == key_id).values(revoked_at=ended.revoked_at))
+            record_change(conn, KEY, key_id, by, key_state(known), key_state(ended))
         return ended
-
-    def _recorded(self, key_id: str, by: str, before: ApiKey | None, after: ApiKey) -> AbstractContextManager[None]:
-        """The audit record of a change, on the disk of the main database before the keys change."""
-        return recorded(self._chain, KEY, key_id, by, key_state(before) if before else None, key_state(after))
 
 
 def key_state(key: ApiKey) -> State:
@@ -170,13 +137,13 @@ def key_state(key: ApiKey) -> State:
     return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at}
 
 
-def _check_free(conn: sqlite3.Connection, name: str) -> None:
+def _check_free(conn: Connection, name: str) -> None:
     """Raises InputError where a valid key has that name."""
-    for row in conn.execute("SELECT key_id, name FROM keys WHERE revoked_at IS NULL"):
-        if person(row["name"]) == person(name):
+    for row in conn.execute(select(_K.key_id, _K.name).where(_K.revoked_at.is_(None))).all():
+        if person(row.name) == person(name):
             raise InputError(
-                f"the key {row['key_id']} already has the name {row['name']!r}, which stands in reports; choose "
-                f"another name, or revoke that key first: refdiff keys revoke {row['key_id']}"
+                f"the key {row.key_id} already has the name {row.name!r}, which stands in reports; choose "
+                f"another name, or revoke that key first: refdiff keys revoke {row.key_id}"
             )
 
 
@@ -189,5 +156,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def _key(row: sqlite3.Row) -> ApiKey:
-    return ApiKey(**{name: row[name] for name in ApiKey.__dataclass_fields__})
+def keys_of(conn: Connection) -> dict[str, ApiKey]:
+    """All keys by id, in somebody's transaction."""
+    return {row.key_id: _key(row) for row in conn.execute(select(t.keys)).all()}
+
+
+def _key(row: Row[Any]) -> ApiKey:
+    return ApiKey(**t.fields(row, ApiKey))

@@ -8,17 +8,23 @@ repeated after a crash draws the same.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
+import json
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from refdiff.memory.audit_chain import append
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.api_keys import person
 from refdiff.memory.records.dispositions import Judgement
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
 BLIND = "blind_check"
+_B, _I = t.blind_checks.c, t.inspections.c
+_DRAWN = t.blind_checks.join(t.inspections)
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,10 @@ def is_drawn(inspection_id: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def draw(conn: sqlite3.Connection, inspection_id: str, share: float) -> None:
+def draw(conn: Connection, inspection_id: str, share: float) -> None:
     """Draw a filed inspection for a blind check, or not, in the transaction that files it. share: 0..1."""
     if is_drawn(inspection_id, share):
-        conn.execute("INSERT INTO blind_checks (inspection_id, share) VALUES (?, ?)", (inspection_id, share))
+        conn.execute(insert(t.blind_checks).values(inspection_id=inspection_id, share=share))
 
 
 class BlindCheckStore:
@@ -84,13 +90,13 @@ class BlindCheckStore:
         """Blind checks without an answer, the longest waiting first."""
         with self._db.connection() as conn:
             rows = conn.execute(
-                "SELECT i.inspection_id, i.part_id, i.product, i.created_at, "
-                "json_extract(i.report, '$.query_sha256') AS sha256 FROM blind_checks b JOIN inspections i "
-                "USING (inspection_id) WHERE b.judged IS NULL AND (?1 IS NULL OR i.product = ?1) "
-                "ORDER BY i.seq LIMIT ?2",
-                (product, limit),
-            )
-            return [Waiting(*(row[k] or "" for k in Waiting.__dataclass_fields__)) for row in rows]
+                select(_I.inspection_id, _I.part_id, _I.product, _I.created_at, func.coalesce(_I.photo, ""))
+                .select_from(_DRAWN)
+                .where(_B.judged.is_(None), *_of(product, None))
+                .order_by(_I.seq)
+                .limit(limit)
+            ).all()
+        return [Waiting(*row) for row in rows]
 
     def answer(
         self, inspection_id: str, judged: Judgement, by: str, note: str = "", as_reference: bool = False
@@ -123,11 +129,7 @@ class BlindCheckStore:
             if (seen := _why_not_blind(conn, inspection_id, by)) is not None:
                 raise InputError(f"{by} {seen} inspection {inspection_id} and is not blind to it; ask somebody else")
             answer = BlindCheck(inspection_id, known.share, judged, by, note.strip(), as_reference, utc_now())
-            conn.execute(
-                "UPDATE blind_checks SET judged = :judged, judged_by = :judged_by, note = :note, "
-                "as_reference = :as_reference, judged_at = :judged_at WHERE inspection_id = :inspection_id",
-                vars(answer),
-            )
+            conn.execute(update(t.blind_checks).where(_B.inspection_id == inspection_id).values(vars(answer)))
             append(conn, BLIND, inspection_id, by, asdict(answer))
         return answer
 
@@ -135,43 +137,47 @@ class BlindCheckStore:
         """All blind answers about inspections of that product since that time, oldest first."""
         with self._db.connection() as conn:
             rows = conn.execute(
-                "SELECT i.inspection_id, i.product, i.verdict, i.created_at, b.judged, b.share FROM blind_checks b "
-                "JOIN inspections i USING (inspection_id) WHERE b.judged IS NOT NULL "
-                "AND (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2) ORDER BY i.created_at, i.seq",
-                (product, None if since is None else to_utc(since)),
-            )
-            return [Answered(**dict(row)) for row in rows]
+                select(_I.inspection_id, _I.product, _I.verdict, _I.created_at, _B.judged, _B.share)
+                .select_from(_DRAWN)
+                .where(_B.judged.is_not(None), *_of(product, since))
+                .order_by(_I.created_at, _I.seq)
+            ).all()
+        return [Answered(*row) for row in rows]
 
     def count(self, product: str | None = None, since: str | None = None) -> tuple[int, int]:
         """(inspections filed, drawn for a blind check) of that product since that time."""
         with self._db.connection() as conn:
-            row = conn.execute(
-                "SELECT COUNT(*) AS filed, COUNT(b.inspection_id) AS drawn FROM inspections i LEFT JOIN blind_checks b "
-                "USING (inspection_id) WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2)",
-                (product, None if since is None else to_utc(since)),
-            ).fetchone()
-        return int(row["filed"]), int(row["drawn"])
+            filed, drawn = conn.execute(
+                select(func.count(), func.count(_B.inspection_id))
+                .select_from(t.inspections.outerjoin(t.blind_checks))
+                .where(*_of(product, since))
+            ).one()
+        return int(filed), int(drawn)
 
 
-def _why_not_blind(conn: sqlite3.Connection, inspection_id: str, by: str) -> str | None:
+def _of(product: str | None, since: str | None) -> list[ColumnElement[bool]]:
+    """Conditions on inspections: of that product, filed since that time, where given."""
+    wanted = [] if product is None else [_I.product == product]
+    return wanted if since is None else [*wanted, _I.created_at >= to_utc(since)]
+
+
+def _why_not_blind(conn: Connection, inspection_id: str, by: str) -> str | None:
     """What that person did who saw the verdict, None if there is nothing."""
+    decided = t.dispositions.c.decided_by
     row = conn.execute(
-        "SELECT json_extract(i.report, '$.requested_by') AS requested_by, d.decided_by FROM inspections i "
-        "LEFT JOIN dispositions d USING (inspection_id) WHERE inspection_id = ?",
-        (inspection_id,),
-    ).fetchone()
-    named = conn.execute("SELECT by FROM defect_names WHERE inspection_id = ?", (inspection_id,)).fetchall()
-    did = [
-        ("decided about the verdict of", row["decided_by"]),
-        ("asked for", row["requested_by"]),
-        *(("named a finding of", n["by"]) for n in named),
+        select(_I.report, decided)
+        .select_from(t.inspections.outerjoin(t.dispositions))
+        .where(_I.inspection_id == inspection_id)
+    ).one()
+    named = conn.scalars(select(t.defect_names.c.by).where(t.defect_names.c.inspection_id == inspection_id)).all()
+    did: list[tuple[str, Any]] = [
+        ("decided about the verdict of", row.decided_by),
+        ("asked for", json.loads(row.report).get("requested_by")),
+        *(("named a finding of", who) for who in named),
     ]
-    return next((what for what, who in did if who is not None and person(who) == person(by)), None)
+    return next((what for what, who in did if who is not None and person(str(who)) == person(by)), None)
 
 
-def _find(conn: sqlite3.Connection, inspection_id: str) -> BlindCheck | None:
-    row = conn.execute("SELECT * FROM blind_checks WHERE inspection_id = ?", (inspection_id,)).fetchone()
-    if row is None:
-        return None
-    fields = {name: row[name] for name in BlindCheck.__dataclass_fields__}
-    return BlindCheck(**fields | {"as_reference": bool(row["as_reference"])})
+def _find(conn: Connection, inspection_id: str) -> BlindCheck | None:
+    row = t.get(conn, t.blind_checks, inspection_id=inspection_id)
+    return None if row is None else BlindCheck(**t.fields(row, BlindCheck))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, update
 
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import RefDiffError
+
+_C = t.calibrations.c
 
 
 @dataclass(frozen=True)
@@ -84,39 +87,43 @@ class CalibrationStore:
             extra = _extra(c)
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
-        newest = "SELECT * FROM calibrations WHERE product = ? ORDER BY seq DESC LIMIT 1"
+        new = {
+            "product": product, "key": c.key, "scores": scores, "pixel_threshold": c.pixel_threshold, "n": c.n,
+            "reference_count": c.references, "created_at": created_at, "seconds": c.seconds, "extra": extra,
+        }  # fmt: skip
         with changing(self._db) as conn:
-            known = conn.execute(newest, (product,)).fetchone()
+            known = _newest(conn, product)
             # not an upsert: the new row must also become the newest
-            conn.execute("DELETE FROM calibrations WHERE product = ? AND key = ?", (product, c.key))
-            conn.execute(
-                "INSERT INTO calibrations (product, key, scores, pixel_threshold, n, reference_count, "
-                "created_at, seconds, extra) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (product, c.key, scores, c.pixel_threshold, c.n, c.references, created_at, c.seconds, extra),
-            )
-            row = conn.execute(newest, (product,)).fetchone()
+            conn.execute(delete(t.calibrations).where(_C.product == product, _C.key == c.key))
+            conn.execute(insert(t.calibrations), new)
+            row = _newest(conn, product)
+            assert row is not None
             before = calibration_state(known) if known else None
             record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
 
     def keep_marks(self, calibration: Calibration) -> None:
         """Keep the marks of a calibration, if it is still the one that was saved. They decide nothing."""
         c = calibration
-        where = (_extra(c), check_product_name(c.product), c.key, to_utc(c.created_at))
+        same = (_C.product == check_product_name(c.product), _C.key == c.key, _C.created_at == to_utc(c.created_at))
         with self._db.transaction() as conn:
-            conn.execute("UPDATE calibrations SET extra = ? WHERE product = ? AND key = ? AND created_at = ?", where)
+            conn.execute(update(t.calibrations).where(*same).values(extra=_extra(c)))
 
     def latest(self, product: str) -> Calibration | None:
         """The product's newest calibration, stale or not; None if there is none."""
-        return self._one("product = ? ORDER BY seq DESC LIMIT 1", check_product_name(product))
+        return self._one(_C.product == check_product_name(product))
 
     def get(self, product: str, key: str) -> Calibration | None:
         """The product's calibration of that key; None if there is none."""
-        return self._one("product = ? AND key = ?", check_product_name(product), key)
+        return self._one(_C.product == check_product_name(product), _C.key == key)
 
-    def _one(self, where: str, *values: str) -> Calibration | None:
+    def _one(self, *where: ColumnElement[bool]) -> Calibration | None:
         with self._db.connection() as conn:
-            row = conn.execute(f"SELECT * FROM calibrations WHERE {where}", values).fetchone()
+            row = t.find(conn, t.calibrations, *where, order=[_C.seq.desc()])
         return None if row is None else _calibration(row)
+
+
+def _newest(conn: Connection, product: str) -> Row[Any] | None:
+    return t.find(conn, t.calibrations, _C.product == product, order=[_C.seq.desc()])
 
 
 def _extra(c: Calibration) -> str:
@@ -137,17 +144,17 @@ def _extra(c: Calibration) -> str:
     return json.dumps(more, allow_nan=False)
 
 
-def _calibration(row: sqlite3.Row) -> Calibration:
-    extra = json.loads(row["extra"])
+def _calibration(row: Row[Any]) -> Calibration:
+    extra = json.loads(row.extra)
     return Calibration(
-        product=row["product"],
-        key=row["key"],
-        scores=json.loads(row["scores"]),
-        pixel_threshold=row["pixel_threshold"],
-        n=row["n"],
-        references=row["reference_count"],
-        created_at=row["created_at"],
-        seconds=row["seconds"],
+        product=row.product,
+        key=row.key,
+        scores=json.loads(row.scores),
+        pixel_threshold=row.pixel_threshold,
+        n=row.n,
+        references=row.reference_count,
+        created_at=row.created_at,
+        seconds=row.seconds,
         peaks=extra.get("peaks", []),
         similarities=extra.get("similarities", []),
         levels=extra.get("levels", []),

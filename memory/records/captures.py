@@ -6,19 +6,23 @@ import builtins
 import difflib
 import heapq
 import itertools
-import sqlite3
 import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select
 
 from refdiff.memory.changes import CAPTURE, changing, record_change
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import check_sha256
 from refdiff.memory.records.products import check_scale, known_name
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
 MAX_PART_ID = 128
+_C = t.captures.c
 _AT_ONCE = 500  # parameters of one statement
 _NEAR_POOL = 2_000  # newest part ids among which the ones like an unknown id are sought
 _COMPARED = 20  # of them, those that look most like it
@@ -77,14 +81,9 @@ class CaptureStore:
             if newest and (newest.sha256, newest.scale_mm_per_px) == (sha256, scale):
                 return newest
             now = utc_now()
-            conn.execute("INSERT OR IGNORE INTO products (name, updated_at) VALUES (?, ?)", (product, now))
+            t.insert_new(conn, t.products, {"name": product, "updated_at": now})
             capture = Capture(f"c-{uuid.uuid4().hex[:12]}", part_id, product, sha256, scale, filename, now)
-            conn.execute(
-                "INSERT INTO captures "
-                "(capture_id, part_id, product, sha256, scale_mm_per_px, filename, created_at) VALUES "
-                "(:capture_id, :part_id, :product, :sha256, :scale_mm_per_px, :filename, :created_at)",
-                vars(capture),
-            )
+            conn.execute(insert(t.captures), vars(capture))
         return capture
 
     def latest(self, part_id: str, product: str | None = None) -> Capture:
@@ -96,8 +95,8 @@ class CaptureStore:
         part_id = normalise_part_id(part_id)
         with self._db.connection() as conn:
             product = None if product is None else known_name(conn, product)
-            rows = conn.execute("SELECT DISTINCT product FROM captures WHERE part_id = ? ORDER BY product", (part_id,))
-            products = [row["product"] for row in rows]
+            of_part = select(_C.product).distinct().where(_C.part_id == part_id).order_by(_C.product)
+            products = conn.scalars(of_part).all()
             newest_ids = [] if products else _newest_ids(conn)
             if product is None and len(products) > 1:
                 raise InputError(f"part {part_id} is in the products {', '.join(products)}; say which product")
@@ -113,10 +112,7 @@ class CaptureStore:
     def history(self, part_id: str) -> list[Capture]:
         """All captures of that part in any product, newest first; [] for an unknown part."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "SELECT * FROM captures WHERE part_id = ? ORDER BY seq DESC", (normalise_part_id(part_id),)
-            )
-            return [_capture(row) for row in rows]
+            return _captures(conn, [_C.part_id == normalise_part_id(part_id)])
 
     def stored(self, ids: Collection[str]) -> set[str]:
         """Those of the texts that are ids of captured parts."""
@@ -125,16 +121,13 @@ class CaptureStore:
             wanted = sorted(ids)
             for start in range(0, len(wanted), _AT_ONCE):
                 some = wanted[start : start + _AT_ONCE]
-                marks = ", ".join("?" * len(some))
-                rows = conn.execute(f"SELECT DISTINCT part_id FROM captures WHERE part_id IN ({marks})", some)
-                found.update(row["part_id"] for row in rows)
+                found.update(conn.scalars(select(_C.part_id).distinct().where(_C.part_id.in_(some))))
         return found
 
     def list(self, part_id: str | None = None, product: str | None = None) -> builtins.list[Capture]:
         """Captures, newest first."""
         with self._db.connection() as conn:
-            where, values = _matching(conn, None, part_id, product)
-            return [_capture(r) for r in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq DESC", values)]
+            return _captures(conn, [_C[k] == v for k, v in _wanted(conn, None, part_id, product).items()])
 
     def remove(
         self, capture_id: str | None = None, part_id: str | None = None, product: str | None = None, *, by: str
@@ -144,29 +137,32 @@ class CaptureStore:
         Raises UnknownRecordError if there is none, InputError if nothing is given.
         """
         with changing(self._db) as conn:
-            where, values = _matching(conn, capture_id, part_id, product)
-            if not where:
+            wanted = _wanted(conn, capture_id, part_id, product)
+            if not wanted:
                 raise InputError("name what to remove: a capture, a part or a product")
-            gone = [_capture(row) for row in conn.execute(f"SELECT * FROM captures {where} ORDER BY seq", values)]
+            where = [_C[name] == value for name, value in wanted.items()]
+            gone = _captures(conn, where)[::-1]
             if not gone:
-                raise UnknownRecordError(f"no captured photo of {', '.join(values)}; see `refdiff captures list`")
+                raise UnknownRecordError(
+                    f"no captured photo of {', '.join(wanted.values())}; see `refdiff captures list`"
+                )
             for capture in gone:
                 record_change(conn, CAPTURE, capture.capture_id, by, asdict(capture), None)
-            conn.execute(f"DELETE FROM captures {where}", values)
+            conn.execute(delete(t.captures).where(*where))
         return gone
 
     def get(self, capture_id: str) -> Capture:
         """The capture of that id. Raises UnknownRecordError."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM captures WHERE capture_id = ?", (capture_id,)).fetchone()
+            row = t.get(conn, t.captures, capture_id=capture_id)
         if row is None:
             raise UnknownRecordError(f"no capture {capture_id!r}; record the photo with `refdiff capture`")
         return _capture(row)
 
 
-def _newest_ids(conn: sqlite3.Connection) -> list[str]:
-    rows = conn.execute("SELECT part_id FROM captures GROUP BY part_id ORDER BY MAX(seq) DESC LIMIT ?", (_NEAR_POOL,))
-    return [row["part_id"] for row in rows]
+def _newest_ids(conn: Connection) -> list[str]:
+    newest = select(_C.part_id).group_by(_C.part_id).order_by(func.max(_C.seq).desc()).limit(_NEAR_POOL)
+    return [*conn.scalars(newest)]
 
 
 def _unknown(part_id: str, others: list[str]) -> str:
@@ -186,26 +182,25 @@ def _pairs(text: str) -> set[str]:
     return {a + b for a, b in itertools.pairwise(f" {text} ")}
 
 
-def _matching(
-    conn: sqlite3.Connection, capture_id: str | None, part_id: str | None, product: str | None
-) -> tuple[str, list[str]]:
-    """The condition for captures that match all that is given, and its values."""
+def _wanted(conn: Connection, capture_id: str | None, part_id: str | None, product: str | None) -> dict[str, str]:
+    """What is given, by column."""
     given = {
         "capture_id": capture_id,
         "part_id": None if part_id is None else normalise_part_id(part_id),
         "product": None if product is None else known_name(conn, product),
     }
-    wanted = {name: value for name, value in given.items() if value is not None}
-    return (f"WHERE {' AND '.join(f'{name} = ?' for name in wanted)}" if wanted else ""), [*wanted.values()]
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _newest(conn: sqlite3.Connection, part_id: str, product: str) -> Capture | None:
-    row = conn.execute(
-        "SELECT * FROM captures WHERE part_id = ? AND product = ? ORDER BY seq DESC LIMIT 1",
-        (part_id, product),
-    ).fetchone()
+def _captures(conn: Connection, where: builtins.list[ColumnElement[bool]]) -> builtins.list[Capture]:
+    """Newest first."""
+    return [_capture(row) for row in conn.execute(select(t.captures).where(*where).order_by(_C.seq.desc())).all()]
+
+
+def _newest(conn: Connection, part_id: str, product: str) -> Capture | None:
+    row = t.find(conn, t.captures, _C.part_id == part_id, _C.product == product, order=[_C.seq.desc()])
     return None if row is None else _capture(row)
 
 
-def _capture(row: sqlite3.Row) -> Capture:
-    return Capture(**{name: row[name] for name in Capture.__dataclass_fields__})
+def _capture(row: Row[Any]) -> Capture:
+    return Capture(**t.fields(row, Capture))

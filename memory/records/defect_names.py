@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from refdiff.memory.audit_chain import append
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.products import known_name
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -173,93 +175,88 @@ class DefectNameStore:
     def of(self, inspection_id: str) -> dict[str, Naming]:
         """What the findings of an inspection are called now: finding -> the newest word about it, if that is a name."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                f"SELECT * FROM ({_NEWEST}) WHERE inspection_id = ? AND name IS NOT NULL ORDER BY seq", (inspection_id,)
-            )
-            return {row["finding"]: _naming(row) for row in rows}
+            named = _NEWEST.where(_N.inspection_id == inspection_id, _N.name.is_not(None)).order_by(_N.seq)
+            return {row.finding: _naming(row) for row in conn.execute(named).all()}
 
     def history(self, inspection_id: str, finding: str) -> list[Naming]:
         """Every word about a finding, oldest first."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "SELECT * FROM defect_names WHERE inspection_id = ? AND finding = ? ORDER BY seq",
-                (inspection_id, finding),
-            )
-            return [_naming(row) for row in rows]
+            said = select(t.defect_names).where(_N.inspection_id == inspection_id, _N.finding == finding)
+            return [_naming(row) for row in conn.execute(said.order_by(_N.seq)).all()]
 
     def revision(self, product: str) -> int:
         """Number of the newest word about findings of that product; 0 where nobody has named one."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT MAX(seq) AS seq FROM defect_names WHERE product = ?", (product,)).fetchone()
-        return int(row["seq"] or 0)
+            return int(conn.scalar(select(func.max(_N.seq)).where(_N.product == product)) or 0)
 
     def unnamed(self, product: str) -> list[str]:
         """The findings of that product that had a name and have none any more, by `Naming.key`."""
         with self._db.connection() as conn:
-            rows = conn.execute(f"SELECT * FROM ({_NEWEST}) WHERE name IS NULL AND product = ?", (product,))
-            return [_naming(row).key for row in rows]
+            rows = conn.execute(_NEWEST.where(_N.name.is_(None), _N.product == product)).all()
+        return [_naming(row).key for row in rows]
 
     # -- what they look like
 
     def examples(self, product: str) -> list[Example]:
         """The findings of that product that have a name, with what they look like, in the order in which they were named."""
         with self._db.connection() as conn:
-            seen = {row["key"]: row for row in conn.execute("SELECT * FROM defect_embeddings")}
+            seen = {row.key: row for row in conn.execute(select(t.defect_embeddings)).all()}
             return [_example(n, seen[n.key]) for n in _current(conn, product) if n.key in seen]
 
     def put_embeddings(self, weights: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Keep what findings (by `Naming.key`) look like to other weights, in place of what they looked like before."""
+        of = t.defect_embeddings
         with self._db.transaction() as conn:
-            conn.executemany(
-                "UPDATE defect_embeddings SET weights = ?, vector = ? WHERE key = ?",
-                [(weights, _bytes(vector), key) for key, vector in vectors.items()],
-            )
+            for key, vector in vectors.items():
+                conn.execute(update(of).where(of.c.key == key).values(weights=weights, vector=_bytes(vector)))
 
 
+_N = t.defect_names.c
 # the newest word about each finding, whatever it says
-_NEWEST = "SELECT * FROM defect_names WHERE seq IN (SELECT MAX(seq) FROM defect_names GROUP BY inspection_id, finding)"
+_WORDS = t.defect_names.alias("words")
+_NEWEST = select(t.defect_names).where(
+    _N.seq.in_(select(func.max(_WORDS.c.seq)).group_by(_WORDS.c.inspection_id, _WORDS.c.finding))
+)
 
 
-def _current(conn: sqlite3.Connection, product: str | None) -> list[Naming]:
-    rows = conn.execute(
-        f"SELECT * FROM ({_NEWEST}) WHERE name IS NOT NULL AND (?1 IS NULL OR product = ?1) ORDER BY seq", (product,)
-    )
-    return [_naming(row) for row in rows]
+def _current(conn: Connection, product: str | None) -> list[Naming]:
+    named = _NEWEST.where(_N.name.is_not(None)).order_by(_N.seq)
+    if product is not None:
+        named = named.where(_N.product == product)
+    return [_naming(row) for row in conn.execute(named).all()]
 
 
-def _newest(conn: sqlite3.Connection, inspection_id: str, finding: str) -> Naming | None:
-    row = conn.execute(
-        "SELECT * FROM defect_names WHERE inspection_id = ? AND finding = ? ORDER BY seq DESC LIMIT 1",
-        (inspection_id, finding),
-    ).fetchone()
+def _newest(conn: Connection, inspection_id: str, finding: str) -> Naming | None:
+    of = (_N.inspection_id == inspection_id, _N.finding == finding)
+    row = t.find(conn, t.defect_names, *of, order=[_N.seq.desc()])
     return None if row is None else _naming(row)
 
 
-def _finding(conn: sqlite3.Connection, inspection_id: str, finding: str) -> tuple[str, str]:
+def _finding(conn: Connection, inspection_id: str, finding: str) -> tuple[str, str]:
     """Part and product of an inspection that has such a finding. Raises UnknownRecordError."""
-    row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
+    row = t.get(conn, t.inspections, inspection_id=inspection_id)
     if row is None:
         raise UnknownRecordError(f"no inspection {inspection_id!r} is filed; see `refdiff inspections list`")
-    known = [str(f.get("id")) for f in json.loads(row["report"]).get("findings", [])]
+    known = [str(f.get("id")) for f in json.loads(row.report).get("findings", [])]
     if finding not in known:
         raise UnknownRecordError(
             f"inspection {inspection_id} has no finding {finding!r}; its findings are: {', '.join(known) or 'none'}"
         )
-    return str(row["part_id"]), str(row["product"])
+    return str(row.part_id), str(row.product)
 
 
-def _spelled(conn: sqlite3.Connection, product: str, name: str, without: Sequence[str] | set[str] = ()) -> str:
+def _spelled(conn: Connection, product: str, name: str, without: Sequence[str] | set[str] = ()) -> str:
     """The name as the product has it. without: findings (`Naming.key`) that do not count."""
     known = {str(n.name).casefold(): str(n.name) for n in _current(conn, product) if n.key not in without}
     return known.get(name.casefold(), name)
 
 
-def _renamed(conn: sqlite3.Connection, n: Naming, name: str | None, by: str, note: str) -> Naming:
+def _renamed(conn: Connection, n: Naming, name: str | None, by: str, note: str) -> Naming:
     return _append(conn, n.inspection_id, n.finding, n.product, n.part_id, name, n, by, note, n.picture)
 
 
 def _append(
-    conn: sqlite3.Connection,
+    conn: Connection,
     inspection_id: str,
     finding: str,
     product: str,
@@ -275,29 +272,25 @@ def _append(
         "before": earlier.name if earlier else None, "by": by, "note": note.strip(), "picture": picture,
         "created_at": utc_now(),
     }  # fmt: skip
-    cursor = conn.execute(
-        f"INSERT INTO defect_names ({', '.join(row)}) VALUES ({', '.join(f':{k}' for k in row)})", row
-    )
-    made = Naming(seq=int(cursor.lastrowid or 0), **row)  # type: ignore[arg-type]
+    seq = conn.execute(insert(t.defect_names).values(row).returning(_N.seq)).scalar_one()
+    made = Naming(seq=seq, **row)  # type: ignore[arg-type]
     append(conn, NAMED, inspection_id, by, asdict(made), facts={k: row[k] for k in ("finding", "before", "name")})
     return made
 
 
-def _put_embedding(conn: sqlite3.Connection, key: str, sight: Sight, weights: str, vector: NDArray[np.float32]) -> None:
-    conn.execute(
-        "INSERT OR REPLACE INTO defect_embeddings (key, sight, weights, vector) VALUES (?, ?, ?, ?)",
-        (key, json.dumps(asdict(sight)), weights, _bytes(vector)),
-    )
+def _put_embedding(conn: Connection, key: str, sight: Sight, weights: str, vector: NDArray[np.float32]) -> None:
+    seen = {"key": key, "sight": json.dumps(asdict(sight)), "weights": weights, "vector": _bytes(vector)}
+    t.put(conn, t.defect_embeddings, seen)
 
 
-def _example(naming: Naming, row: sqlite3.Row) -> Example:
-    kept = json.loads(row["sight"])
+def _example(naming: Naming, row: Row[Any]) -> Example:
+    kept = json.loads(row.sight)
     sight = Sight(**kept | {name: tuple(kept[name]) for name in ("matrix", "box")})
-    return Example(naming, sight, row["weights"], np.frombuffer(row["vector"], _FLOAT))
+    return Example(naming, sight, row.weights, np.frombuffer(row.vector, _FLOAT))
 
 
-def _naming(row: sqlite3.Row) -> Naming:
-    return Naming(**{name: row[name] for name in Naming.__dataclass_fields__})
+def _naming(row: Row[Any]) -> Naming:
+    return Naming(**t.fields(row, Naming))
 
 
 def _who(by: str) -> str:

@@ -5,19 +5,24 @@ They are a biased sample: people look at what failed or is open. Rates and calib
 
 from __future__ import annotations
 
-import sqlite3
 import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from sqlalchemy import Connection, func, insert, select
+
 from refdiff.memory.audit_chain import DISPOSITION, append
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 
 Decision = Literal["accept", "override"]
 Judgement = Literal["good", "bad"]
 _BLANK = "\u115f\u1160\u3164\uffa0\u2800"  # Hangul fillers and the empty Braille cell: letters and symbols without ink
+
+
+_D, _I = t.dispositions.c, t.inspections.c
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class DispositionStore:
             missing = "a reason" if _is_legible(by) else "who decides"
             raise InputError(f"disposition of inspection {inspection_id}: {missing} is missing")
         with self._db.transaction() as conn:
-            filed = conn.execute("SELECT verdict FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
-            if filed is None:
+            verdict = conn.scalar(select(_I.verdict).where(_I.inspection_id == inspection_id))
+            if verdict is None:
                 raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff review` lists the open ones")
             earlier = _find(conn, inspection_id)
             if earlier is not None:
@@ -71,19 +76,16 @@ class DispositionStore:
                     f"({earlier.decision}: {earlier.reason}); the first decision stands",
                     earlier,
                 )
-            judged = _judged(filed["verdict"], decision, judged)
+            judged = _judged(verdict, decision, judged)
             if as_reference and judged != "good":
                 raise InputError(
                     f"inspection {inspection_id}: only a part that you judge good can become a reference"
                     + ("" if judged else "; say that it is good")
                 )
             disposition = Disposition(inspection_id, decision, by, reason, utc_now(), judged, as_reference)
-            conn.execute(
-                "INSERT INTO dispositions (inspection_id, decision, decided_by, reason, created_at, judged, as_reference) "
-                "VALUES (:inspection_id, :decision, :by, :reason, :created_at, :judged, :as_reference)",
-                vars(disposition),
-            )
-            append(conn, DISPOSITION, inspection_id, by, asdict(disposition))
+            said = asdict(disposition)
+            conn.execute(insert(t.dispositions), {"decided_by" if k == "by" else k: v for k, v in said.items()})
+            append(conn, DISPOSITION, inspection_id, by, said)
         return disposition
 
     def get(self, inspection_id: str) -> Disposition | None:
@@ -94,12 +96,13 @@ class DispositionStore:
     def count(self, product: str | None = None, since: str | None = None) -> dict[str, int]:
         """{"accept": n, "override": m} over inspections of that product filed since that time."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "SELECT decision, COUNT(*) AS n FROM dispositions d JOIN inspections i USING (inspection_id) "
-                "WHERE (?1 IS NULL OR i.product = ?1) AND (?2 IS NULL OR i.created_at >= ?2) GROUP BY decision",
-                (product, None if since is None else to_utc(since)),
-            )
-            return {"accept": 0, "override": 0} | {row["decision"]: int(row["n"]) for row in rows}
+            counted = select(_D.decision, func.count()).select_from(t.dispositions.join(t.inspections))
+            if product is not None:
+                counted = counted.where(_I.product == product)
+            if since is not None:
+                counted = counted.where(_I.created_at >= to_utc(since))
+            rows = conn.execute(counted.group_by(_D.decision)).all()
+        return {"accept": 0, "override": 0} | {decision: int(n) for decision, n in rows}
 
 
 def _is_legible(text: str) -> bool:
@@ -107,19 +110,11 @@ def _is_legible(text: str) -> bool:
     return any(c.isprintable() and unicodedata.category(c)[0] in "LNPS" and c not in _BLANK for c in text)
 
 
-def _find(conn: sqlite3.Connection, inspection_id: str) -> Disposition | None:
-    row = conn.execute("SELECT * FROM dispositions WHERE inspection_id = ?", (inspection_id,)).fetchone()
-    if row is None:
+def _find(conn: Connection, inspection_id: str) -> Disposition | None:
+    r = t.get(conn, t.dispositions, inspection_id=inspection_id)
+    if r is None:
         return None
-    return Disposition(
-        row["inspection_id"],
-        row["decision"],
-        row["decided_by"],
-        row["reason"],
-        row["created_at"],
-        row["judged"],
-        bool(row["as_reference"]),
-    )
+    return Disposition(r.inspection_id, r.decision, r.decided_by, r.reason, r.created_at, r.judged, r.as_reference)
 
 
 def _judged(verdict: str, decision: Decision, said: Judgement | None) -> Judgement | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from refdiff.memory.database import Database
+from sqlalchemy import delete, select
+
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 
 VERSION = 2  # raise when goldens have to be registered to each other anew; scores change then (patch_distance.VERSION)
+_F = t.frames.c
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,25 @@ class FrameStore:
     def get(self, golden_id: str) -> GoldenPlace | None:
         """The place of a golden; None if it was not registered yet."""
         with self._db.connection() as conn:
-            row = conn.execute(
-                "SELECT place FROM frames WHERE golden_id = ? AND version = ?", (golden_id, VERSION)
-            ).fetchone()
-        return None if row is None else _place(row["place"])
+            row = t.find(conn, t.frames, _F.golden_id == golden_id, _F.version == VERSION)
+        return None if row is None else _place(row.place)
 
     def put(self, place: GoldenPlace) -> GoldenPlace:
         """Keep a place; returns what is kept, which is the earlier one where another process was first."""
-        row = (place.golden_id, place.product, place.anchor_id, VERSION, json.dumps(asdict(place)))
+        row = {"golden_id": place.golden_id, "product": place.product, "anchor_id": place.anchor_id,
+               "version": VERSION, "place": json.dumps(asdict(place))}  # fmt: skip
         with self._db.transaction() as conn:
-            conn.execute("DELETE FROM frames WHERE golden_id = ? AND version != ?", (place.golden_id, VERSION))
-            conn.execute("INSERT OR IGNORE INTO frames VALUES (?, ?, ?, ?, ?)", row)
-            kept = conn.execute("SELECT place FROM frames WHERE golden_id = ?", (place.golden_id,)).fetchone()
-        return _place(kept["place"])
+            conn.execute(delete(t.frames).where(_F.golden_id == place.golden_id, _F.version != VERSION))
+            t.insert_new(conn, t.frames, row)
+            kept = conn.scalars(select(_F.place).where(_F.golden_id == place.golden_id)).one()
+        return _place(kept)
 
     def of(self, product: str) -> dict[str, str]:
         """Golden id -> id of its anchor, of all goldens of a product that have a place."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "SELECT golden_id, anchor_id FROM frames WHERE product = ? AND version = ?", (product, VERSION)
-            ).fetchall()
-        return {row["golden_id"]: row["anchor_id"] for row in rows}
+            of = select(_F.golden_id, _F.anchor_id).where(_F.product == product, _F.version == VERSION)
+            rows = conn.execute(of).all()
+        return {row.golden_id: row.anchor_id for row in rows}
 
 
 def _place(text: str) -> GoldenPlace:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import builtins
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
+from sqlalchemy import ColumnElement, Row, func, insert, not_, select
+
 from refdiff.memory.audit_chain import DIFFERENCE, append_filed
 from refdiff.memory.changes import changing
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.blind_checks import draw
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.products import check_product_name
@@ -23,6 +25,7 @@ from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
 Verdict = Literal["PASS", "FAIL", "REVIEW"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MAX_PAGE = 1000
+_I, _D = t.inspections.c, t.dispositions.c
 
 
 @dataclass(frozen=True)
@@ -95,25 +98,25 @@ class InspectionStore:
         except (TypeError, ValueError) as e:
             raise RefDiffError(f"report of inspection {inspection_id} is not JSON ({e}); it is not filed") from e
         part_id, product = normalise_part_id(part_id), check_product_name(product)
+        new = {
+            "inspection_id": inspection_id, "part_id": part_id, "product": product, "verdict": verdict,
+            "created_at": to_utc(created_at), "report": text, "photo": report.get("query_sha256"),
+        }  # fmt: skip
         with changing(self._db) as conn:
-            cursor = conn.execute(
-                "INSERT INTO inspections (inspection_id, part_id, product, verdict, created_at, report) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (inspection_id) DO NOTHING",
-                (inspection_id, part_id, product, verdict, to_utc(created_at), text),
-            )
-            if cursor.rowcount == 1:
-                more = dict(facts or {})
-                if difference is not None:
-                    conn.execute("INSERT INTO differences VALUES (?, ?)", (inspection_id, difference))
-                    more[DIFFERENCE] = sha256(difference).hexdigest()
-                append_filed(conn, inspection_id, report, **more)
-                draw(conn, inspection_id, blind_share)
-            return cursor.rowcount == 1
+            if not t.insert_new(conn, t.inspections, new):
+                return False
+            more = dict(facts or {})
+            if difference is not None:
+                conn.execute(insert(t.differences).values(inspection_id=inspection_id, picture=difference))
+                more[DIFFERENCE] = sha256(difference).hexdigest()
+            append_filed(conn, inspection_id, report, **more)
+            draw(conn, inspection_id, blind_share)
+        return True
 
     def find(self, inspection_id: str) -> InspectionRecord | None:
         """The inspection of that id with its report; None if it is not filed."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM inspections WHERE inspection_id = ?", (inspection_id,)).fetchone()
+            row = t.get(conn, t.inspections, inspection_id=inspection_id)
         return None if row is None else _record(row)
 
     def get(self, inspection_id: str) -> InspectionRecord:
@@ -129,8 +132,8 @@ class InspectionStore:
     def difference(self, inspection_id: str) -> bytes | None:
         """What the pictures of an inspection are drawn from; None if it was filed before that was kept."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT picture FROM differences WHERE inspection_id = ?", (inspection_id,)).fetchone()
-        return None if row is None else bytes(row["picture"])
+            row = t.get(conn, t.differences, inspection_id=inspection_id)
+        return None if row is None else bytes(row.picture)
 
     def list(
         self,
@@ -145,14 +148,9 @@ class InspectionStore:
         limit: 1..1000; offset: how many to skip. Raises InputError outside of that.
         """
         _check_page(limit, offset)
-        conditions = _conditions(product, verdict, part_id)
-        where = " AND ".join(conditions) or "1"
+        page = select(t.inspections).where(*_conditions(product, verdict, part_id)).order_by(*_NEWEST_FIRST)
         with self._db.connection() as conn:
-            rows = conn.execute(
-                f"SELECT * FROM inspections i WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ? OFFSET ?",
-                (*conditions.values(), limit, offset),
-            )
-            return [_record(row) for row in rows]
+            return [_record(row) for row in conn.execute(page.limit(limit).offset(offset)).all()]
 
     def search(
         self,
@@ -174,35 +172,36 @@ class InspectionStore:
         _check_page(limit, offset)
         conditions = _conditions(product, verdict, part_id)
         if since is not None:
-            conditions["i.created_at >= ?"] = to_utc(since)
+            conditions.append(_I.created_at >= to_utc(since))
         if until is not None:
-            conditions["i.created_at < ?"] = to_utc(until)
-        where = " AND ".join(conditions) or "1"
+            conditions.append(_I.created_at < to_utc(until))
+        decided = t.inspections.outerjoin(t.dispositions)
+        tables = t.inspections if open_review is None else decided
         if open_review is not None:
-            waits = "(i.verdict = 'REVIEW' AND d.inspection_id IS NULL)"
-            where += f" AND {waits}" if open_review else f" AND NOT {waits}"
-        decided = "LEFT JOIN dispositions d USING (inspection_id)"
-        tables = "inspections i" if open_review is None else f"inspections i {decided}"
-        order = "ORDER BY i.created_at DESC, i.seq DESC"
+            waits = (_I.verdict == "REVIEW") & _D.inspection_id.is_(None)
+            conditions.append(waits if open_review else not_(waits))
         # pick the page's rows by number first, so the reports of skipped rows are not read
-        page = f"SELECT i.seq FROM {tables} WHERE {where} {order} LIMIT ? OFFSET ?"
+        page = (
+            select(_I.seq).select_from(tables).where(*conditions).order_by(*_NEWEST_FIRST).limit(limit).offset(offset)
+        )
+        shown = select(t.inspections, _D.decision, _D.decided_by, _D.created_at.label("decided_at")).select_from(
+            decided
+        )
         with self._db.connection() as conn:
-            total = conn.execute(f"SELECT COUNT(*) FROM {tables} WHERE {where}", tuple(conditions.values())).fetchone()
-            rows = conn.execute(
-                "SELECT i.*, d.decision, d.decided_by, d.created_at AS decided_at "
-                f"FROM inspections i {decided} WHERE i.seq IN ({page}) {order}",
-                (*conditions.values(), limit, offset),
-            )
-            return InspectionPage([_summary(row) for row in rows], int(total[0]))
+            total = conn.scalar(select(func.count()).select_from(tables).where(*conditions))
+            rows = conn.execute(shown.where(_I.seq.in_(page.correlate(None))).order_by(*_NEWEST_FIRST)).all()
+        return InspectionPage([_summary(row) for row in rows], int(total or 0))
 
     def open_reviews(self) -> builtins.list[InspectionRecord]:
         """Inspections with verdict REVIEW and no decision yet, the longest waiting first."""
         with self._db.connection() as conn:
-            rows = conn.execute(
-                "SELECT * FROM inspections WHERE verdict = 'REVIEW' AND inspection_id NOT IN "
-                "(SELECT inspection_id FROM dispositions) ORDER BY created_at, seq"
+            waiting = select(t.inspections).where(
+                _I.verdict == "REVIEW", _I.inspection_id.not_in(select(_D.inspection_id))
             )
-            return [_record(row) for row in rows]
+            return [_record(row) for row in conn.execute(waiting.order_by(_I.created_at, _I.seq)).all()]
+
+
+_NEWEST_FIRST = (_I.created_at.desc(), _I.seq.desc())
 
 
 def _check_page(limit: int, offset: int) -> None:
@@ -210,15 +209,15 @@ def _check_page(limit: int, offset: int) -> None:
         raise InputError(f"limit {limit}, offset {offset}: limit is 1 to {MAX_PAGE}, offset 0 or more")
 
 
-def _conditions(product: str | None, verdict: Verdict | None, part_id: str | None) -> dict[str, str]:
-    """SQL conditions on inspections `i` -> their values, for what is given."""
-    conditions = {}
+def _conditions(product: str | None, verdict: Verdict | None, part_id: str | None) -> list[ColumnElement[bool]]:
+    """For what is given."""
+    conditions = []
     if product is not None:
-        conditions["i.product = ?"] = check_product_name(product)
+        conditions.append(_I.product == check_product_name(product))
     if verdict is not None:
-        conditions["i.verdict = ?"] = _check_verdict(verdict)
+        conditions.append(_I.verdict == _check_verdict(verdict))
     if part_id is not None:
-        conditions["i.part_id = ?"] = normalise_part_id(part_id)
+        conditions.append(_I.part_id == normalise_part_id(part_id))
     return conditions
 
 
@@ -228,31 +227,24 @@ def _check_verdict(verdict: Verdict) -> Verdict:
     return verdict
 
 
-def _summary(row: sqlite3.Row) -> InspectionSummary:
-    report = json.loads(row["report"])
+def _summary(row: Row[Any]) -> InspectionSummary:
+    report = json.loads(row.report)
     return InspectionSummary(
-        inspection_id=row["inspection_id"],
-        part_id=row["part_id"],
-        product=row["product"],
-        verdict=row["verdict"],
-        created_at=row["created_at"],
+        inspection_id=row.inspection_id,
+        part_id=row.part_id,
+        product=row.product,
+        verdict=row.verdict,
+        created_at=row.created_at,
         requested_by=str(report.get("requested_by", "")),
         verdict_reason=str(report.get("verdict_reason", "")),
         image_score=report.get("image_score"),
         p_value=report.get("p_value"),
         findings=len(report.get("findings", ())),
-        decision=row["decision"],
-        decided_by=row["decided_by"],
-        decided_at=row["decided_at"],
+        decision=row.decision,
+        decided_by=row.decided_by,
+        decided_at=row.decided_at,
     )
 
 
-def _record(row: sqlite3.Row) -> InspectionRecord:
-    return InspectionRecord(
-        inspection_id=row["inspection_id"],
-        part_id=row["part_id"],
-        product=row["product"],
-        verdict=row["verdict"],
-        created_at=row["created_at"],
-        report=json.loads(row["report"]),
-    )
+def _record(row: Row[Any]) -> InspectionRecord:
+    return InspectionRecord(**t.fields(row, InspectionRecord) | {"report": json.loads(row.report)})

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, delete, select
 
 from refdiff.memory.changes import NETWORK, changing, network_state, record_change
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
+
+_N = t.networks.c
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,15 @@ class NetworkStore:
             "trained_on": networks.trained_on, "found": networks.found, "seconds": networks.seconds,
             "confirmed": [asdict(defect) for defect in networks.confirmed],
         })  # fmt: skip
-        row = (product, networks.sha256, networks.shared, more, created_at, weights)
+        new = {"product": product, "sha256": networks.sha256, "shared": networks.shared, "more": more,
+               "created_at": created_at, "weights": weights}  # fmt: skip
         with changing(self._db) as conn:
             if attempt is not None:
                 if not _is_last(conn, attempt):
                     return False
                 _put_attempt(conn, _ended(attempt, "kept", found=networks.found))
             known = _row(conn, product)
-            conn.execute("INSERT OR REPLACE INTO networks VALUES (?, ?, ?, ?, ?, ?)", row)
+            t.put(conn, t.networks, new)
             kept = _row(conn, product)
             assert kept is not None
             record_change(
@@ -105,9 +110,9 @@ class NetworkStore:
         with changing(self._db) as conn:
             known, last = _row(conn, check_product_name(product)), _attempt(conn, product)
             if known is not None:
-                conn.execute("DELETE FROM networks WHERE product = ?", (known["product"],))
-                record_change(conn, NETWORK, known["product"], by, network_state(known), None)
-                last = last or FitAttempt(known["product"], "kept", "", by)
+                conn.execute(delete(t.networks).where(_N.product == known.product))
+                record_change(conn, NETWORK, known.product, by, network_state(known), None)
+                last = last or FitAttempt(known.product, "kept", "", by)
             elif last is None or last.outcome != "begun":
                 return False
             _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
@@ -154,13 +159,13 @@ class NetworkStore:
             row = _row(conn, check_product_name(product))
         if row is None:
             return None
-        more = json.loads(row["more"])
+        more = json.loads(row.more)
         return ProductNetworks(
-            product=row["product"],
-            sha256=row["sha256"],
-            shared=row["shared"],
+            product=row.product,
+            sha256=row.sha256,
+            shared=row.shared,
             trained_on=more["trained_on"],
-            created_at=row["created_at"],
+            created_at=row.created_at,
             seconds=more["seconds"],
             found=tuple(more["found"]),
             confirmed=[LearnedDefect(**defect) for defect in more.get("confirmed", [])],
@@ -169,21 +174,19 @@ class NetworkStore:
     def weights(self, networks: ProductNetworks) -> bytes:
         """Their weights, a safetensors file. Raises DamagedError where they are not those that were kept."""
         with self._db.connection() as conn:
-            row = conn.execute(
-                "SELECT weights FROM networks WHERE product = ? AND sha256 = ?", (networks.product, networks.sha256)
-            ).fetchone()
-        if row is None or hashlib.sha256(row["weights"]).hexdigest() != networks.sha256:
-            what = "were replaced meanwhile" if row is None else "are damaged"
+            same = (_N.product == networks.product, _N.sha256 == networks.sha256)
+            weights: bytes | None = conn.scalar(select(_N.weights).where(*same))
+        if weights is None or hashlib.sha256(weights).hexdigest() != networks.sha256:
+            what = "were replaced meanwhile" if weights is None else "are damaged"
             raise DamagedError(
                 f"the networks of product {networks.product!r} {what}; fit them again: refdiff fit --product, or go back to "
                 "the shared network: refdiff fit --remove"
             )
-        return bytes(row["weights"])
+        return weights
 
 
-def _put_attempt(conn: sqlite3.Connection, attempt: FitAttempt) -> None:
-    row = (attempt.product, json.dumps(asdict(attempt)))
-    conn.execute("INSERT OR REPLACE INTO fit_attempts VALUES (?, ?)", row)
+def _put_attempt(conn: Connection, attempt: FitAttempt) -> None:
+    t.put(conn, t.fit_attempts, {"product": attempt.product, "attempt": json.dumps(asdict(attempt))})
 
 
 def _ended(
@@ -193,20 +196,19 @@ def _ended(
     return replace(attempt, outcome=outcome, message=message, found=found, vain=vain)
 
 
-def _is_last(conn: sqlite3.Connection, attempt: FitAttempt) -> bool:
+def _is_last(conn: Connection, attempt: FitAttempt) -> bool:
     """Whether a fit is still the product's last one and has not ended."""
     return attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt
 
 
-def _attempt(conn: sqlite3.Connection, product: str) -> FitAttempt | None:
-    row = conn.execute("SELECT attempt FROM fit_attempts WHERE product = ?", (product,)).fetchone()
+def _attempt(conn: Connection, product: str) -> FitAttempt | None:
+    row = t.get(conn, t.fit_attempts, product=product)
     if row is None:
         return None
-    kept = json.loads(row["attempt"])
+    kept = json.loads(row.attempt)
     return FitAttempt(**kept | {"found": None if kept["found"] is None else tuple(kept["found"])})
 
 
-def _row(conn: sqlite3.Connection, product: str) -> sqlite3.Row | None:
-    columns = "product, sha256, shared, more, created_at"  # not the weights, which are large
-    found: sqlite3.Row | None = conn.execute(f"SELECT {columns} FROM networks WHERE product = ?", (product,)).fetchone()
-    return found
+def _row(conn: Connection, product: str) -> Row[Any] | None:
+    columns = (c for c in _N if c is not _N.weights)  # which are large
+    return conn.execute(select(*columns).where(_N.product == product)).first()

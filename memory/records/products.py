@@ -7,9 +7,10 @@ import json
 import math
 import re
 import shlex
-import sqlite3
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from refdiff.memory.audit_chain import content_digest
 from refdiff.memory.changes import (
@@ -23,10 +24,12 @@ from refdiff.memory.changes import (
     product_state,
     record_change,
 )
-from refdiff.memory.database import Database
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, SpecError, UnknownRecordError
 
+_P = t.products.c
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
@@ -41,13 +44,11 @@ def check_product_name(name: str) -> str:
     return stripped
 
 
-def known_name(conn: sqlite3.Connection, name: str) -> str:
+def known_name(conn: Connection, name: str) -> str:
     """The name of a product as it was first written: "Bracket" is `bracket`, if that exists. Raises InputError."""
     name = check_product_name(name)
-    row = conn.execute(
-        "SELECT name FROM products WHERE name = ? COLLATE NOCASE ORDER BY name = ? DESC LIMIT 1", (name, name)
-    ).fetchone()
-    return name if row is None else str(row["name"])
+    known = conn.scalars(select(_P.name).where(func.lower(_P.name) == name.lower()).order_by(_P.name)).all()
+    return name if not known or name in known else str(known[0])
 
 
 def check_scale(scale_mm_per_px: float | None) -> float | None:
@@ -97,7 +98,7 @@ class ProductStore:
     def get(self, name: str) -> Product | None:
         """The product of that name; None if there is none. Raises InputError if it cannot be a name."""
         with self._db.connection() as conn:
-            row = conn.execute("SELECT * FROM products WHERE name = ?", (known_name(conn, name),)).fetchone()
+            row = t.get(conn, t.products, name=known_name(conn, name))
         return None if row is None else _product(row)
 
     def name_of(self, name: str) -> str:
@@ -108,7 +109,7 @@ class ProductStore:
     def list(self) -> builtins.list[Product]:
         """All products, by name."""
         with self._db.connection() as conn:
-            return [_product(row) for row in conn.execute("SELECT * FROM products ORDER BY name")]
+            return [_product(row) for row in conn.execute(select(t.products).order_by(_P.name)).all()]
 
     def ensure(self, name: str) -> Product:
         """The product, created without specification if new."""
@@ -127,10 +128,7 @@ class ProductStore:
             product = _ensure(conn, name)
             if product.intensity_window is not None:
                 return product
-            return _change(
-                conn, product.name, by,
-                "window_lo = ?, window_hi = ?, updated_at = ?", (lo, hi, utc_now()),
-            )  # fmt: skip
+            return _change(conn, product.name, by, window_lo=lo, window_hi=hi)
 
     def set_spec(
         self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None, by: str = "unknown"
@@ -145,10 +143,7 @@ class ProductStore:
         except (TypeError, ValueError) as e:
             raise SpecError(f"specification of {name!r}: {e}; use numbers, text, lists and mappings only") from e
         with changing(self._db) as conn:
-            return _change(
-                conn, name, by,
-                "spec = ?, scale_mm_per_px = ?, spec_version = spec_version + 1, updated_at = ?", (text, scale, utc_now()),
-            )  # fmt: skip
+            return _change(conn, name, by, spec=text, scale_mm_per_px=scale, spec_version=_P.spec_version + 1)
 
     def name_component(
         self, product: str, name: str | None, look: dict[str, Any] | None, by: str, *, instead_of: str | None = None
@@ -159,7 +154,7 @@ class ProductStore:
         """
         with changing(self._db) as conn:
             product = known_name(conn, product)
-            if conn.execute("SELECT 1 FROM products WHERE name = ?", (product,)).fetchone() is None:
+            if t.get(conn, t.products, name=product) is None:
                 raise UnknownRecordError(f"no product {product!r}")
             names = dict(_ensure(conn, product).component_names)
             if instead_of is not None:
@@ -167,7 +162,7 @@ class ProductStore:
             if name is not None and look is not None:
                 names[name] = look
             text = json.dumps(names, allow_nan=False, sort_keys=True, ensure_ascii=False)
-            return _change(conn, product, by, "component_names = ?, updated_at = ?", (text, utc_now()))
+            return _change(conn, product, by, component_names=text)
 
     def remove(self, name: str, by: str = "unknown") -> Product:
         """Forget a product that nothing was captured of; its calibrations too. The caller has checked the golden bank.
@@ -176,51 +171,49 @@ class ProductStore:
         """
         with changing(self._db) as conn:
             name = known_name(conn, name)
-            row = conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone()
+            row = t.get(conn, t.products, name=name)
             if row is None:
                 raise UnknownRecordError(f"no product {name!r}")
-            photos = conn.execute("SELECT COUNT(*) FROM captures WHERE product = ?", (name,)).fetchone()[0]
+            photos = conn.scalar(select(func.count()).where(t.captures.c.product == name))
             if photos:
                 raise InputError(
                     f"product {name!r} has {photos} captured photos; remove them first: refdiff captures remove --product "
                     f"{shlex.quote(name)}"
                 )
-            for kept in conn.execute("SELECT * FROM calibrations WHERE product = ?", (name,)).fetchall():
+            for kept in conn.execute(select(t.calibrations).where(t.calibrations.c.product == name)).all():
                 record_change(conn, CALIBRATION, calibration_subject(kept), by, calibration_state(kept), None)
-            of_product = "FROM networks WHERE product = ?"
-            for fitted in conn.execute(f"SELECT * {of_product}", (name,)).fetchall():
+            for fitted in conn.execute(select(t.networks).where(t.networks.c.product == name)).all():
                 record_change(conn, NETWORK, name, by, network_state(fitted), None)
-            conn.execute(f"DELETE {of_product}", (name,))
-            conn.execute("DELETE FROM fit_attempts WHERE product = ?", (name,))
             record_change(conn, PRODUCT, name, by, _product(row).state, None)
-            conn.execute("DELETE FROM calibrations WHERE product = ?", (name,))
-            conn.execute("DELETE FROM products WHERE name = ?", (name,))
+            for table in (t.networks, t.fit_attempts, t.calibrations):
+                conn.execute(delete(table).where(table.c.product == name))
+            conn.execute(delete(t.products).where(_P.name == name))
             return _product(row)
 
 
-def _change(conn: sqlite3.Connection, name: str, by: str, assignments: str, values: tuple[Any, ...]) -> Product:
+def _change(conn: Connection, name: str, by: str, **values: Any) -> Product:
     """Set columns of a product, which is created if new, with the audit record of the change."""
     before = _ensure(conn, name)
-    conn.execute(f"UPDATE products SET {assignments} WHERE name = ?", (*values, before.name))
+    conn.execute(update(t.products).where(_P.name == before.name).values(updated_at=utc_now(), **values))
     after = _ensure(conn, before.name)
     record_change(conn, PRODUCT, before.name, by, before.state, after.state, spec_version=after.spec_version)
     return after
 
 
-def _ensure(conn: sqlite3.Connection, name: str) -> Product:
+def _ensure(conn: Connection, name: str) -> Product:
     name = known_name(conn, name)
-    conn.execute("INSERT OR IGNORE INTO products (name, updated_at) VALUES (?, ?)", (name, utc_now()))
-    return _product(conn.execute("SELECT * FROM products WHERE name = ?", (name,)).fetchone())
+    t.insert_new(conn, t.products, {"name": name, "updated_at": utc_now()})
+    return _product(conn.execute(select(t.products).where(_P.name == name)).one())
 
 
-def _product(row: sqlite3.Row) -> Product:
-    window = None if row["window_lo"] is None else (row["window_lo"], row["window_hi"])
+def _product(row: Row[Any]) -> Product:
+    window = None if row.window_lo is None else (row.window_lo, row.window_hi)
     return Product(
-        name=row["name"],
-        scale_mm_per_px=row["scale_mm_per_px"],
+        name=row.name,
+        scale_mm_per_px=row.scale_mm_per_px,
         intensity_window=window,
-        spec=json.loads(row["spec"]),
-        spec_version=row["spec_version"],
-        updated_at=row["updated_at"],
-        component_names=json.loads(row["component_names"]),
+        spec=json.loads(row.spec),
+        spec_version=row.spec_version,
+        updated_at=row.updated_at,
+        component_names=json.loads(row.component_names),
     )

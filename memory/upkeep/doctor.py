@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from refdiff.memory.audit_chain import ARTEFACTS
+from sqlalchemy import Connection, inspect, select, text
+
+from refdiff.memory.audit_chain import ARTEFACTS, FILED
+from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, other_stores
+from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
@@ -29,9 +31,10 @@ from refdiff.memory.upkeep.leftovers import abandoned, remove
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.progress import Progress, silent
 
-Kind = Literal["missing", "damaged", "orphaned", "leftover", "exposed", "unchecked"]
-SERIOUS: tuple[Kind, ...] = ("missing", "damaged")  # something is lost until it is restored
+Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
+SERIOUS: tuple[Kind, ...] = ("missing", "damaged", "unreadable")  # something is, or may be, lost until it is restored
 
+_STREAMED: dict[str, Any] = {"execution_options": {"yield_per": 500}}  # of statements with many rows
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -68,8 +71,13 @@ class Examination:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is missing or damaged."""
+        """Whether the records could be read and nothing is missing or damaged."""
         return not any(f.serious for f in self.findings)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the records could not be read, so what they name was not looked for."""
+        return any(f.kind == "unreadable" for f in self.findings)
 
 
 def examine(
@@ -92,6 +100,7 @@ class _Doctor:
         self._found = Examination()
         self._files = list(files(self._home))
         self._named: dict[str, str] = {}  # sha256 of each photo that is needed -> what needs it
+        self._mentioned: set[str] | None = None  # what looks like a sha256 in the records; None: they could not be read
 
     def examine(self) -> Examination:
         for place in self._files:
@@ -99,11 +108,11 @@ class _Doctor:
             store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
             self._found.bytes[store] = self._found.bytes.get(store, 0) + about.st_size
         sound = self._databases()
-        if Path(MAIN) in sound:
-            with reading(self._home / MAIN) as conn:
-                self._inspections(conn, sound)
-                self._needed(conn)
-            self._audit()
+        if Path(MAIN) in sound or self._settings.database_url is not None:
+            self._records(sound)
+            sound = {
+                place for place in sound if (self._home / place).exists()
+            }  # opening it may have moved earlier ones
         self._bank()
         self._photos(sound)
         self._leftovers()
@@ -136,9 +145,14 @@ class _Doctor:
                 wrong[place] = said
             else:
                 sound.add(place)
-        if Path(MAIN) not in self._files and (others := other_stores(self._home)):
+        in_folder = self._settings.database_url is None
+        if in_folder and Path(MAIN) not in self._files and (others := other_stores(self._home)):
             again = "repeat the restore that was interrupted here (refdiff restore)"
             remedy = "put the file back, or restore a backup into an empty folder (refdiff restore)"
+            if (self._home / MOVED).exists():
+                remedy = "its records were moved to Postgres: set REFDIFF_DATABASE_URL to that database"
+            if (self._home / MOVING).exists():
+                remedy = "moving its records to Postgres was interrupted: repeat it (refdiff move-records)"
             self._add("missing", f"the main database, though {', '.join(others)} are there", [MAIN],
                       again if (self._home / STAGING).exists() else remedy)  # fmt: skip
         checkpoints = Path("checkpoints.sqlite")
@@ -157,12 +171,16 @@ class _Doctor:
                 with contextlib.suppress(FileNotFoundError):
                     (self._home / name).rename(self._home / f"{name}.damaged-{int(time.time())}")
 
-    def _audit(self) -> None:
+    def _records(self, sound: set[Path]) -> None:
         try:
             with Stores.open(self._settings) as stores:
+                with stores.db.snapshot() as conn:
+                    self._inspections(conn, sound)
+                    self._needed(conn)
+                    self._mentioned = self._sha256_of(conn)
                 problem = stores.audit.verify_store().problem
         except RefDiffError as e:
-            self._add("unchecked", "the audit trail", [str(e)], "see the message")
+            self._add("unreadable", "the records and the audit trail", [str(e)], "see the message")
             return
         if problem is not None:
             self._add("damaged", "the audit trail", [str(problem)],
@@ -170,18 +188,20 @@ class _Doctor:
 
     # -- inspections
 
-    def _inspections(self, conn: sqlite3.Connection, sound: set[Path]) -> None:
+    def _inspections(self, conn: Connection, sound: set[Path]) -> None:
         there = {place for place in self._files if place.parts[0] == "inspections"}
         folders = {place.parts[1] for place in there if len(place.parts) > 2}
         filed, missing, empty = set(), [], []
-        for row in conn.execute(
-            "SELECT i.inspection_id, i.report, a.facts FROM inspections i "
-            "LEFT JOIN audit a ON a.inspection_id = i.inspection_id AND a.kind = 'filed'"
-        ):
-            inspection_id = row["inspection_id"]
+        i, a = t.inspections.c, t.audit.c
+        of_filing = t.inspections.outerjoin(t.audit, (a.inspection_id == i.inspection_id) & (a.kind == FILED))
+        for row in conn.execute(select(i.inspection_id, i.report, a.facts).select_from(of_filing), **_STREAMED):
+            inspection_id = row.inspection_id
             filed.add(inspection_id)
-            written = _json(row["facts"] or "").get(ARTEFACTS)  # earlier versions wrote all that the report names
-            named = (_json(row["report"]).get("artefacts") or {}).values() if written is None else written
+            written = _json(row.facts or "").get(ARTEFACTS)  # earlier versions wrote all that the report names
+            report = _json(row.report)
+            if sha256 := report.get("query_sha256"):
+                self._named[sha256] = f"photo of inspection {inspection_id}"
+            named = (report.get("artefacts") or {}).values() if written is None else written
             for path in filter(None, named):
                 place = Path("inspections", inspection_id, Path(path).name)
                 if place not in there:
@@ -192,39 +212,34 @@ class _Doctor:
         remedy = "take them from a backup; photo and report are still in the home if nothing else is named here"
         self._add("missing", "files of filed inspections", missing, remedy)
         self._add("damaged", "files of filed inspections (empty)", empty, remedy)
-        done, unfinished = self._jobs(sound)
+        done, unfinished = self._jobs(conn, sound)
         self._add("missing", "inspections that the journal of jobs says are filed", done - filed,
-                  "the main database is older than jobs.sqlite: restore all of one backup")  # fmt: skip
+                  "they were removed from the database: restore a backup")  # fmt: skip
         self._add("orphaned", "folders of inspections that were never filed", folders - filed - unfinished,
                   "delete them, or keep them; nothing names them")  # fmt: skip
 
-    def _jobs(self, sound: set[Path]) -> tuple[set[str], set[str]]:
+    def _jobs(self, conn: Connection, sound: set[Path]) -> tuple[set[str], set[str]]:
         """Inspections that were requested and are (done, not done); those with a checkpoint are not done."""
         done: set[str] = set()
         unfinished: set[str] = set()
-        if Path("jobs.sqlite") in sound:
-            with reading(self._home / "jobs.sqlite") as conn:
-                for row in conn.execute("SELECT inspection_id, state FROM jobs"):
-                    (done if row["state"] == "done" else unfinished).add(row["inspection_id"])
+        for inspection_id, state in conn.execute(select(t.jobs.c.inspection_id, t.jobs.c.state)):
+            (done if state == "done" else unfinished).add(inspection_id)
+        threads = "SELECT DISTINCT thread_id FROM checkpoints"
+        if inspect(conn).has_table("checkpoints"):
+            unfinished |= {*conn.scalars(text(threads))}
         if Path("checkpoints.sqlite") in sound:
-            with reading(self._home / "checkpoints.sqlite") as conn:
-                unfinished |= {row[0] for row in conn.execute("SELECT DISTINCT thread_id FROM checkpoints")}
+            with reading(self._home / "checkpoints.sqlite") as kept:
+                unfinished |= {row[0] for row in kept.execute(threads)}
         return done, unfinished
 
     # -- photos and goldens
 
-    def _needed(self, conn: sqlite3.Connection) -> None:
-        for row in conn.execute("SELECT part_id, capture_id, sha256 FROM captures"):
-            self._named[row["sha256"]] = f"photo {row['capture_id']} of part {row['part_id']}"
-        for row in conn.execute("SELECT inspection_id, report FROM inspections"):
-            report = _json(row["report"])
-            if sha256 := report.get("query_sha256"):
-                self._named.setdefault(sha256, f"photo of inspection {row['inspection_id']}")
-        if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'defect_names'").fetchone():  # not in older homes
-            for row in conn.execute("SELECT picture, finding, part_id FROM defect_names WHERE name IS NOT NULL"):
-                self._named.setdefault(
-                    row["picture"], f"picture of named finding {row['finding']} of part {row['part_id']}"
-                )
+    def _needed(self, conn: Connection) -> None:
+        c, n = t.captures.c, t.defect_names.c
+        for row in conn.execute(select(c.part_id, c.capture_id, c.sha256), **_STREAMED):
+            self._named[row.sha256] = f"photo {row.capture_id} of part {row.part_id}"
+        for row in conn.execute(select(n.picture, n.finding, n.part_id).where(n.name.is_not(None)), **_STREAMED):
+            self._named.setdefault(row.picture, f"picture of named finding {row.finding} of part {row.part_id}")
 
     def _bank(self) -> None:
         bank = self._bank_contents
@@ -248,22 +263,27 @@ class _Doctor:
                 damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
         self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
                   "refdiff enroll)")  # fmt: skip
-        if Path(MAIN) in sound:
-            self._add("orphaned", "photos that nothing in the home names", photos.keys() - self._mentioned(sound),
+        if self._mentioned is not None:
+            mentioned = self._mentioned.union(*map(self._sha256_in, sorted(sound - {Path(MAIN)})))
+            self._add("orphaned", "photos that nothing in the home names", photos.keys() - mentioned,
                       "delete them, or keep them: of refused requests, or of records that were lost")  # fmt: skip
 
-    def _mentioned(self, sound: set[Path]) -> set[str]:
-        """Everything in any database that looks like a sha256."""
+    def _sha256_of(self, conn: Connection) -> set[str]:
+        """Everything in the records that looks like a sha256."""
         found: set[str] = set()
-        for number, place in enumerate(sorted(sound), start=1):
-            self._progress("reading databases", number, len(sound))
-            with reading(self._home / place) as conn:
-                for (table,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                    for row in conn.execute(f'SELECT * FROM "{table}"'):
-                        for value in row:
-                            data = value.encode() if isinstance(value, str) else value
-                            if isinstance(data, bytes):
-                                found.update(m.decode() for m in _SHA256.findall(data))
+        for number, table in enumerate(t.METADATA.sorted_tables, start=1):
+            self._progress("reading records", number, len(t.METADATA.tables))
+            for row in conn.execute(select(table), **_STREAMED):
+                found.update(_looks_like_sha256(row))
+        return found
+
+    def _sha256_in(self, place: Path) -> set[str]:
+        """Everything in a SQLite file that looks like one."""
+        found: set[str] = set()
+        with reading(self._home / place) as conn:
+            for (table,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                for row in conn.execute(f'SELECT * FROM "{table}"'):
+                    found.update(_looks_like_sha256(row))
         return found
 
     # -- what killed processes left, and who may read
@@ -297,12 +317,19 @@ class _Doctor:
                   "refdiff doctor --repair closes them", close)  # fmt: skip
 
 
-def _json(text: str) -> dict[str, Any]:
+def _looks_like_sha256(row: Iterable[Any]) -> Iterator[str]:
+    for value in row:
+        data = value.encode() if isinstance(value, str) else value
+        if isinstance(data, bytes):
+            yield from (m.decode() for m in _SHA256.findall(data))
+
+
+def _json(data: str) -> dict[str, Any]:
     try:
-        data = json.loads(text)
+        found = json.loads(data)
     except (ValueError, RecursionError):  # the audit check tells
         return {}
-    return data if isinstance(data, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(path: Path) -> str:

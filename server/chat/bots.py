@@ -70,7 +70,7 @@ def _teams(
     secret = settings.teams_client_secret.get_secret_value() if settings.teams_client_secret else None
     teams = make_app(app, settings.teams_client_id, secret, settings.teams_tenant_id, where.cloud, where.token)
     platform = stack.enter_context(TeamsPlatform(service, teams))
-    store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
+    store = ChatStore(service.stores.db, platform.name)
     bot = ChatBot(service, store, platform, deciders=settings.teams_deciders, public_url=settings.public_url)
     listen(teams, platform, bot, settings.teams_tenant_id)
     stack.enter_context(bot)
@@ -91,7 +91,7 @@ def _slack(app: FastAPI, service: InspectionService, settings: ChatSettings, sta
 
     client = make_client(settings.slack_bot_token.get_secret_value(), settings.slack_api_url)
     platform = SlackPlatform(service, client, SlackReaders(client, settings.slack_readers, settings.slack_deciders))
-    store = stack.enter_context(ChatStore(service.stores.settings.home, platform.name))
+    store = ChatStore(service.stores.db, platform.name)
     bot = ChatBot(service, store, platform, deciders=settings.slack_deciders, public_url=settings.public_url)
     stack.enter_context(bot)
     secret = settings.slack_signing_secret

@@ -134,9 +134,10 @@ def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[Render
     goldens, parts = choose(cells)
     from refdiff.tools.workspace import Workspace
 
-    # no server, bank or checkpoints of the user's; the cache is shared, since it holds the language model's folder and
+    # no server, database or checkpoints of the user's; the cache is shared, since it holds the language model's folder and
     # features by content
-    memory = settings.memory.model_copy(update={"home": out / "home", "qdrant_url": None, "qdrant_api_key": None})
+    servers = ("database_url", "qdrant_url", "qdrant_api_key")
+    memory = settings.memory.model_copy(update=dict.fromkeys(servers) | {"home": out / "home"})
     agent = settings.agent.model_copy(update={"checkpoint_url": None})
     with Workspace.open(memory=memory, model=settings.model, tools=settings.tools) as workspace:
         enrolled = {product: _enroll(workspace, product, chosen) for product, chosen in goldens.items()}

@@ -1,4 +1,4 @@
-"""`refdiff doctor`, `backup` and `restore`: the home folder as a whole."""
+"""`refdiff doctor`, `backup`, `restore` and `move-records`: the home folder as a whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.schema import MAIN
+from refdiff.memory.schema import MAIN, MOVED
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.backup import Manifest, back_up
 from refdiff.memory.upkeep.backup import restore as restore_backup
 from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
-from refdiff.model.errors import RefDiffError
+from refdiff.memory.upkeep.move import move_records as move
+from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, shown_path
@@ -26,6 +28,9 @@ _SHOWN = 5  # names of one finding, for people; --json has all
 def register(app: typer.Typer) -> None:
     app.command(epilog="Examples: refdiff doctor · refdiff doctor --repair")(doctor)
     app.command(epilog="Examples: refdiff backup /backups/2026-01-31.tar · refdiff backup /backups/today")(backup)
+    app.command(
+        "move-records", epilog="Example: REFDIFF_DATABASE_URL=postgresql://refdiff@db/refdiff refdiff move-records"
+    )(move_records)
     app.command(epilog="Example: REFDIFF_HOME=/data/new refdiff restore /backups/2026-01-31.tar")(restore)
 
 
@@ -35,24 +40,25 @@ def doctor(
     ] = False,
     _json: Json = False,
 ) -> None:
-    """Compare the databases, files and golden samples of the home folder, and say what is wrong with them.
+    """Compare the records, files and golden samples of the home folder, and say what is wrong with them.
 
     Reads every photo. Safe while the server runs; the golden samples are then not checked.
     Nothing that a person made is changed or deleted.
 
-    Exit code: 0 nothing is missing or damaged, 65 otherwise.
+    Exit code: 0 nothing is missing or damaged, 65 something is, or the records could not be read.
     """
-    home = settings().memory.home
+    memory = settings().memory
+    home = memory.home
     with output.progress("examining") as moved:
-        found = examine(settings().memory, _bank(home), repair, moved)
+        found = examine(memory, _bank(memory), repair, moved)
     emit(_examined(home, found), *_lines(home, found))
     if not found.sound:
         raise typer.Exit(_UNSOUND)
 
 
-def _bank(home: Path) -> BankContents | str:
+def _bank(memory: MemorySettings) -> BankContents | str:
     """What the golden bank holds, or in words why that is not known."""
-    if not (home / MAIN).exists():
+    if memory.database_url is None and not (memory.home / MAIN).exists():
         return "without the main database, the bank is not opened"
     try:
         with open_workspace(bank_wait_s=0.0) as workspace:
@@ -83,9 +89,15 @@ def _lines(home: Path, found: Examination) -> list[str]:
     average = "" if each is None else f"; {found.inspections} inspections, {_mb(each)} of files each"
     return [
         *(_finding(f) for f in found.findings),
-        f"{shown_path(home)}: {'nothing is missing or damaged' if found.sound else 'something is missing or damaged'}",
+        f"{shown_path(home)}: {_said(found)}",
         f"{_mb(size)} in use ({parts}){average}",
     ]
+
+
+def _said(found: Examination) -> str:
+    if found.unread:
+        return "the records could not be read, so not all was examined"
+    return "nothing is missing or damaged" if found.sound else "something is missing or damaged"
 
 
 def _finding(f: Finding) -> str:
@@ -107,9 +119,11 @@ def backup(
 ) -> None:
     """Copy the home folder, also while the server runs: databases, golden samples, photos and reports.
 
-    Every file is listed with its sha256. The golden samples of a Qdrant server are not in it: use Qdrant's snapshots.
+    Every file is listed with its sha256. The golden samples of a Qdrant server are not in it: use Qdrant's snapshots. A home
+    whose records are in Postgres is refused: use pg_dump, and copy the folder while nothing uses it.
     """
     memory = settings().memory
+    _check_in_folder(memory)
     with output.progress("backing up") as moved:
         made = back_up(memory.home, target, moved)
     if memory.qdrant_url is not None:
@@ -127,7 +141,9 @@ def restore(
 
     Every file is compared with its sha256 before any takes its place.
     """
-    home = settings().memory.home
+    memory = settings().memory
+    _check_in_folder(memory)
+    home = memory.home
     with output.progress("restoring") as moved:
         made = restore_backup(source, home, moved)
     with open_stores() as stores:
@@ -137,6 +153,34 @@ def restore(
     emit(
         _written(home, made) | {"audit": {"records": checked.records, "intact": checked.problem is None}},
         f"{_size(made)} of {made.made_at[:19]} UTC in {shown_path(home)}",
+    )
+
+
+def _check_in_folder(memory: MemorySettings) -> None:
+    """Raises InputError where the records are not in the home folder."""
+    if memory.database_url is not None:
+        raise InputError(
+            "backup and restore are of a home folder alone, and REFDIFF_DATABASE_URL keeps the records in Postgres: back up "
+            "the database with pg_dump first, then copy the folder while nothing uses it; restore both"
+        )
+
+
+def move_records(_json: Json = False) -> None:
+    """Move the records of this home into the empty Postgres database of REFDIFF_DATABASE_URL, all or none.
+
+    Products, captures, reports, decisions, jobs, keys, chats and the audit trail; photos and files stay in the folder. Stop
+    everything that uses the home first. The SQLite file stays as refdiff.sqlite-moved.
+    """
+    memory = settings().memory
+    with output.progress("moving") as moved:
+        copied = move(memory, moved)
+    with open_stores() as stores:
+        checked = stores.audit.verify_store()
+    if checked.problem is not None:
+        output.note(f"the audit trail was not intact before: {checked.problem}")
+    emit(
+        {"rows": copied, "audit": {"records": checked.records, "intact": checked.problem is None}},
+        f"{sum(copied.values())} rows moved; {MOVED} stays in {shown_path(memory.home)} and may be deleted",
     )
 
 

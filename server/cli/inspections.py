@@ -147,8 +147,8 @@ def show_filed(
 @inspections.command("cancel", epilog="Example: refdiff inspections cancel insp-20260131-141500-5f3a9c1e")
 def cancel_inspection(inspection_id: InspectionId, _json: Json = False) -> None:
     """Cancel an inspection that waits in the server's queue; its photo is kept. The server may be running."""
-    with open_stores() as stores, JobStore(stores.settings.home, stores.db) as jobs:
-        job = jobs.cancel(clean(inspection_id), settings().server.user)
+    with open_stores() as stores:
+        job = stores.jobs.cancel(clean(inspection_id), settings().server.user)
     lines = [
         f"{job.inspection_id}: part {job.request['part_id']}, cancelled",
         f"to inspect it after all: refdiff inspections resume {job.inspection_id}",
@@ -172,10 +172,10 @@ def resume_inspections(
 
     with (
         open_workspace() as workspace,
-        JobStore(workspace.stores.settings.home, workspace.stores.db) as jobs,
         output.watching("resuming") as show,
         Inspector(workspace, settings().agent, on_event=show) as inspector,
     ):
+        jobs = workspace.stores.jobs
         if inspection_id is not None:
             ids = [clean(inspection_id)]
         else:

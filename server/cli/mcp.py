@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.extras import require_extra
@@ -52,9 +52,9 @@ def mcp(
             f"--host {host} is reachable from other machines; set REFDIFF_MCP_TOKEN, which callers must send"
         )
     if http and without_keys:
-        with open_stores() as stores, KeyStore(stores.settings.home) as keys:
+        with open_stores() as stores:
             proxy = "REFDIFF_MCP_TOKEN" if token else chosen.behind_a_proxy
-            check_open_to(host, keys, without_keys, proxy)
+            check_open_to(host, stores.keys, without_keys, proxy)
         output.note("without keys, every account and every program of this machine may inspect under your name")
     with ExitStack() as running:
         # before the heavy imports
@@ -87,7 +87,7 @@ def mcp(
             said = f"MCP at {at}; Ctrl-C ends it"
             accepts = same_text(token) if token else None
             if token is None and not without_keys:
-                keys = running.enter_context(KeyStore(chosen.memory.home))
+                keys = service.stores.keys
                 operator = keys.operator(chosen.server.user, make=not keys.any_good())
                 accepts = known_to(keys)
                 if operator:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore, Role
+from refdiff.memory.records.api_keys import OPERATOR_FILE, Role
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute
@@ -53,8 +53,8 @@ def serve(
     current().runs_long = True
     chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before the heavy imports
-        with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-            check_open_to(host, kept, without_keys, chosen.behind_a_proxy)
+        with open_stores() as stores:
+            check_open_to(host, stores.keys, without_keys, chosen.behind_a_proxy)
         if without_keys:
             output.note(
                 "without keys, every account and every program of this machine may do everything under your name"
@@ -82,8 +82,8 @@ def add_key(
     _json: Json = False,
 ) -> None:
     """Create an API key. It is shown once; only a digest is stored."""
-    with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        key, text = kept.add(clean(name), role, settings().server.user)
+    with open_stores() as stores:
+        key, text = stores.keys.add(clean(name), role, settings().server.user)
     emit(asdict(key) | {"key": text}, text)
     output.note(f"{key.key_id} ({output.printable(key.name)}, {key.role}): the key is shown only once; store it safely")
 
@@ -91,8 +91,8 @@ def add_key(
 @keys.command("list", epilog="Example: refdiff keys list --json")
 def list_keys(_json: Json = False) -> None:
     """List all API keys, including revoked ones."""
-    with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        found = kept.list()
+    with open_stores() as stores:
+        found = stores.keys.list()
     shown = output.table("Key", "Name", "Role", "Created", "By", "Revoked")
     for key in found:
         cells = (key.key_id, key.name, key.role, minute(key.created_at), key.created_by, minute(key.revoked_at))
@@ -106,6 +106,6 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="Key id, like k-1a2b3c4d.")], _json: Json = False
 ) -> None:
     """Revoke a key, immediately and permanently."""
-    with open_stores() as stores, KeyStore(stores.settings.home) as kept:
-        ended = kept.revoke(clean(key_id), settings().server.user)
+    with open_stores() as stores:
+        ended = stores.keys.revoke(clean(key_id), settings().server.user)
     emit(asdict(ended), f"{ended.key_id} ({output.printable(ended.name)}): revoked")

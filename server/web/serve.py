@@ -53,7 +53,7 @@ def serve(
             InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
         )
         service.fit_by_itself()
-        keys = running.enter_context(KeyStore(service.stores.settings.home))
+        keys = service.stores.keys
         check_open_to(host, keys, without_keys, settings.behind_a_proxy)
         access = access_to(keys, host, settings.server, without_keys)
         log_json(settings.server.log_level)

@@ -461,17 +461,17 @@ def test_script_without_checkpoints_reports_what_the_graph_does(home: Path, monk
 
 def _other_map(home: Path, workspace: Workspace, files: ReportFiles) -> None:
     with workspace.stores.db.transaction() as conn:
-        conn.execute("UPDATE differences SET picture = x'00' WHERE inspection_id = 'insp-line'")
+        conn.exec_driver_sql("UPDATE differences SET picture = x'00' WHERE inspection_id = 'insp-line'")
 
 
 def _no_map(home: Path, workspace: Workspace, files: ReportFiles) -> None:
     with workspace.stores.db.transaction() as conn:
-        conn.execute("DELETE FROM differences WHERE inspection_id = 'insp-line'")
+        conn.exec_driver_sql("DELETE FROM differences WHERE inspection_id = 'insp-line'")
 
 
 def _other_report(home: Path, workspace: Workspace, files: ReportFiles) -> None:
     with workspace.stores.db.transaction() as conn:
-        conn.execute(
+        conn.exec_driver_sql(
             "UPDATE inspections SET report = replace(report, 'FAIL', 'PASS') WHERE inspection_id = 'insp-line'"
         )
 

@@ -44,7 +44,7 @@ def fill(home: Path, n: int) -> int:
             for i in range(n):
                 verdict, moment = ("PASS", "FAIL", "REVIEW")[i % 3], (begin + timedelta(minutes=i)).isoformat()
                 report = record.report | {"inspection_id": f"insp-bench-{i}", "verdict": verdict}
-                conn.execute(
+                conn.exec_driver_sql(
                     "INSERT INTO inspections (inspection_id, part_id, product, verdict, created_at, report) "
                     "VALUES (?, ?, ?, ?, ?, ?)",
                     (f"insp-bench-{i}", f"part-{i % 500}", record.product, verdict, moment, json.dumps(report)),

@@ -117,7 +117,7 @@ def test_command_gives_up_when_the_bank_stays_busy(
 def test_full_disk_while_enrolling_keeps_what_was_acknowledged(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, document = finish(start("enroll", "--product", "board", "good", file_limit=240_000))
+    code, document = finish(start("enroll", "--product", "board", "good", file_limit=480_000))
     message = document["error"]["message"]
     assert (code, document["error"]["type"]) == (69, "StorageError"), message
     assert "the disk" in message

@@ -220,6 +220,7 @@ class Server:
 
 
 def test_a_server_goes_on_with_what_it_had_accepted(old: Old) -> None:
+    assert (old.root / "home" / "jobs.sqlite").exists()  # the home is of a version that had several databases
     with contextlib.closing(sqlite3.connect(old.root / "home" / "jobs.sqlite")) as jobs, jobs:
         # a repeated key returns its inspection for a day, and the fixture grows older
         jobs.execute("UPDATE jobs SET created_at = ?", (datetime.now(UTC).isoformat(timespec="microseconds"),))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +33,40 @@ def make_vectors(seed: int, patches: int = 6) -> tuple[Vectors, Vectors]:
     return vector / np.linalg.norm(vector), rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of a module with `EVERY_DATABASE` run with SQLite and with Postgres, but for those marked `sqlite`."""
+    every = getattr(metafunc.module, "EVERY_DATABASE", False) and not metafunc.definition.get_closest_marker("sqlite")
+    if every and "database" in metafunc.fixturenames:
+        postgres = pytest.param("postgres", marks=pytest.mark.postgres)
+        metafunc.parametrize("database", ["sqlite", postgres], indirect=True)
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> MemorySettings:
-    return MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=0.3)
+def database(request: pytest.FixtureRequest) -> str | None:
+    """The URL of the records; None: SQLite in the home."""
+    return request.getfixturevalue("postgres") if getattr(request, "param", "sqlite") == "postgres" else None
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database: str | None) -> MemorySettings:
+    return MemorySettings(home=tmp_path / "home", database_url=database, qdrant_url=None, bank_wait_s=0.3)
+
+
+def tamper(stores: Stores, statements: str, *values: object) -> None:
+    """Run SQL beside the product, as somebody who can reach the database. values: for one statement, where `?` stand."""
+    url = stores.settings.database_url
+    if url is None:
+        with contextlib.closing(sqlite3.connect(stores.settings.home / "refdiff.sqlite")) as conn, conn:
+            conn.execute(statements, values) if values else conn.executescript(statements)
+        return
+    import psycopg
+
+    with psycopg.connect(url.get_secret_value()) as conn:
+        conn.execute("SET session_replication_role = replica")  # no foreign keys, as in SQLite
+        if values:
+            conn.execute(statements.replace("?", "%s"), values)  # type: ignore[arg-type]
+        else:
+            conn.execute(statements)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -12,17 +12,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, linked
+from refdiff.memory import audit_store
+from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, last_given, linked
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.audit_store import AuditStore
-from refdiff.memory.schema import MIGRATIONS
+from refdiff.memory.database import earlier
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
+
+from .conftest import tamper
+
+EVERY_DATABASE = True
 
 PHOTO = b"a photo"
 
@@ -82,10 +88,10 @@ STORE_TAMPERING: list[tuple[str, str, str]] = [
     ("records exchanged", "UPDATE audit SET seq = CASE seq WHEN 2 THEN -1 WHEN 4 THEN -2 ELSE seq END;"
      "UPDATE audit SET seq = CASE seq WHEN -1 THEN 4 WHEN -2 THEN 2 ELSE seq END", "record 2 (inspection i2): it was"),
     ("the end cut off", "DELETE FROM audit WHERE seq > 4", "the end: records 5 to 6 are missing"),
-    ("a report removed", "PRAGMA foreign_keys=OFF; DELETE FROM inspections WHERE inspection_id = 'i3'", "record 6 "),
+    ("a report removed", "DELETE FROM inspections WHERE inspection_id = 'i3'", "record 6 "),
     ("a decision removed", "DELETE FROM dispositions WHERE inspection_id = 'i2'", "record 5 "),
-    ("the end cut off with its counter", "DELETE FROM audit WHERE seq > 5; UPDATE sqlite_sequence SET seq = 5 WHERE name = "
-     "'audit'", "table inspections (inspection i3): it is filed without a record"),
+    ("the end cut off with its counter", "DELETE FROM audit WHERE seq > 5; UPDATE audit_end SET seq = 5",
+     "table inspections (inspection i3): it is filed without a record"),
     ("a report slipped in", "INSERT INTO inspections (inspection_id, part_id, product, verdict, created_at, report) VALUES "
      "('x', 'x', 'board', 'PASS', '2026', '{}')", "table inspections (inspection x)"),
 ]  # fmt: skip
@@ -93,11 +99,41 @@ STORE_TAMPERING: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("statements", "named"), [t[1:] for t in STORE_TAMPERING], ids=[t[0] for t in STORE_TAMPERING])
 def test_tampering_with_the_store_is_reported_at_its_record(filled: Stores, statements: str, named: str) -> None:
-    with sqlite3.connect(filled.db.path) as outside:
-        outside.executescript(statements)
+    tamper(filled, statements)
     problem = filled.audit.verify_store().problem
     assert problem is not None
     assert str(problem).startswith(named), str(problem)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit_end SET seq = 4", "DELETE FROM audit_end"])
+def test_records_added_without_moving_the_end_are_reported_and_block_no_others(filled: Stores, statement: str) -> None:
+    """As an earlier version that still runs, or a restore, leaves them."""
+    tamper(filled, statement)
+    assert "records are counted, but there are more, up to 6" in str(filled.audit.verify_store().problem)
+    assert filled.inspections.file("i9", "p9", "board", "PASS", "2026-01-01", {})
+    assert filled.audit.head()[0] == 7
+    assert filled.audit.verify_store().problem is None
+
+
+def test_number_of_a_removed_record_is_not_given_again(filled: Stores) -> None:
+    tamper(filled, "DELETE FROM audit WHERE seq = 6")
+    filled.dispositions.add("i3", "accept", "bob", "seen")
+    assert filled.audit.head()[0] == 7
+    assert "record 6 should come here" in str(filled.audit.verify_store().problem)
+
+
+def test_filing_during_a_verification_is_no_tampering(filled: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = audit_store._StoreCheck.run
+
+    def run(self: Any) -> Any:
+        assert last_given(self._conn) == 6  # the snapshot is taken now
+        assert filled.inspections.file("i9", "p9", "board", "PASS", "2026-01-01", {})
+        assert filled.audit.head()[0] == 7
+        return check(self)
+
+    monkeypatch.setattr(audit_store._StoreCheck, "run", run)
+    checked = filled.audit.verify_store()
+    assert (checked.problem, checked.records) == (None, 6)
 
 
 def test_changed_photo_is_reported_when_photos_are_verified(filled: Stores) -> None:
@@ -286,10 +322,11 @@ def test_file_that_is_no_audit_export_is_refused(stores: Stores, tmp_path: Path,
         verify_export(stores.audit, tmp_path / "x")
 
 
+@pytest.mark.sqlite
 def test_home_of_an_older_version_gets_an_audit_chain(settings: MemorySettings) -> None:
     settings.home.mkdir()
     with sqlite3.connect(settings.home / "refdiff.sqlite") as old:
-        for statement in MIGRATIONS[0]:
+        for statement in earlier._MAIN[0]:
             assert isinstance(statement, str)
             old.execute(statement)
         old.execute("PRAGMA user_version=1")
@@ -311,7 +348,7 @@ PRELUDE = """
 import sys
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-stores = Stores.open(MemorySettings(home=sys.argv[1], qdrant_url=None))
+stores = Stores.open(MemorySettings(home=sys.argv[1], database_url=sys.argv[2] or None, qdrant_url=None))
 def file(name):
     assert stores.inspections.file(name, name, "board", "REVIEW", "2026-01-01", {"name": name, "text": "x" * 20_000})
     stores.dispositions.add(name, "accept", "bob", "seen")
@@ -323,7 +360,8 @@ def start(settings: MemorySettings) -> Iterator[Callable[[str], subprocess.Popen
     running: list[subprocess.Popen[str]] = []
 
     def starter(code: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-u", "-c", PRELUDE + code, str(settings.home)]
+        url = settings.database_url.get_secret_value() if settings.database_url else ""
+        command = [sys.executable, "-u", "-c", PRELUDE + code, str(settings.home), url]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)))
         return running[-1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,10 @@ import pytest
 from refdiff.memory.records.defect_names import NAMED, Sight, check_defect_name
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
+
+from .conftest import tamper
+
+EVERY_DATABASE = True
 
 SIGHT = Sight("a" * 64, "b" * 64, True, (1.0, 0, 0, 0, 1, 0, 0, 0, 1), (3, 4, 13, 24), 20.5, 9.25, 180)
 
@@ -149,9 +152,7 @@ def test_examples_come_with_what_they_look_like_and_keep_it_for_new_weights(stor
 def test_audit_finds_names_that_were_changed_by_other_means(stores: Stores, statement: str, said: str) -> None:
     file(stores, "i1")
     call(stores, "i1", "f1", "chip")
-    path = stores.db.path
-    with sqlite3.connect(path) as conn:
-        conn.execute(statement)
+    tamper(stores, statement)
     assert any(said in str(p) for p in stores.audit.verify_store().problems)
 
 

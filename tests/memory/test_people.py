@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 from typing import Any
 
 import pytest
@@ -13,6 +12,10 @@ from refdiff.memory.records.adoptions import Confirmed
 from refdiff.memory.records.blind_checks import Waiting, is_drawn
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+
+from .conftest import tamper
+
+EVERY_DATABASE = True
 
 IDS = [f"insp-20260131-141500-{i:08x}" for i in range(20_000)]
 
@@ -63,8 +66,7 @@ def test_second_blind_answer_is_rejected(stores: Stores) -> None:
     with pytest.raises(DuplicateError, match=r"bob at .*good"):
         stores.blind_checks.answer("i1", "bad", "eve")
     assert [r.kind for r in stores.audit.of("i1")] == ["filed", "blind_check"]
-    with sqlite3.connect(stores.db.path) as outside:
-        outside.execute("UPDATE blind_checks SET judged = 'bad'")
+    tamper(stores, "UPDATE blind_checks SET judged = 'bad'")
     assert "record 2 (inspection i1)" in str(stores.audit.verify_store().problem)
 
 
@@ -175,8 +177,7 @@ def test_reference_needs_an_admin_or_a_second_person(
         stores.adoptions.decide("g", not approved, "zoe", admin=True)
     assert [r.kind for r in stores.audit.of("g")][:3] == ["filed", "disposition", "approval"]
     assert stores.audit.verify_store().problem is None
-    with stores.db.transaction() as conn:
-        conn.execute("UPDATE approvals SET approved = NOT approved")
+    tamper(stores, "UPDATE approvals SET approved = NOT approved")
     assert "approvals" in str(stores.audit.verify_store().problem)
 
 
@@ -212,6 +213,6 @@ def test_confirmed_defects_are_counted_once_per_part(stores: Stores) -> None:
     crack = Confirmed("crack", "centre", "7")
     assert stores.adoptions.confirmed("board") == {*scratches, stain, crack}
     assert stores.adoptions.confirmed("board", except_part="2") == {Confirmed("scratch", "centre", "1"), stain, crack}
-    with sqlite3.connect(stores.db.path) as outside:  # two months ago
-        outside.execute("UPDATE dispositions SET created_at = '2020-01-01T00:00:00+00:00' WHERE inspection_id = 'i1'")
+    long_ago = "2020-01-01T00:00:00+00:00"
+    tamper(stores, "UPDATE dispositions SET created_at = ? WHERE inspection_id = 'i1'", long_ago)
     assert stores.adoptions.confirmed("board") == {Confirmed("scratch", "centre", "2"), crack}

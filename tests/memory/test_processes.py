@@ -149,7 +149,7 @@ def test_concurrent_threads_share_bank_and_stores(settings: MemorySettings) -> N
 def test_full_disk_is_a_storage_error_and_damages_nothing(settings: MemorySettings) -> None:
     """No file may grow past 240 kB: writes then fail in the kernel as they do on a full disk."""
     code = """
-resource.setrlimit(resource.RLIMIT_FSIZE, (240_000, 240_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (480_000, 480_000))
 stores, bank = Stores.open(settings), open_bank()
 stores.images.put(b"small")
 def until_full(step):

@@ -18,7 +18,6 @@ import pytest
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
-from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 
@@ -57,10 +56,10 @@ def run(home: Path, *commands: list[str]) -> list[tuple[int, Any, str]]:
 def home(tmp_path: Path) -> Iterator[Path]:
     """With one inspection that waits for a person, and one key."""
     home = tmp_path / "a home?"
-    with Stores.open(MemorySettings(home=home)) as stores, KeyStore(home) as keys:
+    with Stores.open(MemorySettings(home=home)) as stores:
         report = {"query_sha256": stores.images.put(b"photo"), "findings": [], "requested_by": "ana"}
         stores.inspections.file("insp-1", "4412", "board", "REVIEW", "2026-01-01", report)
-        keys.add("line 3", "viewer", "ana")
+        stores.keys.add("line 3", "viewer", "ana")
     yield home
     for path in (home, *home.rglob("*")):
         path.chmod(0o700)
@@ -133,10 +132,19 @@ def test_read_only_home_with_unread_changes_says_so(home: Path) -> None:
     assert (code, "copy the home folder" in said) == (69, True)
 
 
-def test_read_only_home_of_an_earlier_version_says_so(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("statements", "said_so"),
+    [
+        ("DROP TABLE alembic_version; PRAGMA user_version=10", "earlier refdiff"),
+        ("UPDATE alembic_version SET version_num = 'r0001'", "earlier refdiff"),
+        ("DROP TABLE alembic_version; PRAGMA user_version=11", "newer refdiff"),
+        ("UPDATE alembic_version SET version_num = 'r9999'", "newer refdiff"),
+    ],
+)
+def test_read_only_home_of_another_version_says_so(home: Path, statements: str, said_so: str) -> None:
     conn = sqlite3.connect(home / "refdiff.sqlite", isolation_level=None)
-    conn.execute("PRAGMA user_version=1")
+    conn.executescript(statements)
     conn.close()
     freeze(home)
     [(code, _, said)] = run(home, ["inspections", "list"])
-    assert (code, "earlier refdiff" in said) == (69, True)
+    assert (code, said_so in said) == (69, True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import sqlite3
 import stat
 import threading
 import time
@@ -14,12 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, delete, func, insert, select, text
 
-from refdiff.memory.database import READERS, Database
+from refdiff.memory.audit_head import AuditHead
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import READERS, Database
+from refdiff.memory.database.sqlite_file import SqliteFile
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.records.captures import normalise_part_id
-from refdiff.memory.schema import MIGRATIONS
+from refdiff.memory.schema import MIGRATIONS, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
@@ -34,6 +40,9 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 
+from .conftest import tamper
+
+EVERY_DATABASE = True
 A, B = "a" * 64, "b" * 64
 
 
@@ -128,28 +137,34 @@ def test_damaged_database_is_a_storage_error(settings: MemorySettings) -> None:
         Stores.open(settings)
 
 
-def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    Database(tmp_path / "db", MIGRATIONS).close()
-    with sqlite3.connect(tmp_path / "db") as conn:
-        conn.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+def test_database_of_a_newer_version_is_refused(stores: Stores) -> None:
+    stores.close()
+    tamper(stores, "UPDATE alembic_version SET version_num = 'r9999'")
     with pytest.raises(StorageError, match="newer refdiff"):
-        Database(tmp_path / "db", MIGRATIONS)
+        Stores.open(stores.settings)
 
 
-def test_locked_database_is_a_storage_error_and_readers_are_not_blocked(tmp_path: Path) -> None:
-    with Database(tmp_path / "db", MIGRATIONS) as one, Database(tmp_path / "db", MIGRATIONS, busy_timeout_s=0.1) as two:
-        with one.transaction(), pytest.raises(StorageError, match="locked"), two.transaction():
-            pass
-        with one.transaction() as conn, two.connection() as reader:
-            conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
-            assert reader.execute("SELECT count(*) FROM products").fetchone()[0] == 0
+@pytest.mark.sqlite
+def test_locked_database_is_a_storage_error_and_readers_are_not_blocked(stores: Stores) -> None:
+    assert stores.db.path
+    other = Database(SqliteFile(stores.db.path, busy_timeout_s=0.1), lambda db: None)
+    with stores.db.transaction(), pytest.raises(StorageError, match="locked"), other.transaction():
+        pass
+    other.close()
+
+
+def test_readers_see_what_was_committed_last_and_wait_for_no_writer(settings: MemorySettings) -> None:
+    with Stores.open(settings) as one, Stores.open(settings) as two, one.db.transaction() as conn:
+        conn.execute(insert(t.products).values(name="p", updated_at=""))
+        assert [p.name for p in one.products.list()] == ["p"]
+        assert two.products.list() == []
 
 
 def test_readers_do_not_wait_for_a_writer_of_the_same_process(stores: Stores) -> None:
     stores.captures.add("1", "gear", A)
     read: list[int] = []
     with stores.db.transaction() as conn:
-        conn.execute("DELETE FROM captures")
+        conn.execute(delete(t.captures))
         assert stores.captures.history("1") == [], "a writer reads what it has written"
         reader = threading.Thread(target=lambda: read.append(len(stores.captures.history("1"))), daemon=True)
         reader.start()
@@ -161,23 +176,100 @@ def test_readers_do_not_wait_for_a_writer_of_the_same_process(stores: Stores) ->
 def test_many_readers_share_few_connections(stores: Stores) -> None:
     with ThreadPoolExecutor(40) as pool:
         assert {p.result() for p in [pool.submit(stores.products.get, "x") for _ in range(200)]} == {None}
-    assert len(stores.db._idle) <= READERS
+    assert stores.db._engine.reader.pool.checkedin() <= READERS  # type: ignore[attr-defined]
+
+
+def test_commit_needs_no_reader_and_stands_whatever_follows_it(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.ExitStack() as readers:
+        for _ in range(READERS):
+            readers.enter_context(stores.db._engine.reader.connect())
+        monkeypatch.setattr(stores.db._engine.reader.pool, "_timeout", 0.1)
+        stores.inspections.file("i1", "1", "gear", "PASS", "2026-01-01", {})
+        stores.inspections.file("i2", "1", "gear", "PASS", "2026-01-01", {})
+    head = AuditHead(stores.settings.home).read()
+    assert head == stores.audit.head()
+    monkeypatch.setattr(stores.db, "_after_commit", lambda conn: conn.exec_driver_sql("SELECT x FROM nowhere"))
+    stores.inspections.file("i3", "1", "gear", "PASS", "2026-01-01", {})
+    assert stores.inspections.get("i3").part_id == "1"
+    assert "the commit stands" in caplog.text
+
+
+@pytest.mark.sqlite
+def test_what_follows_a_commit_takes_no_turn_to_write(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stores.db.path
+    other = Database(SqliteFile(stores.db.path, busy_timeout_s=0.1), lambda db: None)
+
+    def follow(conn: Connection) -> None:
+        assert conn.scalar(select(func.count()).select_from(t.products)) == 1
+        with other.transaction():
+            turns.append("other")
+
+    turns: list[str] = []
+    monkeypatch.setattr(stores.db, "_after_commit", follow)
+    with stores.db.transaction() as conn:
+        conn.execute(insert(t.products).values(name="p", updated_at=""))
+    other.close()
+    assert turns == ["other"]
+
+
+def test_transaction_within_a_transaction_is_refused_at_once(stores: Stores) -> None:
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="within another"), stores.db.transaction(), stores.db.transaction():
+        pass
+    assert time.monotonic() - began < 5
+    stores.captures.add("1", "gear", A)  # the turn was given back
 
 
 def test_reading_connection_cannot_write(stores: Stores) -> None:
     with pytest.raises(StorageError), stores.db.connection() as conn:
-        conn.execute("DELETE FROM captures")
+        conn.execute(delete(t.captures))
 
 
-def test_failed_transaction_is_rolled_back(tmp_path: Path) -> None:
-    with Database(tmp_path / "db", MIGRATIONS) as db:
-        with contextlib.suppress(KeyError), db.transaction() as conn:
-            conn.execute("INSERT INTO products (name, updated_at) VALUES ('p', '')")
-            raise KeyError
-        with db.transaction() as conn:
-            assert conn.execute("SELECT count(*) FROM products").fetchone()[0] == 0
-            assert conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-            assert conn.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: a commit survives power loss
+def test_values_are_in_no_error(stores: Stores) -> None:
+    with pytest.raises(StorageError) as failed, stores.db.connection() as conn:
+        conn.execute(text("SELECT :value FROM nowhere"), {"value": "hunter2"})
+    assert "nowhere" in str(failed.value.__cause__)
+    assert "hunter2" not in str(failed.value.__cause__)
+
+
+def test_failed_transaction_is_rolled_back(stores: Stores) -> None:
+    with contextlib.suppress(KeyError), stores.db.transaction() as conn:
+        conn.execute(insert(t.products).values(name="p", updated_at=""))
+        raise KeyError
+    assert stores.products.list() == []
+
+
+@pytest.mark.sqlite
+def test_commit_in_a_file_survives_a_power_cut(stores: Stores) -> None:
+    with stores.db.transaction() as conn:
+        assert conn.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert conn.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_closed_database_is_a_storage_error(stores: Stores) -> None:
+    stores.close()
+    with pytest.raises(StorageError, match="closed"):
+        stores.products.list()
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+def test_text_that_a_database_cannot_hold_is_an_input_error(stores: Stores, text: str) -> None:
+    if "\0" in text and stores.db.path is not None:
+        stores.captures.add("1", "gear", A, filename=text)  # SQLite can
+        assert stores.captures.latest("1").filename == text
+        return
+    with pytest.raises(InputError, match="cannot be stored"):
+        stores.captures.add("1", "gear", A, filename=text)
+
+
+def test_every_schema_is_that_of_the_tables(stores: Stores) -> None:
+    """What the revisions make, and what the code expects."""
+    with stores.db.snapshot() as conn:
+        context = MigrationContext.configure(conn, opts={"compare_type": True})
+        assert compare_metadata(context, t.METADATA) == []
+        assert context.get_current_revision() == NEWEST == ScriptDirectory(MIGRATIONS).get_current_head()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +367,7 @@ def test_product_is_found_whatever_its_case(stores: Stores) -> None:
 def test_products_that_an_old_home_has_in_two_cases_stay_apart(stores: Stores) -> None:
     with stores.db.transaction() as conn:
         for name in ("Alien", "alien"):
-            conn.execute("INSERT INTO products (name, updated_at) VALUES (?, ?)", (name, to_utc("2026-01-01")))
+            conn.execute(insert(t.products).values(name=name, updated_at=to_utc("2026-01-01")))
     assert [stores.captures.add("80", name, A).product for name in ("Alien", "alien")] == ["Alien", "alien"]
 
 
@@ -319,17 +411,15 @@ def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:
         stores.captures.get("c-none")
 
 
+@pytest.mark.sqlite  # whatever holds the ids
 def test_unknown_part_among_many_long_ids_is_answered_quickly(stores: Stores) -> None:
     """Comparing 10,000 ids of 127 characters took 18 s, and nobody else reached the database."""
     draw = random.Random(1)
     ids = ["".join(draw.choices("0123456789ab", k=127)) for _ in range(5000)]
     with stores.db.transaction() as conn:
-        conn.execute("INSERT INTO products (name, updated_at) VALUES ('gear', '2026')")
-        conn.executemany(
-            "INSERT INTO captures (capture_id, part_id, product, sha256, filename, created_at) "
-            "VALUES (?, ?, 'gear', ?, '', '2026')",
-            [(f"c-{i}", part_id, A) for i, part_id in enumerate(ids)],
-        )
+        conn.execute(insert(t.products).values(name="gear", updated_at="2026"))
+        same = {"product": "gear", "sha256": A, "filename": "", "created_at": "2026"}
+        conn.execute(insert(t.captures), [{"capture_id": f"c-{i}", "part_id": p} | same for i, p in enumerate(ids)])
     wanted = ids[-7]
     began = time.monotonic()
     with pytest.raises(UnknownPartError, match=rf"did you mean {wanted}"):
@@ -373,8 +463,8 @@ def test_calibrations_are_stored_by_key_and_the_latest_is_found(stores: Stores) 
     marked = replace(again, marks=[MarksFound("spot", 4, 4, 0.4, [3.0])])
     store.keep_marks(marked)
     assert store.latest("gear") == marked
-    with stores.db.transaction() as conn:  # as they were kept once, ranked: they are found out again
-        conn.execute("""UPDATE calibrations SET extra = replace(extra, '"scores": [3.0]', '"p_values": [0.1]')""")
+    # as they were kept once, ranked: they are found out again
+    tamper(stores, """UPDATE calibrations SET extra = replace(extra, '"scores": [3.0]', '"p_values": [0.1]')""")
     assert store.latest("gear") == again
 
 

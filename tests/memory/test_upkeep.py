@@ -22,9 +22,8 @@ from filelock import FileLock
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.journals.chat_messages import ChatStore
-from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.journals.watch import WatchJournal
-from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE
 from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -64,15 +63,16 @@ def file_inspection(stores: Stores, name: str) -> None:
 @pytest.fixture
 def home(settings: MemorySettings) -> Path:
     """Two filed inspections, one job done and one waiting, a key, a chat message and a watched folder."""
-    with Stores.open(settings) as stores, JobStore(settings.home) as jobs, KeyStore(settings.home) as keys:
+    with Stores.open(settings) as stores:
+        jobs = stores.jobs
         for name in ("i1", "i2"):
             file_inspection(stores, name)
         jobs.add("i1", {}, None, 10)
         jobs.finish("i1")
         jobs.add("waiting", {}, None, 10)
-        keys.add("ana", "admin", "test")
-        with ChatStore(settings.home, "slack") as chat, WatchJournal(settings.home / "lines" / "0.sqlite"):
-            chat.receive("m1", {"text": "hello"})
+        stores.keys.add("ana", "admin", "test")
+        with WatchJournal(settings.home / "lines" / "0.sqlite"):
+            ChatStore(stores.db, "slack").receive("m1", {"text": "hello"})
     (settings.home / "inspections").chmod(0o700)
     return settings.home
 
@@ -106,13 +106,14 @@ def _new(path: Path) -> None:
 @pytest.mark.parametrize("lose", [_remove, _empty, _new], ids=["missing", "empty", "without tables"])
 @pytest.mark.parametrize(
     "left",
-    ["images", "inspections", "jobs.sqlite", "keys.sqlite", "chat.sqlite", AUDIT_HEAD],
+    ["images", "inspections", "jobs.sqlite", AUDIT_HEAD],
     ids=lambda n: f"beside {n}",
 )
 def test_lost_main_database_is_not_made_anew_beside_other_stores(
     home: Path, settings: MemorySettings, lose: Callable[[Path], None], left: str
 ) -> None:
     lose(home / MAIN)
+    (home / "jobs.sqlite").touch()  # of an earlier version
     for path in home.iterdir():
         if path.name not in (MAIN, left):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -120,8 +121,6 @@ def test_lost_main_database_is_not_made_anew_beside_other_stores(
     for _ in range(2):
         with pytest.raises(StorageError, match=rf"refdiff.sqlite: .*missing or empty.*{left}.*restore"):
             Stores.open(settings)
-        with pytest.raises(StorageError, match="missing or empty"):
-            KeyStore(home)
     assert (home / MAIN).exists() == before
     assert not examined(settings).sound
 
@@ -169,7 +168,7 @@ def test_replaced_main_database_is_told_for_good(
             (first,) = conn.execute("SELECT seq FROM audit WHERE inspection_id = 'i3'").fetchone()
             conn.execute("DELETE FROM audit WHERE seq >= ?", (first,))
             conn.execute("DELETE FROM inspections WHERE inspection_id = 'i3'")
-            conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'audit'", (first - 1,))
+            conn.execute("UPDATE audit_end SET seq = ?", (first - 1,))
     else:
         for name in (f"{MAIN}-wal", f"{MAIN}-shm"):
             (home / name).unlink(missing_ok=True)
@@ -191,10 +190,10 @@ def test_files_are_private_whatever_the_umask_and_the_folder_allow(tmp_path: Pat
         home.mkdir(mode=0o777)
         (home / MAIN).touch(mode=0o666)  # of an earlier version
         settings = MemorySettings(home=home, qdrant_url=None)
-        with Stores.open(settings) as stores, JobStore(home), KeyStore(home), ChatStore(home, "slack"):
+        with Stores.open(settings) as stores:
             stores.captures.add(part_id="1", product="board", sha256=stores.images.put(b"x"))
             with stores.db.transaction() as conn:
-                conn.execute("UPDATE captures SET filename = 'x'")
+                conn.exec_driver_sql("UPDATE captures SET filename = 'x'")
             exposed = [p for p in home.rglob("*") if stat.S_IMODE(p.stat().st_mode) & 0o077]
     finally:
         os.umask(before)
@@ -251,7 +250,8 @@ def test_backup_of_a_home_that_is_written_meanwhile_fits_together(
     stop = threading.Event()
 
     def write() -> None:
-        with Stores.open(settings) as stores, JobStore(home) as jobs:
+        with Stores.open(settings) as stores:
+            jobs = stores.jobs
             for i in range(10_000):
                 jobs.add(f"w{i}", {}, None, 1_000_000)
                 file_inspection(stores, f"w{i}")
@@ -278,8 +278,8 @@ def test_backup_of_a_home_that_is_written_meanwhile_fits_together(
 
 
 def test_operators_key_is_not_in_a_backup(home: Path, tmp_path: Path) -> None:
-    with KeyStore(home) as keys:
-        assert keys.operator("ann", make=True)
+    with Stores.open(MemorySettings(home=home)) as stores:
+        assert stores.keys.operator("ann", make=True)
     assert (home / OPERATOR_FILE).is_file()
     back_up(home, tmp_path / "copy")
     assert not (tmp_path / "copy" / OPERATOR_FILE).exists()
@@ -296,8 +296,8 @@ def test_backup_refuses_what_would_destroy_or_mislead(home: Path, tmp_path: Path
 
 
 def test_backup_of_a_damaged_database_is_refused_and_leaves_nothing(home: Path, target: Path) -> None:
-    (home / "keys.sqlite").write_bytes(b"garbage" * 1000)
-    with pytest.raises(StorageError, match=r"keys\.sqlite: the file is damaged"):
+    (home / "lines" / "0.sqlite").write_bytes(b"garbage" * 1000)
+    with pytest.raises(StorageError, match=r"0\.sqlite: the file is damaged"):
         back_up(home, target)
     assert list(target.parent.iterdir()) == []
 
@@ -490,10 +490,10 @@ def test_doctor_names_what_belongs_to_nothing(home: Path, settings: MemorySettin
     assert stores.images.path(sha256).exists(), "nothing that a person made is deleted"
 
 
-def test_doctor_finds_a_main_database_older_than_the_journal(home: Path, settings: MemorySettings) -> None:
-    with JobStore(home) as jobs:
-        jobs.add("gone", {}, None, 10)
-        jobs.finish("gone")
+def test_doctor_finds_inspections_that_were_removed(home: Path, settings: MemorySettings) -> None:
+    with Stores.open(settings) as stores:
+        stores.jobs.add("gone", {}, None, 10)
+        stores.jobs.finish("gone")
     assert ("missing", ["gone"]) in kinds(examined(settings))
 
 
@@ -523,7 +523,7 @@ def test_doctor_mends_leftovers_permissions_and_checkpoints(home: Path, settings
     assert len(list(home.glob("checkpoints.sqlite.damaged-*"))) == 1
 
 
-@pytest.mark.parametrize("name", [MAIN, "jobs.sqlite", "keys.sqlite", "chat.sqlite", "lines/0.sqlite"])
+@pytest.mark.parametrize("name", [MAIN, "goldens.sqlite", "lines/0.sqlite"])
 @pytest.mark.parametrize("data", [b"", b"garbage" * 1000], ids=["empty", "garbage"])
 def test_doctor_names_a_damaged_database_and_checks_the_rest(
     home: Path, settings: MemorySettings, name: str, data: bytes

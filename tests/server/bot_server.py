@@ -13,7 +13,6 @@ from typing import Any
 import uvicorn
 
 from refdiff.agent.service import InspectionService
-from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import TeamsCloud, bots
 from refdiff.server.settings import ChatSettings, ServerSettings
 from refdiff.server.web.access import Access
@@ -27,21 +26,19 @@ class FakeServer(ThreadingHTTPServer):
 @contextmanager
 def serving(service: InspectionService, teams: TeamsCloud | None = None, **settings: Any) -> Iterator[str]:
     """Its address."""
-    with KeyStore(service.stores.settings.home) as keys:
-        app = create_app(
-            service, Access(keys, loopback=True, user="tester", without_keys=True), ServerSettings(user="tester")
-        )
-        with bots(app, service, ChatSettings(**settings), teams or TeamsCloud()):
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-            listening = socket.socket()
-            listening.bind(("127.0.0.1", 0))
-            thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-            thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-            server.should_exit = True
-            thread.join(10)
+    access = Access(service.stores.keys, loopback=True, user="tester", without_keys=True)
+    app = create_app(service, access, ServerSettings(user="tester"))
+    with bots(app, service, ChatSettings(**settings), teams or TeamsCloud()):
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
 
 
 def wait(what: Callable[[], Any], seconds: float = 60) -> Any:

@@ -51,7 +51,7 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         m.setenv("REFDIFF_HOME", str(root / "home"))
         m.setenv("REFDIFF_CACHE", str(root / "cache"))
         m.setenv("REFDIFF_WORKING_PX", "128")
-        for name in ("QDRANT_URL", "REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL"):
+        for name in ("QDRANT_URL", "REFDIFF_LLM_BASE_URL", "REFDIFF_CHECKPOINT_URL", "REFDIFF_DATABASE_URL"):
             m.delenv(name, raising=False)
         assert main.run(["enroll", "--product", "board", str(photos)]) == 0
         assert main.run(["calibrate", "--product", "board"]) == 0
@@ -70,6 +70,14 @@ def ready(_made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(root)
     assert os.environ["REFDIFF_HOME"] == str(root / "home")
     return root
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of that home lie in SQLite, or, by indirect parameter, were moved to Postgres."""
+    if request.param == "postgres":
+        monkeypatch.setenv("REFDIFF_DATABASE_URL", request.getfixturevalue("postgres"))
+        assert main.run(["move-records"]) == 0
 
 
 @pytest.fixture

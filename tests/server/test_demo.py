@@ -46,6 +46,7 @@ def test_demo_writes_reports_and_an_index_and_can_be_repeated(
     # nothing of the user's is touched: neither a server nor a checkpoint database that do not answer are asked
     monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("REFDIFF_CHECKPOINT_URL", "postgresql://127.0.0.1:1/x")
+    monkeypatch.setenv("REFDIFF_DATABASE_URL", "postgresql://127.0.0.1:1/x")
     out = tmp_path / "out"
     for _ in range(2):  # the second time afresh
         assert main.run(["demo", "--out", str(out), "--json"]) == 0

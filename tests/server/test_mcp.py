@@ -28,7 +28,9 @@ from starlette.responses import PlainTextResponse
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
-from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES, KeyStore
+from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.server.cli import main
 from refdiff.server.mcp import server as mcp_server
 from refdiff.server.mcp.answers import InspectionAnswer, StepAnswer
@@ -275,7 +277,8 @@ def test_mcp_without_keys_refuses_what_came_through_a_proxy(name: str | None) ->
 
 
 def test_mcp_takes_the_keys_of_those_who_may_inspect(tmp_path: Path) -> None:
-    with KeyStore(tmp_path) as keys:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        keys = stores.keys
         known = known_to(keys)
         for role in ROLES:
             assert known(keys.add(role, role, "ann")[1]) is (role != "viewer")

@@ -1,79 +1,150 @@
-"""Checkpoints in a real Postgres: an inspection waits while it is down. Needs the extra `postgres` and its server."""
+"""The service and the command line with the records, and the checkpoints, in a real Postgres."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
+import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.service import InspectionService
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnavailableError
-from refdiff.server.sockets import listen
+from refdiff.server.cli import main
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
-pytest.importorskip("psycopg_pool")
-pytestmark = pytest.mark.skipif(not shutil.which("initdb"), reason="needs a Postgres server")
-_USER = "postgres" if os.geteuid() == 0 else None  # Postgres refuses to run as root
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.parametrize("database", ["postgres"], indirect=True),
+    pytest.mark.usefixtures("database"),
+]
 
 
-class Postgres:
-    def __init__(self, folder: Path) -> None:
-        self._data = folder / "data"
-        with listen("127.0.0.1", 0) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
-        self._run("initdb", "-A", "trust", "-U", "postgres", "-D", self._data)
-
-    def start(self) -> None:
-        options = f"-p {self._port} -c unix_socket_directories= -c fsync=off"
-        self._run("pg_ctl", "-D", self._data, "-w", "-l", self._data / "log", "-o", options, "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
-
-    def _run(self, *command: str | Path) -> None:
-        subprocess.run(command, check=True, user=_USER, cwd="/", stdout=subprocess.DEVNULL)
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
 
 
-@pytest.fixture
-def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory() as folder:
-        if _USER:
-            shutil.chown(folder, _USER)
-        server = Postgres(Path(folder))
-        server.start()
-        monkeypatch.setenv("REFDIFF_CHECKPOINT_URL", server.url)
-        yield server
-        server.stop()
+def _photo(ready: Path) -> Upload:
+    return Upload("good.png", (ready / "good.png").read_bytes())
 
 
 def test_inspection_waits_while_postgres_is_down(
-    ready: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    ready: Path, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REFDIFF_LLM", "off")
+    begun, stopped, inspect = threading.Event(), threading.Event(), InspectionService._inspect
+
+    def held(service: InspectionService, job: Any) -> str:
+        begun.set()
+        assert stopped.wait(60)
+        return inspect(service, job)
+
+    monkeypatch.setattr(InspectionService, "_inspect", held)
     with InspectionService.open() as service:
-        photo = Upload("good.png", (ready / "good.png").read_bytes())
-        first = service.submit(part_id="1", product="board", photo=photo, by="me")
+        first = service.submit(part_id="1", product="board", photo=_photo(ready), by="me")
+        assert begun.wait(60)
+        postgres_server.stop()
+        try:
+            stopped.set()
+            deadline = time.monotonic() + 60
+            while "is unavailable" not in (service._queue.outage or ""):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            with pytest.raises(UnavailableError, match="is unavailable"):  # not accepted, so not lost
+                service.submit(part_id="2", product="board", photo=_photo(ready), by="me")
+        finally:
+            postgres_server.start()
         assert service.wait(first.inspection_id, 120).state == "done"
-        postgres.stop()
-        second = service.submit(part_id="2", product="board", photo=photo, by="me")
-        said = next(p for p in service.follow(second.inspection_id, 120) if p.kind == "retry")
-        assert "the checkpoint database is unavailable" in said.message
-        postgres.start()
+        second = service.submit(part_id="2", product="board", photo=_photo(ready), by="me")
         assert service.wait(second.inspection_id, 120).state == "done"
+        assert service.stores.inspections.search().total == 2
+        assert service.stores.audit.verify_store(photos=True).problem is None
 
 
-def test_missing_postgres_is_an_outage(ready: Path, postgres: Postgres) -> None:
-    postgres.stop()
-    try:
-        with Workspace.open() as workspace, pytest.raises(UnavailableError, match="checkpoint database is unavailable"):
-            Inspector(workspace).__enter__()
-    finally:
-        postgres.start()
+def test_postgres_that_does_not_answer_is_an_outage(
+    ready: Path, postgres_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Workspace.open() as workspace:
+        postgres_server.stop()
+        try:
+            with pytest.raises(UnavailableError, match="checkpoint database is unavailable"):
+                Inspector(workspace).__enter__()
+            with pytest.raises(UnavailableError, match="is it running"):
+                Stores.open()
+            assert main.run(["inspections", "list"]) == 69
+            assert "is it running, and REFDIFF_DATABASE_URL right?" in capsys.readouterr().err
+            assert main.run(["doctor"]) == 65
+            assert "the records could not be read, so not all was examined" in capsys.readouterr().out
+        finally:
+            postgres_server.start()
+
+
+def test_processes_that_begin_at_once_share_a_fresh_database(tmp_path: Path, postgres_server: Any) -> None:
+    url, errors = SecretStr(postgres_server.new_database()), []
+    together = threading.Barrier(4)
+
+    def begin() -> None:
+        try:
+            together.wait(10)
+            with open_checkpoints(tmp_path, url) as checkpoints:
+                assert checkpoints.threads() == []
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=begin, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_one_server_at_a_time_uses_a_database(ready: Path, tmp_path: Path) -> None:
+    elsewhere = MemorySettings(home=tmp_path / "elsewhere")
+    with (
+        InspectionService.open(),
+        pytest.raises(UnavailableError, match="another refdiff server is using the database"),
+    ):
+        InspectionService.open(elsewhere)
+    InspectionService.open(elsewhere).close()
+
+
+def test_commands_inspect_decide_and_examine(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*command: str) -> tuple[int, Any]:
+        code = main.run([*command, "--json"])
+        return code, json.loads(capsys.readouterr().out or "null")
+
+    code, report = run("inspect", "--part", "7", "--image", "bad.png", "--product", "board")
+    assert code == 1
+    assert run("review", report["inspection_id"], "--accept", "--reason", "seen")[0] == 0
+    assert run("keys", "add", "line 3", "--role", "viewer")[0] == 0
+    assert run("audit", "verify", "--store")[0] == 0
+    assert run("audit", "export", "--out", "a.jsonl")[0] == 0
+    assert run("audit", "verify", "a.jsonl", "--store")[0] == 0
+    assert run("inspections", "list")[1]["inspections"][0]["inspection_id"] == report["inspection_id"]
+    code, found = run("doctor")
+    assert (code, found["findings"]) == (0, [])
+    assert not list((ready / "home").glob("refdiff.sqlite"))
+    assert run("backup", "b.tar")[0] == 65  # a copy of the folder would look like a whole backup
+    assert not (ready / "b.tar").exists()
+
+
+def test_records_are_moved_once_and_not_lost_sight_of(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main.run(["move-records"]) == 65
+    assert "nothing is to be moved" in capsys.readouterr().err
+    (ready / "home" / "refdiff.sqlite-moved").rename(ready / "home" / "refdiff.sqlite")
+    assert main.run(["move-records"]) == 65
+    assert "already has records" in capsys.readouterr().err
+    assert main.run(["goldens", "list"]) == 69
+    assert "refdiff move-records" in capsys.readouterr().err

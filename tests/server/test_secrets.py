@@ -26,6 +26,7 @@ from refdiff.server.web.json_logs import log_json
         ("audit_key", {"hunter2": 1}, "REFDIFF_AUDIT_KEY"),
         ("slack_bot_token", ["hunter2"], "SLACK_BOT_TOKEN"),
         ("qdrant_api_key", ["hunter2"], "QDRANT_API_KEY"),
+        ("database_url", "mysql://u:hunter2@h/x", "REFDIFF_DATABASE_URL"),
         ("checkpoint_url", ["postgresql://u:hunter2@h"], "REFDIFF_CHECKPOINT_URL"),
     ],
 )

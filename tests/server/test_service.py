@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from refdiff.agent import queue as queue_module
 from refdiff.agent.inspector import Inspector
@@ -27,6 +29,7 @@ from refdiff.agent.report.schema import Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.database import tables
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import Job, JobStore
 from refdiff.memory.locks import hold_lock
@@ -328,10 +331,9 @@ def test_every_queued_job_is_recovered_at_the_start(
 ) -> None:
     """Even when the queue is longer than one page."""
     home = MemorySettings().home
-    with JobStore(home):
-        pass
+    Stores.open().close()
     request = json.dumps({"part_id": "1", "product": "board", "requested_by": "t"})
-    with sqlite3.connect(home / "jobs.sqlite") as conn:
+    with sqlite3.connect(home / "refdiff.sqlite") as conn:
         conn.executemany(
             "INSERT INTO jobs (inspection_id, request, state, created_at, updated_at) VALUES (?, ?, 'queued', ?, ?)",
             [(f"insp-{i}", request, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00") for i in range(1002)],
@@ -412,16 +414,17 @@ with InspectionService.open() as service:
 """
 
 
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.long), "after"])
 def test_service_killed_while_filing_files_each_accepted_inspection_once(
-    ready: Path, no_model: None, when: str
+    ready: Path, no_model: None, database: None, when: str
 ) -> None:
     command = [sys.executable, "-c", KILLED, when]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     accepted = child.stdout.split()
     assert child.returncode == -9, child.stderr[-2000:]
-    with JobStore(Path(os.environ["REFDIFF_HOME"])) as jobs:
-        assert [j.inspection_id for j in jobs.list()] == accepted
+    with Stores.open() as stores:
+        assert [j.inspection_id for j in stores.jobs.list()] == accepted
     with InspectionService.open() as service:
         for inspection_id in accepted:
             assert service.wait(inspection_id, 60).report is not None
@@ -451,12 +454,13 @@ def test_job_over_a_golden_without_its_photo_fails_at_once_and_names_the_way_out
         assert words in message
 
 
-def journal(home: Path, *inspection_ids: str) -> JobStore:
-    jobs = JobStore(home)
-    for inspection_id in inspection_ids:
-        request = InspectionRequest("x", "1", "board", "t", inspection_id)
-        jobs.add(inspection_id, asdict(request), None, 9)
-    return jobs
+@contextlib.contextmanager
+def journal(home: Path, *inspection_ids: str) -> Iterator[JobStore]:
+    with Stores.open(MemorySettings(home=home)) as stores:
+        for inspection_id in inspection_ids:
+            request = InspectionRequest("x", "1", "board", "t", inspection_id)
+            stores.jobs.add(inspection_id, asdict(request), None, 9)
+        yield stores.jobs
 
 
 def crash(jobs: JobStore, inspection_id: str, alone: bool = True) -> None:
@@ -519,9 +523,9 @@ def test_work_beside_a_suspect_job_takes_the_blame_from_it(
         crash(jobs, "insp-a")
     with InspectionService.open() as service:
         assert begun.wait(30)
-        assert _alone(service) == 1
+        assert _alone(service.stores)
         service.capture("2", photo(ready, "good.png"), "board")
-        assert _alone(service) == 0
+        assert not _alone(service.stores)
     caplog.clear()
     end.set()
     threads[0].join(10)
@@ -544,25 +548,22 @@ def test_work_that_begins_together_with_a_suspect_job_is_not_blamed_on_it(tmp_pa
 
     with journal(tmp_path, "insp-a") as jobs:
         crash(jobs, "insp-a")
-    with Slow(tmp_path) as jobs:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        jobs = Slow(stores.db)
         queue = InspectionQueue(jobs, inspect)
         queue.start()
         queue.enqueue(jobs.get("insp-a"))
         assert beginning.wait(30)
         with queue.beside():
             assert begun.wait(30)
-            with sqlite3.connect(tmp_path / "jobs.sqlite") as conn:
-                assert conn.execute("SELECT alone FROM jobs").fetchone()[0] == 0
-            conn.close()
+            assert not _alone(stores)
             end.set()
         queue.stop()
 
 
-def _alone(service: InspectionService) -> int:
-    with sqlite3.connect(service.stores.settings.home / "jobs.sqlite") as conn:
-        found = conn.execute("SELECT alone FROM jobs").fetchone()[0]
-    conn.close()
-    return int(found)
+def _alone(stores: Stores) -> bool:
+    with stores.db.snapshot() as conn:
+        return conn.execute(select(tables.jobs.c.alone)).scalar_one()
 
 
 LACKING = [
@@ -638,8 +639,8 @@ def test_waiting_inspection_can_be_cancelled_and_a_running_or_filed_one_not(
             service.cancel(first, "ann")
         with pytest.raises(UnknownRecordError):
             service.cancel("insp-nobody", "ann")
-        with JobStore(service.stores.settings.home) as elsewhere:  # the command line, beside the server
-            elsewhere.cancel(third, "eve")
+        with Stores.open() as elsewhere:  # the command line, beside the server
+            elsewhere.jobs.cancel(third, "eve")
         hold.set()
         assert [p.state for p in service.follow(third, 30)][-1] == "failed"
         with pytest.raises(InputError, match="has ended"):

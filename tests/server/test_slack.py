@@ -136,8 +136,8 @@ def test_bad_slack_signature_gets_401_and_stores_nothing(
     service: InspectionService, slack: FakeSlack, bot: str, how: dict[str, Any]
 ) -> None:
     assert slack.event(bot, mention("inspect part #1", "1.1"), **how).status_code == 401
-    with ChatStore(service.stores.settings.home, "slack") as store:
-        assert store.open() == []
+    store = ChatStore(service.stores.db, "slack")
+    assert store.open() == []
     assert slack.posts() == {}
 
 
@@ -541,7 +541,8 @@ def test_slack_dialog_is_stored_before_it_is_acknowledged_and_inspects_once(
         service.capture(part, Upload("p.png", good_photo(100)), "board")
     view = {"callback_id": "refdiff_inspect_view"}
     slack.slow, slack.fail = {"chat.postMessage": 1.0}, {"chat.postMessage": "internal_error"}
-    with ChatStore(service.stores.settings.home, "slack") as store, serving(service, **settings_for(slack)) as url:
+    store = ChatStore(service.stores.db, "slack")
+    with serving(service, **settings_for(slack)) as url:
         began = time.monotonic()
         for _ in range(3):  # Slack's retries
             assert submit(slack, url, view, "part", "#5", "U3").status_code == 200
@@ -645,7 +646,8 @@ def test_answer_refused_by_slack_every_time_is_given_up(
     monkeypatch.setattr(host_module, "MAX_TRIES", 3)
     service.capture("5", Upload("p.png", good_photo(100)), "board")
     slack.fail = {"chat.postMessage": "channel_not_found"}
-    with serving(service, **settings_for(slack)) as url, ChatStore(service.stores.settings.home, "slack") as store:
+    store = ChatStore(service.stores.db, "slack")
+    with serving(service, **settings_for(slack)) as url:
         slack.event(url, mention("inspect part #5", "1.1"))
         wait(lambda: not store.open())
     assert len(slack.of("files.completeUploadExternal")) == 1
@@ -662,12 +664,12 @@ def test_slack_messages_of_a_killed_process_are_answered_after_restart(
     assert second is not None
     place = {"team": TEAM, "channel": "U3", "opening": "You asked."}
     dialog = ChatRequest("T1:V1:5", "", "U3", "", "inspect part #5", place)
-    with ChatStore(service.stores.settings.home, "slack") as store:
-        for request in (first, second, dialog):
-            assert store.receive(request.key, vars(request))
-        # the second was killed after its inspection was accepted, before that was noted
-        job = service.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
-        service.wait(job.inspection_id)
+    store = ChatStore(service.stores.db, "slack")
+    for request in (first, second, dialog):
+        assert store.receive(request.key, vars(request))
+    # the second was killed after its inspection was accepted, before that was noted
+    job = service.submit("inspect part #5", by="x", origin=f"slack:{second.key}")
+    service.wait(job.inspection_id)
     with serving(service, **settings_for(slack)):
         wait(lambda: slack.posts()["1.1"] and slack.posts()["2.1"])
         wait(lambda: any(p["channel"] == "DU3" for posts in slack.posts().values() for p in posts))

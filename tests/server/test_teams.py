@@ -119,8 +119,8 @@ def test_bad_teams_token_gets_401_and_stores_nothing(
         "another issuer": teams.token(iss="https://evil.example"),
     }[kind]
     assert teams.send(bot, teams.message("inspect part #1", "m1"), token).status_code == 401
-    with ChatStore(service.stores.settings.home, "teams") as store:
-        assert store.open() == []
+    store = ChatStore(service.stores.db, "teams")
+    assert store.open() == []
     assert teams.sent == []
 
 
@@ -128,8 +128,8 @@ def test_teams_message_of_another_tenant_is_ignored(service: InspectionService, 
     elsewhere = {"conversation": {"id": THREAD, "tenantId": "other"}, "channelData": {"tenant": {"id": "other"}}}
     assert teams.send(bot, teams.message("inspect part #1", "m1") | elsewhere).status_code == 200
     assert teams.send(bot, {"not": "an activity"}).status_code < 600
-    with ChatStore(service.stores.settings.home, "teams") as store:
-        assert store.get(f"{THREAD}:m1") is None
+    store = ChatStore(service.stores.db, "teams")
+    assert store.get(f"{THREAD}:m1") is None
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe"])
@@ -262,8 +262,8 @@ def test_teams_answers_are_posted_after_errors_and_after_a_crash(
 
     kept = teams_app.message_of(MessageActivity.model_validate(teams.message("inspect part #5", "m1")))
     assert kept is not None
-    with ChatStore(service.stores.settings.home, "teams") as store:
-        assert store.receive(kept.key, vars(kept))  # and killed here
+    store = ChatStore(service.stores.db, "teams")
+    assert store.receive(kept.key, vars(kept))  # and killed here
     teams.fail = 6
     with serving(service, teams.cloud, **SETTINGS):
         wait(lambda: teams.cards(THREAD))

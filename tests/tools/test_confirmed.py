@@ -266,7 +266,7 @@ def test_network_names_the_defects_that_it_learned_from_and_is_out_of_use_once_o
     other = workspace.stores.captures.add("i3", "board", photo_of(workspace, "i3"))
     assert "learned from" not in str(inspect_photo(workspace, other).problems)
     with workspace.stores.db.transaction() as conn:
-        conn.execute("INSERT INTO blind_checks (inspection_id, share) VALUES ('i1', 1)")
+        conn.exec_driver_sql("INSERT INTO blind_checks (inspection_id, share) VALUES ('i1', 1)")
     workspace.stores.blind_checks.answer("i1", "good", "carl")
     assert (
         workspace.outdated(made.networks)

@@ -120,7 +120,7 @@ def test_places_are_kept_and_outlast_the_anchor(root: Path, calls: Counter[str])
 def test_home_of_an_earlier_version_gets_the_same_frames(workspace: Workspace) -> None:
     before = {g.golden_id: place_of(workspace, g) for g in workspace.bank.list("board")}
     with workspace.stores.db.transaction() as conn:
-        conn.execute("DELETE FROM frames")
+        conn.exec_driver_sql("DELETE FROM frames")
     workspace.places.clear()
     assert {g.golden_id: place_of(workspace, g) for g in workspace.bank.list("board")} == before
 
@@ -174,7 +174,7 @@ def test_golden_joins_the_frame_of_an_anchor_that_the_bank_has_lost(
     goldens = named(workspace)
     anchor = goldens["a0"].golden_id
     with workspace.stores.db.transaction() as conn:
-        conn.execute("DELETE FROM frames WHERE golden_id = ?", (goldens["a3"].golden_id,))
+        conn.exec_driver_sql("DELETE FROM frames WHERE golden_id = ?", (goldens["a3"].golden_id,))
     workspace.places.clear()
     find = workspace.bank.get
 

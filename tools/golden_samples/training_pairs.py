@@ -143,7 +143,7 @@ def _make(sources: Sequence[Source], out: Path, seed: int, index: int) -> None:
         settings = ModelSettings(
             cache=Path(scratch) / "cache", tiles=tiles, threads=1, encoder=None, working_px=TILE_PX, engine="torch"
         )
-        memory = MemorySettings(home=Path(scratch) / "home", qdrant_url=None)
+        memory = MemorySettings.of_folder(Path(scratch) / "home")
         with Workspace.open(memory, settings) as workspace:
             rows, left_out = _rows(workspace, product, int(rng.choice(_REFERENCES)), rng)
     source = torch.tensor(source_names(sources).index(product.source), dtype=torch.uint8)

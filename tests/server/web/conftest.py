@@ -91,7 +91,8 @@ def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         m.setenv("REFDIFF_LLM", "off")
         m.setenv("REFDIFF_BLIND_SHARE", "0")  # what is drawn at random would be another test's to judge
         settings = ServerSettings(user="ann", http_max_bytes=3_000_000, rate_per_minute=0)
-        with InspectionService.open() as service, KeyStore(root / "home") as keys:
+        with InspectionService.open() as service:
+            keys = service.stores.keys
             access = access_to(keys, "127.0.0.1", settings)
             assert access.sign_in
             running, thread, url = start(create_app(service, access, settings))

@@ -17,6 +17,8 @@ from starlette.datastructures import Headers
 
 from refdiff.agent.inspector import Inspector
 from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.server.settings import ServerSettings, load_settings
 from refdiff.server.sockets import check_open_to, is_loopback
@@ -66,8 +68,10 @@ def strict(server: Running) -> Iterator[httpx2.Client]:
 @pytest.fixture
 def keyless(server: Running, tmp_path: Path) -> Iterator[tuple[httpx2.Client, KeyStore]]:
     """`refdiff serve --without-keys` on loopback, and its own keys: none."""
-    with KeyStore(tmp_path) as keys, serving(server, access_to(keys, "127.0.0.1", server.settings, True)) as client:
-        yield client, keys
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        access = access_to(stores.keys, "127.0.0.1", server.settings, True)
+        with serving(server, access) as client:
+            yield client, stores.keys
 
 
 @pytest.mark.parametrize("loopback", [False, True])
@@ -171,7 +175,8 @@ def test_operators_link_signs_one_browser_in_once(server: Running) -> None:
 
 def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(tmp_path: Path) -> None:
     settings = ServerSettings(user="ann")
-    with KeyStore(tmp_path) as keys:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        keys = stores.keys
         first = access_to(keys, "127.0.0.1", settings).sign_in
         assert first
         file = tmp_path / OPERATOR_FILE
@@ -191,7 +196,8 @@ def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(tmp_path: P
 
 
 def test_no_operators_key_is_made_beside_other_keys(tmp_path: Path) -> None:
-    with KeyStore(tmp_path) as keys:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        keys = stores.keys
         keys.add("line 3", "admin", "ann")
         access = access_to(keys, "127.0.0.1", ServerSettings(user="ann"))
         assert access.sign_in is None
@@ -295,7 +301,8 @@ def test_other_host_names_of_a_loopback_server_need_a_key(server: Running) -> No
 def test_serve_without_keys_is_refused_where_strangers_could_call(
     tmp_path: Path, host: str, told: dict[str, Any], why: str | None
 ) -> None:
-    with KeyStore(tmp_path) as keys:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        keys = stores.keys
         if told.pop("a key", False):
             keys.add("line 3", "viewer", "ann")
         if why is None:
@@ -315,7 +322,8 @@ def test_is_loopback_recognises_local_addresses_only(host: str, loopback: bool) 
 
 
 def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
-    with KeyStore(tmp_path) as keys:
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        keys = stores.keys
         assert not keys.any_good()
         key, text = keys.add("line 3", "inspector", "ann")
         assert len(text.split("_", 2)[2]) == 43
@@ -334,7 +342,7 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
                 keys.add(name, "viewer", "ann")
         with pytest.raises(InputError):
             keys.add("x", "boss", "ann")  # type: ignore[arg-type]
-    kept = b"".join(p.read_bytes() for p in tmp_path.iterdir())
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert text.encode() not in kept
     assert text.split("_", 2)[2].encode() not in kept
 

@@ -23,7 +23,6 @@ from PIL import Image
 
 from refdiff.agent.drivers.embedded import EmbeddedDriver
 from refdiff.agent.service import InspectionService, Upload
-from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import LLMError
 from refdiff.model.images import decode_image, encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
@@ -144,13 +143,10 @@ def site(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             m.delenv(name)
         m.setenv("REFDIFF_HOME", str(home))
         m.setenv("REFDIFF_CACHE", str(model_folder.parent.parent))
-        with (
-            InspectionService.open() as service,
-            KeyStore(home) as keys,
-        ):
+        with InspectionService.open() as service:
             assert service.status().model == "refdiff"
             service.enroll("board", [Upload(f"{i}.png", good_photo(i)) for i in range(22)], by="ann")
-            access = Access(keys, loopback=True, user="ann", without_keys=True)
+            access = Access(service.stores.keys, loopback=True, user="ann", without_keys=True)
             running, thread, url = start(create_app(service, access, ServerSettings(user="ann", rate_per_minute=0)))
             with httpx2.Client(base_url=url, timeout=400) as http:
                 yield Site(http, service)

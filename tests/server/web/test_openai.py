@@ -15,7 +15,8 @@ import openai
 import pytest
 
 from refdiff.agent.service import InspectionService
-from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.server.web.app import create_app
 from refdiff.server.web.openai_turn import Turn
 from refdiff.server.web.serve import access_to
@@ -55,8 +56,8 @@ def test_lines_of_the_readme_inspect_a_part(server: Running, tmp_path: Path, wit
     server.inspected("bad.png", "4412")
     [lines] = re.findall(r"## Any OpenAI client.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(lines.splitlines()) == 3
-    with KeyStore(tmp_path) as keys:
-        access = access_to(keys, "127.0.0.1", server.settings, without_keys)
+    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+        access = access_to(stores.keys, "127.0.0.1", server.settings, without_keys)
         running, thread, url = start(create_app(server.service, access, server.settings))
         key = access.sign_in.text if access.sign_in else "local"
         code = lines.replace("http://127.0.0.1:8000", url)

@@ -139,7 +139,7 @@ def test_audit_export_over_http_verifies(server: Running, tmp_path: Path) -> Non
     stores = server.service.stores
     for picture, status in ((b"forged", 409), (stores.inspections.difference(found["inspection_id"]), 200)):
         with stores.db.transaction() as conn:
-            conn.execute(change, (picture, found["inspection_id"]))
+            conn.exec_driver_sql(change, (picture, found["inspection_id"]))
         shown = server.client.get(page)
         assert shown.status_code == status
         assert status == 200 or shown.json()["error"]["type"] == "TamperedError"

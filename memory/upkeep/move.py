@@ -1,0 +1,124 @@
+"""Moving the records of a home from its SQLite file to a Postgres database."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, Text, delete, func, insert, select, text
+
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.sqlite_file import SqliteFile
+from refdiff.memory.locks import hold_lock
+from refdiff.memory.schema import MAIN, MOVED, MOVING, open_main, open_server
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import InputError, StorageError, UnavailableError
+from refdiff.model.files import storage_error
+from refdiff.model.progress import Progress, silent
+
+_AT_ONCE = 200  # rows
+
+
+def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[str, int]:
+    """Copy all records of the home into the database of `settings.database_url`, which must hold none: table -> rows.
+
+    All or none. The home then keeps its records there; the file stays as `refdiff.sqlite-moved`. Nothing else may use the
+    home meanwhile.
+    Raises InputError (no URL, no records in the home, a text with a NUL, records in the database), UnavailableError (also
+    where another process has the file open), StorageError.
+    """
+    home, url = settings.home, settings.database_url
+    if url is None:
+        raise InputError("set REFDIFF_DATABASE_URL to the database that is to have the records")
+    if not (home / MAIN).exists() and not (home / MOVING).exists():
+        raise InputError(f"{home}: it has no {MAIN}; nothing is to be moved")
+    with hold_lock(home / "serve.lock", UnavailableError(f"a refdiff server is using {home}; stop it first")):
+        if not (home / MAIN).exists():  # an earlier move was killed
+            _rename(home / MOVING, home / MAIN)
+        here = settings.model_copy(update={"database_url": None})
+        with open_main(here) as source:  # brought up to date
+            if source.read_only:
+                raise StorageError(f"{home}: it is read-only; records are moved where the folder can be written")
+        file = SqliteFile(home / MAIN)
+        used = UnavailableError(f"{home / MAIN}: another program has it open; stop it first, then repeat this")
+        with file.alone(used) as old, open_server(home, url, lost="") as target:
+            with file.errors():
+                _check_texts(old)
+            with _out_of_sight(home), target.transaction() as new:
+                copied = _copy(file, old, new, progress)
+    return copied
+
+
+@contextlib.contextmanager
+def _out_of_sight(home: Path) -> Iterator[None]:
+    """What begins meanwhile finds no file, rather than waiting for one that is then written to in vain."""
+    _rename(home / MAIN, home / MOVING)
+    try:
+        yield
+    except BaseException:
+        _rename(home / MOVING, home / MAIN)
+        raise
+    _rename(home / MOVING, home / MOVED)
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        old.rename(new)
+    except OSError as e:
+        raise storage_error(old, e) from e
+
+
+def _check_texts(old: Connection) -> None:
+    """Raises InputError for a text that Postgres cannot hold."""
+    for table in t.METADATA.sorted_tables:
+        for column in (c for c in table.c if isinstance(c.type, Text)):
+            with_nul = select(*table.primary_key).where(func.instr(column, func.char(0)) > 0)
+            if (row := old.execute(with_nul.limit(1)).first()) is not None:
+                key = ", ".join(f"{name} {value!r}" for name, value in row._mapping.items())
+                raise InputError(
+                    f"{table.name}, {key}: its {column.name} has a NUL character, which Postgres cannot hold; nothing was "
+                    "moved. Keep these records in SQLite"
+                )
+
+
+def _copy(file: SqliteFile, old: Connection, new: Connection, progress: Progress) -> dict[str, int]:
+    everything = t.METADATA.sorted_tables
+    if any(_count(new, table) for table in everything if table is not t.audit_end):
+        raise InputError(
+            "the database of REFDIFF_DATABASE_URL already has records; name an empty one. If a move was interrupted at its "
+            "very end, make the database anew and repeat it"
+        )
+    new.execute(delete(t.audit_end))
+    for number, table in enumerate(everything, start=1):
+        for rows in _rows(file, old, table):
+            new.execute(insert(table), rows)
+        if "seq" in table.c and table.c.seq.identity is not None:
+            _count_on(new, table)
+        progress("tables", number, len(everything))
+    copied = {table.name: _count(new, table) for table in everything}
+    with file.errors():
+        there = {table.name: _count(old, table) for table in everything}
+    if differs := [name for name, n in copied.items() if n != there[name]]:
+        raise StorageError(f"not all rows of {', '.join(differs)} arrived; nothing was moved")
+    return copied
+
+
+def _rows(file: SqliteFile, old: Connection, table: Table) -> Iterator[list[dict[str, Any]]]:
+    with file.errors():
+        for rows in old.execute(select(table), execution_options={"yield_per": _AT_ONCE}).partitions():
+            yield [dict(row._mapping) for row in rows]
+
+
+def _count(conn: Connection, table: Table) -> int:
+    return int(conn.scalar(select(func.count()).select_from(table)) or 0)
+
+
+def _count_on(conn: Connection, table: Table) -> None:
+    """Let the numbers that the database gives follow those that were copied."""
+    last = conn.scalar(select(func.max(table.c.seq)))
+    if last is not None:
+        conn.execute(
+            text("SELECT setval(pg_get_serial_sequence(:name, 'seq'), :last)"), {"name": table.name, "last": last}
+        )
