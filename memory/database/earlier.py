@@ -293,6 +293,10 @@ _MAIN: Steps = (
         "CREATE INDEX inspections_by_photo ON inspections(product, "
         "CASE WHEN json_valid(report) THEN json_extract(report, '$.query_sha256') END)",
     ),
+    (
+        # what people call counted components, with what it takes to recognise each in a later calibration
+        "ALTER TABLE products ADD COLUMN component_names TEXT NOT NULL DEFAULT '{}'",
+    ),
 )
 
 _KEYS: Steps = (

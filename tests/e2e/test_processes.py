@@ -114,10 +114,11 @@ def test_command_gives_up_when_the_bank_stays_busy(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+@pytest.mark.parametrize("limit", [300_000, 360_000, 480_000])
 def test_full_disk_while_enrolling_keeps_what_was_acknowledged(
-    photos: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, capsys: pytest.CaptureFixture[str], limit: int
 ) -> None:
-    code, document = finish(start("enroll", "--product", "board", "good", file_limit=480_000))
+    code, document = finish(start("enroll", "--product", "board", "good", file_limit=limit))
     message = document["error"]["message"]
     assert (code, document["error"]["type"]) == (69, "StorageError"), message
     assert "the disk" in message

@@ -54,7 +54,7 @@ def _add(conn: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
     conn.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
 
 
-@pytest.fixture(params=[2, earlier.newest()], ids=["oldest with a chain", "last"])
+@pytest.fixture(params=[2, earlier.newest() - 1, earlier.newest()], ids=["oldest with a chain", "last but one", "last"])
 def old_home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """With two inspections, of which the second is in the chain's end alone, a key, two jobs and a chat."""
     home = tmp_path / "home"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.memory.database import earlier
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
@@ -135,9 +136,9 @@ def test_read_only_home_with_unread_changes_says_so(home: Path) -> None:
 @pytest.mark.parametrize(
     ("statements", "said_so"),
     [
-        ("DROP TABLE alembic_version; PRAGMA user_version=10", "earlier refdiff"),
+        (f"DROP TABLE alembic_version; PRAGMA user_version={earlier.newest()}", "earlier refdiff"),
         ("UPDATE alembic_version SET version_num = 'r0001'", "earlier refdiff"),
-        ("DROP TABLE alembic_version; PRAGMA user_version=11", "newer refdiff"),
+        (f"DROP TABLE alembic_version; PRAGMA user_version={earlier.newest() + 1}", "newer refdiff"),
         ("UPDATE alembic_version SET version_num = 'r9999'", "newer refdiff"),
     ],
 )

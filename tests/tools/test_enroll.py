@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.bank_file import BankFile
 from refdiff.memory.image_store import ImageStore
+from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError, StorageError, UnavailableError
 from refdiff.model.images import RgbImage, encode_png, is_image
@@ -199,25 +204,36 @@ def test_first_16_bit_golden_fixes_the_intensity_window(workspace: Workspace, tm
     )
 
 
-def test_full_disk_while_enrolling_keeps_earlier_goldens(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "method", "works", "enrolled"),
+    [(ImageStore, "put", 2, 2), (BankFile, "put", 2, 2), (FrameStore, "put", 2, 3), (GoldenBank, "notes", 0, 4)],
+    ids=["photo", "golden", "place", "afterwards"],
+)
+def test_full_disk_while_enrolling_tells_how_many_goldens_are_in_the_bank(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+    method: str,
+    works: int,
+    enrolled: int,
 ) -> None:
-    paths = [save(tmp_path, f"{i}.png", photo(i)) for i in range(3)]
-    put, calls = ImageStore.put, []
+    paths = [save(tmp_path, f"{i}.png", photo(i)) for i in range(4)]
+    write, calls = getattr(kind, method), itertools.count()
 
-    def full(self: ImageStore, data: bytes) -> str:
-        calls.append(len(data))
-        if len(calls) > 2:
-            raise StorageError("images: the disk is full")
-        return put(self, data)
+    def full(*arguments: Any) -> Any:
+        if next(calls) >= works:
+            raise StorageError("the disk is full")
+        return write(*arguments)
 
     with monkeypatch.context() as m:
-        m.setattr(ImageStore, "put", full)
-        with pytest.raises(StorageError, match=r"disk is full \(2 photos were enrolled before"):
+        m.setattr(kind, method, full)
+        with pytest.raises(StorageError, match=rf"disk is full \({enrolled} photos were enrolled before"):
             enroll(workspace, "board", paths)
-    assert [g.filename for g in workspace.bank.list("board")] == ["0.png", "1.png"]
+    assert [g.filename for g in workspace.bank.list("board")] == [p.name for p in paths[:enrolled]]
     rest = enroll(workspace, "board", paths)
-    assert ([g.filename for g in rest.added], len(rest.already_there)) == (["2.png"], 2)
+    assert ([g.filename for g in rest.added], len(rest.already_there)) == ([p.name for p in paths[enrolled:]], enrolled)
+    assert {g.golden_id for g in workspace.bank.list()} == workspace.stores.frames.of("board").keys()
 
 
 def test_outlier_of_an_enrolment_that_failed_is_flagged_by_the_next_one(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
 from refdiff.memory.records.products import check_scale
-from refdiff.model.errors import ImageError, InputError, StorageError, UnknownRecordError
+from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_golden, place_goldens
@@ -61,58 +61,66 @@ def enroll(
     group = _check_label("part group", part_group)
     station = _check_label("station", station)
     result = EnrollResult(product)
-    files = list(find_images(paths, result.refused, result.others))
-    thumbnails: ThumbnailIndex | None = None
-    known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
-    for done, source in enumerate(files):
-        path = source.path if isinstance(source, Upload) else source
-        try:
-            data = read_photo(source, workspace.model_settings)
-            known = _enrolled(workspace, product, data)
-            if known is not None:
-                result.already_there.append(Refusal(path, _present(known)))
-                known_ids.append(known.golden_id)
-                continue
-            image = _decode_golden(workspace, product, data, path.name, enrolled_by)
-            thumbnails = thumbnails or ThumbnailIndex(workspace, product)
-            thumbnail = grey_thumbnail(image, THUMBNAIL_PX)
-            twin = thumbnails.twin(thumbnail)
-            if twin is not None:
-                result.notes.append(twin_note(path, twin, group))
-            if not result.added:
-                place_goldens(workspace, product)  # those of earlier versions come first
-            workspace.stores.check_free()
-            sha256 = workspace.stores.images.put(data)
-            golden = Golden(
-                make_golden_id(product, sha256),
-                product,
-                sha256,
-                filename=storable(path.name),
-                scale_mm_per_px=scale,
-                part_group=group or (twin.group if twin else None),
-                station=station,
-                enrolled_by=enrolled_by,
-                source=golden_source,
-            )
-            features = workspace.golden_features(golden)
-            if workspace.bank.add(golden, features.global_vec, features.patches):
-                place_golden(workspace, golden)
-                result.added.append(golden)
-                thumbnails.keep(golden, thumbnail)
-            else:  # with a Qdrant server, another process may have enrolled it meanwhile
-                result.already_there.append(Refusal(path, _present(golden)))
-        except StorageError as e:
-            raise StorageError(
-                f"{e} ({len(result.added)} photos were enrolled before that; run the same command to continue)"
-            ) from e
-        except InputError as e:
-            result.refused.append(Refusal(path, without_file_name(str(e), path)))
-        finally:
-            progress("enrolling", done + 1, len(files))
-    if named := [*(g.golden_id for g in result.added), *known_ids]:
-        result.flagged.extend(flag_outliers(workspace, product, named))
-    result.notes.extend(workspace.bank.notes(product))
+    with _telling_how_many(result):
+        files = list(find_images(paths, result.refused, result.others))
+        thumbnails: ThumbnailIndex | None = None
+        known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
+        for done, source in enumerate(files):
+            path = source.path if isinstance(source, Upload) else source
+            try:
+                data = read_photo(source, workspace.model_settings)
+                known = _enrolled(workspace, product, data)
+                if known is not None:
+                    result.already_there.append(Refusal(path, _present(known)))
+                    known_ids.append(known.golden_id)
+                    continue
+                image = _decode_golden(workspace, product, data, path.name, enrolled_by)
+                thumbnails = thumbnails or ThumbnailIndex(workspace, product)
+                thumbnail = grey_thumbnail(image, THUMBNAIL_PX)
+                twin = thumbnails.twin(thumbnail)
+                if twin is not None:
+                    result.notes.append(twin_note(path, twin, group))
+                if not result.added:
+                    place_goldens(workspace, product)  # those of earlier versions come first
+                workspace.stores.check_free()
+                sha256 = workspace.stores.images.put(data)
+                golden = Golden(
+                    make_golden_id(product, sha256),
+                    product,
+                    sha256,
+                    filename=storable(path.name),
+                    scale_mm_per_px=scale,
+                    part_group=group or (twin.group if twin else None),
+                    station=station,
+                    enrolled_by=enrolled_by,
+                    source=golden_source,
+                )
+                features = workspace.golden_features(golden)
+                if workspace.bank.add(golden, features.global_vec, features.patches):
+                    result.added.append(golden)  # at once: it is in the bank, whatever fails from here on
+                    thumbnails.keep(golden, thumbnail)
+                    with contextlib.suppress(DamagedError):  # its photo vanished: an inspection says so
+                        place_golden(workspace, golden)
+                else:  # with a Qdrant server, another process may have enrolled it meanwhile
+                    result.already_there.append(Refusal(path, _present(golden)))
+            except InputError as e:
+                result.refused.append(Refusal(path, without_file_name(str(e), path)))
+            finally:
+                progress("enrolling", done + 1, len(files))
+        if named := [*(g.golden_id for g in result.added), *known_ids]:
+            result.flagged.extend(flag_outliers(workspace, product, named))
+        result.notes.extend(workspace.bank.notes(product))
     return replace(result, n_in_bank=workspace.bank.count(product))
+
+
+@contextlib.contextmanager
+def _telling_how_many(result: EnrollResult) -> Iterator[None]:
+    """Say with the failure of a store how many photos are in the bank by then."""
+    try:
+        yield
+    except UnavailableError as e:
+        told = f"{len(result.added)} photos were enrolled before that; run the same command to continue"
+        raise type(e)(f"{e} ({told})") from e
 
 
 def _check_label(what: str, text: str | None) -> str | None:

@@ -25,6 +25,7 @@ def upgrade() -> None:
         _text("spec", server_default="{}"),
         sa.Column("spec_version", sa.Integer, nullable=False, server_default=sa.text("0")),
         _text("updated_at"),
+        _text("component_names", server_default="{}"),
     )
     op.create_table(
         "captures",

@@ -1,5 +1,4 @@
-"""Keys, jobs and chat beside the records; names of components; what only SQLite could say: the last audit number, and
-photos of inspections."""
+"""Keys, jobs and chat beside the records; what only SQLite could say: the last audit number, and photos of inspections."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     end = op.create_table("audit_end", sa.Column("seq", NUMBER, primary_key=True, autoincrement=False))
     op.add_column("inspections", sa.Column("photo", TEXT))
-    op.add_column("products", sa.Column("component_names", TEXT, nullable=False, server_default="{}"))
     last = 0
     conn = op.get_bind()
     if conn.dialect.name == "sqlite":
