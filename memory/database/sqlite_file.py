@@ -161,6 +161,12 @@ def set_user_version(conn: Connection, version: int) -> None:
     conn.exec_driver_sql(f"PRAGMA user_version={version:d}")
 
 
+def empty_log(conn: Connection) -> None:
+    """Bring what is in the log into the file, and the log to 0 bytes. Waits for readers, no longer than for a writer."""
+    user_version(conn)  # a connection sees the log from its first read on
+    conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def not_storable(error: Exception) -> InputError:
     """For a value that no database can hold."""
     return InputError(f"a text or number cannot be stored or looked up ({error}); correct it")

@@ -63,7 +63,8 @@ def _of_inspection(**how: Any) -> Column[str]:
 
 
 def _table(name: str, *parts: Any, **how: Any) -> Table:
-    return Table(name, METADATA, *parts, sqlite_autoincrement="seq" in {p.name for p in parts if isinstance(p, Column)})
+    counts = any(isinstance(p, Column) and p.identity is not None for p in parts)
+    return Table(name, METADATA, *parts, sqlite_autoincrement=counts)
 
 
 products = _table(

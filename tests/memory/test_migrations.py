@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from pydantic import SecretStr
-from sqlalchemy import select, update
+from sqlalchemy import Connection, inspect, select, update
 
+from refdiff.memory import schema
 from refdiff.memory.audit_chain import GENESIS, content_digest, linked
 from refdiff.memory.database import earlier
 from refdiff.memory.database import tables as t
+from refdiff.memory.database.database import Database, DatabaseEngine
+from refdiff.memory.database.postgres import PostgresServer
+from refdiff.memory.database.sqlite_file import SqliteFile
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, MOVED, MOVING, NEWEST
+from refdiff.memory.schema import MAIN, MIGRATIONS, MOVED, MOVING, NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.move import move_records
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 
 NOW = "2026-01-01T00:00:00.000000+00:00"
+BOTH = pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 REPORT = {"part_id": "80", "product": "board", "verdict": "FAIL", "query_sha256": "a" * 64, "requested_by": "ana"}
 
 
@@ -115,6 +121,7 @@ def test_home_of_an_earlier_version_becomes_one_database(old_home: Path) -> None
     for _ in range(2):
         with Stores.open(settings) as stores:
             _check(stores)
+            assert [p.component_names for p in stores.products.list()] == [{}]
     assert {p.name for p in old_home.iterdir()} >= {f"{name}-old" for name in earlier.OTHERS}
     assert not any((old_home / name).exists() for name in earlier.OTHERS)
     with Stores.open(settings) as stores:
@@ -188,7 +195,7 @@ def _reports_and_chain(home: Path) -> tuple[dict[str, Any], list[tuple[Any, ...]
         return reports, conn.execute("SELECT seq, kind, inspection_id, hash FROM audit ORDER BY seq").fetchall()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@BOTH
 def test_recorded_home_keeps_reports_and_chain(recorded_home: Path, kind: str, request: pytest.FixtureRequest) -> None:
     reports, chain = _reports_and_chain(recorded_home)
     with contextlib.closing(sqlite3.connect(recorded_home / "jobs.sqlite")) as conn:
@@ -221,6 +228,40 @@ def test_home_whose_migration_fails_stays_as_it_was(old_home: Path, damaged: str
         assert conn.execute("PRAGMA user_version").fetchone()[0] <= earlier.newest()
         assert conn.execute("SELECT name FROM sqlite_master WHERE name IN ('keys', 'alembic_version')").fetchall() == []
     assert all((old_home / name).exists() for name in earlier.OTHERS)
+
+
+@BOTH
+def test_new_home_has_the_schema_that_the_revisions_make(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    made = []
+    for number, make in enumerate((schema._run_revisions, schema.make_schema)):
+        engine: DatabaseEngine = SqliteFile(tmp_path / f"{number}.sqlite")
+        if kind == "postgres":
+            engine = PostgresServer(SecretStr(request.getfixturevalue("postgres_server").new_database()))
+        with Database(engine, lambda db: None) as db, db.transaction() as conn:
+            make(conn)
+            made.append(_described(conn))
+    revised, new = made
+    assert revised == new
+    assert {"products", "audit_end", "alembic_version"} <= new.keys()
+    assert ScriptDirectory(MIGRATIONS).get_current_head() == NEWEST
+
+
+def _described(conn: Connection) -> dict[str, Any]:
+    """All that the database says of each table, and its rows."""
+    about = inspect(conn)
+    kept = conn.exec_driver_sql("SELECT name, sql FROM sqlite_master") if conn.dialect.name == "sqlite" else []
+    counting = {row[0] for row in kept if "AUTOINCREMENT" in str(row[1])}
+    said = {}
+    for name in about.get_table_names():
+        columns = [{k: repr(v) for k, v in column.items()} for column in about.get_columns(name)]
+        others = [about.get_pk_constraint(name), about.get_foreign_keys(name), about.get_unique_constraints(name),
+                  about.get_check_constraints(name), about.get_indexes(name)]  # fmt: skip
+        sorted_ = [sorted(map(repr, each)) if isinstance(each, list) else repr(each) for each in others]
+        rows = conn.exec_driver_sql(f"SELECT * FROM {name}").fetchall()
+        said[name] = (columns, sorted_, name in counting, [tuple(row) for row in rows])
+    return said
 
 
 @pytest.mark.postgres
