@@ -114,7 +114,7 @@ def test_command_gives_up_when_the_bank_stays_busy(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-@pytest.mark.parametrize("limit", [300_000, 360_000, 480_000])
+@pytest.mark.parametrize("limit", [300_000, 400_000, 500_000])
 def test_full_disk_while_enrolling_keeps_what_was_acknowledged(
     photos: Path, capsys: pytest.CaptureFixture[str], limit: int
 ) -> None:

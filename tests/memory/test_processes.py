@@ -147,9 +147,9 @@ def test_concurrent_threads_share_bank_and_stores(settings: MemorySettings) -> N
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 def test_full_disk_is_a_storage_error_and_damages_nothing(settings: MemorySettings) -> None:
-    """No file may grow past 240 kB: writes then fail in the kernel as they do on a full disk."""
+    """No file may grow past 300 kB: writes then fail in the kernel as they do on a full disk."""
     code = """
-resource.setrlimit(resource.RLIMIT_FSIZE, (480_000, 480_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 stores, bank = Stores.open(settings), open_bank()
 stores.images.put(b"small")
 def until_full(step):
