@@ -132,9 +132,9 @@ def _open_postgres(home: Path, url: SecretStr, stack: ExitStack) -> Checkpoints:
 
     where = url.get_secret_value()
     with failing():
-        lost = connection_options(psycopg.conninfo.conninfo_to_dict(where))
-        how = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, **lost}
-        psycopg.connect(where, **lost).close()  # the pool would keep trying
+        options = connection_options(psycopg.conninfo.conninfo_to_dict(where))
+        how = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row, **options}
+        psycopg.connect(where, **options).close()  # the pool would keep trying
         # a pool, since a connection that was lost once stays lost
         pool: ConnectionPool[psycopg.Connection[dict[str, Any]]] = stack.enter_context(
             ConnectionPool(
