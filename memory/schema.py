@@ -87,6 +87,16 @@ def open_main(settings: MemorySettings) -> Database:
     return db
 
 
+def new_file(path: Path) -> Database:
+    """A new record database in a file. Raises StorageError."""
+    return Database(SqliteFile(path), _make)
+
+
+def _make(db: Database) -> None:
+    with db.transaction() as conn:
+        make_schema(conn)
+
+
 def open_server(home: Path, url: SecretStr, lost: str) -> Database:
     """Open the record database of a home on a server. lost: what to say where it is empty; "": it may be."""
     server = PostgresServer(url)
@@ -121,8 +131,7 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
             earlier.take_over(conn, home)
         else:
             make_schema(conn)
-        if conn.dialect.name == "sqlite":
-            set_user_version(conn, _FENCE)
+        _fence(conn)
     if db.path is not None:
         with db.connection() as conn:
             empty_log(conn)
@@ -134,6 +143,13 @@ def make_schema(conn: Connection) -> None:
     conn.execute(insert(t.audit_end).values(seq=0))
     _VERSION.create(conn)
     conn.execute(insert(_VERSION).values(version_num=NEWEST))
+    _fence(conn)
+
+
+def _fence(conn: Connection) -> None:
+    """Keep versions before Alembic out of a file."""
+    if conn.dialect.name == "sqlite":
+        set_user_version(conn, _FENCE)
 
 
 def _refuse_newer(where: str, version: str | None, old: int) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, insert
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, Steps, open_local, run_steps
+from refdiff.memory.database.sqlite_file import Steps, leave_wal, open_local, run_steps
 from refdiff.model.errors import RefDiffError
 from refdiff.model.files import storage_error
 
@@ -80,7 +80,7 @@ def _set_aside(db: Database, file: Path, steps: Steps, moved: _Moved) -> bool:
         if not file.exists():
             return True
         open_local(file, steps).close()
-        _into_one_file(file)
+        leave_wal(file)
         added = 0
         with _reading(file) as old:
             for source, table in moved:
@@ -98,15 +98,6 @@ def _set_aside(db: Database, file: Path, steps: Steps, moved: _Moved) -> bool:
             raise storage_error(file, e) from e
         log.info("%s is part of the main database now; %s may be deleted", file.name, aside.name)
         return True
-
-
-def _into_one_file(file: Path) -> None:
-    """End the file's WAL mode. Raises StorageError, also while somebody has it open."""
-    try:
-        with contextlib.closing(sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)) as conn:
-            conn.execute("PRAGMA journal_mode=DELETE")
-    except sqlite3.Error as e:
-        raise storage_error(file, e) from e
 
 
 @contextlib.contextmanager

@@ -167,6 +167,15 @@ def empty_log(conn: Connection) -> None:
     conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def leave_wal(path: Path) -> None:
+    """End the file's WAL mode, so it has no companions. Raises StorageError, also while somebody has it open."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as conn:
+            conn.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as e:
+        raise storage_error(path, e) from e
+
+
 def not_storable(error: Exception) -> InputError:
     """For a value that no database can hold."""
     return InputError(f"a text or number cannot be stored or looked up ({error}); correct it")

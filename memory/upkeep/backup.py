@@ -1,8 +1,10 @@
 """Backup of a home folder while it is in use, and its restoration.
 
 A backup is a folder, or a tar file, of the home's files under their own names, and `manifest.json` with size and sha256 of
-each. Databases are copied with SQLite's online backup: a consistent copy, which blocks no writer. The other files are never
-changed once they are written, and are written before the row that names them. So the order makes the copies fit together:
+each. Databases are copied with SQLite's online backup: a consistent copy, which blocks no writer. Records on a server are
+copied from one snapshot into the file that they would be in without one, so it can be restored with a server or without. The
+other files are never changed once they are written, and are written before the row that names them. So the order makes the
+copies fit together:
 
 1. the audit head, which the chain that is copied later must hold;
 2. the journals: what they say is done is then in the main database;
@@ -27,9 +29,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
-from refdiff.memory.schema import MAIN
+from refdiff.memory.database.database import Database
+from refdiff.memory.schema import MAIN, MOVED, open_server
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
+from refdiff.memory.upkeep.move import check_empty, copy_to_file, move_records
 from refdiff.model.errors import InputError, RefDiffError, StorageError
 from refdiff.model.files import make_folder, scratch_folder, storage_error
 from refdiff.model.progress import Progress, silent
@@ -69,14 +74,15 @@ class Manifest:
 # ---- backup ----
 
 
-def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
+def back_up(home: Path, target: Path, progress: Progress = silent, server: Database | None = None) -> Manifest:
     """Copy all of `home` to `target`: a tar file if its name ends in .tar, else a folder. Nothing is there before all is.
 
-    The goldens of a Qdrant server are not in the home, and not in the backup. Raises InputError (the target exists, or lies
-    in the home), StorageError (a damaged database, a full disk).
+    server: the open database of a home whose records are on a server. The goldens of a Qdrant server are not in the home,
+    and not in the backup; neither are checkpoints in Postgres. Raises InputError (the target exists, or lies in the home),
+    StorageError (a damaged database, a full disk), UnavailableError (a server does not answer).
     """
     home, target = home.absolute(), target.expanduser().absolute()
-    if not (home / MAIN).exists():
+    if server is None and not (home / MAIN).exists():
         raise InputError(f"{home}: no home of refdiff (it has no {MAIN}); set REFDIFF_HOME")
     if os.path.lexists(target):
         raise InputError(f"{target}: already there; name a new file or folder")
@@ -87,7 +93,7 @@ def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
         with scratch_folder(target.parent) as scratch:
             made = scratch / "backup"
             with _TarWriter(made) if target.suffix == ".tar" else _FolderWriter(made) as writer:
-                manifest = _write(home, scratch, writer, progress)
+                manifest = _write(home, server, scratch, writer, progress)
             _sync()
             made.rename(target)
             _sync()
@@ -96,13 +102,17 @@ def back_up(home: Path, target: Path, progress: Progress = silent) -> Manifest:
         raise storage_error(target, e) from e
 
 
-def _write(home: Path, scratch: Path, writer: _Writer, progress: Progress) -> Manifest:
+def _write(home: Path, server: Database | None, scratch: Path, writer: _Writer, progress: Progress) -> Manifest:
     manifest = Manifest()
     head = _read_if_there(home / AUDIT_HEAD)
     copies = {}
-    for number, place in enumerate(sorted(filter(_is_kept_database, files(home)), key=_when)):
+    databases = {*filter(_is_kept_database, files(home)), Path(MAIN)}
+    for number, place in enumerate(sorted(databases, key=_when)):
         copies[place] = scratch / f"{number}.sqlite"
-        _copy_database(home / place, copies[place])
+        if place == Path(MAIN) and server is not None:
+            copy_to_file(server, copies[place], progress)
+        else:
+            _copy_database(home / place, copies[place])
     filed = _filed(copies[Path(MAIN)])
     others = [
         place
@@ -277,6 +287,21 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
         if isinstance(e, OSError | tarfile.TarError):
             raise storage_error(source if isinstance(e, tarfile.TarError) else home, e) from e
         raise
+    return manifest
+
+
+def restore_to_server(source: Path, settings: MemorySettings, progress: Progress = silent) -> Manifest:
+    """As `restore`, with the records in the database of `settings.database_url`, which must have none.
+
+    Raises also UnavailableError. If it is interrupted once the files are there, `move_records` does the rest.
+    """
+    home, url = settings.home, settings.database_url
+    assert url is not None
+    with open_server(home, url, lost="") as server, server.connection() as conn:
+        check_empty(conn)
+    manifest = restore(source, home, progress)
+    move_records(settings, progress)
+    (home / MOVED).unlink(missing_ok=True)
     return manifest
 
 

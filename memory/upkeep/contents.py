@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refdiff.memory.records.api_keys import OPERATOR_FILE
+from refdiff.memory.schema import MOVED
 from refdiff.model.files import is_leftover, storage_error
 
 STAGING = ".restoring"  # where a restore collects files until they are checked
 _BUSY_S = 30.0
 _TRANSIENT = ("-wal", "-shm", "-journal", ".lock")
-_NOT_KEPT = {"locks", "logs", STAGING, OPERATOR_FILE}  # the operator's key is made anew where it is missing
+_NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE}  # the operator's key is made anew where it is missing
 
 
 def is_kept(place: Path) -> bool:
     """Whether a file belongs to the home's contents. place: relative to the home.
 
-    Locks, logs, leftovers and the operator's key do not.
+    Locks, logs, leftovers, records that were moved to a server, and the operator's key do not.
     """
     return not (place.parts[0] in _NOT_KEPT or place.name.endswith(_TRANSIENT) or is_leftover(place))
 

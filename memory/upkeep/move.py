@@ -1,18 +1,20 @@
-"""Moving the records of a home from its SQLite file to a Postgres database."""
+"""Moving the records of a home between its SQLite file and a Postgres database."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, Text, delete, func, insert, select, text
 
 from refdiff.memory.database import tables as t
-from refdiff.memory.database.sqlite_file import SqliteFile
+from refdiff.memory.database.database import Database
+from refdiff.memory.database.sqlite_file import SqliteFile, leave_wal
 from refdiff.memory.locks import hold_lock
-from refdiff.memory.schema import MAIN, MOVED, MOVING, open_main, open_server
+from refdiff.memory.schema import MAIN, MOVED, MOVING, new_file, open_main, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 from refdiff.model.files import storage_error
@@ -47,8 +49,25 @@ def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[
             with file.errors():
                 _check_texts(old)
             with _out_of_sight(home), target.transaction() as new:
-                copied = _copy(file, old, new, progress)
+                check_empty(new)
+                copied = _copy(old, new, progress, file.errors)
     return copied
+
+
+def copy_to_file(source: Database, target: Path, progress: Progress = silent) -> None:
+    """Copy all records of a database, as they are at one moment, into a new SQLite file. Raises StorageError."""
+    with new_file(target) as file, source.snapshot() as old, file.transaction() as new:
+        _copy(old, new, progress)
+    leave_wal(target)
+
+
+def check_empty(conn: Connection) -> None:
+    """Raises InputError where a database has records."""
+    if any(_count(conn, table) for table in t.METADATA.sorted_tables if table is not t.audit_end):
+        raise InputError(
+            "the database of REFDIFF_DATABASE_URL already has records; name an empty one. If a move was interrupted at its "
+            "very end, make the database anew and repeat it"
+        )
 
 
 @contextlib.contextmanager
@@ -83,30 +102,33 @@ def _check_texts(old: Connection) -> None:
                 )
 
 
-def _copy(file: SqliteFile, old: Connection, new: Connection, progress: Progress) -> dict[str, int]:
+def _copy(
+    old: Connection,
+    new: Connection,
+    progress: Progress,
+    reading: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> dict[str, int]:
+    """Copy all rows into the newest tables, which are empty: table -> rows. reading: turns errors of `old` into ours."""
     everything = t.METADATA.sorted_tables
-    if any(_count(new, table) for table in everything if table is not t.audit_end):
-        raise InputError(
-            "the database of REFDIFF_DATABASE_URL already has records; name an empty one. If a move was interrupted at its "
-            "very end, make the database anew and repeat it"
-        )
     new.execute(delete(t.audit_end))
     for number, table in enumerate(everything, start=1):
-        for rows in _rows(file, old, table):
+        for rows in _rows(old, table, reading):
             new.execute(insert(table), rows)
-        if "seq" in table.c and table.c.seq.identity is not None:
-            _count_on(new, table)
+        if new.dialect.name == "postgresql" and "seq" in table.c and table.c.seq.identity is not None:
+            _count_on(new, table)  # SQLite does so by itself
         progress("tables", number, len(everything))
     copied = {table.name: _count(new, table) for table in everything}
-    with file.errors():
+    with reading():
         there = {table.name: _count(old, table) for table in everything}
     if differs := [name for name, n in copied.items() if n != there[name]]:
-        raise StorageError(f"not all rows of {', '.join(differs)} arrived; nothing was moved")
+        raise StorageError(f"not all rows of {', '.join(differs)} arrived; nothing was copied")
     return copied
 
 
-def _rows(file: SqliteFile, old: Connection, table: Table) -> Iterator[list[dict[str, Any]]]:
-    with file.errors():
+def _rows(
+    old: Connection, table: Table, reading: Callable[[], AbstractContextManager[None]]
+) -> Iterator[list[dict[str, Any]]]:
+    with reading():
         for rows in old.execute(select(table), execution_options={"yield_per": _AT_ONCE}).partitions():
             yield [dict(row._mapping) for row in rows]
 

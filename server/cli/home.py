@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from refdiff.memory.schema import MAIN, MOVED
+from refdiff.memory.schema import MAIN, MOVED, open_main
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.upkeep.backup import Manifest, back_up
+from refdiff.memory.upkeep.backup import Manifest, back_up, restore_to_server
 from refdiff.memory.upkeep.backup import restore as restore_backup
 from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
 from refdiff.memory.upkeep.move import move_records as move
-from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, shown_path
@@ -119,13 +120,13 @@ def backup(
 ) -> None:
     """Copy the home folder, also while the server runs: databases, golden samples, photos and reports.
 
-    Every file is listed with its sha256. The golden samples of a Qdrant server are not in it: use Qdrant's snapshots. A home
-    whose records are in Postgres is refused: use pg_dump, and copy the folder while nothing uses it.
+    Every file is listed with its sha256. Records in Postgres are in it, as one consistent state. The golden samples of a
+    Qdrant server are not: use Qdrant's snapshots.
     """
     memory = settings().memory
-    _check_in_folder(memory)
-    with output.progress("backing up") as moved:
-        made = back_up(memory.home, target, moved)
+    with contextlib.ExitStack() as opened, output.progress("backing up") as moved:
+        server = opened.enter_context(open_main(memory)) if memory.database_url is not None else None
+        made = back_up(memory.home, target, moved, server)
     if memory.qdrant_url is not None:
         output.note("the golden samples are on a Qdrant server and not in this backup; take a snapshot there too")
     if made.damaged:
@@ -139,13 +140,16 @@ def restore(
 ) -> None:
     """Restore a backup into the home folder (REFDIFF_HOME), which must be missing or empty.
 
-    Every file is compared with its sha256 before any takes its place.
+    Every file is compared with its sha256 before any takes its place. With REFDIFF_DATABASE_URL, the records go into that
+    database, which must have none.
     """
     memory = settings().memory
-    _check_in_folder(memory)
     home = memory.home
     with output.progress("restoring") as moved:
-        made = restore_backup(source, home, moved)
+        if memory.database_url is None:
+            made = restore_backup(source, home, moved)
+        else:
+            made = restore_to_server(source, memory, moved)
     with open_stores() as stores:
         checked = stores.audit.verify_store()
     if checked.problem is not None:
@@ -154,15 +158,6 @@ def restore(
         _written(home, made) | {"audit": {"records": checked.records, "intact": checked.problem is None}},
         f"{_size(made)} of {made.made_at[:19]} UTC in {shown_path(home)}",
     )
-
-
-def _check_in_folder(memory: MemorySettings) -> None:
-    """Raises InputError where the records are not in the home folder."""
-    if memory.database_url is not None:
-        raise InputError(
-            "backup and restore are of a home folder alone, and REFDIFF_DATABASE_URL keeps the records in Postgres: back up "
-            "the database with pg_dump first, then copy the folder while nothing uses it; restore both"
-        )
 
 
 def move_records(_json: Json = False) -> None:

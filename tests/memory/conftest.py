@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy import select
 
+from refdiff.memory.database.tables import METADATA
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
@@ -67,6 +69,15 @@ def tamper(stores: Stores, statements: str, *values: object) -> None:
             conn.execute(statements.replace("?", "%s"), values)  # type: ignore[arg-type]
         else:
             conn.execute(statements)  # type: ignore[arg-type]
+
+
+def all_rows(stores: Stores) -> dict[str, list[tuple[object, ...]]]:
+    """Of each table of the records."""
+    with stores.db.snapshot() as conn:
+        return {
+            table.name: sorted((tuple(row) for row in conn.execute(select(table))), key=repr)
+            for table in METADATA.sorted_tables
+        }
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.move import move_records
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 
+from .conftest import all_rows
+
 NOW = "2026-01-01T00:00:00.000000+00:00"
 BOTH = pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 REPORT = {"part_id": "80", "product": "board", "verdict": "FAIL", "query_sha256": "a" * 64, "requested_by": "ana"}
@@ -268,7 +270,7 @@ def _described(conn: Connection) -> dict[str, Any]:
 def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: str) -> None:
     here, there = MemorySettings(home=old_home), MemorySettings(home=old_home, database_url=postgres)
     with Stores.open(here) as stores:
-        head, rows = stores.audit.head(), _rows(stores)
+        head, rows = stores.audit.head(), all_rows(stores)
     with Stores.open(here), pytest.raises(UnavailableError, match="another program has it open"):
         move_records(there)
     with Stores.open(here) as stores, stores.db.transaction() as conn:
@@ -290,7 +292,7 @@ def test_home_of_an_earlier_version_moves_to_postgres(old_home: Path, postgres: 
     assert seen
     assert copied["jobs"] == 2
     with Stores.open(there) as stores:
-        assert (stores.audit.head(), _rows(stores)) == (head, rows)
+        assert (stores.audit.head(), all_rows(stores)) == (head, rows)
         _check(stores)
         _goes_on(stores)
     assert (old_home / MOVED).exists()
@@ -318,11 +320,3 @@ def test_database_of_a_newer_version_or_a_lost_one_is_refused(tmp_path: Path, po
         server.execute("CREATE SCHEMA public")
     with pytest.raises(StorageError, match=r"missing or empty.*it has images"):
         Stores.open(settings)
-
-
-def _rows(stores: Stores) -> dict[str, list[tuple[Any, ...]]]:
-    with stores.db.snapshot() as conn:
-        return {
-            table.name: sorted((tuple(row) for row in conn.execute(select(table))), key=repr)
-            for table in t.METADATA.sorted_tables
-        }

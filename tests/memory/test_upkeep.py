@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from pydantic import SecretStr
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
@@ -27,10 +29,12 @@ from refdiff.memory.records.api_keys import OPERATOR_FILE
 from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore
+from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore, restore_to_server
 from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import scratch_folder
+
+from .conftest import all_rows
 
 FILES = ("overlay.png", "report.html")
 
@@ -243,6 +247,36 @@ def test_restored_backup_holds_what_the_home_held(home: Path, target: Path, tmp_
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("to_server", [False, True])
+def test_backup_of_records_on_a_server_is_restored_record_by_record(
+    home: Path, settings: MemorySettings, target: Path, tmp_path: Path, postgres_server: Any, to_server: bool
+) -> None:
+    with Stores.open(settings) as stores:
+        held, head = all_rows(stores), stores.audit.head()
+        made = back_up(home, target, server=stores.db)
+    assert MAIN in {f.path for f in made.files}
+    assert list(target.parent.iterdir()) == [target]
+    again = MemorySettings(home=tmp_path / "again", database_url=None, qdrant_url=None)
+    if to_server:
+        with pytest.raises(InputError, match="already has records"):
+            restore_to_server(target, again.model_copy(update={"database_url": settings.database_url}))
+        assert not again.home.exists()
+        again = again.model_copy(update={"database_url": SecretStr(postgres_server.new_database())})
+        assert restore_to_server(target, again).files == made.files
+        assert not list(again.home.glob("refdiff.sqlite*"))
+    else:
+        restore(target, again.home)
+    with Stores.open(again) as stores:
+        assert (all_rows(stores), stores.audit.head()) == (held, head)
+        file_inspection(stores, "i3")
+        assert stores.jobs.add("i3", {}, None, 9)[0].seq > max(j.seq for j in stores.jobs.list(("queued", "done"))[:-1])
+        assert stores.audit.verify_store(photos=True, artefacts=True).problem is None
+    assert examined(again).findings == []
+
+
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 def test_backup_of_a_home_that_is_written_meanwhile_fits_together(
     home: Path, settings: MemorySettings, tmp_path: Path
 ) -> None:
@@ -265,7 +299,8 @@ def test_backup_of_a_home_that_is_written_meanwhile_fits_together(
         held = []
         for number in range(4):
             time.sleep(0.1)
-            back_up(home, tmp_path / f"{number}.tar")
+            with Stores.open(settings) as stores:
+                back_up(home, tmp_path / f"{number}.tar", server=stores.db if settings.database_url else None)
             again = tmp_path / f"again-{number}"
             restore(tmp_path / f"{number}.tar", again)
             found = examined(MemorySettings(home=again, qdrant_url=None))

@@ -118,7 +118,9 @@ def test_one_server_at_a_time_uses_a_database(ready: Path, tmp_path: Path) -> No
     InspectionService.open(elsewhere).close()
 
 
-def test_commands_inspect_decide_and_examine(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_inspect_decide_and_examine(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, postgres_server: Any
+) -> None:
     def run(*command: str) -> tuple[int, Any]:
         code = main.run([*command, "--json"])
         return code, json.loads(capsys.readouterr().out or "null")
@@ -134,8 +136,13 @@ def test_commands_inspect_decide_and_examine(ready: Path, capsys: pytest.Capture
     code, found = run("doctor")
     assert (code, found["findings"]) == (0, [])
     assert not list((ready / "home").glob("refdiff.sqlite"))
-    assert run("backup", "b.tar")[0] == 65  # a copy of the folder would look like a whole backup
-    assert not (ready / "b.tar").exists()
+    assert run("backup", "b.tar")[0] == 0
+    monkeypatch.setenv("REFDIFF_HOME", str(ready / "again"))
+    assert run("restore", "b.tar")[0] == 65  # that database has records
+    monkeypatch.setenv("REFDIFF_DATABASE_URL", postgres_server.new_database())
+    assert run("restore", "b.tar")[1]["audit"]["intact"]
+    assert run("doctor")[1]["findings"] == []
+    assert run("inspections", "show", report["inspection_id"])[1]["verdict"] == "FAIL"
 
 
 def test_records_are_moved_once_and_not_lost_sight_of(
