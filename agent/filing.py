@@ -77,10 +77,9 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
         decoded = KeptDifference.decode(kept)
         drawing = Drawing(report, context.tools.query, golden, decoded, _examples(workspace, report))
         folder = make_folder(inspection_folder(workspace.stores.settings.home, report.inspection_id))
-        for name, file in ARTEFACTS.items():
-            data = drawing.file(name)
-            write_atomic(folder / file, data)
-            digests[file] = sha256(data).hexdigest()
+        for name, data in drawing.files(ARTEFACTS).items():
+            write_atomic(folder / ARTEFACTS[name], data)
+            digests[ARTEFACTS[name]] = sha256(data).hexdigest()
     filed = inspections.file(
         report.inspection_id,
         report.part_id,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
+
+from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.memory.records.captures import Capture

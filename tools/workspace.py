@@ -9,7 +9,7 @@ import shlex
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property  # noqa: TID251 (its lock: what is shared is built once)
 from operator import attrgetter
 from typing import Any, Self
 from weakref import WeakValueDictionary

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from propcache.api import cached_property
 from torch import Tensor
 
 GRID_STRIDE = 8

@@ -1,6 +1,7 @@
-"""What a filed inspection costs beside its photo: bytes by kind, and CPU time in all and outside of the tools.
+"""What a filed inspection costs beside its photo: bytes by kind, seconds, and CPU time in all and outside of the tools.
 
 python tests/bench/filing_cost.py --size 480x640 --photos 6
+--turned: labels at any angle instead of boards that lie still.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
+import numpy as np
 import torch
 
 from refdiff.agent.inspector import Inspector
@@ -26,7 +28,7 @@ from refdiff.agent.request import prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
-from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.model.synthesis.render import DefectSpec, Pose, random_pose, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.registry import TOOLS
@@ -36,15 +38,16 @@ from refdiff.tools.workspace import Workspace
 _PRODUCT, _FIRST_PART, _DAMAGE_PX = "board", 1000, 60
 
 
-def measure(root: Path, size: tuple[int, int], photos: int, goldens: int) -> dict[str, Any]:
-    """Figures for rendered boards of `size` (H, W) px as JPEG, without the language model."""
+def measure(root: Path, size: tuple[int, int], photos: int, goldens: int, turned: bool) -> dict[str, Any]:
+    """Figures for rendered boards or, turned, labels of `size` (H, W) px as JPEG, without the language model."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     for i in range(goldens):
-        _write(root / "good" / f"{i:03}.jpg", i, size)
+        _write(root / "good" / f"{i:03}.jpg", i, size, turned)
     in_tools = _timed_tools()
-    found: dict[str, Any] = {"size": list(size), "photos": photos, "goldens": goldens}
     model = ModelSettings(cache=root / "cache", threads=1)
+    found: dict[str, Any] = {"size": list(size), "photos": photos, "goldens": goldens, "turned": turned}
+    found |= {"tiles": model.tiles, "engine": model.engine, "references": ToolsSettings().references}
     with Workspace.open(MemorySettings(home=root / "home", qdrant_url=None), model, ToolsSettings()) as workspace:
         enroll(workspace, _PRODUCT, [root / "good"])
         current_calibration(workspace, _PRODUCT)
@@ -53,14 +56,15 @@ def measure(root: Path, size: tuple[int, int], photos: int, goldens: int) -> dic
                 for kind in ("good", "bad"):
                     files = [root / way / f"{way}-{kind}-{i}.jpg" for i in range(photos + 1)]
                     for i, file in enumerate(files):
-                        _write(
-                            file, _FIRST_PART + i, size, [_damage(size)] if kind == "bad" else [], seed=100 * unattended
-                        )
+                        damage = [_damage(size)] if kind == "bad" else []
+                        _write(file, _FIRST_PART + i, size, turned, damage, seed=100 * unattended)
                     _inspect(inspector, files[0])
                     before = _bytes(workspace)
                     in_tools.clear()
-                    cpu = time.process_time()
-                    verdicts = Counter(_inspect(inspector, f) for f in files[1:])
+                    cpu, laps, verdicts = time.process_time(), [time.perf_counter()], Counter[str]()
+                    for file in files[1:]:
+                        verdicts[_inspect(inspector, file)] += 1
+                        laps.append(time.perf_counter())
                     cpu = time.process_time() - cpu
                     grown = _bytes(workspace) - before
                     found[f"{way}, {kind}"] = {
@@ -68,6 +72,7 @@ def measure(root: Path, size: tuple[int, int], photos: int, goldens: int) -> dic
                         "photo_bytes": sum(f.stat().st_size for f in files[1:]) // photos,
                         "bytes": {k: v // photos for k, v in grown.most_common()},
                         "bytes_in_all": sum(grown.values()) // photos,
+                        "ms_p50_p95": [round(float(q) * 1000) for q in np.quantile(np.diff(laps), [0.5, 0.95])],
                         "cpu_ms": round(cpu / photos * 1000, 1),
                         "cpu_ms_outside_of_tools": round((cpu - sum(in_tools.values())) / photos * 1000, 1),
                     }
@@ -79,9 +84,11 @@ def _damage(size: tuple[int, int]) -> DefectSpec:
 
 
 def _write(
-    file: Path, part: int, size: tuple[int, int], defects: list[DefectSpec] | None = None, seed: int = 0
+    file: Path, part: int, size: tuple[int, int], turned: bool, damage: list[DefectSpec] | None = None, seed: int = 0
 ) -> None:
-    image = render("circuit", 1, part, size=size, noise_seed=part + seed, defects=defects or []).image
+    pose = random_pose(np.random.default_rng(part), size=size) if turned else Pose()
+    kind = "label" if turned else "circuit"
+    image = render(kind, 1, part, size=size, noise_seed=part + seed, pose=pose, defects=damage or []).image
     file.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(file), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
 
@@ -130,10 +137,12 @@ def main() -> None:
     parser.add_argument("--size", default="480x640", help="height x width of the photos, px")
     parser.add_argument("--photos", type=int, default=6, help="of each kind and way")
     parser.add_argument("--goldens", type=int, default=22)
+    parser.add_argument("--turned", action="store_true", help="labels at any angle")
     args = parser.parse_args()
     height, _, width = args.size.partition("x")
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), (int(height), int(width)), args.photos, args.goldens), indent=2))
+        size = int(height), int(width)
+        print(json.dumps(measure(Path(folder), size, args.photos, args.goldens, args.turned), indent=2))
 
 
 if __name__ == "__main__":

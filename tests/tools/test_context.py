@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from refdiff.model.errors import DamagedError, ToolOrderError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
+from refdiff.tools import context as context_of_tools
 from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
 from refdiff.tools.golden_samples.captures import record_capture
@@ -104,6 +107,20 @@ def test_tool_context_computes_each_stage_once(workspace: Workspace, calls: Coun
     # the photo is encoded and searched for twice, as it lies and in the frame of its references, which are not encoded;
     # one golden is warped to be shown
     assert calls == {"latest": 1, "nearest": 2, "view": 2, "warp_reference": 1, "embed": 2}
+
+
+def test_inspections_do_not_wait_for_each_other(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once meet inside of their longest stage."""
+    meeting, inspect_photo = threading.Barrier(2), context_of_tools.inspect_photo
+
+    def met(*args: Any, **kwargs: Any) -> Any:
+        meeting.wait(timeout=30)
+        return inspect_photo(*args, **kwargs)
+
+    monkeypatch.setattr(context_of_tools, "inspect_photo", met)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: ToolContext(workspace, "1").canonical, range(2))
+    assert one.comparison.difference.score == other.comparison.difference.score
 
 
 def test_comparison_with_other_references_is_not_canonical(workspace: Workspace, calls: Counter[str]) -> None:

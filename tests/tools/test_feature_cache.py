@@ -13,7 +13,7 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import ImageError
 from refdiff.model.files import make_room
 from refdiff.tools.caches import feature_cache
-from refdiff.tools.caches.feature_cache import FeatureCache
+from refdiff.tools.caches.feature_cache import FeatureCache, kept_bytes
 
 
 class Encoding:
@@ -115,3 +115,9 @@ def test_long_run_stays_within_its_bytes(tmp_path: Path, encode: Encoding, monke
         largest = max(largest, sum(path.stat().st_size for path in tmp_path.iterdir()))
     assert largest <= 1.1 * most
     assert len(looked) < 60, "all files are looked at now and then only"
+
+
+def test_more_is_kept_in_memory_where_more_is_free() -> None:
+    least, most = 384 << 20, 2 << 30
+    free = [None, 0, 1 << 30, 8 << 30, 64 << 30]
+    assert [kept_bytes(bytes_) for bytes_ in free] == [least, least, least, 1 << 30, most]

@@ -30,9 +30,17 @@ def spike(height: int, width: int) -> np.ndarray:
     return made
 
 
+def turned(height: int, width: int, peak: float) -> np.ndarray:
+    """What is left of it where a turned part was compared; beyond, it is 0 at once."""
+    shown = cv2.boxPoints(((width / 2, height / 2), (0.9 * width, 0.8 * height), 30.0)).astype(np.int32)
+    return smooth(height, width, peak) * cv2.fillConvexPoly(np.zeros((height, width), np.float32), shown, 1.0)
+
+
 @pytest.mark.parametrize(
     ("anomaly_map", "most_bytes"),
     [
+        (turned(480, 640, 0.4), 10_000),
+        (turned(481, 637, 20.0), 25_000),
         (smooth(480, 640, 0.4), 8_000),
         (smooth(480, 640, 20.0), 25_000),
         (smooth(481, 637, 900.0), 60_000),
@@ -42,7 +50,7 @@ def spike(height: int, width: int) -> np.ndarray:
         (np.zeros((480, 640), np.float32), 1_000),
         (np.full((17, 16), 7.0, np.float32), 1_000),
     ],
-    ids=["good", "defect", "odd size", "large", "thin", "one px", "zero", "flat"],
+    ids=["turned", "turned, defect", "good", "defect", "odd size", "large", "thin", "one px", "zero", "flat"],
 )
 def test_kept_map_is_small_and_close_to_the_map(anomaly_map: np.ndarray, most_bytes: int) -> None:
     data = KeptDifference(anomaly_map, THRESHOLD, MATRIX).encode()

@@ -23,9 +23,17 @@ from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.errors import StorageError
 from refdiff.model.files import make_room, mark_used, write_atomic
+from refdiff.model.free_memory import free_bytes
 from refdiff.model.images import RgbImage
 
-KEPT_BYTES = 384 << 20  # in memory, of features; of pictures a quarter
+_KEPT_BYTES = (384 << 20, 2 << 30)  # in memory, of features: at least and at most
+_OF_FREE = 8  # between these, this fraction of the memory that is free: 2 GiB hold 70 golden samples of five tiles each
+
+
+def kept_bytes(free: int | None) -> int:
+    """Bytes of features to keep in memory, of which `free` are left (None: unknown); of pictures a quarter of that."""
+    least, most = _KEPT_BYTES
+    return min(max(least, (free or 0) // _OF_FREE), most)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,9 @@ class FeatureCache:
 
     def __init__(self, root: Path, encoder: str, most_bytes: int) -> None:
         """root: folder of the files, of all encoders; made when the first one is written. most_bytes: of all these."""
-        self._items = _TensorCache(root, encoder, most_bytes, KEPT_BYTES, _pack_features, _unpack_features)
+        self._items = _TensorCache(
+            root, encoder, most_bytes, kept_bytes(free_bytes()), _pack_features, _unpack_features
+        )
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """The features of that key, encoded now if they are not there. on_disk: keep them in a file as well.
@@ -124,7 +134,9 @@ class PictureCache:
 
     def __init__(self, root: Path, version: str, most_bytes: int) -> None:
         """root: folder of the files, of all versions; made when the first one is written. most_bytes: of all these."""
-        self._items = _TensorCache(root, version, most_bytes, KEPT_BYTES // 4, _pack_picture, _unpack_picture)
+        self._items = _TensorCache(
+            root, version, most_bytes, kept_bytes(free_bytes()) // 4, _pack_picture, _unpack_picture
+        )
 
     def get(self, key: str, draw: Callable[[], Picture], on_disk: bool) -> Picture:
         """The picture of that key, drawn now if it is not there. on_disk: keep it in a file as well."""

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
+from propcache.api import cached_property
 from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.difference.encoder import Features, work_size

@@ -24,6 +24,7 @@ from refdiff.model.images import F32, Outline
 _TEXT = "refdiff"  # key of the PNG's text
 _WHITE = 255
 _UNIT = 0.5  # thresholds: the grey scale is linear well below it, logarithmic above
+_LEAST = 1e-6  # instead of dividing by 0
 # parts of the value and `_UNIT` together: what halving the map may change, and from one grey to the next
 _TOLERANCE, _STEP = 0.05, 0.02
 
@@ -44,11 +45,14 @@ class KeptDifference:
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
         level = np.log(1 + self.anomaly_map / (_UNIT * self.threshold))  # several times as fast as log1p
+        # where nothing was compared it drops to 0 at once, which no coarse map can show: that is kept apart, as bits
+        compared = self.anomaly_map > 0
+        inside = np.asarray(compared, np.float32)
         while min(level.shape) > 1:
-            halved = _resize(level, ((level.shape[0] + 1) // 2, (level.shape[1] + 1) // 2), cv2.INTER_AREA)
-            if float(np.abs(_resize(halved, level.shape, cv2.INTER_LINEAR) - level).max()) > _TOLERANCE:
+            halved, still_inside = _halved(level, inside)
+            if float((np.abs(_resize(halved, level.shape, cv2.INTER_LINEAR) - level) * inside).max()) > _TOLERANCE:
                 break
-            level = halved
+            level, inside = halved, still_inside
         step = max(_STEP, float(level.max()) / _WHITE)
         grey = np.rint(level / step).astype(np.uint8)
         text = PngImagePlugin.PngInfo()
@@ -58,6 +62,8 @@ class KeptDifference:
             "step": step,
             "matrix": self.matrix.tolist(),
         }
+        if not compared.all():
+            about["compared"] = _as_text(np.packbits(compared).tobytes())
         if self.outlines is not None:
             about["outlines"] = _packed(self.outlines)
         text.add_text(_TEXT, json.dumps(about))
@@ -75,6 +81,9 @@ class KeptDifference:
             threshold, (height, width) = float(about["threshold"]), about["size"]
             level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
             anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
+            if "compared" in about:  # earlier versions kept it in the map
+                bits = np.frombuffer(_from_text(about["compared"]), np.uint8)
+                anomaly_map *= np.unpackbits(bits, count=anomaly_map.size).reshape(anomaly_map.shape)
             outlines = _unpacked(about["outlines"]) if "outlines" in about else None
             return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3), outlines)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
@@ -83,13 +92,30 @@ class KeptDifference:
 
 def _packed(outlines: Sequence[Outline]) -> str:
     """Outlines as text, a byte or two for each point."""
-    plain = json.dumps([[polygon.ravel().tolist() for polygon in outline] for outline in outlines])
-    return base64.b64encode(zlib.compress(plain.encode())).decode("ascii")
+    return _as_text(json.dumps([[polygon.ravel().tolist() for polygon in outline] for outline in outlines]).encode())
 
 
 def _unpacked(text: str) -> list[Outline]:
-    found = json.loads(zlib.decompress(base64.b64decode(text)))
+    found = json.loads(_from_text(text))
     return [[np.array(polygon, np.int32).reshape(-1, 2) for polygon in outline] for outline in found]
+
+
+def _as_text(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data)).decode("ascii")
+
+
+def _from_text(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text))
+
+
+def _halved(level: F32, inside: F32) -> tuple[F32, F32]:
+    """Half as fine, of the cells that are inside (1, else 0) alone; a ring around them goes on as they do."""
+    size = (level.shape[0] + 1) // 2, (level.shape[1] + 1) // 2
+    part = _resize(inside, size, cv2.INTER_AREA)
+    mean = _resize(level * inside, size, cv2.INTER_AREA) / np.maximum(part, _LEAST)
+    here = np.asarray(part > 0, np.float32)
+    around = np.asarray(cv2.blur(mean * here, (3, 3))) / np.maximum(cv2.blur(here, (3, 3)), _LEAST)
+    return np.asarray(np.where(part > 0, mean, around), np.float32), here
 
 
 def _resize(values: F32, size: tuple[int, ...], how: int) -> F32:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import cv2
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
+from propcache.api import cached_property
 
 from refdiff.model.images import F32, RgbImage
 
