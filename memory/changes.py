@@ -14,16 +14,16 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, select
 
 from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_digest
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
+from refdiff.memory.kinds import ChangeKind
 from refdiff.model.errors import StorageError
 
-ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job"]
 PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 

@@ -8,9 +8,12 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from refdiff.memory.records.api_keys import KeyStore
 from refdiff.model.errors import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from refdiff.memory.records.api_keys import KeyStore
 
 # headers by which proxies, balancers and tunnels say for whom they call
 _PROXY = re.compile(

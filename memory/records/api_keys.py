@@ -15,21 +15,18 @@ import secrets
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from refdiff.memory.changes import KEY, State, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
+from refdiff.memory.kinds import OPERATOR_FILE, ROLES, Role
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
 
-Role = Literal["viewer", "inspector", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles before it may
-
-OPERATOR_FILE = "operator.key"
 _PREFIX = "rdk"
 _MAX_NAME = 128
 _K = t.keys.c

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Row, func, insert, not_, select
 
@@ -16,14 +16,13 @@ from refdiff.memory.audit_chain import DIFFERENCE, append_filed
 from refdiff.memory.changes import changing
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
+from refdiff.memory.kinds import VERDICTS, Verdict
 from refdiff.memory.records.blind_checks import draw
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
 
-Verdict = Literal["PASS", "FAIL", "REVIEW"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MAX_PAGE = 1000
 _I, _D = t.inspections.c, t.dispositions.c
 

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE
+from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.memory.schema import MOVED
 from refdiff.model.files import is_leftover, storage_error
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.audit_export import verify_export, write_export
-from refdiff.memory.audit_store import Checked
-from refdiff.memory.changes import ChangeKind
+from refdiff.memory.kinds import ChangeKind
 from refdiff.model.errors import InputError, TamperedError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import Json, clean, shown_path
 from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.audit_store import Checked
 
 audit = typer.Typer(
     help="List, export or verify the tamper-evident audit trail: requests, evidence, reports, decisions, and every "
@@ -45,6 +46,8 @@ def export(
 
     Each record carries the hash of all records before it. With REFDIFF_AUDIT_KEY, the file is sealed (HMAC-SHA256).
     """
+    from refdiff.memory.audit_export import verify_export, write_export
+
     if inspection_id is not None and since is not None:
         raise typer.BadParameter("not together with INSPECTION.", param_hint="--since")
     if out.is_dir():
@@ -108,6 +111,8 @@ def verify(
 
     A home is checked with the pages and pictures of its reports. Exit code: 0 intact, 65 not.
     """
+    from refdiff.memory.audit_export import verify_export
+
     if file is None and not store:
         raise typer.BadParameter("name a FILE, or give --store.", param_hint="FILE")
     if photos and not store:

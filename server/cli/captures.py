@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from refdiff.memory.records.captures import Capture
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import Json, MaybeProduct, minute
 from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.records.captures import Capture
 
 captures = typer.Typer(help="List captured photos of parts, or remove some.", no_args_is_help=True)
 MaybePart = Annotated[str | None, typer.Option("--part", metavar="ID", help="Photos of this part only.")]

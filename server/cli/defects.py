@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.defect_names import Naming
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
 from refdiff.server.cli.options import InspectionId, Json, MaybeProduct, ProductName, clean, minute
 from refdiff.server.cli.output import emit
-from refdiff.tools.evidence import finding_of
 
 if TYPE_CHECKING:  # importing it takes seconds
     from refdiff.agent.people.names import DefectNames
+    from refdiff.memory.records.defect_names import Naming
 
 defects = typer.Typer(
     help="Name the findings of reports; later findings like them take those names.", no_args_is_help=True
@@ -113,6 +112,8 @@ def _who(by: str | None) -> str:
 
 
 def _line(made: Naming) -> str:
+    from refdiff.tools.evidence import finding_of
+
     called = f"called {made.name}" if made.name else "has no name any more"
     before = f" (before: {made.before})" if made.before else ""
     return f"{finding_of(made.finding, made.part_id)}: {called}{before}, by {made.by}, {made.created_at}"

@@ -6,21 +6,20 @@ import contextlib
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.schema import MAIN, MOVED, open_main
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.upkeep.backup import Manifest, back_up, restore_to_server
-from refdiff.memory.upkeep.backup import restore as restore_backup
-from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding, examine
-from refdiff.memory.upkeep.move import move_records as move
 from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import Json, shown_path
 from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.upkeep.backup import Manifest
+    from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding
 
 _UNSOUND = 65
 _SHOWN = 5  # names of one finding, for people; --json has all
@@ -48,6 +47,8 @@ def doctor(
 
     Exit code: 0 nothing is missing or damaged, 65 something is, or the records could not be read.
     """
+    from refdiff.memory.upkeep.doctor import examine
+
     memory = settings().memory
     home = memory.home
     with output.progress("examining") as moved:
@@ -59,6 +60,9 @@ def doctor(
 
 def _bank(memory: MemorySettings) -> BankContents | str:
     """What the golden bank holds, or in words why that is not known."""
+    from refdiff.memory.schema import MAIN
+    from refdiff.memory.upkeep.doctor import BankContents
+
     if memory.database_url is None and not (memory.home / MAIN).exists():
         return "without the main database, the bank is not opened"
     try:
@@ -123,6 +127,9 @@ def backup(
     Every file is listed with its sha256. Records in Postgres are in it, as one consistent state. The golden samples of a
     Qdrant server are not: use Qdrant's snapshots.
     """
+    from refdiff.memory.schema import open_main
+    from refdiff.memory.upkeep.backup import back_up
+
     memory = settings().memory
     with contextlib.ExitStack() as opened, output.progress("backing up") as moved:
         server = opened.enter_context(open_main(memory)) if memory.database_url is not None else None
@@ -143,13 +150,15 @@ def restore(
     Every file is compared with its sha256 before any takes its place. With REFDIFF_DATABASE_URL, the records go into that
     database, which must have none.
     """
+    from refdiff.memory.upkeep import backup as backups
+
     memory = settings().memory
     home = memory.home
     with output.progress("restoring") as moved:
         if memory.database_url is None:
-            made = restore_backup(source, home, moved)
+            made = backups.restore(source, home, moved)
         else:
-            made = restore_to_server(source, memory, moved)
+            made = backups.restore_to_server(source, memory, moved)
     with open_stores() as stores:
         checked = stores.audit.verify_store()
     if checked.problem is not None:
@@ -166,9 +175,12 @@ def move_records(_json: Json = False) -> None:
     Products, captures, reports, decisions, jobs, keys, chats and the audit trail; photos and files stay in the folder. Stop
     everything that uses the home first. The SQLite file stays as refdiff.sqlite-moved.
     """
+    from refdiff.memory.schema import MOVED
+    from refdiff.memory.upkeep import move
+
     memory = settings().memory
     with output.progress("moving") as moved:
-        copied = move(memory, moved)
+        copied = move.move_records(memory, moved)
     with open_stores() as stores:
         checked = stores.audit.verify_store()
     if checked.problem is not None:

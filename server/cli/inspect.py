@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.captures import normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.copies import check_targets, copy_artefacts
@@ -166,7 +165,10 @@ def _inspect(text: str, part: str, options: Options) -> None:
     if options.image is None and options.scale_mm_per_px is not None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
     check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
+    from refdiff.memory.records.captures import normalise_part_id
+
     part_id, product = normalise_part_id(part), _product(part, options)
+    # later: a mistyped id is refused at once
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import prepare
 

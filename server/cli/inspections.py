@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from refdiff.memory.journals.jobs import JobStore
-from refdiff.memory.records.dispositions import Disposition
-from refdiff.memory.records.inspections import InspectionRecord, Verdict
+from refdiff.memory.kinds import Verdict
 from refdiff.model.errors import RefDiffError, StorageError, TamperedError
 from refdiff.server.cli import output
 from refdiff.server.cli.copies import check_targets, copy_artefacts
@@ -32,6 +30,9 @@ from refdiff.server.cli.output import emit
 if TYPE_CHECKING:  # importing it takes seconds
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.report.schema import DefectReport
+    from refdiff.memory.journals.jobs import JobStore
+    from refdiff.memory.records.dispositions import Disposition
+    from refdiff.memory.records.inspections import InspectionRecord
     from refdiff.tools.workspace import Workspace
 
 inspections = typer.Typer(

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.memory.stores import Stores
 from refdiff.server.env_files import read_env_files
 from refdiff.server.logs import keep_addresses_out
 from refdiff.server.settings import Settings, load_settings
 
-if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it
+if TYPE_CHECKING:  # torch loads in seconds: only commands that look at photos pay for it; databases in a tenth of one
+    from refdiff.memory.stores import Stores
     from refdiff.tools.workspace import Workspace
 
 
@@ -74,6 +74,8 @@ def _set_up_logging(level: str) -> None:
 
 
 def open_stores() -> Stores:
+    from refdiff.memory.stores import Stores
+
     return Stores.open(settings().memory)
 
 

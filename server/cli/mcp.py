@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE
+from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.extras import require_extra

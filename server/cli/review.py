@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.records.adoptions import Adoption, WaitingReference
-from refdiff.memory.records.blind_checks import Waiting
-from refdiff.memory.records.dispositions import Decision, Judgement
-from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.inspections import inspection_row, inspection_table, show_filed
@@ -22,6 +18,10 @@ from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # importing it takes seconds
     from refdiff.agent.people.reviews import Reviews
+    from refdiff.memory.records.adoptions import Adoption, WaitingReference
+    from refdiff.memory.records.blind_checks import Waiting
+    from refdiff.memory.records.dispositions import Decision, Judgement
+    from refdiff.memory.stores import Stores
 
 _LISTED = 200
 

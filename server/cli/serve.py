@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refdiff.memory.records.api_keys import OPERATOR_FILE, Role
+from refdiff.memory.kinds import OPERATOR_FILE, Role
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.report.summary import decision_text, size, summarise
 from refdiff.agent.service import Inspection
-from refdiff.memory.records.inspections import InspectionSummary, Verdict
+from refdiff.memory.kinds import Verdict
+from refdiff.memory.records.inspections import InspectionSummary
 from refdiff.tools.evidence import Evidence
 
 

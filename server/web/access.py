@@ -15,7 +15,8 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
 from refdiff.agent.service import InspectionService
-from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES, KeyStore, Role
+from refdiff.memory.kinds import OPERATOR_FILE, ROLES, Role
+from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.sockets import is_loopback, proxy_header
 from refdiff.server.web.errors import Refused
 from refdiff.server.web.sign_in import OperatorSignIn

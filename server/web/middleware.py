@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refdiff.memory.audit_chain import using_key
-from refdiff.memory.records.api_keys import Role
+from refdiff.memory.kinds import Role
 from refdiff.model.files import outage
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access, Caller, check_role, given_key, server_port

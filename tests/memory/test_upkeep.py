@@ -25,7 +25,7 @@ from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.journals.watch import WatchJournal
-from refdiff.memory.records.api_keys import OPERATOR_FILE
+from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores

@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.service import InspectionService, Upload
-from refdiff.memory.records.api_keys import OPERATOR_FILE, ROLES
+from refdiff.memory.kinds import OPERATOR_FILE, ROLES
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.server.cli import main

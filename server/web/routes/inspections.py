@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from refdiff.agent.service import InspectionService, Progress, Upload
-from refdiff.memory.records.inspections import Verdict
+from refdiff.memory.kinds import Verdict
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses

@@ -16,7 +16,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from refdiff.agent.inspector import Inspector
-from refdiff.memory.records.api_keys import OPERATOR_FILE, KeyStore
+from refdiff.memory.kinds import OPERATOR_FILE
+from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
