@@ -66,8 +66,8 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     """
     workspace, canonical = context.tools.workspace, context.tools.canonical
     inspections = workspace.stores.inspections
-    if (known := inspections.find(report.inspection_id)) is not None:
-        return DefectReport.model_validate(known.report)
+    if inspections.find(report.inspection_id) is not None:
+        return DefectReport.model_validate(inspections.get(report.inspection_id).report)
     nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
     outlines = [r.extent.outline for r in canonical.regions]
     kept = KeptDifference(difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines).encode()
@@ -115,8 +115,8 @@ class ReportFiles:
         or what it would be drawn from, is not what was filed.
         """
         stores = self._workspace.stores
+        stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
-            stores.inspections.get(inspection_id)
             raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
         file = ARTEFACTS[name]
         if not _is_drawn(stores.audit.filed(inspection_id).facts, file):

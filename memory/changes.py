@@ -24,7 +24,7 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import ChangeKind
 from refdiff.model.errors import StorageError
 
-PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
+PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words

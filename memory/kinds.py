@@ -11,4 +11,4 @@ Role = Literal["viewer", "inspector", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles before it may
 OPERATOR_FILE = "operator.key"  # where a home keeps the operator's key
 
-ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job"]
+ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job", "prune"]

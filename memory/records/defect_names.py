@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from refdiff.memory.audit_chain import append
+from refdiff.memory.audit_chain import append, check_not_removed
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.records.products import known_name
@@ -219,8 +219,11 @@ _NEWEST = select(t.defect_names).where(
 )
 
 
+NAMED_NOW = _NEWEST.where(_N.name.is_not(None))  # the findings that have a name
+
+
 def _current(conn: Connection, product: str | None) -> list[Naming]:
-    named = _NEWEST.where(_N.name.is_not(None)).order_by(_N.seq)
+    named = NAMED_NOW.order_by(_N.seq)
     if product is not None:
         named = named.where(_N.product == product)
     return [_naming(row) for row in conn.execute(named).all()]
@@ -237,6 +240,7 @@ def _finding(conn: Connection, inspection_id: str, finding: str) -> tuple[str, s
     row = t.get(conn, t.inspections, inspection_id=inspection_id)
     if row is None:
         raise UnknownRecordError(f"no inspection {inspection_id!r} is filed; see `refdiff inspections list`")
+    check_not_removed(conn, inspection_id)
     known = [str(f.get("id")) for f in json.loads(row.report).get("findings", [])]
     if finding not in known:
         raise UnknownRecordError(

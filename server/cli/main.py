@@ -36,6 +36,7 @@ from refdiff.server.cli import (
     model,
     output,
     products,
+    prune,
     review,
     serve,
     train,
@@ -72,6 +73,7 @@ review.register(app)
 defects.register(app)
 audit.register(app)
 home.register(app)
+prune.register(app)
 train.register(app)
 watch.register(app)
 model.register(app)
