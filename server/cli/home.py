@@ -86,7 +86,7 @@ def _used(use: Use) -> list[str]:
         left = ""
         if use.days_left is not None:
             left = f"; at {use.inspections_a_day:g} a day, as lately, the disk is full in {use.days_left:,} days"
-        lines.append(f"{use.inspections:,} inspections take {_mb(use.bytes_per_inspection)} each{left}")
+        lines.append(f"{use.inspections:,} inspections take {use.bytes_per_inspection / 1e3:,.0f} kB each{left}")
     return lines
 
 

@@ -133,7 +133,7 @@ def test_commands_inspect_decide_and_examine(
     assert run("audit", "export", "--out", "a.jsonl")[0] == 0
     assert run("audit", "verify", "a.jsonl", "--store")[0] == 0
     assert run("inspections", "list")[1]["inspections"][0]["inspection_id"] == report["inspection_id"]
-    code, found = run("doctor")
+    code, found = run("doctor", "--deep")
     assert (code, found["findings"]) == (0, [])
     assert not list((ready / "home").glob("refdiff.sqlite"))
     assert run("backup", "b.tar")[0] == 0
@@ -141,7 +141,7 @@ def test_commands_inspect_decide_and_examine(
     assert run("restore", "b.tar")[0] == 65  # that database has records
     monkeypatch.setenv("REFDIFF_DATABASE_URL", postgres_server.new_database())
     assert run("restore", "b.tar")[1]["audit"]["intact"]
-    assert run("doctor")[1]["findings"] == []
+    assert run("doctor", "--deep")[1]["findings"] == []
     assert run("inspections", "show", report["inspection_id"])[1]["verdict"] == "FAIL"
 
 
