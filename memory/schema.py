@@ -95,6 +95,7 @@ def new_file(path: Path) -> Database:
 def _make(db: Database) -> None:
     with db.transaction() as conn:
         make_schema(conn)
+        _fence(conn)
 
 
 def open_server(home: Path, url: SecretStr, lost: str) -> Database:
@@ -143,7 +144,6 @@ def make_schema(conn: Connection) -> None:
     conn.execute(insert(t.audit_end).values(seq=0))
     _VERSION.create(conn)
     conn.execute(insert(_VERSION).values(version_num=NEWEST))
-    _fence(conn)
 
 
 def _fence(conn: Connection) -> None:
