@@ -28,7 +28,7 @@ from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
-from refdiff.tools.inspection.zones import product_spec
+from refdiff.tools.inspection.zones import ignored, product_spec
 from refdiff.tools.vision.registration import align
 from refdiff.tools.workspace import Workspace
 
@@ -157,7 +157,7 @@ def _measure(
     scores: list[tuple[float, str]] = []  # with the golden that was measured
     peaks, similarities, levels = [], [], []
     looks: list[Look] = []
-    ignored: list[Mask | None] = []
+    ignores: list[Mask | None] = []
     loose = 0  # golden samples that do not register to the nearest
     unregistered: list[str] = []  # nor to any other of those they were compared with
     for done, members in enumerate(chosen):
@@ -176,14 +176,12 @@ def _measure(
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
         looks.append(look_of(result.features))
-        ignored.append(result.ignore if result.zones_placed else None)
+        ignores.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
-    # what registers is compared place by place; and a number that few golden samples have in common may be chance
-    counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
-    counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
+    counted = learn(looks, ignores) if is_counted(loose, len(looks)) else Learned([], [0] * len(looks))
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
@@ -210,6 +208,14 @@ def _measure(
     )
 
 
+def is_counted(loose: int, parts: int) -> bool:
+    """Whether components of a product are looked for. loose: how many of its parts do not register to the nearest.
+
+    What registers is compared place by place; and a number that few golden samples have in common may be chance.
+    """
+    return loose > parts / 2 and parts >= MIN_PARTS_TO_FAIL
+
+
 def _uncontradicted(
     workspace: Workspace, product: str, components: list[Component], shapes: set[tuple[int, ...]]
 ) -> list[Component]:
@@ -218,10 +224,12 @@ def _uncontradicted(
     shapes: of the looks that are counted; photos of others are not counted.
     """
     rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)] if components else []
-    for look in (look_of(workspace.golden_features(g)) for g in rescued):
+    for golden in rescued:
+        look = look_of(workspace.golden_features(golden))
         if look.shape not in shapes:
             continue
-        counts = count(components, look, None, (1, 1))
+        ignore, placed = ignored(workspace, workspace.golden_image(golden), golden.sha256, product)
+        counts = count(components, look, ignore if placed else None, (1, 1))
         components = [c for c, found in zip(components, counts, strict=True) if not found.wrong_by]
     return components
 

@@ -1,0 +1,145 @@
+"""How far measured levels and edges are from the truth: python tests/bench/moved_edges.py
+
+Rendered parts are inspected as any photo is. Where a finding lies on the drawn defect, what is said of a moved edge is held
+against where the level really is, in the photo and on its nearest golden sample, which is another bottle. Of defects that
+move no edge it is counted how often one is said to have moved. Needs no stored data; the same seed draws the same photos.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.materials import raster_plan
+from refdiff.model.synthesis.parts.part import build_part
+from refdiff.model.synthesis.render import (
+    PartKind,
+    Pose,
+    Scene,
+    applicable_types,
+    map_points,
+    random_defect,
+    random_light,
+    random_pose,
+    render,
+)
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
+from refdiff.tools.workspace import Workspace
+
+LEVEL, DISPLACED = "wrong_fill_level", "displaced_component"
+
+
+@dataclass
+class Row:
+    photos: int = 0
+    found: int = 0  # with a finding on the defect
+    said: int = 0  # of these, with a moved edge
+    errors: list[float] = field(default_factory=list)  # px, of what was said
+    sigmas: list[float] = field(default_factory=list)  # the same in stated standard deviations
+
+
+def level(kind: PartKind, design: int, instance: int, size: int) -> tuple[float, float] | None:
+    """(x, y) of the middle of the level on the good part, px of the image in its standard pose; None without a liquid."""
+    ss, margin = raster_plan(kind)
+    raster = round(size * ss * margin)
+    part = build_part(kind, design, instance, raster, raster, ss * size / 320)
+    offset = (raster - 1) / 2 - ss * (size - 1) / 2
+    tops = [(c.x, c.y - c.h / 2) for c in part.components if c.kind == "liquid"]
+    return ((tops[0][0] - offset) / ss, (tops[0][1] - offset) / ss) if tops else None
+
+
+def truth(scene: Scene, of_golden: tuple[float, float] | None, own: tuple[float, float] | None) -> tuple[float, float]:
+    """(dx, dy) px by which the level or the component lies elsewhere than on the golden sample as it lies on the photo."""
+    moved = np.array(scene.defects[0].moved_px)
+    if scene.defects[0].type == LEVEL and of_golden and own:  # two good bottles differ, too
+        before, after = map_points(scene.transform, np.array([of_golden, own]))
+        moved = moved + after - before
+    return float(moved[0]), float(moved[1])
+
+
+def note(row: Row, scene: Scene, found: PhotoInspection, true: tuple[float, float] | None) -> None:
+    row.photos += 1
+    x0, y0, x1, y1 = scene.defects[0].box
+    for result in found.regions:
+        a, b, c, d = result.extent.box
+        if min(c, x1) <= max(a, x0) or min(d, y1) <= max(b, y0):
+            continue
+        row.found += 1
+        if (moved := result.golden.moved) is not None:
+            row.said += 1
+            if true is not None:
+                along = (true[0] * moved.dx + true[1] * moved.dy) / moved.distance_px
+                row.errors.append(abs(along - moved.distance_px))
+                row.sigmas.append(row.errors[-1] / moved.uncertainty_px)
+        break
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Draws designs, parts and defects.")] = 0,
+    size: Annotated[int, typer.Option(min=96, help="Side of the photos, px.")] = 512,
+    goldens: Annotated[int, typer.Option(min=4, help="Golden samples of each design.")] = 25,
+    n: Annotated[int, typer.Option(min=1, help="Photos of each type of defect.")] = 10,
+    levels: Annotated[int, typer.Option(min=1, help="Photos of wrong fill levels.")] = 24,
+    kinds: Annotated[str, typer.Option(help="Parts, separated by commas.")] = "bottle,moulded",
+) -> None:
+    """Print, for each type of defect: how often an edge is said to have moved, and how far that is from the truth."""
+    table = Table("Part", "Defect", "Photos", "Found", "Said", "Mean error, px", "Largest", "Within 2 sigmas")
+    for kind in kinds.split(","):
+        for name, row in measured(kind, seed, size, goldens, n, levels).items():  # type: ignore[arg-type]
+            errors = [f"{np.mean(row.errors):.2f}", f"{max(row.errors):.2f}"] if row.errors else ["", ""]
+            sure = f"{sum(s <= 2 for s in row.sigmas)} of {len(row.sigmas)}" if row.sigmas else ""
+            table.add_row(kind, name, str(row.photos), str(row.found), str(row.said), *errors, sure)
+    Console(width=120).print(table)
+
+
+def measured(kind: PartKind, seed: int, size: int, goldens: int, n: int, levels: int) -> dict[str, Row]:
+    rng = np.random.default_rng([seed, *kind.encode()])
+    design, sides = int(rng.integers(2**31)), (size, size)
+    rows: dict[str, Row] = defaultdict(Row)
+
+    def photo(instance: int, **more: object) -> Scene:
+        pose = random_pose(rng, max_angle_deg=3.0, size=sides) if rng.random() < 0.5 else Pose()
+        light, noise = random_light(rng, strength=0.3), int(rng.integers(2**31))
+        return render(
+            kind, design, instance, size=sides, pose=pose, light=light, noise_sigma=1.5, noise_seed=noise, **more
+        )  # type: ignore[arg-type]
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Workspace.open(MemorySettings(home=Path(folder), qdrant_url=None)) as workspace,
+    ):
+        enroll(workspace, kind, [Upload(f"{i}.png", encode_png(photo(i).image)) for i in range(goldens)])
+        calibrate(workspace, kind)
+        tops = {i: level(kind, design, i, size) for i in range(goldens)}
+        for defect in applicable_types(kind):
+            for i in range(levels if defect == LEVEL else n):
+                instance = 1000 + len(rows) * 100 + i
+                scene = photo(instance, defects=[random_defect(rng, kind, sides, types=[defect])])
+                if not scene.defects[0].mask.any():
+                    continue
+                sha256 = workspace.stores.images.put(encode_png(scene.image))
+                capture = workspace.stores.captures.add(f"{defect}-{i}", kind, sha256)
+                found = inspect_photo(workspace, capture)
+                nearest = int(found.comparison.nearest.golden.filename.split(".")[0])
+                own = level(kind, design, instance, size) if defect == LEVEL else None
+                true = None if scene.defects[0].moved_px is None else truth(scene, tops[nearest], own)
+                note(rows[defect], scene, found, true if true is None or math.hypot(*true) > 0 else None)
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)

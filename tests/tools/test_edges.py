@@ -1,0 +1,123 @@
+"""Moved edges and outlines, against rendered ground truth and hand-made pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refdiff.model.defect_types import RenderedType
+from refdiff.model.synthesis.render import DefectSpec, Light, Pose, render
+from refdiff.tools.vision.edges import MovedEdge, moved_edge
+from refdiff.tools.vision.outlines import outline_of
+from refdiff.tools.vision.registration import Alignment
+
+SIZE = (320, 320)
+EXACT = Alignment("identity", True, np.eye(3), 0.2, 1.0, 1.0, 0.0, 1.0, "")
+Picture = NDArray[np.uint8]
+
+
+def step(at: float, angle_deg: float = 90.0, bright: int = 180, seed: int = 0) -> Picture:
+    """(200, 200, 3): dark on one side of a line, bright on the other; at: px along its normal from the middle."""
+    y, x = np.mgrid[:200, :200].astype(np.float32) - 99.5
+    t = math.radians(angle_deg)
+    share = np.clip(x * math.cos(t) + y * math.sin(t) - at + 0.5, 0, 1)[..., None]
+    noise = np.random.default_rng(seed).normal(0, 1.5, (200, 200, 3))
+    return np.clip(60 + share * (bright - 60) + noise, 0, 255).astype(np.uint8)
+
+
+def found(photo: Picture, golden: Picture, alignment: Alignment = EXACT) -> MovedEdge | None:
+    """With the finding that differs most, 40 px clear of the border, as a finding has an end."""
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[40:160, 40:160] = (np.abs(photo.astype(int) - golden).max(2) > 25)[40:160, 40:160]
+    ys, xs = np.nonzero(mask)
+    if not len(ys):
+        return None
+    box = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+    return moved_edge(photo, golden, alignment, box, mask[box[1] : box[3], box[0] : box[2]])
+
+
+@pytest.mark.parametrize("angle", [0, 30, 90, 135, 200, 270])
+@pytest.mark.parametrize("by", [-23.4, 6.3, 14.0])
+def test_straight_edge_is_measured_to_a_fraction_of_a_pixel_at_any_angle(angle: float, by: float) -> None:
+    moved = found(step(by, angle, seed=1), step(0, angle, seed=2))
+    assert moved is not None
+    t = math.radians(angle)
+    assert (moved.dx, moved.dy) == pytest.approx((by * math.cos(t), by * math.sin(t)), abs=0.5)
+    assert abs(moved.distance_px - abs(by)) < 3 * moved.uncertainty_px
+
+
+def test_edge_is_measured_through_another_light_scale_and_registration() -> None:
+    golden = step(0, seed=2)
+    photo = np.clip(0.7 * step(-12, seed=1).astype(np.float32) + 8, 0, 255).astype(np.uint8)
+    moved = found(photo, golden, replace(EXACT, matrix=np.array([[1, 0, 0], [0, 1, -3], [0, 0, 1.0]])))
+    assert moved is not None
+    assert (moved.dx, moved.dy) == pytest.approx((0, -9), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "said"),
+    [(1, 9, "lower"), (0, -5, "higher"), (-8, 3, "further left"), (6, 0, "further right"),
+     (5, 5, "lower and further right"), (-4, -5, "higher and further left")],
+)  # fmt: skip
+def test_direction_is_told_as_it_is_seen_in_the_photo(dx: float, dy: float, said: str) -> None:
+    assert MovedEdge(dx, dy, 0.2).direction == said
+
+
+def _blob(picture: Picture) -> Picture:
+    made = picture.copy()
+    made[80:130, 70:120] = 20
+    return made
+
+
+@pytest.mark.parametrize(
+    ("photo", "golden"),
+    [
+        (_blob(step(-60)), step(-60, seed=1)),  # something that lies there
+        (step(-60), _blob(step(-60, seed=1))),  # something that is gone
+        (step(0, bright=62), step(0, seed=1)),  # an edge that is gone
+        (step(12, 90), step(0, 70, seed=1)),  # an edge that has turned
+        (step(1.0, seed=1), step(0)),  # no more than registration may be off
+    ],
+    ids=["extra", "missing", "edge gone", "turned", "a pixel"],
+)
+def test_nothing_is_said_where_no_edge_has_moved_along_its_normal(photo: Picture, golden: Picture) -> None:
+    assert found(photo, golden) is None
+
+
+def test_nothing_is_said_without_a_registration() -> None:
+    assert found(step(14), step(0, seed=2), replace(EXACT, ok=False)) is None
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 5])
+def test_fill_level_is_as_much_lower_or_higher_as_it_was_drawn(seed: int) -> None:
+    pose, light = Pose(angle_deg=2.0, shift_px=(3, -2)), Light(gain=0.9)
+    drawn = [DefectSpec("wrong_fill_level", size_px=16, seed=seed)]
+    photo = render("bottle", 5, 1, size=SIZE, pose=pose, light=light, noise_seed=1, defects=drawn)
+    golden = render("bottle", 5, 1, size=SIZE, pose=pose, noise_seed=2)
+    truth = photo.defects[0]
+    x0, y0, x1, y1 = truth.box
+    moved = moved_edge(photo.image, golden.image, EXACT, truth.box, truth.mask[y0:y1, x0:x1])
+    assert moved is not None
+    assert (moved.dx, moved.dy) == pytest.approx(truth.moved_px, abs=0.7)
+    assert moved.direction == ("lower" if truth.moved_px and truth.moved_px[1] > 0 else "higher")
+
+
+@pytest.mark.parametrize(
+    ("kind", "golden"),
+    [("missing_component", True), ("added_component", False), ("wrong_component", False)],
+)
+def test_outline_tells_what_only_the_golden_sample_has(kind: RenderedType, golden: bool) -> None:
+    drawn = [DefectSpec(kind, contrast=0.8, seed=4)]
+    photo = render("moulded", 3, 1, size=SIZE, noise_seed=1, defects=drawn)
+    good = render("moulded", 3, 1, size=SIZE, noise_seed=2)
+    truth = photo.defects[0]
+    x0, y0, x1, y1 = truth.box
+    outline = outline_of(photo.image, good.image, EXACT, truth.box, truth.mask[y0:y1, x0:x1])
+    assert outline is not None
+    assert outline.only_golden is golden
+    unregistered = replace(EXACT, ok=False)
+    assert outline_of(photo.image, good.image, unregistered, truth.box, truth.mask[y0:y1, x0:x1]) is None
