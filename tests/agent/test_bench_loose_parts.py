@@ -19,8 +19,9 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.calibration import _uncontradicted, calibrate
 from refdiff.tools.inspection.component_names import name_component, names_of
+from refdiff.tools.inspection.components import look_of
 from refdiff.tools.workspace import Workspace
 
 
@@ -58,7 +59,8 @@ def test_a_missing_clip_fails_by_its_name_without_a_region_and_what_people_contr
         (golden,) = [g for g in workspace.bank.list("tray") if g.source == "disposition"]
         everything = {"name": "all", "kind": "ignore", "box": [0, 0, 256, 256]}
         workspace.stores.products.set_spec("tray", {"frame": golden.golden_id, "zones": [everything]})
-        assert calibrate(workspace, "tray").components == []
+        shapes = {look_of(workspace.golden_features(golden)).shape}
+        assert _uncontradicted(workspace, "tray", later, shapes) == []
     assert reports["missing"].verdict is Verdict.FAIL
     assert reports["missing"].verdict_reason.startswith("Clip: 4 of 5")
     told = {fact.label: fact.value for fact in facts(reports["missing"])}
