@@ -344,7 +344,7 @@ def _of_golden(golden: AgainstGolden, scale: ResolvedScale) -> dict[str, Any]:
         numbers |= {
             "moved_px": round(px, 1), "moved_x_px": round(moved.dx, 1), "moved_y_px": round(moved.dy, 1),
             "moved_uncertainty_px": round(moved.uncertainty_px, 2), "moved_direction": moved.direction,
-        }  # fmt: skip
+        } | ({"moved_at_least": True} if moved.at_least else {})  # fmt: skip
         if (mm := scale.mm_per_px) is not None:
             u = math.hypot(moved.uncertainty_px * mm, px * mm * scale.uncertainty)
             numbers |= {"moved_mm": float(f"{px * mm:.3g}"), "moved_uncertainty_mm": float(f"{u:.2g}")}
@@ -358,7 +358,8 @@ def _of_golden(golden: AgainstGolden, scale: ResolvedScale) -> dict[str, Any]:
 def _said_of_golden(golden: AgainstGolden) -> str:
     said = ""
     if golden.moved is not None:
-        said += f"; an edge lies {golden.moved.distance_px:.3g} px {golden.moved.direction} than on the golden sample"
+        least = "at least " if golden.moved.at_least else ""
+        said += f"; an edge lies {least}{golden.moved.distance_px:.3g} px {golden.moved.direction} than on the golden sample"
     if golden.outline is not None and golden.outline.only_golden:
         said += "; the golden sample has an outline there that the photo does not show"
     return said

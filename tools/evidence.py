@@ -216,8 +216,9 @@ class MeasureNumbers(_Values):
     exclusive end; place: of that box. What follows the method is of the golden sample and there only where it holds:
 
     moved_...: an edge of it lies so far away in the photo, along its normal (moved_x_px right, moved_y_px down), with one
-    standard deviation. outline_...: how clear the outline of the finding is, grey levels a px, where the golden sample has
-    one that the photo does not show. component, component_name: what of the counted components lies there.
+    standard deviation; moved_at_least: so far or further, because one of the two is hidden. outline_...: how clear the
+    outline of the finding is, grey levels a px, where the golden sample has one that the photo does not show. component,
+    component_name: what of the counted components lies there.
     """
 
     length_px: float
@@ -241,6 +242,7 @@ class MeasureNumbers(_Values):
     moved_mm: float | None = _unless_known()
     moved_uncertainty_mm: float | None = _unless_known()
     moved_direction: str | None = _unless_known()
+    moved_at_least: bool | None = _unless_known()
     outline_golden: float | None = _unless_known()
     outline_photo: float | None = _unless_known()
     component: int | None = _unless_known()

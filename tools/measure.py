@@ -35,5 +35,6 @@ def measure_tool(
         width_px=size.width_px,
         length_mm=size.length_mm,
         width_mm=size.width_mm,
-        moved=size.moved_px and f"{size.moved_px:.3g} px {size.moved_direction}",
+        moved=size.moved_px
+        and f"{'at least ' * bool(size.moved_at_least)}{size.moved_px:.3g} px {size.moved_direction}",
     )

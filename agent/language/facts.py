@@ -168,7 +168,8 @@ def _finding(finding: Finding) -> Line:
 def _moved(kind: str, moved: EdgeMove) -> Fact:
     px = with_unit("_px", moved.distance_px)
     distance = px if moved.distance_mm is None else f"{px} ({with_unit('_mm', moved.distance_mm)})"
-    return _fact(f"moved_{moved_word(kind)}", distance=distance, direction=_word(moved.direction))
+    least = "_least" if moved.at_least else ""
+    return _fact(f"moved_{moved_word(kind, moved)}{least}", distance=distance, direction=_word(moved.direction))
 
 
 def _expected(expected: Expected) -> Line:

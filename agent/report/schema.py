@@ -89,6 +89,7 @@ class EdgeMove(_Model):
     """An edge of the golden sample that lies elsewhere in the photo, along its normal; for a fill level, the level.
 
     x_px: right, y_px: down, in the photo. Uncertainties are one standard deviation. mm: None where the scale is unknown.
+    at_least: so far or further the same way, because it is hidden in the photo or in the golden sample.
     """
 
     distance_px: float
@@ -97,6 +98,7 @@ class EdgeMove(_Model):
     uncertainty_px: float
     distance_mm: float | None = None
     uncertainty_mm: float | None = None
+    at_least: bool = Field(default=False, exclude_if=lambda v: not v)
     direction: str  # "lower", "higher", "further left", "further right", "lower and further left", ...
     evidence: str  # id of the record that measured it
 

@@ -156,13 +156,15 @@ def called(finding: Finding) -> str:
 
 
 def moved_text(kind: str, moved: EdgeMove) -> str:
-    """`level 14 px (2.1 mm) lower`, of any other type than a fill level `edge 14 px (2.1 mm) lower`."""
+    """`level 14 px (2.1 mm) lower`, `level at least 14 px lower`; of any other type than a fill level `edge 14 px lower`."""
     mm = "" if moved.distance_mm is None else f" ({with_unit('_mm', moved.distance_mm)})"
-    return f"{moved_word(kind)} {with_unit('_px', moved.distance_px)}{mm} {moved.direction}"
+    least = "at least " if moved.at_least else ""
+    return f"{moved_word(kind, moved)} {least}{with_unit('_px', moved.distance_px)}{mm} {moved.direction}"
 
 
-def moved_word(kind: str) -> str:
-    return "level" if kind == WRONG_FILL_LEVEL else "edge"
+def moved_word(kind: str, moved: EdgeMove) -> str:
+    """What moved; a bound is measured of levels alone, whatever the finding is called since."""
+    return "level" if kind == WRONG_FILL_LEVEL or moved.at_least else "edge"
 
 
 def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | None) -> list[str]:
@@ -170,8 +172,9 @@ def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | Non
     sample.`, `The golden sample shows a part there (box 20, 30, 60, 70 px) that the photo does not show.`"""
     said = []
     if moved is not None:
-        article = "The level is" if moved_word(kind) == "level" else "An edge is"
-        said.append(f"{article} {moved_text(kind, moved).split(' ', 1)[1]} than on the golden sample.")
+        article = "The level is" if moved_word(kind, moved) == "level" else "An edge is"
+        hidden = ", and hidden in one of the two" if moved.at_least else ""
+        said.append(f"{article} {moved_text(kind, moved).split(' ', 1)[1]} than on the golden sample{hidden}.")
     if expected is not None:
         at = expected.place
         box = f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px"

@@ -114,6 +114,7 @@ def _edge_move(numbers: MeasureNumbers, measure_id: str) -> EdgeMove | None:
         distance_px=numbers.moved_px, x_px=numbers.moved_x_px or 0.0, y_px=numbers.moved_y_px or 0.0,
         uncertainty_px=numbers.moved_uncertainty_px or 0.0, distance_mm=numbers.moved_mm,
         uncertainty_mm=numbers.moved_uncertainty_mm, direction=numbers.moved_direction or "", evidence=measure_id,
+        at_least=bool(numbers.moved_at_least),
     )  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def test_component_is_named_renamed_and_forgotten_by_number_or_name(tray: Stores
     name_component(tray, "tray", "klip", "  spring   clip", "ana")
     name_component(tray, "tray", "2", "screw", "ana")
     assert called() == (["spring clip", "screw"], [])
-    name_component(tray, "tray", " screw ", "Schlu\u0308ssel / M4", "ana")  # decomposed, as some keyboards and file names are
+    name_component(tray, "tray", " screw ", "Schlu\u0308ssel / M4", "ana")  # decomposed, as some keyboards do
     assert called() == (["spring clip", "Schlüssel / M4"], [])
     name_component(tray, "tray", "Schlu\u0308ssel  / M4", None, "ana")
     assert called() == (["spring clip", None], [])

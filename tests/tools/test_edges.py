@@ -29,15 +29,18 @@ def step(at: float, angle_deg: float = 90.0, bright: int = 180, seed: int = 0) -
     return np.clip(60 + share * (bright - 60) + noise, 0, 255).astype(np.uint8)
 
 
-def found(photo: Picture, golden: Picture, alignment: Alignment = EXACT) -> MovedEdge | None:
-    """With the finding that differs most, 40 px clear of the border, as a finding has an end."""
+def found(
+    photo: Picture, golden: Picture, alignment: Alignment = EXACT, *, hidden: bool = False, around: int = 0
+) -> MovedEdge | None:
+    """With the finding that differs most, 40 px clear of the border, as a finding has an end; around: px added to it."""
     mask = np.zeros(photo.shape[:2], bool)
     mask[40:160, 40:160] = (np.abs(photo.astype(int) - golden).max(2) > 25)[40:160, 40:160]
     ys, xs = np.nonzero(mask)
     if not len(ys):
         return None
-    box = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
-    return moved_edge(photo, golden, alignment, box, mask[box[1] : box[3], box[0] : box[2]])
+    box = int(xs.min()) - around, int(ys.min()) - around, int(xs.max()) + 1 + around, int(ys.max()) + 1 + around
+    mask[box[1] : box[3], box[0] : box[2]] |= around > 0
+    return moved_edge(photo, golden, alignment, box, mask[box[1] : box[3], box[0] : box[2]], may_be_hidden=hidden)
 
 
 @pytest.mark.parametrize("angle", [0, 30, 90, 135, 200, 270])
@@ -56,6 +59,50 @@ def test_edge_is_measured_through_another_light_scale_and_registration() -> None
     moved = found(photo, golden, replace(EXACT, matrix=np.array([[1, 0, 0], [0, 1, -3], [0, 0, 1.0]])))
     assert moved is not None
     assert (moved.dx, moved.dy) == pytest.approx((0, -9), abs=0.5)
+
+
+def test_edge_is_measured_by_a_finding_that_is_larger_than_what_differs() -> None:
+    moved = found(step(14, seed=1), step(0, seed=2), around=30)
+    assert moved is not None
+    assert (moved.dx, moved.dy) == pytest.approx((0, 14), abs=0.5)
+    assert not moved.at_least
+
+
+def _labelled(picture: Picture, top: int = 130) -> Picture:
+    """With a label over its lower part, which hides what is behind."""
+    made = picture.copy()
+    made[top:] = made[top:] // 4 + 150
+    made[top + 12 : top + 20] = 40
+    return made
+
+
+@pytest.mark.parametrize(("photo", "golden", "by"), [(60, 0, 30), (0, 60, -30)], ids=["photo's", "golden's"])
+def test_edge_that_one_of_them_hides_has_moved_at_least_to_what_hides_it(photo: int, golden: int, by: int) -> None:
+    pictures = [255 - step(at, seed=seed) for seed, at in enumerate((photo, golden))]
+    moved = found(*map(_labelled, pictures), hidden=True)
+    assert moved is not None
+    assert moved.at_least
+    assert (moved.dx, moved.dy) == pytest.approx((0, by), abs=2)
+    assert found(*map(_labelled, pictures)) is None  # of another type, it may be a thing that is gone
+
+
+def test_something_that_is_gone_is_no_hidden_edge() -> None:
+    assert found(step(-60), _blob(step(-60, seed=1)), hidden=True) is None
+
+
+def test_missing_cap_is_no_moved_edge_though_the_rim_below_it_lies_elsewhere() -> None:
+    """Its lower half alone would pass for the rim of the bottle, grown higher."""
+    golden = render("bottle", 5, 1, size=SIZE, noise_seed=2)
+    gone = None
+    for seed in range(12):  # a cap or a sticker
+        drawn = [DefectSpec("missing_component", seed=seed)]
+        photo = render("bottle", 5, 1, size=SIZE, noise_seed=1, defects=drawn)
+        if photo.defects[0].box[1] < 40:
+            gone = photo
+            break
+    assert gone is not None
+    x0, y0, x1, y1 = gone.defects[0].box
+    assert moved_edge(gone.image, golden.image, EXACT, (x0, y0, x1, y1), gone.defects[0].mask[y0:y1, x0:x1]) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from refdiff.memory.records.calibrations import Calibration
+from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.model.images import Box, RgbImage
 from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.component_names import names_of
@@ -28,9 +29,12 @@ class AgainstGolden:
 
 
 def against_golden(
-    query: RgbImage, comparison: Comparison, calibration: Calibration | None, findings: Sequence[Measurement]
+    query: RgbImage,
+    comparison: Comparison,
+    calibration: Calibration | None,
+    findings: Sequence[tuple[str, Measurement]],
 ) -> list[AgainstGolden]:
-    """Of each finding of a photo, what the nearest golden sample says; nothing where it is not registered."""
+    """Of each finding (type, size) of a photo, what the nearest golden sample says; nothing where it is not registered."""
     nearest = comparison.nearest
     if not nearest.alignment.ok or not findings:
         return [AgainstGolden()] * len(findings)
@@ -38,11 +42,11 @@ def against_golden(
     counted = _counted(comparison, calibration, golden.shape[:2])
     return [
         AgainstGolden(
-            moved_edge(query, golden, nearest.alignment, m.box, m.mask),
+            moved_edge(query, golden, nearest.alignment, m.box, m.mask, may_be_hidden=kind == WRONG_FILL_LEVEL),
             outline_of(query, golden, nearest.alignment, m.box, m.mask),
             next((c for box, c in counted if _same_place(box, m.box)), None),
         )
-        for m in findings
+        for kind, m in findings
     ]
 
 

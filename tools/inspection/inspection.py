@@ -189,7 +189,7 @@ def inspect_photo(
             )
         )
     with clock.stage("golden"):
-        there = against_golden(query, comparison, calibration, [r.measurement for r in regions])
+        there = against_golden(query, comparison, calibration, [(r.region.type, r.measurement) for r in regions])
     regions = [replace(r, golden=g) for r, g in zip(regions, there, strict=True)]
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS

@@ -3,12 +3,14 @@
 The golden sample and the photo are cut round a finding, the golden registered. Where the finding differs, the direction
 across its straight edges is found; along it, both become one-dimensional profiles, and the edge that only the golden has is
 sought among those that only the photo has. Said only if both edges are clear, straight and alike, and if moving one to the
-other explains most of the finding. Knows nothing about types, products or limits.
+other explains most of the finding. An edge may also have gone behind something that both show, as a level behind a label:
+then it has moved at least so far. Knows nothing about types, products or limits.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -31,20 +33,25 @@ _MIN_SIGMAS = 3.0  # standard deviations that a move must have
 _MIN_PX = 3.0  # px of the window that it must have: less is registration or light
 _NEAR_PX = 2  # px within which an edge that both have is the same edge
 _STRIPS = 8
+_REACHES = (6, 12, 24)  # px from an edge at which a picture may show plainly what is beyond it, not foam or a rim
 
 Line = NDArray[np.float64]
+Plane = NDArray[np.float32]
+Cut = tuple[Plane, Plane, Mask]  # (rows, columns, 4) of photo and golden, (rows, columns) of the finding
 
 
 @dataclass(frozen=True)
 class MovedEdge:
     """An edge of the golden sample that lies elsewhere in the photo: (dx, dy) query px, along its normal.
 
-    uncertainty_px: one standard deviation, with what registration left over.
+    uncertainty_px: one standard deviation, with what registration left over. at_least: in the photo it is hidden, or in the
+    golden sample it was: it has moved by (dx, dy) or further the same way.
     """
 
     dx: float
     dy: float
     uncertainty_px: float
+    at_least: bool = False
 
     @property
     def distance_px(self) -> float:
@@ -60,16 +67,19 @@ class MovedEdge:
         return along_x if abs(self.dx) >= 2 * abs(self.dy) else f"{along_y} and {along_x}"
 
 
-def moved_edge(query: RgbImage, reference: RgbImage, alignment: Alignment, box: Box, mask: Mask) -> MovedEdge | None:
+def moved_edge(
+    query: RgbImage, reference: RgbImage, alignment: Alignment, box: Box, mask: Mask, *, may_be_hidden: bool = False
+) -> MovedEdge | None:
     """The edge whose move explains a finding, or None if there is none, or none that is clear.
 
     query, reference: (H, W, 3) uint8, each at its own resolution. box: of the finding, query px, exclusive end; mask: its
-    pixels, (y1 - y0, x1 - x0) bool. Deterministic.
+    pixels, (y1 - y0, x1 - x0) bool. may_be_hidden: the finding is one of an edge, such as a fill level, which may have gone
+    behind something that both pictures show; otherwise such a finding may as well be a thing that is gone. Deterministic.
     """
     if not alignment.ok or not mask.any():
         return None
     size = query.shape[:2]
-    outer = widen(box, max(_PAD_PX, round(0.5 * min(mask.shape))), 0, size)
+    outer = widen(box, max(_PAD_PX, round(0.5 * math.sqrt(mask.size))), 0, size)
     other, covered = warp_window(reference, alignment, outer)
     x0, y0, x1, y1 = outer
     here = np.zeros(covered.shape, np.uint8)
@@ -84,9 +94,13 @@ def moved_edge(query: RgbImage, reference: RgbImage, alignment: Alignment, box: 
         covered = cv2.resize(covered.astype(np.uint8), target, interpolation=cv2.INTER_NEAREST) > 0
     if here.sum() < _MIN_COLUMNS or not covered[here > 0].all():
         return None
-    planes = _one_channel(photo, golden, here > 0, covered)
-    found = [_along(*planes, here, covered, angle) for angle in _normals(planes[0] - planes[1], here)]
+    photo, golden = _under_one_light(photo, golden, here > 0, covered)
+    cuts = [(angle, _cut(photo, golden, here, covered, angle)) for angle in _normals((photo - golden)[..., 0], here)]
+    found = [_along(cut, angle) for angle, cut in cuts if cut is not None]
     best = max((f for f in found if f is not None), key=lambda f: f.explained, default=None)
+    if best is None and may_be_hidden:
+        found = [_hidden(cut, angle) for angle, cut in cuts if cut is not None]
+        best = max((f for f in found if f is not None), key=lambda f: f.explained, default=None)
     if best is None:
         return None
     residual = 0.5 if alignment.residual_px is None else alignment.residual_px
@@ -94,7 +108,7 @@ def moved_edge(query: RgbImage, reference: RgbImage, alignment: Alignment, box: 
     moved = best.by * shrink
     if abs(best.by) < _MIN_PX or abs(moved) < _MIN_SIGMAS * u:
         return None
-    return MovedEdge(moved * math.cos(best.angle), moved * math.sin(best.angle), u)
+    return MovedEdge(moved * math.cos(best.angle), moved * math.sin(best.angle), u, best.at_least)
 
 
 # ---- pieces ----
@@ -106,12 +120,11 @@ class _Found:
     by: float  # px along it
     uncertainty: float  # px
     explained: float  # 0..1
+    at_least: bool = False
 
 
-def _one_channel(
-    photo: NDArray[np.float32], golden: NDArray[np.float32], here: Mask, covered: Mask
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(h, w) both, under one light, in the colour in which they differ most."""
+def _under_one_light(photo: Plane, golden: Plane, here: Mask, covered: Mask) -> tuple[Plane, Plane]:
+    """(h, w, 4) both, under one light: the colour in which they differ most, then red, green and blue."""
     around = covered & (cv2.dilate(here.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0)
     at = around if around.sum() >= 50 else covered
     for c in range(3):
@@ -122,7 +135,8 @@ def _one_channel(
     differs = (photo - golden)[here]
     _, axes = np.linalg.eigh(differs.T @ differs)
     colour = axes[:, -1].astype(np.float32)
-    return tuple(cv2.GaussianBlur(p @ colour, (0, 0), _SMOOTHING_PX) for p in (photo, golden))  # type: ignore[return-value]
+    both = (np.concatenate([(p @ colour)[..., None], p], 2) for p in (photo, golden))
+    return tuple(np.asarray(cv2.GaussianBlur(p, (0, 0), _SMOOTHING_PX), np.float32) for p in both)  # type: ignore[return-value]
 
 
 def _normals(difference: NDArray[np.float32], here: NDArray[np.uint8]) -> list[float]:
@@ -147,10 +161,9 @@ def _normals(difference: NDArray[np.float32], here: NDArray[np.uint8]) -> list[f
     return found
 
 
-def _along(
-    photo: NDArray[np.float32], golden: NDArray[np.float32], here: NDArray[np.uint8], covered: Mask, angle: float
-) -> _Found | None:
-    """The move along a normal, if there is one."""
+def _cut(photo: Plane, golden: Plane, here: NDArray[np.uint8], covered: Mask, angle: float) -> Cut | None:
+    """Photo, golden and finding turned so that the normal points down, cut to the columns that hold most of the finding and
+    the rows that the golden covers; None if too little is left."""
     h, w = here.shape
     side = math.ceil(math.hypot(h, w)) + 2
     turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), math.degrees(angle) - 90, 1.0)
@@ -169,18 +182,25 @@ def _along(
     if len(rows) < 8:
         return None
     rows = np.arange(rows[0], rows[-1] + 1)
-    q, r, finding = q[rows][:, columns], r[rows][:, columns], finding[rows][:, columns]
+    return q[rows][:, columns], r[rows][:, columns], finding[rows][:, columns]
+
+
+def _along(cut: Cut, angle: float) -> _Found | None:
+    """The move along a normal, if there is one."""
+    q, r, _ = cut
     dq, dr = _slopes(q), _slopes(r)
     at = _edge(dq, dr)
     if at is None:
         return None
     in_golden, in_photo = at
+    if _same_edge(dr, dq, in_photo) or _same_edge(dq, dr, in_golden):
+        return None  # both show an edge there, with something else beside it
     reach = int(np.clip(abs(in_photo - in_golden) // 2, 2, 6))
     moved = _shift(dq, dr, in_golden, in_photo - in_golden, reach, 2)
     if moved is None:
         return None
     by, alike = moved
-    pieces = np.array_split(np.arange(len(columns)), min(_STRIPS, len(columns) // 4) or 1)
+    pieces = _strips(q)
     strips = [_shift(_slopes(q[:, s]), _slopes(r[:, s]), in_golden, round(by), reach, 3) for s in pieces]
     agreeing = np.array([s[0] for s in strips if s is not None])
     if alike < _MIN_ALIKE or len(agreeing) < 0.75 * len(strips):
@@ -192,16 +212,17 @@ def _along(
     clear = [p for p, s in zip(pieces, strips, strict=True) if s is not None and s[1] >= _ALIKE_IN_STRIP]
     if len(clear) < len(pieces) / 2:
         return None
-    between = min(at) - reach, max(at) + reach + 1
-    explained = float(np.median([_explained(q[:, s], r[:, s], finding[:, s], by, between) for s in clear]))
+    explained = max(
+        _explained(cut, clear, _moved_rows(len(q), in_golden, by, beyond)) for beyond in (*_REACHES, abs(by))
+    )
     if explained < _MIN_EXPLAINED:
         return None
     return _Found(angle, by, math.hypot(spread / math.sqrt(len(agreeing)), 0.1), explained)
 
 
-def _slopes(plane: NDArray[np.float32]) -> Line:
-    """(rows,): slopes of the mean of each row, grey levels a px."""
-    return np.asarray(np.gradient(plane.mean(1).astype(np.float64)))
+def _slopes(plane: Plane) -> Line:
+    """(rows,): slopes of the mean of each row in the colour in which both differ most, grey levels a px."""
+    return np.asarray(np.gradient(plane[..., 0].mean(1).astype(np.float64)))
 
 
 def _edge(dq: Line, dr: Line) -> tuple[int, int] | None:
@@ -245,17 +266,83 @@ def _shift(dq: Line, dr: Line, at: int, by: int, reach: int, search: int) -> tup
     return by - search + best + (0.5 * (left - right) / bend if bend < 0 else 0.0), middle
 
 
-def _explained(
-    photo: NDArray[np.float32], golden: NDArray[np.float32], finding: Mask, by: float, between: tuple[int, int]
-) -> float:
-    """Part of the squared difference within the finding that goes if the golden is moved between these rows."""
-    if not finding.any():
-        return 0.0
-    rows = np.arange(len(golden), dtype=np.float32)
-    inside = (rows >= between[0]) & (rows < between[1])
-    source = np.clip(np.where(inside, rows - by, rows), 0, len(rows) - 1).astype(np.float32)
-    columns = np.broadcast_to(np.arange(golden.shape[1], dtype=np.float32), golden.shape)
-    lines = np.ascontiguousarray(np.broadcast_to(source[:, None], golden.shape))
-    moved = cv2.remap(golden, np.ascontiguousarray(columns), lines, cv2.INTER_LINEAR)
-    before, after = ((photo - golden)[finding] ** 2).sum(), ((photo - moved)[finding] ** 2).sum()
-    return 1 - float(after) / max(float(before), 1e-9)
+def _moved_rows(n: int, at: int, by: float, reach: int) -> Line:
+    """(n,): the row that each shows of another picture, whose edge at a row has moved by so much.
+
+    What it has moved over looks like what was beyond it: like the row there that the edge does not reach.
+    """
+    rows = np.arange(n, dtype=np.float64)
+    low, high = min(at, at + by) - reach, max(at, at + by) + reach
+    moved = np.clip(rows - by, at - reach, at + reach)
+    return np.where((rows >= low) & (rows <= high), moved, rows)
+
+
+def _explained(cut: Cut, strips: Sequence[NDArray[np.intp]], source: Line) -> float:
+    """Part of the finding that goes if the golden shows these rows of itself: of its px that differ clearly (a finding may
+    be larger than what differs), and of their squared difference, whichever is less; in the middle one of some strips."""
+    photo, golden, finding = cut
+    columns, lines = np.meshgrid(np.arange(golden.shape[1], dtype=np.float32), source.astype(np.float32))
+    moved = cv2.remap(golden, columns, lines, cv2.INTER_LINEAR)
+    before, after = (np.linalg.norm((photo - other)[..., 1:], axis=2) for other in (golden, moved))
+    elsewhere = before[~finding]
+    clear = finding & (before > 3 * 1.4826 * float(np.median(elsewhere)) if len(elsewhere) else finding)
+    parts = []
+    for strip in strips:
+        at = clear[:, strip]
+        if at.any():
+            b, a = before[:, strip][at], after[:, strip][at]
+            parts.append(min(1 - float((a**2).sum() / max(float((b**2).sum()), 1e-9)), float((a < 0.5 * b).mean())))
+    return float(np.median(parts)) if parts else 0.0
+
+
+def _strips(plane: Plane) -> list[NDArray[np.intp]]:
+    """The columns of a plane in up to eight parts."""
+    n = plane.shape[1]
+    return np.array_split(np.arange(n), min(_STRIPS, n // 4) or 1)
+
+
+def _same_edge(one: Line, other: Line, at: int) -> bool:
+    """Whether `one` has an edge of either sign next to the row at which `other` has one that is not much stronger."""
+    near = one[max(0, at - _NEAR_PX) : at + _NEAR_PX + 1]
+    return bool(np.abs(near).max() > abs(other[at]) / 2)
+
+
+def _hidden(cut: Cut, angle: float) -> _Found | None:
+    """The least move along a normal of an edge that went, or in the golden was, behind something that both show."""
+    q, r, finding = cut
+    gone, come = _behind(cut), _behind((r, q, finding))
+    found = [_Found(angle, way * by, 1.0, explained, True) for way, by, explained in ((1, *gone), (-1, *come)) if by]
+    return found[0] if len(found) == 1 else None
+
+
+def _behind(cut: Cut) -> tuple[float, float]:
+    """(px, explained): from an edge that only the golden shows to the next one that both do, if the photo shows what is
+    beyond the first up to there; (0, 0) if not."""
+    q, r, finding = cut
+    difference, strips = (q - r)[..., 0].mean(1), _strips(q)
+    rows = np.flatnonzero(finding.mean(1) > 0.5)
+    if len(rows) < _MIN_PX:
+        return 0.0, 0.0
+    plateau = float(np.median(difference[rows]))
+    _, labels = cv2.connectedComponents((difference * np.sign(plateau) > abs(plateau) / 2).astype(np.uint8)[:, None])
+    run = np.flatnonzero(labels[:, 0] == np.bincount(labels[rows, 0]).argmax())
+    ends = int(run[0]), int(run[-1]) + 1
+    if labels[run[0], 0] == 0 or ends[0] < _NEAR_PX or ends[1] > len(q) - 1 - _NEAR_PX:
+        return 0.0, 0.0
+    dq, dr = _slopes(q), _slopes(r)
+    near = [np.s_[max(0, end - _NEAR_PX) : end + _NEAR_PX + 1] for end in ends]
+    if any(np.abs(dr[at]).max() < np.abs((dq - dr)[at]).max() / 2 for at in near):
+        return 0.0, 0.0  # what ends there is the photo's alone
+    in_photo = [float(np.abs(dq[at]).max()) for at in near]
+    first = int(np.argmin(in_photo))  # the photo goes on there as if nothing were
+    noise = 1.4826 * float(np.median(np.abs(dq - dr)))
+    if in_photo[first] > in_photo[1 - first] / 2 or in_photo[1 - first] < max(0.5, _MIN_CLEAR * noise):
+        return 0.0, 0.0
+    at = np.arange(len(q), dtype=np.float64)
+    within = (at > ends[0] - _NEAR_PX) & (at < ends[1] + _NEAR_PX)
+    way = 1 if first == 0 else -1
+    explained = max(
+        _explained(cut, strips, np.where(within, np.clip(ends[first] - way * reach, 0, len(q) - 1), at))
+        for reach in _REACHES
+    )
+    return (float(way * (ends[1] - ends[0])), explained) if explained >= _MIN_EXPLAINED else (0.0, 0.0)
