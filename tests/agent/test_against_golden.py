@@ -24,14 +24,14 @@ from refdiff.tools.workspace import Workspace
 SIZE, MM_PER_PX = (320, 320), 0.15
 
 
-def scene(kind: PartKind, instance: int, *defects: DefectSpec) -> Scene:
-    return render(kind, 5, instance, size=SIZE, noise_seed=instance, noise_sigma=1.5, defects=defects)
+def scene(kind: PartKind, instance: int, *defects: DefectSpec, design: int = 5) -> Scene:
+    return render(kind, design, instance, size=SIZE, noise_seed=instance, noise_sigma=1.5, defects=defects)
 
 
 def inspected(home: Path, kind: PartKind, photo: Scene) -> DefectReport:
     """The report about a photo, without a language model; goldens are other parts of the same design."""
     with Workspace.open(MemorySettings(home=home, qdrant_url=None)) as workspace:
-        uploads = [Upload(f"{i}.png", encode_png(scene(kind, i).image)) for i in range(6)]
+        uploads = [Upload(f"{i}.png", encode_png(scene(kind, i, design=photo.design_seed).image)) for i in range(6)]
         enroll(workspace, kind, uploads)
         sha256 = workspace.stores.images.put(encode_png(photo.image))
         workspace.stores.captures.add("7", kind, sha256, MM_PER_PX)
@@ -60,6 +60,27 @@ def test_report_says_by_how_much_a_level_is_lower_in_px_and_mm_with_its_evidence
     assert moved.evidence in finding.evidence
     assert (record.numbers.moved_px, record.numbers.moved_mm) == (moved.distance_px, moved.distance_mm)
     assert (record.slots["moved_px"], record.numbers.moved_direction) == (moved.distance_px, moved.direction)
+
+
+def test_report_says_that_a_level_has_sunk_at_least_to_the_label_that_hides_it(tmp_path: Path) -> None:
+    lower = DefectSpec("wrong_fill_level", size_px=40, contrast=0.9, seed=3)
+    photo = scene("bottle", 50, lower, design=1521630214)
+    truth = photo.defects[0].moved_px
+    assert truth is not None
+    report = inspected(tmp_path, "bottle", photo)
+    (finding,) = [f for f in report.findings if f.moved is not None]
+    moved = finding.moved
+    assert moved is not None
+    assert moved.at_least
+    assert 10 < moved.distance_px < truth[1] == pytest.approx(40, abs=0.1)
+    said = f"at least {moved.distance_px:.3g} px ({moved.distance_mm:.3g} mm) lower"
+    assert f"The level is {said} than on the golden sample, and hidden in one of the two." in finding.description
+    assert said in finding_line(finding)
+    assert "mindestens" in answer(report, "Wie tief ist der Füllstand?")
+    record = next(e for e in report.evidence if e.id == moved.evidence)
+    assert isinstance(record, MeasureEvidence)
+    assert record.numbers.moved_at_least
+    assert "at least" in record.summary
 
 
 def test_report_says_what_the_golden_sample_has_where_a_part_is_missing(tmp_path: Path) -> None:

@@ -90,19 +90,15 @@ def test_something_that_is_gone_is_no_hidden_edge() -> None:
     assert found(step(-60), _blob(step(-60, seed=1)), hidden=True) is None
 
 
-def test_missing_cap_is_no_moved_edge_though_the_rim_below_it_lies_elsewhere() -> None:
-    """Its lower half alone would pass for the rim of the bottle, grown higher."""
-    golden = render("bottle", 5, 1, size=SIZE, noise_seed=2)
-    gone = None
-    for seed in range(12):  # a cap or a sticker
-        drawn = [DefectSpec("missing_component", seed=seed)]
-        photo = render("bottle", 5, 1, size=SIZE, noise_seed=1, defects=drawn)
-        if photo.defects[0].box[1] < 40:
-            gone = photo
-            break
-    assert gone is not None
-    x0, y0, x1, y1 = gone.defects[0].box
-    assert moved_edge(gone.image, golden.image, EXACT, (x0, y0, x1, y1), gone.defects[0].mask[y0:y1, x0:x1]) is None
+@pytest.mark.parametrize("design", [0, 8, 18, 21])
+def test_missing_cap_is_no_moved_edge_though_part_of_it_looks_like_one(design: int) -> None:
+    """The rim of the neck lies 12 to 16 px from where the cap's lower or upper edge was."""
+    golden = render("bottle", design, 1, size=SIZE, noise_seed=2)
+    photo = render("bottle", design, 1, size=SIZE, noise_seed=1, defects=[DefectSpec("missing_component", seed=2)])
+    truth = photo.defects[0]
+    x0, y0, x1, y1 = truth.box
+    assert y0 < 40
+    assert moved_edge(photo.image, golden.image, EXACT, truth.box, truth.mask[y0:y1, x0:x1]) is None
 
 
 @pytest.mark.parametrize(
