@@ -131,6 +131,13 @@ def test_nothing_is_said_where_no_edge_has_moved_along_its_normal(photo: Picture
     assert found(photo, golden) is None
 
 
+def test_nothing_is_said_of_a_finding_that_is_all_of_the_photo() -> None:
+    photo, golden = step(14, seed=1), np.zeros((200, 200, 3), np.uint8)
+    everything = np.ones((200, 200), bool)
+    assert moved_edge(photo, golden, EXACT, (0, 0, 200, 200), everything, may_be_hidden=True) is None
+    assert outline_of(photo, golden, EXACT, (0, 0, 200, 200), everything) is None
+
+
 def test_nothing_is_said_without_a_registration() -> None:
     assert found(step(14), step(0, seed=2), replace(EXACT, ok=False)) is None
 

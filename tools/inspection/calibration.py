@@ -38,7 +38,7 @@ MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
 _CLEARLY_BETTER = 0.7  # of what a registration leaves unexplained, what a better one may leave at most
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
-_MEASURED = 3  # part of every calibration key: raise when something else is kept of each part
+_MEASURED = 4  # part of every calibration key: raise when something else is kept of each part
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
@@ -155,7 +155,7 @@ def _measure(
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
     scores: list[tuple[float, str]] = []  # with the golden that was measured
-    peaks, similarities, levels = [], [], []
+    peaks, similarities, levels, edges = [], [], [], []
     looks: list[Look] = []
     ignores: list[Mask | None] = []
     loose = 0  # golden samples that do not register to the nearest
@@ -175,6 +175,7 @@ def _measure(
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
+        edges.append(edge_correlation(result))
         looks.append(look_of(result.features))
         ignores.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
@@ -205,6 +206,7 @@ def _measure(
         components=components,
         per_miscount=per_miscount if components else 0.0,
         unregistered=sorted(unregistered + _alone(workspace, product)),
+        edges=sorted(edges),
     )
 
 
@@ -247,6 +249,11 @@ def seldom_unregistered(calibration: Calibration) -> bool:
     """Whether so few of the good parts register to none of the others that a photo which does not is suspicious."""
     lost, n = calibration.unregistered, calibration.n
     return lost is not None and n >= MIN_PARTS_TO_FAIL and (1 + len(lost)) / (n + 1) <= _UNSUSPICIOUS_P
+
+
+def edge_correlation(comparison: Comparison) -> float:
+    """-1..1: how well the edges of a photo fall on those of the golden sample that it fits best, registered or not."""
+    return max(a.ncc for a in comparison.alignments)
 
 
 def unusual_level(calibration: Calibration, level: float) -> bool:

@@ -36,7 +36,8 @@ class Outline:
 
 
 def outline_of(query: RgbImage, reference: RgbImage, alignment: Alignment, box: Box, mask: Mask) -> Outline | None:
-    """How clear the outline of a finding is in each picture; None where they cannot be compared px by px.
+    """How clear the outline of a finding is in each picture; None where they cannot be compared px by px, or
+    the finding is all of the photo.
 
     query, reference: (H, W, 3) uint8. box: query px, exclusive end; mask: (y1 - y0, x1 - x0) bool in it.
     """
@@ -49,7 +50,7 @@ def outline_of(query: RgbImage, reference: RgbImage, alignment: Alignment, box: 
     here[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0] = mask
     kernel = np.ones((2 * _RING_PX + 1, 2 * _RING_PX + 1), np.uint8)
     ring = (cv2.dilate(here, kernel) > 0) & (cv2.erode(here, kernel) == 0)
-    if not covered[ring].all():
+    if not ring.any() or not covered[ring].all():
         return None
     golden, photo = (float(np.quantile(_slopes(p)[ring], _CLEAREST)) for p in (other, query[y0:y1, x0:x1]))
     return Outline(golden, photo)
