@@ -266,7 +266,7 @@ def _shift(dq: Line, dr: Line, at: int, by: int, reach: int, search: int) -> tup
     return by - search + best + (0.5 * (left - right) / bend if bend < 0 else 0.0), middle
 
 
-def _moved_rows(n: int, at: int, by: float, reach: int) -> Line:
+def _moved_rows(n: int, at: int, by: float, reach: float) -> Line:
     """(n,): the row that each shows of another picture, whose edge at a row has moved by so much.
 
     What it has moved over looks like what was beyond it: like the row there that the edge does not reach.
