@@ -27,7 +27,9 @@ from refdiff.model.free_memory import free_bytes
 from refdiff.model.images import RgbImage
 
 _KEPT_BYTES = (384 << 20, 1 << 30)  # in memory, of features: at least and at most
-_OF_FREE = 8  # between these, this fraction of the memory that is free: 1 GiB holds 35 golden samples of five tiles each
+_OF_FREE = (
+    8  # between these, this fraction of the memory that is free: 1 GiB holds 35 golden samples of five tiles each
+)
 
 
 def kept_bytes(free: int | None) -> int:
