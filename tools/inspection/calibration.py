@@ -494,6 +494,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
         "peaks",
         "similarities",
         "levels",
+        "edges",
         "alpha",
         "golden_ids",
         "marks",
