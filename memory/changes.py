@@ -130,7 +130,7 @@ def calibration_state(row: Row[Any]) -> dict[str, Any]:
     extra = json.loads(row.extra)
     measured = [json.loads(row.scores), extra.get("peaks"), extra.get("similarities")]
     # earlier versions measured none of these, and their digests stay what they are
-    measured += [extra[name] for name in ("levels", "unregistered") if name in extra]
+    measured += [extra[name] for name in ("levels", "unregistered", "edges") if name in extra]
     return {
         "key": row.key, "parts": row.n, "references": row.reference_count, "alpha": extra.get("alpha"),
         "pixel_threshold": row.pixel_threshold, "created_at": row.created_at,

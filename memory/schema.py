@@ -95,6 +95,7 @@ def new_file(path: Path) -> Database:
 def _make(db: Database) -> None:
     with db.transaction() as conn:
         make_schema(conn)
+        _fence(conn)
 
 
 def open_server(home: Path, url: SecretStr, lost: str) -> Database:
@@ -107,7 +108,8 @@ def open_server(home: Path, url: SecretStr, lost: str) -> Database:
 def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
     """Bring the schema up to date, in one transaction, by one process at a time."""
     with db.connection() as conn:
-        version, old = _revision(conn), _old_version(conn)
+        # in this order: a process that makes the database in between gives it both, and then only the revision counts
+        old, version = _old_version(conn), _revision(conn)
     if version == NEWEST:
         return  # the usual case takes no turn to write
     _refuse_newer(where, version, old)
@@ -143,7 +145,6 @@ def make_schema(conn: Connection) -> None:
     conn.execute(insert(t.audit_end).values(seq=0))
     _VERSION.create(conn)
     conn.execute(insert(_VERSION).values(version_num=NEWEST))
-    _fence(conn)
 
 
 def _fence(conn: Connection) -> None:

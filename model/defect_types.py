@@ -29,6 +29,9 @@ UNKNOWN: DefectType = "unknown_anomaly"
 NO_DEFECT = "none"
 READING_TYPES: tuple[str, ...] = (NO_DEFECT, *DEFECT_TYPES)
 
+MISSING_COMPONENT: DifferenceType = "missing_component"
+WRONG_FILL_LEVEL: DifferenceType = "wrong_fill_level"
+
 # A component is missing, added, swapped or moved, ...
 COMPONENT_TYPES: frozenset[DifferenceType] = frozenset(
     ("missing_component", "added_component", "wrong_component", "misplaced_component")

@@ -85,6 +85,34 @@ class NamedAs(_Model):
     like: LikeFinding  # the nearest finding of that name
 
 
+class EdgeMove(_Model):
+    """An edge of the golden sample that lies elsewhere in the photo, along its normal; for a fill level, the level.
+
+    x_px: right, y_px: down, in the photo. Uncertainties are one standard deviation. mm: None where the scale is unknown.
+    at_least: so far or further the same way, because it is hidden in the photo or in the golden sample.
+    """
+
+    distance_px: float
+    x_px: float
+    y_px: float
+    uncertainty_px: float
+    distance_mm: float | None = None
+    uncertainty_mm: float | None = None
+    at_least: bool = Field(default=False, exclude_if=lambda v: not v)
+    direction: str  # "lower", "higher", "further left", "further right", "lower and further left", ...
+    evidence: str  # id of the record that measured it
+
+
+class Expected(_Model):
+    """What the golden sample has where something is missing. place: the expected place in the photo."""
+
+    place: Location
+    component: int | None = None  # number of the counted component that lies there
+    name: str | None = None  # what people called it
+    outlined: bool  # measured: the golden sample has an outline there that the photo does not show
+    evidence: str
+
+
 class Finding(_Model):
     id: str
     type: str
@@ -106,6 +134,8 @@ class Finding(_Model):
     zone: str | None = None
     seen_before: SeenBefore | None = None
     reported_by: Literal["llm", "system"] = "system"
+    moved: EdgeMove | None = Field(default=None, exclude_if=lambda v: v is None)  # only where it was measured
+    expected: Expected | None = Field(default=None, exclude_if=lambda v: v is None)  # only of what is missing
 
 
 class ComponentCount(_Model):

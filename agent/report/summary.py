@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from refdiff.agent.report.schema import (
     ComponentCount,
     DefectReport,
+    EdgeMove,
+    Expected,
     Finding,
     Judge,
     NamedAs,
@@ -21,6 +23,7 @@ from refdiff.agent.report.schema import (
 )
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.tools.evidence import finding_of
 from refdiff.tools.inspection.components import said_count
 
@@ -143,12 +146,45 @@ def facts(report: DefectReport) -> list[Fact]:
 def finding_line(finding: Finding) -> str:
     """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`."""
     within = ", within limits" if finding.within_limits else ""
-    return f"{called(finding)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{within}"
+    moved = f", {moved_text(finding.type, finding.moved)}" if finding.moved else ""
+    return f"{called(finding)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{moved}{within}"
 
 
 def called(finding: Finding) -> str:
     """The customer's own name of a finding, else its type in words."""
     return finding.named.name if finding.named else spaced(finding.type)
+
+
+def moved_text(kind: str, moved: EdgeMove) -> str:
+    """`level 14 px (2.1 mm) lower`, `level at least 14 px lower`; of any other type than a fill level `edge 14 px lower`."""
+    mm = "" if moved.distance_mm is None else f" ({with_unit('_mm', moved.distance_mm)})"
+    least = "at least " if moved.at_least else ""
+    return f"{moved_word(kind, moved)} {least}{with_unit('_px', moved.distance_px)}{mm} {moved.direction}"
+
+
+def moved_word(kind: str, moved: EdgeMove) -> str:
+    """What moved; a bound is measured of levels alone, whatever the finding is called since."""
+    return "level" if kind == WRONG_FILL_LEVEL or moved.at_least else "edge"
+
+
+def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | None) -> list[str]:
+    """What was measured against the golden sample, as sentences: `The level is 14 px (2.1 mm) lower than on the golden
+    sample.`, `The golden sample shows a part there (box 20, 30, 60, 70 px) that the photo does not show.`"""
+    said = []
+    if moved is not None:
+        article = "The level is" if moved_word(kind, moved) == "level" else "An edge is"
+        hidden = ", and hidden in one of the two" if moved.at_least else ""
+        said.append(f"{article} {moved_text(kind, moved).split(' ', 1)[1]} than on the golden sample{hidden}.")
+    if expected is not None:
+        at = expected.place
+        box = f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px"
+        what = expected.name or (None if expected.component is None else f"component {expected.component}")
+        if what or expected.outlined:
+            shown = " that the photo does not show" if expected.outlined else ""
+            said.append(f"The golden sample shows {what or 'something'} there ({box}){shown}.")
+        else:
+            said.append(f"Expected place, by the golden sample: {box}.")
+    return said
 
 
 def named_text(named: NamedAs) -> str:

@@ -87,9 +87,14 @@ def check_defect_name(name: str) -> str:
     return check_given_name(name, "a defect")
 
 
+def plain_name(name: str) -> str:
+    """`name` as it is kept and looked up: NFC, with single blanks and none at its ends."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def check_given_name(name: str, of: str) -> str:
     """The same for what people call anything else. of: what it is, for the message."""
-    plain = " ".join(unicodedata.normalize("NFC", name).split())
+    plain = plain_name(name)
     if len(plain) > MAX_NAME or not _NAME.fullmatch(_without_marks(plain)):
         raise InputError(
             f"name of {of} {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "

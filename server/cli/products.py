@@ -293,6 +293,7 @@ def name_component(
     The name belongs to what the component looks like, so it outlives a calibration that finds the component again, under
     whatever number. Names decide nothing; filed reports keep what they said.
     """
+    from refdiff.memory.records.defect_names import plain_name
     from refdiff.tools.inspection.component_names import name_component as give
 
     if (called is None) != remove:
@@ -302,9 +303,9 @@ def name_component(
             stores, clean(name), clean(component), None if called is None else clean(called), settings().server.user
         )
     said = (
-        f"component {component} is called {called}"
+        f"component {plain_name(component)} is called {plain_name(called)}"
         if called is not None
-        else f"component {component} has no name any more"
+        else f"component {plain_name(component)} has no name any more"
     )
     emit(kept.document, output.printable(f"{kept.name}: {said}"))
 

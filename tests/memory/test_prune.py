@@ -19,6 +19,7 @@ from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.changes import PRUNE
 from refdiff.memory.golden_bank.golden import make_golden_id
 from refdiff.memory.records.defect_names import Sight
+from refdiff.memory.schema import NEWEST
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.doctor import BankContents, examine
@@ -432,7 +433,7 @@ def test_quick_examination_follows_the_newest_records_alone(
 
     def damaged(deep: bool) -> list[str]:
         found = examine(stores.settings, BankContents([], []), deep=deep)
-        assert (found.audit_records, found.inspections, found.schema) == (5, 5, "r0002")
+        assert (found.audit_records, found.inspections, found.schema) == (5, 5, NEWEST)
         return [f.what for f in found.findings if f.kind == "damaged"]
 
     assert damaged(deep=False) == damaged(deep=True) == []

@@ -215,7 +215,7 @@ def test_findings_of_turned_parts_are_drawn_where_they_are_in_the_photo(workspac
         cv2.fillPoly(inside, extent.outline, (1,))
         assert inside[m.box[1] : m.box[3], m.box[0] : m.box[2]][m.mask].all()
         assert tight(inside > 0, (0, 0))[0] == extent.box
-        said = measure_evidence(result, "e1").numbers
+        said = measure_evidence(result, "e1", found.scale).numbers
         assert (said.x0, said.y0, said.x1, said.y1) == extent.box
         assert said.place == m.place == place_name(extent.box, SIZE)
     strongest = found.regions[0].extent.box

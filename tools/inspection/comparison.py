@@ -27,7 +27,7 @@ from refdiff.tools.inspection.difference import (
 from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
-from refdiff.tools.inspection.zones import place_zones, product_spec
+from refdiff.tools.inspection.zones import ignored, product_spec
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -93,8 +93,7 @@ def compare_with(
     if not hits:
         raise InputError("no golden samples to compare with were given")
     with clock.stage("align"):
-        masks, placed = place_zones(workspace, query, query_key, product, "ignore")
-        ignore = np.logical_or.reduce(list(masks.values())) if masks else None
+        ignore, placed = ignored(workspace, query, query_key, product)
     pair = pair_with(workspace, query, query_key, features, product, hits, clock)
     with clock.stage("score"):
         network = workspace.network(product, unseen)

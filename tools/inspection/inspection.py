@@ -13,6 +13,7 @@ from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
     current_calibration,
@@ -53,6 +54,7 @@ class RegionResult:
     confidence: float  # 0..1, share of good parts whose strongest place is weaker
     peak_p: float | None  # conformal p-value of its peak, None without calibration
     zones: list[str]  # critical zones that it touches
+    golden: AgainstGolden = field(default_factory=AgainstGolden)  # what the nearest golden sample has there
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,9 @@ def inspect_photo(
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
             )
         )
+    with clock.stage("golden"):
+        there = against_golden(query, comparison, calibration, [(r.region.type, r.measurement) for r in regions])
+    regions = [replace(r, golden=g) for r, g in zip(regions, there, strict=True)]
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
