@@ -449,7 +449,9 @@ def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | No
             select(_I.part_id, _I.product, _I.verdict, _I.created_at, _I.photo).where(
                 _I.inspection_id == record.inspection_id
             )
-        ).one()
+        ).first()
+        if listed is None:
+            return Problem(f"record {record.seq}", record.seq, record.inspection_id, "the inspection is missing")
         filed = {k: record.facts.get(k, getattr(listed, k)) for k in ("part_id", "product", "verdict")}
         filed["photo"] = record.facts.get("query_sha256") if content is GONE else content.get("query_sha256")
         if content is not GONE and content.get("created_at"):

@@ -22,7 +22,7 @@ from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_d
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import ChangeKind
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import UnavailableError
 
 PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
@@ -74,7 +74,7 @@ def recorded(
     except BaseException as e:
         failed = f"{type(e).__name__}: {e}"[:_CHANGE]
         # a disk that is full refuses this record too; then the first one stays, which `audit verify` reports
-        with contextlib.suppress(StorageError), changing(db) as conn:
+        with contextlib.suppress(UnavailableError), changing(db) as conn:
             record_change(conn, kind, subject, by, after, before, failed=failed)
         raise
 

@@ -43,8 +43,9 @@ _VERSION = Table(  # as Alembic makes it
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
 _OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
-    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
-    "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
+    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, set "
+    "REFDIFF_DATABASE_URL if its records are on a server, or restore a backup into an empty folder (refdiff restore). To begin "
+    "anew, set REFDIFF_HOME to another folder"
 )
 
 

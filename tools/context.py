@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,6 +84,7 @@ class ToolContext:
         self._lent: list[RgbImage] = []  # lives as long as this inspection
         self._hits: dict[int, list[GoldenHit]] = {}
         self._clock = Clock()
+        self._lock = threading.RLock()
 
     # ---- the photo ----
 
@@ -146,12 +148,18 @@ class ToolContext:
     def align(self, golden: Golden) -> Alignment:
         return alignment(self.workspace, self.query, self.find_capture().sha256, golden)
 
-    @cached_property
+    @property
     def canonical(self) -> PhotoInspection:
         """The inspection that the verdict rests on: against the nearest goldens, as many as the settings say.
 
-        Raises UnavailableError if somebody keeps changing the product meanwhile.
+        One object, whichever threads ask: tools may run at the same time. Raises UnavailableError if somebody keeps changing
+        the product meanwhile.
         """
+        with self._lock:
+            return self._inspected
+
+    @cached_property
+    def _inspected(self) -> PhotoInspection:
         for _ in range(_MAX_TRIES):
             self._judged_by = self._product_now()
             found = inspect_photo(

@@ -256,6 +256,12 @@ class MeasureEvidence(_Evidence):
     arguments: RegionArguments
     numbers: MeasureNumbers
 
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Without what people wrote, and without a bound, which would be read as a size."""
+        bounds = {"moved_px", "moved_x_px", "moved_y_px", "moved_mm"} if self.numbers.moved_at_least else set()
+        return {k: v for k, v in super().slots.items() if k not in bounds | {"component_name"}}
+
 
 def finding_of(finding: str, part_id: str) -> str:
     """`finding 2 of part 4398`."""

@@ -179,11 +179,8 @@ def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | Non
         at = expected.place
         box = f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px"
         what = expected.name or (None if expected.component is None else f"component {expected.component}")
-        if what or expected.outlined:
-            shown = " that the photo does not show" if expected.outlined else ""
-            said.append(f"The golden sample shows {what or 'something'} there ({box}){shown}.")
-        else:
-            said.append(f"Expected place, by the golden sample: {box}.")
+        shown = " that the photo does not show" if expected.outlined else ""
+        said.append(f"The golden sample shows {what or 'something'} there ({box}){shown}.")
     return said
 
 

@@ -121,13 +121,13 @@ def _edge_move(numbers: MeasureNumbers, measure_id: str) -> EdgeMove | None:
 def _expected(
     kind: str, registered: bool, numbers: MeasureNumbers, place: Location, measure_id: str
 ) -> Expected | None:
-    """What the golden sample has where something is missing."""
-    if kind != MISSING_COMPONENT or not registered:
+    """What the golden sample has where something is missing; None where it does not tell."""
+    outlined = numbers.outline_golden is not None
+    if kind != MISSING_COMPONENT or not registered or not (outlined or numbers.component is not None):
         return None
     return Expected(
-        place=place, component=numbers.component, name=numbers.component_name,
-        outlined=numbers.outline_golden is not None, evidence=measure_id,
-    )  # fmt: skip
+        place=place, component=numbers.component, name=numbers.component_name, outlined=outlined, evidence=measure_id
+    )
 
 
 def _named(similar: SimilarEvidence | None) -> NamedAs | None:

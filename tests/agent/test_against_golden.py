@@ -9,8 +9,8 @@ import pytest
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.language.questions import answer
 from refdiff.agent.report.markdown import render_markdown
-from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.report.summary import finding_line
+from refdiff.agent.report.schema import DefectReport, Expected, Location
+from refdiff.agent.report.summary import finding_line, golden_sentences
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
@@ -83,22 +83,33 @@ def test_report_says_that_a_level_has_sunk_at_least_to_the_label_that_hides_it(t
     assert "at least" in record.summary
 
 
-def test_report_says_what_the_golden_sample_has_where_a_part_is_missing(tmp_path: Path) -> None:
-    photo = scene("moulded", 50, DefectSpec("missing_component", contrast=0.9, seed=1))
-    report = inspected(tmp_path, "moulded", photo)
-    (finding,) = [f for f in report.findings if f.expected is not None]
-    assert finding.type == "missing_component"
-    at = finding.location
-    assert photo.defect_mask[at.y0 : at.y1, at.x0 : at.x1].any()
-    assert finding.expected is not None
-    assert finding.expected.place == at
-    assert finding.expected.evidence in finding.evidence
-    assert f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px" in finding.description
-    record = next(e for e in report.evidence if e.id == finding.expected.evidence)
-    assert isinstance(record, MeasureEvidence)
-    assert finding.expected.outlined is (record.numbers.outline_golden is not None)
-    assert ("that the photo does not show" in finding.description) is finding.expected.outlined
-    assert ("etwas, das das Foto nicht zeigt" in answer(report, "Was fehlt?")) is finding.expected.outlined
+def test_nothing_is_claimed_of_the_golden_sample_where_it_does_not_tell(tmp_path: Path) -> None:
+    """The empty socket stands out more than the part in it, so no outline is the golden sample's alone."""
+    report = inspected(tmp_path, "moulded", scene("moulded", 50, DefectSpec("missing_component", contrast=0.9, seed=1)))
+    (finding,) = [f for f in report.findings if f.type == "missing_component"]
+    assert finding.expected is None
+    assert "golden sample" not in finding.description
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "outlined", "said"),
+    [
+        (
+            None,
+            None,
+            True,
+            "The golden sample shows something there (box 1, 2, 30, 40 px) that the photo does not show.",
+        ),
+        (2, None, False, "The golden sample shows component 2 there (box 1, 2, 30, 40 px)."),
+        (2, "clip", True, "The golden sample shows clip there (box 1, 2, 30, 40 px) that the photo does not show."),
+    ],
+)
+def test_what_the_golden_sample_shows_where_a_part_is_missing_is_said(
+    component: int | None, name: str | None, outlined: bool, said: str
+) -> None:
+    place = Location(x0=1, y0=2, x1=30, y1=40, region="upper left")
+    expected = Expected(place=place, component=component, name=name, outlined=outlined, evidence="e5")
+    assert golden_sentences("missing_component", None, expected) == [said]
 
 
 def test_nothing_is_said_of_the_golden_sample_where_a_good_part_was_scratched(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_limits_accept_findings_but_no_wrong_number() -> None:
 @pytest.mark.parametrize(
     ("loose", "parts", "counted"), [(11, 20, True), (10, 20, False), (19, 19, False), (20, 39, True), (0, 100, False)]
 )
-def test_components_are_looked_for_from_20_parts_on_most_of_which_register_to_no_other(
+def test_components_are_looked_for_from_20_parts_on_most_of_which_do_not_register_to_the_nearest(
     loose: int, parts: int, counted: bool
 ) -> None:
     assert is_counted(loose, parts) is counted

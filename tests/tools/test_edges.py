@@ -156,6 +156,35 @@ def test_fill_level_is_as_much_lower_or_higher_as_it_was_drawn(seed: int) -> Non
     assert moved.direction == ("lower" if truth.moved_px and truth.moved_px[1] > 0 else "higher")
 
 
+def _spot(level: float, noise: float, seed: int) -> Picture:
+    """(120, 120, 3): grey, a disc of another level in the middle, and noise."""
+    y, x = np.mgrid[:120, :120] - 60.0
+    made = (
+        120.0 + level * (np.hypot(x, y) < 20)[..., None] + np.random.default_rng(seed).normal(0, noise, (120, 120, 3))
+    )
+    return np.clip(made, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("photo", "golden", "told"),
+    [
+        (_spot(0, 2, 1), _spot(60, 2, 2), True),
+        (_spot(60, 2, 1), _spot(0, 2, 2), False),
+        (_spot(0, 0, 1), _spot(0, 0, 2), False),
+        (_spot(0, 0.5, 1), _spot(0, 4, 2), False),
+        ((_spot(60, 2, 1) * 0.4).astype(np.uint8), _spot(60, 2, 2), False),
+    ],
+    ids=["golden's alone", "photo's alone", "both flat", "noise in the golden", "both, the photo dark"],
+)
+def test_outline_is_only_the_golden_samples_where_the_photo_shows_none(
+    photo: Picture, golden: Picture, told: bool
+) -> None:
+    y, x = np.mgrid[:40, :40] - 20.0
+    outline = outline_of(photo, golden, EXACT, (40, 40, 80, 80), np.hypot(x, y) < 20)
+    assert outline is not None
+    assert outline.only_golden is told
+
+
 @pytest.mark.parametrize(
     ("kind", "golden"),
     [("missing_component", True), ("added_component", False), ("wrong_component", False)],

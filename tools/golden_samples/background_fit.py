@@ -17,7 +17,7 @@ from typing import Literal
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.timestamps import utc_now
-from refdiff.model.errors import BusyError, RefDiffError, StorageError
+from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 from refdiff.model.free_memory import free_bytes
 from refdiff.tools.golden_samples.fit import INTERNAL, FitStopped, check_parts, fit_product, is_due
 from refdiff.tools.workspace import Workspace
@@ -146,8 +146,9 @@ class Fittings:
         for thread in self._threads:
             thread.join(_STOP_S)
         networks, running = self._workspace.stores.networks, self._running()
-        if running is not None and (attempt := networks.last_attempt(running.product)) is not None:
-            networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
+        with contextlib.suppress(UnavailableError):  # else it counts as one that ended with the process
+            if running is not None and (attempt := networks.last_attempt(running.product)) is not None:
+                networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
 
     def _running(self) -> Fitting | None:
         return next((f for f in list(self._latest.values()) if f.state == "running"), None)
@@ -202,7 +203,7 @@ class Fittings:
         with self._changed:
             if state in ("stopped", "failed") and self._given_up_by is not None:
                 # it may not have been noted as begun when it was given up
-                with contextlib.suppress(StorageError):
+                with contextlib.suppress(UnavailableError):
                     self._workspace.stores.networks.decline(product, self._given_up_by)
             self._latest[product] = replace(fitting, state=state, message=message)
             self._changed.notify_all()

@@ -114,10 +114,11 @@ def fit_product(
         try:
             made = _fit_product(workspace, attempt, halves, recipe or ProductRecipe(), references, progress)
         except (FitStopped, KeyboardInterrupt) as e:
-            store.end(attempt, "stopped", str(e))
+            with contextlib.suppress(UnavailableError):
+                store.end(attempt, "stopped", str(e))
             raise
         except Exception as e:
-            with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
+            with contextlib.suppress(UnavailableError):  # then it counts as one that ended with the process
                 store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else INTERNAL)
             raise
         if not made.kept:

@@ -44,7 +44,7 @@ def against_golden(
         AgainstGolden(
             moved_edge(query, golden, nearest.alignment, m.box, m.mask, may_be_hidden=kind == WRONG_FILL_LEVEL),
             outline_of(query, golden, nearest.alignment, m.box, m.mask),
-            next((c for box, c in counted if _same_place(box, m.box)), None),
+            _there(counted, m.box),
         )
         for kind, m in findings
     ]
@@ -53,6 +53,9 @@ def against_golden(
 def _counted(comparison: Comparison, calibration: Calibration | None, size: tuple[int, int]) -> list[tuple[Box, Count]]:
     """What is counted on the nearest golden sample, each with its box on the photo. size: of the golden, (H, W)."""
     if calibration is None or not calibration.components:
+        return []
+    # parts that lie loosely register to one golden sample or another by chance: then its places say nothing of the photo
+    if 2 * sum(a.ok for a in comparison.alignments) <= len(comparison.alignments):
         return []
     nearest = comparison.nearest
     look = look_of(nearest.workspace.golden_features(nearest.golden))
@@ -69,8 +72,13 @@ def _counted(comparison: Comparison, calibration: Calibration | None, size: tupl
     return found
 
 
-def _same_place(one: Box, other: Box) -> bool:
-    """Whether two boxes share more than half of the smaller."""
-    w, h = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
-    smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other))
-    return w > 0 and h > 0 and w * h > smaller / 2
+def _there(counted: Sequence[tuple[Box, Count]], place: Box) -> Count | None:
+    """The one that shares most with a box, if that is more than half of the smaller of the two."""
+    shared = [_shared(box, place) for box, _ in counted]
+    return counted[int(np.argmax(shared))][1] if max(shared, default=0.0) > 0.5 else None
+
+
+def _shared(one: Box, other: Box) -> float:
+    """What two boxes share, as a part 0..1 of the smaller."""
+    w, h = (max(0, min(one[i + 2], other[i + 2]) - max(one[i], other[i])) for i in (0, 1))
+    return w * h / max(1, min((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)))

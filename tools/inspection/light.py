@@ -51,7 +51,7 @@ def other_light(
     highest, level, similarity = float(known[-1]), comparison.difference.level, comparison.hits[0].similarity
     if not unusual_level(calibration, level):
         return ""
-    if calibration.edges and edge_correlation(comparison) < _LEAST_EDGES * calibration.edges[0]:
+    if calibration.edges and edge_correlation(comparison) < _LEAST_EDGES * max(calibration.edges[0], 0):
         return ""
     if not is_suspicious(calibration, p, attained) and not unlike_goldens(calibration, p, similarity, attained):
         return ""  # it passes

@@ -1,6 +1,7 @@
 """Does the golden sample have something where a finding is that the photo does not show?
 
-Compared is how clearly the outline of a finding stands out in each picture. Knows nothing about types or limits.
+Compared is how clearly the outline of a finding stands out in each picture, under one light, and against what is beside
+it. Knows nothing about types or limits.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from refdiff.tools.vision.registration import Alignment
 _RING_PX = 3  # on either side of the outline
 _SMOOTHING_PX = 1.5
 _TIMES = 2.0  # as clear in the one as in the other, to be in that one alone
+_LEAST = 0.5  # grey levels a px: less is no outline that anybody sees
+_GAINS = (0.5, 2.0)  # of brightness, that another light explains
 _CLEAREST = 0.75  # quantile of the slopes along the outline: part of it may lie on something like it
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Slopes along the outline of a finding, grey levels a px, in the golden sample and in the photo."""
+    """Slopes along the outline of a finding, grey levels a px, in the golden sample and in the photo; the photo's as if it
+    were as bright as the golden sample."""
 
     golden: float
     photo: float
+    beside: float  # usual slope of the golden sample next to the finding: texture, noise
 
     @property
     def only_golden(self) -> bool:
         """Whether the golden sample has something there that the photo does not show. Where it is not, nothing follows: an
         empty socket may stand out more than the screw in it."""
-        return self.golden >= _TIMES * self.photo
+        return self.golden >= _TIMES * max(self.photo, self.beside, _LEAST)
 
 
 def outline_of(query: RgbImage, reference: RgbImage, alignment: Alignment, box: Box, mask: Mask) -> Outline | None:
@@ -52,8 +57,17 @@ def outline_of(query: RgbImage, reference: RgbImage, alignment: Alignment, box: 
     ring = (cv2.dilate(here, kernel) > 0) & (cv2.erode(here, kernel) == 0)
     if not ring.any() or not covered[ring].all():
         return None
-    golden, photo = (float(np.quantile(_slopes(p)[ring], _CLEAREST)) for p in (other, query[y0:y1, x0:x1]))
-    return Outline(golden, photo)
+    around = covered & (cv2.dilate(here, kernel) == 0)
+    pictures = other, query[y0:y1, x0:x1]
+    (golden, beside), (photo, _) = (_along_and_beside(_slopes(p), ring, around) for p in pictures)
+    bright, photo_bright = (float(p[around].mean()) if around.any() else 0.0 for p in pictures)
+    gain = float(np.clip(bright / photo_bright, *_GAINS)) if photo_bright > 1 else 1.0
+    return Outline(golden, gain * photo, beside)
+
+
+def _along_and_beside(slopes: NDArray[np.float32], ring: Mask, around: Mask) -> tuple[float, float]:
+    """How steep it is along the outline, and usually next to it (0 where nothing is)."""
+    return float(np.quantile(slopes[ring], _CLEAREST)), float(np.median(slopes[around])) if around.any() else 0.0
 
 
 def _slopes(picture: RgbImage) -> NDArray[np.float32]:
