@@ -44,8 +44,8 @@ _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a ne
 _OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
     "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, set "
-    "REFDIFF_DATABASE_URL if its records are on a server, or restore a backup into an empty folder (refdiff restore). To begin "
-    "anew, set REFDIFF_HOME to another folder"
+    "REFDIFF_DATABASE_URL if its records are on a server, or restore a backup into an empty folder (refdiff restore). To "
+    "begin anew, set REFDIFF_HOME to another folder"
 )
 
 
