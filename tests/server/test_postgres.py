@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from refdiff.agent.checkpoints import open_checkpoints
@@ -18,6 +19,9 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnavailableError
 from refdiff.server.cli import main
+from refdiff.server.settings import ServerSettings
+from refdiff.server.web.access import Access
+from refdiff.server.web.app import create_app
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
@@ -85,6 +89,24 @@ def test_postgres_that_does_not_answer_is_an_outage(
             assert "the records could not be read, so not all was examined" in capsys.readouterr().out
         finally:
             postgres_server.start()
+
+
+def test_requests_are_answered_503_while_postgres_is_down(ready: Path, postgres_server: Any) -> None:
+    settings = ServerSettings()
+    with InspectionService.open() as service:
+        key = {"Authorization": f"Bearer {service.stores.keys.add('line 3', 'inspector', 'me')[1]}"}
+        app = create_app(service, Access(service.stores.keys, loopback=False, user="me"), settings)
+        with TestClient(app, base_url="http://localhost") as client:
+            assert client.get("/v1/products", headers=key).status_code == 200
+            postgres_server.stop()
+            try:
+                answer = client.get("/v1/products", headers=key)
+            finally:
+                postgres_server.start()
+            assert answer.status_code == 503
+            assert "is unavailable" in answer.json()["error"]["message"]
+            assert answer.headers["retry-after"]
+            assert client.get("/v1/products", headers=key).status_code == 200
 
 
 def test_processes_that_begin_at_once_share_a_fresh_database(tmp_path: Path, postgres_server: Any) -> None:
