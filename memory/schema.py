@@ -203,4 +203,8 @@ MIGRATIONS: Migrations = (
         # what people call counted components, with what it takes to recognise each in a later calibration
         "ALTER TABLE products ADD COLUMN component_names TEXT NOT NULL DEFAULT '{}'",
     ),
+    (
+        # of what kind a product's files are
+        "ALTER TABLE products ADD COLUMN kind TEXT NOT NULL DEFAULT 'photo'",
+    ),
 )

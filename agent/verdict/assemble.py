@@ -138,9 +138,17 @@ def claimed_regions(
     regions = []
     for result in canonical.regions:
         said = about.get(result.region.id)
-        kind = said.type if said and said.type != UNKNOWN else result.region.type
-        regions.append(ClaimedRegion(result, said, kind, _rate(spec, result, UNKNOWN), _rate(spec, result, kind)))
+        kind = _type_of(result, said)
+        measured = result.described.called or UNKNOWN
+        regions.append(ClaimedRegion(result, said, kind, _rate(spec, result, measured), _rate(spec, result, kind)))
     return regions
+
+
+def _type_of(result: RegionResult, claim: CheckedClaim | None) -> str:
+    """What was measured, else what was claimed, else what the difference network takes it for."""
+    if result.described.called is not None:
+        return result.described.called
+    return claim.type if claim and claim.type != UNKNOWN else result.region.type
 
 
 def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
@@ -153,6 +161,7 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
         length_px=m.length_px,
         area_px=m.area_px,
         zones=result.zones,
+        places=result.places,
     )
 
 
@@ -167,11 +176,15 @@ def _finding(
     """by_llm: the claim, if there is one, is a model's. named: what people call defects like it."""
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
-    kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
+    kind, quantities = _type_of(result, claim), list(result.described.quantities)
     x0, y0, x1, y1 = result.extent.box
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
-    plain = f"{sentence_case(named.name if named else spaced(kind))}, {length} long, {m.place}."
-    measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
+    first = f"{quantities[0].said}, " if quantities else ""
+    plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
+    unit = f" {quantities[0].unit}" if quantities else ""
+    measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
+    if quantities:
+        measured = f"{'; '.join(f'{q.label} {q.said}' for q in quantities)}. {measured}"
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
@@ -191,7 +204,8 @@ def _finding(
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
         reasoning=" ".join(t for t in (said, measured, f"{_label(number, kind)} {rated.why}.") if t),
         within_limits=rated.within,
-        zone=", ".join(result.zones) or None,
+        zone=", ".join(result.places) or None,
+        quantities=quantities,
         reported_by="llm" if claim else "system",
     )
 
@@ -352,6 +366,10 @@ def assemble(
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
         "evidence": evidence,
+        "kind": context.tools.judged_by.kind,
+        "unit": context.tools.unit,
+        "conditions": list(canonical.remarks.conditions),
+        "notes": list(canonical.remarks.notes),
         "specification": Specification(
             version=context.tools.judged_by.spec_version, sha256=context.tools.judged_by.digest
         ),
@@ -368,4 +386,5 @@ def _reasoning(canonical: PhotoInspection, decision: Decision, said: str) -> str
     ]
     if canonical.scale.mm_per_px is None:
         facts.append("The scale is unknown, so sizes are in pixels.")
+    facts += [f"{sentence_case(note)}." for note in canonical.remarks.notes]
     return " ".join([*facts, *([f"Language model: {said}"] if said else [])])

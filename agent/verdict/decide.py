@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from refdiff.agent.report.schema import LlmReading, Severity, Verdict, VerdictBasis
@@ -66,13 +67,17 @@ def rate_finding(
     length_px: float,
     area_px: float,
     zones: list[str],
+    places: Sequence[str] = (),
 ) -> Rated:
-    """Severity and acceptance from the specification: critical zones first, then the first limit that fits."""
+    """Severity and acceptance from the specification: critical zones first, then the first limit that fits.
+
+    zones: critical ones that it touches; places: all that limits may be about.
+    """
     if zones:
         return Rated(Severity.CRITICAL, False, True, f"lies in critical zone {', '.join(zones)}")
     exceeded: list[_Size] = []
     for limit in spec.limits:
-        if limit.type not in ("any", type):
+        if limit.type not in ("any", type) or limit.zone not in (None, *places):
             continue
         sizes = _sizes(limit, length_mm, width_mm, length_px, area_px)
         over = [s for s in sizes if s.value is not None and s.value > s.maximum]

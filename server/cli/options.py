@@ -46,6 +46,36 @@ AlphaRate = Annotated[
     typer.Option("--alpha", metavar="A", callback=_rate, help="Requested false-reject rate (REFDIFF_ALPHA)."),
 ]
 
+
+def _conditions(given: list[str] | None) -> list[str] | None:
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        try:
+            float(value)
+        except ValueError:
+            equals = ""
+        if not (equals and name):
+            raise typer.BadParameter(f"{text!r} is not NAME=NUMBER, like emissivity=0.95.")
+    return given
+
+
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        metavar="NAME=NUMBER",
+        callback=_conditions,
+        help="Stated with the file, where the product's kind has conditions; may be repeated.",
+    ),
+]
+
+
+def conditions_of(given: list[str] | None) -> dict[str, float]:
+    """The conditions that were given, by name."""
+    pairs = (text.partition("=") for text in given or [])
+    return {name.strip(): float(value) for name, _, value in pairs}
+
+
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
@@ -47,6 +47,10 @@ class Difference:
     level: float  # lower quartile of the cells that count: how much even what fits best differs
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
 
+    def cell_of(self, size: tuple[int, ...]) -> float:
+        """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""
+        return self.cell * max(size[:2]) / max(self.anomaly_map.shape)
+
 
 @dataclass(frozen=True)
 class RegisteredGolden:
@@ -68,6 +72,21 @@ class RegisteredGolden:
         if map_size(self.size) == self.size:
             return self.picture
         return on_map(self.workspace.golden_image(self.golden), self.alignment.matrix, self.size)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One photo against its references, nearest first."""
+
+    hits: list[GoldenHit]
+    alignments: list[Alignment]
+    nearest: RegisteredGolden
+    difference: Difference
+    ignore: NDArray[np.bool_] | None  # `map_size` of the photo: what lies in ignore zones
+    zones_placed: bool
+    features: Features  # of the photo as it is
+    format_problem: str  # why the photo's pixel format makes this unreliable, "" if it does not
+    timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
 def comparison_grid(

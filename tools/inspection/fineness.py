@@ -118,10 +118,13 @@ def working_pixel(workspace: Workspace, product: str) -> WorkingPixel | None:
 
 
 def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
-    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame.
+    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame, and of
+    products of another kind, which are compared at the pixels that they have.
 
     Raises SpecError.
     """
+    if workspace.kind(product) != "photo":
+        return None
     if (each := working_pixel(workspace, product)) is None:
         return None
     found = Fineness(each.working_px, SMALLEST_PX * each.px, None if each.mm is None else SMALLEST_PX * each.mm)

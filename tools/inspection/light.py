@@ -14,8 +14,7 @@ from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.difference.encoder import resize_to
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.calibration import is_suspicious, score_threshold, unlike_goldens, unusual_level
-from refdiff.tools.inspection.comparison import Comparison
-from refdiff.tools.inspection.difference import RegisteredGolden
+from refdiff.tools.inspection.difference import Comparison, RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import coverage, scaling

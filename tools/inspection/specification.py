@@ -43,6 +43,10 @@ limits:                        # the first limit that fits a finding's type and 
 """
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -51,7 +55,7 @@ class Zone(_Model):
     """A region in px of the zone golden, the one that `ProductSpec.frame` names."""
 
     name: str = Field(min_length=1, max_length=64)
-    kind: Literal["ignore", "critical"]
+    kind: Literal["ignore", "critical", "named"]  # named: a place that limits may be about
     box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
     polygon: list[tuple[Pixel, Pixel]] | None = Field(default=None, min_length=3, max_length=200)
 
@@ -80,6 +84,9 @@ class Limit(_Model):
     max_width_mm: float | None = Field(default=None, gt=0)
     max_length_px: float | None = Field(default=None, gt=0)
     max_area_px: float | None = Field(default=None, gt=0)
+    zone: str | None = Field(
+        default=None, max_length=64, exclude_if=_is_none
+    )  # only for findings in the zone of that name
     severity: SpecSeverity
     reject: bool = False
 
@@ -92,6 +99,12 @@ class ProductSpec(_Model):
     smallest_defect_px: float | None = Field(default=None, ge=1, le=_FAR)  # px of the golden samples
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
+
+    @model_validator(mode="after")
+    def _zones_exist(self) -> Self:
+        if unknown := {limit.zone for limit in self.limits} - {None, *(zone.name for zone in self.zones)}:
+            raise ValueError(f"limits: there is no zone {sorted(map(str, unknown))[0]!r}; list it under zones")
+        return self
 
     @model_validator(mode="after")
     def _one_smallest(self) -> Self:
