@@ -162,6 +162,7 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
         area_px=m.area_px,
         zones=result.zones,
         places=result.places,
+        quantities={q.name: q.value for q in result.described.quantities},
     )
 
 

@@ -53,7 +53,7 @@ def enroll(
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="photo",
+            metavar="photo|thermal",
             help="Of what kind the product's files are; said once. Default: what it is, or photo.",
         ),
     ] = None,
@@ -64,6 +64,10 @@ def enroll(
 
     Folders are searched recursively; files that are no images are left out and counted.
     Enrolling a photo again is harmless: it is only reported.
+
+    A product's files are photos, or of the --kind that is said with its first golden sample. Thermal files (FLIR radiometric
+    JPEG, radiometric TIFF, CSV) are compared in kelvin; what a number in a TIFF or CSV means is stated first, with
+    `refdiff product set`.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
     from refdiff.tools.golden_samples.fit import is_due

@@ -65,7 +65,8 @@ Conditions = Annotated[
         "--condition",
         metavar="NAME=NUMBER",
         callback=_conditions,
-        help="Stated with the file, where the product's kind has conditions; may be repeated.",
+        help="Stated with the file instead of what it or the product says (thermal: emissivity, reflected_c, distance_m, "
+        "ambient_c, humidity); may be repeated.",
     ),
 ]
 

@@ -22,6 +22,7 @@ from refdiff.model.difference.patch_distance import anomaly_map as patch_distanc
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
 from refdiff.model.images import RgbImage
+from refdiff.model.thermal.difference import HeatDifference
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
 from refdiff.tools.inspection.focus import Focus
@@ -46,6 +47,7 @@ class Difference:
     focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
     level: float  # lower quartile of the cells that count: how much even what fits best differs
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
+    heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
 
     def cell_of(self, size: tuple[int, ...]) -> float:
         """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""

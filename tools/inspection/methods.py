@@ -12,16 +12,21 @@ from typing import Any
 
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.records.products import Kind
+from refdiff.model.defect_types import MeasuredType
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import Mask, RgbImage
+from refdiff.tools.framing.photos import alignments
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison, Difference, RegisteredGolden, score_difference
+from refdiff.tools.inspection.heat import compare_heat, heat_notes, heat_problems, measure_heat, said_of_heat
 from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec
+from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.kinds.conditions import Stated
-from refdiff.tools.kinds.reading import Quantity
+from refdiff.tools.kinds.reading import Quantity, Reading
+from refdiff.tools.kinds.thermal import SCORED, ThermalRules
 from refdiff.tools.vision.measurement import Measurement, measure
 from refdiff.tools.vision.regions import Region
 from refdiff.tools.workspace import Workspace
@@ -49,7 +54,7 @@ class Asked:
 class Described:
     """A place in words and numbers. called: what it is, where the kind's measurement says that; None: a network guesses."""
 
-    called: str | None = None
+    called: MeasuredType | None = None
     quantities: tuple[Quantity, ...] = ()
 
 
@@ -105,6 +110,47 @@ def _measure_photo(query: RgbImage, comparison: Comparison, region: Region, scal
     )
 
 
+# ---- thermal pictures ----
+
+
+def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
+    workspace = asked.workspace
+    with asked.clock.stage("align"):
+        goldens = [h.golden for h in asked.hits]
+        registered = alignments(workspace, asked.query, asked.query_key, goldens)
+        size = (asked.query.shape[0], asked.query.shape[1])
+        references = [RegisteredGolden(workspace, g, a, size) for g, a in zip(goldens, registered, strict=True)]
+    with asked.clock.stage("score"):
+        query = workspace.reading(asked.query_key, asked.product)
+        rules = product_spec(workspace, asked.product).thermal or ThermalRules()
+        return references, compare_heat(query, references, asked.ignore, rules)
+
+
+def _measure_heat(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
+    assert comparison.difference.heat is not None, "compared as a thermal picture"
+    return measure_heat(comparison.difference.heat, region, scale)
+
+
+def _describe_heat(comparison: Comparison, query_key: str, measurement: Measurement) -> Described:
+    query, rules = _heat_of(comparison, query_key)
+    left = comparison.nearest.alignment.residual_px
+    return Described(*said_of_heat(query, comparison.difference, measurement, rules, left))
+
+
+def _heat_remarks(comparison: Comparison, query_key: str) -> Remarks:
+    query, rules = _heat_of(comparison, query_key)
+    nearest = comparison.nearest
+    golden = nearest.workspace.golden_reading(nearest.golden)
+    notes = heat_notes(query, comparison.difference, golden, nearest.golden.golden_id)
+    problems = heat_problems(comparison.difference, nearest.alignment.ok, rules)
+    return Remarks(query.conditions, tuple(notes), tuple(problems))
+
+
+def _heat_of(comparison: Comparison, query_key: str) -> tuple[Reading, ThermalRules]:
+    workspace, product = comparison.nearest.workspace, comparison.nearest.golden.product
+    return workspace.reading(query_key, product), product_spec(workspace, product).thermal or ThermalRules()
+
+
 METHODS: Mapping[Kind, Method] = {
     "photo": Method(
         unit="",
@@ -114,6 +160,15 @@ METHODS: Mapping[Kind, Method] = {
         describe=lambda comparison, query_key, measurement: Described(),
         remarks=lambda comparison, query_key: Remarks(),
         rules=lambda spec: {},
+    ),
+    "thermal": Method(
+        unit="K",
+        networks=False,
+        compare=_compare_heat,
+        measure=_measure_heat,
+        describe=_describe_heat,
+        remarks=_heat_remarks,
+        rules=lambda spec: (spec.thermal or ThermalRules()).model_dump(mode="json", include=SCORED),
     ),
 }
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refdiff.memory.records.products import Kind
-from refdiff.model.errors import InputError
+from refdiff.model.errors import ImageError, InputError
 from refdiff.model.settings import ModelSettings
+from refdiff.model.thermal.flir import is_radiometric
 from refdiff.tools.kinds.photo import PhotoReader
 from refdiff.tools.kinds.reading import How, Reader, Reading
+from refdiff.tools.kinds.thermal import ThermalReader
 
-READERS: Mapping[Kind, Reader] = {"photo": PhotoReader()}
+READERS: Mapping[Kind, Reader] = {"photo": PhotoReader(), "thermal": ThermalReader()}
 
 
 def reader_of(kind: Kind) -> Reader:
@@ -22,5 +24,11 @@ def reader_of(kind: Kind) -> Reader:
 
 
 def read_arriving(data: bytes, *, name: str, how: How, settings: ModelSettings) -> Reading:
-    """Read a file that has just arrived. Raises as `Reader.read`."""
+    """Read a file that has just arrived. Raises as `Reader.read`, and ImageError for a radiometric file among photos: only
+    its colours would be compared. One that was kept before is read as ever."""
+    if how.kind == "photo" and is_radiometric(data):
+        raise ImageError(
+            f"{name}: holds temperatures (a FLIR radiometric JPEG), and the product is one of photos; enrol such files as a "
+            "product of their own (`refdiff enroll --kind thermal`), or export the colours as PNG"
+        )
     return reader_of(how.kind).read(data, name=name, how=how, settings=settings)
