@@ -423,7 +423,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def shown(self, sha256: str, product: str, max_px: int = _FULL_PX) -> bytes:
         """A stored picture as a PNG or JPEG, with the product's intensity window."""
-        return pictures.page_image(self.workspace.image(sha256, product), max_px)
+        return pictures.page_image(self.workspace.shown(sha256, product), max_px)
 
     # -- questions
 

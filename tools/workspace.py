@@ -37,9 +37,10 @@ from refdiff.model.difference.scorer import (
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
+from refdiff.model.thermal.palettes import coloured
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
 from refdiff.tools.kinds.readers import reader_of
-from refdiff.tools.kinds.reading import How, Reading
+from refdiff.tools.kinds.reading import How, Look, Reading
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
 
@@ -218,6 +219,18 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:
         """The picture of a stored file: (H, W, 3) uint8 RGB, read-only. Raises as `reading`."""
         return self.reading(sha256, product, name).picture
+
+    def look(self, product: str) -> Look | None:
+        """How the values of a product's files are shown; None where their pictures show themselves."""
+        how = self.how(product)
+        return reader_of(how.kind).look(how)
+
+    def shown(self, sha256: str, product: str, name: str = "image") -> RgbImage:
+        """A stored file as people see it: (H, W, 3) uint8 RGB. Raises as `reading`."""
+        reading, look = self.reading(sha256, product, name), self.look(product)
+        if look is None or reading.values is None:
+            return reading.picture
+        return coloured(reading.values, look.span, look.palette)
 
     def keep_read(self, sha256: str, how: How, reading: Reading) -> None:
         """Take a stored file that was read elsewhere, that way, for `reading` to give."""

@@ -181,6 +181,30 @@ def _healthy(query: F32, difference: HeatDifference, box: Box, mask: Mask) -> tu
     return float(np.nanmedian(query[healthy] if healthy.any() else query)), False
 
 
+def from_own_healthy(query: F32, reference: F32, signed: F32) -> F32:
+    """(H, W) K: how much warmer each place is than the part's own healthy places that are as warm as it on the reference.
+
+    signed: query minus reference, its shift removed. NaN where the reference ends.
+    """
+    known = np.isfinite(signed) & np.isfinite(reference)
+    if not known.any():
+        return np.full(query.shape, np.nan, np.float32)
+    off = signed[known]
+    sigma = _NORMAL_MAD * float(np.median(np.abs(off - np.median(off))))
+    healthy = known & (np.abs(np.nan_to_num(signed) - float(np.median(off))) <= max(_HEALTHY_K, 3 * sigma))
+    bins = np.floor(reference[healthy]).astype(int)
+    levels, at, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    order = np.argsort(at, kind="stable")
+    groups = np.split(query[healthy][order], np.cumsum(counts)[:-1])
+    # the middle of both, so that a bin's own slope does not count
+    theirs = np.split(reference[healthy][order], np.cumsum(counts)[:-1])
+    enough = [i for i in range(len(levels)) if counts[i] >= _MIN_PEERS_PX] or [int(counts.argmax())]
+    xs = [float(np.median(theirs[i])) for i in enough]
+    offs = [float(np.median(groups[i])) - x for i, x in zip(enough, xs, strict=True)]
+    expected = reference + np.interp(reference, xs, offs)
+    return np.asarray(np.where(known, _median(query) - expected, np.nan), np.float32)
+
+
 def _emissivity(camera: Camera, delta: float) -> float:
     """What an error of the emissivity makes of a difference of temperatures, K: it scales all radiance."""
     return abs(delta) * camera.emissivity_uncertainty / (camera.emissivity or 1.0)

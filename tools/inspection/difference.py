@@ -49,6 +49,11 @@ class Difference:
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
     heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
 
+    @property
+    def offset(self) -> float:
+        """What was added to the measured values of the nearest reference; 0 for kinds that have none."""
+        return self.heat.shift_k if self.heat is not None and self.heat.removed else 0.0
+
     def cell_of(self, size: tuple[int, ...]) -> float:
         """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""
         return self.cell * max(size[:2]) / max(self.anomaly_map.shape)

@@ -35,7 +35,7 @@ def compare_heat(
     ignore: (H, W), what does not count.
     """
     assert query.values is not None, "a thermal picture has temperatures"
-    planes = [_on_query(query.values, one) for one in references]
+    planes = [_on_query(one) for one in references]
     heat = compare(query.values, planes, remove_shift=rules.remove_ambient, ignore=ignore)
     counted = heat.covered if ignore is None else heat.covered & ~ignore
     off = np.abs(heat.signed[counted & np.isfinite(heat.signed)])
@@ -54,19 +54,21 @@ def compare_heat(
     )
 
 
-def _on_query(query: F32, reference: RegisteredGolden) -> F32:
+def _on_query(reference: RegisteredGolden) -> F32:
     """A golden sample's temperatures on the query's pixels, NaN where it ends."""
     values = reference.workspace.golden_reading(reference.golden).values
     assert values is not None, "a golden sample of a thermal product has temperatures"
-    matrix, size = reference.alignment.matrix, reference.size
-    if reference.alignment.ok:
-        matrix = _refined(query, values, matrix)
+    return on_query(values, reference.alignment.matrix, reference.size)
+
+
+def on_query(values: F32, matrix: Matrix, size: tuple[int, int]) -> F32:
+    """Values on a photo's pixels, (H, W) of `size`, NaN where they end. matrix: their px -> photo px."""
     there = np.asarray(warp(values, matrix, size), np.float32)
     there[~coverage(matrix, values.shape, size)] = np.nan
     return there
 
 
-def _refined(query: F32, golden: F32, matrix: Matrix) -> Matrix:
+def refined_heat(query: F32, golden: F32, matrix: Matrix) -> Matrix:
     """`matrix`, golden px -> query px, corrected on the temperatures themselves. As it is where that fails or goes far.
 
     Beside an edge of 10 K/px a tenth of a px is a whole kelvin, and pictures of 8 bits tell it less exactly.

@@ -33,13 +33,15 @@ class KeptDifference:
     """anomaly_map: (H, W) float32 >= 0, `map_size` of the photo. threshold: > 0, of the map.
 
     matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
-    outlines: of the findings, in their order, px of the photo; None: kept by a version that had none.
+    outlines: of the findings, in their order, px of the photo; None: kept by a version that had none. offset: added to the
+    measured values of the golden sample before they were compared, where the product's kind does that.
     """
 
     anomaly_map: F32
     threshold: float
     matrix: NDArray[np.float64]
     outlines: Sequence[Outline] | None = None
+    offset: float = 0.0
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -60,6 +62,8 @@ class KeptDifference:
         }
         if self.outlines is not None:
             about["outlines"] = _packed(self.outlines)
+        if self.offset:
+            about["offset"] = self.offset
         text.add_text(_TEXT, json.dumps(about))
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
@@ -76,7 +80,8 @@ class KeptDifference:
             level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
             anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
             outlines = _unpacked(about["outlines"]) if "outlines" in about else None
-            return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3), outlines)
+            matrix = np.array(about["matrix"], np.float64).reshape(3, 3)
+            return cls(anomaly_map, threshold, matrix, outlines, float(about.get("offset", 0.0)))
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 

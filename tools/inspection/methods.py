@@ -7,7 +7,7 @@ registered by these, as photos are.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import GoldenHit
@@ -19,7 +19,14 @@ from refdiff.model.images import Mask, RgbImage
 from refdiff.tools.framing.photos import alignments
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison, Difference, RegisteredGolden, score_difference
-from refdiff.tools.inspection.heat import compare_heat, heat_notes, heat_problems, measure_heat, said_of_heat
+from refdiff.tools.inspection.heat import (
+    compare_heat,
+    heat_notes,
+    heat_problems,
+    measure_heat,
+    refined_heat,
+    said_of_heat,
+)
 from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec
@@ -114,15 +121,18 @@ def _measure_photo(query: RgbImage, comparison: Comparison, region: Region, scal
 
 
 def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
-    workspace = asked.workspace
+    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
+    query = workspace.reading(asked.query_key, asked.product)
+    rules = product_spec(workspace, asked.product).thermal or ThermalRules()
     with asked.clock.stage("align"):
         goldens = [h.golden for h in asked.hits]
-        registered = alignments(workspace, asked.query, asked.query_key, goldens)
-        size = (asked.query.shape[0], asked.query.shape[1])
-        references = [RegisteredGolden(workspace, g, a, size) for g, a in zip(goldens, registered, strict=True)]
+        references = []
+        for golden, found in zip(goldens, alignments(workspace, asked.query, asked.query_key, goldens), strict=True):
+            values = workspace.golden_reading(golden).values
+            if found.ok and query.values is not None and values is not None:
+                found = replace(found, matrix=refined_heat(query.values, values, found.matrix))
+            references.append(RegisteredGolden(workspace, golden, found, size))
     with asked.clock.stage("score"):
-        query = workspace.reading(asked.query_key, asked.product)
-        rules = product_spec(workspace, asked.product).thermal or ThermalRules()
         return references, compare_heat(query, references, asked.ignore, rules)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.kinds.reading import How, Reading, Window
+from refdiff.tools.kinds.reading import How, Look, Reading, Window
 
 
 class PhotoReader:
@@ -18,6 +18,9 @@ class PhotoReader:
 
     def suggest_window(self, data: bytes, *, name: str, how: How, settings: ModelSettings) -> Window | None:
         return measure_window(data, name=name, settings=settings)
+
+    def look(self, how: How) -> Look | None:
+        return None
 
     def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
         if conditions:

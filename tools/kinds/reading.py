@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from refdiff.memory.records.products import Kind, Product
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.settings import ModelSettings
+from refdiff.model.thermal.palettes import Palette
 from refdiff.tools.kinds.conditions import Stated
 
 Window = tuple[float, float]  # (lo, hi) values shown as 0..255
@@ -73,6 +74,15 @@ class Quantity:
         return f"{self.value:{sign}.1f}{tolerance} {self.unit}"
 
 
+@dataclass(frozen=True)
+class Look:
+    """How values are shown to people: the same for every picture of a product."""
+
+    span: tuple[float, float]  # lowest and highest of the colour bar
+    unit: str
+    palette: Palette
+
+
 class Reader(Protocol):
     """Reads the files of one kind. Deterministic."""
 
@@ -85,6 +95,10 @@ class Reader(Protocol):
 
     def suggest_window(self, data: bytes, *, name: str, how: How, settings: ModelSettings) -> Window | None:
         """The window that the first golden sample of a product suggests; None where none is needed. Raises as `read`."""
+        ...
+
+    def look(self, how: How) -> Look | None:
+        """How values are shown; None for pictures that show themselves."""
         ...
 
     def join(self, data: bytes, conditions: dict[str, float]) -> bytes:

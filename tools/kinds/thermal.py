@@ -14,7 +14,7 @@ from refdiff.model.thermal.conditions import CONDITIONS, with_conditions
 from refdiff.model.thermal.palettes import Palette
 from refdiff.model.thermal.readers import KELVIN_0, SUFFIXES, ReadingRules, Thermogram, read_thermogram
 from refdiff.tools.kinds.conditions import Stated
-from refdiff.tools.kinds.reading import How, Reading, Window
+from refdiff.tools.kinds.reading import How, Look, Reading, Window
 
 _MIN_SPAN_K = 2.0  # of a window: less would turn noise into contrast
 
@@ -88,6 +88,11 @@ class ThermalReader:
         lo, hi = (float(v) for v in np.percentile(celsius[np.isfinite(celsius)], (0.1, 99.9)))
         margin = max((hi - lo) / 4, _MIN_SPAN_K / 2)
         return round(lo - margin, 2), round(hi + margin, 2)
+
+    def look(self, how: How) -> Look | None:
+        rules = rules_of(how)
+        span = rules.span_c or how.window
+        return None if span is None else Look(span, "°C", rules.palette)
 
     def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
         return with_conditions(data, conditions)
