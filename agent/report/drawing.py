@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from refdiff.agent.report import pictures, values
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
@@ -104,6 +102,5 @@ _FILES: dict[str, Callable[[Drawing], bytes]] = {
     "report": lambda d: d.report.model_dump_json(indent=2).encode(),
     "query": lambda d: pictures.plain_jpeg(d.query),
     "reference": lambda d: pictures.plain_jpeg(d.reference),
-    "values": lambda d: np.ascontiguousarray(d.values.query if d.values else [], "<f4").tobytes(),
     "anomaly": lambda d: pictures.anomaly_layer(d.kept.anomaly_map, d.kept.threshold),
 }

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from refdiff.model.errors import InputError
+from refdiff.tools.kinds.conditions import parse_conditions
+
 
 def _positive(value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value > 0):
@@ -47,24 +50,11 @@ AlphaRate = Annotated[
 ]
 
 
-def _conditions(given: list[str] | None) -> list[str] | None:
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        try:
-            float(value)
-        except ValueError:
-            equals = ""
-        if not (equals and name):
-            raise typer.BadParameter(f"{text!r} is not NAME=NUMBER, like emissivity=0.95.")
-    return given
-
-
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
         "--condition",
         metavar="NAME=NUMBER",
-        callback=_conditions,
         help="Stated with the file instead of what it or the product says (thermal: emissivity, reflected_c, distance_m, "
         "ambient_c, humidity); may be repeated.",
     ),
@@ -73,8 +63,10 @@ Conditions = Annotated[
 
 def conditions_of(given: list[str] | None) -> dict[str, float]:
     """The conditions that were given, by name."""
-    pairs = (text.partition("=") for text in given or [])
-    return {name.strip(): float(value) for name, _, value in pairs}
+    try:
+        return parse_conditions(",".join(given or []))
+    except InputError as e:
+        raise typer.BadParameter(f"{e}.", param_hint="--condition") from e
 
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
