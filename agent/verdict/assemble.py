@@ -184,8 +184,6 @@ def _finding(
     plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
     unit = f" {quantities[0].unit}" if quantities else ""
     measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
-    if quantities:
-        measured = f"{'; '.join(f'{q.label} {q.said}' for q in quantities)}. {measured}"
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",

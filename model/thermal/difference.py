@@ -114,7 +114,7 @@ class Spot:
     delta_k: float  # against the nearest golden sample, signed: its extreme
     mean_delta_k: float
     delta_uncertainty_k: float
-    healthy_delta_k: float  # against the part's own healthy median, signed
+    healthy_delta_k: float  # of the place of `delta_k`, against the part's own healthy median, signed
     healthy_c: float  # that median
     healthy_alike: bool  # it is of places as warm as this one on the golden sample; else of all healthy places
 
@@ -143,7 +143,8 @@ def measure_spot(
     extreme = float(warm.max() if hot else warm.min())
     raw = (query - difference.reference)[at][inside] - (difference.shift_k if difference.removed else 0.0)
     lost = max(0.0, float(np.nanmax(sign * raw)) - abs(delta)) if np.isfinite(raw).any() else 0.0
-    healthy, alike = _healthy(query, difference, box, mask)
+    at_peak = (y0 + int(peak[0]), x0 + int(peak[1]))
+    healthy, alike = _healthy(query, difference, box, mask, at_peak)
     beyond = extreme - (healthy if camera.reflected_c is None else camera.reflected_c)
     accuracy = max(camera.accuracy_k, camera.accuracy_percent / 100 * abs(extreme))
     temperature = _standard(accuracy / _UNIFORM, _emissivity(camera, beyond))
@@ -155,13 +156,13 @@ def measure_spot(
     of_delta = _standard(offset, gain, _emissivity(camera, delta), max(difference.noise_k, others), edge, lost)
     return Spot(
         hot, extreme, float(warm.mean()), _COVERAGE * temperature, delta, mean_delta, _COVERAGE * of_delta,
-        extreme - healthy, healthy, alike,
+        float(plain[at_peak]) - healthy, healthy, alike,
     )  # fmt: skip
 
 
-def _healthy(query: F32, difference: HeatDifference, box: Box, mask: Mask) -> tuple[float, bool]:
-    """The median of the part's healthy places that are as warm on the golden sample as this one is there; and whether there
-    are enough of them, else it is of all."""
+def _healthy(query: F32, difference: HeatDifference, box: Box, mask: Mask, peak: tuple[int, int]) -> tuple[float, bool]:
+    """The median of the part's healthy places that are as warm on the golden sample as the spot's `peak` (y, x) is there;
+    and whether there are enough of them, else it is of all."""
     x0, y0, x1, y1 = box
     here = np.zeros(query.shape, np.uint8)
     here[y0:y1, x0:x1] = mask
@@ -171,11 +172,11 @@ def _healthy(query: F32, difference: HeatDifference, box: Box, mask: Mask) -> tu
     healthy = np.isfinite(off) & (np.abs(np.nan_to_num(off)) <= max(_HEALTHY_K, 3 * difference.noise_k)) & ~around
     if not healthy.any():
         healthy = np.isfinite(query) & ~around
-    own = reference[(here > 0) & np.isfinite(reference)]
-    if own.size and healthy.any():
+    own = float(_median(reference)[peak])
+    if np.isfinite(reference[peak]) and healthy.any():
         lo, hi = np.nanpercentile(reference, (1, 99))
         near = max(_ALIKE_K, _ALIKE_PART * float(hi - lo))
-        peers = healthy & (np.abs(np.nan_to_num(reference, nan=np.inf) - float(np.median(own))) <= near)
+        peers = healthy & (np.abs(np.nan_to_num(reference, nan=np.inf) - own) <= near)
         if int(peers.sum()) >= _MIN_PEERS_PX:
             return float(np.median(query[peers])), True
     return float(np.nanmedian(query[healthy] if healthy.any() else query)), False

@@ -126,7 +126,7 @@ function findingItem(finding, index, viewer, named) {
     h("p", {}, finding.description),
     facts([
       ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
-      ...(finding.quantities ?? []).map((q) => [q.label, `${q.value.toFixed(1)}${q.uncertainty === null ? "" : ` ± ${q.uncertainty.toFixed(1)}`} ${q.unit}`]),
+      ...(finding.quantities ?? []).map((q) => [q.label, `${q.unit === "K" && q.value > 0 ? "+" : ""}${q.value.toFixed(1)}${q.uncertainty === null ? "" : ` ± ${q.uncertainty.toFixed(1)}`} ${q.unit}`]),
       ["Size", sizes(finding)],
       ["Severity", finding.severity + (finding.within_limits ? ", within limits" : "")],
       ["Confidence", percent(finding.confidence)],
