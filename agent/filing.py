@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from refdiff.model.thermal.difference import from_own_healthy
 from refdiff.model.thermal.palettes import coloured
 from refdiff.tools.inspection.heat import on_query
 from refdiff.tools.inspection.kept_difference import KeptDifference
-from refdiff.tools.kinds.reading import Reading
+from refdiff.tools.kinds.readers import reader_of
+from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
@@ -78,8 +80,9 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
     outlines = [r.extent.outline for r in canonical.regions]
     kept = KeptDifference(
-        difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset
-    ).encode()
+        difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset,
+        How.of(context.tools.judged_by).rules,
+    ).encode()  # fmt: skip
     digests: dict[str, str] = {}
     if context.draws:
         _ = context.tools.query  # says what is lost, where it is
@@ -162,15 +165,16 @@ class ReportFiles:
             inspections = self._workspace.stores.inspections
             report = DefectReport.model_validate(inspections.get(inspection_id).report)
             kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
-            query = self._filed_reading(report, report.query_sha256, "photo")
-            golden = self._filed_reading(report, report.reference.sha256, "golden sample")
+            how = _how(self._workspace, report, kept)
+            query = self._filed_reading(report, report.query_sha256, "photo", how)
+            golden = self._filed_reading(report, report.reference.sha256, "golden sample", how)
             self._last = inspection_id, _drawn_of(self._workspace, report, query, golden, kept)
         return self._last[1]
 
-    def _filed_reading(self, report: DefectReport, sha256: str, what: str) -> Reading:
+    def _filed_reading(self, report: DefectReport, sha256: str, what: str, how: How) -> Reading:
         named = f"{what} of inspection {report.inspection_id}"
         try:
-            return self._workspace.reading(sha256, report.product, named)
+            return self._workspace.reading(sha256, report.product, named, how)
         except UnknownRecordError as e:
             path = self._workspace.stores.images.path(sha256)
             raise StorageError(f"{path}: the {named} is missing; restore it from a backup") from e
@@ -188,11 +192,17 @@ class ReportFiles:
         return path
 
 
+def _how(workspace: Workspace, report: DefectReport, kept: KeptDifference) -> How:
+    """How the files of a filed inspection were read."""
+    return replace(workspace.how(report.product), rules=kept.rules)
+
+
 def _drawn_of(
     workspace: Workspace, report: DefectReport, query: Reading, golden: Reading, kept: KeptDifference
 ) -> Drawing:
     """What draws the pictures of a report, from the files of the part and its golden sample."""
-    examples, look = _examples(workspace, report), workspace.look(report.product)
+    how = _how(workspace, report, kept)
+    examples, look = _examples(workspace, report), reader_of(how.kind).look(how)
     if look is None or query.values is None or golden.values is None:
         return Drawing(report, query.picture, golden.picture, kept, examples)
     theirs = on_query(golden.values, kept.matrix, query.picture.shape[:2])

@@ -208,13 +208,13 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """How the files of a product are read."""
         return How.of(self.stores.products.get(product))
 
-    def reading(self, sha256: str, product: str, name: str = "image") -> Reading:
+    def reading(self, sha256: str, product: str, name: str = "image", how: How | None = None) -> Reading:
         """The stored file, read as the product's kind reads it; its arrays are read-only.
 
-        name: what errors call it. Raises UnknownRecordError, DamagedError, ImageError, StorageError, and InputError for a
-        kind that is not supported yet.
+        name: what errors call it. how: default, as the product is read now. Raises UnknownRecordError, DamagedError,
+        ImageError, StorageError, and InputError for a kind that is not supported yet.
         """
-        return self._read(sha256, self.how(product), name)
+        return self._read(sha256, how or self.how(product), name)
 
     def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:
         """The picture of a stored file: (H, W, 3) uint8 RGB, read-only. Raises as `reading`."""
