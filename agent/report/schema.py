@@ -40,7 +40,7 @@ class Severity(StrEnum):
 
 
 def _nothing(value: object) -> bool:
-    """Left out of the JSON: a report on a photo is what it ever was."""
+    """Left out of the JSON: a report without it is what it ever was."""
     return not value
 
 
@@ -106,7 +106,7 @@ class EdgeMove(_Model):
     uncertainty_px: float
     distance_mm: float | None = None
     uncertainty_mm: float | None = None
-    at_least: bool = Field(default=False, exclude_if=lambda v: not v)
+    at_least: bool = Field(default=False, exclude_if=_nothing)
     direction: str  # "lower", "higher", "further left", "further right", "lower and further left", ...
     evidence: str  # id of the record that measured it
 
@@ -142,8 +142,8 @@ class Finding(_Model):
     zone: str | None = None
     seen_before: SeenBefore | None = None
     reported_by: Literal["llm", "system"] = "system"
-    moved: EdgeMove | None = Field(default=None, exclude_if=lambda v: v is None)  # only where it was measured
-    expected: Expected | None = Field(default=None, exclude_if=lambda v: v is None)  # only of what is missing
+    moved: EdgeMove | None = Field(default=None, exclude_if=_nothing)  # only where it was measured
+    expected: Expected | None = Field(default=None, exclude_if=_nothing)  # only of what is missing
     # what the product's kind measures besides; the first is what limits and summaries speak of
     quantities: list[Quantity] = Field(default=[], exclude_if=_nothing)
 

@@ -18,6 +18,7 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.fit import is_due
 from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.calibration import calibrate, calibration_key
 from refdiff.tools.inspection.detectable import check_enough_parts
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
@@ -134,6 +135,7 @@ def test_hot_spot_is_found_measured_and_described_and_a_good_part_is_not(workspa
     assert delta.uncertainty is not None
     assert abs(delta.value - 12.0) <= 2 * delta.uncertainty
     assert bad.comparison.difference.score > 3 * inspected("good", rendered(101)).comparison.difference.score
+    assert all(r.golden == AgainstGolden() for r in bad.regions), "no edges or outlines: they are of the warmth"
     assert any("removed from all differences" in note for note in bad.remarks.notes)
     assert [(c.name, c.value, c.source) for c in bad.remarks.conditions] == [("emissivity", 0.95, "product")]
     stated = inspected("stated", rendered(101), emissivity=0.7)

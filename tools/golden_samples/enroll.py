@@ -179,7 +179,6 @@ def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by:
     how, reader = How.of(known, kind), reader_of(kind)
     try:
         reading = read_arriving(data, name=name, how=how, settings=settings)
-        products.ensure(product)
         products.set_kind(product, kind, by)
         return reading
     except ImageError:

@@ -186,8 +186,7 @@ def _measure(
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
-    counts = method_of(workspace, product).shapes and is_counted(loose, len(looks))
-    counted = learn(looks, ignores) if counts else Learned([], [0] * len(looks))
+    counted = learned_parts(workspace, product, loose, looks, ignores)
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
@@ -213,6 +212,16 @@ def _measure(
         unregistered=sorted(unregistered + _alone(workspace, product)),
         edges=sorted(edges),
     )
+
+
+def learned_parts(
+    workspace: Workspace, product: str, loose: int, looks: Sequence[Look], ignores: Sequence[Mask | None]
+) -> Learned:
+    """The equal parts in the golden samples of a product, as `components.learn` finds them; none where they are not looked
+    for. loose: see `is_counted`. looks, ignores: see `components.learn`."""
+    if not (method_of(workspace, product).shapes and is_counted(loose, len(looks))):
+        return Learned([], [0] * len(looks))
+    return learn(looks, ignores)
 
 
 def is_counted(loose: int, parts: int) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from refdiff.model.errors import InputError
-
-Source = Literal["file", "product", "capture"]
+from refdiff.model.thermal.conditions import Source
 
 
 @dataclass(frozen=True)

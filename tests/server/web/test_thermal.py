@@ -60,6 +60,7 @@ def test_hot_spot_fails_with_its_kelvins_and_a_good_part_in_warmer_surroundings_
     assert any("removed from all differences" in note for note in report["notes"])
     measured = next(e for e in report["evidence"] if e["kind"] == "measure")
     assert measured["numbers"]["delta_k"] == pytest.approx(delta["value"], rel=1e-3)
+    assert not any(name.startswith(("moved", "outline")) for name in measured["numbers"])
     warm = inspected(thermal, "warm", rendered(101, ambient_k=5.0))["report"]
     assert warm["verdict"] in ("PASS", "REVIEW")
     assert warm["image_score"] < report["image_score"] / 3
