@@ -107,22 +107,25 @@ def product_state(
     window: Sequence[float] | None = None,
     spec: Mapping[str, Any] | None = None,
     component_names: Mapping[str, Any] | None = None,
+    kind: str = "photo",
 ) -> dict[str, Any]:
     """What people set of a product; without arguments, that of a product of which nothing was set.
 
     component_names: what is called so, by name. They decide nothing, but reports speak by them.
     """
     kept = None if window is None else list(window)
-    state = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
+    state: dict[str, Any] = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
     if component_names:  # without, digests of earlier versions stay what they are
         state["component_names"] = {name: content_digest(look) for name, look in component_names.items()}
+    if kind != "photo":
+        state["kind"] = kind
     return state
 
 
 def product_state_of(row: Row[Any]) -> dict[str, Any]:
     """The same of a row of `products`."""
     window = None if row.window_lo is None else (row.window_lo, row.window_hi)
-    return product_state(row.scale_mm_per_px, window, json.loads(row.spec), json.loads(row.component_names))
+    return product_state(row.scale_mm_per_px, window, json.loads(row.spec), json.loads(row.component_names), row.kind)
 
 
 def calibration_state(row: Row[Any]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""Words of the records that ways in offer as choices: verdicts, roles of keys, kinds of changes. Loads no database."""
+"""Words of the records that ways in offer as choices: kinds of products, verdicts, roles of keys, kinds of changes. Loads no
+database."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+ProductKind = Literal["photo", "thermal", "depth", "cloud"]  # of its files
+PRODUCT_KINDS: tuple[ProductKind, ...] = get_args(ProductKind)
 
 Verdict = Literal["PASS", "FAIL", "REVIEW"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

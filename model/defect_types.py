@@ -19,6 +19,9 @@ DifferenceType = Literal[
 ]  # fmt: skip
 DefectType = Literal[DifferenceType, "unknown_anomaly"]
 
+# What a measurement, and no network, says of a place: a product's kind brings these. No model is asked for them.
+MeasuredType = Literal["hot_spot", "cold_spot"]
+
 BOARD_TYPES: tuple[BoardType, ...] = get_args(BoardType)  # in the order of DeepPCB's ids 1..6
 # What the difference network tells apart. The order is part of the weights: never reorder.
 DIFFERENCE_TYPES: tuple[DifferenceType, ...] = get_args(DifferenceType)

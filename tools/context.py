@@ -36,8 +36,10 @@ from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
+from refdiff.tools.inspection.comparison import compare_with, similarity_to
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
+from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
@@ -175,6 +177,11 @@ class ToolContext:
         raise UnavailableError(
             f"the specification of product {self._judged_by.name!r} keeps changing; try again when nobody sets it"
         )
+
+    @property
+    def unit(self) -> str:
+        """Of the image score and the anomaly map; "" without."""
+        return method_of(self.workspace, self.find_capture().product).unit
 
     @property
     def judged_by(self) -> Product:
@@ -333,6 +340,7 @@ def measure_evidence(result: RegionResult, score_id: str, scale: ResolvedScale) 
 
     x0, y0, x1, y1 = result.extent.box
     size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "scale unknown"
+    quantities = result.described.quantities
     return MeasureEvidence(
         arguments=RegionArguments(region=region, score=score_id),
         numbers=MeasureNumbers(
@@ -340,8 +348,10 @@ def measure_evidence(result: RegionResult, score_id: str, scale: ResolvedScale) 
             length_mm=if_known(m.length_mm), width_mm=if_known(m.width_mm), area_mm2=if_known(m.area_mm2),
             uncertainty_mm=if_known(m.uncertainty_mm), x0=x0, y0=y0, x1=x1, y1=y1,
             area_px=m.area_px, place=m.place, method=m.method, **_of_golden(result.golden, scale),
-        ),
-        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}{_said_of_golden(result.golden)}",
+        ).with_more({q.name: rounded(q.value) for q in quantities}),
+        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}"
+        + "".join(f"; {q.label} {q.said}" for q in quantities)
+        + _said_of_golden(result.golden),
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ use, {e4.r1_peak} for the peak of region r1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_serializer, model_validator
 
@@ -247,6 +247,10 @@ class MeasureNumbers(_Values):
     outline_photo: float | None = _unless_known()
     component: int | None = _unless_known()
     component_name: str | None = _unless_known()
+
+    def with_more(self, quantities: Mapping[str, float]) -> Self:
+        """The same with what the product's kind measures, by the names of its slots."""
+        return self.model_validate(self.model_dump() | dict(quantities))
 
 
 class MeasureEvidence(_Evidence):

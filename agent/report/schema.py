@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refdiff.memory.kinds import ProductKind
 from refdiff.tools.evidence import Evidence
+from refdiff.tools.kinds.conditions import Stated
+from refdiff.tools.kinds.reading import Quantity
 
 SCHEMA_VERSION = "1.0"
 
@@ -34,6 +37,11 @@ class Severity(StrEnum):
     MAJOR = "major"
     CRITICAL = "critical"
     UNRATED = "unrated"
+
+
+def _nothing(value: object) -> bool:
+    """Left out of the JSON: a report without it is what it ever was."""
+    return not value
 
 
 class _Model(BaseModel):
@@ -98,7 +106,7 @@ class EdgeMove(_Model):
     uncertainty_px: float
     distance_mm: float | None = None
     uncertainty_mm: float | None = None
-    at_least: bool = Field(default=False, exclude_if=lambda v: not v)
+    at_least: bool = Field(default=False, exclude_if=_nothing)
     direction: str  # "lower", "higher", "further left", "further right", "lower and further left", ...
     evidence: str  # id of the record that measured it
 
@@ -134,8 +142,10 @@ class Finding(_Model):
     zone: str | None = None
     seen_before: SeenBefore | None = None
     reported_by: Literal["llm", "system"] = "system"
-    moved: EdgeMove | None = Field(default=None, exclude_if=lambda v: v is None)  # only where it was measured
-    expected: Expected | None = Field(default=None, exclude_if=lambda v: v is None)  # only of what is missing
+    moved: EdgeMove | None = Field(default=None, exclude_if=_nothing)  # only where it was measured
+    expected: Expected | None = Field(default=None, exclude_if=_nothing)  # only of what is missing
+    # what the product's kind measures besides; the first is what limits and summaries speak of
+    quantities: list[Quantity] = Field(default=[], exclude_if=_nothing)
 
 
 class ComponentCount(_Model):
@@ -262,3 +272,9 @@ class DefectReport(_Model):
     artefacts: Artefacts
     software: Software
     specification: Specification | None = None
+    kind: ProductKind = Field(default="photo", exclude_if=lambda kind: kind == "photo")  # of the product
+    unit: str = Field(default="", exclude_if=_nothing)  # of image_score, threshold and anomaly map
+    conditions: list[Stated] = Field(
+        default=[], exclude_if=_nothing
+    )  # that measured values rest on, with who stated them
+    notes: list[str] = Field(default=[], exclude_if=_nothing)  # what people must know of the comparison

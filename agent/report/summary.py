@@ -30,13 +30,16 @@ from refdiff.tools.inspection.components import said_count
 MISSING = "–"
 NO_FINDINGS = "No findings."
 
-_UNITS = (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"))
+_UNITS = (
+    ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"), ("_c", " °C"),
+)  # fmt: skip
 BASIS_WORDS = {
     VerdictBasis.ANOMALY: "image score against the calibration",
     VerdictBasis.LIMIT: "limit of the product specification",
     VerdictBasis.LLM_DISAGREEMENT: "language model and image score disagree",
     VerdictBasis.SYSTEM: "calibration or set-up needs attention",
 }
+_SOURCES = {"file": "from the file", "product": "stated by the specification", "capture": "stated with the file"}
 _SCALE_SOURCES = {"capture": "given with the photo", "golden": "from the golden sample, through the registration"}
 _VIA = {"endpoint": "served endpoint", "embedded": "embedded model"}
 _DECISIONS = {"accept": "accepted", "override": "overridden"}
@@ -120,13 +123,14 @@ def review_page(public_url: str | None, inspection_id: str) -> str | None:
 def facts(report: DefectReport) -> list[Fact]:
     """What the verdict rests on, in the order in which it is read."""
     alpha, reading, n = report.alpha, report.llm_reading, len(report.references)
-    threshold = "" if report.threshold is None else f"threshold {number(report.threshold)}"
+    unit = f" {report.unit}" if report.unit else ""
+    threshold = "" if report.threshold is None else f"threshold {number(report.threshold)}{unit}"
     promised = f"alpha {number(alpha.requested)} requested, {number(alpha.attained)} attained"
     calibrated = f", {counted(report.n_calibration, 'good part')}" if report.n_calibration else ""
     compared = f", {n} references compared" if n > 1 else ""
     found = [
         Fact("Decided by", BASIS_WORDS[report.verdict_basis]),
-        Fact("Image score", number(report.image_score), threshold),
+        Fact("Image score", number(report.image_score) + unit, threshold),
         Fact("p-value", "not calibrated" if report.p_value is None else number(report.p_value), promised + calibrated),
         Fact("Reference", report.reference.golden_id, f"similarity {number(report.reference.similarity, 3)}{compared}"),
         _registration(report),
@@ -136,6 +140,8 @@ def facts(report: DefectReport) -> list[Fact]:
     if report.components:
         counted_first = sorted(report.components, key=lambda c: not c.wrong)
         found.insert(1, Fact("Counted", "; ".join(map(count_text, counted_first))))
+    found += [Fact(c.label, f"{number(c.value)} {c.unit}".rstrip(), _SOURCES[c.source]) for c in report.conditions]
+    found += [Fact("Note", note) for note in report.notes]
     if reading:
         seen = f"defect, {spaced(reading.type)}" if reading.defect else "no defect"
         unsure = "" if reading.counts else ", too low to count"
@@ -144,10 +150,14 @@ def facts(report: DefectReport) -> list[Fact]:
 
 
 def finding_line(finding: Finding) -> str:
-    """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`."""
+    """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`; of a kind that measures more, that
+    first: `hot spot: +12.3 ± 0.8 K, ...`."""
     within = ", within limits" if finding.within_limits else ""
+    first = f"{finding.quantities[0].said}, " if finding.quantities else ""
     moved = f", {moved_text(finding.type, finding.moved)}" if finding.moved else ""
-    return f"{called(finding)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{moved}{within}"
+    return (
+        f"{called(finding)}: {first}{size(finding)}, {finding.location.region}, {finding.severity.value}{moved}{within}"
+    )
 
 
 def called(finding: Finding) -> str:

@@ -168,10 +168,17 @@ def claimed_regions(
     regions = []
     for result in canonical.regions:
         said = about.get(result.region.id)
-        kind = said.type if said and said.type != UNKNOWN else result.region.type
-        measured, rated = _rate(spec, result, UNKNOWN), _rate(spec, result, kind)
+        kind = _type_of(result, said)
+        measured, rated = _rate(spec, result, result.described.called or UNKNOWN), _rate(spec, result, kind)
         regions.append(ClaimedRegion(result, said, kind, measured, rated, canonical.comparison.nearest.alignment.ok))
     return regions
+
+
+def _type_of(result: RegionResult, claim: CheckedClaim | None) -> str:
+    """What was measured, else what was claimed, else what the difference network takes it for."""
+    if result.described.called is not None:
+        return result.described.called
+    return claim.type if claim and claim.type != UNKNOWN else result.region.type
 
 
 def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
@@ -184,6 +191,8 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
         length_px=m.length_px,
         area_px=m.area_px,
         zones=result.zones,
+        places=result.places,
+        quantities={q.name: q.value for q in result.described.quantities},
     )
 
 
@@ -201,13 +210,15 @@ def _finding(
     measurement, the evidence of that id."""
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
-    kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
+    kind, quantities = _type_of(result, claim), list(result.described.quantities)
     x0, y0, x1, y1 = result.extent.box
     moved, place = _edge_move(numbers, measure_id), Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place)
     expected = _expected(kind, region.registered, numbers, place, measure_id)
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
-    plain = f"{sentence_case(named.name if named else spaced(kind))}, {length} long, {m.place}."
-    measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
+    first = f"{quantities[0].said}, " if quantities else ""
+    plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
+    unit = f" {quantities[0].unit}" if quantities else ""
+    measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
@@ -229,7 +240,8 @@ def _finding(
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
         reasoning=" ".join(t for t in (said, measured, f"{_label(number, kind)} {rated.why}.") if t),
         within_limits=rated.within,
-        zone=", ".join(result.zones) or None,
+        zone=", ".join(result.places) or None,
+        quantities=quantities,
         reported_by="llm" if claim else "system",
     )
 
@@ -392,6 +404,10 @@ def assemble(
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
         "evidence": evidence,
+        "kind": context.tools.judged_by.kind,
+        "unit": context.tools.unit,
+        "conditions": list(canonical.remarks.conditions),
+        "notes": list(canonical.remarks.notes),
         "specification": Specification(
             version=context.tools.judged_by.spec_version, sha256=context.tools.judged_by.digest
         ),
@@ -408,4 +424,5 @@ def _reasoning(canonical: PhotoInspection, decision: Decision, said: str) -> str
     ]
     if canonical.scale.mm_per_px is None:
         facts.append("The scale is unknown, so sizes are in pixels.")
+    facts += [f"{sentence_case(note)}." for note in canonical.remarks.notes]
     return " ".join([*facts, *([f"Language model: {said}"] if said else [])])

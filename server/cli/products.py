@@ -265,7 +265,7 @@ def set_product(
         rules = load_spec(spec) if spec else parse_spec(known.spec if known else {}, f"specification of {name}")
         if asked:
             rules = parse_spec(rules.model_dump(mode="json") | dict.fromkeys(smallest) | asked, "smallest defect")
-        if rules.smallest_defect_mm is not None:
+        if rules.smallest_defect_mm is not None or rules.of_kinds or (known and known.kind != "photo"):
             with open_workspace() as workspace:
                 check_specification(workspace, name, rules)
         scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px

@@ -112,6 +112,7 @@ def watch(
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
+    from refdiff.tools.kinds.readers import reader_of
 
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
@@ -121,6 +122,8 @@ def watch(
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
         workspace = stack.enter_context(open_workspace(threads=threads))
+        if options.pattern.product is not None:
+            folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
         inspector = stack.enter_context(Inspector(workspace, chosen.agent, unattended=True))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)

@@ -21,7 +21,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.context import measure_evidence
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_reference
 from refdiff.tools.inspection.scale import resolve_scale

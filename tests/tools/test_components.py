@@ -20,14 +20,16 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import ComponentCount, Location, Severity, Verdict
 from refdiff.agent.report.summary import count_text
 from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decide
+from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.calibrations import Calibration, Component, _extra, _unpacked, packed_rows
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.inspection import components
-from refdiff.tools.inspection.calibration import is_counted
+from refdiff.tools.inspection.calibration import is_counted, learned_parts
 from refdiff.tools.inspection.component_names import look_of, name_component, names_of, recognised
 from refdiff.tools.inspection.components import Learned, count, learn
+from refdiff.tools.workspace import Workspace
 
 GRID, CHANNELS, PX = 20, 8, 320
 CLIP, SCREW = 1, 2  # channels that stand for them; 0 is the ground
@@ -230,6 +232,17 @@ def test_components_are_looked_for_from_20_parts_on_most_of_which_do_not_registe
     loose: int, parts: int, counted: bool
 ) -> None:
     assert is_counted(loose, parts) is counted
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("photo", [5]), ("thermal", [])])
+def test_equal_parts_are_counted_in_photos_and_not_in_thermal_pictures(
+    tmp_path: Path, kind: ProductKind, counts: list[int]
+) -> None:
+    with Workspace.open(MemorySettings(home=tmp_path, qdrant_url=None)) as workspace:
+        workspace.stores.products.set_kind("clips", kind)
+        learned = learned_parts(workspace, "clips", 20, goldens([5] * 20), [None] * 20)
+    assert [c.count for c in learned.components] == counts
+    assert len(learned.wrong_by) == 20
 
 
 _FOUND_BY = """

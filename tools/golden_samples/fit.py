@@ -54,8 +54,9 @@ from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.confirmed import ConfirmedDefect, confirmed_defects
 from refdiff.tools.inspection.calibration import calibration_key, current_calibration
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
+from refdiff.tools.inspection.methods import check_networks
+from refdiff.tools.inspection.pairs import RegisteredPair, pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.vision.regions import map_size
@@ -222,6 +223,7 @@ def check_parts(workspace: Workspace, product: str) -> None:
 
 def _halved(workspace: Workspace, product: str) -> list[list[Golden]]:
     """The active golden samples, all of one part in one half. What is flagged may be a defect: it is not learned from."""
+    check_networks(workspace, product, "fitting a network")
     active: dict[str, list[Golden]] = {}
     in_use = sorted(workspace.bank.list(product, IN_USE), key=lambda g: g.golden_id)
     for golden in in_use:

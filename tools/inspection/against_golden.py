@@ -11,9 +11,9 @@ import numpy as np
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.model.images import Box, RgbImage
-from refdiff.tools.inspection.comparison import Comparison
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import Count, count, look_of
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.vision.edges import MovedEdge, moved_edge
 from refdiff.tools.vision.measurement import Measurement
 from refdiff.tools.vision.outlines import Outline, outline_of

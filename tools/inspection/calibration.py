@@ -23,10 +23,12 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
+from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import ignored, product_spec
 from refdiff.tools.vision.registration import align
@@ -89,6 +91,8 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     tiles = workspace.model_settings.tiles
     if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
         parts["tiles"] = tiles
+    if known is not None and known.kind != "photo":
+        parts |= {"kind": known.kind, "rules": method_of(workspace, product).rules(spec)}
     if (fitted := workspace.fitted(product)) is not None:
         parts["networks"] = fitted.sha256
     if spec.smallest_defect_mm is not None:
@@ -182,7 +186,7 @@ def _measure(
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
-    counted = learn(looks, ignores) if is_counted(loose, len(looks)) else Learned([], [0] * len(looks))
+    counted = learned_parts(workspace, product, loose, looks, ignores)
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
@@ -208,6 +212,16 @@ def _measure(
         unregistered=sorted(unregistered + _alone(workspace, product)),
         edges=sorted(edges),
     )
+
+
+def learned_parts(
+    workspace: Workspace, product: str, loose: int, looks: Sequence[Look], ignores: Sequence[Mask | None]
+) -> Learned:
+    """The equal parts in the golden samples of a product, as `components.learn` finds them; none where they are not looked
+    for. loose: see `is_counted`. looks, ignores: see `components.learn`."""
+    if not (method_of(workspace, product).shapes and is_counted(loose, len(looks))):
+        return Learned([], [0] * len(looks))
+    return learn(looks, ignores)
 
 
 def is_counted(loose: int, parts: int) -> bool:

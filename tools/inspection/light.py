@@ -21,8 +21,7 @@ from refdiff.tools.inspection.calibration import (
     unlike_goldens,
     unusual_level,
 )
-from refdiff.tools.inspection.comparison import Comparison
-from refdiff.tools.inspection.difference import RegisteredGolden
+from refdiff.tools.inspection.difference import Comparison, RegisteredGolden
 from refdiff.tools.inspection.robust import MIN_VALUES
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import coverage, scaling
