@@ -87,6 +87,8 @@ def compare(query: F32, references: Sequence[F32], *, remove_shift: bool, ignore
     signed[~np.isfinite(reference) | ~np.isfinite(query)] = np.nan
     seen = signed[np.isfinite(signed)]
     noise = _NORMAL_MAD * float(np.median(np.abs(seen - np.median(seen)))) if seen.size else 0.0
+    for plane in lying[1:]:  # where the nearest ends, the next one that reaches
+        signed = np.where(np.isfinite(signed) | ~np.isfinite(query), signed, plain - plane)
     return HeatDifference(
         np.asarray(deviation, np.float32), np.asarray(signed, np.float32), reference, shift, remove_shift, noise,
         _spread(lying), covered,

@@ -172,4 +172,5 @@ def _checked(celsius: F32, name: str) -> F32:
             f"{name}: temperatures from {low:.4g} to {high:.4g} °C; is the scale right that the product states (`thermal: "
             "gain`, `offset_c`)?"
         )
-    return np.ascontiguousarray(celsius, np.float32)
+    # a file may mark pixels without a value by a number that no temperature is; .01 K: what float32 rounds
+    return np.ascontiguousarray(np.where(celsius > KELVIN_0 + 0.01, celsius, np.nan), np.float32)

@@ -18,7 +18,7 @@ from refdiff.model.thermal.conditions import check_conditions, split_conditions,
 from refdiff.model.thermal.difference import Camera, compare, from_own_healthy, measure_spot
 from refdiff.model.thermal.flir import is_radiometric
 from refdiff.model.thermal.palettes import PALETTES, coloured, table
-from refdiff.model.thermal.readers import ReadingRules, Thermogram, read_thermogram
+from refdiff.model.thermal.readers import ReadingRules, Thermogram, _checked, read_thermogram
 
 H, W = 24, 32
 CELSIUS = np.linspace(18.0, 61.5, H * W).reshape(H, W)
@@ -313,3 +313,21 @@ def test_palettes_rise_with_temperature_and_show_what_was_not_measured() -> None
     assert shown[0, :, 0].tolist() == [0, 128, 255, 255]
     assert len(set(shown[1, 0].tolist())) == 1
     assert shown[1, 0, 0] == 90
+
+
+def test_place_that_only_a_further_golden_sample_reaches_is_measured_against_that_one() -> None:
+    query = np.full((60, 80), 30.0, np.float32)
+    query[20:30, 60:70] = 60.0
+    nearest, further = np.full((60, 80), 30.0, np.float32), np.full((60, 80), 30.0, np.float32)
+    nearest[:, 50:] = np.nan
+    found = compare(query, [nearest, further], remove_shift=True)
+    assert found.deviation[25, 65] > 20
+    assert found.signed[25, 65] == pytest.approx(30.0, abs=0.1)
+
+
+def test_number_below_absolute_zero_is_no_temperature() -> None:
+    celsius = np.full((60, 80), 30.0, np.float32)
+    celsius[10:13, 10:13] = -9999.0
+    read = _checked(celsius, "a.tiff")
+    assert np.isnan(read[11, 11])
+    assert np.isfinite(read).sum() == 60 * 80 - 9
