@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.networks import FitAttempt, LearnedDefect, ProductNetworks
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
@@ -128,9 +127,8 @@ def fit_product(
 @contextlib.contextmanager
 def _alone(workspace: Workspace, product: str) -> Iterator[None]:
     """Nobody else fits the product meanwhile, in this process or another. Raises BusyError."""
-    name = hashlib.sha256(product.encode()).hexdigest()[:32]
     busy = BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
-    with hold_lock(workspace.stores.settings.home / "locks" / f"fit-{name}.lock", busy, remove=True):
+    with workspace.stores.db.lock(f"fit {product}", busy):
         yield
 
 
