@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refdiff.agent.context import AgentContext
 from refdiff.agent.report.drawing import Drawing
 from refdiff.agent.report.schema import Artefacts, DefectReport
+from refdiff.agent.report.values import Values
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_chain import ARTEFACTS as FILES
 from refdiff.memory.audit_chain import DIFFERENCE
@@ -23,7 +27,12 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
+from refdiff.model.thermal.difference import from_own_healthy
+from refdiff.model.thermal.palettes import coloured
+from refdiff.tools.inspection.heat import on_query
 from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.kinds.readers import reader_of
+from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
@@ -66,16 +75,21 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     """
     workspace, canonical = context.tools.workspace, context.tools.canonical
     inspections = workspace.stores.inspections
-    if (known := inspections.find(report.inspection_id)) is not None:
-        return DefectReport.model_validate(known.report)
+    if inspections.find(report.inspection_id) is not None:
+        return DefectReport.model_validate(inspections.get(report.inspection_id).report)
     nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
     outlines = [r.extent.outline for r in canonical.regions]
-    kept = KeptDifference(difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines).encode()
+    kept = KeptDifference(
+        difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset,
+        How.of(context.tools.judged_by).rules,
+    ).encode()  # fmt: skip
     digests: dict[str, str] = {}
     if context.draws:
-        golden = workspace.golden_image(nearest.golden)
-        decoded = KeptDifference.decode(kept)
-        drawing = Drawing(report, context.tools.query, golden, decoded, _examples(workspace, report))
+        _ = context.tools.query  # says what is lost, where it is
+        query = workspace.reading(report.query_sha256, report.product)
+        drawing = _drawn_of(
+            workspace, report, query, workspace.golden_reading(nearest.golden), KeptDifference.decode(kept)
+        )
         folder = make_folder(inspection_folder(workspace.stores.settings.home, report.inspection_id))
         for name, data in drawing.files(ARTEFACTS).items():
             write_atomic(folder / ARTEFACTS[name], data)
@@ -115,8 +129,8 @@ class ReportFiles:
         or what it would be drawn from, is not what was filed.
         """
         stores = self._workspace.stores
+        stores.inspections.get(inspection_id)
         if name not in ARTEFACTS:
-            stores.inspections.get(inspection_id)
             raise UnknownRecordError(f"unknown artefact {name!r}; choose from {', '.join(ARTEFACTS)}")
         file = ARTEFACTS[name]
         if not _is_drawn(stores.audit.filed(inspection_id).facts, file):
@@ -150,15 +164,16 @@ class ReportFiles:
             inspections = self._workspace.stores.inspections
             report = DefectReport.model_validate(inspections.get(inspection_id).report)
             kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
-            query = self._filed_image(report, report.query_sha256, "photo")
-            golden = self._filed_image(report, report.reference.sha256, "golden sample")
-            self._last = inspection_id, Drawing(report, query, golden, kept, _examples(self._workspace, report))
+            how = _how(self._workspace, report, kept)
+            query = self._filed_reading(report, report.query_sha256, "photo", how)
+            golden = self._filed_reading(report, report.reference.sha256, "golden sample", how)
+            self._last = inspection_id, _drawn_of(self._workspace, report, query, golden, kept)
         return self._last[1]
 
-    def _filed_image(self, report: DefectReport, sha256: str, what: str) -> RgbImage:
+    def _filed_reading(self, report: DefectReport, sha256: str, what: str, how: How) -> Reading:
         named = f"{what} of inspection {report.inspection_id}"
         try:
-            return self._workspace.image(sha256, report.product, named)
+            return self._workspace.reading(sha256, report.product, named, how)
         except UnknownRecordError as e:
             path = self._workspace.stores.images.path(sha256)
             raise StorageError(f"{path}: the {named} is missing; restore it from a backup") from e
@@ -174,6 +189,27 @@ class ReportFiles:
         make_room(self._root, _DRAWN_BYTES, keep=path.parent)
         self._digests[path] = sha256(data).hexdigest()
         return path
+
+
+def _how(workspace: Workspace, report: DefectReport, kept: KeptDifference) -> How:
+    """How the files of a filed inspection were read."""
+    return replace(workspace.how(report.product), rules=kept.rules)
+
+
+def _drawn_of(
+    workspace: Workspace, report: DefectReport, query: Reading, golden: Reading, kept: KeptDifference
+) -> Drawing:
+    """What draws the pictures of a report, from the files of the part and its golden sample."""
+    how = _how(workspace, report, kept)
+    examples, look = _examples(workspace, report), reader_of(how.kind).look(how)
+    if look is None or query.values is None or golden.values is None:
+        return Drawing(report, query.picture, golden.picture, kept, examples)
+    theirs = on_query(golden.values, kept.matrix, query.picture.shape[:2])
+    signed = query.values - theirs - np.float32(kept.offset)
+    own = from_own_healthy(query.values, theirs, signed)
+    values = Values(look, query.values, theirs, signed, own, query.visible)
+    ours, golden_shown = (coloured(v, look.span, look.palette) for v in (query.values, golden.values))
+    return Drawing(report, ours, golden_shown, kept, examples, values)
 
 
 def _examples(workspace: Workspace, report: DefectReport) -> dict[str, RgbImage]:

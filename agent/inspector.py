@@ -84,6 +84,7 @@ class Inspector(AbstractContextManager["Inspector"]):
 
     def _run(self, request: InspectionRequest) -> DefectReport:
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)
+        self.workspace.stores.images.mark_used(capture.sha256)
         request = replace(request, part_id=capture.part_id)
         check_goldens(self.workspace, capture.product, capture.part_id)
         via = self._driver.via if self._driver and request.judge == "always" else "fallback"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,7 @@ def prepare(
     product: str | None = None,
     photo: Path | Upload | None = None,
     scale_mm_per_px: float | None = None,
+    conditions: Mapping[str, float] | None = None,
     capture_id: str | None = None,
     judge: Judge = "always",
     inspection_id: str | None = None,
@@ -68,19 +70,22 @@ def prepare(
     """A request that can be run: the photo exists, and its product has golden samples.
 
     photo: a new photo of the part, recorded here; else capture_id, else the part's newest photo. product: may be left out
-    for a part that was photographed before. text: default, the plain request. The rest: see InspectionRequest.
+    for a part that was photographed before. conditions: stated with the photo, see `record_capture`. text: default, the
+    plain request. The rest: see InspectionRequest.
     Raises UnknownPartError, UnknownProductError, UnknownRecordError, ImageError, InputError.
     """
     if photo is None:
         if scale_mm_per_px is not None:
             raise InputError("scale_mm_per_px needs a photo; send the photo too")
+        if conditions:
+            raise InputError("conditions need a file that they are stated with; send it too")
         capture = find_part(workspace.stores, part_id, product, capture_id)
     elif capture_id is not None:
         raise InputError("a photo and a capture_id were given; give one of them")
     else:
         product = workspace.stores.products.name_of(product or product_of(workspace.stores, part_id))
         check_goldens(workspace, product, part_id)  # first: a refused request leaves nothing behind
-        capture = capture_part(workspace, part_id, photo, product, scale_mm_per_px)
+        capture = capture_part(workspace, part_id, photo, product, scale_mm_per_px, conditions)
     check_goldens(workspace, capture.product, capture.part_id)
     plain = InspectionRequest.of_part(part_id)
     return replace(
@@ -95,6 +100,7 @@ def capture_part(
     photo: Path | Upload,
     product: str | None = None,
     scale_mm_per_px: float | None = None,
+    conditions: Mapping[str, float] | None = None,
 ) -> Capture:
     """Record a photo as the part's newest. product: may be left out for a part that was photographed before.
 
@@ -102,7 +108,7 @@ def capture_part(
     """
     return record_capture(
         workspace.stores, part_id, product or product_of(workspace.stores, part_id), photo,
-        scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings, decoded=workspace.keep_decoded,
+        scale_mm_per_px=scale_mm_per_px, settings=workspace.model_settings, read=workspace.keep_read, conditions=conditions,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,6 +36,7 @@ from refdiff.agent.people.names import DefectNames
 from refdiff.agent.people.reviews import Reviews
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
+from refdiff.agent.report.values import Values
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work.batches import BatchPart, fill
@@ -161,7 +162,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
-            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first)
+            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first, elsewhere=role == "server")
             self.people = Reviews(self._inspector, self._enrol_now)
             self.names = DefectNames(workspace)
             self._recover()
@@ -194,7 +195,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             raise
 
     def fit_by_itself(self) -> None:
-        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT."""
+        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT. A
+        worker also fits those that a server was asked for."""
+        if self.role == "worker":
+            self.fittings.for_others()
         if self.workspace.settings.auto_fit:
             self.fittings.by_itself()
 
@@ -275,14 +279,20 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     # -- photos
 
     def capture(
-        self, part_id: str, photo: Upload, product: str | None = None, scale_mm_per_px: float | None = None
+        self,
+        part_id: str,
+        photo: Upload,
+        product: str | None = None,
+        scale_mm_per_px: float | None = None,
+        conditions: Mapping[str, float] | None = None,
     ) -> Capture:
-        """Record a photo as the part's newest. product: may be left out for a part that was photographed before.
+        """Record a photo as the part's newest. product: may be left out for a part that was photographed before. conditions:
+        stated with it, where the product's kind has any.
 
         Raises ImageError, InputError.
         """
         with self._queue.beside():
-            return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px)
+            return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px, conditions)
 
     def understand(self, said: Sequence[Said], about: Subject | None = None) -> Intent:
         """What the newest of a person's messages asks for (see `intent.understand`)."""
@@ -316,6 +326,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         product: str | None = None,
         photo: Upload | None = None,
         scale_mm_per_px: float | None = None,
+        conditions: Mapping[str, float] | None = None,
         capture_id: str | None = None,
         origin: str | None = None,
         digest: str | None = None,
@@ -349,7 +360,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         with self._queue.beside() if photo else nullcontext():
             request = prepare(
                 self.workspace, named, text, product=product, photo=photo, scale_mm_per_px=scale_mm_per_px,
-                capture_id=capture_id, requested_by=by, judge=judge,
+                conditions=conditions, capture_id=capture_id, requested_by=by, judge=judge,
             )  # fmt: skip
         try:
             job, new = self.jobs.add(
@@ -467,6 +478,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """The file of a filed inspection: overlay, heatmap, side_by_side, html, markdown, report, ...; see `ReportFiles`."""
         return self.files.path(inspection_id, name)
 
+    def values(self, inspection_id: str) -> Values | None:
+        """What the part measures on the pixels of its picture (temperatures); None for a product of photos.
+
+        Raises UnknownRecordError, StorageError, TamperedError.
+        """
+        drawing = self.files.drawing(inspection_id)
+        return drawing.values if drawing else None
+
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
         """The photo or its nearest golden as it was taken, as a PNG or JPEG."""
         report = self.report(inspection_id)
@@ -475,7 +494,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def shown(self, sha256: str, product: str, max_px: int = _FULL_PX) -> bytes:
         """A stored picture as a PNG or JPEG, with the product's intensity window."""
-        return pictures.page_image(self.workspace.image(sha256, product), max_px)
+        return pictures.page_image(self.workspace.shown(sha256, product), max_px)
 
     # -- questions
 
@@ -505,12 +524,17 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         scale_mm_per_px: float | None = None,
         part_group: str | None = None,
         station: str | None = None,
+        kind: str | None = None,
+        conditions: Mapping[str, float] | None = None,
     ) -> EnrollResult:
-        """Enrol photos of good parts; the result lists refused ones with the reason. Raises BusyError if many wait."""
+        """Enrol photos of good parts; the result lists refused ones with the reason. kind, conditions: see `enroll`.
+
+        Raises BusyError if many wait.
+        """
         with self._enrolment():
             return enroll(
                 self.workspace, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
-                station=station, enrolled_by=by,
+                station=station, enrolled_by=by, kind=kind, conditions=conditions,
             )  # fmt: skip
 
     def goldens(self, product: str | None = None, status: GoldenStatus | None = None) -> list[Golden]:
@@ -564,8 +588,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return calibration_overview(self.workspace, made) | smallest
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
-        """Begin to fit a network to a product. Raises UnknownProductError, InputError with too few golden samples, BusyError
-        while another one is fitted."""
+        """Begin to fit a network to a product, or have a worker do it. Raises UnknownProductError, InputError with too few
+        golden samples, BusyError while another one is fitted."""
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)

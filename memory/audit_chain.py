@@ -30,11 +30,16 @@ from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.timestamps import utc_now
+from refdiff.model.errors import RemovedError
 
 GENESIS = "0" * 64
 FILED, DISPOSITION = "filed", "disposition"
+REMOVED = "removed"  # by `refdiff prune`: its content names what was removed with the report
 # facts of a filed report: sha256 of each file of its folder, by name, and of what further pictures are drawn from
 ARTEFACTS, DIFFERENCE = "artefacts", "difference_sha256"
+
+NO_REPORT = "{}"  # kept in place of a removed report
+GONE: Any = object()  # content that was removed: the record that says so is checked instead
 
 log = logging.getLogger(__name__)
 _key: ContextVar[str | None] = ContextVar("used_key", default=None)
@@ -45,7 +50,7 @@ class AuditRecord:
     """One step in the life of an inspection, or one change of what decides."""
 
     seq: int  # 1, 2, 3, ... without gaps
-    kind: str  # "filed", "disposition", "blind_check", "approval", "learned", or of a change: "product", "golden", ...
+    kind: str  # "filed", "disposition", "blind_check", "approval", "learned", "removed"; of a change: "product", ...
     inspection_id: str  # "" for a change
     at: str  # ISO 8601, UTC
     by: str  # the person or program that did it
@@ -173,6 +178,20 @@ def last_given(conn: Connection) -> int:
     return int(conn.execute(select(func.max(t.audit_end.c.seq))).scalar() or 0)
 
 
+def check_not_removed(conn: Connection, inspection_id: str) -> None:
+    """Raises RemovedError if `refdiff prune` removed that inspection."""
+    a, i = t.audit.c, t.inspections.c
+    said = conn.execute(select(a.at, a.by).where(a.inspection_id == inspection_id, a.kind == REMOVED).limit(1)).first()
+    if said is not None:
+        of = select(i.part_id, i.verdict, i.created_at).where(i.inspection_id == inspection_id)
+        filed = conn.execute(of).one()
+        raise RemovedError(
+            f"inspection {inspection_id} (part {filed.part_id}, {filed.verdict}, filed on {filed.created_at[:10]}) was "
+            f"removed on {said.at[:10]} by prune ({said.by}); its audit records remain: "
+            f"refdiff audit export {inspection_id} --out FILE"
+        )
+
+
 def adopt_earlier(conn: Connection) -> None:
     """Migration: add records for everything filed and decided before the chain existed, in the order of filing."""
     i, d = t.inspections.c, t.dispositions.c
@@ -199,6 +218,8 @@ class ChainCheck:
     def record(self, record: AuditRecord, content: Any, place: str = "") -> Problem | None:
         """Check the next record and its content; the problem, or None. place: where it stands, for the message.
 
+        content: JSON data; `GONE` where it was removed, which the caller must find a record of.
+
         After a problem the chain is followed from what the record says of itself, so later problems are found too.
         """
         what = self._wrong(record, content)
@@ -208,7 +229,7 @@ class ChainCheck:
     def _wrong(self, record: AuditRecord, content: Any) -> str:
         if record.seq != self.seq + 1:
             return self._out_of_order(record.seq)
-        if content_digest(content) != record.content_sha256:
+        if content is not GONE and content_digest(content) != record.content_sha256:
             return f"its {_CONTENT.get(record.kind, 'content')} is not the one that was recorded"
         if linked(self.hash, record.record_sha256) != record.hash:
             return "it was changed, or a record before it was exchanged"

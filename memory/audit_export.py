@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refdiff.memory.audit_chain import GENESIS, AuditRecord, ChainCheck, Problem
+from refdiff.memory.audit_chain import FILED, GENESIS, GONE, REMOVED, AuditRecord, ChainCheck, Problem
 from refdiff.memory.audit_store import FORMAT, AuditStore, Checked
 from refdiff.model.errors import InputError
 from refdiff.model.files import atomic_path, storage_error
@@ -50,6 +50,9 @@ class _ExportCheck:
         self._head = GENESIS  # hash of the chain up to the first problem
         self._only: str | None = None  # id of the one inspection selected
         self._since: str | None = None  # start of the time selected
+        self._without_report: dict[
+            str, tuple[int, str]
+        ] = {}  # inspection -> number of its filing, digest of its report
 
     def run(self, lines: Iterator[bytes]) -> Checked:
         """Follow the whole file, whatever is wrong with it."""
@@ -128,13 +131,27 @@ class _ExportCheck:
         if set(data) == {"seq", "link"}:
             return self._link(check, seq, str(data["link"]), named)
         content = data.pop("content", None)
+        if data.pop("removed", False) is True and data.get("kind") == FILED:
+            content = GONE
         try:
             record = AuditRecord(**data)
             problem = check.record(record, content, named)
         except (TypeError, ValueError):
             return Problem(named, seq, None, "it is not a record: a field is missing or was added")
+        if content is GONE:
+            self._without_report[record.inspection_id] = record.seq, record.content_sha256
+        elif problem is None and record.kind == REMOVED:
+            problem = self._removed(record, content, named)
         self._records += problem is None
         return problem or self._compare(check, named, record.inspection_id)
+
+    def _removed(self, record: AuditRecord, content: Any, place: str) -> Problem | None:
+        filed = self._without_report.pop(record.inspection_id, None)
+        said = content.get("report_sha256") if isinstance(content, dict) else None
+        if filed is None or filed[1] == said:
+            return None
+        what = "it removed another report than the one that was filed"
+        return Problem(place, record.seq, record.inspection_id, what)
 
     def _link(self, check: ChainCheck, seq: int, record_sha256: str, place: str) -> Problem | None:
         """Only an export of one inspection has links, and only for the records of others."""
@@ -163,6 +180,9 @@ class _ExportCheck:
             return Problem(place, None, None, "the closing line does not read"), None
         if (problem := check.end(last, place)) is not None:
             return problem, None
+        for inspection_id, (seq, _) in self._without_report.items():
+            what = "its report is not in the export, and no record says that it was removed"
+            return Problem(f"record {seq}", seq, inspection_id, what), None
         if (hash_, lines, digest) != (check.hash, self._lines, self._digest.hexdigest()):
             return Problem(place, None, None, "the closing line does not fit the lines before: one was changed"), None
         wrong, note = self._store.check_seal(end)

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Row, Table, func, select, true
+from sqlalchemy import Connection, Row, Table, exists, func, select, true
 
 from refdiff.memory.artefacts import inspection_folder, not_as_filed
 from refdiff.memory.audit_chain import (
@@ -26,6 +26,9 @@ from refdiff.memory.audit_chain import (
     DISPOSITION,
     FILED,
     GENESIS,
+    GONE,
+    NO_REPORT,
+    REMOVED,
     AuditRecord,
     ChainCheck,
     Problem,
@@ -126,7 +129,9 @@ class AuditStore:
                 record = _record(row)
                 last, head = record.seq, record.hash
                 if inspection_id in (None, record.inspection_id):
-                    yield line(asdict(record) | {"content": _content(row)})
+                    content = _content(row)
+                    gone = {"content": None, "removed": True}
+                    yield line(asdict(record) | (gone if content is GONE else {"content": content}))
                 else:
                     yield line({"seq": record.seq, "link": record.record_sha256})
         end = {"end": last, "hash": head, "lines": count, "sha256": digest.hexdigest()}
@@ -150,6 +155,12 @@ class AuditStore:
         with self._db.snapshot() as conn:
             return _StoreCheck(conn, self._images, photos, artefacts, kept).run()
 
+    def verify_newest(self, most: int) -> Checked:
+        """Check the newest records alone, against the chain and what they record: quick, however long the chain is."""
+        kept = self._kept.read() if self._kept is not None else None
+        with self._db.snapshot() as conn:
+            return _StoreCheck(conn, self._images, False, False, kept).newest(most)
+
     def filed(self, inspection_id: str) -> AuditRecord:
         """The record of a filed inspection.
 
@@ -168,7 +179,7 @@ class AuditStore:
         if problem := ChainCheck(record.seq - 1, previous).record(record, _content(row)):
             raise TamperedError(f"{problem}; run `refdiff audit verify --store`")
         with self._db.connection() as conn:
-            if wrong := _difference_problem(conn, record):
+            if not row.removed and (wrong := _difference_problem(conn, record)):
                 raise TamperedError(f"inspection {inspection_id}: {wrong}; restore it from a backup")
         return record
 
@@ -232,9 +243,14 @@ class AuditStore:
 
 
 _A, _I = t.audit.c, t.inspections.c
-_ALL = select(t.audit, _I.report).select_from(
-    t.audit.outerjoin(t.inspections, (_A.kind == FILED) & (_I.inspection_id == _A.inspection_id))
-)
+_SAYS = t.audit.alias("says")
+_ALL = select(
+    t.audit,
+    _I.report,
+    ((_A.kind == FILED) & exists().where(_SAYS.c.inspection_id == _A.inspection_id, _SAYS.c.kind == REMOVED)).label(
+        "removed"
+    ),
+).select_from(t.audit.outerjoin(t.inspections, (_A.kind == FILED) & (_I.inspection_id == _A.inspection_id)))
 _AT_ONCE = 500  # records that are read ahead
 
 
@@ -283,6 +299,7 @@ class _StoreCheck:
         self._known: dict[str, dict[str, str | None]] = {}  # kind -> subject -> digest of its newest state
         self._judged_by: dict[str, set[str]] = {}  # product -> digests of all states it had
         self._without_digests = 0
+        self._knows_specifications = True  # all that there ever were
 
     def run(self) -> Checked:
         check, held, head, latest = ChainCheck(), 0, GENESIS, None
@@ -311,6 +328,20 @@ class _StoreCheck:
                                "the files of those cannot be checked")  # fmt: skip
         return Checked.of(held, head, self._problems, self._notes)
 
+    def newest(self, most: int) -> Checked:
+        """The same of the newest records, without what only all of them together tell."""
+        last = int(self._conn.scalar(select(func.max(_A.seq))) or 0)
+        first = max(1, last - most + 1)
+        check, held = ChainCheck(first - 1, _hash_before(self._conn, first)), 0
+        self._knows_specifications = first == 1
+        for row in _streamed(self._conn, first):
+            found = self._row(check, row)
+            self._problems += found
+            held += not found
+        end = check.end(last_given(self._conn))
+        self._problems += [*([end] if end else []), *self._cut_off()]
+        return Checked.of(held, check.hash, self._problems, [])
+
     def _row(self, check: ChainCheck, row: Row[Any]) -> list[Problem]:
         try:
             record, content = _record(row), _content(row)
@@ -320,19 +351,22 @@ class _StoreCheck:
             return [Problem(f"record {row.seq}", row.seq, row.inspection_id, "it cannot be read any more")]
         found = [problem] if problem else []
         if record.kind == FILED:
-            found += [Problem(f"record {record.seq}", record.seq, record.inspection_id, w) for w in self._filed(record)]
+            wrong = self._filed(record, content is GONE)
+            found += [Problem(f"record {record.seq}", record.seq, record.inspection_id, w) for w in wrong]
         elif not record.inspection_id:
             self._changed(record, content)
         return found
 
-    def _filed(self, record: AuditRecord) -> Iterator[str]:
+    def _filed(self, record: AuditRecord, removed: bool) -> Iterator[str]:
         """What is wrong with a filed inspection besides its records."""
         judged_by = record.facts.get("specification")
         product = str(record.facts.get("product"))
-        if isinstance(judged_by, dict):
+        if isinstance(judged_by, dict) and self._knows_specifications:
             known = self._judged_by.get(product, set()) | {NOTHING_SET}
             if judged_by.get("sha256") not in known:
                 yield f"it was judged by a specification of product {product!r} that no record tells of"
+        if removed:
+            return
         sha256 = str(record.facts.get("query_sha256") or "")
         if self._photos and sha256:
             try:
@@ -415,14 +449,22 @@ def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | No
             select(_I.part_id, _I.product, _I.verdict, _I.created_at, _I.photo).where(
                 _I.inspection_id == record.inspection_id
             )
-        ).one()
+        ).first()
+        if listed is None:
+            return Problem(f"record {record.seq}", record.seq, record.inspection_id, "the inspection is missing")
         filed = {k: record.facts.get(k, getattr(listed, k)) for k in ("part_id", "product", "verdict")}
-        filed["photo"] = content.get("query_sha256")
-        if content.get("created_at"):
+        filed["photo"] = record.facts.get("query_sha256") if content is GONE else content.get("query_sha256")
+        if content is not GONE and content.get("created_at"):
             filed["created_at"] = to_utc(content["created_at"])
         differs = [_LISTED.get(k, k) for k, value in filed.items() if getattr(listed, k) != value]
         what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
+    if record.kind == REMOVED:
+        filed_as = select(_A.content_sha256).where(_A.inspection_id == record.inspection_id, _A.kind == FILED)
+        if conn.scalar(filed_as.order_by(_A.seq).limit(1)) == content.get("report_sha256"):
+            return None
+        what = "it removed another report than the one that was filed"
+        return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind in _TABLES:
         table, key = _TABLES[record.kind]
         row = t.find(conn, table, table.c[key] == content.get(key))
@@ -481,6 +523,9 @@ def _record(row: Row[Any]) -> AuditRecord:
 
 
 def _content(row: Row[Any]) -> Any:
+    """JSON data; `GONE` for a report that was removed, which a record says."""
+    if row.removed and row.report == NO_REPORT:
+        return GONE
     return _json(row, "report" if row.kind == FILED else "content")
 
 

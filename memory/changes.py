@@ -22,9 +22,9 @@ from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_d
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import ChangeKind
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import UnavailableError
 
-PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB = get_args(ChangeKind)
+PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words
@@ -74,7 +74,7 @@ def recorded(
     except BaseException as e:
         failed = f"{type(e).__name__}: {e}"[:_CHANGE]
         # a disk that is full refuses this record too; then the first one stays, which `audit verify` reports
-        with contextlib.suppress(StorageError), changing(db) as conn:
+        with contextlib.suppress(UnavailableError), changing(db) as conn:
             record_change(conn, kind, subject, by, after, before, failed=failed)
         raise
 
@@ -107,22 +107,25 @@ def product_state(
     window: Sequence[float] | None = None,
     spec: Mapping[str, Any] | None = None,
     component_names: Mapping[str, Any] | None = None,
+    kind: str = "photo",
 ) -> dict[str, Any]:
     """What people set of a product; without arguments, that of a product of which nothing was set.
 
     component_names: what is called so, by name. They decide nothing, but reports speak by them.
     """
     kept = None if window is None else list(window)
-    state = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
+    state: dict[str, Any] = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
     if component_names:  # without, digests of earlier versions stay what they are
         state["component_names"] = {name: content_digest(look) for name, look in component_names.items()}
+    if kind != "photo":
+        state["kind"] = kind
     return state
 
 
 def product_state_of(row: Row[Any]) -> dict[str, Any]:
     """The same of a row of `products`."""
     window = None if row.window_lo is None else (row.window_lo, row.window_hi)
-    return product_state(row.scale_mm_per_px, window, json.loads(row.spec), json.loads(row.component_names))
+    return product_state(row.scale_mm_per_px, window, json.loads(row.spec), json.loads(row.component_names), row.kind)
 
 
 def calibration_state(row: Row[Any]) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def calibration_state(row: Row[Any]) -> dict[str, Any]:
     extra = json.loads(row.extra)
     measured = [json.loads(row.scores), extra.get("peaks"), extra.get("similarities")]
     # earlier versions measured none of these, and their digests stay what they are
-    measured += [extra[name] for name in ("levels", "unregistered") if name in extra]
+    measured += [extra[name] for name in ("levels", "unregistered", "edges") if name in extra]
     return {
         "key": row.key, "parts": row.n, "references": row.reference_count, "alpha": extra.get("alpha"),
         "pixel_threshold": row.pixel_threshold, "created_at": row.created_at,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
-from refdiff.model.files import make_folder, open_folder, storage_error, write_atomic
+from refdiff.model.files import TEMPORARY, make_folder, open_folder, storage_error, write_atomic
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -43,7 +45,7 @@ class ImageStore:
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
         try:
-            if path.is_file() and path.read_bytes() == data:
+            if self._holds(path, data) and self.mark_used(sha256):
                 return sha256
             # a differing file under this name is damaged: writing it anew repairs it
             make_folder(path.parent)
@@ -51,6 +53,48 @@ class ImageStore:
         except OSError as e:
             raise storage_error(path, e) from e
         return sha256
+
+    @staticmethod
+    def _holds(path: Path, data: bytes) -> bool:
+        """Raises OSError."""
+        try:
+            return path.is_file() and path.read_bytes() == data
+        except FileNotFoundError:  # it is being removed
+            return False
+
+    def mark_used(self, sha256: str) -> bool:
+        """Keep a photo from being removed within the next hour: a record that names it follows. False if it is not there."""
+        try:
+            os.utime(self.path(sha256))
+        except FileNotFoundError:
+            return False
+        except OSError:  # a read-only home, where nothing is removed either
+            return True
+        return True
+
+    def remove_unused(self, sha256: str, since: float) -> int | None:
+        """Remove a photo that was neither written nor marked as used since that point in time (s, Unix).
+
+        Its size in bytes; 0 if it is not there, None if it was used. Raises StorageError.
+        """
+        path = self.path(sha256)
+        aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            if path.stat().st_mtime >= since:
+                return None
+            path.rename(aside)
+            about = aside.stat()
+            if about.st_mtime >= since:  # marked just before: whoever did so relies on it
+                if not path.exists():
+                    aside.rename(path)
+                aside.unlink(missing_ok=True)
+                return None
+            aside.unlink()
+        except FileNotFoundError:
+            return 0
+        except OSError as e:
+            raise storage_error(path, e) from e
+        return about.st_size
 
     def get(self, sha256: str) -> bytes:
         """The bytes of that image. Raises UnknownRecordError if absent, DamagedError, StorageError."""

@@ -35,7 +35,7 @@ from refdiff.model.files import open_folder
 MAIN = "refdiff.sqlite"
 MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
-NEWEST = "r0003"  # the last revision there
+NEWEST = "r0004"  # the last revision there
 _VERSION = Table(  # as Alembic makes it
     "alembic_version", MetaData(), Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
@@ -43,8 +43,9 @@ _VERSION = Table(  # as Alembic makes it
 _FENCE = 1000  # a `user_version` that versions before Alembic refuse as of a newer one
 _OTHERS = ("images", "inspections", *earlier.OTHERS, "checkpoints.sqlite", "goldens.sqlite", ".restoring", AUDIT_HEAD)
 _LOST = (
-    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, or restore a "
-    "backup into an empty folder (refdiff restore). To begin anew, set REFDIFF_HOME to another folder"
+    "the main database is missing or empty, but this home is not new: it has {others}. Put the file back, set "
+    "REFDIFF_DATABASE_URL if its records are on a server, or restore a backup into an empty folder (refdiff restore). To "
+    "begin anew, set REFDIFF_HOME to another folder"
 )
 
 
@@ -95,6 +96,7 @@ def new_file(path: Path) -> Database:
 def _make(db: Database) -> None:
     with db.transaction() as conn:
         make_schema(conn)
+        _fence(conn)
 
 
 def open_server(home: Path, url: SecretStr, lost: str) -> Database:
@@ -107,7 +109,8 @@ def open_server(home: Path, url: SecretStr, lost: str) -> Database:
 def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
     """Bring the schema up to date, in one transaction, by one process at a time."""
     with db.connection() as conn:
-        version, old = _revision(conn), _old_version(conn)
+        # in this order: a process that makes the database in between gives it both, and then only the revision counts
+        old, version = _old_version(conn), _revision(conn)
     if version == NEWEST:
         return  # the usual case takes no turn to write
     _refuse_newer(where, version, old)
@@ -143,7 +146,6 @@ def make_schema(conn: Connection) -> None:
     conn.execute(insert(t.audit_end).values(seq=0))
     _VERSION.create(conn)
     conn.execute(insert(_VERSION).values(version_num=NEWEST))
-    _fence(conn)
 
 
 def _fence(conn: Connection) -> None:

@@ -19,6 +19,9 @@ DifferenceType = Literal[
 ]  # fmt: skip
 DefectType = Literal[DifferenceType, "unknown_anomaly"]
 
+# What a measurement, and no network, says of a place: a product's kind brings these. No model is asked for them.
+MeasuredType = Literal["hot_spot", "cold_spot"]
+
 BOARD_TYPES: tuple[BoardType, ...] = get_args(BoardType)  # in the order of DeepPCB's ids 1..6
 # What the difference network tells apart. The order is part of the weights: never reorder.
 DIFFERENCE_TYPES: tuple[DifferenceType, ...] = get_args(DifferenceType)
@@ -28,6 +31,9 @@ UNKNOWN: DefectType = "unknown_anomaly"
 # What the language model may answer when it reads a pair.
 NO_DEFECT = "none"
 READING_TYPES: tuple[str, ...] = (NO_DEFECT, *DEFECT_TYPES)
+
+MISSING_COMPONENT: DifferenceType = "missing_component"
+WRONG_FILL_LEVEL: DifferenceType = "wrong_fill_level"
 
 # A component is missing, added, swapped or moved, ...
 COMPONENT_TYPES: frozenset[DifferenceType] = frozenset(

@@ -6,6 +6,7 @@ RefDiffError                    exit 70
 │   ├── UnknownPartError                  no capture of that part
 │   ├── UnknownProductError               product has no goldens / is not known
 │   ├── UnknownRecordError                no inspection, golden, evidence of that id
+│   │   └── RemovedError                  `refdiff prune` removed it
 │   ├── DuplicateError                    already there (golden, disposition)
 │   ├── SpecError                         product specification does not parse
 │   ├── DamagedError                      a stored photo is not what was kept; trying again does not help
@@ -48,6 +49,10 @@ class UnknownProductError(InputError):
 
 
 class UnknownRecordError(InputError):
+    pass
+
+
+class RemovedError(UnknownRecordError):
     pass
 
 

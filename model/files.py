@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
-_TEMPORARY = ".tmp-"
-_SCRATCH = f"{_TEMPORARY}refdiff-"
+TEMPORARY = ".tmp-"
+_SCRATCH = f"{TEMPORARY}refdiff-"
 _HELD = "held.lock"  # in a scratch folder, by the process that uses it
 _ABANDONED_S = 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -35,7 +35,7 @@ def atomic_path(path: Path, *, private: bool = True) -> Iterator[Path]:
     A reader sees the old file or all of the new one, also after a crash or a power cut. private: readable by the
     owner alone, else as the umask allows. Raises OSError.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
         yield temporary
@@ -65,7 +65,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a file is, by its name, what a writer works on or a crashed one left."""
-    return path.name.startswith(_TEMPORARY)
+    return path.name.startswith(TEMPORARY)
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what crashed writers left in `folder`; only where no other process is writing."""
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
+    for leftover in folder.glob(f"{TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 
 

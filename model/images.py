@@ -238,6 +238,26 @@ def measure_window(
     return lo - margin, hi + margin
 
 
+def deep_values(data: bytes, *, name: str = "image", settings: ModelSettings | None = None) -> NDArray | None:
+    """(H, W) samples of a grey image as they are, EXIF rotation applied; None for one of 8 bits, or in colour.
+
+    Raises as `decode_image`.
+    """
+    with _loaded(data, name, settings or ModelSettings()) as (image, depth, orientation):
+        if not depth:
+            return None
+        with _reading(name, _DAMAGED):
+            values = read_deep(image, data).values
+        return _upright(np.asarray(values), orientation) if values.ndim == 2 else None
+
+
+def grey_through_window(values: F32, window: tuple[float, float]) -> RgbImage:
+    """(H, W) values, NaN where there are none, as (H, W, 3) grey: what lies in the window (lo, hi) as 0..255."""
+    shown = _through_window(DeepSamples(values, None), window)
+    assert shown is not None, "without alpha, everything is opaque"
+    return shown
+
+
 def _bands(height: int, width: int) -> Iterator[slice]:
     """Rows, about `_BAND_PX` at a time."""
     rows = max(1, _BAND_PX // width)
@@ -276,7 +296,7 @@ def _through_window(samples: DeepSamples, window: tuple[float, float]) -> RgbIma
     return out if samples.alpha is None or samples.alpha.any() else None
 
 
-def _upright(pixels: RgbImage, orientation: int) -> RgbImage:
+def _upright(pixels: NDArray, orientation: int) -> NDArray:
     """Turned as EXIF says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

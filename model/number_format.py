@@ -24,6 +24,7 @@ from refdiff.model.settings import ModelSettings
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROUNDS = 5
+_KEPT = "number-format.json"
 
 
 def number_format() -> torch.dtype:
@@ -40,18 +41,28 @@ def autocast() -> torch.autocast:
 @lru_cache(maxsize=4)
 def _faster(cache: Path) -> torch.dtype:
     """The measured choice; kept in `cache`, so that all processes of a machine compute alike."""
-    path = cache / "number-format.json"
-    machine = {"cpu": _cpu(), "torch": torch.__version__}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if {name: kept[name] for name in machine} == machine:
-            return FORMATS[kept["format"]]
+    if (kept := measured(cache)) is not None:
+        return FORMATS[kept]
     seconds = {name: _seconds(dtype) for name, dtype in FORMATS.items()}
     name = min(seconds, key=lambda n: seconds[n])
     with contextlib.suppress(OSError, StorageError):  # a cache that cannot be written: measured again next time
+        path = cache / _KEPT
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(machine | {"format": name, "seconds": seconds}).encode(), private=False)
+        write_atomic(path, json.dumps(_machine() | {"format": name, "seconds": seconds}).encode(), private=False)
     return FORMATS[name]
+
+
+def measured(cache: Path) -> str | None:
+    """The faster of `FORMATS` as it was measured on this machine; None if it was not yet."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept, machine = json.loads((cache / _KEPT).read_text(encoding="utf-8")), _machine()
+        if {name: kept[name] for name in machine} == machine and kept["format"] in FORMATS:
+            return str(kept["format"])
+    return None
+
+
+def _machine() -> dict[str, str]:
+    return {"cpu": _cpu(), "torch": torch.__version__}
 
 
 def _cpu() -> str:

@@ -21,10 +21,10 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis weights_file number_format images files pixel_formats "
+    "model": "training boards language difference synthesis thermal weights_file number_format images files pixel_formats "
     "decode_budget defect_types progress free_memory settings errors",
     "tools": "registry find_part retrieve_reference align score_difference zoom measure similar_defects submit_report "
-    "context evidence golden_samples inspection naming framing workspace caches vision settings",
+    "context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
     "audit_head database artefacts image_store locks kinds settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers "

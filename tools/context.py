@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,11 +33,15 @@ from refdiff.tools.evidence import (
     finding_of,
 )
 from refdiff.tools.framing.photos import alignment
+from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import Comparison, compare_with, similarity_to
+from refdiff.tools.inspection.comparison import compare_with, similarity_to
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
+from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.retrieval import nearest_goldens
+from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.naming.examples import NamedDefects, named_defects, similar
 from refdiff.tools.naming.looks import sight
@@ -80,6 +86,7 @@ class ToolContext:
         self._lent: list[RgbImage] = []  # lives as long as this inspection
         self._hits: dict[int, list[GoldenHit]] = {}
         self._clock = Clock()
+        self._lock = threading.RLock()
 
     # ---- the photo ----
 
@@ -143,12 +150,18 @@ class ToolContext:
     def align(self, golden: Golden) -> Alignment:
         return alignment(self.workspace, self.query, self.find_capture().sha256, golden)
 
-    @cached_property
+    @property
     def canonical(self) -> PhotoInspection:
         """The inspection that the verdict rests on: against the nearest goldens, as many as the settings say.
 
-        Raises UnavailableError if somebody keeps changing the product meanwhile.
+        One object, whichever threads ask: tools may run at the same time. Raises UnavailableError if somebody keeps changing
+        the product meanwhile.
         """
+        with self._lock:
+            return self._inspected
+
+    @cached_property
+    def _inspected(self) -> PhotoInspection:
         for _ in range(_MAX_TRIES):
             self._judged_by = self._product_now()
             found = inspect_photo(
@@ -164,6 +177,11 @@ class ToolContext:
         raise UnavailableError(
             f"the specification of product {self._judged_by.name!r} keeps changing; try again when nobody sets it"
         )
+
+    @property
+    def unit(self) -> str:
+        """Of the image score and the anomaly map; "" without."""
+        return method_of(self.workspace, self.find_capture().product).unit
 
     @property
     def judged_by(self) -> Product:
@@ -310,8 +328,8 @@ class HasTools(Protocol):
     def tools(self) -> ToolContext: ...
 
 
-def measure_evidence(result: RegionResult, score_id: str) -> MeasureEvidence:
-    """The size of a region of a score's evidence."""
+def measure_evidence(result: RegionResult, score_id: str, scale: ResolvedScale) -> MeasureEvidence:
+    """The size of a region of a score's evidence, and what the golden sample has there."""
     m, region = result.measurement, result.region.id
 
     def rounded(value: float) -> float:
@@ -322,16 +340,48 @@ def measure_evidence(result: RegionResult, score_id: str) -> MeasureEvidence:
 
     x0, y0, x1, y1 = result.extent.box
     size = f"{m.length_mm:.3g} x {m.width_mm:.3g} mm" if m.length_mm and m.width_mm else "scale unknown"
+    quantities = result.described.quantities
     return MeasureEvidence(
         arguments=RegionArguments(region=region, score=score_id),
         numbers=MeasureNumbers(
             length_px=rounded(m.length_px), width_px=rounded(m.width_px), uncertainty_px=rounded(m.uncertainty_px),
             length_mm=if_known(m.length_mm), width_mm=if_known(m.width_mm), area_mm2=if_known(m.area_mm2),
             uncertainty_mm=if_known(m.uncertainty_mm), x0=x0, y0=y0, x1=x1, y1=y1,
-            area_px=m.area_px, place=m.place, method=m.method,
-        ),
-        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}",
+            area_px=m.area_px, place=m.place, method=m.method, **_of_golden(result.golden, scale),
+        ).with_more({q.name: rounded(q.value) for q in quantities}),
+        summary=f"{region}: {m.length_px:.1f} x {m.width_px:.1f} px ({size}), {m.place}"
+        + "".join(f"; {q.label} {q.said}" for q in quantities)
+        + _said_of_golden(result.golden),
     )  # fmt: skip
+
+
+def _of_golden(golden: AgainstGolden, scale: ResolvedScale) -> dict[str, Any]:
+    """What is known of the golden sample, as `MeasureNumbers` has it."""
+    numbers: dict[str, Any] = {}
+    if (moved := golden.moved) is not None:
+        px = moved.distance_px
+        numbers |= {
+            "moved_px": round(px, 1), "moved_x_px": round(moved.dx, 1), "moved_y_px": round(moved.dy, 1),
+            "moved_uncertainty_px": round(moved.uncertainty_px, 2), "moved_direction": moved.direction,
+        } | ({"moved_at_least": True} if moved.at_least else {})  # fmt: skip
+        if (mm := scale.mm_per_px) is not None:
+            u = math.hypot(moved.uncertainty_px * mm, px * mm * scale.uncertainty)
+            numbers |= {"moved_mm": float(f"{px * mm:.3g}"), "moved_uncertainty_mm": float(f"{u:.2g}")}
+    if (outline := golden.outline) is not None and outline.only_golden:
+        numbers |= {"outline_golden": round(outline.golden, 1), "outline_photo": round(outline.photo, 1)}
+    if (component := golden.component) is not None:
+        numbers |= {"component": component.number, "component_name": component.name}
+    return numbers
+
+
+def _said_of_golden(golden: AgainstGolden) -> str:
+    said = ""
+    if golden.moved is not None:
+        least = "at least " if golden.moved.at_least else ""
+        said += f"; an edge lies {least}{golden.moved.distance_px:.3g} px {golden.moved.direction} than on the golden sample"
+    if golden.outline is not None and golden.outline.only_golden:
+        said += "; the golden sample has an outline there that the photo does not show"
+    return said
 
 
 def answer(record: Evidence, **for_the_model: Any) -> Result:

@@ -6,8 +6,8 @@ use, {e4.r1_peak} for the peak of region r1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, model_serializer, model_validator
 
@@ -206,9 +206,20 @@ class ZoomEvidence(_Evidence):
     numbers: ZoomNumbers
 
 
+def _unless_known() -> Any:
+    """Of a number that is written out only where it is known."""
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
 class MeasureNumbers(_Values):
     """The size of a region; mm: None where the scale is unknown. x0, y0, x1, y1: its box as reports have it, query px,
-    exclusive end; place: of that box."""
+    exclusive end; place: of that box. What follows the method is of the golden sample and there only where it holds:
+
+    moved_...: an edge of it lies so far away in the photo, along its normal (moved_x_px right, moved_y_px down), with one
+    standard deviation; moved_at_least: so far or further, because one of the two is hidden. outline_...: how clear the
+    outline of the finding is, grey levels a px, where the golden sample has one that the photo does not show. component,
+    component_name: what of the counted components lies there.
+    """
 
     length_px: float
     width_px: float
@@ -224,6 +235,22 @@ class MeasureNumbers(_Values):
     area_px: int
     place: str
     method: str
+    moved_px: float | None = _unless_known()
+    moved_x_px: float | None = _unless_known()
+    moved_y_px: float | None = _unless_known()
+    moved_uncertainty_px: float | None = _unless_known()
+    moved_mm: float | None = _unless_known()
+    moved_uncertainty_mm: float | None = _unless_known()
+    moved_direction: str | None = _unless_known()
+    moved_at_least: bool | None = _unless_known()
+    outline_golden: float | None = _unless_known()
+    outline_photo: float | None = _unless_known()
+    component: int | None = _unless_known()
+    component_name: str | None = _unless_known()
+
+    def with_more(self, quantities: Mapping[str, float]) -> Self:
+        """The same with what the product's kind measures, by the names of its slots."""
+        return self.model_validate(self.model_dump() | dict(quantities))
 
 
 class MeasureEvidence(_Evidence):
@@ -232,6 +259,12 @@ class MeasureEvidence(_Evidence):
     kind: Literal["measure"] = "measure"
     arguments: RegionArguments
     numbers: MeasureNumbers
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Without what people wrote, and without a bound, which would be read as a size."""
+        bounds = {"moved_px", "moved_x_px", "moved_y_px", "moved_mm"} if self.numbers.moved_at_least else set()
+        return {k: v for k, v in super().slots.items() if k not in bounds | {"component_name"}}
 
 
 def finding_of(finding: str, part_id: str) -> str:

@@ -25,7 +25,7 @@ def measure_tool(
     if not scored.numbers.canonical:
         raise UnknownRecordError(f"{scored.id} used other goldens; score with the nearest ones before measuring")
     result = next(r for r in context.canonical.regions if r.region.id == region)
-    record = measure_evidence(result, scored.id)
+    record = measure_evidence(result, scored.id, context.canonical.scale)
     size = record.numbers
     return answer(
         record,
@@ -35,4 +35,6 @@ def measure_tool(
         width_px=size.width_px,
         length_mm=size.length_mm,
         width_mm=size.width_mm,
+        moved=size.moved_px
+        and f"{'at least ' * bool(size.moved_at_least)}{size.moved_px:.3g} px {size.moved_direction}",
     )

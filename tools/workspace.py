@@ -18,6 +18,7 @@ from cachetools import LRUCache, cachedmethod
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, group_of_part
+from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.frames import GoldenPlace
 from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
@@ -36,7 +37,10 @@ from refdiff.model.difference.scorer import (
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
+from refdiff.model.thermal.palettes import coloured
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
+from refdiff.tools.kinds.readers import reader_of
+from refdiff.tools.kinds.reading import How, Look, Reading
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
 
@@ -45,8 +49,6 @@ _VIEWS_KEPT_BYTES = 128 << 20
 _WARPED_KEPT_BYTES = 64 << 20
 _ALIGNMENTS_KEPT = 512
 _NETWORKS_KEPT = 16  # products; about 10 MB each
-
-Window = tuple[float, float]  # (lo, hi) sample values shown as 0..255
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     shared: bool = False  # whether other processes use the golden bank too
 
     def __post_init__(self) -> None:
-        self._images: LRUCache[tuple[str, Window | None], RgbImage] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
+        self._images: LRUCache[tuple[str, How], Reading] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._fitted: LRUCache[str, list[DifferenceScorer]] = LRUCache(_NETWORKS_KEPT)
@@ -201,18 +203,44 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
                 )
             return self._bank
 
-    def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:
-        """The stored image, decoded with the product's intensity window: (H, W, 3) uint8 RGB, read-only.
+    def kind(self, product: str) -> ProductKind:
+        """Of what kind the files of a product are."""
+        known = self.stores.products.get(product)
+        return known.kind if known else "photo"
 
-        name: what errors call it. Raises UnknownRecordError, DamagedError, ImageError, StorageError.
+    def how(self, product: str) -> How:
+        """How the files of a product are read."""
+        return How.of(self.stores.products.get(product))
+
+    def reading(self, sha256: str, product: str, name: str = "image", how: How | None = None) -> Reading:
+        """The stored file, read as the product's kind reads it; its arrays are read-only.
+
+        name: what errors call it. how: default, as the product is read now. Raises UnknownRecordError, DamagedError,
+        ImageError, StorageError, and InputError for a kind that is not supported yet.
         """
-        return self._decoded(sha256, self._window(product), name)
+        return self._read(sha256, how or self.how(product), name)
 
-    def keep_decoded(self, sha256: str, window: Window | None, image: RgbImage) -> None:
-        """Take a stored image that was decoded elsewhere, with that intensity window, for `image` to give."""
-        image.flags.writeable = False
+    def image(self, sha256: str, product: str, name: str = "image") -> RgbImage:
+        """The picture of a stored file: (H, W, 3) uint8 RGB, read-only. Raises as `reading`."""
+        return self.reading(sha256, product, name).picture
+
+    def look(self, product: str) -> Look | None:
+        """How the values of a product's files are shown; None where their pictures show themselves."""
+        how = self.how(product)
+        return reader_of(how.kind).look(how)
+
+    def shown(self, sha256: str, product: str, name: str = "image") -> RgbImage:
+        """A stored file as people see it: (H, W, 3) uint8 RGB. Raises as `reading`."""
+        reading, look = self.reading(sha256, product, name), self.look(product)
+        if look is None or reading.values is None:
+            return reading.picture
+        return coloured(reading.values, look.span, look.palette)
+
+    def keep_read(self, sha256: str, how: How, reading: Reading) -> None:
+        """Take a stored file that was read elsewhere, that way, for `reading` to give."""
+        reading.freeze()
         with self._cache_lock, contextlib.suppress(ValueError):  # larger than the cache
-            self._images[sha256, window] = image
+            self._images[sha256, how] = reading
 
     def lend(self, picture: RgbImage) -> str:
         """The id by which `picture` finds it, as long as somebody else holds it: it is not stored."""
@@ -226,10 +254,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         return decode_image(self.stores.images.get(sha256), settings=self.model_settings) if lent is None else lent
 
     def golden_image(self, golden: Golden) -> RgbImage:
-        """The photo of a golden, as `image` gives it. Raises DamagedError where it is missing or damaged."""
+        """The picture of a golden, as `image` gives it. Raises DamagedError where it is missing or damaged."""
+        return self.golden_reading(golden).picture
+
+    def golden_reading(self, golden: Golden) -> Reading:
+        """The file of a golden, as `reading` gives it. Raises DamagedError where it is missing or damaged."""
         named = f"golden {golden.golden_id} ({golden.filename})" if golden.filename else f"golden {golden.golden_id}"
         try:
-            return self.image(golden.sha256, golden.product, named)
+            return self.reading(golden.sha256, golden.product, named)
         except (UnknownRecordError, DamagedError) as e:
             what = "missing" if isinstance(e, UnknownRecordError) else "damaged"
             raise DamagedError(
@@ -245,9 +277,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def cache_key(self, sha256: str, product: str) -> tuple[str, bool]:
         """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
-        window = self._window(product)
+        how = self.how(product)
         # deep images depend on the window, which is the product's: they stay in memory only
-        return (f"{sha256}-{window}", False) if window else (sha256, True)
+        return (f"{sha256}-{how.window}{how.rules}", False) if how.window else (sha256, True)
 
     @cachedmethod(
         attrgetter("_alignments"),
@@ -331,18 +363,10 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         settings = self.model_settings
         return PictureCache(settings.cache / "pictures", FEATURE_VERSION, settings.cache_bytes // 10)
 
-    @cachedmethod(
-        attrgetter("_images"), key=lambda self, sha256, window, _: (sha256, window), lock=attrgetter("_cache_lock")
-    )
-    def _decoded(self, sha256: str, window: Window | None, name: str) -> RgbImage:
+    @cachedmethod(attrgetter("_images"), key=lambda self, sha256, how, _: (sha256, how), lock=attrgetter("_cache_lock"))
+    def _read(self, sha256: str, how: How, name: str) -> Reading:
         data = self.stores.images.get(sha256)
-        image = decode_image(data, name=name, window=window, settings=self.model_settings)
-        image.flags.writeable = False
-        return image
-
-    def _window(self, product: str) -> Window | None:
-        known = self.stores.products.get(product)
-        return known.intensity_window if known else None
+        return reader_of(how.kind).read(data, name=name, how=how, settings=self.model_settings).freeze()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -52,7 +52,8 @@ from refdiff.tools.inspection.calibration import (
     with_counts,
     with_pose,
 )
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import problems_of
 from refdiff.tools.inspection.light import other_light
 from refdiff.tools.settings import ToolsSettings

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
-from refdiff.agent.report.schema import ComponentCount, DefectReport, Finding, NamedAs, Verdict
-from refdiff.agent.report.summary import percent, when, with_unit
+from refdiff.agent.report.schema import ComponentCount, DefectReport, EdgeMove, Expected, Finding, NamedAs, Verdict
+from refdiff.agent.report.summary import moved_word, percent, when, with_unit
 from refdiff.memory.records.dispositions import Disposition
 
 
@@ -136,6 +136,8 @@ def _finding(finding: Finding) -> Line:
         _fact("place", place=_word(place.region)),
         _fact("length", length=_size(finding.length_mm, finding.length_px)),
         _fact("width", width=_size(finding.width_mm, finding.width_px)),
+        *([_moved(finding.type, finding.moved)] if finding.moved else []),
+        *(_expected(finding.expected) if finding.expected else []),
         _fact("severity", severity=_word(finding.severity.value)),
         _fact("confidence", confidence=f"{finding.confidence:.2g}"),
         _fact("cause", cause=cause.text) if cause and cause.text else _fact("unknown_cause"),
@@ -161,6 +163,20 @@ def _finding(finding: Finding) -> Line:
         _fact("reasoning", text=finding.reasoning),
     ]
     return [Fact(fact.topic, finding.id, fact.slots) for fact in facts]
+
+
+def _moved(kind: str, moved: EdgeMove) -> Fact:
+    px = with_unit("_px", moved.distance_px)
+    distance = px if moved.distance_mm is None else f"{px} ({with_unit('_mm', moved.distance_mm)})"
+    least = "_least" if moved.at_least else ""
+    return _fact(f"moved_{moved_word(kind, moved)}{least}", distance=distance, direction=_word(moved.direction))
+
+
+def _expected(expected: Expected) -> Line:
+    unknown = Word("something that the photo does not show") if expected.outlined else None
+    named = expected.name or (None if expected.component is None else f"component {expected.component}")
+    what = named or unknown
+    return [] if what is None else [_fact("expected", what=what)]
 
 
 def _counted(count: ComponentCount) -> Fact:

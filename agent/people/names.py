@@ -54,6 +54,10 @@ class DefectNames:
         drawn = ReportFiles(self.workspace).drawing(inspection_id)
         if drawn is not None:
             query, golden, ok, matrix = drawn.query, drawn.golden, report.alignment.ok, drawn.kept.matrix
+            if drawn.values is not None:  # in colours for people: networks compare the pictures that were registered
+                query, golden = (
+                    self.workspace.image(s, report.product) for s in (report.query_sha256, report.reference.sha256)
+                )
         else:  # of an earlier version
             query, golden = (
                 self.workspace.image(s, report.product) for s in (report.query_sha256, report.reference.sha256)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from propcache.api import cached_property
 
-from refdiff.agent.report import pictures
+from refdiff.agent.report import pictures, values
 from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
+from refdiff.agent.report.values import Values
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.vision.regions import map_size, on_map
@@ -34,6 +35,7 @@ class Drawing:
     golden: RgbImage
     kept: KeptDifference
     examples: Mapping[str, RgbImage] = field(default_factory=dict)
+    values: Values | None = None  # of a product whose files are measured; `query` and `golden` show them in colours
 
     @cached_property
     def registered(self) -> RgbImage:
@@ -67,16 +69,24 @@ class Drawing:
     @cached_property
     def _overlay(self) -> RgbImage:
         findings, kept = self.report.findings, self.kept
+        if self.values is not None:
+            drawn = pictures.overlay(self.query, findings, kept.outlines or ())
+            factor = pictures.display_scale(*self.query.shape[:2])
+            return values.overlay(self.values, drawn, findings, factor)
         if kept.outlines is None:
             return pictures.overlay(self.query, findings, anomaly_map=kept.anomaly_map, threshold=kept.threshold)
         return pictures.overlay(self.query, findings, kept.outlines, components=self.report.components)
 
     @cached_property
     def _heatmap(self) -> RgbImage:
+        if self.values is not None:
+            return values.difference(self.values, self.kept.threshold, self.report.unit)
         return pictures.heatmap(self.query, self.kept.anomaly_map, self.kept.threshold)
 
     @cached_property
     def _side_by_side(self) -> RgbImage:
+        if self.values is not None:
+            return values.side_by_side(self.values, self.report.findings, registered=self.report.alignment.ok)
         return pictures.side_by_side(self.reference, self.query, registered=self.report.alignment.ok)
 
     def _page(self) -> bytes:

@@ -73,7 +73,7 @@ def overlay(
     Returns (H * s, W * s, 3) uint8 with s = display_scale(H, W). Tags never leave the picture.
     """
     scale = display_scale(*query.shape[:2])
-    canvas = _resize(query, scale)
+    canvas = resized(query, scale)
     if anomaly_map is not None and threshold is not None:
         _check_map(query, anomaly_map)
         _draw_outline(canvas, anomaly_map, threshold)
@@ -83,7 +83,7 @@ def overlay(
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     line = max(2, round(max(height, width) / 280))
-    font = _font(max(16, round(max(height, width) / 36)))
+    font = font_of(max(16, round(max(height, width) / 36)))
     counted: list[tuple[str, Box]] = []
     for miscounted in (c for c in components if c.wrong):
         for place in miscounted.seen:
@@ -119,7 +119,7 @@ def heatmap(query: RgbImage, anomaly_map: NDArray[np.float32], threshold: float 
         raise ValueError(f"heatmap threshold is {threshold}; it must be a finite number above 0, or None")
     top = HEAT_SPAN * threshold if threshold is not None else max(float(anomaly_map.max()), 1e-9)
     scale = display_scale(*query.shape[:2])
-    base = _resize(query, scale)
+    base = resized(query, scale)
     height, width = base.shape[:2]
     level = np.clip(anomaly_map / top, 0.0, 1.0).astype(np.float32)
     level = cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -143,10 +143,10 @@ def side_by_side(reference: RgbImage, query: RgbImage, label: str = "Part", *, r
     """
     labels = (f"Reference ({'registered' if registered else 'not registered'})", label)
     scale = display_scale(*query.shape[:2])
-    right = _resize(query, scale)
+    right = resized(query, scale)
     left = _fit(reference, right.shape[0], right.shape[1])
     gap = max(6, right.shape[1] // 80)
-    panels = [np.concatenate([_header(p.shape[1], text), p]) for p, text in zip((left, right), labels, strict=True)]
+    panels = [titled(p, text) for p, text in zip((left, right), labels, strict=True)]
     spacer = np.full((panels[0].shape[0], gap, 3), 255, dtype=np.uint8)
     return np.concatenate([panels[0], spacer, panels[1]], axis=1)
 
@@ -169,7 +169,7 @@ def crops(query: RgbImage, reference: RgbImage, box: Box, margin: float = 0.6, m
     pair: list[RgbImage] = []
     for source in (query, reference):
         # nearest neighbour would invent edges, smoothing would hide them: cubic is the usual middle
-        part = Image.fromarray(_resize(source[top:bottom, left:right], factor, cv2.INTER_CUBIC))
+        part = Image.fromarray(resized(source[top:bottom, left:right], factor, cv2.INTER_CUBIC))
         _draw_box(ImageDraw.Draw(part), (outline[0], outline[1], outline[2], outline[3]), 2, ORANGE)
         pair.append(np.asarray(part))
     return CropPair(query=pair[0], reference=pair[1], region=(left, top, right, bottom))
@@ -178,7 +178,7 @@ def crops(query: RgbImage, reference: RgbImage, box: Box, margin: float = 0.6, m
 def page_image(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
     """Encoded bytes for a page: PNG up to 0.3 megapixels, else JPEG; no side longer than max_side px."""
     scale = min(1.0, max_side / max(image.shape[:2]))
-    shown = _resize(image, scale) if scale < 1 else image
+    shown = resized(image, scale) if scale < 1 else image
     if shown.shape[0] * shown.shape[1] <= 300_000:
         return encode_png(shown)
     buffer = io.BytesIO()
@@ -190,7 +190,7 @@ def plain_jpeg(image: RgbImage, max_side: int = MAX_LONG_SIDE) -> bytes:
     """The image as a JPEG, nothing drawn on it."""
     scale = min(1.0, max_side / max(image.shape[:2]))
     buffer = io.BytesIO()
-    picture = Image.fromarray(_resize(image, scale) if scale < 1 else image)
+    picture = Image.fromarray(resized(image, scale) if scale < 1 else image)
     picture.save(buffer, format="JPEG", quality=92, subsampling=0)
     return buffer.getvalue()
 
@@ -219,7 +219,8 @@ def _check_map(query: RgbImage, anomaly_map: NDArray[np.float32]) -> None:
         raise ValueError(f"anomaly map is {anomaly_map.shape}, the query is {query.shape[:2]} (H, W); score it again")
 
 
-def _resize(image: RgbImage, scale: float, enlarge: int = cv2.INTER_LINEAR) -> RgbImage:
+def resized(image: RgbImage, scale: float, enlarge: int = cv2.INTER_LINEAR) -> RgbImage:
+    """The image (H, W, 3) times `scale`."""
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else enlarge
     return np.ascontiguousarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
@@ -234,7 +235,7 @@ def _resize_map(level: NDArray[np.float32], scale: float) -> NDArray[np.float32]
 def _fit(image: RgbImage, height: int, width: int) -> RgbImage:
     if image.shape[:2] == (height, width):
         return image
-    inner = _resize(image, min(height / image.shape[0], width / image.shape[1]))[:height, :width]
+    inner = resized(image, min(height / image.shape[0], width / image.shape[1]))[:height, :width]
     canvas = np.full((height, width, 3), 235, dtype=np.uint8)
     top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
     canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
@@ -257,7 +258,8 @@ def _to_picture(place: Location, scale: float, size: tuple[int, int]) -> Box:
     return _clamp_box((x0, y0, x1, y1), *size)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all pictures, `size` px."""
     return ImageFont.load_default(size)
 
 
@@ -365,10 +367,15 @@ def _colours(level: NDArray[np.float32]) -> RgbImage:
     ).astype(np.uint8)
 
 
+def titled(picture: RgbImage, text: str) -> RgbImage:
+    """A picture (H, W, 3) with a title above."""
+    return np.concatenate([_header(picture.shape[1], text), picture])
+
+
 def _header(width: int, text: str) -> RgbImage:
     size = max(13, min(26, width // 30))
     strip = Image.new("RGB", (width, 2 * size), _INK)
-    font = _font(size)
+    font = font_of(size)
     draw = ImageDraw.Draw(strip)
     while len(text) > 4 and draw.textlength(text, font=font) > width - size:
         text = text[:-4].rstrip() + "..."
@@ -387,7 +394,7 @@ def _colour_bar(width: int, threshold: float | None) -> RgbImage:
     colours = cv2.addWeighted(_colours(ramp), _HEAT_OPACITY, grey, 1.0 - _HEAT_OPACITY, 0.0)
     top = int(size * 1.9)
     strip.paste(Image.fromarray(np.asarray(colours, dtype=np.uint8)), (pad, top))
-    draw, font = ImageDraw.Draw(strip), _font(size)
+    draw, font = ImageDraw.Draw(strip), font_of(size)
     if threshold is None:
         title, ticks = "Difference (no threshold yet)", {0.0: "0", 1.0: "max of this image"}
     else:

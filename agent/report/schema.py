@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refdiff.memory.kinds import ProductKind
 from refdiff.tools.evidence import Evidence
+from refdiff.tools.kinds.conditions import Stated
+from refdiff.tools.kinds.reading import Quantity
 
 SCHEMA_VERSION = "1.0"
 
@@ -34,6 +37,11 @@ class Severity(StrEnum):
     MAJOR = "major"
     CRITICAL = "critical"
     UNRATED = "unrated"
+
+
+def _nothing(value: object) -> bool:
+    """Left out of the JSON: a report without it is what it ever was."""
+    return not value
 
 
 class _Model(BaseModel):
@@ -85,6 +93,34 @@ class NamedAs(_Model):
     like: LikeFinding  # the nearest finding of that name
 
 
+class EdgeMove(_Model):
+    """An edge of the golden sample that lies elsewhere in the photo, along its normal; for a fill level, the level.
+
+    x_px: right, y_px: down, in the photo. Uncertainties are one standard deviation. mm: None where the scale is unknown.
+    at_least: so far or further the same way, because it is hidden in the photo or in the golden sample.
+    """
+
+    distance_px: float
+    x_px: float
+    y_px: float
+    uncertainty_px: float
+    distance_mm: float | None = None
+    uncertainty_mm: float | None = None
+    at_least: bool = Field(default=False, exclude_if=_nothing)
+    direction: str  # "lower", "higher", "further left", "further right", "lower and further left", ...
+    evidence: str  # id of the record that measured it
+
+
+class Expected(_Model):
+    """What the golden sample has where something is missing. place: the expected place in the photo."""
+
+    place: Location
+    component: int | None = None  # number of the counted component that lies there
+    name: str | None = None  # what people called it
+    outlined: bool  # measured: the golden sample has an outline there that the photo does not show
+    evidence: str
+
+
 class Finding(_Model):
     id: str
     type: str
@@ -106,6 +142,10 @@ class Finding(_Model):
     zone: str | None = None
     seen_before: SeenBefore | None = None
     reported_by: Literal["llm", "system"] = "system"
+    moved: EdgeMove | None = Field(default=None, exclude_if=_nothing)  # only where it was measured
+    expected: Expected | None = Field(default=None, exclude_if=_nothing)  # only of what is missing
+    # what the product's kind measures besides; the first is what limits and summaries speak of
+    quantities: list[Quantity] = Field(default=[], exclude_if=_nothing)
 
 
 class ComponentCount(_Model):
@@ -232,3 +272,9 @@ class DefectReport(_Model):
     artefacts: Artefacts
     software: Software
     specification: Specification | None = None
+    kind: ProductKind = Field(default="photo", exclude_if=lambda kind: kind == "photo")  # of the product
+    unit: str = Field(default="", exclude_if=_nothing)  # of image_score, threshold and anomaly map
+    conditions: list[Stated] = Field(
+        default=[], exclude_if=_nothing
+    )  # that measured values rest on, with who stated them
+    notes: list[str] = Field(default=[], exclude_if=_nothing)  # what people must know of the comparison

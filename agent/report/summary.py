@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from refdiff.agent.report.schema import (
     ComponentCount,
     DefectReport,
+    EdgeMove,
+    Expected,
     Finding,
     Judge,
     NamedAs,
@@ -21,19 +23,23 @@ from refdiff.agent.report.schema import (
 )
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.tools.evidence import finding_of
 from refdiff.tools.inspection.components import said_count
 
 MISSING = "–"
 NO_FINDINGS = "No findings."
 
-_UNITS = (("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"))
+_UNITS = (
+    ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"), ("_c", " °C"),
+)  # fmt: skip
 BASIS_WORDS = {
     VerdictBasis.ANOMALY: "image score against the calibration",
     VerdictBasis.LIMIT: "limit of the product specification",
     VerdictBasis.LLM_DISAGREEMENT: "language model and image score disagree",
     VerdictBasis.SYSTEM: "calibration or set-up needs attention",
 }
+_SOURCES = {"file": "from the file", "product": "stated by the specification", "capture": "stated with the file"}
 _SCALE_SOURCES = {"capture": "given with the photo", "golden": "from the golden sample, through the registration"}
 _VIA = {"endpoint": "served endpoint", "embedded": "embedded model"}
 _DECISIONS = {"accept": "accepted", "override": "overridden"}
@@ -117,13 +123,14 @@ def review_page(public_url: str | None, inspection_id: str) -> str | None:
 def facts(report: DefectReport) -> list[Fact]:
     """What the verdict rests on, in the order in which it is read."""
     alpha, reading, n = report.alpha, report.llm_reading, len(report.references)
-    threshold = "" if report.threshold is None else f"threshold {number(report.threshold)}"
+    unit = f" {report.unit}" if report.unit else ""
+    threshold = "" if report.threshold is None else f"threshold {number(report.threshold)}{unit}"
     promised = f"alpha {number(alpha.requested)} requested, {number(alpha.attained)} attained"
     calibrated = f", {counted(report.n_calibration, 'good part')}" if report.n_calibration else ""
     compared = f", {n} references compared" if n > 1 else ""
     found = [
         Fact("Decided by", BASIS_WORDS[report.verdict_basis]),
-        Fact("Image score", number(report.image_score), threshold),
+        Fact("Image score", number(report.image_score) + unit, threshold),
         Fact("p-value", "not calibrated" if report.p_value is None else number(report.p_value), promised + calibrated),
         Fact("Reference", report.reference.golden_id, f"similarity {number(report.reference.similarity, 3)}{compared}"),
         _registration(report),
@@ -133,6 +140,8 @@ def facts(report: DefectReport) -> list[Fact]:
     if report.components:
         counted_first = sorted(report.components, key=lambda c: not c.wrong)
         found.insert(1, Fact("Counted", "; ".join(map(count_text, counted_first))))
+    found += [Fact(c.label, f"{number(c.value)} {c.unit}".rstrip(), _SOURCES[c.source]) for c in report.conditions]
+    found += [Fact("Note", note) for note in report.notes]
     if reading:
         seen = f"defect, {spaced(reading.type)}" if reading.defect else "no defect"
         unsure = "" if reading.counts else ", too low to count"
@@ -141,14 +150,48 @@ def facts(report: DefectReport) -> list[Fact]:
 
 
 def finding_line(finding: Finding) -> str:
-    """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`."""
+    """`missing component: 3.20 × 0.40 mm (± 0.10), upper left, major, within limits`; of a kind that measures more, that
+    first: `hot spot: +12.3 ± 0.8 K, ...`."""
     within = ", within limits" if finding.within_limits else ""
-    return f"{called(finding)}: {size(finding)}, {finding.location.region}, {finding.severity.value}{within}"
+    first = f"{finding.quantities[0].said}, " if finding.quantities else ""
+    moved = f", {moved_text(finding.type, finding.moved)}" if finding.moved else ""
+    return (
+        f"{called(finding)}: {first}{size(finding)}, {finding.location.region}, {finding.severity.value}{moved}{within}"
+    )
 
 
 def called(finding: Finding) -> str:
     """The customer's own name of a finding, else its type in words."""
     return finding.named.name if finding.named else spaced(finding.type)
+
+
+def moved_text(kind: str, moved: EdgeMove) -> str:
+    """`level 14 px (2.1 mm) lower`, `level at least 14 px lower`; of any other type than a fill level `edge 14 px lower`."""
+    mm = "" if moved.distance_mm is None else f" ({with_unit('_mm', moved.distance_mm)})"
+    least = "at least " if moved.at_least else ""
+    return f"{moved_word(kind, moved)} {least}{with_unit('_px', moved.distance_px)}{mm} {moved.direction}"
+
+
+def moved_word(kind: str, moved: EdgeMove) -> str:
+    """What moved; a bound is measured of levels alone, whatever the finding is called since."""
+    return "level" if kind == WRONG_FILL_LEVEL or moved.at_least else "edge"
+
+
+def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | None) -> list[str]:
+    """What was measured against the golden sample, as sentences: `The level is 14 px (2.1 mm) lower than on the golden
+    sample.`, `The golden sample shows a part there (box 20, 30, 60, 70 px) that the photo does not show.`"""
+    said = []
+    if moved is not None:
+        article = "The level is" if moved_word(kind, moved) == "level" else "An edge is"
+        hidden = ", and hidden in one of the two" if moved.at_least else ""
+        said.append(f"{article} {moved_text(kind, moved).split(' ', 1)[1]} than on the golden sample{hidden}.")
+    if expected is not None:
+        at = expected.place
+        box = f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px"
+        what = expected.name or (None if expected.component is None else f"component {expected.component}")
+        shown = " that the photo does not show" if expected.outlined else ""
+        said.append(f"The golden sample shows {what or 'something'} there ({box}){shown}.")
+    return said
 
 
 def named_text(named: NamedAs) -> str:

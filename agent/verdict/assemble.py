@@ -12,6 +12,8 @@ from refdiff.agent.report.schema import (
     Alpha,
     Cause,
     ComponentCount,
+    EdgeMove,
+    Expected,
     Finding,
     LikeFinding,
     LlmReading,
@@ -25,7 +27,7 @@ from refdiff.agent.report.schema import (
     Verdict,
     VerdictBasis,
 )
-from refdiff.agent.report.summary import count_text, counted, sentence_case, spaced, with_unit
+from refdiff.agent.report.summary import count_text, counted, golden_sentences, sentence_case, spaced, with_unit
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.decide import (
     Decision,
@@ -38,10 +40,10 @@ from refdiff.agent.verdict.decide import (
 from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.records.captures import Capture
-from refdiff.model.defect_types import UNKNOWN
+from refdiff.model.defect_types import MISSING_COMPONENT, UNKNOWN
 from refdiff.model.images import Box
 from refdiff.tools.context import ToolContext, measure_evidence
-from refdiff.tools.evidence import Evidence, MeasureEvidence, ScoreEvidence, SimilarEvidence
+from refdiff.tools.evidence import Evidence, MeasureEvidence, MeasureNumbers, ScoreEvidence, SimilarEvidence
 from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
@@ -63,7 +65,7 @@ def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[
     assert score_id is not None
     for result in canonical.regions:
         if _measure_id(complete, score_id, result) is None:
-            add(measure_evidence(result, score_id))
+            add(measure_evidence(result, score_id, canonical.scale))
         if _similar(complete, score_id, result) is None:
             similar = tools.similar_evidence(result, score_id)
             if similar is not None:
@@ -101,6 +103,33 @@ def _similar(evidence: Sequence[Evidence], score_id: str, result: RegionResult) 
     return next((e for e in found if (e.arguments.score, e.arguments.region) == wanted), None)
 
 
+def _measured(evidence: Sequence[Evidence], measure_id: str) -> MeasureNumbers:
+    return next(e.numbers for e in evidence if isinstance(e, MeasureEvidence) and e.id == measure_id)
+
+
+def _edge_move(numbers: MeasureNumbers, measure_id: str) -> EdgeMove | None:
+    if numbers.moved_px is None:
+        return None
+    return EdgeMove(
+        distance_px=numbers.moved_px, x_px=numbers.moved_x_px or 0.0, y_px=numbers.moved_y_px or 0.0,
+        uncertainty_px=numbers.moved_uncertainty_px or 0.0, distance_mm=numbers.moved_mm,
+        uncertainty_mm=numbers.moved_uncertainty_mm, direction=numbers.moved_direction or "", evidence=measure_id,
+        at_least=bool(numbers.moved_at_least),
+    )  # fmt: skip
+
+
+def _expected(
+    kind: str, registered: bool, numbers: MeasureNumbers, place: Location, measure_id: str
+) -> Expected | None:
+    """What the golden sample has where something is missing; None where it does not tell."""
+    outlined = numbers.outline_golden is not None
+    if kind != MISSING_COMPONENT or not registered or not (outlined or numbers.component is not None):
+        return None
+    return Expected(
+        place=place, component=numbers.component, name=numbers.component_name, outlined=outlined, evidence=measure_id
+    )
+
+
 def _named(similar: SimilarEvidence | None) -> NamedAs | None:
     """The name that a region takes, with the finding that it is like."""
     if similar is None or similar.numbers.name is None:
@@ -122,6 +151,7 @@ class ClaimedRegion:
     type: str  # the model's word for it; where it has none, the difference network's
     measured: Rated  # as a defect of unknown type
     rated: Rated  # as a defect of that type
+    registered: bool  # the nearest golden sample lies on the photo
 
 
 def claimed_regions(
@@ -138,9 +168,17 @@ def claimed_regions(
     regions = []
     for result in canonical.regions:
         said = about.get(result.region.id)
-        kind = said.type if said and said.type != UNKNOWN else result.region.type
-        regions.append(ClaimedRegion(result, said, kind, _rate(spec, result, UNKNOWN), _rate(spec, result, kind)))
+        kind = _type_of(result, said)
+        measured, rated = _rate(spec, result, result.described.called or UNKNOWN), _rate(spec, result, kind)
+        regions.append(ClaimedRegion(result, said, kind, measured, rated, canonical.comparison.nearest.alignment.ok))
     return regions
+
+
+def _type_of(result: RegionResult, claim: CheckedClaim | None) -> str:
+    """What was measured, else what was claimed, else what the difference network takes it for."""
+    if result.described.called is not None:
+        return result.described.called
+    return claim.type if claim and claim.type != UNKNOWN else result.region.type
 
 
 def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
@@ -153,6 +191,8 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
         length_px=m.length_px,
         area_px=m.area_px,
         zones=result.zones,
+        places=result.places,
+        quantities={q.name: q.value for q in result.described.quantities},
     )
 
 
@@ -163,22 +203,31 @@ def _finding(
     evidence: list[str],
     threshold: float,
     named: NamedAs | None,
+    numbers: MeasureNumbers,
+    measure_id: str,
 ) -> Finding:
-    """by_llm: the claim, if there is one, is a model's. named: what people call defects like it."""
+    """by_llm: the claim, if there is one, is a model's. named: what people call defects like it. numbers: of its
+    measurement, the evidence of that id."""
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
-    kind = claim.type if claim and claim.type != UNKNOWN else result.region.type
+    kind, quantities = _type_of(result, claim), list(result.described.quantities)
     x0, y0, x1, y1 = result.extent.box
+    moved, place = _edge_move(numbers, measure_id), Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place)
+    expected = _expected(kind, region.registered, numbers, place, measure_id)
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
-    plain = f"{sentence_case(named.name if named else spaced(kind))}, {length} long, {m.place}."
-    measured = f"The difference peaks at {result.region.peak:.3f} (threshold {threshold:.3f})."
+    first = f"{quantities[0].said}, " if quantities else ""
+    plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
+    unit = f" {quantities[0].unit}" if quantities else ""
+    measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
         id=f"f{number}",
         type=kind,
         named=named,
-        description=(claim and claim.description) or plain,
-        location=Location(x0=x0, y0=y0, x1=x1, y1=y1, region=m.place),
+        description=" ".join([(claim and claim.description) or plain, *golden_sentences(kind, moved, expected)]),
+        location=place,
+        moved=moved,
+        expected=expected,
         area_px=m.area_px,
         length_mm=m.length_mm,
         width_mm=m.width_mm,
@@ -191,7 +240,8 @@ def _finding(
         probable_cause=Cause(text=cause, basis="the model's reading of the pictures, not measured") if cause else None,
         reasoning=" ".join(t for t in (said, measured, f"{_label(number, kind)} {rated.why}.") if t),
         within_limits=rated.within,
-        zone=", ".join(result.zones) or None,
+        zone=", ".join(result.places) or None,
+        quantities=quantities,
         reported_by="llm" if claim else "system",
     )
 
@@ -317,7 +367,9 @@ def assemble(
             cited.append(similar.id)
         if claim and claim.severity not in (Severity.UNRATED, rated.severity):
             dropped.append(f"severity {claim.severity} of {claim.region}: by the specification it is {rated.severity}")
-        findings.append(_finding(number, region, by_llm, cited, canonical.threshold, _named(similar)))
+        numbers = _measured(evidence, measure_id)
+        named = _named(similar)
+        findings.append(_finding(number, region, by_llm, cited, canonical.threshold, named, numbers, measure_id))
     matched = [r.claim for r in regions]
     dropped += [
         f"finding at {c.region}: not a region of the comparison with the nearest goldens"
@@ -352,6 +404,10 @@ def assemble(
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
         "evidence": evidence,
+        "kind": context.tools.judged_by.kind,
+        "unit": context.tools.unit,
+        "conditions": list(canonical.remarks.conditions),
+        "notes": list(canonical.remarks.notes),
         "specification": Specification(
             version=context.tools.judged_by.spec_version, sha256=context.tools.judged_by.digest
         ),
@@ -368,4 +424,5 @@ def _reasoning(canonical: PhotoInspection, decision: Decision, said: str) -> str
     ]
     if canonical.scale.mm_per_px is None:
         facts.append("The scale is unknown, so sizes are in pixels.")
+    facts += [f"{sentence_case(note)}." for note in canonical.remarks.notes]
     return " ".join([*facts, *([f"Language model: {said}"] if said else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from refdiff.agent.report.schema import LlmReading, Severity, Verdict, VerdictBasis
@@ -66,15 +67,20 @@ def rate_finding(
     length_px: float,
     area_px: float,
     zones: list[str],
+    places: Sequence[str] = (),
+    quantities: Mapping[str, float] | None = None,
 ) -> Rated:
-    """Severity and acceptance from the specification: critical zones first, then the first limit that fits."""
+    """Severity and acceptance from the specification: critical zones first, then the first limit that fits.
+
+    zones: critical ones that it touches; places: all that limits may be about. quantities: what the product's kind measures.
+    """
     if zones:
         return Rated(Severity.CRITICAL, False, True, f"lies in critical zone {', '.join(zones)}")
     exceeded: list[_Size] = []
     for limit in spec.limits:
-        if limit.type not in ("any", type):
+        if limit.type not in ("any", type) or limit.zone not in (None, *places):
             continue
-        sizes = _sizes(limit, length_mm, width_mm, length_px, area_px)
+        sizes = _sizes(limit, length_mm, width_mm, length_px, area_px) + _measured(limit, quantities or {})
         over = [s for s in sizes if s.value is not None and s.value > s.maximum]
         if over:
             exceeded = exceeded if limit.reject else over
@@ -106,6 +112,16 @@ def _sizes(
         (width_mm, limit.max_width_mm, "mm", "wide"),
         (length_px, limit.max_length_px, "px", "long"),
         (area_px, limit.max_area_px, "px²", "in area"),
+    )
+    return [_Size(value, maximum, unit, what) for value, maximum, unit, what in pairs if maximum is not None]
+
+
+def _measured(limit: Limit, quantities: Mapping[str, float]) -> list[_Size]:
+    """What the product's kind measures beside the maxima of a limit; a limit of another kind fits nothing."""
+    delta = quantities.get("delta_k")
+    pairs = (
+        (None if delta is None else abs(delta), limit.max_delta_k, "K", "off its golden sample"),
+        (quantities.get("extreme_c"), limit.max_temperature_c, "°C", "at its hottest"),
     )
     return [_Size(value, maximum, unit, what) for value, maximum, unit, what in pairs if maximum is not None]
 

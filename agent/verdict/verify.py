@@ -166,7 +166,7 @@ def prose_problem(text: str) -> str | None:
     return None
 
 
-_UNIT = re.compile(r"_(?:mm2?|px|deg)$")
+_UNIT = re.compile(r"_(?:mm2?|px|deg|k|c)$")
 
 
 def _named(key: str, value: float | int | str | bool, before: str) -> str:

@@ -179,9 +179,12 @@ class InspectionQueue:
     # -- jobs
 
     def enqueue(self, job: Job) -> None:
-        """Say that the journal holds a job."""
-        ahead = self._jobs.ahead_of(job)
-        self._report(job.inspection_id, "queued", f"inspections ahead of it: {ahead}", "queued")
+        """Say that the journal holds a job. It is accepted: that this cannot be counted or told is no error."""
+        try:
+            said = f"inspections ahead of it: {self._jobs.ahead_of(job)}"
+        except RefDiffError as e:
+            said = f"accepted; {e}"
+        self._report(job.inspection_id, "queued", said, "queued")
         self.look()
 
     def look(self) -> None:
@@ -299,6 +302,8 @@ class InspectionQueue:
                 if not told:
                     log.warning("the lease of %s could not be renewed: %s", self.worker, e)
                 told = True
+                # nor could others renew theirs: who lives says so first once the journal is there again
+                self._next_crash_look = time.monotonic() + self._lease_s
             if self._ended.wait(self._lease_s / 3):
                 return
 

@@ -58,6 +58,8 @@ class PostgresServer:
             address = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
         except (ArgumentError, ValueError) as e:  # ValueError: the port
             raise UnavailableError("REFDIFF_DATABASE_URL: write postgresql://user:password@host/name") from e
+        if "@" in (address.host or ""):  # the rest of a password, which no message may show
+            raise UnavailableError("REFDIFF_DATABASE_URL: percent-encode user name and password (@ is %40)")
         self.shown = f"{address.host or address.query.get('host') or 'localhost'}/{address.database or ''}"
         self._given = address
         # each statement sees what was committed before it: what follows the wait for the turn sees the last writer's work

@@ -110,6 +110,8 @@ class SqliteFile:
             return self._reading()
         conn = self._connected(str(self._file))
         try:
+            if not conn.execute("PRAGMA page_count").fetchone()[0]:  # only a new file takes it
+                conn.execute("PRAGMA auto_vacuum=INCREMENTAL")
             _enter_wal(conn, self._busy_timeout_s)
             conn.execute("PRAGMA synchronous=FULL")
             conn.execute("PRAGMA foreign_keys=ON")
@@ -172,6 +174,21 @@ def empty_log(conn: Connection) -> None:
     """Bring what is in the log into the file, and the log to 0 bytes. Waits for readers, no longer than for a writer."""
     user_version(conn)  # a connection sees the log from its first read on
     conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def free_bytes(conn: Connection) -> int:
+    """Bytes of the file that hold nothing: they are written to again before it grows."""
+    pages, size = (conn.exec_driver_sql(f"PRAGMA {of}").scalar_one() for of in ("freelist_count", "page_size"))
+    return int(pages) * int(size)
+
+
+def give_back(conn: Connection, pages: int) -> bool:
+    """Cut free pages off the file, at most so many, within a write transaction; False if none was, e.g. as an earlier
+    version made the file."""
+    before = free_bytes(conn)
+    # each page is a step of the statement
+    conn.connection.driver_connection.execute(f"PRAGMA incremental_vacuum({pages:d})").fetchall()  # type: ignore[union-attr]
+    return free_bytes(conn) < before
 
 
 def leave_wal(path: Path) -> None:

@@ -82,6 +82,7 @@ products = _table(
     _count("spec_version", server_default=text("0")),
     _text("updated_at"),
     _text("component_names", server_default="{}"),  # with what it takes to recognise each in a later calibration
+    _text("kind", server_default="photo"),  # of its files
 )
 captures = _table(
     "captures",

@@ -136,8 +136,8 @@ class JobStore:
     ) -> Job | None:
         """Take a job for `worker`, and count the attempt: that one if it is open, else the next in order; None without one.
 
-        Next is the oldest of the lowest priority that is due and has no older open job of its line. alone: nothing else is
-        at work in this process: a crash of a job that crashed before is then its own. lease_s: see `keep`.
+        Next is the oldest of the lowest priority that is due and whose line has no older open job, nor one that runs. alone:
+        nothing else is at work in this process: a crash of a job that crashed before is then its own. lease_s: see `keep`.
         """
         if inspection_id is None and not self._has_due():
             return None  # the usual case of an idle worker takes no lock
@@ -333,10 +333,10 @@ _LAST = select(func.coalesce(func.max(_OTHER.c.seq), 0) + 1).scalar_subquery()  
 
 
 def _next(now: ColumnElement[float]) -> ColumnElement[bool]:
-    """Jobs that may be taken: due ones without an older open job of their line."""
-    older = (_OTHER.c.line == _J.line) & _OTHER.c.state.in_(OPEN) & (_OTHER.c.seq < _J.seq)
+    """Jobs that may be taken: due ones without an older open job of their line, or one that runs."""
+    before = or_(_OTHER.c.state == "running", (_OTHER.c.state == "queued") & (_OTHER.c.seq < _J.seq))
     due = or_(_J.not_before.is_(None), _J.not_before <= now)
-    return (_J.state == "queued") & due & or_(_J.line.is_(None), ~exists().where(older))
+    return (_J.state == "queued") & due & or_(_J.line.is_(None), ~exists().where(_OTHER.c.line == _J.line, before))
 
 
 def _lost(now: ColumnElement[float]) -> ColumnElement[bool]:

@@ -26,7 +26,7 @@ LEARNED, APPROVAL = "learned", "approval"  # kinds of audit records; their table
 _I, _D, _B = t.inspections.c, t.dispositions.c, t.blind_checks.c
 _L, _A = t.learned.c, t.approvals.c
 
-_CONSENTS = union_all(
+CONSENTS = union_all(
     select(_D.inspection_id, _D.decided_by.label("by"), _D.reason, _D.created_at.label("at"),
            literal("disposition").label("source")).where(_D.as_reference),
     select(_B.inspection_id, _B.judged_by, func.coalesce(_B.note, ""), _B.judged_at,
@@ -130,7 +130,7 @@ class AdoptionStore:
     def consented(self) -> list[str]:
         """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first."""
         with self._db.connection() as conn:
-            c = _CONSENTS.c
+            c = CONSENTS.c
             found = conn.scalars(
                 select(c.inspection_id)
                 .join(t.approvals, _A.inspection_id == c.inspection_id)
@@ -142,7 +142,7 @@ class AdoptionStore:
     def waiting(self, inspection_id: str | None = None) -> list[WaitingReference]:
         """Photos that wait for an admin or a second person, the longest waiting first; of all inspections, or of one."""
         with self._db.connection() as conn:
-            c = _CONSENTS.c
+            c = CONSENTS.c
             proposed = (
                 select(c.inspection_id, _I.part_id, _I.product, c.by, c.reason, c.at, c.source)
                 .join(t.inspections, _I.inspection_id == c.inspection_id)
@@ -172,7 +172,7 @@ class AdoptionStore:
         if not by:
             raise InputError(f"reference of inspection {inspection_id}: who decides is missing")
         with self._db.transaction() as conn:
-            c = _CONSENTS.c
+            c = CONSENTS.c
             proposed = conn.scalars(select(c.by).where(c.inspection_id == inspection_id)).all()
             if not proposed:
                 raise UnknownRecordError(

@@ -66,6 +66,8 @@ class Calibration:
     per_miscount: float = 0.0  # what one too many or too few of a component adds to the image score
     # goldens that register to none of those they were compared with; None if measured by earlier versions
     unregistered: list[str] | None = None
+    # edge correlation -1..1 of each part with the other that it fits best, sorted; empty if measured by earlier versions
+    edges: list[float] = field(default_factory=list)
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 
@@ -139,6 +141,8 @@ def _extra(c: Calibration) -> str:
         more |= {"components": _packed(c.components), "per_miscount": c.per_miscount}
     if c.unregistered is not None:
         more["unregistered"] = c.unregistered
+    if c.edges:
+        more["edges"] = c.edges
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)
@@ -163,6 +167,7 @@ def _calibration(row: Row[Any]) -> Calibration:
         components=_unpacked(extra.get("components", [])),
         per_miscount=extra.get("per_miscount", 0.0),
         unregistered=extra.get("unregistered"),
+        edges=extra.get("edges", []),
         # earlier versions kept p-values of marks: they are drawn anew when asked for
         marks=[MarksFound(**m) for m in extra.get("marks", []) if "scores" in m],
     )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from refdiff.memory.audit_chain import append
+from refdiff.memory.audit_chain import append, check_not_removed
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.records.products import known_name
@@ -87,9 +87,14 @@ def check_defect_name(name: str) -> str:
     return check_given_name(name, "a defect")
 
 
+def plain_name(name: str) -> str:
+    """`name` as it is kept and looked up: NFC, with single blanks and none at its ends."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def check_given_name(name: str, of: str) -> str:
     """The same for what people call anything else. of: what it is, for the message."""
-    plain = " ".join(unicodedata.normalize("NFC", name).split())
+    plain = plain_name(name)
     if len(plain) > MAX_NAME or not _NAME.fullmatch(_without_marks(plain)):
         raise InputError(
             f"name of {of} {name[:80]!r}: 1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-, beginning "
@@ -219,8 +224,11 @@ _NEWEST = select(t.defect_names).where(
 )
 
 
+NAMED_NOW = _NEWEST.where(_N.name.is_not(None))  # the findings that have a name
+
+
 def _current(conn: Connection, product: str | None) -> list[Naming]:
-    named = _NEWEST.where(_N.name.is_not(None)).order_by(_N.seq)
+    named = NAMED_NOW.order_by(_N.seq)
     if product is not None:
         named = named.where(_N.product == product)
     return [_naming(row) for row in conn.execute(named).all()]
@@ -237,6 +245,7 @@ def _finding(conn: Connection, inspection_id: str, finding: str) -> tuple[str, s
     row = t.get(conn, t.inspections, inspection_id=inspection_id)
     if row is None:
         raise UnknownRecordError(f"no inspection {inspection_id!r} is filed; see `refdiff inspections list`")
+    check_not_removed(conn, inspection_id)
     known = [str(f.get("id")) for f in json.loads(row.report).get("findings", [])]
     if finding not in known:
         raise UnknownRecordError(

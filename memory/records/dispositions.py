@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from sqlalchemy import Connection, func, insert, select
 
-from refdiff.memory.audit_chain import DISPOSITION, append
+from refdiff.memory.audit_chain import DISPOSITION, append, check_not_removed
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import to_utc, utc_now
@@ -69,6 +69,7 @@ class DispositionStore:
             verdict = conn.scalar(select(_I.verdict).where(_I.inspection_id == inspection_id))
             if verdict is None:
                 raise UnknownRecordError(f"no inspection {inspection_id!r}; `refdiff review` lists the open ones")
+            check_not_removed(conn, inspection_id)
             earlier = _find(conn, inspection_id)
             if earlier is not None:
                 raise DuplicateError(

@@ -10,9 +10,9 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, func, insert, not_, select
+from sqlalchemy import ColumnElement, Row, Select, func, insert, not_, select
 
-from refdiff.memory.audit_chain import DIFFERENCE, append_filed
+from refdiff.memory.audit_chain import DIFFERENCE, REMOVED, append_filed, check_not_removed
 from refdiff.memory.changes import changing
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
@@ -25,6 +25,13 @@ from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
 
 MAX_PAGE = 1000
 _I, _D = t.inspections.c, t.dispositions.c
+_REMOVED_AT = (
+    select(func.min(t.audit.c.at))
+    .where(t.audit.c.inspection_id == _I.inspection_id, t.audit.c.kind == REMOVED)
+    .correlate(t.inspections)
+    .scalar_subquery()
+)
+_OPEN = (_I.verdict == "REVIEW") & _D.inspection_id.is_(None) & _REMOVED_AT.is_(None)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class InspectionRecord:
     product: str
     verdict: Verdict
     created_at: str  # ISO 8601, UTC
-    report: dict[str, Any]  # the filed report as JSON data
+    report: dict[str, Any]  # the filed report as JSON data; {} if it was removed
+    removed_at: str | None = None  # ISO 8601, UTC: when `refdiff prune` removed report and photo; None if it did not
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class InspectionSummary:
     decision: Literal["accept", "override"] | None  # None while nobody has decided
     decided_by: str | None
     decided_at: str | None  # ISO 8601, UTC
+    removed_at: str | None = None  # as in `InspectionRecord`
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,15 @@ class InspectionStore:
     def find(self, inspection_id: str) -> InspectionRecord | None:
         """The inspection of that id with its report; None if it is not filed."""
         with self._db.connection() as conn:
-            row = t.get(conn, t.inspections, inspection_id=inspection_id)
+            row = conn.execute(_records().where(_I.inspection_id == inspection_id)).first()
         return None if row is None else _record(row)
 
     def get(self, inspection_id: str) -> InspectionRecord:
-        """The same. Raises UnknownRecordError."""
+        """The same. Raises UnknownRecordError, RemovedError if its report was removed."""
         found = self.find(inspection_id)
+        if found is not None and found.removed_at is not None:
+            with self._db.connection() as conn:
+                check_not_removed(conn, inspection_id)
         if found is None:
             raise UnknownRecordError(
                 f"no inspection {inspection_id!r} is filed; perhaps it still runs. "
@@ -147,7 +159,7 @@ class InspectionStore:
         limit: 1..1000; offset: how many to skip. Raises InputError outside of that.
         """
         _check_page(limit, offset)
-        page = select(t.inspections).where(*_conditions(product, verdict, part_id)).order_by(*_NEWEST_FIRST)
+        page = _records().where(*_conditions(product, verdict, part_id)).order_by(*_NEWEST_FIRST)
         with self._db.connection() as conn:
             return [_record(row) for row in conn.execute(page.limit(limit).offset(offset)).all()]
 
@@ -177,15 +189,13 @@ class InspectionStore:
         decided = t.inspections.outerjoin(t.dispositions)
         tables = t.inspections if open_review is None else decided
         if open_review is not None:
-            waits = (_I.verdict == "REVIEW") & _D.inspection_id.is_(None)
-            conditions.append(waits if open_review else not_(waits))
+            conditions.append(_OPEN if open_review else not_(_OPEN))
         # pick the page's rows by number first, so the reports of skipped rows are not read
         page = (
             select(_I.seq).select_from(tables).where(*conditions).order_by(*_NEWEST_FIRST).limit(limit).offset(offset)
         )
-        shown = select(t.inspections, _D.decision, _D.decided_by, _D.created_at.label("decided_at")).select_from(
-            decided
-        )
+        decision = _D.decision, _D.decided_by, _D.created_at.label("decided_at")
+        shown = _records(*decision).select_from(decided)
         with self._db.connection() as conn:
             total = conn.scalar(select(func.count()).select_from(tables).where(*conditions))
             rows = conn.execute(shown.where(_I.seq.in_(page.correlate(None))).order_by(*_NEWEST_FIRST)).all()
@@ -194,13 +204,15 @@ class InspectionStore:
     def open_reviews(self) -> builtins.list[InspectionRecord]:
         """Inspections with verdict REVIEW and no decision yet, the longest waiting first."""
         with self._db.connection() as conn:
-            waiting = select(t.inspections).where(
-                _I.verdict == "REVIEW", _I.inspection_id.not_in(select(_D.inspection_id))
-            )
+            waiting = _records().select_from(t.inspections.outerjoin(t.dispositions)).where(_OPEN)
             return [_record(row) for row in conn.execute(waiting.order_by(_I.created_at, _I.seq)).all()]
 
 
 _NEWEST_FIRST = (_I.created_at.desc(), _I.seq.desc())
+
+
+def _records(*more: ColumnElement[Any]) -> Select[Any]:
+    return select(t.inspections, _REMOVED_AT.label("removed_at"), *more)
 
 
 def _check_page(limit: int, offset: int) -> None:
@@ -242,6 +254,7 @@ def _summary(row: Row[Any]) -> InspectionSummary:
         decision=row.decision,
         decided_by=row.decided_by,
         decided_at=row.decided_at,
+        removed_at=row.removed_at,
     )
 
 

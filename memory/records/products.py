@@ -26,6 +26,7 @@ from refdiff.memory.changes import (
 )
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
+from refdiff.memory.kinds import PRODUCT_KINDS, ProductKind
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, SpecError, UnknownRecordError
 
@@ -60,6 +61,14 @@ def check_scale(scale_mm_per_px: float | None) -> float | None:
     return float(scale_mm_per_px)
 
 
+def check_kind(kind: str) -> ProductKind:
+    """`kind` if there is such a kind of product. Raises InputError."""
+    found = next((k for k in PRODUCT_KINDS if k == kind), None)
+    if found is None:
+        raise InputError(f"kind {kind!r}: a product is of kind {', '.join(PRODUCT_KINDS)}")
+    return found
+
+
 @dataclass(frozen=True)
 class Product:
     """A kind of part."""
@@ -72,16 +81,20 @@ class Product:
     updated_at: str = ""  # ISO 8601, UTC
     # name -> what the component that is called so looks like, as `tools.inspection.component_names` packs it
     component_names: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kind: ProductKind = "photo"  # of its files; set with the first golden sample, and never guessed from a file
 
     @property
     def state(self) -> dict[str, Any]:
         """What people set, as the audit records of its changes have it."""
-        return product_state(self.scale_mm_per_px, self.intensity_window, self.spec, self.component_names)
+        return product_state(self.scale_mm_per_px, self.intensity_window, self.spec, self.component_names, self.kind)
 
     @property
     def document(self) -> dict[str, Any]:
-        """JSON data for people: `component_names` without what they look like, sorted."""
-        return asdict(self) | {"component_names": sorted(self.component_names)}
+        """JSON data for people: `component_names` without what they look like, sorted; `kind` where it is no photo."""
+        found = asdict(self) | {"component_names": sorted(self.component_names)}
+        if self.kind == "photo":
+            del found["kind"]
+        return found
 
     @property
     def digest(self) -> str:
@@ -115,6 +128,23 @@ class ProductStore:
         """The product, created without specification if new."""
         with self._db.transaction() as conn:
             return _ensure(conn, name)
+
+    def set_kind(self, name: str, kind: ProductKind, by: str = "unknown") -> Product:
+        """Say of what kind the files of a product are, which is created if new. The caller has checked the golden bank.
+
+        Raises InputError where files of another kind were captured.
+        """
+        kind = check_kind(kind)
+        with changing(self._db) as conn:
+            product = _ensure(conn, name)
+            if product.kind == kind:
+                return product
+            if t.get(conn, t.captures, product=product.name) is not None:
+                raise InputError(
+                    f"product {product.name!r} is of kind {product.kind!r} and has captured files; take another name for "
+                    f"a product of kind {kind!r}"
+                )
+            return _change(conn, product.name, by, kind=kind)
 
     def set_window_once(self, name: str, window: tuple[float, float], by: str = "unknown") -> Product:
         """Set the intensity window; a product that has one keeps it, because its goldens were enrolled with it.
@@ -216,4 +246,5 @@ def _product(row: Row[Any]) -> Product:
         spec_version=row.spec_version,
         updated_at=row.updated_at,
         component_names=json.loads(row.component_names),
+        kind=row.kind,
     )

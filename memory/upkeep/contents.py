@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.memory.schema import MOVED
@@ -14,6 +16,7 @@ from refdiff.model.files import is_leftover, storage_error
 
 STAGING = ".restoring"  # where a restore collects files until they are checked
 _BUSY_S = 30.0
+_SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _TRANSIENT = ("-wal", "-shm", "-journal", ".lock")
 _NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE}  # the operator's key is made anew where it is missing
 
@@ -54,10 +57,28 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         raise storage_error(path, e) from e
 
 
-def check_database(path: Path) -> str:
-    """What is wrong with a database; "" if nothing. Reads all of it."""
+def check_database(path: Path, whole: bool = True) -> str:
+    """What is wrong with a database; "" if nothing. whole: read all of it, else its list of tables."""
     with reading(path) as conn:
-        found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+        found = conn.execute("PRAGMA quick_check(1)").fetchone()[0] if whole else "ok"
         if found != "ok":
             return str(found)
         return "" if conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() else "it is empty"
+
+
+def like_sha256(row: Iterable[Any]) -> Iterator[str]:
+    """Everything in the texts and bytes of a row that looks like a sha256 (hex)."""
+    for value in row:
+        data = value.encode() if isinstance(value, str) else value
+        if isinstance(data, bytes):
+            yield from (m.decode() for m in _SHA256.findall(data))
+
+
+def sha256_in(path: Path) -> set[str]:
+    """Everything in a SQLite file that looks like one. Raises StorageError."""
+    found: set[str] = set()
+    with reading(path) as conn:
+        for (table,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for row in conn.execute(f'SELECT * FROM "{table}"'):
+                found.update(like_sha256(row))
+    return found

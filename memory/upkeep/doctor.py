@@ -10,23 +10,34 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, func, inspect, select, text
 
-from refdiff.memory.audit_chain import ARTEFACTS, FILED
+from refdiff.memory.audit_chain import ARTEFACTS, FILED, NO_REPORT
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
+from refdiff.memory.timestamps import to_utc
+from refdiff.memory.upkeep.contents import (
+    STAGING,
+    check_database,
+    files,
+    is_database,
+    is_kept,
+    like_sha256,
+    reading,
+    sha256_in,
+)
 from refdiff.memory.upkeep.leftovers import abandoned, remove
 from refdiff.model.errors import RefDiffError, UnavailableError
 from refdiff.model.progress import Progress, silent
@@ -34,8 +45,9 @@ from refdiff.model.progress import Progress, silent
 Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
 SERIOUS: tuple[Kind, ...] = ("missing", "damaged", "unreadable")  # something is, or may be, lost until it is restored
 
+NEWEST_RECORDS = 1000  # of the audit trail, checked without `deep`
+LATELY_DAYS = 7
 _STREAMED: dict[str, Any] = {"execution_options": {"yield_per": 500}}  # of statements with many rows
-_SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 @dataclass
@@ -66,7 +78,13 @@ class Examination:
     """The result of an examination."""
 
     findings: list[Finding] = field(default_factory=list)
-    inspections: int = 0  # filed
+    filed: int = 0  # inspections
+    inspections: int = 0  # of those, not removed by `refdiff prune`
+    lately: int = 0  # filed in the last `LATELY_DAYS` days
+    newest_at: str | None = None  # when the newest audit record was made; ISO 8601, UTC
+    schema: str | None = None  # of the database; None: it could not be read
+    audit_records: int = 0
+    audited: int = 0  # of those, that hold; without `deep`, of the newest `NEWEST_RECORDS`
     bytes: dict[str, int] = field(default_factory=dict)  # by store: "images", "inspections", "refdiff.sqlite", ...
 
     @property
@@ -85,17 +103,22 @@ def examine(
     bank: BankContents | str,
     repair: bool = False,
     progress: Progress = silent,
+    deep: bool = True,
 ) -> Examination:
     """Examine the home of `settings`, and with `repair` mend what is safe.
 
-    bank: what the golden bank holds, or in words why that is not known.
+    bank: what the golden bank holds, or in words why that is not known. deep: read every photo, report and record; else look
+    only for what can be told in seconds, whatever the home holds.
     """
-    return _Doctor(settings, bank, repair, progress).examine()
+    return _Doctor(settings, bank, repair, progress, deep).examine()
 
 
 class _Doctor:
-    def __init__(self, settings: MemorySettings, bank: BankContents | str, repair: bool, progress: Progress) -> None:
+    def __init__(
+        self, settings: MemorySettings, bank: BankContents | str, repair: bool, progress: Progress, deep: bool
+    ) -> None:
         self._settings, self._home, self._repair, self._progress = settings, settings.home, repair, progress
+        self._deep = deep
         self._bank_contents = bank
         self._found = Examination()
         self._files = list(files(self._home))
@@ -138,7 +161,7 @@ class _Doctor:
         sound, wrong = set(), {}
         for place in filter(is_database, self._files):
             try:
-                said = check_database(self._home / place)
+                said = check_database(self._home / place, whole=self._deep)
             except RefDiffError as e:
                 said = str(e).removeprefix(f"{self._home / place}: ")
             if said:
@@ -175,10 +198,15 @@ class _Doctor:
         try:
             with Stores.open(self._settings) as stores:
                 with stores.db.snapshot() as conn:
-                    self._inspections(conn, sound)
+                    self._counted(stores, conn)
+                    if self._deep:
+                        self._inspections(conn, sound)
+                        self._mentioned = self._sha256_of(conn)
                     self._needed(conn)
-                    self._mentioned = self._sha256_of(conn)
-                problem = stores.audit.verify_store().problem
+                audit = stores.audit
+                checked = audit.verify_store() if self._deep else audit.verify_newest(NEWEST_RECORDS)
+                problem, self._found.audited = checked.problem, checked.records
+                self._found.audit_records = audit.head()[0]
         except RefDiffError as e:
             self._add("unreadable", "the records and the audit trail", [str(e)], "see the message")
             return
@@ -187,6 +215,20 @@ class _Doctor:
                       "find out who changed it; a backup from before holds what was there")  # fmt: skip
 
     # -- inspections
+
+    def _counted(self, stores: Stores, conn: Connection) -> None:
+        """What use there is to expect, and what the clock says."""
+        i, found = t.inspections.c, self._found
+        found.filed = int(conn.scalar(select(func.count()).select_from(t.inspections)) or 0)
+        found.inspections = int(conn.scalar(select(func.count()).where(i.report != NO_REPORT)) or 0)
+        lately = to_utc(datetime.now(UTC) - timedelta(days=LATELY_DAYS))
+        found.lately = int(conn.scalar(select(func.count()).where(i.created_at >= lately)) or 0)
+        found.newest_at = conn.scalar(select(func.max(t.audit.c.at)))
+        found.schema = str(conn.scalar(text("SELECT version_num FROM alembic_version")))
+        if stores.db.path is None:
+            found.bytes["records in Postgres"] = int(
+                conn.scalar(text("SELECT pg_database_size(current_database())")) or 0
+            )
 
     def _inspections(self, conn: Connection, sound: set[Path]) -> None:
         there = {place for place in self._files if place.parts[0] == "inspections"}
@@ -197,10 +239,10 @@ class _Doctor:
         for row in conn.execute(select(i.inspection_id, i.report, a.facts).select_from(of_filing), **_STREAMED):
             inspection_id = row.inspection_id
             filed.add(inspection_id)
+            if row.report == NO_REPORT:  # removed; without a record of that, the audit check tells
+                continue
             written = _json(row.facts or "").get(ARTEFACTS)  # earlier versions wrote all that the report names
             report = _json(row.report)
-            if sha256 := report.get("query_sha256"):
-                self._named[sha256] = f"photo of inspection {inspection_id}"
             named = (report.get("artefacts") or {}).values() if written is None else written
             for path in filter(None, named):
                 place = Path("inspections", inspection_id, Path(path).name)
@@ -208,7 +250,6 @@ class _Doctor:
                     missing.append(f"{inspection_id}/{place.name}")
                 elif not (self._home / place).stat().st_size:
                     empty.append(f"{inspection_id}/{place.name}")
-        self._found.inspections = len(filed)
         remedy = "take them from a backup; photo and report are still in the home if nothing else is named here"
         self._add("missing", "files of filed inspections", missing, remedy)
         self._add("damaged", "files of filed inspections (empty)", empty, remedy)
@@ -235,11 +276,14 @@ class _Doctor:
     # -- photos and goldens
 
     def _needed(self, conn: Connection) -> None:
-        c, n = t.captures.c, t.defect_names.c
+        c, i = t.captures.c, t.inspections.c
+        photos = select(i.inspection_id, i.photo).where(i.photo.is_not(None), i.report != NO_REPORT)
+        for inspected in conn.execute(photos, **_STREAMED):
+            self._named[inspected.photo] = f"photo of inspection {inspected.inspection_id}"
         for row in conn.execute(select(c.part_id, c.capture_id, c.sha256), **_STREAMED):
             self._named[row.sha256] = f"photo {row.capture_id} of part {row.part_id}"
-        for row in conn.execute(select(n.picture, n.finding, n.part_id).where(n.name.is_not(None)), **_STREAMED):
-            self._named.setdefault(row.picture, f"picture of named finding {row.finding} of part {row.part_id}")
+        for named in conn.execute(NAMED_NOW, **_STREAMED):
+            self._named.setdefault(named.picture, f"picture of named finding {named.finding} of part {named.part_id}")
 
     def _bank(self) -> None:
         bank = self._bank_contents
@@ -256,6 +300,8 @@ class _Doctor:
         photos = {place.name: place for place in self._files if place.parts[0] == "images" and is_kept(place)}
         self._add("missing", "photos", (f"{name} ({sha})" for sha, name in self._named.items() if sha not in photos),
                   "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
+        if not self._deep:
+            return
         damaged = []
         for done, (sha256, place) in enumerate(photos.items(), start=1):
             self._progress("reading photos", done, len(photos))
@@ -264,7 +310,8 @@ class _Doctor:
         self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
                   "refdiff enroll)")  # fmt: skip
         if self._mentioned is not None:
-            mentioned = self._mentioned.union(*map(self._sha256_in, sorted(sound - {Path(MAIN)})))
+            others = (sha256_in(self._home / place) for place in sorted(sound - {Path(MAIN)}))
+            mentioned = self._mentioned.union(*others)
             self._add("orphaned", "photos that nothing in the home names", photos.keys() - mentioned,
                       "delete them, or keep them: of refused requests, or of records that were lost")  # fmt: skip
 
@@ -274,16 +321,7 @@ class _Doctor:
         for number, table in enumerate(t.METADATA.sorted_tables, start=1):
             self._progress("reading records", number, len(t.METADATA.tables))
             for row in conn.execute(select(table), **_STREAMED):
-                found.update(_looks_like_sha256(row))
-        return found
-
-    def _sha256_in(self, place: Path) -> set[str]:
-        """Everything in a SQLite file that looks like one."""
-        found: set[str] = set()
-        with reading(self._home / place) as conn:
-            for (table,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                for row in conn.execute(f'SELECT * FROM "{table}"'):
-                    found.update(_looks_like_sha256(row))
+                found.update(like_sha256(row))
         return found
 
     # -- what killed processes left, and who may read
@@ -315,13 +353,6 @@ class _Doctor:
 
         self._add("exposed", "files and folders that others on this machine may read", map(str, exposed),
                   "refdiff doctor --repair closes them", close)  # fmt: skip
-
-
-def _looks_like_sha256(row: Iterable[Any]) -> Iterator[str]:
-    for value in row:
-        data = value.encode() if isinstance(value, str) else value
-        if isinstance(data, bytes):
-            yield from (m.decode() for m in _SHA256.findall(data))
 
 
 def _json(data: str) -> dict[str, Any]:

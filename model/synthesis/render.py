@@ -90,6 +90,8 @@ class DefectTruth:
     width_mm: float
     area_px: int  # of the mask
     centre: tuple[float, float]  # (x, y) image px
+    # (dx, dy) image px by which a level or a component lies elsewhere; None for other defects
+    moved_px: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,8 @@ def render(
 
 def _truth(t: RasterTruth, mask: NDArray, from_raster: NDArray, ss: float, mm_per_px: float) -> DefectTruth:
     path = map_points(from_raster, t.path)
+    at = np.array(t.centre)
+    ends = None if t.moved is None else map_points(from_raster, np.array([at, at + t.moved]))
     scale = _local_scale(from_raster, *t.centre)
     centre = map_points(from_raster, np.array([t.centre]))[0]
     x, y, bw, bh = cv2.boundingRect(mask.astype(np.uint8))
@@ -246,6 +250,7 @@ def _truth(t: RasterTruth, mask: NDArray, from_raster: NDArray, ss: float, mm_pe
         width_mm=t.width / ss * mm_per_px,
         area_px=int(mask.sum()),
         centre=(float(centre[0]), float(centre[1])),
+        moved_px=None if ends is None else (float(ends[1, 0] - ends[0, 0]), float(ends[1, 1] - ends[0, 1])),
     )
 
 

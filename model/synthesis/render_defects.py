@@ -84,6 +84,9 @@ class RasterTruth:
     path: NDArray[np.float64]  # (N, 2): the line whose length is the defect's length
     width: float  # across the line
     centre: tuple[float, float]  # (x, y)
+    moved: tuple[float, float] | None = (
+        None  # (dx, dy) of an edge that a structural defect moves; None for other defects
+    )
 
 
 def applicable_types(kind: PartKind) -> tuple[RenderedType, ...]:
@@ -189,6 +192,16 @@ def _relight(mat: Material, lit: F32, cover_before: F32, azimuth_deg: float, tab
     return mask
 
 
+def _moved(kind: RenderedType, before: list[Component], after: list[Component]) -> tuple[float, float] | None:
+    """By how much a level or a component lies elsewhere, raster px."""
+    if kind not in ("wrong_fill_level", "displaced_component"):
+        return None
+    for old, new in zip(before, after, strict=True):
+        if old != new:  # the level is the top of the liquid
+            return new.x - old.x, (new.y - new.h / 2) - (old.y - old.h / 2)
+    return None
+
+
 def apply_defects(
     part: Part,
     specs: Sequence[DefectSpec],
@@ -232,11 +245,13 @@ def apply_defects(
         job = Job(part, mat, spec, rng, max(size, ss), ss, allowed, where)
         path: NDArray[np.float64] | None = None
         width: float | None = None
+        moved: tuple[float, float] | None = None
         cover_before = mat.cover.copy()
         mat.dirty.clear()
         if RENDERED_TYPES[spec.type] in STRUCTURAL_TYPES:
-            changed = rearranged(job, components)
+            before, changed = components, rearranged(job, components)
             _repaint(part, mat, components, changed)
+            moved = _moved(spec.type, before, changed)
             components = changed
         else:
             path, width = _BRUSHES[spec.type](job)
@@ -244,5 +259,5 @@ def apply_defects(
         if path is None:
             path, width = _box_axis(mask) if mask.any() else (np.full((2, 2), (w / 2, h / 2)), 0.0)
         centre = path[len(path) // 2] if len(path) > 2 else path.mean(0)
-        truths[i] = RasterTruth(spec.type, mask, path, float(width or 0.0), (float(centre[0]), float(centre[1])))
+        truths[i] = RasterTruth(spec.type, mask, path, float(width or 0.0), (float(centre[0]), float(centre[1])), moved)
     return mat, lit, good_cover, [truths[i] for i in range(len(specs))]

@@ -1,4 +1,5 @@
-"""`refdiff demo`: the whole path on real electroluminescence (near-infrared) images of solar cells.
+"""`refdiff demo`: the whole path on real electroluminescence (near-infrared) images of solar cells, or on rendered thermal
+pictures (--thermal).
 
 Everything stays in the output folder; the user's golden bank and stores are not touched. The cells are drawn with a
 fixed seed before anything is scored, and each verdict is shown next to the ground truth, right or wrong.
@@ -8,17 +9,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 import typer
 
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
-from refdiff.server.cli import output
+from refdiff.server.cli import demo_thermal, output
 from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json
 from refdiff.server.cli.output import emit
@@ -47,10 +48,16 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Output folder; emptied and filled again on each run.")
     ] = Path("demo-output"),
+    thermal: Annotated[
+        bool, typer.Option("--thermal", help="Rendered thermal pictures instead, compared in kelvin.")
+    ] = False,
     _json: Json = False,
 ) -> None:
-    """Enrol real solar cells, inspect six parts and write the reports. Never touches your own data."""
-    document, shown = run_demo(out, settings())
+    """Enrol real solar cells, inspect six parts and write the reports. Never touches your own data.
+
+    With --thermal the parts are rendered assemblies, four of them with a hot spot, some in warmer or colder surroundings.
+    """
+    document, shown = run_demo(out, settings(), thermal=thermal)
     emit(document, *shown)
 
 
@@ -70,13 +77,57 @@ class Cell:
     def defective(self) -> bool:
         return self.probability == 1.0
 
+    @property
+    def truth(self) -> str:
+        return "defective" if self.defective else "good"
+
+
+class DemoPart(Protocol):
+    """A file of the demo, with its truth."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def product(self) -> str: ...
+    @property
+    def defective(self) -> bool: ...
+    @property
+    def truth(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the demo says of its parts."""
+
+    title: str
+    about: str
+    footer: str
+    line: str
+
+
+_CELLS = Words(
+    "six solar cells",
+    "Electroluminescence (near-infrared) images",
+    "The cells were drawn with a fixed seed before anything was scored. The ground truth comes from the data set's experts. "
+    "The scale of these images is unknown, so sizes are in pixels. Images: elpv-dataset (Buerhop-Lutz, Deitsch and others), "
+    "CC BY-NC-SA 4.0.",
+    "Truth: the data set's experts. No scale is known for these images, so no mm.",
+)
+_THERMAL = Words(
+    "six thermal pictures",
+    "Rendered thermal pictures of an assembly",
+    "The pictures were rendered with a fixed seed before anything was scored: by a camera with noise, drift and an "
+    "emissivity that is not quite right, of parts whose components differ a little.",
+    "Truth: rendered. Parts 4415 to 4417 are in surroundings that are warmer or colder by up to 4 K.",
+)
+
 
 @dataclass(frozen=True)
 class InspectedCell:
     """A part of the demo with its report. page: the report's page, relative to the output folder."""
 
     part_id: str
-    cell: Cell
+    cell: DemoPart
     report: DefectReport
     page: str
     seconds: float
@@ -126,12 +177,15 @@ def choose(cells: Sequence[Cell]) -> tuple[dict[str, list[Cell]], dict[str, Cell
     return goldens, {str(4412 + i): drawn[key].pop() for i, key in enumerate(order)}
 
 
-def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[RenderableType]]:
+def run_demo(out: Path, settings: Settings, *, thermal: bool = False) -> tuple[dict[str, Any], list[RenderableType]]:
     """Run the demo; returns (JSON data, view). Raises InputError: package missing, or other files in the folder."""
     started = time.perf_counter()
-    cells = read_cells()
+    cells = [] if thermal else read_cells()  # what is missing is said before a folder is emptied
     out = _fresh_folder(out)
-    goldens, parts = choose(cells)
+    goldens: Mapping[str, Sequence[DemoPart]]
+    parts: Mapping[str, DemoPart]
+    goldens, parts = demo_thermal.render_parts(out / "files") if thermal else choose(cells)
+    words = _THERMAL if thermal else _CELLS
     from refdiff.tools.workspace import Workspace
 
     # no server, database or checkpoints of the user's; the cache is shared, since it holds the language model's folder and
@@ -140,13 +194,13 @@ def run_demo(out: Path, settings: Settings) -> tuple[dict[str, Any], list[Render
     memory = settings.memory.model_copy(update=dict.fromkeys(servers) | {"home": out / "home"})
     agent = settings.agent.model_copy(update={"checkpoint_url": None})
     with Workspace.open(memory=memory, model=settings.model, tools=settings.tools) as workspace:
-        enrolled = {product: _enroll(workspace, product, chosen) for product, chosen in goldens.items()}
+        enrolled = {product: _enroll(workspace, product, chosen, thermal) for product, chosen in goldens.items()}
         for part_id, cell in parts.items():
             _capture(workspace, part_id, cell)
         inspected = _inspect_all(workspace, agent, parts, out)
     seconds = time.perf_counter() - started
-    index = _write_index(out, inspected, enrolled)
-    return _document(out, index, inspected, enrolled, seconds), _view(index, inspected, enrolled, seconds)
+    index = _write_index(out, inspected, enrolled, words)
+    return _document(out, index, inspected, enrolled, seconds), _view(index, inspected, enrolled, seconds, words)
 
 
 def _fresh_folder(out: Path) -> Path:
@@ -167,12 +221,17 @@ def _fresh_folder(out: Path) -> Path:
     return out
 
 
-def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
+def _enroll(workspace: Workspace, product: str, cells: Sequence[DemoPart], thermal: bool) -> int:
     from refdiff.tools.golden_samples.enroll import enroll
     from refdiff.tools.inspection.calibration import calibrate
+    from refdiff.tools.inspection.specification import parse_spec
 
+    if thermal:
+        rules = parse_spec(demo_thermal.SPECIFICATION)
+        workspace.stores.products.set_spec(product, rules.model_dump(mode="json"), by="refdiff demo")
     with output.progress(product) as moved:
-        result = enroll(workspace, product, [c.path for c in cells], enrolled_by="refdiff demo", progress=moved)
+        paths, kind = [c.path for c in cells], "thermal" if thermal else None
+        result = enroll(workspace, product, paths, enrolled_by="refdiff demo", kind=kind, progress=moved)
     for golden in result.flagged:
         output.note(f"{product}: flagged {golden.filename}: {golden.note}")
     with output.progress(product) as moved:
@@ -180,13 +239,15 @@ def _enroll(workspace: Workspace, product: str, cells: Sequence[Cell]) -> int:
     return result.n_in_bank
 
 
-def _capture(workspace: Workspace, part_id: str, cell: Cell) -> None:
+def _capture(workspace: Workspace, part_id: str, cell: DemoPart) -> None:
     from refdiff.tools.golden_samples.captures import record_capture
 
     record_capture(workspace.stores, part_id, cell.product, cell.path, settings=workspace.model_settings)
 
 
-def _inspect_all(workspace: Workspace, agent: AgentSettings, parts: dict[str, Cell], out: Path) -> list[InspectedCell]:
+def _inspect_all(
+    workspace: Workspace, agent: AgentSettings, parts: Mapping[str, DemoPart], out: Path
+) -> list[InspectedCell]:
     from refdiff.agent.inspector import Inspector
     from refdiff.agent.request import InspectionRequest
 
@@ -214,7 +275,7 @@ def _document(
             {
                 "part_id": item.part_id,
                 "product": item.cell.product,
-                "truth": "defective" if item.cell.defective else "good",
+                "truth": item.cell.truth,
                 "verdict": str(item.report.verdict),
                 "agreement": agreement(item),
                 "image_score": item.report.image_score,
@@ -229,7 +290,7 @@ def _document(
 
 
 def _view(
-    index: Path, inspected: list[InspectedCell], enrolled: dict[str, int], seconds: float
+    index: Path, inspected: list[InspectedCell], enrolled: dict[str, int], seconds: float, words: Words
 ) -> list[RenderableType]:
     shown = output.table("Part", "Product", "Verdict", "Truth", "", "Score", "p-value", "Findings", "Nearest good",
                           right=("Score", "p-value", "Findings"), title=f'"{REQUEST}", and five others')  # fmt: skip
@@ -239,7 +300,7 @@ def _view(
             f"#{item.part_id}",
             item.cell.product,
             output.verdict_text(report.verdict),
-            "defective" if item.cell.defective else "good",
+            item.cell.truth,
             agreement(item),
             f"{report.image_score:.3f}",
             "–" if report.p_value is None else f"{report.p_value:.3f}",
@@ -249,12 +310,12 @@ def _view(
     counts = ", ".join(f"{n} good samples of {product}" for product, n in enrolled.items())
     return [
         shown,
-        f"{counts}; {seconds:.0f} s. Truth: the data set's experts. No scale is known for these images, so no mm.",
+        f"{counts}; {seconds:.0f} s. {words.line}",
         f"Open {index}",
     ]
 
 
-def _write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[str, int]) -> Path:
+def _write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[str, int], words: Words) -> Path:
     """Write `out/index.html`: every part with picture, verdict and truth, linked to its report. Raises StorageError."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -265,7 +326,7 @@ def _write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[s
             "part_id": item.part_id,
             "product": item.cell.product,
             "verdict": str(item.report.verdict),
-            "truth": "defective" if item.cell.defective else "good",
+            "truth": item.cell.truth,
             "agreement": agreement(item),
             "score": f"{item.report.image_score:.3f}",
             "p": "not calibrated" if item.report.p_value is None else f"{item.report.p_value:.3f}",
@@ -277,7 +338,7 @@ def _write_index(out: Path, inspected: Sequence[InspectedCell], enrolled: dict[s
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("demo.html.j2")
     path = out / "index.html"
     try:
-        path.write_text(template.render(cards=cards, enrolled=enrolled, request=REQUEST), encoding="utf-8")
+        path.write_text(template.render(cards=cards, enrolled=enrolled, request=REQUEST, words=words), encoding="utf-8")
     except OSError as e:
         raise storage_error(path, e) from e
     return path

@@ -13,7 +13,16 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_workspace, settings
-from refdiff.server.cli.options import Json, MaybeProduct, ProductName, ScaleMm, clean, minute
+from refdiff.server.cli.options import (
+    Conditions,
+    Json,
+    MaybeProduct,
+    ProductName,
+    ScaleMm,
+    clean,
+    conditions_of,
+    minute,
+)
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
@@ -41,12 +50,24 @@ def enroll(
         str | None, typer.Option("--part-group", metavar="G", help="Label of the one part that all these photos show.")
     ] = None,
     station: Annotated[str | None, typer.Option(help="Where the photos were taken.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="photo|thermal",
+            help="Of what kind the product's files are; said once. Default: what it is, or photo.",
+        ),
+    ] = None,
+    condition: Conditions = None,
     _json: Json = False,
 ) -> None:
     """Add photos of good parts to the golden bank.
 
     Folders are searched recursively; files that are no images are left out and counted.
     Enrolling a photo again is harmless: it is only reported.
+
+    A product's files are photos, or of the --kind that is said with its first golden sample. Thermal files (FLIR radiometric
+    JPEG, radiometric TIFF, CSV) are compared in kelvin; what a number in a TIFF or CSV means is stated first, with
+    `refdiff product set`.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
     from refdiff.tools.golden_samples.fit import is_due
@@ -62,6 +83,8 @@ def enroll(
             part_group=part_group,
             station=station,
             enrolled_by=user,
+            kind=kind,
+            conditions=conditions_of(condition),
             progress=moved,
         )
         due = is_due(workspace, result.product)

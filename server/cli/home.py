@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import RefDiffError
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_stores, open_workspace, settings
+from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import Json, shown_path
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
     from refdiff.memory.upkeep.backup import Manifest
-    from refdiff.memory.upkeep.doctor import BankContents, Examination, Finding
+    from refdiff.memory.upkeep.doctor import Examination, Finding
+    from refdiff.server.cli.installation import Check, Use
 
 _UNSOUND = 65
 _SHOWN = 5  # names of one finding, for people; --json has all
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Examples: refdiff doctor · refdiff doctor --repair")(doctor)
+    app.command(epilog="Examples: refdiff doctor · refdiff doctor --deep · refdiff doctor --repair")(doctor)
     app.command(epilog="Examples: refdiff backup /backups/2026-01-31.tar · refdiff backup /backups/today")(backup)
     app.command(
         "move-records", epilog="Example: REFDIFF_DATABASE_URL=postgresql://refdiff@db/refdiff refdiff move-records"
@@ -35,74 +34,79 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every photo, report and audit record; takes minutes in a large home.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what is safe: leftovers, permissions, damaged checkpoints.")
     ] = False,
     _json: Json = False,
 ) -> None:
-    """Compare the records, files and golden samples of the home folder, and say what is wrong with them.
+    """Say whether this installation can work, what is wrong and how to mend it, and what takes how much disk.
 
-    Reads every photo. Safe while the server runs; the golden samples are then not checked.
+    Home folder, database, audit trail, golden bank, weights, language model, calibrations; photos that are missing, and with
+    --deep those that are damaged. Safe while the server runs; the embedded golden bank is then not checked.
     Nothing that a person made is changed or deleted.
 
-    Exit code: 0 nothing is missing or damaged, 65 something is, or the records could not be read.
+    Exit code: 0 all works, perhaps with warnings; 65 something is broken, missing or damaged.
     """
     from refdiff.memory.upkeep.doctor import examine
+    from refdiff.server.cli.installation import check_installation, disk_use, look_at_bank
 
-    memory = settings().memory
-    home = memory.home
+    chosen = settings()
+    home = chosen.memory.home
     with output.progress("examining") as moved:
-        found = examine(memory, _bank(memory), repair, moved)
-    emit(_examined(home, found), *_lines(home, found))
-    if not found.sound:
+        bank = look_at_bank(chosen.memory)
+        found = examine(chosen.memory, bank.contents, repair, moved, deep)
+        checks = check_installation(chosen, found, bank)
+        use = disk_use(found, chosen.model.cache, home)
+    sound = found.sound and not any(c.status == "broken" for c in checks)
+    document = {"home": shown_path(home), "sound": sound, "deep": deep, "checks": [asdict(c) for c in checks],
+                "findings": [asdict(f) | {"count": len(f.names)} for f in found.findings], "use": asdict(use)}  # fmt: skip
+    said = f"{shown_path(home)}: {_said(found, sound, deep)}"
+    emit(
+        document,
+        *map(_check, checks),
+        *(_finding(f) for f in found.findings if f.kind != "unchecked"),
+        said,
+        *_used(use),
+    )
+    if not sound:
         raise typer.Exit(_UNSOUND)
 
 
-def _bank(memory: MemorySettings) -> BankContents | str:
-    """What the golden bank holds, or in words why that is not known."""
-    from refdiff.memory.schema import MAIN
-    from refdiff.memory.upkeep.doctor import BankContents
-
-    if memory.database_url is None and not (memory.home / MAIN).exists():
-        return "without the main database, the bank is not opened"
-    try:
-        with open_workspace(bank_wait_s=0.0) as workspace:
-            bank = workspace.bank
-            return BankContents(
-                [*bank.list(), *bank.of_other_encoders()], [f"{d.name}: {d.reason}" for d in bank.damaged()]
-            )
-    except RefDiffError as e:
-        return str(e)
+def _check(c: Check) -> str:
+    way_out = f"\n{'':26}{c.remedy}" if c.remedy else ""
+    return output.printable(f"{c.status:<9} {c.name:<15} {c.says}{way_out}")
 
 
-def _examined(home: Path, found: Examination) -> dict[str, Any]:
-    rows = [asdict(f) | {"count": len(f.names)} for f in found.findings]
-    use = {"bytes": found.bytes, "inspections": found.inspections, "bytes_per_inspection": _each(found)}
-    return {"home": shown_path(home), "sound": found.sound, "findings": rows, "use": use}
+def _used(use: Use) -> list[str]:
+    lines = [_parts("home", use.home, use.grows), _parts("cache", use.cache, {})]
+    if use.bytes_per_inspection is not None:
+        left = ""
+        if use.days_left is not None:
+            left = f"; at {use.inspections_a_day:g} a day, as lately, the disk is full in {use.days_left:,} days"
+        lines.append(f"{use.inspections:,} inspections take {use.bytes_per_inspection / 1e3:,.0f} kB each{left}")
+    return lines
 
 
-def _each(found: Examination) -> int | None:
-    """Bytes of the files of one inspection, on average."""
-    return found.bytes.get("inspections", 0) // found.inspections if found.inspections else None
+def _parts(what: str, sizes: dict[str, int], grows: dict[str, str]) -> str:
+    shown = "".join(
+        f"\n  {_mb(n):>12}  {output.printable(name)}{f', grows with {grows[name]}' if name in grows else ''}"
+        for name, n in sizes.items()
+        if n
+    )
+    return f"{what}: {_mb(sum(sizes.values()))}{shown}"
 
 
-def _lines(home: Path, found: Examination) -> list[str]:
-    size = sum(found.bytes.values())
-    largest = sorted(found.bytes.items(), key=lambda item: -item[1])[:4]
-    parts = ", ".join(f"{output.printable(name)} {_mb(n)}" for name, n in largest)
-    each = _each(found)
-    average = "" if each is None else f"; {found.inspections} inspections, {_mb(each)} of files each"
-    return [
-        *(_finding(f) for f in found.findings),
-        f"{shown_path(home)}: {_said(found)}",
-        f"{_mb(size)} in use ({parts}){average}",
-    ]
-
-
-def _said(found: Examination) -> str:
+def _said(found: Examination, sound: bool, deep: bool) -> str:
     if found.unread:
         return "the records could not be read, so not all was examined"
-    return "nothing is missing or damaged" if found.sound else "something is missing or damaged"
+    if not found.sound:
+        return "something is missing or damaged"
+    if not sound:
+        return "something is broken"
+    return "nothing is missing or damaged" + ("" if deep else "; --deep also reads every photo and record")
 
 
 def _finding(f: Finding) -> str:

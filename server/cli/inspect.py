@@ -14,6 +14,7 @@ from refdiff.server.cli.copies import check_targets, copy_artefacts
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
+    Conditions,
     Html,
     Json,
     MaybeProduct,
@@ -22,6 +23,7 @@ from refdiff.server.cli.options import (
     References,
     ScaleMm,
     clean,
+    conditions_of,
     shown_path,
 )
 from refdiff.server.cli.output import emit
@@ -42,6 +44,7 @@ class Options:
     image: Path | None
     product: str | None
     scale_mm_per_px: float | None
+    condition: list[str] | None
     references: int | None
     alpha: float | None
     html: Path | None
@@ -65,6 +68,7 @@ def capture(
     part: PartId,
     product: ProductName,
     scale_mm_per_px: ScaleMm = None,
+    condition: Conditions = None,
     _json: Json = False,
 ) -> None:
     """Record the photo of one part. A part photographed again keeps both photos; the newest is inspected."""
@@ -72,7 +76,10 @@ def capture(
 
     with open_stores() as stores:
         known = [p.name for p in stores.products.list()]
-        taken = record_capture(stores, part, product, image, scale_mm_per_px=scale_mm_per_px, settings=settings().model)
+        taken = record_capture(
+            stores, part, product, image, scale_mm_per_px=scale_mm_per_px, settings=settings().model,
+            conditions=conditions_of(condition),
+        )  # fmt: skip
     if taken.product not in known:
         have = f" (products so far: {', '.join(known)})" if known else ""
         output.note(f"product {taken.product!r} is new{have}; it needs good samples: refdiff enroll --product ...")
@@ -84,6 +91,7 @@ def inspect(
     image: Photo = None,
     product: MaybeProduct = None,
     scale_mm_per_px: ScaleMm = None,
+    condition: Conditions = None,
     references: References = None,
     alpha: AlphaRate = None,
     html: Html = None,
@@ -94,7 +102,7 @@ def inspect(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW.
     """
-    _inspect("", part, Options(image, product, scale_mm_per_px, references, alpha, html, out))
+    _inspect("", part, Options(image, product, scale_mm_per_px, condition or None, references, alpha, html, out))
 
 
 def ask(
@@ -108,6 +116,7 @@ def ask(
         str | None, typer.Option("--about", metavar="INSPECTION", help="Ask about this filed report instead.")
     ] = None,
     scale_mm_per_px: ScaleMm = None,
+    condition: Conditions = None,
     references: References = None,
     alpha: AlphaRate = None,
     html: Html = None,
@@ -126,7 +135,7 @@ def ask(
     text = clean(text).strip()
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
-    options = Options(image, product, scale_mm_per_px, references, alpha, html, out)
+    options = Options(image, product, scale_mm_per_px, condition or None, references, alpha, html, out)
     if about is not None:
         given = {"part": part, **vars(options)}
         if extra := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
@@ -164,6 +173,8 @@ def _answer_about(inspection_id: str, text: str) -> None:
 def _inspect(text: str, part: str, options: Options) -> None:
     if options.image is None and options.scale_mm_per_px is not None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
+    if options.image is None and options.condition is not None:
+        raise typer.BadParameter("stated with a file; give --image too.", param_hint="--condition")
     check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
     from refdiff.memory.records.captures import normalise_part_id
 
@@ -175,7 +186,7 @@ def _inspect(text: str, part: str, options: Options) -> None:
     with open_workspace(references=options.references, alpha=options.alpha) as workspace:
         request = prepare(
             workspace, part_id, text, requested_by=settings().server.user, product=product, photo=options.image,
-            scale_mm_per_px=options.scale_mm_per_px,
+            scale_mm_per_px=options.scale_mm_per_px, conditions=conditions_of(options.condition),
         )  # fmt: skip
         with (
             output.watching(f"part {part_id}") as show,

@@ -84,9 +84,15 @@ def inspection_table(found: list[InspectionRecord], decided: dict[str, Dispositi
             output.verdict_text(r.verdict),
             minute(r.created_at),
             output.printable(decision),
-            output.printable(r.report.get("verdict_reason", "")),
+            output.printable(_why(r)),
         )
     return shown
+
+
+def _why(record: InspectionRecord) -> str:
+    if record.removed_at is not None:
+        return f"removed on {record.removed_at[:10]} by prune"
+    return str(record.report.get("verdict_reason", ""))
 
 
 def _plain(disposition: Disposition | None) -> dict[str, Any] | None:

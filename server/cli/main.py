@@ -37,6 +37,7 @@ from refdiff.server.cli import (
     model,
     output,
     products,
+    prune,
     review,
     serve,
     train,
@@ -75,6 +76,7 @@ review.register(app)
 defects.register(app)
 audit.register(app)
 home.register(app)
+prune.register(app)
 train.register(app)
 watch.register(app)
 model.register(app)

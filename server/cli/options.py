@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from refdiff.model.errors import InputError
+from refdiff.tools.kinds.conditions import parse_conditions
+
 
 def _positive(value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value > 0):
@@ -45,6 +48,26 @@ AlphaRate = Annotated[
     float | None,
     typer.Option("--alpha", metavar="A", callback=_rate, help="Requested false-reject rate (REFDIFF_ALPHA)."),
 ]
+
+
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        metavar="NAME=NUMBER",
+        help="Stated with the file instead of what it or the product says (thermal: emissivity, reflected_c, distance_m, "
+        "ambient_c, humidity); may be repeated.",
+    ),
+]
+
+
+def conditions_of(given: list[str] | None) -> dict[str, float]:
+    """The conditions that were given, by name."""
+    try:
+        return parse_conditions(",".join(given or []))
+    except InputError as e:
+        raise typer.BadParameter(f"{e}.", param_hint="--condition") from e
+
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy report and pictures to DIR.")]

@@ -180,9 +180,10 @@ def report_view(report: DefectReport) -> RenderableType:
     for f in report.findings:
         within = " (within limits)" if f.within_limits else ""
         named = f" ({summary.named_text(f.named)})" if f.named else ""
+        measured = f", {f.quantities[0].said}" if f.quantities else ""
         seen = f", confirmed on {summary.seen_before_text(f.seen_before)}" if f.seen_before else ""
         found.add_row(
-            f.id, printable(summary.called(f) + named) + within + seen, f.location.region, summary.size(f),
+            f.id, printable(summary.called(f) + measured + named) + within + seen, f.location.region, summary.size(f),
             str(f.severity), summary.percent(f.confidence),
         )  # fmt: skip
     return Group(facts(rows), found)

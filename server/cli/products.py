@@ -265,7 +265,7 @@ def set_product(
         rules = load_spec(spec) if spec else parse_spec(known.spec if known else {}, f"specification of {name}")
         if asked:
             rules = parse_spec(rules.model_dump(mode="json") | dict.fromkeys(smallest) | asked, "smallest defect")
-        if rules.smallest_defect_mm is not None:
+        if rules.smallest_defect_mm is not None or rules.of_kinds or (known and known.kind != "photo"):
             with open_workspace() as workspace:
                 check_specification(workspace, name, rules)
         scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px
@@ -293,6 +293,7 @@ def name_component(
     The name belongs to what the component looks like, so it outlives a calibration that finds the component again, under
     whatever number. Names decide nothing; filed reports keep what they said.
     """
+    from refdiff.memory.records.defect_names import plain_name
     from refdiff.tools.inspection.component_names import name_component as give
 
     if (called is None) != remove:
@@ -302,9 +303,9 @@ def name_component(
             stores, clean(name), clean(component), None if called is None else clean(called), settings().server.user
         )
     said = (
-        f"component {component} is called {called}"
+        f"component {plain_name(component)} is called {plain_name(called)}"
         if called is not None
-        else f"component {component} has no name any more"
+        else f"component {plain_name(component)} has no name any more"
     )
     emit(kept.document, output.printable(f"{kept.name}: {said}"))
 

@@ -89,6 +89,7 @@ def watch(
     Files that are no images, links and sub-folders (without --recursive) are left alone and counted.
     A file is picked up once it has not changed for 0.5 s; to be safe, write it as *.tmp and rename it.
     It is safe to kill at any time: the next run resumes where this one stopped.
+    Servers, workers and watches of other folders may share the home.
 
     Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts.
     """
@@ -112,6 +113,7 @@ def watch(
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
+    from refdiff.tools.kinds.readers import reader_of
 
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
@@ -120,7 +122,9 @@ def watch(
         stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
-        workspace = stack.enter_context(open_workspace(threads=threads))
+        workspace = stack.enter_context(open_workspace(shared=True, threads=threads))
+        if options.pattern.product is not None:
+            folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
         inspector = stack.enter_context(Inspector(workspace, chosen.agent, unattended=True))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)

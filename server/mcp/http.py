@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable
 from typing import Any
 
+from anyio.to_thread import run_sync
 from mcp.server.mcpserver import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from refdiff.memory.records.api_keys import KeyStore
+from refdiff.model.files import outage
 from refdiff.server.sockets import is_loopback, proxy_header
 
 PATH, HEALTH = "/mcp", "/healthz"
@@ -28,11 +30,18 @@ class Admission:
         self._app, self._accepts = app, accepts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guarded = scope["type"] == "http" and scope["path"] != HEALTH
-        if guarded and (why := self._refusal(Headers(scope=scope))):
-            refusal = JSONResponse({"error": why}, 401, {"www-authenticate": "Bearer"})
-            await refusal(scope, receive, send)
-            return
+        if scope["type"] == "http" and scope["path"] != HEALTH:
+            try:
+                # in a thread: a database on another machine may be slow to answer
+                why = await run_sync(self._refusal, Headers(scope=scope))
+            except Exception as error:
+                if (lacking := outage(error)) is None:
+                    raise
+                await JSONResponse({"error": str(lacking)}, 503, {"retry-after": "5"})(scope, receive, send)
+                return
+            if why:
+                await JSONResponse({"error": why}, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> str | None:

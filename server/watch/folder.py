@@ -101,6 +101,7 @@ class WatchedFolder:
             FileIdentity, bool
         ] = {}  # files without an image's suffix: whether they are images all the same
         self._quarantined: dict[str, tuple[FileIdentity, float]] = {}  # name in quarantine -> file as it was, and when
+        self.tried: frozenset[str] = frozenset()  # suffixes of files that are photos to the product, whatever they hold
         self.unsettled = 0  # files in the last listing that are still being written
         self.left_alone: dict[str, list[str]] = {}  # what the last listing left alone: kind -> names
         if not root.is_dir():
@@ -174,7 +175,7 @@ class WatchedFolder:
 
     def _is_photo(self, identity: FileIdentity) -> bool:
         suffix = Path(identity.name).suffix.lower()
-        if suffix in image_suffixes():
+        if suffix in image_suffixes() or suffix in self.tried:
             return True
         if identity not in self._other:
             self._other[identity] = is_image(self.path(identity))

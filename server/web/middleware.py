@@ -12,11 +12,13 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from anyio import CancelScope
-from fastapi.responses import JSONResponse
+from anyio import CancelScope, CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi.responses import JSONResponse, Response
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
@@ -92,6 +94,12 @@ _PHOTO_ROUTES = (
 )
 
 
+@cache
+def _identifying() -> CapacityLimiter:
+    """How many callers are looked up at a time: half of the connections that read."""
+    return CapacityLimiter(4)
+
+
 class RequestAdmission:
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, limits: Limits) -> None:
         self._app, self._access, self._metrics, self._limits = app, access, metrics, limits
@@ -124,10 +132,12 @@ class RequestAdmission:
             await send(message)
 
         try:
-            self._admit(request)
+            await self._admit(request)
         except errors.Refused as refusal:
             answer = await errors.http_error(request, refusal)
             await answer(scope, receive, sending)
+        except Exception as error:
+            await (await self._failed(request, error))(scope, receive, sending)
         else:
             who = _who(request)
             counted = [self._running] if request.url.path not in PROBES else []
@@ -150,15 +160,7 @@ class RequestAdmission:
             except Exception as error:
                 if status:
                     raise
-                if (lacking := outage(error)) is not None:
-                    log.warning("%s", lacking, extra={"request_id": request.state.request_id})
-                    await (await errors.known(request, lacking))(scope, receive, sending)
-                    return
-                # a bug: the response has no details, the log has
-                log.exception("internal error", extra={"request_id": request.state.request_id})
-                text = "internal error; see the server's log under this request_id"
-                failed = JSONResponse(errors.body(request, "InternalError", text, "internal_error"), 500)
-                await failed(scope, receive, sending)
+                await (await self._failed(request, error))(scope, receive, sending)
             finally:
                 for counter in counted:
                     counter[who] -= 1
@@ -167,8 +169,18 @@ class RequestAdmission:
         finally:
             self._log(request, scope, status, time.perf_counter() - started)
 
-    def _admit(self, request: Request) -> None:
-        """Raises Refused."""
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """The answer to a request that ended in an error."""
+        if (lacking := outage(error)) is not None:
+            log.warning("%s", lacking, extra={"request_id": request.state.request_id})
+            return await errors.known(request, lacking)
+        # a bug: the response has no details, the log has
+        log.error("internal error", exc_info=error, extra={"request_id": request.state.request_id})
+        text = "internal error; see the server's log under this request_id"
+        return JSONResponse(errors.body(request, "InternalError", text, "internal_error"), 500)
+
+    async def _admit(self, request: Request) -> None:
+        """Raises Refused, and what the database of the keys raises."""
         headers, path = request.headers, request.url.path
         key = given_key(headers)
         if path in PROBES:
@@ -182,7 +194,9 @@ class RequestAdmission:
         if key is None:
             self._count(client)
         if path.startswith(_GUARDED):
-            caller = self._access.identify(headers, client, key, server_port(request))
+            # in a thread: a database on another machine may be slow to answer, and every other request would wait with it
+            identify = partial(self._access.identify, headers, client, key, server_port(request))
+            caller = await run_sync(identify, limiter=_identifying())
             request.state.caller = caller
             if key is not None:
                 self._count(caller.key_id or client)

@@ -24,6 +24,9 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many")]
 Offset = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]
 
 
+CONDITIONS = "Stated with the file, where the product's kind has any: `emissivity=0.95, reflected_c=21` (thermal)"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -38,6 +41,7 @@ class InspectionRequestBody(_Strict):
     scale_mm_per_px: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Scale of the attached photo"
     )
+    conditions: str = Field(default="", max_length=400, description=CONDITIONS, exclude_if=lambda text: not text)
 
 
 class InspectionView(BaseModel):

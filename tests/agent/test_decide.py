@@ -357,3 +357,41 @@ def test_verdict_reason_states_findings_before_statistics(
 @pytest.mark.parametrize(("p", "shown"), [(20 / 397, "p 0.0504, alpha 0.05"), (1 / 41, "p 0.024, alpha 0.05")])
 def test_shown_p_value_is_never_rounded_across_alpha(p: float, shown: str) -> None:
     assert shown in _decide(p, n=396, alpha=0.05)[2]
+
+
+@pytest.mark.parametrize(
+    ("delta", "hottest", "places", "severity", "reject"),
+    [
+        (3.0, 50.0, [], Severity.MINOR, False),
+        (-3.0, 50.0, [], Severity.MINOR, False),
+        (9.0, 50.0, [], Severity.MAJOR, True),
+        (3.0, 90.0, [], Severity.MAJOR, True),
+        (3.0, 50.0, ["fuse"], Severity.CRITICAL, True),
+        (1.0, 50.0, ["fuse"], Severity.MINOR, False),
+    ],
+)
+def test_limits_in_kelvin_and_celsius_hold_hotter_or_colder_and_in_their_zone(
+    delta: float, hottest: float, places: list[str], severity: Severity, reject: bool
+) -> None:
+    spec = parse_spec({
+        "zones": [{"name": "fuse", "kind": "named", "box": [0, 0, 9, 9]}],
+        "limits": [
+            {"zone": "fuse", "max_delta_k": 2, "severity": "minor"},
+            {"zone": "fuse", "severity": "critical", "reject": True},
+            {"max_delta_k": 4, "max_temperature_c": 80, "severity": "minor"},
+            {"severity": "major", "reject": True},
+        ],
+    })  # fmt: skip
+    rated = rate_finding(
+        spec, type="hot_spot", length_mm=None, width_mm=None, length_px=9, area_px=60, zones=[], places=places,
+        quantities={"delta_k": delta, "extreme_c": hottest},
+    )  # fmt: skip
+    assert (rated.severity, rated.reject) == (severity, reject)
+    if delta == 9.0:
+        assert rated.why == "is 9 K off its golden sample; the limit is 4 K"
+
+
+def test_limit_in_kelvin_fits_nothing_that_was_not_measured_in_kelvin() -> None:
+    spec = parse_spec({"limits": [{"max_delta_k": 4, "severity": "minor"}]})
+    rated = rate_finding(spec, type="scratch", length_mm=None, width_mm=None, length_px=9, area_px=60, zones=[])
+    assert not rated.within

@@ -29,7 +29,8 @@ from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, Scene, random_light, random_pose, render
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import attained_alpha, calibrate, in_doubt, p_value, with_pose
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import regions_of
 from refdiff.tools.workspace import Workspace
 

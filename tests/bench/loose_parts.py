@@ -24,13 +24,18 @@ _FINE = 4  # drawn at so many times the size, then reduced: no jagged edges
 
 @dataclass(frozen=True)
 class LooseProduct:
-    """counts: of clips and of screws in a good photo."""
+    """counts: of clips and of screws in a good photo. wrong: of which a bad photo has another number; None: of any."""
 
     name: str
     counts: tuple[int, int]
+    wrong: int | None = None
 
 
-PRODUCTS = (LooseProduct("loose_clips", (6, 0)), LooseProduct("loose_mixed", (5, 3)))
+PRODUCTS = (
+    LooseProduct("loose_clips", (6, 0)),
+    LooseProduct("loose_mixed", (5, 3)),
+    LooseProduct("loose_single", (5, 1), wrong=1),
+)
 WRONG = ("missing", "extra", "wrong_kind")
 
 
@@ -93,10 +98,12 @@ def photo(counts: tuple[int, int], rng: np.random.Generator, size: int) -> NDArr
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def _wrong(counts: tuple[int, int], how: str, rng: np.random.Generator) -> tuple[int, int]:
+def _wrong(product: LooseProduct, how: str, rng: np.random.Generator) -> tuple[int, int]:
     """The counts of a bad photo."""
-    found = list(counts)
-    kind = int(rng.integers(2)) if counts[1] else 0
+    found = list(product.counts)
+    kind = product.wrong
+    if kind is None:
+        kind = int(rng.integers(2)) if product.counts[1] else 0
     if how != "extra":
         found[kind] -= 1
     if how != "missing":
@@ -109,7 +116,7 @@ def draw(product: LooseProduct, out: Path, *, seed: int, good: int, bad: int, si
     rng = np.random.default_rng([seed, *product.name.encode()])
     for i in range(good + bad):
         kind = "good" if i < good else WRONG[i % len(WRONG)]
-        counts = product.counts if kind == "good" else _wrong(product.counts, kind, rng)
+        counts = product.counts if kind == "good" else _wrong(product, kind, rng)
         place = out / product.name / ("train" if i < good // 2 else "test") / kind / f"{i:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(counts, rng, size)).save(place)

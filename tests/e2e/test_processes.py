@@ -187,13 +187,13 @@ def test_doctor_mends_what_a_killed_command_leaves_and_the_command_can_be_repeat
     for place in home.parent.rglob("*"):
         os.utime(place, (0, 0), follow_symlinks=False)  # an hour has passed
     if (home / "refdiff.sqlite").exists():
-        findings = here(capsys, "doctor", "--repair")[1]["findings"]
+        findings = here(capsys, "doctor", "--deep", "--repair")[1]["findings"]
         assert [f for f in findings if f["kind"] not in ("leftover", "orphaned")] == []
-        found = here(capsys, "doctor")[1]["findings"]
+        found = here(capsys, "doctor", "--deep")[1]["findings"]
         assert [f for f in found if f["kind"] != "orphaned"] == []
     code, document = finish(start(*arguments))
     assert code == (VERDICTS[document["verdict"]] if command == "inspect" else 0), document
-    code, document = here(capsys, "doctor")
+    code, document = here(capsys, "doctor", "--deep")
     assert [f for f in document["findings"] if f["kind"] != "orphaned"] == []
     here(capsys, "capture", "--part", "1", "--product", "board", "part.png")  # opened and closed: nothing is in use
     left = [p for p in home.parent.rglob("*") if p.name.startswith((".tmp-", ".restoring")) or p.parent.name == "locks"]

@@ -187,7 +187,8 @@ def test_record_names_the_key_that_was_used(stores: Stores) -> None:
 OTHER_MEANS: list[tuple[str, str, str]] = [
     ("a specification", "UPDATE products SET spec = '{}', window_lo = 0, window_hi = 9", "the specification of board"),
     ("a product removed", "DELETE FROM products", "the specification of board is not"),
-    ("a product slipped in", "INSERT INTO products VALUES ('x', 2, NULL, NULL, '{}', 1, '2', '{}')", "specification of x"),
+    ("a product slipped in", "INSERT INTO products (name, scale_mm_per_px, updated_at) VALUES ('x', 2, '')",
+     "specification of x"),
     ("a pixel limit", "UPDATE calibrations SET pixel_threshold = 9", "the calibration of board, kkkkkkkkkkkk is not"),
     ("scores", "UPDATE calibrations SET scores = '[9.0]'", "the calibration of board"),
     ("an alpha", "UPDATE calibrations SET extra = '{}'", "the calibration of board"),
@@ -232,7 +233,7 @@ def test_verdict_by_a_specification_without_a_record_is_reported(filed: Stores) 
 
 
 def test_home_of_an_older_version_records_what_it_had_once(stores: Stores) -> None:
-    tamper(stores, "INSERT INTO products VALUES ('board', 2, NULL, NULL, '{\"limits\": []}', 1, '2026', '{}')")
+    tamper(stores, "INSERT INTO products VALUES ('board', 2, NULL, NULL, '{\"limits\": []}', 1, '2026', '{}', 'photo')")
     checked = stores.audit.verify_store()
     assert (checked.problems, len(checked.notes)) == ([], 1)
     product = stores.products.get("board")

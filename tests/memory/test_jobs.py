@@ -61,6 +61,17 @@ def test_jobs_of_a_line_run_one_after_the_other_and_others_beside_them(stores: S
     assert take(stores) == "a2"
 
 
+def test_retried_job_of_a_line_does_not_run_beside_a_newer_one(stores: Stores) -> None:
+    add(stores, "a1", "a2", "a3", line="a")
+    assert take(stores) == "a1"
+    stores.jobs.finish("a1", {"type": "ImageError", "message": "half a file", "exit_code": 65}, "w")
+    assert take(stores) == "a2"
+    stores.jobs.retry("a1", "ana")
+    assert take(stores) is None
+    stores.jobs.finish("a2", worker="w")
+    assert take(stores) == "a1"
+
+
 def test_job_that_failed_often_goes_behind_all_that_wait(stores: Stores) -> None:
     add(stores, "j1", "j2")
     assert take(stores) == "j1"

@@ -123,7 +123,7 @@ def test_home_of_an_earlier_version_becomes_one_database(old_home: Path) -> None
     for _ in range(2):
         with Stores.open(settings) as stores:
             _check(stores)
-            assert [p.component_names for p in stores.products.list()] == [{}]
+            assert [(p.component_names, p.kind) for p in stores.products.list()] == [({}, "photo")]
     assert {p.name for p in old_home.iterdir()} >= {f"{name}-old" for name in earlier.OTHERS}
     assert not any((old_home / name).exists() for name in earlier.OTHERS)
     with Stores.open(settings) as stores:
@@ -248,6 +248,27 @@ def test_new_home_has_the_schema_that_the_revisions_make(
     assert revised == new
     assert {"products", "audit_end", "alembic_version"} <= new.keys()
     assert ScriptDirectory(MIGRATIONS).get_current_head() == NEWEST
+
+
+def test_home_of_every_earlier_version_ends_with_the_schema_of_a_new_one(tmp_path: Path, recorded_home: Path) -> None:
+    new = _schema(tmp_path / "new")
+    assert "products" in new
+    homes = {version: tmp_path / str(version) for version in range(1, earlier.newest() + 1)}
+    for version, home in homes.items():
+        _made(home / MAIN, earlier._MAIN, version).close()
+    assert [version for version, home in homes.items() if _schema(home) != new] == []
+    assert _schema(recorded_home) == new
+
+
+def _schema(home: Path) -> dict[str, Any]:
+    """The tables of a home, but for what versions before Alembic said otherwise to the same effect: types (REAL for DOUBLE),
+    that a primary key is never null, and that the audit chain counts by itself."""
+    with Stores.open(MemorySettings(home=home)) as stores, stores.db.connection() as conn:
+        found = {}
+        for name, (columns, others, counts, _) in _described(conn).items():
+            plain = [(c["name"], (c["nullable"], c["primary_key"]) == ("True", "0"), c["default"]) for c in columns]
+            found[name] = (plain, others, counts or name == "audit")
+        return found
 
 
 def _described(conn: Connection) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def test_global_vector_separates_designs_more_than_photos(encoder: Encoder) -> N
 
 
 def test_changed_encoder_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = bytearray(module._weights_path().read_bytes())
+    data = bytearray(module.weights_path().read_bytes())
     data[len(data) // 2] ^= 1
     changed = tmp_path / "weights.pth"
     changed.write_bytes(data)
-    monkeypatch.setattr(module, "_weights_path", lambda: changed)
+    monkeypatch.setattr(module, "weights_path", lambda: changed)
     with pytest.raises(StorageError, match="sha256"):
         load_efficientnet_lite0()
 

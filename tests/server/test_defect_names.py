@@ -61,10 +61,10 @@ def test_names_are_given_listed_corrected_and_kept(
     monkeypatch.setenv("REFDIFF_HOME", str(ready / "other"))
     assert said(capsys, "restore", "home.tar")[0] == 0
     assert said(capsys, "defects", "list")[1] == names
-    assert said(capsys, "doctor")[0] == 0
+    assert said(capsys, "doctor", "--deep")[0] == 0
     picture = names["findings"][0]["picture"]
     for file in (ready / "other" / "images").rglob(f"{picture}*"):
         file.unlink()
-    code, examined = said(capsys, "doctor")
+    code, examined = said(capsys, "doctor", "--deep")
     assert code == 65
     assert any(f"picture of named finding f1 of part 7 ({picture})" in f["names"] for f in examined["findings"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.server.cli import demo, main
+from refdiff.server.cli import demo, demo_thermal, main
 from refdiff.server.settings import load_settings
 
 
@@ -66,6 +66,25 @@ def test_demo_writes_reports_and_an_index_and_can_be_repeated(
     assert not re.search(r"\d mm", index)  # no scale is known
     for part in document["parts"]:
         assert part["truth"] in index
+
+
+def test_thermal_demo_files_reports_in_kelvin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_thermal, "GOLDENS", 3)
+    monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    assert main.run(["demo", "--thermal", "--out", str(tmp_path / "out"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["goldens"] == {"assembly": 3}
+    assert [p["truth"] for p in document["parts"]].count("good") == 2
+    index = Path(document["index"]).read_text(encoding="utf-8")
+    for part in document["parts"]:
+        assert part["truth"] in index
+        page = Path(part["page"]).read_text(encoding="utf-8")
+        assert "this shift is removed from all differences" in page
+    scores = {p["part_id"]: p["image_score"] for p in document["parts"]}
+    assert scores["4417"] > 10 > scores["4413"], "in kelvin: 18 K against none"
 
 
 def test_demo_refuses_a_folder_with_other_files(tmp_path: Path) -> None:

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.service import InspectionService
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnavailableError
 from refdiff.server.cli import main
+from refdiff.server.settings import ServerSettings
+from refdiff.server.web.access import Access
+from refdiff.server.web.app import create_app
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
@@ -69,6 +74,26 @@ def test_inspection_waits_while_postgres_is_down(
         assert service.stores.audit.verify_store(photos=True).problem is None
 
 
+def test_job_accepted_in_the_moment_in_which_postgres_goes_down_is_run_when_it_is_back(
+    ready: Path, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = JobStore.add
+
+    def then_down(*given: Any, **more: Any) -> Any:
+        accepted = add(*given, **more)
+        postgres_server.stop()
+        return accepted
+
+    with InspectionService.open() as service:
+        with monkeypatch.context() as m:
+            m.setattr(JobStore, "add", then_down)
+            try:
+                job = service.submit(part_id="1", product="board", photo=_photo(ready), by="me")
+            finally:
+                postgres_server.start()
+        assert service.wait(job.inspection_id, 120).state == "done"
+
+
 def test_postgres_that_does_not_answer_is_an_outage(
     ready: Path, postgres_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +110,24 @@ def test_postgres_that_does_not_answer_is_an_outage(
             assert "the records could not be read, so not all was examined" in capsys.readouterr().out
         finally:
             postgres_server.start()
+
+
+def test_requests_are_answered_503_while_postgres_is_down(ready: Path, postgres_server: Any) -> None:
+    settings = ServerSettings()
+    with InspectionService.open() as service:
+        key = {"Authorization": f"Bearer {service.stores.keys.add('line 3', 'inspector', 'me')[1]}"}
+        app = create_app(service, Access(service.stores.keys, loopback=False, user="me"), settings)
+        with TestClient(app, base_url="http://localhost") as client:
+            assert client.get("/v1/products", headers=key).status_code == 200
+            postgres_server.stop()
+            try:
+                answer = client.get("/v1/products", headers=key)
+            finally:
+                postgres_server.start()
+            assert answer.status_code == 503
+            assert "is unavailable" in answer.json()["error"]["message"]
+            assert answer.headers["retry-after"]
+            assert client.get("/v1/products", headers=key).status_code == 200
 
 
 def test_processes_that_begin_at_once_share_a_fresh_database(tmp_path: Path, postgres_server: Any) -> None:
@@ -133,7 +176,7 @@ def test_commands_inspect_decide_and_examine(
     assert run("audit", "export", "--out", "a.jsonl")[0] == 0
     assert run("audit", "verify", "a.jsonl", "--store")[0] == 0
     assert run("inspections", "list")[1]["inspections"][0]["inspection_id"] == report["inspection_id"]
-    code, found = run("doctor")
+    code, found = run("doctor", "--deep")
     assert (code, found["findings"]) == (0, [])
     assert not list((ready / "home").glob("refdiff.sqlite"))
     assert run("backup", "b.tar")[0] == 0
@@ -141,7 +184,7 @@ def test_commands_inspect_decide_and_examine(
     assert run("restore", "b.tar")[0] == 65  # that database has records
     monkeypatch.setenv("REFDIFF_DATABASE_URL", postgres_server.new_database())
     assert run("restore", "b.tar")[1]["audit"]["intact"]
-    assert run("doctor")[1]["findings"] == []
+    assert run("doctor", "--deep")[1]["findings"] == []
     assert run("inspections", "show", report["inspection_id"])[1]["verdict"] == "FAIL"
 
 

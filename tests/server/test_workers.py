@@ -23,9 +23,10 @@ from refdiff.agent.service import InspectionService
 from refdiff.memory.database import tables as t
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import UnavailableError
+from refdiff.model.errors import BusyError, UnavailableError, UnknownRecordError
 from refdiff.server.cli import main
 from refdiff.server.cli.worker import _look_after, _Place
+from refdiff.tools.golden_samples import background_fit, fit
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.workspace import Workspace
@@ -192,6 +193,48 @@ def test_one_process_calibrates_and_the_others_wait_for_it(ready: Path, monkeypa
     assert first
     assert second
     assert (first.key, measured) == (second.key, ["board"])
+
+
+def test_worker_fits_what_a_server_was_asked_for_and_ends_when_it_is_told(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(fit._Fit, "found", lambda self, half, *more: (3, 2, 4))
+    monkeypatch.setattr(background_fit, "_ASKED_S", 0.02)
+
+    def state() -> str:
+        return str((server.product("board")["fitting"] or {}).get("state"))
+
+    with InspectionService.open(role="server") as server, InspectionService.open(role="worker") as worker:
+        with pytest.raises(UnknownRecordError):
+            server.end_fit("board", "ann")
+        asked = server.fit("board", "ann")
+        assert (asked["state"], asked["waits"], asked["by"]) == ("running", True, "ann")
+        with pytest.raises(BusyError, match="'board'"):
+            server.fit("board", "eve")
+        server.end_fit("board", "ann")
+        assert state() == "stopped"
+        worker.fittings.for_others(0.02)
+        time.sleep(0.2)
+        assert worker.fittings.of("board") is None
+
+        server.fit("board", "ann")
+        until(lambda: state() != "running")
+        assert state() == "not kept"
+        assert worker.fittings.of("board") is not None
+
+        busy = threading.Event()
+        busy.set()
+        monkeypatch.setattr(worker.fittings, "_busy", busy.is_set)
+        server.fit("board", "bob")
+        until(lambda: (f := worker.fittings.of("board")) is not None and f.waits)
+        assert (state(), server.product("board")["fitting"]["waits"]) == ("running", False)
+        server.end_fit("board", "eve")
+        until(lambda: (f := worker.fittings.of("board")) is not None and f.state == "stopped")
+        assert state() == "stopped"
+        last = server.stores.networks.last_attempt("board")
+        assert last
+        assert (last.outcome, last.by) == ("declined", "eve")
 
 
 @pytest.mark.parametrize("server", [False, True], ids=["alone", "beside a server"])

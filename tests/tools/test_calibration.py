@@ -35,7 +35,8 @@ from refdiff.tools.inspection.calibration import (
     unlike_goldens,
     with_pose,
 )
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 

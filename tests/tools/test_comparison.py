@@ -21,7 +21,8 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.context import measure_evidence
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_reference
 from refdiff.tools.inspection.scale import resolve_scale
@@ -215,7 +216,7 @@ def test_findings_of_turned_parts_are_drawn_where_they_are_in_the_photo(workspac
         cv2.fillPoly(inside, extent.outline, (1,))
         assert inside[m.box[1] : m.box[3], m.box[0] : m.box[2]][m.mask].all()
         assert tight(inside > 0, (0, 0))[0] == extent.box
-        said = measure_evidence(result, "e1").numbers
+        said = measure_evidence(result, "e1", found.scale).numbers
         assert (said.x0, said.y0, said.x1, said.y1) == extent.box
         assert said.place == m.place == place_name(extent.box, SIZE)
     strongest = found.regions[0].extent.box

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +20,16 @@ from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import ComponentCount, Location, Severity, Verdict
 from refdiff.agent.report.summary import count_text
 from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decide
+from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.calibrations import Calibration, Component, _extra, _unpacked, packed_rows
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.inspection import components
+from refdiff.tools.inspection.calibration import is_counted, learned_parts
 from refdiff.tools.inspection.component_names import look_of, name_component, names_of, recognised
 from refdiff.tools.inspection.components import Learned, count, learn
+from refdiff.tools.workspace import Workspace
 
 GRID, CHANNELS, PX = 20, 8, 320
 CLIP, SCREW = 1, 2  # channels that stand for them; 0 is the ground
@@ -167,7 +173,9 @@ def test_component_is_named_renamed_and_forgotten_by_number_or_name(tray: Stores
     name_component(tray, "tray", "klip", "  spring   clip", "ana")
     name_component(tray, "tray", "2", "screw", "ana")
     assert called() == (["spring clip", "screw"], [])
-    name_component(tray, "tray", "screw", None, "ana")
+    name_component(tray, "tray", " screw ", "Schlu\u0308ssel / M4", "ana")  # decomposed, as some keyboards do
+    assert called() == (["spring clip", "Schlüssel / M4"], [])
+    name_component(tray, "tray", "Schlu\u0308ssel  / M4", None, "ana")
     assert called() == (["spring clip", None], [])
     # a calibration that counts nothing like it says so, and the name can be taken away
     tray.calibrations.save(replace(known, key="other", components=known.components[1:]))
@@ -215,6 +223,47 @@ def test_limits_accept_findings_but_no_wrong_number() -> None:
     facts = PolicyInput(1 / 101, 100, 0.03, findings=[within])
     assert decide(facts).verdict is Verdict.PASS
     assert decide(replace(facts, oddities=["component 1: 4 of 5"])).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("loose", "parts", "counted"), [(11, 20, True), (10, 20, False), (19, 19, False), (20, 39, True), (0, 100, False)]
+)
+def test_components_are_looked_for_from_20_parts_on_most_of_which_do_not_register_to_the_nearest(
+    loose: int, parts: int, counted: bool
+) -> None:
+    assert is_counted(loose, parts) is counted
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("photo", [5]), ("thermal", [])])
+def test_equal_parts_are_counted_in_photos_and_not_in_thermal_pictures(
+    tmp_path: Path, kind: ProductKind, counts: list[int]
+) -> None:
+    with Workspace.open(MemorySettings(home=tmp_path, qdrant_url=None)) as workspace:
+        workspace.stores.products.set_kind("clips", kind)
+        learned = learned_parts(workspace, "clips", 20, goldens([5] * 20), [None] * 20)
+    assert [c.count for c in learned.components] == counts
+    assert len(learned.wrong_by) == 20
+
+
+_FOUND_BY = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+from test_components import goldens, learn
+learned = learn(goldens([5] * 24, 3), [None] * 24)
+digest = hashlib.sha256(b"".join(c.centres.tobytes() + bytes(c.members) for c in learned.components))
+print([(c.area, c.count) for c in learned.components], learned.wrong_by, digest.hexdigest())
+"""
+
+
+def test_components_are_the_same_whatever_the_number_of_threads() -> None:
+    def found(threads: int) -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-c", _FOUND_BY, str(Path(__file__).parent)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    one, two = found(1), found(2)
+    assert one == two
+    assert "5)" in one
 
 
 def test_any_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,25 @@ def test_inspections_do_not_wait_for_each_other(workspace: Workspace, monkeypatc
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(lambda _: ToolContext(workspace, "1").canonical, range(2))
     assert one.comparison.difference.score == other.comparison.difference.score
+
+
+def test_tools_that_run_at_the_same_time_share_one_inspection(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int] = []
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        began.append(1)
+        time.sleep(0.2)  # the other thread asks meanwhile
+        return inspect_photo(*args, **kwargs)
+
+    inspect_photo = context_of_tools.inspect_photo
+    monkeypatch.setattr(context_of_tools, "inspect_photo", slow)
+    context = ToolContext(workspace, "1")
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: context.canonical, range(2))
+    assert one is other
+    assert len(began) == 1
 
 
 def test_comparison_with_other_references_is_not_canonical(workspace: Workspace, calls: Counter[str]) -> None:

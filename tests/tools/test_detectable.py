@@ -20,9 +20,10 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import detectable as module
 from refdiff.tools.inspection.calibration import calibrate, score_threshold, summary
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import compare, pair_with
+from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.detectable import detectable, find_marks
 from refdiff.tools.inspection.overview import product_overview
+from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace

@@ -22,7 +22,7 @@ from refdiff.tools.framing.tiles import TILE_PX, Blend, grid_tiles, tiles_of
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibration_key
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import compare, pair_with
+from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.detectable import _Part
 from refdiff.tools.inspection.difference import score_difference
 from refdiff.tools.inspection.fineness import (
@@ -37,6 +37,7 @@ from refdiff.tools.inspection.fineness import (
     working_px,
 )
 from refdiff.tools.inspection.inspection import regions_of
+from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.refinement import refined

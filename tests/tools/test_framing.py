@@ -27,9 +27,11 @@ from refdiff.tools.framing.photos import GoldenOnGrid, Grid, warped
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import compare, pair_with
+from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.difference import ReferenceViews
+from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
+from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import align, carried, completed, on_grid, scaling
 from refdiff.tools.workspace import Workspace
@@ -241,7 +243,9 @@ def test_what_is_drawn_without_the_anchor_is_not_taken_for_what_is_drawn_with_it
     assert not any(np.array_equal(a, b) for a, b in zip(whole, without, strict=True)), "the anchor is not seen at all"
     after_it_was_lost = drawn("first")
     with opened(tmp_path, "third") as workspace:
-        workspace.keep_decoded(anchor.sha256, None, np.array(decode_image(kept)))  # read before its file was lost
+        workspace.keep_read(
+            anchor.sha256, How(), Reading(np.array(decode_image(kept)))
+        )  # read before its file was lost
         golden = named(workspace)["a1"]
         in_memory = drawn_in_frame(workspace, golden)
         workspace._images.clear()

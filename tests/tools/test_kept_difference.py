@@ -82,3 +82,13 @@ def plain_png() -> bytes:
 def test_anything_else_is_called_damaged(data: bytes) -> None:
     with pytest.raises(DamagedError, match="damaged"):
         KeptDifference.decode(data)
+
+
+def test_what_a_kind_adds_is_kept_and_a_photo_keeps_nothing_more() -> None:
+    plain = KeptDifference(spike(64, 48), THRESHOLD, MATRIX)
+    more = KeptDifference(spike(64, 48), THRESHOLD, MATRIX, offset=-2.5, rules='{"palette": "grey"}')
+    kept = KeptDifference.decode(more.encode())
+    assert (kept.offset, kept.rules) == (-2.5, '{"palette": "grey"}')
+    assert (KeptDifference.decode(plain.encode()).offset, KeptDifference.decode(plain.encode()).rules) == (0.0, "")
+    assert b"offset" not in plain.encode()
+    assert b"rules" not in plain.encode()

@@ -114,6 +114,12 @@ def test_level_explains_a_score_only_where_it_is_out_of_range_itself(line: Line)
     assert problem(replace(known, levels=known.levels[:7])) == ""  # of so few, none is usual
     assert problem(replace(known, levels=[])) == ""  # of an earlier version
     assert problem(None, None) == ""
+    # edges lie elsewhere than in good parts: another label, say
+    assert len(known.edges) == known.n
+    assert known.edges == sorted(known.edges)
+    other = replace(comparison, alignments=[replace(a, ncc=0.79 * known.edges[0]) for a in comparison.alignments])
+    assert other_light(photo, other, known, p, attained) == ""
+    assert other_light(photo, other, replace(known, edges=[]), p, attained)  # measured by an earlier version
     assert "another light, exposure or camera?" in other_light(
         photo,
         replace(

@@ -26,8 +26,10 @@ from refdiff.model.files import make_room, mark_used, write_atomic
 from refdiff.model.free_memory import free_bytes
 from refdiff.model.images import RgbImage
 
-_KEPT_BYTES = (384 << 20, 2 << 30)  # in memory, of features: at least and at most
-_OF_FREE = 8  # between these, this fraction of the memory that is free: 2 GiB hold 70 golden samples of five tiles each
+_KEPT_BYTES = (384 << 20, 1 << 30)  # in memory, of features: at least and at most
+_OF_FREE = (
+    8  # between these, this fraction of the memory that is free: 1 GiB holds 35 golden samples of five tiles each
+)
 
 
 def kept_bytes(free: int | None) -> int:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
-from refdiff.memory.records.products import check_scale
+from refdiff.memory.kinds import ProductKind
+from refdiff.memory.records.products import check_kind, check_scale
 from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
-from refdiff.model.images import RgbImage, decode_image, grey_thumbnail, measure_window
+from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_golden, place_goldens
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
+from refdiff.tools.kinds.readers import read_arriving, reader_of
+from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
 
 
@@ -48,35 +52,41 @@ def enroll(
     station: str | None = None,
     enrolled_by: str = "",
     golden_source: GoldenSource = "enrolled",
+    kind: str | None = None,
+    conditions: Mapping[str, float] | None = None,
     progress: Progress = silent,
 ) -> EnrollResult:
     """Enrol image files, all images below folders, and uploads as goldens of a product. Idempotent by content.
 
     part_group: all these photos show one part; without it, photos with nearly the same pixels are grouped, because
-    calibration counts parts. golden_source: where the photos come from. progress: counts files.
-    Raises InputError (product name, scale, group); StorageError, BankBusyError, UnavailableError where the stores fail:
-    what was added before stays, and the same call continues from there.
+    calibration counts parts. golden_source: where the photos come from. kind: of the product's files, one of
+    `kinds.PRODUCT_KINDS`, said with its first golden sample; default: what it is, photo for a new one. conditions: stated
+    with all these files, where the kind has any. progress: counts files.
+    Raises InputError (product name, scale, group, kind, conditions); StorageError, BankBusyError, UnavailableError where the
+    stores fail: what was added before stays, and the same call continues from there.
     """
     product, scale = workspace.stores.products.name_of(product), check_scale(scale_mm_per_px)
+    files_are = _kind_of(workspace, product, kind)
+    reader, stated = reader_of(files_are), dict(conditions or {})
     group = _check_label("part group", part_group)
     station = _check_label("station", station)
     result = EnrollResult(product)
     with _telling_how_many(result):
-        files = list(find_images(paths, result.refused, result.others))
+        files = list(find_images(paths, result.refused, result.others, more=reader.suffixes))
         thumbnails: ThumbnailIndex | None = None
         known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
         for done, source in enumerate(files):
             path = source.path if isinstance(source, Upload) else source
             try:
-                data = read_photo(source, workspace.model_settings)
+                data = reader.join(read_photo(source, workspace.model_settings), stated)
                 known = _enrolled(workspace, product, data)
                 if known is not None:
                     result.already_there.append(Refusal(path, _present(known)))
                     known_ids.append(known.golden_id)
                     continue
-                image = _decode_golden(workspace, product, data, path.name, enrolled_by)
+                picture = _read_golden(workspace, product, data, path.name, enrolled_by, files_are).picture
                 thumbnails = thumbnails or ThumbnailIndex(workspace, product)
-                thumbnail = grey_thumbnail(image, THUMBNAIL_PX)
+                thumbnail = grey_thumbnail(picture, THUMBNAIL_PX)
                 twin = thumbnails.twin(thumbnail)
                 if twin is not None:
                     result.notes.append(twin_note(path, twin, group))
@@ -147,20 +157,35 @@ def _present(golden: Golden) -> str:
     return f"already enrolled as {golden.golden_id}" + (retired if golden.status == "retired" else "")
 
 
-def _decode_golden(workspace: Workspace, product: str, data: bytes, name: str, by: str) -> RgbImage:
-    """Decode with the product's intensity window; the first deep golden fixes that window."""
+def _kind_of(workspace: Workspace, product: str, kind: str | None) -> ProductKind:
+    """Of what kind the files are that are enrolled. Raises InputError where the product's are of another kind."""
+    known = workspace.stores.products.get(product)
+    if kind is None:
+        return known.kind if known else "photo"
+    wanted = check_kind(kind)
+    if known is not None and known.kind != wanted and workspace.bank.count(product):
+        raise InputError(
+            f"product {product!r} is of kind {known.kind!r} and has golden samples; enrol files of kind {wanted!r} as a "
+            f"product of their own: refdiff enroll --product {shlex.quote(f'{product} {wanted}')} --kind {wanted} ..."
+        )
+    return wanted
+
+
+def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by: str, kind: ProductKind) -> Reading:
+    """Read as the product's kind is read, with its window; the first golden that needs one fixes that window."""
     settings, products = workspace.model_settings, workspace.stores.products
     name = storable(name)
     known = products.get(product)  # created below: photos that are all refused make no product
-    window = known.intensity_window if known else None
+    how, reader = How.of(known, kind), reader_of(kind)
     try:
-        image = decode_image(data, name=name, window=window, settings=settings)
-        products.ensure(product)
-        return image
+        reading = read_arriving(data, name=name, how=how, settings=settings)
+        products.set_kind(product, kind, by)
+        return reading
     except ImageError:
-        suggested = None if window else measure_window(data, name=name, settings=settings)
+        suggested = None if how.window else reader.suggest_window(data, name=name, how=how, settings=settings)
         # a window would make the 8-bit goldens that are there unreadable
         if suggested is None or workspace.bank.count(product):
             raise
-    window = products.set_window_once(product, suggested, by).intensity_window
-    return decode_image(data, name=name, window=window, settings=settings)
+    products.set_kind(product, kind, by)
+    known = products.set_window_once(product, suggested, by)
+    return reader.read(data, name=name, how=How.of(known), settings=settings)

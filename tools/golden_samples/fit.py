@@ -53,8 +53,9 @@ from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.confirmed import ConfirmedDefect, confirmed_defects
 from refdiff.tools.inspection.calibration import calibration_key, current_calibration
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews
+from refdiff.tools.inspection.methods import check_networks
+from refdiff.tools.inspection.pairs import RegisteredPair, pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.vision.regions import map_size
@@ -113,10 +114,11 @@ def fit_product(
         try:
             made = _fit_product(workspace, attempt, halves, recipe or ProductRecipe(), references, progress)
         except (FitStopped, KeyboardInterrupt) as e:
-            store.end(attempt, "stopped", str(e))
+            with contextlib.suppress(UnavailableError):
+                store.end(attempt, "stopped", str(e))
             raise
         except Exception as e:
-            with contextlib.suppress(StorageError):  # then it counts as one that ended with the process
+            with contextlib.suppress(UnavailableError):  # then it counts as one that ended with the process
                 store.end(attempt, "failed", str(e) if isinstance(e, RefDiffError) else INTERNAL)
             raise
         if not made.kept:
@@ -130,6 +132,15 @@ def _alone(workspace: Workspace, product: str) -> Iterator[None]:
     busy = BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
     with workspace.stores.db.lock(f"fit {product}", busy):
         yield
+
+
+def is_fitting(workspace: Workspace, product: str) -> bool:
+    """Whether a process fits the product at this moment."""
+    try:
+        with _alone(workspace, product):
+            return False
+    except BusyError:
+        return True
 
 
 def is_due(workspace: Workspace, product: str) -> bool:
@@ -219,6 +230,7 @@ def check_parts(workspace: Workspace, product: str) -> None:
 
 def _halved(workspace: Workspace, product: str) -> list[list[Golden]]:
     """The active golden samples, all of one part in one half. What is flagged may be a defect: it is not learned from."""
+    check_networks(workspace, product, "fitting a network")
     active: dict[str, list[Golden]] = {}
     in_use = sorted(workspace.bank.list(product, IN_USE), key=lambda g: g.golden_id)
     for golden in in_use:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,16 @@ class Refusal:
 
 
 def find_images(
-    paths: Iterable[Path | Upload], refused: list[Refusal], others: list[Path] | None = None, *, links: bool = False
+    paths: Iterable[Path | Upload],
+    refused: list[Refusal],
+    others: list[Path] | None = None,
+    *,
+    links: bool = False,
+    more: Collection[str] = (),
 ) -> Iterator[Path | Upload]:
     """The files named, and all images below the folders named, in sorted order.
 
+    more: suffixes of files in folders that are tried besides images.
     Hidden files are skipped; links are followed only within the folder, with `links` also to files elsewhere. What is named
     and gives no file is added to `refused`; files in folders that are images neither by name nor by content to `others`.
     """
@@ -51,7 +57,7 @@ def find_images(
             yield path
         elif path.is_dir():
             before, found, passed = len(refused), 0, len(others)
-            for file in _walk(path, refused, others, links):
+            for file in _walk(path, refused, others, links, more):
                 found += 1
                 yield file
             if not found and len(refused) == before:
@@ -73,7 +79,9 @@ def left_out(others: Sequence[Path]) -> str:
     return f"{files} not in an image format that can be read ({counted}: {few}); save photos as PNG or JPEG"
 
 
-def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool) -> Iterator[Path]:
+def _walk(
+    folder: Path, refused: list[Refusal], others: list[Path], links: bool, more: Collection[str]
+) -> Iterator[Path]:
     root = folder.resolve()
 
     def unreadable(error: OSError) -> None:
@@ -90,7 +98,7 @@ def _walk(folder: Path, refused: list[Refusal], others: list[Path], links: bool)
             file = here / name
             if name.startswith("."):
                 continue
-            if not may_be_image(file):
+            if file.suffix.lower() not in more and not may_be_image(file):
                 others.append(file)
             elif not links and file.is_symlink() and not file.resolve().is_relative_to(root):
                 refused.append(Refusal(file, "links to a file outside this folder; name that file directly"))

@@ -53,8 +53,8 @@ from refdiff.tools.framing.tiles import TILE_PX
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload, read_photo, without_file_name
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import RegisteredPair, pair_with
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, SizedPhoto
+from refdiff.tools.inspection.pairs import RegisteredPair, pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.workspace import Workspace
 

@@ -24,12 +24,14 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
-from refdiff.tools.inspection.comparison import Comparison, compare
+from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
+from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
-from refdiff.tools.inspection.zones import product_spec
+from refdiff.tools.inspection.zones import ignored, product_spec
 from refdiff.tools.vision.registration import align
 from refdiff.tools.workspace import Workspace
 
@@ -39,7 +41,7 @@ MAX_PARTS = 400  # more would only take longer: alpha 0.01 needs 99
 _CLEARLY_BETTER = 0.7  # of what a registration leaves unexplained, what a better one may leave at most
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
-_MEASURED = 3  # part of every calibration key: raise when something else is kept of each part
+_MEASURED = 4  # part of every calibration key: raise when something else is kept of each part
 _CALIBRATING_S = 900.0  # how long to wait for another process that calibrates the same product
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
@@ -91,6 +93,8 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     tiles = workspace.model_settings.tiles
     if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
         parts["tiles"] = tiles
+    if known is not None and known.kind != "photo":
+        parts |= {"kind": known.kind, "rules": method_of(workspace, product).rules(spec)}
     if (fitted := workspace.fitted(product)) is not None:
         parts["networks"] = fitted.sha256
     if spec.smallest_defect_mm is not None:
@@ -171,9 +175,9 @@ def _measure(
     ordered = [groups[name] for name in sorted(groups)]
     chosen = [ordered[i * len(ordered) // MAX_PARTS] for i in range(MAX_PARTS)] if len(ordered) > MAX_PARTS else ordered
     scores: list[tuple[float, str]] = []  # with the golden that was measured
-    peaks, similarities, levels = [], [], []
+    peaks, similarities, levels, edges = [], [], [], []
     looks: list[Look] = []
-    ignored: list[Mask | None] = []
+    ignores: list[Mask | None] = []
     loose = 0  # golden samples that do not register to the nearest
     unregistered: list[str] = []  # nor to any other of those they were compared with
     for done, members in enumerate(chosen):
@@ -191,15 +195,14 @@ def _measure(
         peaks.append(result.difference.peak)
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
+        edges.append(edge_correlation(result))
         looks.append(look_of(result.features))
-        ignored.append(result.ignore if result.zones_placed else None)
+        ignores.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
-    # what registers is compared place by place; and a number that few golden samples have in common may be chance
-    counts = loose > len(looks) / 2 and len(looks) >= MIN_PARTS_TO_FAIL
-    counted = learn(looks, ignored) if counts else Learned([], [0] * len(looks))
+    counted = learned_parts(workspace, product, loose, looks, ignores)
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
     scores = sorted(
@@ -223,7 +226,26 @@ def _measure(
         components=components,
         per_miscount=per_miscount if components else 0.0,
         unregistered=sorted(unregistered + _alone(workspace, product)),
+        edges=sorted(edges),
     )
+
+
+def learned_parts(
+    workspace: Workspace, product: str, loose: int, looks: Sequence[Look], ignores: Sequence[Mask | None]
+) -> Learned:
+    """The equal parts in the golden samples of a product, as `components.learn` finds them; none where they are not looked
+    for. loose: see `is_counted`. looks, ignores: see `components.learn`."""
+    if not (method_of(workspace, product).shapes and is_counted(loose, len(looks))):
+        return Learned([], [0] * len(looks))
+    return learn(looks, ignores)
+
+
+def is_counted(loose: int, parts: int) -> bool:
+    """Whether components of a product are looked for. loose: how many of its parts do not register to the nearest.
+
+    What registers is compared place by place; and a number that few golden samples have in common may be chance.
+    """
+    return loose > parts / 2 and parts >= MIN_PARTS_TO_FAIL
 
 
 def _uncontradicted(
@@ -234,10 +256,12 @@ def _uncontradicted(
     shapes: of the looks that are counted; photos of others are not counted.
     """
     rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)] if components else []
-    for look in (look_of(workspace.golden_features(g)) for g in rescued):
+    for golden in rescued:
+        look = look_of(workspace.golden_features(golden))
         if look.shape not in shapes:
             continue
-        counts = count(components, look, None, (1, 1))
+        ignore, placed = ignored(workspace, workspace.golden_image(golden), golden.sha256, product)
+        counts = count(components, look, ignore if placed else None, (1, 1))
         components = [c for c, found in zip(components, counts, strict=True) if not found.wrong_by]
     return components
 
@@ -255,6 +279,11 @@ def seldom_unregistered(calibration: Calibration) -> bool:
     """Whether so few of the good parts register to none of the others that a photo which does not is suspicious."""
     lost, n = calibration.unregistered, calibration.n
     return lost is not None and n >= MIN_PARTS_TO_FAIL and (1 + len(lost)) / (n + 1) <= _UNSUSPICIOUS_P
+
+
+def edge_correlation(comparison: Comparison) -> float:
+    """-1..1: how well the edges of a photo fall on those of the golden sample that it fits best, registered or not."""
+    return max(a.ncc for a in comparison.alignments)
 
 
 def unusual_level(calibration: Calibration, level: float) -> bool:
@@ -498,6 +527,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
         "peaks",
         "similarities",
         "levels",
+        "edges",
         "alpha",
         "golden_ids",
         "marks",

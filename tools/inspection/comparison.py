@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Collection, Sequence
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import Seen, alignments, photo_on
-from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.difference import (
-    Difference,
-    RegisteredGolden,
-    SizedPhoto,
-    comparison_grid,
-    score_difference,
-)
-from refdiff.tools.inspection.fineness import working_px
+from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.methods import Asked, method_of
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
-from refdiff.tools.inspection.zones import place_zones, product_spec
-from refdiff.tools.vision.registration import Alignment
+from refdiff.tools.inspection.zones import ignored
 from refdiff.tools.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One photo against its references, nearest first."""
-
-    hits: list[GoldenHit]
-    alignments: list[Alignment]
-    nearest: RegisteredGolden
-    difference: Difference
-    ignore: NDArray[np.bool_] | None  # `map_size` of the photo: what lies in ignore zones
-    zones_placed: bool
-    features: Features  # of the photo as it is
-    format_problem: str  # why the photo's pixel format makes this unreliable, "" if it does not
-    timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
 def compare(
@@ -93,61 +64,14 @@ def compare_with(
     if not hits:
         raise InputError("no golden samples to compare with were given")
     with clock.stage("align"):
-        masks, placed = place_zones(workspace, query, query_key, product, "ignore")
-        ignore = np.logical_or.reduce(list(masks.values())) if masks else None
-    pair = pair_with(workspace, query, query_key, features, product, hits, clock)
-    with clock.stage("score"):
-        network = workspace.network(product, unseen)
-        difference = score_difference(query, pair.sizes, pair.references, ignore, network)
+        ignore, placed = ignored(workspace, query, query_key, product)
+    asked = Asked(workspace, query, query_key, features, product, hits, clock, unseen, ignore)
+    references, difference = method_of(workspace, product).compare(asked)
     known = workspace.stores.products.get(product)
     deep = known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
-    registered = [r.alignment for r in pair.references]
-    return Comparison(hits, registered, pair.references[0], difference, ignore, placed, features, problem, clock.ms)
-
-
-@dataclass(frozen=True)
-class RegisteredPair:
-    """A photo and its references in one frame."""
-
-    references: list[RegisteredGolden]
-    sizes: list[SizedPhoto]  # the photo, the finest first
-
-
-def pair_with(
-    workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
-    product: str,
-    hits: Sequence[GoldenHit],
-    clock: Clock,
-    tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
-) -> RegisteredPair:
-    """Register a photo with retrieved goldens, and draw it in their common frame: as finely as the product asks for, and
-    where that takes several tiles, also as a whole. Arguments as of `compare_with`.
-
-    tiles_of: chooses those to be drawn of a grid of several tiles, two or more; default: all.
-    """
-    with clock.stage("align"):
-        px = working_px(workspace, product_spec(workspace, product), hits[0].golden)
-        registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
-    size = (query.shape[0], query.shape[1])
-    references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
-    with clock.stage("encode"):
-        grids = [comparison_grid(query, query_key, features, references, px)]
-        if not grids[0].whole:
-            # What is large, or wrong as a whole, shows in the whole; what is small, in the tiles.
-            grids.append(comparison_grid(query, query_key, features, references))
-            if tiles_of is not None:
-                grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
-        sizes = [SizedPhoto(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
-    return RegisteredPair(references, sizes)
-
-
-def _begun(tiles: Iterator[Seen]) -> Iterator[Seen]:
-    """The tiles, the first drawn already: most grids have no other."""
-    return chain([next(tiles)], tiles)
+    registered = [r.alignment for r in references]
+    return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)
 
 
 def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.records.calibrations import Component, packed_rows, unpacked_rows
-from refdiff.memory.records.defect_names import check_given_name
+from refdiff.memory.records.defect_names import check_given_name, plain_name
 from refdiff.memory.records.products import Product
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -60,8 +60,8 @@ def names_of(stores: Stores, product: str, components: Sequence[Component]) -> t
 def name_component(stores: Stores, product: str, component: str, name: str | None, by: str) -> Product:
     """Call a component of the product's newest calibration something; None takes its name away.
 
-    component: its number (1, 2, ...) or its name; a name is taken away also if no component is recognised by it. Raises
-    InputError, UnknownRecordError.
+    component: its number (1, 2, ...) or its name; a name is taken away also if no component is recognised by it. Both are
+    normalised here, for every way in. Raises InputError, UnknownRecordError.
     """
     known = stores.products.get(product)
     if known is None:
@@ -69,7 +69,7 @@ def name_component(stores: Stores, product: str, component: str, name: str | Non
     calibration = stores.calibrations.latest(known.name)
     components = calibration.components if calibration else []
     names, unrecognised = names_of(stores, known.name, components)
-    asked = component.strip()
+    asked = plain_name(component)
     if name is None and asked in unrecognised:
         return stores.products.name_component(known.name, None, None, by, instead_of=asked)
     if asked in names:

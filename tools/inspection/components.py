@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from refdiff.memory.records.calibrations import Component
 from refdiff.model.difference.encoder import Features
@@ -159,7 +160,10 @@ def _sample(looks: Sequence[Look]) -> Look:
 
 def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Look, k: int) -> Iterator[_Candidate]:
     """Clusters of cells, and what they merge to, that most golden samples show in one number and away from the edge."""
-    centres = KMeans(k, n_init=2, random_state=0, max_iter=50).fit(cells).cluster_centers_.astype(np.float32)
+    # sums of several threads differ in their last bits, and with them what is a component
+    with threadpool_limits(1):
+        made = KMeans(k, n_init=2, random_state=0, max_iter=50).fit(cells)
+    centres = made.cluster_centers_.astype(np.float32)
     clusters = [_nearest(x, centres, ig) for x, ig in zip(looks, ignored, strict=True)]
     merged = [frozenset([i]) for i in range(k)]
     for a, b, *_ in linkage(centres, "ward")[:-1]:

@@ -30,7 +30,6 @@ from refdiff.tools.framing.photos import Grid, Seen
 from refdiff.tools.framing.tiles import Blend, Tile
 from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, count_parts, in_doubt, p_value
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import pair_with
 from refdiff.tools.inspection.difference import (
     OnPhoto,
     ReferenceViews,
@@ -43,6 +42,8 @@ from refdiff.tools.inspection.difference import (
     scored_cells,
 )
 from refdiff.tools.inspection.fineness import WorkingPixel, working_pixel
+from refdiff.tools.inspection.methods import check_networks
+from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.zones import place_zones
 from refdiff.tools.workspace import Workspace
@@ -63,7 +64,9 @@ _SIZES = [
 
 
 def check_enough_parts(workspace: Workspace, product: str) -> None:
-    """Raises InputError with golden samples of too few parts to fail any: nothing can be said about what is found then."""
+    """Raises InputError with golden samples of too few parts to fail any: nothing can be said about what is found then; and
+    where no network compares them, for marks are drawn for networks."""
+    check_networks(workspace, product, "how small a mark is found")
     if (n := count_parts(workspace, product)) < MIN_PARTS_TO_FAIL:
         raise InputError(
             f"product {product!r} has golden samples of {n} parts; how small a defect is found can be said from "

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from propcache.api import cached_property
 
-from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.model.difference.encoder import Features, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
@@ -22,6 +22,7 @@ from refdiff.model.difference.patch_distance import anomaly_map as patch_distanc
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
 from refdiff.model.images import RgbImage
+from refdiff.model.thermal.difference import HeatDifference
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
 from refdiff.tools.inspection.focus import Focus
@@ -46,6 +47,16 @@ class Difference:
     focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
     level: float  # lower quartile of the cells that count: how much even what fits best differs
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
+    heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
+
+    @property
+    def offset(self) -> float:
+        """What was added to the measured values of the nearest reference; 0 for kinds that have none."""
+        return self.heat.shift_k if self.heat is not None and self.heat.removed else 0.0
+
+    def cell_of(self, size: tuple[int, ...]) -> float:
+        """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""
+        return self.cell * max(size[:2]) / max(self.anomaly_map.shape)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,21 @@ class RegisteredGolden:
         if map_size(self.size) == self.size:
             return self.picture
         return on_map(self.workspace.golden_image(self.golden), self.alignment.matrix, self.size)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One photo against its references, nearest first."""
+
+    hits: list[GoldenHit]
+    alignments: list[Alignment]
+    nearest: RegisteredGolden
+    difference: Difference
+    ignore: NDArray[np.bool_] | None  # `map_size` of the photo: what lies in ignore zones
+    zones_placed: bool
+    features: Features  # of the photo as it is
+    format_problem: str  # why the photo's pixel format makes this unreliable, "" if it does not
+    timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
 def comparison_grid(

@@ -14,6 +14,7 @@ from refdiff.model.errors import SpecError, UnknownRecordError
 from refdiff.tools.framing.frames import matrix_of, place_of
 from refdiff.tools.framing.tiles import grid_tiles
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
+from refdiff.tools.kinds.thermal import ThermalRules
 from refdiff.tools.vision.registration import angle_and_scale
 from refdiff.tools.workspace import Workspace
 
@@ -118,10 +119,13 @@ def working_pixel(workspace: Workspace, product: str) -> WorkingPixel | None:
 
 
 def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
-    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame.
+    """How photos like the oldest golden in use are looked at, for people and --json; None before one is in a frame, and of
+    products of another kind, which are compared at the pixels that they have.
 
     Raises SpecError.
     """
+    if workspace.kind(product) != "photo":
+        return None
     if (each := working_pixel(workspace, product)) is None:
         return None
     found = Fineness(each.working_px, SMALLEST_PX * each.px, None if each.mm is None else SMALLEST_PX * each.mm)
@@ -134,7 +138,31 @@ def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | Non
     }
 
 
+def check_kind_rules(workspace: Workspace, product: str, spec: ProductSpec) -> None:
+    """Raises SpecError as `check_specification` does for rules of a kind."""
+    known = workspace.stores.products.get(product)
+    if known is None or not workspace.bank.count(product):
+        return
+    if known.kind == "photo" and spec.of_kinds:
+        raise SpecError(f"specification of {product!r}: {', '.join(spec.of_kinds)}: the product is one of photos")
+    if known.kind != "photo" and (spec.smallest_defect_mm or spec.smallest_defect_px):
+        raise SpecError(f"specification of {product!r}: the smallest defect is a rule for photos; leave it out")
+    before = parse_spec(known.spec, f"specification of {product}")
+    if known.kind == "thermal" and _scale_of(before) != _scale_of(spec):
+        raise SpecError(
+            f"specification of {product!r}: thermal: gain and offset_c cannot change any more: its golden samples were "
+            "enrolled with others; enrol them as a new product"
+        )
+
+
+def _scale_of(spec: ProductSpec) -> tuple[float | None, float]:
+    rules = spec.thermal or ThermalRules()
+    return rules.gain, rules.offset_c
+
+
 def check_specification(workspace: Workspace, product: str, spec: ProductSpec) -> None:
-    """Raises SpecError where goldens are there and the smallest defect is given in mm, but no scale is known."""
+    """Raises SpecError where goldens are there and the smallest defect is given in mm, but no scale is known; or a rule is
+    of another kind than the product, or would read its golden samples otherwise than they were enrolled."""
+    check_kind_rules(workspace, product, spec)
     if spec.smallest_defect_mm is not None and workspace.bank.count(product, IN_USE):
         _wanted_px(spec, spec.scale_mm_per_px or _any_scale(workspace, product), product)

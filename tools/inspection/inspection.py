@@ -13,6 +13,7 @@ from refdiff.memory.records.captures import Capture
 from refdiff.model.difference.encoder import Features
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
     current_calibration,
@@ -27,14 +28,16 @@ from refdiff.tools.inspection.calibration import (
     with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import Comparison, compare_with
+from refdiff.tools.inspection.comparison import compare_with
 from refdiff.tools.inspection.components import Count
+from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.light import other_light
+from refdiff.tools.inspection.methods import Described, Remarks, method_of
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
-from refdiff.tools.vision.measurement import Measurement, measure, measured_as_one
+from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAX_REGIONS, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
@@ -53,6 +56,9 @@ class RegionResult:
     confidence: float  # 0..1, share of good parts whose strongest place is weaker
     peak_p: float | None  # conformal p-value of its peak, None without calibration
     zones: list[str]  # critical zones that it touches
+    places: list[str] = field(default_factory=list)  # zones that limits may be about, these among them
+    described: Described = field(default_factory=Described)  # what the kind's own measurement says of it
+    golden: AgainstGolden = field(default_factory=AgainstGolden)  # what the nearest golden sample has there
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class PhotoInspection:
         default_factory=list
     )  # that it is mirrored, or does not register, in words; part of the score
     network: str | None = None  # sha256 of the networks fitted to the product that compared it
+    remarks: Remarks = field(
+        default_factory=Remarks
+    )  # what the kind says of the comparison; its problems are in `problems`
 
 
 def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) -> list[Region]:
@@ -83,28 +92,6 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
     if not regions and at_least_one and difference.peak > 0:
         regions = find_regions(heat, 0.8 * difference.peak, types, size, cell)[:1]
     return regions
-
-
-def measure_region(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
-    """Size of a region against the nearest golden."""
-    nearest = comparison.nearest
-    return measure(
-        query,
-        nearest.workspace.golden_image(nearest.golden),
-        nearest.alignment,
-        comparison.difference.anomaly_map,
-        region.box,
-        mask=region.mask,
-        cell=_cell(query, comparison),
-        mm_per_px=scale.mm_per_px,
-        scale_uncertainty=scale.uncertainty,
-    )
-
-
-def _cell(query: RgbImage, comparison: Comparison) -> float:
-    """px of the photo that the anomaly map cannot tell apart."""
-    difference = comparison.difference
-    return difference.cell * max(query.shape[:2]) / max(difference.anomaly_map.shape)
 
 
 def touches(mask: NDArray[np.bool_], region: Region, size: tuple[int, ...]) -> bool:
@@ -128,6 +115,7 @@ def inspect_photo(
     first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
     """
     query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+    method = method_of(workspace, capture.product)
     clock = clock or Clock()
     with clock.stage("encode"):
         features = features or workspace.encoder.embed(query)
@@ -160,7 +148,9 @@ def inspect_photo(
     p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
     if unlike := unlike_goldens(calibration, p if pose.mirrored else p_compared, hits[0].similarity, attained):
         problems.append(unlike)
-    if not pose.said and (light := other_light(query, comparison, calibration, p, attained)):
+    remarks = method.remarks(comparison, capture.sha256)
+    problems.extend(remarks.problems)
+    if method.networks and not pose.said and (light := other_light(query, comparison, calibration, p, attained)):
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
@@ -169,9 +159,10 @@ def inspect_photo(
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
-    measured = [(region, measure_region(query, comparison, region, scale)) for region in found]
+    named, _ = place_zones(workspace, query, capture.sha256, capture.product, "named")
+    measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
     regions: list[RegionResult] = []
-    for pieces in things(measured, cell := _cell(query, comparison)):
+    for pieces in things(measured, cell := difference.cell_of(query.shape)):
         region = merged([r for r, _ in pieces], difference.types, query.shape)
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
         extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
@@ -184,12 +175,30 @@ def inspect_photo(
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
+                places=[name for name, mask in (critical | named).items() if touches(mask, region, query.shape)],
+                described=method.describe(comparison, capture.sha256, measurement),
             )
         )
+    if method.shapes:
+        with clock.stage("golden"):
+            there = against_golden(query, comparison, calibration, [(r.region.type, r.measurement) for r in regions])
+        regions = [replace(r, golden=g) for r, g in zip(regions, there, strict=True)]
     by = network.sha256 if network else None
     crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
-        comparison, calibration, p, threshold, scale, regions, crowded, problems, doubted, counts, pose.said, by
+        comparison,
+        calibration,
+        p,
+        threshold,
+        scale,
+        regions,
+        crowded,
+        problems,
+        doubted,
+        counts,
+        pose.said,
+        by,
+        remarks,
     )
 
 

@@ -34,13 +34,17 @@ class KeptDifference:
     """anomaly_map: (H, W) float32 >= 0, `map_size` of the photo. threshold: > 0, of the map.
 
     matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
-    outlines: of the findings, in their order, px of the photo; None: kept by a version that had none.
+    outlines: of the findings, in their order, px of the photo; None: kept by a version that had none. offset: added to the
+    measured values of the golden sample before they were compared, where the product's kind does that. rules: by which its
+    files were read (see `How`), which the specification may change later.
     """
 
     anomaly_map: F32
     threshold: float
     matrix: NDArray[np.float64]
     outlines: Sequence[Outline] | None = None
+    offset: float = 0.0
+    rules: str = ""
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -66,6 +70,10 @@ class KeptDifference:
             about["compared"] = _as_text(np.packbits(compared).tobytes())
         if self.outlines is not None:
             about["outlines"] = _packed(self.outlines)
+        if self.offset:
+            about["offset"] = self.offset
+        if self.rules:
+            about["rules"] = self.rules
         text.add_text(_TEXT, json.dumps(about))
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
@@ -85,7 +93,9 @@ class KeptDifference:
                 bits = np.frombuffer(_from_text(about["compared"]), np.uint8)
                 anomaly_map *= np.unpackbits(bits, count=anomaly_map.size).reshape(anomaly_map.shape)
             outlines = _unpacked(about["outlines"]) if "outlines" in about else None
-            return cls(anomaly_map, threshold, np.array(about["matrix"], np.float64).reshape(3, 3), outlines)
+            matrix = np.array(about["matrix"], np.float64).reshape(3, 3)
+            offset, rules = float(about.get("offset", 0.0)), str(about.get("rules", ""))
+            return cls(anomaly_map, threshold, matrix, outlines, offset, rules)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 

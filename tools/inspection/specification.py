@@ -11,8 +11,9 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from refdiff.model.defect_types import DefectType
+from refdiff.model.defect_types import DefectType, MeasuredType
 from refdiff.model.errors import SpecError
+from refdiff.tools.kinds.thermal import ThermalRules
 
 MAX_BYTES = 1_000_000
 
@@ -43,6 +44,10 @@ limits:                        # the first limit that fits a finding's type and 
 """
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -51,7 +56,7 @@ class Zone(_Model):
     """A region in px of the zone golden, the one that `ProductSpec.frame` names."""
 
     name: str = Field(min_length=1, max_length=64)
-    kind: Literal["ignore", "critical"]
+    kind: Literal["ignore", "critical", "named"]  # named: a place that limits may be about
     box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
     polygon: list[tuple[Pixel, Pixel]] | None = Field(default=None, min_length=3, max_length=200)
 
@@ -75,13 +80,24 @@ class Zone(_Model):
 class Limit(_Model):
     """Acceptable size of a defect type. The limit applies if every stated maximum holds."""
 
-    type: DefectType | Literal["any"] = "any"
+    type: DefectType | MeasuredType | Literal["any"] = "any"
     max_length_mm: float | None = Field(default=None, gt=0)
     max_width_mm: float | None = Field(default=None, gt=0)
     max_length_px: float | None = Field(default=None, gt=0)
     max_area_px: float | None = Field(default=None, gt=0)
+    # of thermal products: difference from the golden sample, hotter or colder, and hottest temperature
+    max_delta_k: float | None = Field(default=None, gt=0, exclude_if=_is_none)
+    max_temperature_c: float | None = Field(default=None, exclude_if=_is_none)
+    zone: str | None = Field(
+        default=None, max_length=64, exclude_if=_is_none
+    )  # only for findings in the zone of that name
     severity: SpecSeverity
     reject: bool = False
+
+    @property
+    def of_kinds(self) -> list[str]:
+        """What is set that only a product of another kind than photo has."""
+        return [name for name in ("max_delta_k", "max_temperature_c") if getattr(self, name) is not None]
 
 
 class ProductSpec(_Model):
@@ -92,6 +108,19 @@ class ProductSpec(_Model):
     smallest_defect_px: float | None = Field(default=None, ge=1, le=_FAR)  # px of the golden samples
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
+    thermal: ThermalRules | None = Field(default=None, exclude_if=_is_none)  # of a thermal product
+
+    @property
+    def of_kinds(self) -> list[str]:
+        """What is set that only a product of another kind than photo has."""
+        heat = [] if self.thermal is None else ["thermal"]
+        return heat + sorted({name for limit in self.limits for name in limit.of_kinds})
+
+    @model_validator(mode="after")
+    def _zones_exist(self) -> Self:
+        if unknown := {limit.zone for limit in self.limits} - {None, *(zone.name for zone in self.zones)}:
+            raise ValueError(f"limits: there is no zone {sorted(map(str, unknown))[0]!r}; list it under zones")
+        return self
 
     @model_validator(mode="after")
     def _one_smallest(self) -> Self:

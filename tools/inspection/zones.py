@@ -33,6 +33,14 @@ def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden
     return goldens[0]
 
 
+def ignored(
+    workspace: Workspace, query: RgbImage, query_key: str, product: str
+) -> tuple[NDArray[np.bool_] | None, bool]:
+    """What lies in ignore zones, bool at the photo's `map_size`, None without zones; and whether they could be placed."""
+    masks, placed = place_zones(workspace, query, query_key, product, "ignore")
+    return (np.logical_or.reduce(list(masks.values())) if masks else None), placed
+
+
 def place_zones(
     workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
 ) -> tuple[dict[str, NDArray[np.bool_]], bool]:

@@ -508,6 +508,16 @@ def _native(mask: Mask, window: _Window) -> tuple[Box, Mask]:
 # --- how large they are
 
 
+def of_mask(
+    box: Box, mask: Mask, size: tuple[int, ...], mm_per_px: float | None, scale_uncertainty: float = 0.0
+) -> Measurement:
+    """The size of what another measurement found: mask (y1 - y0, x1 - x0) in a box of an image of `size` (H, W, ...)."""
+    at, inside = tight(mask, box[:2])
+    length, width = _length_and_width(inside, 0.0, MAP_PX)
+    found = Measurement(at, inside, place_name(at, (size[0], size[1])), length, width, 1.0, "map")
+    return _in_mm(found, mm_per_px, scale_uncertainty)
+
+
 def _from_map(inside: Box, region: Mask, cell: float, size: tuple[int, int]) -> Measurement:
     """Fallback: measure the map region itself, with a correspondingly large uncertainty."""
     box, mask = tight(region, inside[:2])

@@ -11,6 +11,8 @@ from refdiff.memory.records.captures import Capture
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.photos import each_once, read_upload
+from refdiff.server.web.schemas import CONDITIONS
+from refdiff.tools.kinds.conditions import parse_conditions
 
 router = APIRouter(prefix="/v1/captures", tags=["captures"])
 
@@ -23,10 +25,12 @@ async def add_capture(
     part_id: Annotated[str, Form(max_length=200)],
     product: Annotated[str | None, Form(max_length=64)] = None,
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
+    conditions: Annotated[str, Form(max_length=400, description=CONDITIONS)] = "",
 ) -> Capture:
     """Store a photo as the newest of its part; `product` is optional for a part that was photographed before."""
     photo = await read_upload(image, service)
-    return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px)
+    stated = parse_conditions(conditions)
+    return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px, stated)
 
 
 @router.get("", responses=responses())

@@ -9,10 +9,12 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
+from refdiff.memory.kinds import ProductKind
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
-from refdiff.server.web.schemas import EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
+from refdiff.server.web.schemas import CONDITIONS, EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
+from refdiff.tools.kinds.conditions import parse_conditions
 
 router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
 
@@ -28,12 +30,17 @@ async def enroll_goldens(
         str | None, Form(max_length=128, description="Label of the one part that all these photos show")
     ] = None,
     station: Annotated[str | None, Form(max_length=128)] = None,
+    kind: Annotated[
+        ProductKind | None,
+        Form(description="Of the product's files; said with its first golden sample. Default: photo"),
+    ] = None,
+    conditions: Annotated[str, Form(max_length=400, description=CONDITIONS)] = "",
 ) -> EnrolledView:
     """Add photos of good parts to the golden bank. Idempotent; refused photos are listed with the reason."""
     photos = [await read_upload(image, service) for image in images]
     work = partial(
         service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
-        station=station,
+        station=station, kind=kind, conditions=parse_conditions(conditions),
     )  # fmt: skip
     return enrolled_view(await run_sync(work))
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from starlette.datastructures import UploadFile
 
 from refdiff.agent.service import InspectionService, Progress, Upload
 from refdiff.memory.kinds import Verdict
+from refdiff.model.errors import UnknownRecordError
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
@@ -41,6 +43,7 @@ from refdiff.server.web.schemas import (
     job_view,
     request_digest,
 )
+from refdiff.tools.kinds.conditions import parse_conditions
 
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
 EVENT_STREAM = "text/event-stream"
@@ -121,8 +124,8 @@ async def create_inspection(
     digest = request_digest(wish.model_dump(), hashlib.sha256(photo.data).hexdigest() if photo else None)
     work = partial(
         service.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
-        scale_mm_per_px=wish.scale_mm_per_px, capture_id=wish.capture_id, origin=origin, digest=digest,
-        origin_lasts=_KEY_LASTS,
+        scale_mm_per_px=wish.scale_mm_per_px, conditions=parse_conditions(wish.conditions), capture_id=wish.capture_id,
+        origin=origin, digest=digest, origin_lasts=_KEY_LASTS,
     )  # fmt: skip
     job = await run_sync(work)
     if wait_s:
@@ -219,6 +222,23 @@ def get_picture(
 ) -> Response:
     """The original photo, or its nearest golden sample (not registered)."""
     return image_response(service.picture(inspection_id, which, max_px))
+
+
+@router.get(
+    "/{inspection_id}/values",
+    response_class=Response,
+    responses=responses(404, 409, answers="application/octet-stream"),
+)
+def get_values(service: TheService, _caller: Viewer, inspection_id: str) -> Response:
+    """What was measured in each pixel of a thermal picture, in °C: float32, little-endian, row by row, NaN where nothing was
+    measured; the headers X-Width and X-Height say how many. 404 for photos."""
+    values = service.values(inspection_id)
+    if values is None:
+        raise UnknownRecordError(f"inspection {inspection_id} is of a photo: nothing was measured but sizes")
+    height, width = values.query.shape
+    headers = {"X-Width": str(width), "X-Height": str(height), "Cache-Control": "private, max-age=3600"}
+    data = np.ascontiguousarray(values.query, "<f4").tobytes()
+    return Response(data, media_type="application/octet-stream", headers=headers)
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))

@@ -16,7 +16,7 @@ from refdiff.tools.inspection.specification import ProductSpec
 class ComponentNameBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=MAX_NAME, description="Letters, digits, blanks or any of .,/()+&'#%_-")
+    name: str = Field(description=f"1 to {MAX_NAME} letters, digits, blanks or any of .,/()+&'#%_-")
 
 
 router = APIRouter(prefix="/v1/products", tags=["products"])
@@ -39,7 +39,7 @@ def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -
     return service.set_spec(name, spec.model_dump(mode="json"), caller.name)
 
 
-@router.put("/{name}/components/{component}", responses=responses(404))
+@router.put("/{name}/components/{component:path}", responses=responses(404))
 def name_component(
     service: TheService, caller: Admin, name: str, component: str, body: ComponentNameBody
 ) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def name_component(
     return service.name_component(name, component, body.name, caller.name)
 
 
-@router.delete("/{name}/components/{component}", responses=responses(404))
+@router.delete("/{name}/components/{component:path}", responses=responses(404))
 def forget_component_name(service: TheService, caller: Admin, name: str, component: str) -> dict[str, Any]:
     """Take the name of a component away; also of one that is not recognised any more, by its name."""
     return service.name_component(name, component, None, caller.name)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refdiff.memory.audit_export import verify_export
+from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.app import create_app
@@ -284,6 +286,24 @@ def test_network_of_a_product_is_fitted_shown_and_removed_on_the_page(
     section.get_by_text("the shared network inspects").wait_for()
     assert server.service.workspace.fitted("board") is None
     server.client.post("/v1/products/board/calibration")
+
+
+def test_counted_components_are_named_beside_the_golden_samples(server: Running, open_page: Callable[..., Any]) -> None:
+    stores = server.service.stores
+    stores.products.ensure("clips")
+    component = Component(np.eye(3, dtype=np.float32), [1], 20.0, 6)
+    stores.calibrations.save(Calibration("clips", "k", [0.1], 0.2, 1, 1, components=[component]))
+    page = open_page("#/goldens/clips")
+    page.get_by_text("component 1: 6").wait_for()
+    field = page.get_by_label("Name of component 1")
+    field.fill("clip")
+    field.press("Enter")
+    page.get_by_text("clip: 6", exact=True).wait_for()
+    known = stores.products.get("clips")
+    assert known is not None
+    assert list(known.component_names) == ["clip"]
+    page.locator(".naming").get_by_role("button", name="Remove").click()
+    page.get_by_text("component 1: 6").wait_for()
 
 
 def test_audit_page_downloads_and_checks_the_chain(

@@ -89,6 +89,14 @@ export async function picture(path, query) {
   return url;
 }
 
+/** What a part measures, pixel by pixel: {width, height, values: Float32Array}. */
+export async function values(path) {
+  const answer = await send("GET", path);
+  const [width, height] = ["X-Width", "X-Height"].map((name) => Number(answer.headers.get(name)));
+  const view = new DataView(await answer.arrayBuffer());
+  return { width, height, values: Float32Array.from({ length: width * height }, (_, i) => view.getFloat32(4 * i, true)) };
+}
+
 /** Hand a file of the server to the person. */
 export async function download(path, query, filename) {
   const url = URL.createObjectURL(await (await send("GET", path, { query })).blob());

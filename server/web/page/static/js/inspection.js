@@ -7,6 +7,9 @@ import { DECIDED, last } from "./list.js";
 import { knownNames, likeness, naming } from "./naming.js";
 import { Viewer, findingTitle } from "./viewer.js";
 
+const STATED = { file: "from the file", product: "stated by the specification", capture: "stated with the file" };
+const UNITS = { thermal: "°C" }; // of what is measured in each pixel
+
 export async function showInspection({ place, rest: [id], me, isShown, onLeave }) {
   const found = await get(`/v1/inspections/${encodeURIComponent(id)}`);
   if (!isShown()) return;
@@ -64,7 +67,11 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
 
 function sources(found) {
   const a = found.report.artefacts;
-  return { query: a.query ?? found.links.query, reference: a.reference ?? found.links.reference, anomaly: a.anomaly };
+  const measured = (found.report.kind ?? "photo") !== "photo";
+  return {
+    query: a.query ?? found.links.query, reference: a.reference ?? found.links.reference, anomaly: a.anomaly,
+    values: measured ? `/v1/inspections/${encodeURIComponent(found.inspection_id)}/values` : null, unit: UNITS[found.report.kind],
+  };
 }
 
 /** Size of the photo in px, in which all boxes are. */
@@ -119,6 +126,7 @@ function findingItem(finding, index, viewer, named) {
     h("p", {}, finding.description),
     facts([
       ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
+      ...(finding.quantities ?? []).map((q) => [q.label, `${q.unit === "K" && q.value > 0 ? "+" : ""}${q.value.toFixed(1)}${q.uncertainty === null ? "" : ` ± ${q.uncertainty.toFixed(1)}`} ${q.unit}`]),
       ["Size", sizes(finding)],
       ["Severity", finding.severity + (finding.within_limits ? ", within limits" : "")],
       ["Confidence", percent(finding.confidence)],
@@ -135,13 +143,15 @@ function judgement(report) {
   const judge = report.judge.via === "fallback" ? `no language model${report.judge.reason ? `: ${report.judge.reason}` : ""}` : `${report.judge.model} (${report.judge.via})`;
   const reading = report.llm_reading;
   return h("section", { "aria-labelledby": "h-judgement" }, h("h2", { id: "h-judgement" }, "Judgement"), facts([
-    ["Score", `${number(report.image_score)}${report.threshold === null ? "" : `, limit ${number(report.threshold)}`}`],
+    ["Score", `${number(report.image_score)}${report.unit ? ` ${report.unit}` : ""}${report.threshold === null ? "" : `, limit ${number(report.threshold)}`}`],
     ["p-value", report.p_value === null ? "not calibrated" : `${number(report.p_value, 3)}, fails at ${number(report.alpha.attained, 3)} (${report.n_calibration} good parts)`],
     ["Nearest good", [h("a", { href: `#/goldens/${encodeURIComponent(report.product)}?id=${encodeURIComponent(report.reference.golden_id)}` }, report.reference.golden_id), `, similarity ${number(report.reference.similarity, 3)}`]],
     ["Registered", report.alignment.ok ? `${report.alignment.method}, overlap ${percent(report.alignment.overlap)}` : `no (${report.alignment.method})`],
     ["Scale", report.scale.mm_per_px === null ? "unknown, so no millimetres" : `${number(report.scale.mm_per_px)} mm/px (${report.scale.source})`],
     ["Model's reading", reading && `${reading.defect ? "defect" : "no defect"}, ${words(reading.type)}, ${percent(reading.confidence)}${reading.counts === false ? ", too unsure to count" : ""}`],
     ["Judge", judge],
+    ...(report.conditions ?? []).map((c) => [c.label, `${number(c.value)} ${c.unit} (${STATED[c.source]})`]),
+    ...(report.notes ?? []).map((note) => ["Note", note]),
   ]));
 }
 

@@ -1,6 +1,6 @@
 // Part and reference on top of each other: slide, flicker, anomaly map, numbered findings, zoom.
 
-import { picture } from "./api.js";
+import { picture, values } from "./api.js";
 import { h, s, words } from "./dom.js";
 
 const FLICKER_MS = 600; // well below the 3 flashes a second that can harm
@@ -22,7 +22,8 @@ export class Viewer {
     this.divider = h("div", { class: "divider", "aria-hidden": "true" });
     this.canvas = h("div", { class: "canvas" }, this.reference, this.query, this.heat, this.boxes, this.divider);
     this.labels = [h("span", { class: "label left" }, "Part"), h("span", { class: "label right" }, "Reference")];
-    this.stage = h("div", { class: "stage", role: "group", "aria-label": "Pictures" }, this.canvas, this.labels);
+    this.reading = h("output", { class: "label reading", hidden: true });
+    this.stage = h("div", { class: "stage", role: "group", "aria-label": "Pictures" }, this.canvas, this.labels, this.reading);
     this.stage.style.setProperty("--ratio", `${size.width} / ${size.height}`);
     this.slider = h("input", { type: "range", min: 0, max: 100, value: 50, step: 1, oninput: () => this.paint() });
     this.opacity = h("input", { type: "range", min: 0, max: 100, value: sources.anomaly ? 45 : 0, step: 5, oninput: () => this.paint() });
@@ -72,6 +73,7 @@ export class Viewer {
         this.stage.append(h("p", { class: "missing" }, `${img.alt || "Anomaly map"}: ${error.status ? error.message : "not there"}`));
       }
     };
+    if (this.sources.values) values(this.sources.values).then((found) => { this.measured = found; }, () => {});
     await Promise.all([set(this.query, this.sources.query), set(this.reference, this.sources.reference), set(this.heat, this.sources.anomaly)]);
     this.element.dataset.loaded = "true";
   }
@@ -192,7 +194,11 @@ export class Viewer {
       this.stage.setPointerCapture(e.pointerId);
       this.drag(e, from);
     });
-    this.stage.addEventListener("pointermove", (e) => { if (from) this.drag(e, from); });
+    this.stage.addEventListener("pointermove", (e) => {
+      if (from) this.drag(e, from);
+      this.read(e);
+    });
+    this.stage.addEventListener("pointerleave", () => { this.reading.hidden = true; });
     for (const end of ["pointerup", "pointercancel"]) this.stage.addEventListener(end, () => { from = null; });
     this.stage.addEventListener("wheel", (e) => {
       if (!e.ctrlKey && this.zoom === 1 && e.deltaY > 0) return; // let the page scroll
@@ -213,6 +219,18 @@ export class Viewer {
       this.slider.value = (100 * (event.clientX - box.left)) / box.width;
       this.paint();
     }
+  }
+
+  /** What the part measures under the pointer. */
+  read(event) {
+    if (!this.measured) return;
+    const { width, height, values: known } = this.measured;
+    const box = this.canvas.getBoundingClientRect(); // as it is zoomed and moved
+    const x = Math.floor(((event.clientX - box.left) / box.width) * width);
+    const y = Math.floor(((event.clientY - box.top) / box.height) * height);
+    const value = x >= 0 && y >= 0 && x < width && y < height ? known[y * width + x] : NaN;
+    this.reading.hidden = !Number.isFinite(value);
+    if (Number.isFinite(value)) this.reading.textContent = `${value.toFixed(1)} ${this.sources.unit} at ${x}, ${y}`;
   }
 
   close() {

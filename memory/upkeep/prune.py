@@ -1,0 +1,446 @@
+"""Remove old inspections: photos, drawn files, anomaly maps and reports. The audit chain keeps who removed what, and when.
+
+First the records: each inspection gets an audit record, in the transaction that empties its report. Then the files that no
+record names any more. A run that was killed in between has told the truth, and the next one removes the files that it left.
+
+Safe while a server runs. A photo that was written or used within the last hour stays for the next run: a report that
+names it may be about to be filed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inspect, null, select, text, true, update
+
+from refdiff.memory.artefacts import inspection_folder
+from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append, content_digest
+from refdiff.memory.changes import PRUNE, changing, record_change
+from refdiff.memory.database import tables as t
+from refdiff.memory.database.sqlite_file import empty_log, free_bytes, give_back
+from refdiff.memory.golden_bank.golden import golden_id_of, make_golden_id
+from refdiff.memory.journals.jobs import OPEN
+from refdiff.memory.kinds import Verdict
+from refdiff.memory.records.adoptions import CONSENTS
+from refdiff.memory.records.defect_names import NAMED_NOW
+from refdiff.memory.records.products import check_product_name
+from refdiff.memory.stores import Stores
+from refdiff.memory.timestamps import to_utc
+from refdiff.memory.upkeep.contents import like_sha256, reading, sha256_in
+from refdiff.model.errors import StorageError
+from refdiff.model.files import storage_error
+from refdiff.model.progress import Progress, silent
+
+AT_ONCE = 100  # inspections of one transaction: other writers wait as long as it takes
+_LONGEST_PAUSE_S = 0.2  # between two of them
+_IN_USE_S = 3600.0
+_PAGES = 2000  # of a SQLite file that are given back at once
+_STREAMED: dict[str, Any] = {"execution_options": {"yield_per": 500}}
+_CHECKPOINTS = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")  # of LangGraph, in Postgres
+
+_I, _A, _C, _J = t.inspections.c, t.audit.c, t.captures.c, t.jobs.c
+_D, _B, _M, _N = t.dispositions.c, t.blind_checks.c, t.chat_messages.c, t.defect_names.c
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which inspections are to be removed."""
+
+    before: str  # ISO 8601, UTC: filed before then
+    verdict: Verdict | None = None
+    product: str | None = None
+    open_too: bool = False  # also those that wait for a person
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "before", to_utc(self.before))
+        if self.product is not None:
+            check_product_name(self.product)
+
+    def __str__(self) -> str:
+        more = [self.verdict or "", f"of product {self.product}" if self.product else "",
+                "also those that waited for a person" if self.open_too else ""]  # fmt: skip
+        return ", ".join([f"filed before {self.before[:19]} UTC", *filter(None, more)])
+
+
+@dataclass(frozen=True)
+class GoldenPhotos:
+    """What must stay for the golden bank, also for golden samples whose record is damaged."""
+
+    sha256: set[str]
+    golden_ids: set[str]
+
+    @classmethod
+    def of_file(cls, path: Path) -> GoldenPhotos:
+        """Of the embedded bank's file, which another process may hold open. Raises StorageError."""
+        if not path.exists():
+            if (path.parent / "qdrant").exists():
+                raise StorageError(
+                    f"{path.parent / 'qdrant'}: the golden samples of an earlier version; open them once, then repeat this "
+                    "(refdiff goldens list)"
+                )
+            return cls(set(), set())
+        with reading(path) as bank:
+            points = [int(row[0]) for row in bank.execute("SELECT point FROM goldens")]
+        return cls(sha256_in(path), {golden_id_of(p) for p in points if 0 <= p < 1 << 48})
+
+    def need(self, sha256: str, products: Iterable[str]) -> bool:
+        """Whether it is, or may be, the photo of a golden sample of one of the products."""
+        return sha256 in self.sha256 or any(make_golden_id(p, sha256) in self.golden_ids for p in products)
+
+
+@dataclass
+class Pruned:
+    """What was removed, or with a dry run would be."""
+
+    inspections: int = 0
+    kept: dict[str, int] = field(default_factory=dict)  # why -> how many inspections that the filter matches
+    captures: int = 0
+    photos: int = 0
+    photo_bytes: int = 0
+    files: int = 0  # pages and pictures of reports
+    file_bytes: int = 0
+    record_bytes: int = 0  # of reports and anomaly maps in the database
+    in_use: int = 0  # photos that were used within the last hour: the next run removes them
+    returned_bytes: int = 0  # that the file of the database is shorter by
+    free_bytes: int = 0  # that are free inside of it, for what comes next
+
+    @property
+    def bytes(self) -> int:
+        """Of everything."""
+        return self.photo_bytes + self.file_bytes + self.record_bytes
+
+
+def prune(
+    stores: Stores,
+    goldens: GoldenPhotos,
+    wanted: Filter,
+    by: str,
+    *,
+    drawn: Path,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    forget: Callable[[str], None] = lambda inspection_id: None,
+) -> Pruned:
+    """Remove the inspections that the filter matches, but for those that are needed (`Pruned.kept`).
+
+    drawn: folder of the pictures that were drawn later, a sub-folder for each inspection. by: who, for the audit. forget:
+    called with each inspection that waited for a person. Raises StorageError, UnavailableError; what was removed until then
+    is recorded, and the call can be repeated.
+    """
+    return _Prune(stores, goldens, wanted, by, drawn, progress, forget).run(dry_run)
+
+
+@dataclass
+class _Removal:
+    """What goes with one inspection."""
+
+    inspection_id: str
+    part_id: str
+    product: str
+    photo: str | None  # sha256
+    report_sha256: str
+    waits: bool  # for a person
+    record_bytes: int
+    photos: list[str]  # sha256 of all that its report names, but for those of golden samples
+
+
+class _Prune:
+    def __init__(
+        self, stores: Stores, goldens: GoldenPhotos, wanted: Filter, by: str, drawn: Path, progress: Progress,
+        forget: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._stores, self._goldens, self._wanted, self._by = stores, goldens, wanted, by
+        self._drawn, self._progress, self._forget = drawn, progress, forget
+        self._in_use_since = time.time() - _IN_USE_S
+        self._products: list[str] = []
+        self._done = Pruned()
+
+    def run(self, dry_run: bool) -> Pruned:
+        home = self._stores.settings.home
+        with self._stores.db.snapshot() as conn:
+            self._products = [*conn.scalars(select(t.products.c.name))]
+            matches = select(_why_kept(self._wanted.open_too), func.count()).where(_matching(self._wanted))
+            found = {why: int(n) for why, n in conn.execute(matches.group_by(text("1")))}
+            total = found.pop(None, 0)
+            self._done.kept = found
+            if dry_run:
+                self._foresee(conn, home, total)
+                return self._done
+        self._records(total)
+        with self._stores.db.snapshot() as conn:
+            removed = _removed(conn)
+            needed = self._needed(conn, _I.report != NO_REPORT, {*conn.scalars(select(_C.sha256))})
+        self._sweep(home, removed, needed)
+        if self._stores.db.path is not None:
+            self._shrink()
+        return self._done
+
+    # -- records
+
+    def _records(self, total: int) -> None:
+        """Empty the reports, some at a time, each with its audit record."""
+        last, unlike = 0, 0
+        while True:
+            began = time.monotonic()
+            with changing(self._stores.db) as conn:
+                rows = conn.execute(_rows(self._wanted).where(_I.seq > last).limit(AT_ONCE)).all()
+                if not rows:
+                    break
+                last = rows[-1].seq
+                going = self._as_filed(rows)
+                unlike += len(rows) - len(going)
+                if going:
+                    self._remove(conn, going)
+            for removal in going:
+                if removal.waits:
+                    self._forget(removal.inspection_id)
+            self._done.inspections += len(going)
+            self._progress("removing records", self._done.inspections, total)
+            time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))  # let others write
+        if unlike:
+            self._done.kept["not as filed; run: refdiff audit verify --store"] = unlike
+
+    def _as_filed(self, rows: Iterable[Row[Any]]) -> list[_Removal]:
+        """Those whose report is the one that was filed; another one is evidence."""
+        found = []
+        for row in rows:
+            with contextlib.suppress(ValueError, RecursionError):
+                if content_digest(json.loads(row.report)) == row.report_sha256:
+                    photos = {*like_sha256([row.report]), *filter(None, [row.photo])}
+                    found.append(_Removal(
+                        row.inspection_id, row.part_id, row.product, row.photo, row.report_sha256, bool(row.waits),
+                        len(row.report) + row.picture_bytes,
+                        sorted(p for p in photos if not self._goldens.need(p, self._products)),
+                    ))  # fmt: skip
+        return found
+
+    def _remove(self, conn: Connection, going: list[_Removal]) -> None:
+        ids = [r.inspection_id for r in going]
+        conn.execute(delete(t.differences).where(t.differences.c.inspection_id.in_(ids)))
+        conn.execute(update(t.inspections).where(_I.inspection_id.in_(ids)).values(report=NO_REPORT))
+        captures, pictures = self._captures(conn, going, _I.report == NO_REPORT), _named_pictures(conn, ids)
+        gone: list[str] = []
+        for r in going:
+            captured = captures.pop((r.part_id, r.product, r.photo), [])
+            said = {"report_sha256": r.report_sha256, "photos": [*r.photos, *pictures.get(r.inspection_id, [])],
+                    "captures": captured, "filter": asdict(self._wanted)}  # fmt: skip
+            append(conn, REMOVED, r.inspection_id, self._by, said, facts={"filter": str(self._wanted)})
+            self._done.record_bytes += r.record_bytes
+            gone += captured
+        conn.execute(delete(t.captures).where(_C.capture_id.in_(gone)))
+        self._done.captures += len(gone)
+        about = {"inspections": len(going), "captures": len(gone), "filter": asdict(self._wanted)}
+        record_change(conn, PRUNE, "inspections", self._by, about, None, change=f"removed {len(going)}: {self._wanted}")
+
+    def _captures(
+        self, conn: Connection, going: Iterable[_Removal], gone: ColumnElement[bool]
+    ) -> dict[tuple[str, str, str | None], list[str]]:
+        """Captures that were inspected, all of whose inspections are gone: (part, product, photo) -> ids."""
+        inspected = {(r.part_id, r.product, r.photo) for r in going}
+        parts = sorted({part for part, _, _ in inspected} - _waiting_parts(conn))
+        same = (_I.part_id == _C.part_id) & (_I.product == _C.product) & (_I.photo == _C.sha256)
+        done = select(_I.seq).where(same, gone, _I.created_at >= _C.created_at).correlate(t.captures).exists()
+        live = select(_I.seq).where(same, ~gone).correlate(t.captures).exists()
+        found: dict[tuple[str, str, str | None], list[str]] = defaultdict(list)
+        for row in conn.execute(select(t.captures).where(_C.part_id.in_(parts), done, ~live)):
+            key = (row.part_id, row.product, row.sha256)
+            if key in inspected and not self._in_use(row.sha256):
+                found[key].append(row.capture_id)
+        return found
+
+    def _in_use(self, sha256: str) -> bool:
+        """Whether an inspection may be reading it now."""
+        with contextlib.suppress(OSError):
+            return self._stores.images.path(sha256).stat().st_mtime >= self._in_use_since
+        return False
+
+    # -- files
+
+    def _needed(self, conn: Connection, reports: ColumnElement[bool], captured: set[str]) -> set[str]:
+        """Everything that looks like a sha256 in what still needs its photos. reports: which inspections do."""
+        found = captured | {*conn.scalars(NAMED_NOW.with_only_columns(_N.picture))}
+        waiting = select(_J.request).where(_J.state.in_((*OPEN, "failed")))
+        asked = select(_M.request).where(_M.state != "answered")
+        for statement in (select(_I.report).where(reports), waiting, asked):
+            for row in conn.execute(statement, **_STREAMED):
+                found.update(like_sha256(row))
+        for table in filter(inspect(conn).has_table, _CHECKPOINTS):
+            for row in conn.execute(text(f"SELECT * FROM {table}"), **_STREAMED):
+                found.update(like_sha256(row))
+        if (checkpoints := self._stores.settings.home / "checkpoints.sqlite").exists():
+            found |= sha256_in(checkpoints)
+        return found
+
+    def _sweep(self, home: Path, removed: dict[str, list[str]], needed: set[str], *, foreseen: bool = False) -> None:
+        """Remove the files of removed inspections, also what a killed run left. foreseen: only count them."""
+        gone = {p for photos in removed.values() for p in photos if p not in needed}
+        photos = sorted(p for p in gone if not self._goldens.need(p, self._products))
+        images = self._stores.images
+        for number, sha256 in enumerate(photos, start=1):
+            if foreseen:
+                size = None if self._in_use(sha256) else _size(images.path(sha256))
+            else:
+                size = images.remove_unused(sha256, self._in_use_since)
+            self._done.in_use += size is None
+            self._done.photos += bool(size)
+            self._done.photo_bytes += size or 0
+            self._progress("removing photos", number, len(photos))
+        for folders in (inspection_folder(home, ""), self._drawn):
+            for folder in _folders(folders):
+                if folder.name in removed:
+                    self._clear(folder, foreseen)
+
+    def _clear(self, folder: Path, foreseen: bool) -> None:
+        try:
+            for path in sorted(folder.rglob("*"), reverse=True):
+                if path.is_dir() and not path.is_symlink():
+                    if not foreseen:
+                        path.rmdir()
+                    continue
+                self._done.file_bytes += path.lstat().st_size
+                self._done.files += 1
+                if not foreseen:
+                    path.unlink()
+            if not foreseen:
+                folder.rmdir()
+        except FileNotFoundError:  # another process made room in the cache
+            return
+        except OSError as e:
+            raise storage_error(folder, e) from e
+
+    # -- a dry run
+
+    def _foresee(self, conn: Connection, home: Path, total: int) -> None:
+        """Count what would be removed. Writes nothing, and keeps nobody from writing."""
+        going: list[_Removal] = []
+        unlike: list[str] = []
+        reports = conn.execute(_rows(self._wanted), **_STREAMED)
+        for number, row in enumerate(reports, start=1):
+            found = self._as_filed([row])
+            self._progress("reading records", number, total)
+            if not found:
+                unlike.append(row.inspection_id)
+                continue
+            going += found
+            self._done.record_bytes += found[0].record_bytes
+        if unlike:
+            self._done.kept["not as filed; run: refdiff audit verify --store"] = len(unlike)
+        would_go = (
+            _matching(self._wanted) & _why_kept(self._wanted.open_too).is_(None) & _I.inspection_id.not_in(unlike)
+        )
+        gone = (_I.report == NO_REPORT) | would_go
+        captures: set[str] = set()
+        for start in range(0, len(going), AT_ONCE):
+            some = going[start : start + AT_ONCE]
+            captures.update(c for found in self._captures(conn, some, gone).values() for c in found)
+            pictures = _named_pictures(conn, [r.inspection_id for r in some])
+            for r in some:
+                r.photos += pictures.get(r.inspection_id, [])
+        left = {sha for capture, sha in conn.execute(select(_C.capture_id, _C.sha256)).all() if capture not in captures}
+        removed = _removed(conn) | {r.inspection_id: r.photos for r in going}
+        self._sweep(home, removed, self._needed(conn, ~gone, left), foreseen=True)
+        self._done.inspections, self._done.captures = len(going), len(captures)
+
+    # -- SQLite
+
+    def _shrink(self) -> None:
+        db = self._stores.db
+        path = db.path
+        assert path is not None
+        with db.connection() as conn:
+            empty_log(conn)
+        before = path.stat().st_size
+        more = True
+        while more:
+            with db.transaction() as conn:
+                more = give_back(conn, _PAGES)
+                self._done.free_bytes = free_bytes(conn)
+        with db.connection() as conn:
+            empty_log(conn)
+        self._done.returned_bytes = max(0, before - path.stat().st_size)
+
+
+def _matching(wanted: Filter) -> ColumnElement[bool]:
+    conditions = [_I.created_at < wanted.before, _I.report != NO_REPORT]
+    if wanted.verdict is not None:
+        conditions.append(_I.verdict == wanted.verdict)
+    if wanted.product is not None:
+        conditions.append(_I.product == wanted.product)
+    found: ColumnElement[bool] = true()
+    for condition in conditions:
+        found = found & condition
+    return found
+
+
+_WAITS = (_I.verdict == "REVIEW") & _I.inspection_id.not_in(select(_D.inspection_id))
+_UNJUDGED = _I.inspection_id.in_(select(_B.inspection_id).where(_B.judged.is_(None)))
+
+
+def _why_kept(open_too: bool) -> ColumnElement[Any]:
+    """Why an inspection is needed, in words; NULL if it is not."""
+    learned = select(t.learned.c.inspection_id)
+    why: list[tuple[ColumnElement[bool], str]] = [
+        (_I.inspection_id.in_(NAMED_NOW.with_only_columns(_N.inspection_id)), "a finding has a name"),
+        (_I.inspection_id.in_(select(_J.inspection_id).where(_J.state.in_(OPEN))), "its job has not ended"),
+        (_I.inspection_id.in_(select(CONSENTS.c.inspection_id).where(CONSENTS.c.inspection_id.not_in(learned))),
+         "its photo is proposed as a reference"),
+    ]  # fmt: skip
+    if not open_too:
+        why += [(_WAITS, "open review"), (_UNJUDGED, "open blind check")]
+    return case(*why, else_=null())
+
+
+def _rows(wanted: Filter) -> Any:
+    """The inspections to remove, in the order in which they were filed."""
+    filed_as = (
+        select(func.min(_A.content_sha256)).where(_A.inspection_id == _I.inspection_id, _A.kind == FILED)
+    ).correlate(t.inspections)  # fmt: skip
+    picture = select(func.length(t.differences.c.picture)).where(t.differences.c.inspection_id == _I.inspection_id)
+    size = func.coalesce(picture.correlate(t.inspections).scalar_subquery(), 0)
+    return (
+        select(
+            t.inspections, filed_as.scalar_subquery().label("report_sha256"), size.label("picture_bytes"),
+            _WAITS.label("waits"),
+        )
+        .where(_matching(wanted), _why_kept(wanted.open_too).is_(None))
+        .order_by(_I.seq)
+    )  # fmt: skip
+
+
+def _removed(conn: Connection) -> dict[str, list[str]]:
+    """All inspections that were ever removed, and the photos that their reports named."""
+    said = conn.execute(select(_A.inspection_id, _A.content).where(_A.kind == REMOVED), **_STREAMED)
+    return {row.inspection_id: json.loads(row.content)["photos"] for row in said}
+
+
+def _named_pictures(conn: Connection, ids: list[str]) -> dict[str, list[str]]:
+    """Pictures of findings that had a name once: inspection -> sha256."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in conn.execute(select(_N.inspection_id, _N.picture).where(_N.inspection_id.in_(ids)).distinct()):
+        found[row.inspection_id].append(row.picture)
+    return found
+
+
+def _waiting_parts(conn: Connection) -> set[str]:
+    """Parts that a job will inspect."""
+    waiting = conn.scalars(select(_J.request).where(_J.state.in_((*OPEN, "failed"))))
+    return {str(json.loads(request).get("part_id")) for request in waiting}
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        yield from (p for p in parent.iterdir() if p.is_dir())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,126 @@
+"""`refdiff prune`: remove old inspections from the home folder."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refdiff.memory.kinds import Verdict
+from refdiff.model.errors import UnavailableError
+from refdiff.server.cli import output
+from refdiff.server.cli.invocation import open_stores, settings
+from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.settings import MemorySettings
+    from refdiff.memory.upkeep.prune import GoldenPhotos, Pruned
+
+_AGE = re.compile(r"(\d{1,6})([hdw])")
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: refdiff prune --older-than 90d --verdict PASS --dry-run · "
+        "refdiff prune --older-than 8w --product bracket"
+    )(prune)
+
+
+def _age(text: str) -> timedelta:
+    found = _AGE.fullmatch(text.strip())
+    if not found:
+        raise typer.BadParameter(f"{clean(text)!r} is not an age; write 12h, 90d or 8w.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def prune(
+    older_than: Annotated[
+        timedelta,
+        typer.Option(metavar="AGE", parser=_age, help="Inspections filed longer ago than this: 12h, 90d, 8w."),
+    ],
+    verdict: Annotated[
+        Verdict | None,
+        typer.Option(metavar="PASS|FAIL|REVIEW", case_sensitive=False, help="Only inspections with this verdict."),
+    ] = None,
+    product: MaybeProduct = None,
+    open_too: Annotated[
+        bool, typer.Option("--open", help="Also those that wait for a person: open reviews and blind checks.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be removed, and remove nothing.")
+    ] = False,
+    _json: Json = False,
+) -> None:
+    """Remove old inspections for good: photos, drawn files, anomaly maps and reports.
+
+    Never removed: photos of golden samples, inspections that wait for a person (but with --open), inspections with a named
+    finding, photos that were not inspected yet. The list of inspections and the audit trail stay whole, and say who removed
+    what. Safe while the server runs; one that was interrupted is repeated.
+    """
+    from refdiff.memory.upkeep import prune as pruning
+
+    chosen = settings()
+    try:
+        before = datetime.now(UTC) - older_than
+    except OverflowError as e:
+        raise typer.BadParameter("further back than dates go.", param_hint="--older-than") from e
+    wanted = pruning.Filter(before.isoformat(), verdict, product and clean(product), open_too)
+    with contextlib.ExitStack() as opened, output.progress("pruning") as moved:
+        stores = opened.enter_context(open_stores())
+        if wanted.product is not None:
+            wanted = replace(wanted, product=stores.products.name_of(wanted.product))
+        forget = lambda inspection_id: None  # noqa: E731
+        if open_too and not dry_run:
+            from refdiff.agent.checkpoints import open_checkpoints
+
+            url = chosen.agent.checkpoint_url or chosen.memory.database_url
+            forget = opened.enter_context(open_checkpoints(chosen.memory.home, url)).remove
+        found = pruning.prune(
+            stores, _goldens(chosen.memory), wanted, chosen.server.user, drawn=chosen.model.cache / "reports",
+            dry_run=dry_run, progress=moved, forget=forget,
+        )  # fmt: skip
+    emit({"dry_run": dry_run, "filter": asdict(wanted), "bytes": found.bytes} | asdict(found), *_lines(found, dry_run))
+
+
+def _goldens(memory: MemorySettings) -> GoldenPhotos:
+    """Photos that the golden bank needs. Raises UnavailableError where that is not known: nothing is removed then."""
+    from refdiff.memory.upkeep.prune import GoldenPhotos
+
+    if memory.qdrant_url is None:
+        return GoldenPhotos.of_file(memory.home / "goldens.sqlite")
+    from refdiff.server.cli.installation import look_at_bank
+
+    bank = look_at_bank(memory).contents
+    if isinstance(bank, str):
+        raise UnavailableError(f"nothing is removed, as photos of golden samples cannot be told apart: {bank}")
+    ids = {name.partition(" ")[0].partition(":")[0] for name in bank.damaged}
+    return GoldenPhotos({g.sha256 for g in bank.goldens}, {g.golden_id for g in bank.goldens} | ids)
+
+
+def _lines(found: Pruned, dry_run: bool) -> list[str]:
+    done = "would be removed" if dry_run else "removed"
+    lines = [
+        f"{found.inspections} inspections {done}, with {found.captures} captures: {_mb(found.bytes)} in all",
+        f"{found.photos} photos {_mb(found.photo_bytes)}, {found.files} drawn files {_mb(found.file_bytes)}, "
+        f"reports and maps in the database {_mb(found.record_bytes)}",
+        *(f"kept: {n} inspections ({why})" for why, n in sorted(found.kept.items())),
+    ]
+    if found.in_use:
+        lines.append(f"{found.in_use} photos were used within the last hour: prune again later to remove them")
+    if not dry_run and (found.returned_bytes or found.free_bytes):
+        free = "" if found.free_bytes < 1_000_000 else (
+            f"; {_mb(found.free_bytes)} inside it are free for the next records (to give them back too, stop all that "
+            'uses the home and run: sqlite3 refdiff.sqlite "PRAGMA auto_vacuum=2; VACUUM")'
+        )  # fmt: skip
+        lines.append(f"refdiff.sqlite is {_mb(found.returned_bytes)} shorter{free}")
+    return lines
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
