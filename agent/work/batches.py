@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -97,20 +97,20 @@ def _to_the_end(parts: Iterator[BatchPart | LeftOut], source: str) -> Iterator[B
         yield LeftOut(source, f"what follows cannot be read: {e}")
 
 
-def parts_of(path: Path, product: str | None = None) -> Iterator[BatchPart | LeftOut]:
+def parts_of(path: Path, product: str | None = None, more: Collection[str] = ()) -> Iterator[BatchPart | LeftOut]:
     """The parts of a folder of photos, or of a CSV file.
 
     A photo's name without suffix is the id of its part. The file has a header with `part`, and `image` (relative to the
     file; none: the part's newest photo), `product` and `scale_mm_per_px` if wanted. product: where a part names none.
-    Raises InputError.
+    more: suffixes of files in folders that are tried besides images. Raises InputError.
     """
-    return _in_folder(path, product) if path.is_dir() else _in_file(path, product)
+    return _in_folder(path, product, more) if path.is_dir() else _in_file(path, product)
 
 
-def _in_folder(folder: Path, product: str | None) -> Iterator[BatchPart | LeftOut]:
+def _in_folder(folder: Path, product: str | None, more: Collection[str]) -> Iterator[BatchPart | LeftOut]:
     refused: list[Refusal] = []
     others: list[Path] = []
-    for photo in find_images([folder], refused, others):
+    for photo in find_images([folder], refused, others, more=more):
         if isinstance(photo, Path):
             yield BatchPart(photo.relative_to(folder).as_posix(), photo.stem, product, photo)
     yield from (LeftOut(str(one.path), one.reason) for one in refused)

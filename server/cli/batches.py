@@ -69,6 +69,7 @@ def inspect_batch(
     chosen = settings()
     from refdiff.agent.work.batches import fill, parts_of
     from refdiff.model.errors import InputError
+    from refdiff.tools.kinds.readers import reader_of
     from refdiff.tools.workspace import Workspace
 
     ended, begun = threading.Event(), ""
@@ -85,8 +86,9 @@ def inspect_batch(
                 if ended.is_set():
                     workspace.stores.batches.stop(batch_id, chosen.server.user)
 
+            more = reader_of(workspace.kind(product)).suffixes if product else ()
             found = fill(
-                workspace, clean(str(source)), parts_of(source, product), by=chosen.server.user, judge=judge,
+                workspace, clean(str(source)), parts_of(source, product, more), by=chosen.server.user, judge=judge,
                 in_order=in_order, moved=moved,
             )  # fmt: skip
         with open_stores() as stores:
