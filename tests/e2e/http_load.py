@@ -290,7 +290,7 @@ def load(
     if postgres:
         environment["REFDIFF_DATABASE_URL"] = postgres.new_database()
     if workers:
-        environment |= {"REFDIFF_LEASE_S": str(LEASE_S), "REFDIFF_THREADS": "1"}
+        environment |= {"REFDIFF_LEASE_S": str(LEASE_S), "REFDIFF_THREADS": "1", "REFDIFF_AUTO_FIT": "0"}
     prepare(root, environment)
     server = Server(environment, root / "server.log", options=["--no-inspections"] if workers else [])
     inspecting = [Worker(environment, root / f"worker-{i}.log") for i in range(workers)]
