@@ -15,7 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from pydantic import SecretStr
 
 from refdiff.memory.database.postgres import connection_options
-from refdiff.memory.locks import hold_lock
+from refdiff.memory.locks import hold_lock, hold_named_lock
 from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import make_private
 
@@ -91,7 +91,12 @@ def _open_sqlite(home: Path, stack: ExitStack) -> Checkpoints:
         connection = sqlite3.connect(home / "checkpoints.sqlite", check_same_thread=False, timeout=30)
         stack.callback(connection.close)
         saver = SqliteSaver(connection, serde=_SERDE)
-        saver.setup()
+        busy = UnavailableError(
+            "another process has been making the checkpoint tables for too long; try again, or end it"
+        )
+        # SQLite does not wait for another process that switches to WAL too
+        with hold_named_lock(home / "locks" / "checkpoints.lock", busy, wait_s=_SETTING_UP_S):
+            saver.setup()
     except sqlite3.Error as e:
         raise StorageError(
             f"checkpoints under {home} cannot be opened: {e}; if `refdiff doctor` finds them damaged, it can set them aside"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -92,10 +92,12 @@ class Inspector(AbstractContextManager["Inspector"]):
         state = first_state(request, self._shown(request), via=via, fallback_reason=reason)
         return self._drive(request, state, capture)
 
-    def pending(self) -> list[str]:
-        """Ids of inspections that were interrupted (not those that wait for a person)."""
+    def pending(self, known: Collection[str] = ()) -> list[str]:
+        """Ids of inspections that were interrupted (not those that wait for a person), but for those `known` already."""
         left = []
         for inspection_id in self.checkpoints.threads():
+            if inspection_id in known:
+                continue
             snapshot = self._kept(inspection_id)
             if not snapshot.next or snapshot.interrupts or self.checkpoints.is_claimed(inspection_id):
                 continue

@@ -1,8 +1,10 @@
 """The service of one home folder, without any transport: HTTP, Slack, Teams and MCP are thin layers over it.
 
-One process owns it: it holds the golden bank, inspects one part after the other, and guarantees that every accepted
-inspection is filed, also after crashes and restarts. Plain reads go to `service.stores` and `service.workspace`,
-decisions of people to `service.people`, what they call findings to `service.names`.
+One process does everything, or many share the home: servers that accept and answer, and workers that inspect. Each worker
+inspects one part after the other, and every accepted inspection is filed, also after crashes and restarts.
+
+Plain reads go to `service.stores` and `service.workspace`, decisions of people to `service.people`, what they call
+findings to `service.names`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,15 +34,17 @@ from refdiff.agent.language.intent import (
 from refdiff.agent.language.parts import parts_in
 from refdiff.agent.people.names import DefectNames
 from refdiff.agent.people.reviews import Reviews
-from refdiff.agent.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.report.values import Values
 from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepare
 from refdiff.agent.settings import AgentSettings
+from refdiff.agent.work.batches import BatchPart, fill
+from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
-from refdiff.memory.journals.jobs import CRASHED, Job, JobState
-from refdiff.memory.locks import hold_lock
+from refdiff.memory.journals.batches import Batch
+from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
+from refdiff.memory.locks import hold_lock, hold_shared_lock
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.settings import MemorySettings
@@ -70,6 +74,7 @@ __all__ = ["Inspection", "InspectionService", "Job", "Progress", "ServiceStatus"
 
 MAX_TEXT = 20_000
 _MAX_ENROLLING = 4  # enrolments and calibrations that run or wait; each holds a thread of its caller
+Role = Literal["all", "server", "worker"]  # of a process: everything by itself, or its share
 _STUCK_S = 900.0  # without a sign of life of a running inspection
 _FULL_PX = 4096  # long side of a shown picture
 
@@ -121,8 +126,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     All raise StorageError if the disk fails, and UnavailableError if a service does.
     """
 
-    def __init__(self, workspace: Workspace, settings: AgentSettings) -> None:
+    def __init__(self, workspace: Workspace, settings: AgentSettings, role: Role = "all") -> None:
         """Raises as `open`, which also opens the workspace."""
+        self.role: Role = role
         self.workspace, self.settings = workspace, settings
         self.stores, self.files = workspace.stores, ReportFiles(workspace)
         self._stack = ExitStack()
@@ -130,21 +136,33 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         self._began = time.monotonic()
         try:
             home = self.stores.settings.home
-            busy = UnavailableError(
-                f"another refdiff server is using {home}; use that one, stop it, or set REFDIFF_HOME to another folder"
-            )
-            self._stack.enter_context(hold_lock(home / "serve.lock", busy))
+            if role == "all":
+                busy = UnavailableError(
+                    f"another refdiff server is using {home}; use that one, stop it, or set REFDIFF_HOME to another "
+                    "folder. To share the work: refdiff serve --no-inspections, and refdiff worker"
+                )
+                self._stack.enter_context(hold_lock(home / "serve.lock", busy))
+            else:
+                busy = UnavailableError(
+                    f"a refdiff server that inspects by itself is using {home}; start it with --no-inspections, "
+                    "so that workers can share the work"
+                )
+                self._stack.enter_context(hold_shared_lock(home / "serve.lock", busy))
             _ = workspace.bank  # now: if another process holds it, this fails at once
             shared = UnavailableError(
                 "another refdiff server is using the database of REFDIFF_DATABASE_URL; stop that one"
             )
-            self._stack.enter_context(self.stores.db.only_one(shared))
+            if self.stores.db.path is None:  # else the lock of the home does it
+                self._stack.enter_context(self.stores.db.lock("serving", shared, shared=role != "all"))
             self.jobs = self.stores.jobs
-            self._queue = InspectionQueue(self.jobs, self._inspect, self._adopt)
+            self._queue = InspectionQueue(
+                self.jobs, self._inspect, self._adopt, takes_jobs=role != "server", on_crashed=self._give_up_deadly,
+                outcome=self._outcome, lease_s=settings.lease_s,
+            )  # fmt: skip
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
             )
-            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first)
+            self.fittings = Fittings(workspace, self._queue.beside, self._comes_first, elsewhere=role == "server")
             self.people = Reviews(self._inspector, self._enrol_now)
             self.names = DefectNames(workspace)
             self._recover()
@@ -161,20 +179,26 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         model: ModelSettings | None = None,
         tools: ToolsSettings | None = None,
         agent: AgentSettings | None = None,
+        role: Role = "all",
     ) -> Self:
         """Open the home folder and resume what a crash interrupted.
 
-        Raises UnavailableError if another server has the home, BankBusyError if a command has the bank.
+        role: all: this process inspects by itself, and no other one may; server: it accepts and answers, and others
+        inspect; worker: it inspects. Raises UnavailableError if another server has the home and does not share it,
+        BankBusyError if a command has the bank.
         """
-        workspace = Workspace.open(memory, model, tools)
+        workspace = Workspace.open(memory, model, tools, shared=True)
         try:
-            return cls(workspace, agent or AgentSettings())
+            return cls(workspace, agent or AgentSettings(), role)
         except BaseException:
             workspace.close()
             raise
 
     def fit_by_itself(self) -> None:
-        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT."""
+        """Also fit networks to products without being asked, while there is nothing else to do; see REFDIFF_AUTO_FIT. A
+        worker also fits those that a server was asked for."""
+        if self.role == "worker":
+            self.fittings.for_others()
         if self.workspace.settings.auto_fit:
             self.fittings.by_itself()
 
@@ -189,14 +213,21 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def stopping(self) -> bool:
         return self._queue.stopping
 
-    def close(self) -> None:
+    def close(self, wait_s: float | None = None) -> None:
+        """wait_s: how long to wait for the inspection that runs; default: briefly. What has not ended is resumed."""
+        self._queue.drain()
         self.fittings.stop()
-        self._queue.stop()
+        self._queue.stop(wait_s)
         self._stack.close()
         self.workspace.close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def worker(self) -> str:
+        """What this process is called in the journal, where it takes jobs."""
+        return self._queue.worker
 
     @property
     def alive(self) -> bool:
@@ -215,6 +246,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             problems.append("the server is stopping")
         elif silent_s > _STUCK_S:
             problems.append(f"the running inspection has shown no progress for {silent_s:.0f} s; restart the server")
+        elif self.role == "server" and not self.jobs.workers():
+            problems.append("no worker takes inspections; start one: refdiff worker")
         elif self._queue.outage:
             problems.append("inspections wait for something that is unavailable; the log says for what")
         try:
@@ -299,6 +332,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         digest: str | None = None,
         origin_lasts: timedelta | None = None,
         judge: Judge = "always",
+        priority: int = PERSON,
+        line: str | None = None,
+        batch: str | None = None,
     ) -> Job:
         """Accept an inspection; on return it is on the disk and will be filed exactly once.
 
@@ -306,12 +342,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         capture_id: see `prepare`. origin: the caller's key for this request, e.g. an event id; the same key again returns
         the same job, and tries it again if it failed for no fault of the request. digest: of what the caller sent; the same
         key with another one is refused. origin_lasts: how long the key is remembered; default: for good. judge: what the
-        language model does (see InspectionRequest).
+        language model does (see InspectionRequest). priority, line: see `JobStore.add`. batch: whose part it is; those do
+        not count as waiting.
         Raises UnknownPartError, UnknownProductError, ImageError, InputError; BusyError if too many wait.
         """
         if origin is not None and (known := self._known(origin, digest, origin_lasts)) is not None:
             return known
-        self._check_room()
+        if batch is None:
+            self._check_room()
         if len(text) > MAX_TEXT:
             raise InputError(f"the request has {len(text):,} characters; {MAX_TEXT:,} is the limit")
         has_photo = photo is not None or capture_id is not None
@@ -325,13 +363,24 @@ class InspectionService(AbstractContextManager["InspectionService"]):
                 conditions=conditions, capture_id=capture_id, requested_by=by, judge=judge,
             )  # fmt: skip
         try:
-            job, new = self.jobs.add(request.inspection_id, asdict(request), origin, self.settings.queue_limit, digest)
+            job, new = self.jobs.add(
+                request.inspection_id, asdict(request), origin, self.settings.queue_limit, digest,
+                priority=priority, line=line, batch=batch,
+            )  # fmt: skip
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
         if new:
             self._queue.enqueue(job)
         return job
+
+    def submit_batch(
+        self, source: str, parts: Iterable[BatchPart], *, by: str, judge: Judge = "on-anomaly", in_order: bool = False
+    ) -> Batch:
+        """Accept many parts, which wait behind what people ask for (see `batches.fill`). Raises StorageError."""
+        found = fill(self.workspace, source, parts, by=by, judge=judge, in_order=in_order)
+        self._queue.look()
+        return found
 
     def cancel(self, inspection_id: str, by: str) -> Inspection:
         """End an inspection that waits; its photo is kept. Raises UnknownRecordError, InputError (running, filed)."""
@@ -415,6 +464,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             listener(progress)
 
         self.inspection(inspection_id)
+        if (job := self.jobs.find(inspection_id)) is not None:
+            self._queue.show(job)
         unsubscribe = self._queue.subscribe(inspection_id, hear)
         now = self.inspection(inspection_id)
         if now.state in ("done", "failed") and not heard_end:  # before the last start, or in another process
@@ -537,8 +588,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return calibration_overview(self.workspace, made) | smallest
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
-        """Begin to fit a network to a product. Raises UnknownProductError, InputError with too few golden samples, BusyError
-        while another one is fitted."""
+        """Begin to fit a network to a product, or have a worker do it. Raises UnknownProductError, InputError with too few
+        golden samples, BusyError while another one is fitted."""
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
@@ -566,28 +617,32 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _recover(self) -> None:
         """Recover jobs interrupted by a crash, and unfinished inspections of the command line."""
-        for inspection_id in self._inspector.pending():
+        for inspection_id in self._inspector.pending(self.jobs.open_ids()):
             request = self._inspector.request_of(inspection_id)
             if request is not None:
                 self.jobs.adopt(inspection_id, asdict(request))
-        self.jobs.count_crashes()
-        ahead = 0
-        for job in self.jobs.list(limit=-1):  # those that crashed come last
-            crashed = job.crashes >= MAX_CRASHES or job.crashes_alone >= MAX_CRASHES_ALONE
-            if crashed and not self._filed(job.inspection_id):
-                message = (
-                    f"given up: the server ended {job.crashes} times while it inspected this photo "
-                    f"({job.crashes_alone} times while it did nothing else). To try it again: "
-                    f"POST /v1/inspections/{job.inspection_id}/retry, or, with the server stopped, "
-                    f"refdiff inspections resume {job.inspection_id}"
-                )
-                log.error("inspection %s is %s", job.inspection_id, message)
-                self.jobs.finish(job.inspection_id, {"type": CRASHED, "message": message, "exit_code": 70})
+        if self.role == "all":  # alone: what runs was left so by a crash
+            self.jobs.take_over(everybody=True)
+            self._give_up_deadly(self.jobs.crashed())
+
+    def _give_up_deadly(self, crashed: Sequence[Job]) -> None:
+        """End the jobs that crashed their process too often; the others wait behind all that waited."""
+        for job in crashed:
+            deadly = job.crashes >= MAX_CRASHES or job.crashes_alone >= MAX_CRASHES_ALONE
+            if not deadly or self._filed(job.inspection_id):
+                log.info("inspection %s is resumed after %s crashes, last and alone", job.inspection_id, job.crashes)
                 continue
-            how = f"after {job.crashes} crashes, last and alone" if job.crashes else "and is resumed"
-            log.info("inspection %s was accepted before the last stop %s", job.inspection_id, how)
-            self._queue.enqueue(job, ahead)
-            ahead += 1
+            message = (
+                f"given up: the server ended {job.crashes} times while it inspected this photo "
+                f"({job.crashes_alone} times while it did nothing else). To try it again: "
+                f"POST /v1/inspections/{job.inspection_id}/retry, or, with the server stopped, "
+                f"refdiff inspections resume {job.inspection_id}"
+            )
+            log.error("inspection %s is %s", job.inspection_id, message)
+            self.jobs.finish(job.inspection_id, {"type": CRASHED, "message": message, "exit_code": 70})
+
+    def _outcome(self, inspection_id: str) -> str:
+        return self.report(inspection_id).verdict.value if self._filed(inspection_id) else ""
 
     def _inspect(self, job: Job) -> str:
         """Run by the queue, perhaps again after a crash: a filed inspection is not repeated."""
@@ -599,7 +654,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Enrol photos with consent given elsewhere, e.g. at the command line while this process had the bank."""
         if not self.stores.adoptions.consented():
             return
-        with suppress(BusyError), self._enrol_now():  # an enrolment may take minutes; inspections do not wait for it
+        elsewhere = BusyError("another process enrols them")
+        # an enrolment may take minutes; inspections do not wait for it
+        with suppress(BusyError), self._enrol_now(), self.stores.db.lock("adopt", elsewhere):
             adopt_all(self.workspace)
 
     @contextmanager
@@ -647,7 +704,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _check_room(self) -> None:
         """Raises BusyError before a photo is stored in vain."""
-        waiting = self.jobs.count_open()
+        waiting = self.jobs.count_open(of_batches=False)
         if waiting >= self.settings.queue_limit:
             raise BusyError(
                 f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)",

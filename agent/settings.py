@@ -49,6 +49,10 @@ class AgentSettings(BaseSettings):
     queue_limit: int = Field(
         default=100, ge=1, le=100_000, description="Inspections that may wait in the queue; more are refused for now."
     )
+    lease_s: float = Field(
+        default=30.0, ge=1, le=3600,
+        description="Seconds without a sign of life of a worker after which another one takes its inspection over.",
+    )  # fmt: skip
     blind_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of inspections that a person judges blind (REFDIFF_BLIND_SHARE)."
     )

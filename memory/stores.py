@@ -11,6 +11,7 @@ from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import ImageStore
+from refdiff.memory.journals.batches import BatchStore
 from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.api_keys import KeyStore
@@ -48,6 +49,7 @@ class Stores(AbstractContextManager["Stores"]):
     defect_names: DefectNameStore
     keys: KeyStore
     jobs: JobStore
+    batches: BatchStore
     settings: MemorySettings
 
     @classmethod
@@ -81,6 +83,7 @@ class Stores(AbstractContextManager["Stores"]):
             defect_names=DefectNameStore(db),
             keys=KeyStore(db, home),
             jobs=JobStore(db),
+            batches=BatchStore(db),
             settings=settings,
         )
 

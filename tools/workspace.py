@@ -58,6 +58,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     stores: Stores
     model_settings: ModelSettings
     settings: ToolsSettings
+    shared: bool = False  # whether other processes use the golden bank too
 
     def __post_init__(self) -> None:
         self._images: LRUCache[tuple[str, How], Reading] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
@@ -81,12 +82,15 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         memory: MemorySettings | None = None,
         model: ModelSettings | None = None,
         tools: ToolsSettings | None = None,
+        *,
+        shared: bool = False,
     ) -> Self:
         """Open the stores under `memory.home`; settings that are not given come from the environment.
 
+        shared: beside other processes that share the home's golden bank.
         Raises StorageError if the home folder is not writable.
         """
-        return cls(Stores.open(memory), model or ModelSettings(), tools or ToolsSettings())
+        return cls(Stores.open(memory), model or ModelSettings(), tools or ToolsSettings(), shared)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -195,7 +199,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             if self._bank is None:
                 e = self.encoder
                 self._bank = GoldenBank.open(
-                    self.stores.settings, e.fingerprint, e.global_dim, e.patch_dim, self.stores.db
+                    self.stores.settings, e.fingerprint, e.global_dim, e.patch_dim, self.stores.db, self.shared
                 )
             return self._bank
 

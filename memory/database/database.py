@@ -31,6 +31,8 @@ class DatabaseEngine(Protocol):
     writer: Engine  # a transaction takes the turn to write as it begins, unless the connection has `TAKES_NO_TURN`
     reader: Engine  # refuses to write
     snapshots: Engine  # as `reader`, but a transaction sees one state
+    # writes rows that it locks, without the turn of all writers; None: nobody can write without it
+    out_of_turn: Engine | None
 
     @property
     def path(self) -> Path | None:
@@ -39,8 +41,10 @@ class DatabaseEngine(Protocol):
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns errors of the database into ours."""
 
-    def only_one(self, busy: RefDiffError) -> contextlib.AbstractContextManager[None]:
-        """Held by one process at a time. Raises `busy`."""
+    def lock(
+        self, name: str, busy: RefDiffError, wait_s: float = 0.0, shared: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """As `Database.lock`."""
 
 
 class Database(contextlib.AbstractContextManager["Database"]):
@@ -58,7 +62,7 @@ class Database(contextlib.AbstractContextManager["Database"]):
         it does: its errors are logged.
         """
         self._engine, self._after_commit = engine, after_commit
-        for each in (engine.writer, engine.reader, engine.snapshots):
+        for each in filter(None, (engine.writer, engine.reader, engine.snapshots, engine.out_of_turn)):
             each.hide_parameters = True  # no values in errors and logs: they may be secrets, or whole reports
         self._turn = threading.RLock()
         self._writing = False  # the thread whose turn it is
@@ -120,15 +124,38 @@ class Database(contextlib.AbstractContextManager["Database"]):
         with self._opened(self._engine.snapshots) as conn, conn.begin():
             yield conn
 
-    def only_one(self, busy: RefDiffError) -> contextlib.AbstractContextManager[None]:
-        """Held by one process at a time, whatever its home folder. Raises `busy`. A file has its home's locks instead."""
-        return self._engine.only_one(busy)
+    @contextlib.contextmanager
+    def out_of_turn(self) -> Iterator[Connection]:
+        """As `transaction`, but on a server without waiting for other writers: for rows that it locks itself, and that are
+        in no audit chain.
+
+        Raises StorageError inside another one of the same thread.
+        """
+        engine = self._engine.out_of_turn
+        if engine is None:
+            with self.transaction() as conn:
+                yield conn
+            return
+        if getattr(self._mine, "conn", None) is not None:
+            raise StorageError("a transaction cannot begin within another one of the same thread")
+        with self._opened(engine) as conn, self._used(conn), conn.begin():
+            yield conn
+
+    def lock(
+        self, name: str, busy: RefDiffError, wait_s: float = 0.0, shared: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Held by one process at a time of all that use the database, until the block ends or the process does.
+
+        wait_s: how long to wait for another holder. shared: held by any number of those that share it, but not beside one
+        that does not. Raises `busy`.
+        """
+        return self._engine.lock(name, busy, wait_s, shared)
 
     def close(self) -> None:
         """Close the connections; snapshots stay open."""
         with self._turn, self._engine.errors():
             self._closed = True
-            for engine in (self._engine.writer, self._engine.reader):
+            for engine in filter(None, (self._engine.writer, self._engine.reader, self._engine.out_of_turn)):
                 engine.dispose()
 
     def __exit__(self, *error: object) -> None:

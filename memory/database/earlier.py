@@ -115,6 +115,8 @@ def _rows(old: sqlite3.Connection, source: str, table: Table) -> Iterator[dict[s
     flags = [c.name for c in table.columns if c.type.python_type is bool]
     for row in old.execute(f"SELECT * FROM {source}"):
         kept = dict(row)
+        if table is t.jobs:
+            kept["place"] = kept["seq"]
         yield kept | {name: bool(kept[name]) for name in flags}
 
 

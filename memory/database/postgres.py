@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import time
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
 _WRITERS = 1  # of a process; its threads take turns
+_OUT_OF_TURN = 2  # of a process: the inspecting thread, and the one that says that it lives
 # a lost network is noticed within a minute, also while an answer is awaited; what the URL says comes first
 _CONNECTION = {
     "connect_timeout": 10,
@@ -27,14 +30,16 @@ _CONNECTION = {
     "tcp_user_timeout": 60_000,
 }
 # any numbers, as long as nothing else in that database takes them
-_WRITING, _SERVING = 0x7EFD1F01, 0x7EFD1F02
+_WRITING = 0x7EFD1F01
 _LOCK_NOT_AVAILABLE, _IDLE_TOO_LONG = "55P03", "25P03"  # SQLSTATE
 _IDLE_S = 60  # then the server undoes a transaction whose client says nothing: it may have lost power
 # of the transaction alone, so nothing of it stays on a connection that a pooler hands on
-_TURN = (
+_WRITES = (
     f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:g}s'; SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'; "
-    f"SET LOCAL synchronous_commit = on; SELECT pg_advisory_xact_lock({_WRITING})"
+    "SET LOCAL synchronous_commit = on"
 )
+_TURN = f"{_WRITES}; SELECT pg_advisory_xact_lock({_WRITING})"
+_LOOK_S = 0.2  # between two tries to get a lock
 
 
 class PostgresServer:
@@ -60,6 +65,8 @@ class PostgresServer:
         # each statement sees what was committed before it: what follows the wait for the turn sees the last writer's work
         self.writer = self._engine(pool_size=_WRITERS, isolation_level="READ COMMITTED")
         event.listen(self.writer, "begin", _wait_for_turn)
+        self.out_of_turn: Engine | None = self._engine(pool_size=_OUT_OF_TURN, isolation_level="READ COMMITTED")
+        event.listen(self.out_of_turn, "begin", lambda conn: conn.exec_driver_sql(_WRITES))
         reads: dict[str, Any] = {"execution_options": {"postgresql_readonly": True}}
         self.reader = self._engine(pool_size=READERS, isolation_level="READ COMMITTED", **reads)
         self.snapshots = self._engine(poolclass=NullPool, isolation_level="REPEATABLE READ", **reads)
@@ -102,14 +109,19 @@ class PostgresServer:
             raise
 
     @contextlib.contextmanager
-    def only_one(self, busy: RefDiffError) -> Iterator[None]:
-        """By a lock of a connection of its own. Should the server be restarted, it is held no more."""
+    def lock(self, name: str, busy: RefDiffError, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
+        """By an advisory lock of a connection of its own. Should the server be restarted, it is held no more."""
+        key = int.from_bytes(hashlib.sha256(f"refdiff {name}".encode()).digest()[:8], "big", signed=True)
+        attempt = text(f"SELECT pg_try_advisory_lock{'_shared' if shared else ''}(:key)")
+        deadline = time.monotonic() + wait_s
         with contextlib.ExitStack() as held:
             with self.errors():
                 conn = self.snapshots.connect().execution_options(isolation_level="AUTOCOMMIT")
                 held.callback(_close, conn)
-                if not conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SERVING}).scalar_one():
-                    raise busy
+                while not conn.execute(attempt, {"key": key}).scalar_one():
+                    if time.monotonic() >= deadline:
+                        raise busy
+                    time.sleep(_LOOK_S)
             yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import NullPool, QueuePool
 
 from refdiff.memory.database.database import READERS, TAKES_NO_TURN, Database
+from refdiff.memory.locks import hold_named_lock
 from refdiff.model.errors import InputError, RefDiffError, StorageError
 from refdiff.model.files import is_read_only, make_private, open_folder, storage_error
 
@@ -30,6 +32,8 @@ class SqliteFile:
 
     One that cannot be written (its mode, its folder's, or a read-only disk) is opened for reading.
     """
+
+    out_of_turn: Engine | None = None  # a file has one writer at a time
 
     def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         """busy_timeout_s: how long to wait for another process that writes. Raises StorageError."""
@@ -69,9 +73,12 @@ class SqliteFile:
         except NoneFree as e:
             raise StorageError(f"{self._file}: busy for too long; try again") from e
 
-    def only_one(self, busy: RefDiffError) -> contextlib.AbstractContextManager[None]:
-        """The lock files of its home do it."""
-        return contextlib.nullcontext()
+    def lock(
+        self, name: str, busy: RefDiffError, wait_s: float = 0.0, shared: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """By a lock file beside the database."""
+        path = self._file.parent / "locks" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"
+        return hold_named_lock(path, busy, wait_s=wait_s, shared=shared)
 
     @contextlib.contextmanager
     def alone(self, busy: RefDiffError) -> Iterator[Connection]:

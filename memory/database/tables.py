@@ -6,6 +6,7 @@ Texts compare by code point in every database: points in time are kept as text, 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Connection,
     Double,
     ForeignKey,
@@ -27,7 +29,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
+    cast,
     false,
+    func,
+    literal,
     select,
     text,
 )
@@ -245,7 +250,35 @@ jobs = _table(
     _maybe("digest"),
     _yes("alone"),  # now
     _count("crashes_alone", server_default=text("0")),
-    Index("jobs_by_state", "state", "seq"),
+    _count("priority", server_default=text("0")),  # the lowest goes first
+    Column("place", NUMBER, nullable=False, server_default=text("0")),  # in the queue, among those of its priority
+    _maybe("line"),  # whose jobs run one after the other
+    _maybe("batch"),
+    _count("failures", server_default=text("0")),  # in a row, of something that it needs
+    Column("not_before", Double),  # by the database's clock, s
+    _maybe("worker"),  # that runs it
+    Column("lease_until", Double),  # then another one may take it over
+    Index("jobs_by_state", "state", "priority", "place", "seq"),
+    Index("jobs_by_line", "line", "state", "seq"),
+    Index("jobs_by_batch", "batch", "state"),
+)
+workers = _table(  # processes that take jobs
+    "workers",
+    _text("worker", primary_key=True),
+    _text("began_at"),
+    Column("alive_until", Double, nullable=False),  # unless it says so again; by the database's clock, s
+)
+batches = _table(
+    "batches",
+    _sequence(),
+    _text("batch_id", unique=True),
+    _text("source"),
+    _text("by"),
+    _text("created_at"),
+    Column("total", Integer),  # accepted; NULL until all are
+    _text("left_out", server_default="[]"),  # JSON: name and reason of each
+    _maybe("stopped_at"),
+    _maybe("stopped_by"),
 )
 chat_messages = _table(
     "chat_messages",
@@ -294,6 +327,13 @@ def _replaced_row(dialect: str, table: Table, names: tuple[str, ...]) -> Any:
     key = [c.name for c in table.primary_key]
     new = _insert(dialect, table)
     return new.on_conflict_do_update(index_elements=key, set_={n: new.excluded[n] for n in names if n not in key})
+
+
+def clock(conn: Connection) -> ColumnElement[float]:
+    """Seconds since 1970 by the clock that all processes of the database share."""
+    if conn.dialect.name == "sqlite":
+        return literal(time.time())
+    return cast(func.extract("epoch", func.clock_timestamp()), Double)
 
 
 def insert_new(conn: Connection, table: Table, values: Mapping[str, Any]) -> bool:

@@ -83,9 +83,11 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         self._mutex: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if connection.file is None else threading.RLock()
         )
-        # Embedded, no other process can write, and evaluating a filter costs 60 us per golden (120 ms at 2000),
-        # so the payloads are held here and filtering is a look-up. A server has indexes, and other writers.
+        # Embedded, evaluating a filter costs 60 us per golden (120 ms at 2000),
+        # so the payloads are held here and filtering is a look-up. A server has indexes. What another process that shares
+        # the file writes there is taken over before the next use.
         self._catalogue: dict[int, Golden] | None = None
+        self._checksums: dict[int, tuple[int, int]] = {}  # of the file, as it was taken over last
         self._damaged: dict[str, DamagedGolden] = {}
         self._patch_cache: dict[int, Vectors] = {}
         self._defects: dict[str, DefectIndex] = {}
@@ -98,17 +100,19 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         global_dim: int,
         patch_dim: int,
         chain: Database | None = None,
+        shared: bool = False,
     ) -> GoldenBank:
         """Open the bank of that encoder, created if new: under `settings.home`, or on the server `qdrant_url`.
 
         global_dim, patch_dim: sizes of the encoder's vectors. chain: the main database, whose audit chain records each
-        change before the bank makes it; None for a bank that decides nothing. Raises BankBusyError if another process still
+        change before the bank makes it; None for a bank that decides nothing. shared: beside other processes that share the
+        embedded bank; each sees what the others change. Raises BankBusyError if another process still
         holds the embedded bank after `settings.bank_wait_s`, UnavailableError if the server does not answer,
         StorageError if the files cannot be read or written or hold vectors of other sizes.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", encoder_fingerprint):
             raise RefDiffError(f"encoder fingerprint {encoder_fingerprint!r} cannot name a collection")
-        connection = QdrantConnection(settings)
+        connection = QdrantConnection(settings, shared)
         try:
             bank = cls(connection, encoder_fingerprint, global_dim, patch_dim, chain)
             with bank._qdrant() as client:
@@ -298,12 +302,37 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
     @contextlib.contextmanager
     def _qdrant(self) -> Iterator[QdrantClient]:
         with self._mutex, self._connection.errors():
+            self._follow()
             yield self._client
+
+    def _follow(self) -> None:
+        """Embedded and shared: take over what other processes have written since."""
+        file = self._connection.file
+        if file is None or not self._connection.shared or self._catalogue is None or not file.has_changed():
+            return
+        there = file.checksums(self._fingerprint)
+        changed = [point for point, sums in there.items() if self._checksums.get(point) != sums]
+        for entry in file.read_points(self._fingerprint, self._dims, changed):
+            if isinstance(entry, StoredGolden):
+                golden_id = entry.golden.golden_id
+                self._damaged.pop(golden_id, None)
+                # Qdrant writes into the vectors of a point that it replaces
+                own = replace(entry, global_vec=entry.global_vec.copy(), patches=entry.patches.copy())
+                self._hold(self._client, [own])
+            else:
+                golden_id = entry.golden_id
+                self._damaged[golden_id] = entry
+            point = point_id(golden_id)
+            self._patch_cache = {i: v for i, v in self._patch_cache.items() if i != point}
+        self._checksums = there
 
     def _read_file(self, client: QdrantClient) -> None:
         """Embedded: fill Qdrant from the file, without what is damaged there."""
         if self._connection.file is None:
             return
+        if self._connection.shared:
+            self._connection.file.has_changed()  # before it is read: what is written meanwhile is read again
+            self._checksums = self._connection.file.checksums(self._fingerprint)
         self._catalogue = {}
         entries = self._connection.file.read(self._fingerprint, self._dims)
         while page := builtins.list(itertools.islice(entries, _PAGE)):

@@ -6,6 +6,7 @@ match is damaged; it is told apart, and the others are read all the same.
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sqlalchemy import RowMapping
 
 from refdiff.memory.database.sqlite_file import Steps, open_local
 from refdiff.memory.golden_bank.golden import Golden, golden_id_of, point_id
+from refdiff.model.files import storage_error
 
 Vectors = NDArray[np.float32]
 
@@ -62,10 +64,31 @@ class BankFile:
         """Open the file, made for the owner alone if new; one that cannot be written is opened for reading."""
         self.path = path
         self._db = open_local(path, _STEPS)
+        self._watch: sqlite3.Connection | None = None
+        self._version: int | None = None
 
     def close(self) -> None:
         """Close the file."""
+        if self._watch is not None:
+            self._watch.close()
         self._db.close()
+
+    def has_changed(self) -> bool:
+        """Whether anything was written since the last call, by this process or another; True at the first."""
+        try:
+            if self._watch is None:
+                self._watch = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+            version = self._watch.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as e:
+            raise storage_error(self.path, e) from e
+        before, self._version = self._version, version
+        return bool(version != before)
+
+    def checksums(self, fingerprint: str) -> dict[int, tuple[int, int]]:
+        """Point -> the checksums of record and vectors, of all goldens of that encoder."""
+        query = "SELECT point, record_crc, vectors_crc FROM goldens WHERE fingerprint = ?"
+        with self._db.connection() as conn:
+            return {point: (record, vectors) for point, record, vectors in conn.exec_driver_sql(query, (fingerprint,))}
 
     def put(self, fingerprint: str, stored: StoredGolden) -> None:
         """Keep a golden, durably on return; it replaces a damaged one of its id."""
@@ -80,6 +103,16 @@ class BankFile:
                 "UPDATE goldens SET record = ?, record_crc = ? WHERE fingerprint = ? AND point = ?",
                 (record, _crc(record.encode()), fingerprint, point_id(golden.golden_id)),
             )
+
+    def read_points(
+        self, fingerprint: str, dims: tuple[int, int], points: Iterable[int]
+    ) -> Iterator[StoredGolden | DamagedGolden]:
+        """Those goldens of that encoder, as `read`."""
+        with self._db.connection() as conn:
+            for point in points:
+                query = "SELECT * FROM goldens WHERE fingerprint = ? AND point = ?"
+                for row in conn.exec_driver_sql(query, (fingerprint, point)).mappings():
+                    yield _read(row, dims)
 
     def read(self, fingerprint: str, dims: tuple[int, int]) -> Iterator[StoredGolden | DamagedGolden]:
         """All goldens of that encoder. dims: the sizes (Dg, Dp) of its vectors."""

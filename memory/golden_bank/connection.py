@@ -13,7 +13,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from refdiff.memory.golden_bank.bank_file import BankFile
 from refdiff.memory.golden_bank.old_bank import move_old_bank
-from refdiff.memory.locks import hold_lock
+from refdiff.memory.locks import hold_lock, hold_shared_lock
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, UnavailableError
 from refdiff.model.files import is_read_only, open_folder, storage_error
@@ -26,11 +26,13 @@ SERVER_TIMEOUT_S = 15
 class QdrantConnection:
     """An open Qdrant client: of a server, or in memory over the bank file of the home folder."""
 
-    def __init__(self, settings: MemorySettings) -> None:
+    def __init__(self, settings: MemorySettings, shared: bool = False) -> None:
         """Open the bank file under `settings.home`, or connect to the server at `settings.qdrant_url`.
 
+        shared: let other processes that share it have the bank file too.
         Raises BankBusyError, StorageError (embedded), UnavailableError (server).
         """
+        self.shared = shared
         self.path = settings.home / "goldens.sqlite"
         self.file: BankFile | None = None  # None: Qdrant is a server
         self._lock = contextlib.ExitStack()
@@ -91,7 +93,8 @@ class QdrantConnection:
             "and set QDRANT_URL"
         )
         # the name that versions with a bank in `qdrant/` lock too: an old and a new process keep each other out
-        self._lock.enter_context(hold_lock(home / "qdrant.lock", busy, wait_s=wait_s))
+        hold = hold_shared_lock if self.shared else hold_lock
+        self._lock.enter_context(hold(home / "qdrant.lock", busy, wait_s=wait_s))
         with contextlib.ExitStack() as opened:
             opened.push(self._lock)
             file = BankFile(self.path)

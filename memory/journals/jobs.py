@@ -1,16 +1,19 @@
 """Jobs: inspections that a server has accepted. On the disk before the caller is answered, so a crash loses none.
 
-A job's id is the id of its inspection, which is filed exactly once, so a job may run again after any crash.
+A job's id is the id of its inspection, which is filed exactly once, so a job may run again after any crash, and no harm is
+done where two processes run it. Any number of them take jobs: each job that runs has a lease, which its worker renews; once
+that has ended, another worker takes the job over.
 """
 
 from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, func, insert, or_, select, update
 
 from refdiff.memory.changes import JOB, changing, record_change
 from refdiff.memory.database import tables as t
@@ -18,12 +21,16 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
 
+T = TypeVar("T")
 JobState = Literal["queued", "running", "done", "failed"]
 OPEN: tuple[JobState, ...] = ("queued", "running")
 
 _J = t.jobs.c
 _IS_OPEN = _J.state.in_(OPEN)
 CANCELLED, CRASHED = "Cancelled", "Crashed"  # types of errors that end a job without an exception
+PERSON, BATCH = 0, 10  # priorities: somebody waits, nobody does
+LEASE_S = 30.0  # without a sign of life of its worker, another one takes a job over
+_AT_ONCE = 500  # ids in one query
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Job:
     """An accepted inspection."""
 
     seq: int  # order of acceptance
+    place: int  # in the queue, among those of its priority
     inspection_id: str
     origin: str | None  # the caller's own key, by which a repeated request finds the job again
     request: dict[str, Any]  # what to inspect, as JSON data
@@ -42,6 +50,11 @@ class Job:
     error: dict[str, Any] | None  # {"type", "message", "exit_code"} of a failed one
     created_at: str  # ISO 8601, UTC
     updated_at: str  # ISO 8601, UTC
+    priority: int = PERSON  # the lowest goes first
+    line: str | None = None  # whose jobs run one after the other, in order of acceptance
+    batch: str | None = None
+    worker: str | None = None  # that runs it
+    failures: int = 0  # in a row, of something that it needs
 
     @property
     def open(self) -> bool:
@@ -64,29 +77,41 @@ class JobStore:
         self._db = db
 
     def add(
-        self, inspection_id: str, request: dict[str, Any], origin: str | None, limit: int, digest: str | None = None
+        self,
+        inspection_id: str,
+        request: dict[str, Any],
+        origin: str | None,
+        limit: int,
+        digest: str | None = None,
+        *,
+        priority: int = PERSON,
+        line: str | None = None,
+        batch: str | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job, durably on return: (job, True), or (the earlier one of the same origin, False).
 
-        digest: of what the caller sent. Raises BusyError if `limit` jobs are open already, InputError as `by_origin`.
+        digest: of what the caller sent. priority: the lowest goes first. line: its jobs run one after the other, in order.
+        Raises BusyError if `limit` jobs are open already, those of batches aside, InputError as `by_origin`.
         """
         with self._db.transaction() as conn:
             if origin is not None:
                 row = t.get(conn, t.jobs, origin=origin)
                 if row is not None:
                     return _same(_job(row), digest), False
-            waiting = _count_open(conn)
-            if waiting >= limit:
+            waiting = _count_open(conn, _J.batch.is_(None))
+            if batch is None and waiting >= limit:
                 raise BusyError(
                     f"{waiting} inspections are already waiting; try again later (or raise REFDIFF_QUEUE_LIMIT)"
                 )
-            new = _new(inspection_id, request) | {"origin": origin, "digest": digest}
+            new = _new(conn, inspection_id, request) | {
+                "origin": origin, "digest": digest, "priority": priority, "line": line, "batch": batch,
+            }  # fmt: skip
             return _job(conn.execute(insert(t.jobs).values(new).returning(t.jobs)).one()), True
 
     def adopt(self, inspection_id: str, request: dict[str, Any]) -> None:
         """Take over an inspection that another process started. A known one stays as it is."""
         with self._db.transaction() as conn:
-            t.insert_new(conn, t.jobs, _new(inspection_id, request))
+            t.insert_new(conn, t.jobs, _new(conn, inspection_id, request))
 
     def by_origin(self, origin: str, digest: str | None = None) -> Job | None:
         """The job of that origin; None if there is none. Raises InputError if it was another request."""
@@ -106,37 +131,90 @@ class JobStore:
         with self._db.transaction() as conn:
             _set(conn, _J.origin == origin, origin=None)
 
-    def begin(self, inspection_id: str, alone: bool = False) -> Job | None:
-        """Mark an open job as running, and count the attempt; None if it has ended, e.g. was cancelled.
+    def begin(
+        self, inspection_id: str | None = None, alone: bool = False, worker: str = "", lease_s: float = LEASE_S
+    ) -> Job | None:
+        """Take a job for `worker`, and count the attempt: that one if it is open, else the next in order; None without one.
 
-        alone: nothing else is at work in this process. A crash of a job that crashed before is then its own.
+        Next is the oldest of the lowest priority that is due and whose line has no older open job, nor one that runs. alone:
+        nothing else is at work in this process: a crash of a job that crashed before is then its own. lease_s: see `keep`.
         """
-        with self._db.transaction() as conn:
-            begun = _set(
-                conn,
-                (_J.inspection_id == inspection_id) & _IS_OPEN,
-                state="running",
-                attempts=_J.attempts + 1,
-                alone=(_J.deaths > 0) if alone else False,
-            )
-        return self.get(inspection_id) if begun else None
+        if inspection_id is None and not self._has_due():
+            return None  # the usual case of an idle worker takes no lock
+        with self._db.out_of_turn() as conn:
+            now = t.clock(conn)
+            which = _next(now) if inspection_id is None else (_J.inspection_id == inspection_id) & _IS_OPEN
+            chosen = select(_J.seq).where(which).order_by(*_IN_ORDER).limit(1)
+            # in Postgres, jobs that another worker is taking at this moment are passed over; in SQLite there is none
+            seq = conn.scalar(chosen.with_for_update(skip_locked=inspection_id is None))
+            if seq is None:
+                return None
+            begun = {
+                "state": "running", "attempts": _J.attempts + 1, "alone": (_J.deaths > 0) if alone else False,
+                "worker": worker, "lease_until": now + lease_s, "not_before": None, "updated_at": utc_now(),
+            }  # fmt: skip
+            return _job(conn.execute(update(t.jobs).where(_J.seq == seq).values(begun).returning(t.jobs)).one())
 
     def not_alone(self, inspection_id: str) -> None:
         """Record that something else is at work beside a running job: a crash would not be the job's own."""
         with self._db.transaction() as conn:
             conn.execute(update(t.jobs).where(_J.inspection_id == inspection_id).values(alone=False))
 
-    def requeue(self, inspection_id: str) -> None:
-        """Put a running job back in the queue: something it needs is unavailable, or the server stops."""
-        with self._db.transaction() as conn:
-            _set(conn, (_J.inspection_id == inspection_id) & (_J.state == "running"), state="queued")
+    def requeue(self, inspection_id: str, worker: str = "", delay_s: float | None = None, last: bool = False) -> None:
+        """Put a job that `worker` runs back in the queue: something it needs is unavailable, or the server stops.
 
-    def count_crashes(self) -> None:
-        """Requeue jobs left running by a crash, and count it. Only at start-up, before any job runs."""
-        with self._db.transaction() as conn:
-            running = _J.state == "running"
-            conn.execute(update(t.jobs).where(running & _J.alone).values(crashes_alone=_J.crashes_alone + 1))
-            _set(conn, running, state="queued", deaths=_J.deaths + 1)
+        delay_s: it has failed again, and is due after that time; None: it has not. last: behind all that are waiting. A job
+        that another worker has taken over meanwhile stays as it is.
+        """
+        with self._db.out_of_turn() as conn:
+            failed = {} if delay_s is None else {"failures": _J.failures + 1, "not_before": t.clock(conn) + delay_s}
+            _set(conn, _held(inspection_id, worker), state="queued", worker=None, lease_until=None,
+                 **failed, **({"place": _LAST} if last else {}))  # fmt: skip
+
+    def take_over(self, everybody: bool = False) -> builtins.list[Job]:
+        """Requeue, behind all that wait, the running jobs whose lease has ended: their workers crashed, which is counted.
+
+        everybody: all that run, as no worker lives; for the start of a process that works alone. Returns those jobs.
+        """
+        with self._db.connection() as conn:
+            lost = (_J.state == "running") if everybody else _lost(t.clock(conn))
+            if conn.scalar(select(_J.seq).where(lost).limit(1)) is None:
+                return []  # the usual case takes no lock
+        with self._db.out_of_turn() as conn:
+            lost = (_J.state == "running") if everybody else _lost(t.clock(conn))
+            found = conn.scalars(select(_J.seq).where(lost).with_for_update(skip_locked=True)).all()
+            crashed = {
+                "crashes_alone": case((_J.alone, _J.crashes_alone + 1), else_=_J.crashes_alone),
+                "state": "queued", "deaths": _J.deaths + 1, "worker": None, "lease_until": None, "place": _LAST,
+            }  # fmt: skip
+            rows = [
+                row
+                for seqs in _pages(found)
+                for row in conn.execute(
+                    update(t.jobs).where(_J.seq.in_(seqs)).values(updated_at=utc_now(), **crashed).returning(t.jobs)
+                ).all()
+            ]
+        return sorted(map(_job, rows), key=lambda job: job.seq)
+
+    def keep(self, worker: str, lease_s: float = LEASE_S) -> None:
+        """Say that `worker` lives: it, and what it runs, is taken for dead in lease_s seconds unless it says so again."""
+        with self._db.out_of_turn() as conn:
+            until = t.clock(conn) + lease_s
+            mine = (_J.worker == worker) & (_J.state == "running")
+            conn.execute(update(t.jobs).where(mine).values(lease_until=until))
+            if not conn.execute(update(t.workers).where(_W.worker == worker).values(alive_until=until)).rowcount:
+                conn.execute(delete(t.workers).where(_W.alive_until < t.clock(conn)))
+                conn.execute(insert(t.workers).values(worker=worker, began_at=utc_now(), alive_until=until))
+
+    def leave(self, worker: str) -> None:
+        """Say that `worker` takes no more jobs."""
+        with self._db.out_of_turn() as conn:
+            conn.execute(delete(t.workers).where(_W.worker == worker))
+
+    def workers(self) -> builtins.list[str]:
+        """The workers that live, sorted."""
+        with self._db.connection() as conn:
+            return [*conn.scalars(select(_W.worker).where(_W.alive_until >= t.clock(conn)).order_by(_W.worker))]
 
     def cancel(self, inspection_id: str, by: str) -> Job:
         """End a waiting job. Raises UnknownRecordError, InputError if it runs or has ended."""
@@ -148,7 +226,9 @@ class JobStore:
             if known.state != "queued":
                 now = "is running" if known.open else f"has ended ({known.state})"
                 raise InputError(f"inspection {inspection_id} {now}; only one that waits can be cancelled")
-            _set(conn, _J.inspection_id == inspection_id, state="failed", error=json.dumps(error))
+            if not _set(conn, (_J.inspection_id == inspection_id) & (_J.state == "queued"), state="failed",
+                        error=json.dumps(error)):  # fmt: skip
+                raise InputError(f"inspection {inspection_id} is running; only one that waits can be cancelled")
             return self._recorded(conn, known, by)
 
     def retry(self, inspection_id: str, by: str) -> Job:
@@ -159,7 +239,8 @@ class JobStore:
                 raise InputError(
                     f"inspection {inspection_id} has not failed (it is {known.state}); nothing to try again"
                 )
-            again = {"state": "queued", "error": None, "deaths": 0, "crashes_alone": 0}
+            again = {"state": "queued", "error": None, "deaths": 0, "crashes_alone": 0, "failures": 0,
+                     "not_before": None, "place": _LAST}  # fmt: skip
             _set(conn, _J.inspection_id == inspection_id, **again)
             return self._recorded(conn, known, by)
 
@@ -173,11 +254,13 @@ class JobStore:
         record_change(conn, JOB, job.inspection_id, by, before, after)
         return job
 
-    def finish(self, inspection_id: str, error: dict[str, Any] | None = None) -> None:
-        """Mark the job as done, or as failed with that error."""
-        with self._db.transaction() as conn:
-            said = json.dumps(error) if error else None
-            _set(conn, _J.inspection_id == inspection_id, state="failed" if error else "done", error=said)
+    def finish(self, inspection_id: str, error: dict[str, Any] | None = None, worker: str | None = None) -> bool:
+        """Mark the job as done, or as failed with that error. worker: only if that one still runs it; whether it did."""
+        said = json.dumps(error) if error else None
+        which = _J.inspection_id == inspection_id if worker is None else _held(inspection_id, worker)
+        with self._db.out_of_turn() as conn:
+            return bool(_set(conn, which, state="failed" if error else "done", error=said, failures=0, worker=None,
+                             lease_until=None, not_before=None))  # fmt: skip
 
     def find(self, inspection_id: str) -> Job | None:
         """The job of that inspection; None for one that no server has accepted."""
@@ -193,15 +276,36 @@ class JobStore:
         return job
 
     def list(self, states: tuple[JobState, ...] = OPEN, limit: int = 1000) -> builtins.list[Job]:
-        """Jobs in those states, in order of acceptance, after them those that crashed. limit: -1 for all."""
-        found = select(t.jobs).where(_J.state.in_(states)).order_by(_J.deaths > 0, _J.seq)
+        """Jobs in those states, in the order in which they run. limit: -1 for all."""
+        found = select(t.jobs).where(_J.state.in_(states)).order_by(*_IN_ORDER)
         with self._db.connection() as conn:
             return [_job(row) for row in conn.execute(found.limit(None if limit < 0 else limit)).all()]
 
-    def count_open(self) -> int:
+    def open_ids(self) -> set[str]:
+        """The ids of all that are queued or running."""
+        with self._db.connection() as conn:
+            return set(conn.scalars(select(_J.inspection_id).where(_IS_OPEN)))
+
+    def states(self, inspection_ids: Sequence[str]) -> dict[str, tuple[JobState, int, dict[str, Any] | None]]:
+        """Id -> (state, attempts, error) of those that are known."""
+        found: dict[str, tuple[JobState, int, dict[str, Any] | None]] = {}
+        with self._db.connection() as conn:
+            for ids in _pages(inspection_ids):
+                asked = select(_J.inspection_id, _J.state, _J.attempts, _J.error).where(_J.inspection_id.in_(ids))
+                for inspection_id, state, attempts, error in conn.execute(asked):
+                    found[inspection_id] = state, attempts, json.loads(error) if error else None
+        return found
+
+    def count_open(self, of_batches: bool = True) -> int:
         """How many jobs are queued or running."""
         with self._db.connection() as conn:
-            return _count_open(conn)
+            return _count_open(conn, *([] if of_batches else [_J.batch.is_(None)]))
+
+    def crashed(self) -> builtins.list[Job]:
+        """Queued jobs during which a process crashed, in order."""
+        with self._db.connection() as conn:
+            found = select(t.jobs).where(_J.state == "queued", _J.deaths > 0).order_by(*_IN_ORDER)
+            return [_job(row) for row in conn.execute(found).all()]
 
     def oldest_open(self) -> str | None:
         """When the oldest queued or running job was accepted (ISO 8601, UTC); None without one."""
@@ -209,15 +313,51 @@ class JobStore:
             return conn.scalar(select(func.min(_J.created_at)).where(_IS_OPEN))
 
     def ahead_of(self, job: Job) -> int:
-        """How many open jobs were accepted before it."""
+        """How many open jobs come before it."""
+        before = or_(
+            _J.priority < job.priority, (_J.priority == job.priority) & (_J.place < job.place),
+            (_J.priority == job.priority) & (_J.place == job.place) & (_J.seq < job.seq),
+        )  # fmt: skip
         with self._db.connection() as conn:
-            return _count_open(conn, _J.seq < job.seq)
+            return _count_open(conn, or_(_J.state == "running", before), _J.seq != job.seq)
+
+    def _has_due(self) -> bool:
+        with self._db.connection() as conn:
+            return conn.scalar(select(_J.seq).where(_next(t.clock(conn))).limit(1)) is not None
 
 
-def _new(inspection_id: str, request: dict[str, Any]) -> dict[str, Any]:
+_W = t.workers.c
+_IN_ORDER = (_J.priority, _J.place, _J.seq)
+_OTHER = t.jobs.alias()
+_LAST = select(func.coalesce(func.max(_OTHER.c.seq), 0) + 1).scalar_subquery()  # place of one behind all that wait
+
+
+def _next(now: ColumnElement[float]) -> ColumnElement[bool]:
+    """Jobs that may be taken: due ones without an older open job of their line, or one that runs."""
+    before = or_(_OTHER.c.state == "running", (_OTHER.c.state == "queued") & (_OTHER.c.seq < _J.seq))
+    due = or_(_J.not_before.is_(None), _J.not_before <= now)
+    return (_J.state == "queued") & due & or_(_J.line.is_(None), ~exists().where(_OTHER.c.line == _J.line, before))
+
+
+def _lost(now: ColumnElement[float]) -> ColumnElement[bool]:
+    """Jobs whose worker has not said for a lease that it lives; of earlier versions, which knew none."""
+    return (_J.state == "running") & or_(_J.lease_until.is_(None), _J.lease_until < now)
+
+
+def _held(inspection_id: str, worker: str) -> ColumnElement[bool]:
+    return (_J.inspection_id == inspection_id) & (_J.state == "running") & (_J.worker == worker)
+
+
+def _pages(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), _AT_ONCE):
+        yield values[start : start + _AT_ONCE]
+
+
+def _new(conn: Connection, inspection_id: str, request: dict[str, Any]) -> dict[str, Any]:
     now = utc_now()
+    place = conn.scalar(select(_LAST))  # within the turn of the one writer
     return {"inspection_id": inspection_id, "request": json.dumps(request), "state": "queued", "created_at": now,
-            "updated_at": now}  # fmt: skip
+            "updated_at": now, "place": place}  # fmt: skip
 
 
 def _set(conn: Connection, which: ColumnElement[bool], **values: Any) -> int:

@@ -51,7 +51,10 @@ class ProductNetworks:
 
 
 # declined: a person stopped it, or removed what came of it; stopped: by itself it goes on, or begins anew
-FitOutcome = Literal["begun", "kept", "not kept", "failed", "stopped", "declined"]
+# asked: it waits for a worker
+FitOutcome = Literal["asked", "begun", "kept", "not kept", "failed", "stopped", "declined"]
+
+_OPEN: tuple[FitOutcome, ...] = ("asked", "begun")
 
 
 @dataclass(frozen=True)
@@ -113,21 +116,34 @@ class NetworkStore:
                 conn.execute(delete(t.networks).where(_N.product == known.product))
                 record_change(conn, NETWORK, known.product, by, network_state(known), None)
                 last = last or FitAttempt(known.product, "kept", "", by)
-            elif last is None or last.outcome != "begun":
+            elif last is None or last.outcome not in _OPEN:
                 return False
             _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
         return True
 
     def decline(self, product: str, by: str) -> None:
-        """Note that a person stopped the fit of a product, which runs, or has just stopped or failed: none begins by itself
-        until a person asks for one. One that ended otherwise meanwhile keeps its outcome: what it brought is in use.
+        """Note that a person stopped the fit of a product, which waits, runs, or has just stopped or failed: none begins by
+        itself until a person asks for one. One that ended otherwise meanwhile keeps its outcome: what it brought is in use.
 
         As any other end of a fit it changes nothing that decides, so the audit chain does not hold it.
         """
         with self._db.transaction() as conn:
             last = _attempt(conn, check_product_name(product))
-            if last is not None and last.outcome in ("begun", "stopped", "failed"):
+            if last is not None and last.outcome in (*_OPEN, "stopped", "failed"):
                 _put_attempt(conn, replace(last, outcome="declined", by=by, created_at=utc_now()))
+
+    def ask(self, product: str, by: str) -> FitAttempt:
+        """Note that a person wants a fit, for a worker to begin."""
+        asked = FitAttempt(check_product_name(product), "asked", "", by)
+        with self._db.transaction() as conn:
+            _put_attempt(conn, asked)
+        return asked
+
+    def asked(self) -> list[FitAttempt]:
+        """Those that wait for a worker, oldest first."""
+        with self._db.connection() as conn:
+            found = map(_read_attempt, conn.scalars(select(t.fit_attempts.c.attempt)))
+            return sorted((a for a in found if a.outcome == "asked"), key=lambda a: a.created_at)
 
     def begin(self, product: str, shared: str, n: int, by: str) -> FitAttempt:
         """Note that a fit begins. shared: sha256 of the shared network; n: how many golden samples it learns from."""
@@ -143,7 +159,7 @@ class NetworkStore:
     def end(
         self, attempt: FitAttempt, outcome: FitOutcome, message: str = "", found: tuple[int, int, int] | None = None
     ) -> None:
-        """Note how a fit that was begun ended, unless another was begun since, or a person does without."""
+        """Note how a fit that was begun or asked for ended, unless another was begun since, or a person does without."""
         with self._db.transaction() as conn:
             if _is_last(conn, attempt):
                 _put_attempt(conn, _ended(attempt, outcome, message, found))
@@ -198,14 +214,16 @@ def _ended(
 
 def _is_last(conn: Connection, attempt: FitAttempt) -> bool:
     """Whether a fit is still the product's last one and has not ended."""
-    return attempt.outcome == "begun" and _attempt(conn, attempt.product) == attempt
+    return attempt.outcome in _OPEN and _attempt(conn, attempt.product) == attempt
 
 
 def _attempt(conn: Connection, product: str) -> FitAttempt | None:
     row = t.get(conn, t.fit_attempts, product=product)
-    if row is None:
-        return None
-    kept = json.loads(row.attempt)
+    return None if row is None else _read_attempt(row.attempt)
+
+
+def _read_attempt(text: str) -> FitAttempt:
+    kept = json.loads(text)
     return FitAttempt(**kept | {"found": None if kept["found"] is None else tuple(kept["found"])})
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import Intent, Said
 from refdiff.agent.people.names import finding_named
-from refdiff.agent.queue import Progress
 from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
+from refdiff.agent.work.queue import Progress
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.defect_names import Naming, check_defect_name

@@ -79,9 +79,9 @@ def open_stores() -> Stores:
     return Stores.open(settings().memory)
 
 
-def open_workspace(**options: Any) -> Workspace:
-    """options: as of `settings` (references, alpha, threads)."""
+def open_workspace(*, shared: bool = False, **options: Any) -> Workspace:
+    """shared: beside servers and workers, see `Workspace.open`. options: as of `settings` (references, alpha, threads)."""
     chosen = settings(**options)
     from refdiff.tools.workspace import Workspace
 
-    return Workspace.open(memory=chosen.memory, model=chosen.model, tools=chosen.tools)
+    return Workspace.open(memory=chosen.memory, model=chosen.model, tools=chosen.tools, shared=shared)

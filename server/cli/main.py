@@ -24,6 +24,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, RefDiffError
 from refdiff.server.cli import (
     audit,
+    batches,
     captures,
     defects,
     demo,
@@ -41,6 +42,7 @@ from refdiff.server.cli import (
     serve,
     train,
     watch,
+    worker,
 )
 from refdiff.server.cli.output import emit
 from refdiff.server.env_files import unread_file
@@ -69,6 +71,7 @@ captures.register(app)
 products.register(app)
 demo.register(app)
 inspections.register(app)
+batches.register(app)
 review.register(app)
 defects.register(app)
 audit.register(app)
@@ -78,6 +81,7 @@ train.register(app)
 watch.register(app)
 model.register(app)
 serve.register(app)
+worker.register(app)
 mcp.register(app)
 
 

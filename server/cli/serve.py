@@ -37,6 +37,10 @@ def serve(
             "--without-keys", help="Let every account and program of this machine do everything, without a key."
         ),
     ] = False,
+    no_inspections: Annotated[
+        bool,
+        typer.Option("--no-inspections", help="Accept, answer and show only; `refdiff worker` processes inspect."),
+    ] = False,
     references: References = None,
     alpha: AlphaRate = None,
     _json: Json = False,
@@ -45,8 +49,8 @@ def serve(
 
     On loopback it prints a link that signs your browser in, and a key for your programs, until you create other keys.
 
-    One process at a time owns a home folder: it holds the golden bank and inspects one part after another.
-    After a crash it resumes everything that it had accepted. It logs to stderr, one JSON document per line.
+    It inspects one part after another, and after a crash it resumes everything that it had accepted. With
+    --no-inspections it leaves that to `refdiff worker`. It logs to stderr, one JSON document per line.
 
     Documentation: http://HOST:PORT/docs · health: /healthz · readiness: /readyz · metrics: /metrics
     """
@@ -70,7 +74,7 @@ def serve(
             document = {"address": address, "home": str(chosen.memory.home), "sign_in": link, "api_key": text}
             emit(document, "\n".join(lines))
 
-        run_server(listener, host, chosen, ready, without_keys)
+        run_server(listener, host, chosen, ready, without_keys, "server" if no_inspections else "all")
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")

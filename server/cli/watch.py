@@ -89,6 +89,7 @@ def watch(
     Files that are no images, links and sub-folders (without --recursive) are left alone and counted.
     A file is picked up once it has not changed for 0.5 s; to be safe, write it as *.tmp and rename it.
     It is safe to kill at any time: the next run resumes where this one stopped.
+    Servers, workers and watches of other folders may share the home.
 
     Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts.
     """
@@ -121,7 +122,7 @@ def watch(
         stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
         file = stack.enter_context(JsonLinesFile(lines)) if lines else None
-        workspace = stack.enter_context(open_workspace(threads=threads))
+        workspace = stack.enter_context(open_workspace(shared=True, threads=threads))
         if options.pattern.product is not None:
             folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
         inspector = stack.enter_context(Inspector(workspace, chosen.agent, unattended=True))

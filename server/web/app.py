@@ -15,6 +15,7 @@ from refdiff.server.web.metrics import Metrics
 from refdiff.server.web.middleware import DOCS_PATH, REQUESTS, Limits, RequestAdmission
 from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
+    batches,
     captures,
     defects,
     goldens,
@@ -30,6 +31,7 @@ from refdiff.server.web.routes import (
 ABOUT = "Inspect parts against their nearest golden sample, with evidence."
 ROUTERS = (
     inspections.router,
+    batches.router,
     defects.router,
     captures.router,
     line_cameras.router,

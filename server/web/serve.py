@@ -14,7 +14,7 @@ from types import FrameType
 
 import uvicorn
 
-from refdiff.agent.service import InspectionService
+from refdiff.agent.service import InspectionService, Role
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.chat.bots import bots
 from refdiff.server.settings import ServerSettings, Settings
@@ -40,19 +40,22 @@ def serve(
     settings: Settings,
     ready: Callable[[str, OperatorSignIn | None], None],
     without_keys: bool = False,
+    role: Role = "all",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end.
 
     host: the address that the listener is bound to. ready: called with the URL once requests are accepted, and with the
-    operator's sign-in if there is one. without_keys: whoever calls from this machine may do everything. Raises
+    operator's sign-in if there is one. without_keys: whoever calls from this machine may do everything.
+    role: whether this process inspects (see InspectionService.open). Raises
     UnavailableError if another server owns the home, InputError if strangers could connect without a key.
     """
     many_threads()
     with contextlib.ExitStack() as running:
         service = running.enter_context(
-            InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent)
+            InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent, role)
         )
-        service.fit_by_itself()
+        if role == "all":  # else workers do
+            service.fit_by_itself()
         keys = service.stores.keys
         check_open_to(host, keys, without_keys, settings.behind_a_proxy)
         access = access_to(keys, host, settings.server, without_keys)

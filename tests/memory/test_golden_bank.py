@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from refdiff.memory.golden_bank.bank import GoldenBank, max_sim
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import InputError, RefDiffError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import BankBusyError, InputError, RefDiffError, UnavailableError, UnknownRecordError
 
 from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors
 
@@ -181,3 +182,24 @@ def test_max_sim_matches_values_worked_out_by_hand() -> None:
         np.array([[-1, -1]], np.float32),  # negative: clipped
     ]
     assert max_sim(query, candidates).tolist() == pytest.approx([0.5, 1.0, 0.0])
+
+
+def test_processes_that_share_the_bank_see_what_each_other_changes(settings: MemorySettings) -> None:
+    def opened(shared: bool = True) -> GoldenBank:
+        return GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM, shared=shared)
+
+    with opened() as one, opened() as other:
+        for i in range(3):
+            assert one.add(make_golden(i), *make_vectors(i))
+        assert [h.golden.sha256 for h in other.nearest("bracket", *make_vectors(1), k=1)] == [make_golden(1).sha256]
+        other.set_status(make_golden(1).golden_id, "retired", "a defect")
+        assert [h.golden.sha256 for h in one.nearest("bracket", *make_vectors(1), k=3)][-1] != make_golden(1).sha256
+        assert one.get(make_golden(1).golden_id).note == "a defect"
+        assert (one.count("bracket"), one.count("bracket", IN_USE)) == (3, 2)
+        assert not other.add(make_golden(0), *make_vectors(0))
+        with pytest.raises(BankBusyError):  # a command that wants it for itself
+            opened(shared=False)
+    with opened(shared=False) as alone:
+        assert alone.count("bracket") == 3
+        with pytest.raises(BankBusyError):
+            opened()

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.service import InspectionService
+from refdiff.memory.journals.jobs import JobStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import UnavailableError
@@ -71,6 +72,26 @@ def test_inspection_waits_while_postgres_is_down(
         assert service.wait(second.inspection_id, 120).state == "done"
         assert service.stores.inspections.search().total == 2
         assert service.stores.audit.verify_store(photos=True).problem is None
+
+
+def test_job_accepted_in_the_moment_in_which_postgres_goes_down_is_run_when_it_is_back(
+    ready: Path, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = JobStore.add
+
+    def then_down(*given: Any, **more: Any) -> Any:
+        accepted = add(*given, **more)
+        postgres_server.stop()
+        return accepted
+
+    with InspectionService.open() as service:
+        with monkeypatch.context() as m:
+            m.setattr(JobStore, "add", then_down)
+            try:
+                job = service.submit(part_id="1", product="board", photo=_photo(ready), by="me")
+            finally:
+                postgres_server.start()
+        assert service.wait(job.inspection_id, 120).state == "done"
 
 
 def test_postgres_that_does_not_answer_is_an_outage(

@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from refdiff.agent import queue as queue_module
 from refdiff.agent.inspector import Inspector
-from refdiff.agent.queue import InspectionQueue
 from refdiff.agent.report.schema import Verdict
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
+from refdiff.agent.work import queue as queue_module
+from refdiff.agent.work.queue import InspectionQueue
 from refdiff.memory.database import tables
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import Job, JobStore
@@ -244,7 +244,7 @@ def test_inspection_is_retried_after_a_storage_error(
         return run(self, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.01))
+    monkeypatch.setattr("refdiff.agent.work.queue.BACKOFF", Backoff(0.01, 0.01))
     job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
     assert [p.kind for p in service.follow(job.inspection_id)].count("retry") == 2
     assert service.inspection(job.inspection_id).state == "done"
@@ -264,8 +264,8 @@ def test_long_outage_fails_no_job_and_does_not_block_others(
         return run(self, request)
 
     monkeypatch.setattr(Inspector, "run", failing)
-    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.02))
-    monkeypatch.setattr("refdiff.agent.queue._HISTORY", 8)
+    monkeypatch.setattr("refdiff.agent.work.queue.BACKOFF", Backoff(0.01, 0.02))
+    monkeypatch.setattr("refdiff.agent.work.queue._HISTORY", 8)
     stuck, other = (
         service.submit(by="a", part_id=part, product="board", photo=photo(ready, "good.png")) for part in "12"
     )
@@ -287,7 +287,7 @@ def test_service_stops_and_outages_do_not_count_as_crashes(
 ) -> None:
     hold = threading.Event()
     with monkeypatch.context() as m:
-        m.setattr("refdiff.agent.queue._STOP_WAIT_S", 0.05)
+        m.setattr("refdiff.agent.work.queue._STOP_WAIT_S", 0.05)
         for _ in range(4):  # each is stopped in the middle of the inspection
             begun = threading.Event()
             m.setattr(Inspector, "run", lambda *_, b=begun: (b.set(), hold.wait(60)))
@@ -339,11 +339,12 @@ def test_every_queued_job_is_recovered_at_the_start(
             [(f"insp-{i}", request, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00") for i in range(1002)],
         )
     conn.close()
-    taken_up: list[tuple[str, int]] = []
     monkeypatch.setattr(InspectionQueue, "start", lambda _: None)
-    monkeypatch.setattr(InspectionQueue, "enqueue", lambda _, job, ahead: taken_up.append((job.inspection_id, ahead)))
-    with InspectionService.open():
-        assert taken_up == [(f"insp-{i}", i) for i in range(1002)]
+    with InspectionService.open() as service:
+        assert [job.inspection_id for job in service.jobs.list(limit=-1)] == [f"insp-{i}" for i in range(1002)]
+        first = service.jobs.begin(worker="w")
+        assert first
+        assert first.inspection_id == "insp-0"
 
 
 def test_failed_job_whose_inspection_is_filed_later_is_done(
@@ -465,7 +466,7 @@ def journal(home: Path, *inspection_ids: str) -> Iterator[JobStore]:
 
 def crash(jobs: JobStore, inspection_id: str, alone: bool = True) -> None:
     jobs.begin(inspection_id, alone)
-    jobs.count_crashes()
+    jobs.take_over(everybody=True)
 
 
 def test_job_that_crashes_the_process_while_nothing_else_runs_is_given_up_and_can_be_retried(
@@ -536,10 +537,10 @@ def test_work_that_begins_together_with_a_suspect_job_is_not_blamed_on_it(tmp_pa
     beginning, begun, end = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(JobStore):
-        def begin(self, inspection_id: str, alone: bool = False) -> Job | None:
+        def begin(self, *which: Any, **how: Any) -> Job | None:
             beginning.set()
             time.sleep(0.2)  # the other thread has its turn before this is written
-            return super().begin(inspection_id, alone)
+            return super().begin(*which, **how)
 
     def inspect(job: Job) -> str:
         begun.set()
@@ -582,7 +583,7 @@ LACKING = [
 def test_inspection_waits_while_the_machine_lacks_something(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("refdiff.agent.queue.BACKOFF", Backoff(0.01, 0.01))
+    monkeypatch.setattr("refdiff.agent.work.queue.BACKOFF", Backoff(0.01, 0.01))
     tries: list[str] = []
 
     def inspect(job: object) -> str:

@@ -17,6 +17,7 @@ import pytest
 from refdiff.agent import request as request_module
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
+from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchJournal
@@ -32,6 +33,7 @@ from refdiff.server.watch.folder import GROWING_S, NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
 from .conftest import SIZE, bad_photo, good_photo
@@ -326,6 +328,18 @@ def test_folder_watched_by_another_process_is_refused(camera: Path, capsys: pyte
     with hold_lock(lock, BankBusyError("held")):
         assert watch(camera) == 69
     assert "watched by another process" in capsys.readouterr().err
+
+
+def test_folder_is_watched_beside_a_server_that_inspects(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    drop(camera, "board_7.png", good_photo(57))
+    with InspectionService.open() as service:
+        job = service.submit(part_id="8", product="board", photo=Upload("p.png", good_photo(58)), by="ann")
+        assert watch(camera) == 0
+        assert service.wait(job.inspection_id, 120).state == "done"
+        filed = service.stores.inspections.list()
+        assert sorted(r.part_id for r in filed) == ["7", "8"]
+        assert service.stores.audit.verify_store(photos=True).problem is None
 
 
 # ---- the pieces ----

@@ -1,6 +1,7 @@
 """Fits networks to products in the background of a server, one product at a time: when asked to, and by itself.
 
-Inspections come first: a fit waits at its next step while there are any, and its threads have a low priority.
+Inspections come first: a fit waits at its next step while there are any, and its threads have a low priority. A server that
+does not inspect leaves fits to workers, who find in the records what was asked for, and whether a person stopped it.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from refdiff.memory.golden_bank.golden import IN_USE
+from refdiff.memory.records.networks import FitAttempt
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 from refdiff.model.free_memory import free_bytes
-from refdiff.tools.golden_samples.fit import INTERNAL, FitStopped, check_parts, fit_product, is_due
+from refdiff.tools.golden_samples.fit import INTERNAL, FitStopped, check_parts, fit_product, is_due, is_fitting
 from refdiff.tools.workspace import Workspace
 
 FitState = Literal["running", "kept", "not kept", "stopped", "failed"]
 
 BY_ITSELF = "automatic fit"  # who asked, in the audit chain
 _LOOK_S = 60.0  # between two looks for products to fit
+_ASKED_S = 2.0  # between two looks at what other processes were told
 _GIVE_WAY_S = 0.05  # between two looks at whether inspections are done
 _STOP_S = 10.0
 _NICE = 10  # of 19
@@ -57,9 +61,11 @@ class Fittings:
         workspace: Workspace,
         beside: Callable[[], AbstractContextManager[None]],
         busy: Callable[[], bool] = lambda: False,
+        elsewhere: bool = False,
     ) -> None:
         """beside: held meanwhile, so that a crash is not blamed on the inspection that runs. busy: whether something else
-        comes first."""
+        comes first. elsewhere: workers fit (see `for_others`), not this process."""
+        self._elsewhere = elsewhere
         self._workspace, self._beside, self._busy = workspace, beside, busy
         self._latest: dict[str, Fitting] = {}
         self._threads: list[threading.Thread] = []
@@ -67,20 +73,55 @@ class Fittings:
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._given_up_by: str | None = None  # who wants the fit that runs to end
         self._asking = 0  # people who wait for an automatic fit to make room
+        self._makes_room, self._next_word = False, 0.0  # for a person who asked another process; when to look again
 
     def start(self, product: str, by: str) -> Fitting:
         """Begin, and return soon: an automatic fit makes room. Raises InputError with too few golden samples, BusyError
-        while somebody else's runs."""
+        while somebody else's runs; elsewhere, only while the product is fitted."""
         check_parts(self._workspace, product)
+        if self._elsewhere:
+            if (now := self.of(product)) is not None and now.state == "running":
+                raise BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
+            return self._told(self._workspace.stores.networks.ask(product, by))
+        begun = self._begin_for_person(product, by)
+        self._in_thread(lambda: self._run(begun))
+        return begun
+
+    def for_others(self, every_s: float = _ASKED_S) -> None:
+        """From now on, begin what people asked other processes for.
+
+        every_s: between two looks. One worker takes each: `fit_product` holds a lock meanwhile.
+        """
+
+        def look() -> None:
+            while not self._stop.wait(every_s):
+                asked: list[FitAttempt] = []
+                with _looking("what people asked for"):
+                    asked = self._workspace.stores.networks.asked()
+                for one in asked:
+                    with _looking(f"product {one.product}"):
+                        self._fit_asked(one)
+
+        self._in_thread(look)
+
+    def _fit_asked(self, asked: FitAttempt) -> None:
+        networks, running = self._workspace.stores.networks, self._running()
+        if self._stop.is_set() or (running is not None and running.by != BY_ITSELF):
+            return
+        if networks.last_attempt(asked.product) != asked:  # another worker has begun it, or a person does without
+            return
+        self._run(self._begin_for_person(asked.product, asked.by))
+        if (ended := self._latest[asked.product]).state == "failed":
+            networks.end(asked, "failed", ended.message)  # unless it was begun
+
+    def _begin_for_person(self, product: str, by: str) -> Fitting:
         with self._changed:
             self._asking += 1
             try:
                 self._changed.wait_for(lambda: (now := self._running()) is None or now.by != BY_ITSELF, _STOP_S)
-                begun = self._begin(product, by)
+                return self._begin(product, by)
             finally:
                 self._asking -= 1
-        self._in_thread(lambda: self._run(begun))
-        return begun
 
     def by_itself(self, every_s: float = _LOOK_S) -> None:
         """From now on, fit what is due (see `is_due`) while there is nothing else to do.
@@ -111,8 +152,30 @@ class Fittings:
             self._run(self._begin(product, BY_ITSELF))
 
     def of(self, product: str) -> Fitting | None:
-        """The latest of a product since the server started."""
+        """The latest of a product since the server started; elsewhere, of all times."""
+        if self._elsewhere:
+            last = self._workspace.stores.networks.last_attempt(product)
+            return None if last is None else self._told(last)
         return self._latest.get(product)
+
+    def _told(self, attempt: FitAttempt) -> Fitting:
+        """What the records say about a fit of another process: not how far it is."""
+        state: FitState
+        message = attempt.message
+        match attempt.outcome:
+            case "asked":
+                state = "running"
+            case "begun":
+                ended = not is_fitting(self._workspace, attempt.product)
+                state, message = ("stopped", "the process that fitted it ended") if ended else ("running", message)
+            case "declined":
+                state = "stopped"
+            case outcome:
+                state = outcome
+        return Fitting(
+            attempt.product, attempt.by, state, waits=attempt.outcome == "asked", message=message,
+            started_at=attempt.created_at,
+        )  # fmt: skip
 
     def held_back(self, product: str) -> str:
         """Why an automatic fit that is due does not begin, "" if nothing is in its way."""
@@ -132,7 +195,10 @@ class Fittings:
         return False
 
     def give_up(self, product: str, by: str) -> bool:
-        """Let the fit of a product end soon: a person does without. False if none runs."""
+        """Let the fit of a product end soon: a person does without. False if none runs. Elsewhere, what ends it is the
+        record of that, which is the caller's to make."""
+        if self._elsewhere:
+            return (now := self.of(product)) is not None and now.state == "running"
         with self._changed:
             running = self._running()
             if running is None or running.product != product:
@@ -159,7 +225,7 @@ class Fittings:
                 which = f" to product {running.product!r}" if running else ""
                 raise BusyError(f"a network is being fitted{which}; try again when it is done", 60.0)
             self._latest[product] = begun = Fitting(product, by)
-            self._given_up_by = None
+            self._given_up_by, self._makes_room = None, False
         return begun
 
     def _in_thread(self, work: Callable[[], None]) -> None:
@@ -209,8 +275,21 @@ class Fittings:
             self._changed.notify_all()
 
     def _ends(self, fitting: Fitting) -> bool:
-        made_room = fitting.by == BY_ITSELF and self._asking > 0
+        self._look_for_word(fitting)
+        made_room = fitting.by == BY_ITSELF and (self._asking > 0 or self._makes_room)
         return self._stop.is_set() or self._given_up_by is not None or made_room
+
+    def _look_for_word(self, fitting: Fitting) -> None:
+        """Whether a person told another process to end the fit, or asked it for one, which comes before an automatic one."""
+        if (now := time.monotonic()) < self._next_word:
+            return
+        self._next_word = now + _ASKED_S
+        with contextlib.suppress(UnavailableError):
+            networks = self._workspace.stores.networks
+            last = networks.last_attempt(fitting.product)
+            if last is not None and last.outcome == "declined" and last.created_at > fitting.started_at:
+                self._given_up_by = last.by
+            self._makes_room = fitting.by == BY_ITSELF and bool(networks.asked())
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.networks import FitAttempt, LearnedDefect, ProductNetworks
 from refdiff.model.difference.encoder import Features
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
@@ -130,10 +129,18 @@ def fit_product(
 @contextlib.contextmanager
 def _alone(workspace: Workspace, product: str) -> Iterator[None]:
     """Nobody else fits the product meanwhile, in this process or another. Raises BusyError."""
-    name = hashlib.sha256(product.encode()).hexdigest()[:32]
     busy = BusyError(f"a network is being fitted to product {product!r}; try again when it is done", 60.0)
-    with hold_lock(workspace.stores.settings.home / "locks" / f"fit-{name}.lock", busy, remove=True):
+    with workspace.stores.db.lock(f"fit {product}", busy):
         yield
+
+
+def is_fitting(workspace: Workspace, product: str) -> bool:
+    """Whether a process fits the product at this moment."""
+    try:
+        with _alone(workspace, product):
+            return False
+    except BusyError:
+        return True
 
 
 def is_due(workspace: Workspace, product: str) -> bool:

@@ -12,6 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -41,6 +42,7 @@ _CLEARLY_BETTER = 0.7  # of what a registration leaves unexplained, what a bette
 _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises no suspicion
 _PIXEL_QUANTILE = 0.95
 _MEASURED = 4  # part of every calibration key: raise when something else is kept of each part
+_CALIBRATING_S = 900.0  # how long to wait for another process that calibrates the same product
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
@@ -117,7 +119,21 @@ def calibrate(
     If what it depends on changes meanwhile (someone enrols), it is measured again;
     after three tries UnavailableError is raised. Scores of one bank are never kept as those of another.
     """
-    k = references or workspace.settings.references
+    with _calibrating(workspace, product):
+        return _calibrate(workspace, product, references or workspace.settings.references, progress, alpha, by)
+
+
+def _calibrating(workspace: Workspace, product: str) -> AbstractContextManager[None]:
+    """Nobody else calibrates the product meanwhile, in any process. Waits for one that does, or raises UnavailableError."""
+    busy = UnavailableError(
+        f"another process has been calibrating product {product!r} for more than {_CALIBRATING_S:g} s; try again later"
+    )
+    return workspace.stores.db.lock(f"calibrate {product}", busy, wait_s=_CALIBRATING_S)
+
+
+def _calibrate(
+    workspace: Workspace, product: str, k: int, progress: Progress, alpha: float | None, by: str
+) -> Calibration:
     for _ in range(_MAX_TRIES):
         key = calibration_key(workspace, product, k)
         calibration = _measure(workspace, product, k, key, progress, alpha)
@@ -374,7 +390,10 @@ def current_calibration(
         return known
     if count_parts(workspace, product) < MIN_PARTS:
         return None
-    return calibrate(workspace, product, k, progress, by=by)
+    with _calibrating(workspace, product):
+        # by the one that was waited for
+        known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
+        return known or _calibrate(workspace, product, k, progress, None, by)
 
 
 def attained_alpha(alpha: float, n: int, in_doubt: int = 0) -> float:

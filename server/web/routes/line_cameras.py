@@ -46,7 +46,7 @@ async def add_line_photo(
     origin = f"line:{line}:{photo.path.name}:{hashlib.sha256(photo.data).hexdigest()}"
     work = partial(
         service.submit, "", by=f"{line} ({caller.name})"[:128], part_id=name, product=product, photo=photo,
-        scale_mm_per_px=scale_mm_per_px, origin=origin, digest=digest, judge=judge,
+        scale_mm_per_px=scale_mm_per_px, origin=origin, digest=digest, judge=judge, line=line,
     )  # fmt: skip
     job = await run_sync(work)
     return inspection_view(await run_sync(service.inspection, job.inspection_id))

@@ -1,4 +1,7 @@
-"""Single-threaded job queue: runs inspections in order and short exclusive work in between.
+"""Takes jobs from the journal, one after the other in one thread, and runs short exclusive work in between.
+
+Any number of processes take jobs from one journal: what is next is found there, and each says while it runs a job that it
+lives. Progress is heard in the process that runs the job; of jobs of other processes the journal tells when they end.
 
 Only this thread uses the language model. The difference network is also used by enrolment and calibration, which run beside
 it; that is safe because its weights are only read and the feature caches are locked.
@@ -7,10 +10,12 @@ it; that is safe because its weights are only read and the feature caches are lo
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
+import os
+import socket
 import threading
 import time
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -19,7 +24,7 @@ from typing import Any, TypeVar
 
 from refdiff.agent.events import AgentEvent
 from refdiff.memory.journals.backoff import Backoff
-from refdiff.memory.journals.jobs import Job, JobState, JobStore
+from refdiff.memory.journals.jobs import LEASE_S, Job, JobState, JobStore
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 from refdiff.model.files import outage
 
@@ -38,6 +43,7 @@ _HISTORY = 256  # progress of each, which grows while something is unavailable
 _STOP_WAIT_S = 8.0
 _STOPPING = "the server is stopping; ask again after the restart"
 _IDLE_S = 60.0  # between two runs of the idle work
+_LOOK_S = 0.25  # between two looks for jobs that other processes accepted, or ended
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +69,33 @@ class InspectionQueue:
     """Progress is reported in the thread in which it happens: listeners must be quick."""
 
     def __init__(
-        self, jobs: JobStore, inspect: Callable[[Job], str], on_idle: Callable[[], None] = lambda: None
+        self,
+        jobs: JobStore,
+        inspect: Callable[[Job], str],
+        on_idle: Callable[[], None] = lambda: None,
+        *,
+        takes_jobs: bool = True,
+        on_crashed: Callable[[list[Job]], None] = lambda jobs: None,
+        outcome: Callable[[str], str] = lambda inspection_id: "",
+        lease_s: float = LEASE_S,
     ) -> None:
         """inspect: runs a job, files it and returns what to report at the end, e.g. the verdict; it may be called again for
         a job that was interrupted. on_idle: short work at the start, after each inspection and once a minute without one.
+        takes_jobs: False where other processes inspect. on_crashed: called with jobs whose worker has died, once they wait
+        again. outcome: what to report at the end of one that another process filed. lease_s: how long after its last sign of
+        life a worker is taken for dead.
         """
         self._jobs, self._inspect, self._on_idle = jobs, inspect, on_idle
+        self._takes_jobs, self._on_crashed, self._lease_s = takes_jobs, on_crashed, lease_s
+        self._outcome = outcome
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
         self._changed = threading.Condition()
-        self._waiting: deque[str] = deque()
-        self._later: list[tuple[float, str]] = []  # a heap of jobs to retry, by the time of the retry
-        self._failures: dict[str, int] = {}  # of those, in a row
+        self._more = takes_jobs  # whether there may be a job to take
+        self._next_look = 0.0
+        self._idle_at = self._next_crash_look = 0.0  # when the idle work ran, and when to look for dead workers
+        self._failing: set[str] = set()  # jobs of this process that are tried again later
+        self._unwritten: dict[str, str] = {}  # jobs that the journal could not be told about, and why
+        self._journal_failures = 0  # in a row
         self._exclusive: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._running_exclusive: Future[Any] | None = None
         self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
@@ -88,9 +111,15 @@ class InspectionQueue:
         self.finished = {"done": 0, "failed": 0}
         # a daemon: a process that stops does not wait for an inspection, which is resumed after the next start
         self._thread = threading.Thread(target=self._run, name="inspections", daemon=True)
+        self._ended = threading.Event()
+        self._beats = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._looks = threading.Thread(target=self._listen, name="progress", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._looks.start()
+        if self._takes_jobs:
+            self._beats.start()
 
     def drain(self) -> None:
         """Stop accepting work, and release the callers of exclusive work. Quick."""
@@ -105,16 +134,22 @@ class InspectionQueue:
                 timer.daemon = True
                 timer.start()
 
-    def stop(self) -> None:
-        """Drain, and wait briefly for what is running; the journal keeps the rest."""
+    def stop(self, wait_s: float | None = None) -> None:
+        """Drain, and wait for what is running, no longer than wait_s (default: briefly); the journal keeps the rest."""
         self.drain()
         if self._thread.is_alive():
-            self._thread.join(_STOP_WAIT_S)
-        if (current := self._current) is not None:  # a stop is no crash
-            try:
-                self._jobs.requeue(current)
-            except UnavailableError:
-                log.exception("inspection %s is resumed after the next start", current)
+            self._thread.join(_STOP_WAIT_S if wait_s is None else wait_s)
+        self._ended.set()
+        for thread in (self._beats, self._looks):  # they use the journal, which is closed next
+            if thread.is_alive():
+                thread.join(_STOP_WAIT_S)
+        try:
+            if (current := self._current) is not None:  # a stop is no crash
+                self._jobs.requeue(current, self.worker)
+            if self._takes_jobs:
+                self._jobs.leave(self.worker)
+        except UnavailableError:
+            log.exception("what was running is resumed after the next start")
 
     @property
     def current(self) -> str | None:
@@ -126,12 +161,12 @@ class InspectionQueue:
         """Whether something runs or waits to be run at once."""
         exclusive = self._running_exclusive
         running = self._current is not None or (exclusive is not None and not exclusive.done())
-        return running or bool(self._waiting or self._exclusive)
+        return running or bool(self._more or self._exclusive)
 
     @property
     def outage(self) -> str | None:
         """What the inspections that are tried again later lack; None if there are none."""
-        return self._outage if self._later else None
+        return self._outage if self._failing or self._unwritten or self._journal_failures else None
 
     @property
     def stopping(self) -> bool:
@@ -143,13 +178,27 @@ class InspectionQueue:
 
     # -- jobs
 
-    def enqueue(self, job: Job, ahead: int | None = None) -> None:
-        """Add a job that the journal holds. ahead: how many come before it, if known."""
-        ahead = self._jobs.ahead_of(job) if ahead is None else ahead
-        self._report(job.inspection_id, "queued", f"inspections ahead of it: {ahead}", "queued")
+    def enqueue(self, job: Job) -> None:
+        """Say that the journal holds a job. It is accepted: that this cannot be counted or told is no error."""
+        try:
+            said = f"inspections ahead of it: {self._jobs.ahead_of(job)}"
+        except RefDiffError as e:
+            said = f"accepted; {e}"
+        self._report(job.inspection_id, "queued", said, "queued")
+        self.look()
+
+    def look(self) -> None:
+        """Look for jobs now: some were added."""
         with self._changed:
-            self._waiting.append(job.inspection_id)
+            self._more = self._takes_jobs
             self._changed.notify_all()
+
+    def show(self, job: Job) -> None:
+        """Let those who will listen to a waiting job hear of it first that it waits."""
+        with self._changed:
+            known = job.inspection_id in self._histories
+        if job.open and not known and job.inspection_id != self._current:
+            self._report(job.inspection_id, "queued", f"inspections ahead of it: {self._jobs.ahead_of(job)}", "queued")
 
     def run_exclusive(self, work: Callable[[], T]) -> T:
         """Run short work between two inspections, and wait for its result. Raises what it raises, or BusyError."""
@@ -166,12 +215,7 @@ class InspectionQueue:
     def cancel(self, inspection_id: str, by: str) -> None:
         """End a waiting job. Raises UnknownRecordError, InputError if it runs or has ended."""
         job = self._jobs.cancel(inspection_id, by)
-        with self._changed:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(inspection_id)
-            self._later = [(when, i) for when, i in self._later if i != inspection_id]
-            heapq.heapify(self._later)
-            self._failures.pop(inspection_id, None)
+        self._failing.discard(inspection_id)
         if job.error:
             self._report(inspection_id, "failed", str(job.error["message"]), "failed")
 
@@ -245,6 +289,51 @@ class InspectionQueue:
                 except Exception:  # the listener disconnected; keep inspecting
                     log.exception("a listener of %s failed", inspection_id)
 
+    # -- other processes
+
+    def _keep(self) -> None:
+        """Renew the lease, and the news that this process takes jobs."""
+        told = False  # once, not with each try
+        while True:
+            try:
+                self._jobs.keep(self.worker, self._lease_s)
+                told = False
+            except Exception as e:  # another worker may take over what it runs; it is filed once all the same
+                if not told:
+                    log.warning("the lease of %s could not be renewed: %s", self.worker, e)
+                told = True
+                # nor could others renew theirs: who lives says so first once the journal is there again
+                self._next_crash_look = time.monotonic() + self._lease_s
+            if self._ended.wait(self._lease_s / 3):
+                return
+
+    def _listen(self) -> None:
+        """Report the end of jobs that somebody listens to and that another process ended."""
+        while not self._ended.wait(_LOOK_S):
+            with self._changed:
+                heard = [i for i in self._listeners if i != self._current]
+            try:
+                found = self._jobs.states([*heard, *self._failing]) if heard or self._failing else {}
+                self._failing = {i for i in self._failing if found.get(i, ("done",))[0] == "queued"}
+                for inspection_id in heard:
+                    self._follow(inspection_id, *found.get(inspection_id, ("done", 0, None)))
+            except Exception as e:
+                if outage(e) is None and not isinstance(e, RefDiffError):
+                    log.warning("the progress of inspections cannot be read", exc_info=True)
+
+    def _follow(self, inspection_id: str, state: JobState, attempts: int, error: dict[str, Any] | None) -> None:
+        with self._changed:
+            history = self._histories.get(inspection_id, [])
+            known = history[-1].kind if history else ""
+            if inspection_id == self._current or (history and history[-1].last):
+                return
+        if state == "running" and known == "queued" and inspection_id != self._current:
+            self._report(inspection_id, "started", f"attempt {attempts}, elsewhere", "running")
+        elif state == "done":
+            self._report(inspection_id, "done", self._outcome(inspection_id), "done")
+        elif state == "failed":
+            self._report(inspection_id, "failed", str((error or {}).get("message", "")), "failed")
+
     # -- the thread
 
     def _run(self) -> None:
@@ -252,86 +341,106 @@ class InspectionQueue:
         while True:
             self.sign_of_life = time.monotonic()
             with self._changed:
-                if not (self._is_due() or self._exclusive or self._stopping.is_set()):
-                    later = self._later[0][0] - time.monotonic() if self._later else _IDLE_S
-                    self._changed.wait(min(max(0.0, later), _IDLE_S))
-                    self._is_due()
+                if not (self._exclusive or self._stopping.is_set() or (self._more and not self._journal_failures)):
+                    idle_at = self._idle_at + _IDLE_S
+                    wake_at = min(self._next_look, idle_at) if self._takes_jobs else idle_at
+                    self._changed.wait(max(0.0, wake_at - time.monotonic()))
                 if self._stopping.is_set():
                     return
                 work = self._exclusive.popleft() if self._exclusive else None
                 self._running_exclusive = work[0] if work else None
-                inspection_id = self._waiting.popleft() if self._waiting and not work else None
+                looks = self._takes_jobs and (self._more or time.monotonic() >= self._next_look)
             if work:
                 _run_exclusive(*work)
-            elif inspection_id:
-                try:
-                    self._run_job(inspection_id)
-                except Exception as e:  # the journal itself fails, e.g. because the disk is full
-                    if not self._stopping.is_set():  # else it was closed meanwhile, and the next start goes on
-                        self._retry_later(inspection_id, outage(e) or e)
-            if not (work or self._stopping.is_set()):
+                continue
+            ran = looks and self._take()
+            if not self._stopping.is_set() and (ran or time.monotonic() - self._idle_at >= _IDLE_S):
                 self._idle()
 
-    def _is_due(self) -> bool:
-        """Is there a job to run now? Due retries jump the queue, but only the first few times: failing jobs cannot starve
-        new ones."""
-        while self._later and self._later[0][0] <= time.monotonic():
-            inspection_id = heapq.heappop(self._later)[1]
-            early = self._failures.get(inspection_id, 0) < _EARLY_RETRIES
-            (self._waiting.appendleft if early else self._waiting.append)(inspection_id)
-        return bool(self._waiting)
-
-    def _retry_later(self, inspection_id: str, error: Exception) -> None:
-        failures = self._failures[inspection_id] = self._failures.get(inspection_id, 0) + 1
-        delay = BACKOFF.wait_s(failures)
-        if self._outage != str(error):  # once, not with each try of each inspection
-            log.warning("inspection %s and perhaps others wait: %s", inspection_id, error,
-                        exc_info=None if isinstance(error, UnavailableError) else error)  # fmt: skip
-            self._outage = str(error)
-        self._report(inspection_id, "retry", f"{error}; retrying in {delay:g} s", "queued")
+    def _take(self) -> bool:
+        """Take the next job and run it; whether there was one. If the journal fails, the next look is later."""
         with self._changed:
-            heapq.heappush(self._later, (time.monotonic() + delay, inspection_id))
+            self._more = False  # unless one is enqueued from now on, or one is found
+        job = None
+        try:
+            for inspection_id, why in list(self._unwritten.items()):
+                self._give_back(inspection_id, why)
+                self._unwritten.pop(inspection_id)
+            self._look_for_crashed()
+            with self._blame:
+                alone = not self._beside
+                job = self._jobs.begin(None, alone, self.worker, self._lease_s)
+                # a first crash makes it suspect, whatever else is at work
+                self._blamed = job.inspection_id if job is not None and job.crashes and alone else None
+                self._current = job.inspection_id if job is not None else None
+            if job is not None:
+                self._more = True
+                self._run_job(job)
+            if self._journal_failures:
+                self._journal_failures, self._outage = 0, self.outage if self._failing else None
+        except Exception as e:  # the journal itself fails, e.g. because the disk is full
+            self._journal_failures += 1
+            if not self._stopping.is_set():  # else it was closed meanwhile, and the next start goes on
+                lacking = outage(e) or e
+                if job is not None:
+                    self._unwritten[job.inspection_id] = str(lacking)
+                self._told(job.inspection_id if job else None, lacking)
+        finally:
+            self._current = self._blamed = None
+        pause = BACKOFF.wait_s(self._journal_failures) if self._journal_failures else _LOOK_S
+        self._next_look = time.monotonic() + pause
+        return job is not None
+
+    def _look_for_crashed(self) -> None:
+        if time.monotonic() >= self._next_crash_look:
+            self._next_crash_look = time.monotonic() + self._lease_s / 3
+            if lost := self._jobs.take_over():
+                self._on_crashed(lost)
+
+    def _told(self, inspection_id: str | None, error: Exception) -> None:
+        """Log an outage once, not with each try of each inspection."""
+        if self._outage != str(error):
+            which = f"inspection {inspection_id} and perhaps others wait" if inspection_id else "inspections wait"
+            log.warning("%s: %s", which, error, exc_info=None if isinstance(error, UnavailableError) else error)
+            self._outage = str(error)
+
+    def _retry_later(self, job: Job, error: Exception) -> None:
+        self._told(job.inspection_id, error)
+        self._failing.add(job.inspection_id)
+        self._give_back(job.inspection_id, str(error), job.failures + 1)
+
+    def _give_back(self, inspection_id: str, why: str, failures: int = 1) -> None:
+        """Put a job back in the queue. One that failed early goes before newer jobs, but only the first few times: failing
+        jobs cannot starve new ones."""
+        delay = BACKOFF.wait_s(failures)
+        self._jobs.requeue(inspection_id, self.worker, delay, last=failures >= _EARLY_RETRIES)
+        self._report(inspection_id, "retry", f"{why}; retrying in {delay:g} s", "queued")
 
     def _idle(self) -> None:
+        self._idle_at = time.monotonic()
         try:
             self._on_idle()
         except Exception:  # it runs again at the next occasion
             log.warning("the work between two inspections failed", exc_info=True)
 
-    def _run_job(self, inspection_id: str) -> None:
+    def _run_job(self, job: Job) -> None:
         """Run it once. While something is unavailable it is retried for as long as it takes, and other jobs run."""
-        started = time.monotonic()
-        self._current = inspection_id
+        started, inspection_id = time.monotonic(), job.inspection_id
         try:
-            with self._blame:
-                alone = not self._beside
-                job = self._jobs.begin(inspection_id, alone)
-                if (
-                    job is not None and job.crashes and alone
-                ):  # a first crash makes it suspect, whatever else is at work
-                    self._blamed = inspection_id
-            if job is None:  # cancelled, perhaps by another process
-                return self._report_end(inspection_id)
             self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
             outcome = self._inspect(job)
         except Exception as e:
             if (lacking := outage(e)) is None:
                 return self._fail(inspection_id, e)
-            self._jobs.requeue(inspection_id)
-            return self._retry_later(inspection_id, lacking)
+            return self._retry_later(job, lacking)
         finally:
-            self._current = self._blamed = None
-        self._jobs.finish(inspection_id)
-        self._failures.pop(inspection_id, None)
+            self._blamed = None
+        self._jobs.finish(inspection_id, None, self.worker)
+        self._failing.discard(inspection_id)
         self._outage = None
         self.finished["done"] += 1
         self.seconds_each += 0.2 * (time.monotonic() - started - self.seconds_each)
         return self._report(inspection_id, "done", outcome, "done")
-
-    def _report_end(self, inspection_id: str) -> None:
-        job = self._jobs.get(inspection_id)
-        if job.error:
-            self._report(inspection_id, "failed", str(job.error["message"]), "failed")
 
     def _fail(self, inspection_id: str, error: Exception) -> None:
         known = isinstance(error, RefDiffError)
@@ -339,8 +448,10 @@ class InspectionQueue:
             log.error("inspection %s failed", inspection_id, exc_info=error)
         message = str(error) if known else f"internal error ({type(error).__name__}); the log has the details"
         code = error.exit_code if isinstance(error, RefDiffError) else RefDiffError.exit_code
-        self._jobs.finish(inspection_id, {"type": type(error).__name__, "message": message, "exit_code": code})
-        self._failures.pop(inspection_id, None)
+        self._jobs.finish(
+            inspection_id, {"type": type(error).__name__, "message": message, "exit_code": code}, self.worker
+        )
+        self._failing.discard(inspection_id)
         self.finished["failed"] += 1
         self._report(inspection_id, "failed", message, "failed")
 
