@@ -39,6 +39,7 @@ from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import coloured
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
+from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import How, Look, PlacingReader, Reading
 from refdiff.tools.settings import ToolsSettings
@@ -365,13 +366,22 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         settings = self.model_settings
         return PictureCache(settings.cache / "pictures", FEATURE_VERSION, settings.cache_bytes // 10)
 
+    @cached_property
+    def file_poses(self) -> PoseCache:
+        """Where files lie that are placed in space when they are read."""
+        return PoseCache(self.model_settings.cache / "poses")
+
     @cachedmethod(attrgetter("_images"), key=lambda self, sha256, how, _: (sha256, how), lock=attrgetter("_cache_lock"))
     def _read(self, sha256: str, how: How, name: str) -> Reading:
         data = self.stores.images.get(sha256)
         reader = reader_of(how.kind)
         reading = reader.read(data, name=name, how=how, settings=self.model_settings)
         if how.anchor and how.anchor != sha256 and isinstance(reader, PlacingReader):
-            reading = reader.placed(reading, self._read(how.anchor, how, "golden sample"), how)
+            pose = self.file_poses.get(sha256, how)
+            if pose is None:
+                pose = reader.place(reading, self._read(how.anchor, how, "golden sample"))
+                self.file_poses.put(sha256, how, pose)
+            reading = reader.placed(reading, pose, how)
         return reading.freeze()
 
 

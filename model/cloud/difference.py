@@ -67,7 +67,8 @@ def compare(
     place that deviates is drawn in one view: the one that its golden surface faces most.
     """
     tree = query.tree
-    found, facing = [], np.zeros_like(query.normals)
+    found: list[NDArray[np.float64]] = []
+    facing = np.zeros_like(query.normals)
     for reference in references:
         distance, nearest = signed_distance(query.points, query.normals, reference)
         if not found:
@@ -93,9 +94,7 @@ def compare(
     )  # fmt: skip
 
 
-def signed_distance(
-    points: F32, normals: F32, surface: Cloud
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def signed_distance(points: F32, normals: F32, surface: Cloud) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Signed mm of points (N, 3) with their normals to a surface, and its nearest point.
 
     The mean over the planes of the nearest points, of those that face as the point does: near an edge the others are of
@@ -166,7 +165,9 @@ def _not_measured(query: Cloud, reference: Cloud, deviates: NDArray[np.bool_]) -
     along = np.abs((apart * thin.normals).sum(1))
     beside = np.sqrt(np.maximum(distance**2 - along**2, 0.0))
     # a place whose nearest points deviate is part of what is found there, such as a hole with its walls
-    far = (beside > _UNMEASURED * max(query.spacing_mm, thin.spacing_mm)) | (along > _DISPLACED_PART * reference.size_mm)
+    far = (beside > _UNMEASURED * max(query.spacing_mm, thin.spacing_mm)) | (
+        along > _DISPLACED_PART * reference.size_mm
+    )
     gone = far & ~deviates[near]
     if not gone.any():
         return 0.0, 0.0

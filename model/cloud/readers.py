@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pypcd4.pypcd4 import MetaData
 
 SUFFIXES = frozenset((".ply", ".pcd", ".stl", ".xyz", ".txt", ".asc", ".csv"))
-MAX_POINTS = 500_000  # more are thinned; a difference is no better by them
+MAX_POINTS = 150_000  # more are thinned; a difference is no better by them
 _MOST_POINTS = 20_000_000  # of a file
 _LEAST_POINTS = 500
 _ON_MESH = 150_000  # points that a mesh is sampled at
@@ -135,8 +135,7 @@ def _stl(data: bytes) -> Read:
 
 
 def _pcd(data: bytes) -> Read:
-    from pypcd4 import PointCloud
-    from pypcd4.pypcd4 import MetaData
+    from pypcd4.pypcd4 import MetaData, PointCloud
 
     head = data[:8192].decode("ascii", "replace").splitlines()
     about = MetaData.parse_header(
@@ -145,7 +144,7 @@ def _pcd(data: bytes) -> Read:
     _check_count(about.points)
     if about.data.value.startswith("binary") and about.data.value != "binary":
         _check_packed(data, about)
-    cloud = PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(data)))  # type: ignore[arg-type]
+    cloud = PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(data)))
     points = np.asarray(cloud.numpy(("x", "y", "z")), np.float64)
     if "rgb" not in cloud.fields:
         return points, None
@@ -210,8 +209,6 @@ def _checked(points: F64, colours: NDArray[np.uint8] | None, name: str) -> tuple
         1
     )  # 0, 0, 0: how organised clouds mark what was not measured
     points, colours = points[known], None if colours is None else colours[known]
-    points, first = np.unique(points, axis=0, return_index=True) if len(points) else (points, np.zeros(0, np.intp))
-    colours = None if colours is None else colours[first]
     if len(points) < _LEAST_POINTS:
         raise ImageError(f"{name}: {len(points)} points; at least {_LEAST_POINTS} are needed: scan the part again")
     if float(np.ptp(points, axis=0).max()) > 1e6:
@@ -226,9 +223,14 @@ def _checked(points: F64, colours: NDArray[np.uint8] | None, name: str) -> tuple
             kept, voxel = first_in_voxel(points, voxel), 1.25 * voxel
         notes.append(f"{len(points):,} points were thinned out to {len(kept):,}")
         points, colours = points[kept], None if colours is None else colours[kept]
-    apart = cKDTree(points).query(points, k=_NEIGHBOURS + 1)[0][:, 1:].mean(1)
-    near = apart <= _STRAY * float(np.median(apart))
+    distance, at = cKDTree(points).query(points, k=_NEIGHBOURS + 1)
+    apart = distance[:, 1:].mean(1)
+    near = apart <= _STRAY * max(float(np.median(apart)), 1e-9)
     if not near.all():
         notes.append(f"{int((~near).sum()):,} stray points were left out")
-        points, colours = points[near], None if colours is None else colours[near]
+    first = np.where(distance == 0, at, len(points)).min(1) == np.arange(len(points))  # of those in one place
+    kept = near & first
+    if int(kept.sum()) < _LEAST_POINTS:
+        raise ImageError(f"{name}: {int(kept.sum())} points that belong together; scan the part again")
+    points, colours = points[kept], None if colours is None else colours[kept]
     return make_cloud(points, colours), tuple(notes)

@@ -71,7 +71,7 @@ def fit(values: F32, reference: F32 | None, counted: Mask, removal: Removal) -> 
 
 def _biweight(columns: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Coefficients (k,) of columns (n, k) for a target (n,), robust against up to about half of it being something else."""
-    found = np.zeros(columns.shape[1])
+    found: NDArray[np.float64] = np.zeros(columns.shape[1])
     found[0] = np.median(target)
     sigma = np.inf
     for _ in range(_ROUNDS):
@@ -80,8 +80,8 @@ def _biweight(columns: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
         sigma = min(sigma, max(_NORMAL_MAD * float(np.median(np.abs(rest - np.median(rest)))), 1e-9))
         weight = np.clip(1 - (rest / (_CUT * sigma)) ** 2, 0, None) ** 2
         root = np.sqrt(weight)[:, None]
-        new = np.linalg.lstsq(columns * root, target * root[:, 0], rcond=None)[0]
+        new = np.asarray(np.linalg.lstsq(columns * root, target * root[:, 0], rcond=None)[0], np.float64)
         if np.abs(new - found).max() <= _SETTLED * max(1.0, sigma):
-            return np.asarray(new, np.float64)
+            return new
         found = new
     return found

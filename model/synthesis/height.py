@@ -28,8 +28,7 @@ SIZE_MM = 100.0
 _EDGE_MM = 0.6  # over which an edge falls
 _VARIES = 0.002  # of a feature's height, from part to part (standard deviation)
 _NOISE_MM = 0.03  # of a sensor
-_GRID = 960  # cells a side, on which points of a cloud are drawn
-_DENSE = 600_000  # points of a surface that stands for the truth
+_GRID = 640  # cells a side, on which points of a cloud are drawn
 _FIELD_MM = 60.0  # a part lies within so many mm of its middle
 
 F64 = NDArray[np.float64]
@@ -135,15 +134,22 @@ class SolidPart:
         else:
             self._base = _Feature(0, 0, 40, 40, 7)
             teeth = [2 * np.pi * i / 12 for i in range(12) if i != 5]
-            self._features = [_Feature(42 * np.cos(a), 42 * np.sin(a), 6, 4, 7, round=False, angle=a) for a in teeth]
+            self._features = [
+                _Feature(float(42 * np.cos(a)), float(42 * np.sin(a)), 6, 4, 7, round=False, angle=a) for a in teeth
+            ]
             self._features += [_Feature(0, 0, 14, 14, 9), _Feature(0, 0, 6, 6, -16), _Feature(24, 8, 5, 5, -4)]
-        self._extra = [
-            _Feature(*rng.uniform(-22, 22, 2), *rng.uniform(2, 4, 2), float(rng.uniform(1.5, 3))) for _ in range(2)
-        ]
+        self._extra = []
+        for _ in range(2):
+            x, y = (float(c) for c in rng.uniform(-22, 22, 2))
+            half_x, half_y, height = (float(c) for c in rng.uniform((2, 2, 1.5), (4, 4, 3)))
+            self._extra.append(_Feature(x, y, half_x, half_y, height))
 
     def heights(self, u: F64, v: F64, instance: np.random.Generator | None = None) -> F64:
         """Height above the table at places (any shape) on the part. instance: of one part; None: as it is drawn."""
-        grown = (lambda: 1.0) if instance is None else (lambda: float(instance.normal(1.0, _VARIES)))
+
+        def grown() -> float:
+            return 1.0 if instance is None else float(instance.normal(1.0, _VARIES))
+
         base = self._base.inside(u, v)
         z = self._base.height * grown() * base
         if self._dome:
@@ -229,10 +235,12 @@ class SolidPart:
         *,
         noise_mm: float = _NOISE_MM,
         partial: float = 0.0,
+        dense: int = 0,
     ) -> RenderedCloud:
         """A scan of the whole surface, turned and shifted any way in space.
 
         points: about how many, before a part is lost. partial: part 0..1 of the points that is missing, cut off by a plane.
+        dense: about how many points `good` has.
         """
         instance_seed = int(rng.integers(1 << 31))
 
@@ -254,8 +262,10 @@ class SolidPart:
         else:
             moved = np.zeros(len(lower))
         cloud, truth = np.vstack([upper, lower]), np.concatenate([truth, moved])
-        good = np.vstack([_drawn(heights, rng, _DENSE), _drawn(lambda u, v: np.zeros_like(u), rng, _DENSE // 2)])
-        good = good[heights(good[:, 0], good[:, 1]) > 0.05]
+        good = np.zeros((0, 3))
+        if dense:
+            good = np.vstack([_drawn(heights, rng, dense), _drawn(lambda u, v: np.zeros_like(u), rng, dense // 2)])
+            good = good[heights(good[:, 0], good[:, 1]) > 0.05]
         chosen = rng.permutation(len(cloud))[: min(points, len(cloud))]
         cloud, truth = cloud[chosen] + rng.normal(0, noise_mm, (len(chosen), 3)), truth[chosen]
         if partial:

@@ -8,10 +8,12 @@ are inspected by the script, turned any way, some of them partly missing. The sa
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +52,7 @@ RULES: dict[str, dict[str, Any]] = {
     "cloud": {"unit_mm": 1},
 }
 POINTS = (10_000, 300_000)
+DENSE = 600_000  # points of the surface without its defect, which is the truth
 PARTIAL = 0.1  # of a part that is missing in every third part
 
 
@@ -68,13 +71,19 @@ class Found:
     points: int
 
 
-def opened(home: Path, kind: str, product: str, uploads: list[Upload]) -> Workspace:
+def opened(home: Path, kind: str, product: str, uploads: Callable[[], list[Upload]], goldens: int) -> Workspace:
+    """A workspace with a calibrated product; one that is there from an earlier call is taken as it is."""
     workspace = Workspace.open(
         MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home / "cache"), ToolsSettings()
     )
+    known = workspace.stores.products.get(product)
+    if known is not None and workspace.bank.count(product) == goldens:
+        if workspace.stores.calibrations.latest(product) is None:
+            calibrate(workspace, product)
+        return workspace
     spec = {kind: RULES[kind], "scale_mm_per_px": 0.5} if kind == "depth" else {kind: RULES[kind]}
     workspace.stores.products.set_spec(product, parse_spec(spec).model_dump(mode="json"), spec.get("scale_mm_per_px"))
-    result = enroll(workspace, product, uploads, kind=kind)
+    result = enroll(workspace, product, uploads(), kind=kind)
     for refusal in result.refused:
         print(f"{product}: {refusal.path}: {refusal.reason}")
     calibrate(workspace, product)
@@ -153,19 +162,28 @@ def made(kind: str, part: SolidPart, seed: tuple[int, ...], defect: str | None, 
         height = part.height_map(rng, wrong, partial=partial)
         return height, depth_png(height.mm)
     points = int(np.exp(rng.uniform(*np.log(POINTS))))
-    cloud = part.cloud(rng, points, wrong, partial=partial)
+    cloud = part.cloud(rng, points, wrong, partial=partial, dense=DENSE if wrong else 0)
     return cloud, ply(cloud.points)
 
 
-def of_shape(kind: str, shape: ShapeName, seed: int, goldens: int, n: int) -> list[Found]:
+def of_shape(
+    kind: str, shape: ShapeName, seed: int, goldens: int, first: int, n: int, home: Path | None
+) -> list[Found]:
     """Every other part has a defect, in turns; every third is partly missing."""
     part, number, product = SolidPart(shape, seed), SHAPES.index(shape), f"{kind}-{shape}"
     end = "png" if kind == "depth" else "ply"
-    good = [Upload(f"{i:02d}.{end}", made(kind, part, (seed, 1, number, i), None, 0.0)[1]) for i in range(goldens)]
+
+    def good() -> list[Upload]:
+        files = (made(kind, part, (seed, 1, number, i), None, 0.0)[1] for i in range(goldens))
+        return [Upload(f"{i:02d}.{end}", data) for i, data in enumerate(files)]
+
     found = []
-    with tempfile.TemporaryDirectory() as home, opened(Path(home), kind, product, good) as workspace:
+    with (
+        contextlib.nullcontext(home) if home else tempfile.TemporaryDirectory() as folder,
+        opened(Path(folder), kind, product, good, goldens) as workspace,
+    ):
         highest = workspace.stores.calibrations.latest(product).scores[-1]
-        for i in range(n):
+        for i in range(first, first + n):
             defect = DEFECTS[(i // 2) % len(DEFECTS)] if i % 2 else None
             partial = PARTIAL if i % 3 == 2 else 0.0
             rendered, data = made(kind, part, (seed, 2, number, i), defect, partial)
@@ -206,10 +224,12 @@ def main(
     goldens: int = 20,
     n: Annotated[int, typer.Option(help="Parts of each shape; every other one has a defect.")] = 12,
     kind: Annotated[str, typer.Option(help="depth or cloud.")] = "depth",
+    first: Annotated[int, typer.Option(help="Number of the first part: to go on with what another run began.")] = 0,
+    home: Annotated[Path | None, typer.Option(help="Folder that keeps the products between runs.")] = None,
     shapes: Annotated[str, typer.Option(help="Which, by name, with commas.")] = ",".join(SHAPES),
 ) -> None:
     chosen = [s for s in SHAPES if s in shapes.split(",")]
-    found = {shape: of_shape(kind, shape, seed, goldens, n) for shape in chosen}
+    found = {shape: of_shape(kind, shape, seed, goldens, first, n, home) for shape in chosen}
     print(
         "| parts | object AUROC | point AUROC | defects found | deviation within its uncertainty | its error, median and "
         "90 % | stated, median | good: FAIL, REVIEW | defect: PASS | seconds, median and most |"

@@ -32,7 +32,7 @@ from refdiff.tools.inspection.height import (
     said_of_height,
 )
 from refdiff.tools.inspection.kept_difference import KeptDifference
-from refdiff.tools.inspection.on_query import on_query, refined
+from refdiff.tools.inspection.on_query import on_query, refined, turned
 from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.scan import (
@@ -167,8 +167,9 @@ def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
         return references, compare_heat(query, references, asked.ignore, rules)
 
 
-def _registered(asked: Asked, query: Reading) -> list[RegisteredGolden]:
-    """The golden samples as they lie on the photo, registered as photos are, then on what was measured."""
+def _registered(asked: Asked, query: Reading, *, turns: bool = False) -> list[RegisteredGolden]:
+    """The golden samples as they lie on the photo, registered as photos are, then on what was measured. turns: also tried
+    the other ways round, see `turned`."""
     workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
     with asked.clock.stage("align"):
         goldens = [h.golden for h in asked.hits]
@@ -176,7 +177,8 @@ def _registered(asked: Asked, query: Reading) -> list[RegisteredGolden]:
         for golden, found in zip(goldens, alignments(workspace, asked.query, asked.query_key, goldens), strict=True):
             values = workspace.golden_reading(golden).values
             if found.ok and query.values is not None and values is not None:
-                found = replace(found, matrix=refined(query.values, values, found.matrix))
+                start = turned(query.values, values, found.matrix) if turns else found.matrix
+                found = replace(found, matrix=refined(query.values, values, start))
             references.append(RegisteredGolden(workspace, golden, found, size))
     return references
 
@@ -220,7 +222,7 @@ def _heat_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Plane
 def _compare_height(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
     query = asked.workspace.reading(asked.query_key, asked.product)
     rules = product_spec(asked.workspace, asked.product).depth or DepthRules()
-    references = _registered(asked, query)
+    references = _registered(asked, query, turns=True)
     with asked.clock.stage("score"):
         return references, compare_height(query, references, asked.ignore, rules)
 

@@ -64,7 +64,8 @@ def _scan_of(reading: Reading) -> Cloud:
 
 def _on(cloud: Cloud, golden: Cloud) -> Cloud:
     """A golden, which lies nearly right, on a cloud."""
-    return golden.moved(np.linalg.inv(refined(cloud, golden, _REACH_PART * golden.size_mm)))
+    on_golden = refined(cloud, golden, _REACH_PART * golden.size_mm)
+    return golden.moved(np.asarray(np.linalg.inv(on_golden), np.float64))
 
 
 def measure_scan(scan: CloudDifference, region: Region, scale: ResolvedScale) -> Measurement:

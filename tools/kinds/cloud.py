@@ -14,7 +14,7 @@ from refdiff.model.cloud.readers import SUFFIXES, read_cloud
 from refdiff.model.cloud.registration import canonical, register
 from refdiff.model.errors import ImageError, InputError
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.kinds.reading import How, Look, Reading, Scan, Window
+from refdiff.tools.kinds.reading import How, Look, Pose, Reading, Scan, Window
 from refdiff.tools.vision.registration import Alignment, registered
 
 _ROOM = 1.15  # of the first golden sample's size: what a view shows
@@ -69,14 +69,19 @@ class CloudReader:
     def _cloud(self, data: bytes, name: str, how: How, settings: ModelSettings) -> tuple[Cloud, tuple[str, ...]]:
         return read_cloud(data, name=name, unit_mm=rules_of(how).unit_mm, settings=settings)
 
-    def placed(self, reading: Reading, anchor: Reading, how: How) -> Reading:
-        """A reading in the frame of another one, the product's first."""
+    def place(self, reading: Reading, anchor: Reading) -> Pose:
+        """Where a reading lies in the frame of the product's first golden sample."""
         assert reading.scan is not None, "a cloud"
         assert anchor.scan is not None, "a cloud"
-        assert how.window is not None, "a cloud was read with it"
         found = register(reading.scan.cloud, anchor.scan.cloud)
-        scan = Scan(reading.scan.cloud.moved(found.matrix), found.ok, found.fitted, found.off_mm)
-        return _drawn(scan, how.window, reading.notes)
+        return Pose([float(v) for v in found.matrix.ravel()], found.ok, found.fitted, found.off_mm)
+
+    def placed(self, reading: Reading, pose: Pose, how: How) -> Reading:
+        """A reading in that frame."""
+        assert reading.scan is not None, "a cloud"
+        assert how.window is not None, "a cloud was read with it"
+        moved = reading.scan.cloud.moved(np.array(pose.matrix).reshape(4, 4))
+        return _drawn(Scan(moved, pose.ok, pose.fitted, pose.off_mm), how.window, reading.notes)
 
     def alignment(self, query: Reading, golden: Reading) -> Alignment:
         """Both lie in one frame: how well they do."""

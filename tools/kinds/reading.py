@@ -41,6 +41,17 @@ class How:
 
 
 @dataclass(frozen=True)
+class Pose:
+    """How a file lies in the frame of another. matrix: the 16 numbers of a (4, 4) rigid, row by row; ok: whether it could be
+    placed; fitted: part 0..1 of it that lies on the other, off_mm: its median distance there."""
+
+    matrix: list[float]
+    ok: bool
+    fitted: float
+    off_mm: float
+
+
+@dataclass(frozen=True)
 class Scan:
     """A free point cloud in its product's frame. placed: whether it could be placed there; fitted: part 0..1 of it that lies
     on the golden sample it was placed on, off_mm: its median distance there."""
@@ -146,8 +157,12 @@ class Reader(Protocol):
 class PlacingReader(Reader, Protocol):
     """Reads files that are registered in space when they are read; their pictures lie in one frame then."""
 
-    def placed(self, reading: Reading, anchor: Reading, how: How) -> Reading:
-        """A reading in the frame of another one (`How.anchor`). Deterministic."""
+    def place(self, reading: Reading, anchor: Reading) -> Pose:
+        """Where a reading lies in the frame of another one (`How.anchor`). Deterministic."""
+        ...
+
+    def placed(self, reading: Reading, pose: Pose, how: How) -> Reading:
+        """A reading in that frame."""
         ...
 
     def alignment(self, query: Reading, golden: Reading) -> Alignment:
