@@ -198,11 +198,13 @@ def _smoothed(values: F32, known: Mask) -> F32:
 
 
 def _median(plane: F32) -> F32:
-    """The median of 3 x 3 px, of those that are known; NaN stays."""
+    """The median of 3 x 3 px; as it is beside a hole, where half of them may be of another height. NaN stays."""
     known = np.isfinite(plane)
-    filled = plane if known.all() else nearest_filled(plane)
-    smooth = np.asarray(cv2.medianBlur(np.ascontiguousarray(filled, np.float32), 3), np.float32)
-    return np.where(known, smooth, np.nan).astype(np.float32)
+    smooth = np.asarray(cv2.medianBlur(np.where(known, plane, 0.0).astype(np.float32), 3), np.float32)
+    if known.all():
+        return smooth
+    whole = cv2.erode(known.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return np.where(whole, smooth, plane).astype(np.float32)
 
 
 def nearest_filled(plane: F32) -> F32:

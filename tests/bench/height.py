@@ -51,7 +51,6 @@ RULES: dict[str, dict[str, Any]] = {
     "depth": {"unit_mm": 0.01, "offset_mm": -100, "values": "height"},
     "cloud": {"unit_mm": 1},
 }
-POINTS = (10_000, 300_000)
 DENSE = 600_000  # points of the surface without its defect, which is the truth
 PARTIAL = 0.1  # of a part that is missing in every third part
 
@@ -154,27 +153,36 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
     return point, None, None
 
 
-def made(kind: str, part: SolidPart, seed: tuple[int, ...], defect: str | None, partial: float) -> tuple[Any, bytes]:
-    """A rendered part, and its file."""
+def made(
+    kind: str, part: SolidPart, seed: tuple[int, ...], points: tuple[int, int], defect: str | None, partial: float
+) -> tuple[Any, bytes]:
+    """A rendered part, and its file. points: of a cloud, at least and at most."""
     rng = np.random.default_rng(seed)
     wrong = part.defect(defect, rng) if defect else None  # type: ignore[arg-type]
     if kind == "depth":
         height = part.height_map(rng, wrong, partial=partial)
         return height, depth_png(height.mm)
-    points = int(np.exp(rng.uniform(*np.log(POINTS))))
-    cloud = part.cloud(rng, points, wrong, partial=partial, dense=DENSE if wrong else 0)
+    size = int(np.exp(rng.uniform(*np.log(points))))
+    cloud = part.cloud(rng, size, wrong, partial=partial, dense=DENSE if wrong else 0)
     return cloud, ply(cloud.points)
 
 
 def of_shape(
-    kind: str, shape: ShapeName, seed: int, goldens: int, first: int, n: int, home: Path | None
+    kind: str,
+    shape: ShapeName,
+    seed: int,
+    goldens: int,
+    first: int,
+    n: int,
+    home: Path | None,
+    points: tuple[int, int],
 ) -> list[Found]:
     """Every other part has a defect, in turns; every third is partly missing."""
     part, number, product = SolidPart(shape, seed), SHAPES.index(shape), f"{kind}-{shape}"
     end = "png" if kind == "depth" else "ply"
 
     def good() -> list[Upload]:
-        files = (made(kind, part, (seed, 1, number, i), None, 0.0)[1] for i in range(goldens))
+        files = (made(kind, part, (seed, 1, number, i), points, None, 0.0)[1] for i in range(goldens))
         return [Upload(f"{i:02d}.{end}", data) for i, data in enumerate(files)]
 
     found = []
@@ -186,7 +194,7 @@ def of_shape(
         for i in range(first, first + n):
             defect = DEFECTS[(i // 2) % len(DEFECTS)] if i % 2 else None
             partial = PARTIAL if i % 3 == 2 else 0.0
-            rendered, data = made(kind, part, (seed, 2, number, i), defect, partial)
+            rendered, data = made(kind, part, (seed, 2, number, i), points, defect, partial)
             tools, verdict, seconds = inspected(workspace, product, str(i), Upload(f"{i}.{end}", data))
             point, error, stated = of_height(rendered, tools) if kind == "depth" else of_cloud(rendered, data, tools)
             score = tools.canonical.comparison.difference.score
@@ -225,11 +233,12 @@ def main(
     n: Annotated[int, typer.Option(help="Parts of each shape; every other one has a defect.")] = 12,
     kind: Annotated[str, typer.Option(help="depth or cloud.")] = "depth",
     first: Annotated[int, typer.Option(help="Number of the first part: to go on with what another run began.")] = 0,
+    points: Annotated[tuple[int, int], typer.Option(help="Of a cloud, at least and at most.")] = (10_000, 300_000),
     home: Annotated[Path | None, typer.Option(help="Folder that keeps the products between runs.")] = None,
     shapes: Annotated[str, typer.Option(help="Which, by name, with commas.")] = ",".join(SHAPES),
 ) -> None:
     chosen = [s for s in SHAPES if s in shapes.split(",")]
-    found = {shape: of_shape(kind, shape, seed, goldens, first, n, home) for shape in chosen}
+    found = {shape: of_shape(kind, shape, seed, goldens, first, n, home, points) for shape in chosen}
     print(
         "| parts | object AUROC | point AUROC | defects found | deviation within its uncertainty | its error, median and "
         "90 % | stated, median | good: FAIL, REVIEW | defect: PASS | seconds, median and most |"
