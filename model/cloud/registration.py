@@ -15,7 +15,8 @@ _COARSE_PART = 1 / 36  # of the size: side of the voxels in which it is searched
 _FINE_PART = 1 / 150
 _FEATURE_VOXELS = 5.0  # radius of the features
 _NEAREST = 3  # matches of each point
-_TRIES = 40_000
+_TRIES = 30_000
+_JUDGED_BY = 1000  # matches that say how good a try is
 _BATCH = 400
 _EDGE_RATIO = 0.9  # of the sides of two triangles that may be one
 _REFINED = 16  # best of what was tried
@@ -55,12 +56,11 @@ def register(source: Cloud, target: Cloud) -> Placed:
     voxel = target.size_mm * _COARSE_PART
     ours, theirs = source.thinned(voxel), target.thinned(voxel)
     candidates = _candidates(ours, theirs, voxel)
-    scored = []
+    scored, coarse = [], Icp(ours, theirs)
     for matrix in candidates:
-        refined = icp(ours, theirs, matrix, 2 * voxel)
+        refined = coarse.refined(matrix, 2 * voxel)
         scored.append((_mismatch(ours, theirs, refined, voxel), refined))
     best = min(scored, key=lambda s: s[0])[1]
-    best = icp(ours, theirs, best, voxel)
     best = _settled(source, target, best, voxel)
     return judged(ours, target, best, voxel)
 
@@ -73,9 +73,9 @@ def refined(source: Cloud, target: Cloud, reach_mm: float) -> F64:
 def _settled(source: Cloud, target: Cloud, matrix: F64, reach_mm: float) -> F64:
     """`matrix` refined on finer clouds, within less and less reach: what deviates must not pull."""
     fine = max(target.size_mm * _FINE_PART, source.spacing_mm, target.spacing_mm)
-    ours, theirs = source.thinned(fine), target.thinned(fine)
+    icp = Icp(source.thinned(fine), target.thinned(fine))
     for reach in (max(reach_mm, 3 * fine), 1.5 * fine):
-        matrix = icp(ours, theirs, matrix, reach)
+        matrix = icp.refined(matrix, reach)
     return matrix
 
 
@@ -91,19 +91,25 @@ def judged(ours: Cloud, target: Cloud, matrix: F64, voxel: float) -> Placed:
     return Placed(matrix, fitted, off, fitted >= _MIN_FITTED)
 
 
-def icp(source: Cloud, target: Cloud, matrix: F64, reach_mm: float) -> F64:
-    """(4, 4) refined from `matrix` by point-to-plane ICP; `matrix` where it does not converge to a pose."""
-    gicp = small_gicp()
-    ours, theirs = gicp.PointCloud(source.points.astype(np.float64)), gicp.PointCloud(target.points.astype(np.float64))
-    gicp.estimate_normals_covariances(theirs, num_neighbors=12, num_threads=1)
-    gicp.estimate_normals_covariances(ours, num_neighbors=12, num_threads=1)
-    found = gicp.align(
-        theirs, ours, gicp.KdTree(theirs), matrix, registration_type="PLANE_ICP",
-        max_correspondence_distance=reach_mm, num_threads=1, max_iterations=_ICP_ROUNDS,
-        rotation_epsilon=1e-5, translation_epsilon=1e-4,
-    )  # fmt: skip
-    made = np.asarray(found.T_target_source, np.float64)
-    return made if np.isfinite(made).all() and found.num_inliers >= 20 else matrix
+class Icp:
+    """Point-to-plane ICP of one cloud on another."""
+
+    def __init__(self, source: Cloud, target: Cloud) -> None:
+        self._gicp = small_gicp()
+        self._ours, self._theirs = (self._gicp.PointCloud(c.points.astype(np.float64)) for c in (source, target))
+        self._tree = self._gicp.KdTree(self._theirs)
+        self._gicp.estimate_normals_covariances(self._theirs, self._tree, num_neighbors=12, num_threads=1)
+        self._gicp.estimate_normals_covariances(self._ours, num_neighbors=12, num_threads=1)
+
+    def refined(self, matrix: F64, reach_mm: float) -> F64:
+        """(4, 4) refined from `matrix`; `matrix` where it does not converge to a pose."""
+        found = self._gicp.align(
+            self._theirs, self._ours, self._tree, matrix, registration_type="PLANE_ICP",
+            max_correspondence_distance=reach_mm, num_threads=1, max_iterations=_ICP_ROUNDS,
+            rotation_epsilon=1e-5, translation_epsilon=1e-4,
+        )  # fmt: skip
+        made = np.asarray(found.T_target_source, np.float64)
+        return made if np.isfinite(made).all() and found.num_inliers >= 20 else matrix
 
 
 def _candidates(ours: Cloud, theirs: Cloud, voxel: float) -> list[F64]:
@@ -142,7 +148,8 @@ def _ransac(a: F64, b: F64, reach_mm: float) -> tuple[F64, NDArray[np.intp]]:
     if not len(ours):
         return np.zeros((0, 4, 4)), np.zeros(0, np.intp)
     poses = _kabsch(ours, theirs)
-    counts = []
+    step = -(-len(a) // _JUDGED_BY)
+    a, b, counts = a[::step], b[::step], []
     for start in range(0, len(poses), _BATCH):
         some = poses[start : start + _BATCH]
         there = np.einsum("pij,mj->pmi", some[:, :3, :3], a) + some[:, None, :3, 3]

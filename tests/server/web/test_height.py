@@ -45,9 +45,10 @@ def product(request: pytest.FixtureRequest, server: Running) -> tuple[Running, s
     if kind == "cloud":
         pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
     assert server.client.put(f"/v1/products/{name}/spec", json=spec).status_code == 200
-    files = [("images", (f"{i}.{end}", made(i))) for i in range(21)]
-    answer = server.client.post("/v1/goldens", files=files, data={"product": name, "kind": kind})
-    assert answer.status_code == 200, answer.text
+    for i in range(21):
+        files = [("images", (f"{i}.{end}", made(i)))]
+        answer = server.client.post("/v1/goldens", files=files, data={"product": name, "kind": kind})
+        assert answer.status_code == 200, answer.text
     assert answer.json()["n_in_bank"] == 21, answer.text
     return server, name
 
