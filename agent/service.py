@@ -55,6 +55,7 @@ from refdiff.model.errors import (
     UnavailableError,
     UnknownRecordError,
 )
+from refdiff.model.images import F32
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.background_fit import Fittings
@@ -479,12 +480,16 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.files.path(inspection_id, name)
 
     def values(self, inspection_id: str) -> Values | None:
-        """What the part measures on the pixels of its picture (temperatures); None for a product of photos.
+        """What the part measures on the pixels of its picture (temperatures, heights); None for a product of photos.
 
         Raises UnknownRecordError, StorageError, TamperedError.
         """
         drawing = self.files.drawing(inspection_id)
         return drawing.values if drawing else None
+
+    def points(self, inspection_id: str) -> F32 | None:
+        """The point cloud of a part, (n, 4) x, y, z and deviation in mm; None for other products. Raises as `values`."""
+        return self.files.points(inspection_id)
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
         """The photo or its nearest golden as it was taken, as a PNG or JPEG."""

@@ -8,7 +8,7 @@ import hashlib
 import shlex
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property  # noqa: TID251 (its lock: what is shared is built once)
 from operator import attrgetter
 from typing import Any, Self
@@ -39,8 +39,9 @@ from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import coloured
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
+from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
-from refdiff.tools.kinds.reading import How, Look, Reading
+from refdiff.tools.kinds.reading import How, Look, PlacingReader, Reading
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
 
@@ -210,7 +211,10 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def how(self, product: str) -> How:
         """How the files of a product are read."""
-        return How.of(self.stores.products.get(product))
+        how = How.of(self.stores.products.get(product))
+        if isinstance(reader_of(how.kind), PlacingReader):
+            return replace(how, anchor=self.stores.frames.main_anchor(product))
+        return how
 
     def reading(self, sha256: str, product: str, name: str = "image", how: How | None = None) -> Reading:
         """The stored file, read as the product's kind reads it; its arrays are read-only.
@@ -279,7 +283,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
         how = self.how(product)
         # deep images depend on the window, which is the product's: they stay in memory only
-        return (f"{sha256}-{how.window}{how.rules}", False) if how.window else (sha256, True)
+        return (f"{sha256}-{how.window}{how.rules}{how.anchor}", False) if how.window else (sha256, True)
 
     @cachedmethod(
         attrgetter("_alignments"),
@@ -291,6 +295,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
         Raises as `image` does.
         """
+        reader = reader_of(self.kind(product))
+        if isinstance(reader, PlacingReader):
+            return reader.alignment(self.reading(query_key, product), self.reading(sha256, product, "golden sample"))
         golden = self._view(sha256, product, lambda: self.image(sha256, product, "golden sample"))
         return align(self._view(query_key, product, lambda: query), golden)
 
@@ -363,10 +370,23 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         settings = self.model_settings
         return PictureCache(settings.cache / "pictures", FEATURE_VERSION, settings.cache_bytes // 10)
 
+    @cached_property
+    def file_poses(self) -> PoseCache:
+        """Where files lie that are placed in space when they are read."""
+        return PoseCache(self.model_settings.cache / "poses")
+
     @cachedmethod(attrgetter("_images"), key=lambda self, sha256, how, _: (sha256, how), lock=attrgetter("_cache_lock"))
     def _read(self, sha256: str, how: How, name: str) -> Reading:
         data = self.stores.images.get(sha256)
-        return reader_of(how.kind).read(data, name=name, how=how, settings=self.model_settings).freeze()
+        reader = reader_of(how.kind)
+        reading = reader.read(data, name=name, how=how, settings=self.model_settings)
+        if how.anchor and how.anchor != sha256 and isinstance(reader, PlacingReader):
+            pose = self.file_poses.get(sha256, how)
+            if pose is None:
+                pose = reader.place(reading, self._read(how.anchor, how, "golden sample"))
+                self.file_poses.put(sha256, how, pose)
+            reading = reader.placed(reading, pose, how)
+        return reading.freeze()
 
 
 def _some(names: Sequence[str]) -> str:

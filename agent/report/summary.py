@@ -31,7 +31,8 @@ MISSING = "–"
 NO_FINDINGS = "No findings."
 
 _UNITS = (
-    ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"), ("_c", " °C"),
+    ("_mm3", " mm³"), ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"),
+    ("_c", " °C"),
 )  # fmt: skip
 BASIS_WORDS = {
     VerdictBasis.ANOMALY: "image score against the calibration",

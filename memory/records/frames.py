@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import delete, select
@@ -64,6 +65,14 @@ class FrameStore:
             of = select(_F.golden_id, _F.anchor_id).where(_F.product == product, _F.version == VERSION)
             rows = conn.execute(of).all()
         return {row.golden_id: row.anchor_id for row in rows}
+
+    def main_anchor(self, product: str) -> str:
+        """sha256 of the photo of the anchor of the frame that most goldens of a product are in; "" if none has a place."""
+        counts = Counter(self.of(product).values())
+        if not counts:
+            return ""
+        place = self.get(min(counts, key=lambda anchor: (-counts[anchor], anchor)))
+        return "" if place is None else place.anchor_sha256
 
 
 def _place(text: str) -> GoldenPlace:

@@ -53,7 +53,7 @@ def enroll(
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="photo|thermal",
+            metavar="photo|thermal|depth|cloud",
             help="Of what kind the product's files are; said once. Default: what it is, or photo.",
         ),
     ] = None,
@@ -66,8 +66,9 @@ def enroll(
     Enrolling a photo again is harmless: it is only reported.
 
     A product's files are photos, or of the --kind that is said with its first golden sample. Thermal files (FLIR radiometric
-    JPEG, radiometric TIFF, CSV) are compared in kelvin; what a number in a TIFF or CSV means is stated first, with
-    `refdiff product set`.
+    JPEG, radiometric TIFF, CSV) are compared in kelvin, height maps (depth: organised xyz TIFF, 16-bit or float TIFF, 16-bit
+    PNG) and point clouds (cloud: PLY, PCD, STL, XYZ) in mm; what a number in a file means is stated first, with `refdiff
+    product set`.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
     from refdiff.tools.golden_samples.fit import is_due

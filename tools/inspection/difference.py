@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
+from refdiff.model.cloud.difference import CloudDifference
 from refdiff.model.difference.encoder import Features, work_size
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
+from refdiff.model.height.difference import HeightDifference
 from refdiff.model.images import RgbImage
 from refdiff.model.thermal.difference import HeatDifference
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
@@ -48,11 +50,19 @@ class Difference:
     level: float  # lower quartile of the cells that count: how much even what fits best differs
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
     heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
+    height: HeightDifference | None = None  # of a height map: the same
+    scan: CloudDifference | None = None  # of a point cloud: the same
 
     @property
     def offset(self) -> float:
         """What was added to the measured values of the nearest reference; 0 for kinds that have none."""
         return self.heat.shift_k if self.heat is not None and self.heat.removed else 0.0
+
+    @property
+    def fit(self) -> tuple[float, float, float, float]:
+        """Of height maps, what was added to the heights of the nearest reference (a plane: mm at px (0, 0), mm a px to the
+        right, down), and what they were multiplied by before."""
+        return (0.0, 0.0, 0.0, 1.0) if self.height is None else (*self.height.plane, self.height.factor)
 
     def cell_of(self, size: tuple[int, ...]) -> float:
         """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""

@@ -167,16 +167,18 @@ def inspect_photo(
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
         extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
         height, width = query.shape[:2]
+        described = method.describe(comparison, capture.sha256, measurement, scale)
+        place = described.place or place_name(extent.box, (height, width))
         regions.append(
             RegionResult(
                 region=replace(region, id=f"r{len(regions) + 1}"),
-                measurement=replace(measurement, place=place_name(extent.box, (height, width))),
+                measurement=replace(measurement, place=place),
                 extent=extent,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
                 places=[name for name, mask in (critical | named).items() if touches(mask, region, query.shape)],
-                described=method.describe(comparison, capture.sha256, measurement),
+                described=described,
             )
         )
     if method.shapes:
