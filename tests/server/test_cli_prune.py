@@ -115,7 +115,24 @@ def test_nothing_is_removed_while_the_photos_of_goldens_are_unknown(
     monkeypatch.delenv("QDRANT_URL")
     (ready / "home" / "goldens.sqlite").write_bytes(b"garbage" * 1000)
     assert said(capsys, "prune", "--older-than", "0d")[0] == 69
+    (ready / "home" / "goldens.sqlite").unlink()  # as with a Qdrant server that is not named any more
+    code, document = said(capsys, "prune", "--older-than", "0d")
+    assert (code, document["error"]["type"]) == (69, "UnavailableError")
+    assert "has no golden samples" in document["error"]["message"]
     assert said(capsys, "inspections", "list")[1]["inspections"][0]["removed_at"] is None
+
+
+def test_product_without_inspections_and_home_that_is_not_there_are_refused(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(capsys, "inspect", "--part", "1", "--product", "board", "--image", "good.png")
+    code, document = said(capsys, "prune", "--older-than", "0d", "--product", "bord", "--dry-run")
+    assert (code, document["error"]["type"]) == (65, "UnknownProductError")
+    assert said(capsys, "prune", "--older-than", "0d", "--product", "BOARD", "--dry-run")[1]["inspections"] == 1
+    monkeypatch.setenv("REFDIFF_HOME", str(ready / "hone"))
+    code, document = said(capsys, "prune", "--older-than", "0d")
+    assert (code, document["error"]["type"]) == (65, "InputError")
+    assert not (ready / "hone").exists()
 
 
 # ---- doctor ----
