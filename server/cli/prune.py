@@ -112,8 +112,8 @@ def _goldens(stores: Stores) -> GoldenPhotos:
     if not (found.sha256 or found.golden_ids) and stores.inspections.list(limit=1):
         where = shown_path(memory.home / "goldens.sqlite") if memory.qdrant_url is None else "the Qdrant server"
         raise UnavailableError(
-            f"nothing is removed: {where} has no golden samples, though parts were inspected, so their photos cannot be told "
-            "apart; set QDRANT_URL and REFDIFF_HOME as they were then, or restore a backup"
+            f"nothing is removed: {where} has no golden samples, though parts were inspected, so their photos cannot be "
+            "told apart; set QDRANT_URL and REFDIFF_HOME as they were then, or restore a backup"
         )
     return found
 

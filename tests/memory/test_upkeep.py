@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -330,6 +331,34 @@ def test_backup_refuses_what_would_destroy_or_mislead(home: Path, tmp_path: Path
         back_up(tmp_path / "there", tmp_path / "b.tar")
 
 
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.TGZ", "b.zip"])
+def test_backup_by_the_name_of_an_archive_that_is_not_written_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"ends in \.tar, or a folder"):
+        back_up(home, tmp_path / "to" / name)
+    assert not (tmp_path / "to").exists()
+    back_up(home, tmp_path / "B.TAR")
+    assert tarfile.is_tarfile(tmp_path / "B.TAR")
+
+
+def test_backup_tells_of_photos_that_are_not_there(home: Path, tmp_path: Path) -> None:
+    assert back_up(home, tmp_path / "whole").missing == []
+    lost = sha256_of(b"photo of i2")
+    (home / "images" / lost[:2] / lost).unlink()
+    assert back_up(home, tmp_path / "without").missing == [lost]
+
+
+def test_backup_beside_a_prune_names_the_file_that_went(home: Path, tmp_path: Path) -> None:
+    photo = sha256_of(b"photo of i2")
+    path = home / "images" / photo[:2] / photo
+
+    def prune(step: str, done: int, of: int) -> None:
+        path.unlink(missing_ok=True)
+
+    with pytest.raises(StorageError, match=rf"{photo}: removed meanwhile .*back up again"):
+        back_up(home, tmp_path / "b.tar", prune)
+    assert not (tmp_path / "b.tar").exists()
+
+
 def test_backup_of_a_damaged_database_is_refused_and_leaves_nothing(home: Path, target: Path) -> None:
     (home / "lines" / "0.sqlite").write_bytes(b"garbage" * 1000)
     with pytest.raises(StorageError, match=r"0\.sqlite: the file is damaged"):
@@ -401,9 +430,19 @@ def test_cut_off_or_foreign_file_is_no_backup(home: Path, tmp_path: Path) -> Non
     data = backup.read_bytes()
     for cut in (b"", b"no tar file" * 100, data[: len(data) // 2], data[:-20_000]):
         backup.write_bytes(cut)
-        with pytest.raises((InputError, StorageError)):
+        with pytest.raises(InputError, match=r"use another backup|cut off"):
             restore(backup, tmp_path / "again")
         assert list((tmp_path / "again").iterdir()) == []
+    backup.write_bytes(gzip.compress(data))
+    with pytest.raises(InputError, match="unpack it first"):
+        restore(backup, tmp_path / "again")
+
+
+def test_restore_into_a_file_is_refused(home: Path, tmp_path: Path) -> None:
+    back_up(home, tmp_path / "b")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="a file; restore into a new folder"):
+        restore(tmp_path / "b", tmp_path / "file")
 
 
 def test_restore_refuses_a_home_that_is_not_empty_and_finishes_one_that_was_killed(home: Path, tmp_path: Path) -> None:
