@@ -31,7 +31,7 @@ from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore, restore_to_server
-from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
+from refdiff.memory.upkeep.doctor import BankContents, Examination, _Doctor, examine
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import scratch_folder
 
@@ -530,6 +530,24 @@ def test_doctor_names_what_is_missing_and_damaged(home: Path, settings: MemorySe
     assert ("missing", missing) in found
     assert ("damaged", [f"photo {captures['part-i2']} of part part-i2 ({photos['i2']})"]) in found
     assert len(found) == 4
+
+
+def test_doctor_takes_nothing_for_lost_that_a_server_wrote_or_removed_meanwhile(
+    home: Path, settings: MemorySettings
+) -> None:
+    passing, photo = home / "images" / ".tmp-0123", sha256_of(b"photo of i2")
+    passing.write_bytes(b"half a photo")
+
+    def prune(step: str, done: int, of: int) -> None:
+        if step == "reading records":
+            shutil.rmtree(home / "inspections" / "i2", ignore_errors=True)
+            (home / "images" / photo[:2] / photo).unlink(missing_ok=True)
+
+    doctor = _Doctor(settings, BankContents([], []), False, prune, True)
+    passing.unlink()
+    with Stores.open(settings) as stores:
+        file_inspection(stores, "i3")
+    assert kinds(doctor.examine()) == []
 
 
 def test_doctor_misses_no_files_of_an_inspection_whose_pictures_are_drawn_when_asked_for(
