@@ -438,7 +438,7 @@ class _Beside:
     """What some records are of, as the tables have it: one statement a table for all of them."""
 
     def __init__(self, conn: Connection, records: Sequence[Row[Any]]) -> None:
-        self._conn, self._found = conn, dict[tuple[str, str], dict[Any, Row[Any]]]()
+        self._conn, self._found = conn, dict[tuple[str, str], dict[Any, Any]]()
         self._ids = {row.inspection_id for row in records if row.inspection_id}
 
     def of(self, table: Table, key: str = "inspection_id") -> dict[Any, Row[Any]]:
@@ -447,7 +447,8 @@ class _Beside:
             columns = [c for c in table.c if c is not _I.report]
             rows = self._conn.execute(select(*columns).where(table.c.inspection_id.in_(self._ids))).all()
             self._found[table.name, key] = {row._mapping[key]: row for row in rows}
-        return self._found[table.name, key]
+        found: dict[Any, Row[Any]] = self._found[table.name, key]
+        return found
 
     def filed_as(self, inspection_id: str) -> str | None:
         """The digest of the report that was filed first."""

@@ -38,6 +38,7 @@ from refdiff.memory.upkeep.move import check_empty, copy_to_file, move_records
 from refdiff.model.errors import InputError, RefDiffError, StorageError
 from refdiff.model.files import make_folder, scratch_folder, storage_error
 from refdiff.model.progress import Progress, silent
+from refdiff.model.wording import few
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -156,8 +157,8 @@ def _write(home: Path, server: Database | None, scratch: Path, writer: _Writer, 
             kept.seek(0)
             add(Path(AUDIT_HEAD), kept)
     for place in others:
-        with _opened(home / place) as source:
-            add(place, source)
+        with _opened(home / place) as other:
+            add(place, other)
     text = json.dumps({"refdiff_backup": FORMAT} | asdict(manifest), indent=1) + "\n"
     with tempfile.TemporaryFile(dir=scratch) as listed:
         listed.write(text.encode())
@@ -332,8 +333,7 @@ def restore_to_server(source: Path, settings: MemorySettings, progress: Progress
 
 
 def _not_empty(home: Path, there: set[str]) -> InputError:
-    shown = ", ".join(sorted(there)[:3])
-    return InputError(f"{home}: not empty ({shown}, ...); restore into a new folder: set REFDIFF_HOME")
+    return InputError(f"{home}: not empty ({few(sorted(there))}); restore into a new folder: set REFDIFF_HOME")
 
 
 def _remove(path: Path) -> None:
@@ -371,8 +371,7 @@ def _stage(source: Path, staging: Path, progress: Progress) -> Manifest:
         ("changed", {n for n in listed.keys() & copied.keys() if listed[n] != copied[n]}),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:3])
-            raise InputError(f"{source}: {len(names)} files are {word} ({shown}); use another backup")
+            raise InputError(f"{source}: {len(names)} files are {word} ({few(sorted(names))}); use another backup")
     if MAIN not in listed:
         raise InputError(f"{source}: no {MAIN} in it; use another backup")
     return manifest

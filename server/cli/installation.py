@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, RefDiffError
+from refdiff.model.wording import few
 from refdiff.server.cli.invocation import open_workspace
 from refdiff.server.cli.options import shown_path
 
@@ -207,7 +208,7 @@ def _bank(memory: MemorySettings, bank: Bank) -> Check:
     said = f"{kind}, {len(goldens)} golden samples of {len({g.product for g in goldens})} products"
     if damaged:
         return Check(
-            name, "broken", f"{said}; {len(damaged)} are damaged: {_some(damaged)}", "refdiff goldens reenroll"
+            name, "broken", f"{said}; {len(damaged)} are damaged: {few(damaged, _SHOWN)}", "refdiff goldens reenroll"
         )
     if not goldens:
         return Check(name, "warning", f"{said}: nothing to compare with", "refdiff enroll --product P FOLDER")
@@ -301,7 +302,7 @@ def _calibrations(bank: Bank) -> Check:
     if isinstance(bank.contents, str):
         return Check("calibrations", "warning", "not checked, as the golden bank was not opened", "see the golden bank")
     if bank.stale:
-        return Check("calibrations", "warning", f"stale: {_some(bank.stale)}: the next inspection measures them again",
+        return Check("calibrations", "warning", f"stale: {few(bank.stale, _SHOWN)}: the next inspection measures them again",
                      "refdiff calibrate --product P does it now")  # fmt: skip
     return Check("calibrations", "ok", f"{len(bank.calibrated)} products, none stale")
 
@@ -361,10 +362,6 @@ def _size(path: Path) -> int:
             with contextlib.suppress(OSError):  # another process made room
                 total += Path(folder, name).lstat().st_size
     return total
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _mb(size: int) -> str:
