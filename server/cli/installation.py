@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -250,9 +251,15 @@ def _digest(path: Path) -> str:
 
 
 def _arithmetic(model: ModelSettings) -> Check:
+    from propcache.api import cached_property
+
     from refdiff.model.difference.compiled import uses_openvino
     from refdiff.model.number_format import measured
 
+    # propcache falls back on functools, whose property has one lock for all objects until Python 3.12
+    if cached_property.__module__ == "functools" and sys.version_info < (3, 12):
+        said = "propcache is here without its compiled part, so threads wait for each other"
+        return Check("arithmetic", "warning", said, "install a wheel of propcache, and unset PROPCACHE_NO_EXTENSIONS")
     engine = "OpenVINO" if uses_openvino(model) else "torch"
     if model.number_format != "auto":
         return Check("arithmetic", "ok", f"{model.number_format} (REFDIFF_NUMBER_FORMAT), {engine}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -263,6 +265,15 @@ def test_endpoint_is_asked_with_its_key_which_is_not_shown(
     code, checks, document = examined(capsys)
     assert (code, checks["language model"]["status"]) == (0, "warning")
     assert "hunter" not in json.dumps(document)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="functools.cached_property has no lock any more")
+def test_lock_of_all_objects_is_a_warning(ready: Path) -> None:
+    program = "import sys; from refdiff.server.cli.main import main; sys.argv[1:] = ['doctor', '--json']; main()"
+    slow = os.environ | {"PROPCACHE_NO_EXTENSIONS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=slow, capture_output=True, check=True)
+    [found] = [c for c in json.loads(done.stdout)["checks"] if c["name"] == "arithmetic"]
+    assert (found["status"], "compiled part" in found["says"]) == ("warning", True)
 
 
 def test_photo_that_is_damaged_is_found_by_reading_all(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
