@@ -31,6 +31,7 @@ from refdiff.tools.evidence import (
     SimilarEvidence,
     SimilarNumbers,
     finding_of,
+    moved_by,
 )
 from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
@@ -377,8 +378,9 @@ def _of_golden(golden: AgainstGolden, scale: ResolvedScale) -> dict[str, Any]:
 def _said_of_golden(golden: AgainstGolden) -> str:
     said = ""
     if golden.moved is not None:
-        least = "at least " if golden.moved.at_least else ""
-        said += f"; an edge lies {least}{golden.moved.distance_px:.3g} px {golden.moved.direction} than on the golden sample"
+        moved = golden.moved
+        by = moved_by(f"{moved.distance_px:.3g} px", moved.direction, at_least=moved.at_least)
+        said += f"; an edge lies {by} than on the golden sample"
     if golden.outline is not None and golden.outline.only_golden:
         said += "; the golden sample has an outline there that the photo does not show"
     return said

@@ -38,6 +38,7 @@ from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import coloured
+from refdiff.model.wording import few
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
 from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
@@ -143,19 +144,19 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         retired = {g.golden_id for g in goldens if g.status == "retired"}
         gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
         if gone:
-            return f"trained on {_some(gone)}, retired since"
+            return f"trained on {few(gone)}, retired since"
         if not defects:
             return ""
         # the other way round: they took a good part for a defect
         good = self.stores.adoptions.found_good(networks.product, [d.photo for d in defects])
         if of_good := [d.inspection_id for d in defects if d.photo in good]:
-            return f"trained on a defect of inspection {_some(of_good)}, whose part a person found good since"
+            return f"trained on a defect of inspection {few(of_good)}, whose part a person found good since"
         # no network would be left that has not seen the part
         in_use = [g for g in goldens if g.status in IN_USE]
         photos, groups = {g.sha256 for g in in_use}, {g.group for g in in_use}
         shown = [d.inspection_id for d in defects if d.photo in photos or group_of_part(d.part_id) in groups]
         return (
-            f"trained on a defect of inspection {_some(shown)}, whose part a golden sample shows since" if shown else ""
+            f"trained on a defect of inspection {few(shown)}, whose part a golden sample shows since" if shown else ""
         )
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
@@ -387,10 +388,6 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
                 self.file_poses.put(sha256, how, pose)
             reading = reader.placed(reading, pose, how)
         return reading.freeze()
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _nbytes(warped: tuple[Picture, Features]) -> int:

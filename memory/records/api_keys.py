@@ -58,6 +58,8 @@ class KeyStore:
     def operator(self, name: str, *, make: bool) -> tuple[ApiKey, str] | None:
         """The operator's key (admin) and its text, kept in the home folder; None if there is none and `make` is false.
 
+        Where its text is lost, the key is revoked.
+
         name: of the person who runs this machine's servers, for a new one. One process at a time may make it.
         Raises StorageError.
         """
@@ -69,13 +71,12 @@ class KeyStore:
             raise storage_error(self._operator_file, e) from e
         if (known := self.check(text)) is not None:
             return known, text
+        with self._db.connection() as conn:
+            lost = conn.scalars(select(_K.key_id).where(_K.operator, _K.revoked_at.is_(None))).all()
+        for key_id in lost:  # the file was lost, or the home was restored elsewhere: whoever has it has nothing
+            self.revoke(key_id, name)
         if not make:
             return None
-        if self._db.path is not None:  # on a server, they are those of other homes
-            with self._db.connection() as conn:
-                lost = conn.scalars(select(_K.key_id).where(_K.operator, _K.revoked_at.is_(None))).all()
-            for key_id in lost:  # the file was lost, or holds another home's key
-                self.revoke(key_id, name)
         taken = {person(k.name) for k in self.list() if k.revoked_at is None}
         key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
         write_atomic(self._operator_file, text.encode())

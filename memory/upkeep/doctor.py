@@ -127,9 +127,10 @@ class _Doctor:
 
     def examine(self) -> Examination:
         for place in self._files:
-            about = (self._home / place).lstat()
-            store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
-            self._found.bytes[store] = self._found.bytes.get(store, 0) + about.st_size
+            with contextlib.suppress(FileNotFoundError):  # a server removed it meanwhile
+                size = (self._home / place).lstat().st_size
+                store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
+                self._found.bytes[store] = self._found.bytes.get(store, 0) + size
         sound = self._databases()
         if Path(MAIN) in sound or self._settings.database_url is not None:
             self._records(sound)
@@ -246,9 +247,10 @@ class _Doctor:
             named = (report.get("artefacts") or {}).values() if written is None else written
             for path in filter(None, named):
                 place = Path("inspections", inspection_id, Path(path).name)
-                if place not in there:
+                file = self._home / place
+                if place not in there and not file.exists():  # not written since they were listed either
                     missing.append(f"{inspection_id}/{place.name}")
-                elif not (self._home / place).stat().st_size:
+                elif file.exists() and not file.stat().st_size:
                     empty.append(f"{inspection_id}/{place.name}")
         remedy = "take them from a backup; photo and report are still in the home if nothing else is named here"
         self._add("missing", "files of filed inspections", missing, remedy)
@@ -298,14 +300,16 @@ class _Doctor:
 
     def _photos(self, sound: set[Path]) -> None:
         photos = {place.name: place for place in self._files if place.parts[0] == "images" and is_kept(place)}
-        self._add("missing", "photos", (f"{name} ({sha})" for sha, name in self._named.items() if sha not in photos),
+        # one that came since they were listed is there
+        missing = (s for s in self._named if s not in photos and not (self._home / "images" / s[:2] / s).exists())
+        self._add("missing", "photos", (f"{self._named[sha]} ({sha})" for sha in missing),
                   "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
         if not self._deep:
             return
         damaged = []
         for done, (sha256, place) in enumerate(photos.items(), start=1):
             self._progress("reading photos", done, len(photos))
-            if _digest(self._home / place) != sha256:
+            if (digest := _digest(self._home / place)) is not None and digest != sha256:
                 damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
         self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
                   "refdiff enroll)")  # fmt: skip
@@ -363,9 +367,12 @@ def _json(data: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> str | None:
+    """None for a file that was removed since it was listed."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
     except OSError as e:
         return f"unreadable: {e}"

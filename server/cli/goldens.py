@@ -11,6 +11,7 @@ import typer
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
+from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_workspace, settings
 from refdiff.server.cli.options import (
@@ -91,9 +92,8 @@ def enroll(
         due = is_due(workspace, result.product)
     document = _document(result)
     if result.n_in_bank == 0:
-        reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
-        more = f" and {len(result.refused) - 3} more" if len(result.refused) > 3 else ""
-        error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}{more}")
+        reasons = few((f"{clean(str(r.path))}: {r.reason}" for r in result.refused), between="; ")
+        error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}")
         if current().as_json:
             details = {"type": "InputError", "message": str(error), "exit_code": error.exit_code}
             emit({"error": details} | document)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, RefDiffError
+from refdiff.model.wording import few
 from refdiff.server.cli.invocation import open_workspace
 from refdiff.server.cli.options import shown_path
 
@@ -207,7 +209,7 @@ def _bank(memory: MemorySettings, bank: Bank) -> Check:
     said = f"{kind}, {len(goldens)} golden samples of {len({g.product for g in goldens})} products"
     if damaged:
         return Check(
-            name, "broken", f"{said}; {len(damaged)} are damaged: {_some(damaged)}", "refdiff goldens reenroll"
+            name, "broken", f"{said}; {len(damaged)} are damaged: {few(damaged, _SHOWN)}", "refdiff goldens reenroll"
         )
     if not goldens:
         return Check(name, "warning", f"{said}: nothing to compare with", "refdiff enroll --product P FOLDER")
@@ -249,9 +251,15 @@ def _digest(path: Path) -> str:
 
 
 def _arithmetic(model: ModelSettings) -> Check:
+    from propcache.api import cached_property
+
     from refdiff.model.difference.compiled import uses_openvino
     from refdiff.model.number_format import measured
 
+    # propcache falls back on functools, whose property has one lock for all objects until Python 3.12
+    if cached_property.__module__ == "functools" and sys.version_info < (3, 12):
+        said = "propcache is here without its compiled part, so threads wait for each other"
+        return Check("arithmetic", "warning", said, "install a wheel of propcache, and unset PROPCACHE_NO_EXTENSIONS")
     engine = "OpenVINO" if uses_openvino(model) else "torch"
     if model.number_format != "auto":
         return Check("arithmetic", "ok", f"{model.number_format} (REFDIFF_NUMBER_FORMAT), {engine}")
@@ -301,7 +309,7 @@ def _calibrations(bank: Bank) -> Check:
     if isinstance(bank.contents, str):
         return Check("calibrations", "warning", "not checked, as the golden bank was not opened", "see the golden bank")
     if bank.stale:
-        return Check("calibrations", "warning", f"stale: {_some(bank.stale)}: the next inspection measures them again",
+        return Check("calibrations", "warning", f"stale: {few(bank.stale, _SHOWN)}: the next inspection measures them again",
                      "refdiff calibrate --product P does it now")  # fmt: skip
     return Check("calibrations", "ok", f"{len(bank.calibrated)} products, none stale")
 
@@ -361,10 +369,6 @@ def _size(path: Path) -> int:
             with contextlib.suppress(OSError):  # another process made room
                 total += Path(folder, name).lstat().st_size
     return total
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _mb(size: int) -> str:

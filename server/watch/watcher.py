@@ -25,6 +25,7 @@ from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJourn
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.files import outage
+from refdiff.model.wording import few
 from refdiff.server.watch.folder import FOLDERS, TAKE_BACK_S, UNFINISHED, NamePattern, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
 from refdiff.server.watch.webhook import Webhook
@@ -329,7 +330,7 @@ class FolderWatcher:
 
 
 def _left_alone(kind: str, names: list[str]) -> str:
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    some = few(names)
     if kind == FOLDERS:
         return f"{len(names)} sub-folders are not watched ({some}); to inspect the photos in them too: --recursive"
     if kind.startswith(".") or kind == "without suffix":
