@@ -235,8 +235,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Whether the inspecting thread lives. Waits for nothing."""
         return self._queue.alive
 
-    def readiness(self) -> Readiness:
-        """Whether accepted work gets done now. Reads the stores, so it may take long in an outage."""
+    def readiness(self, workers: bool = True) -> Readiness:
+        """Whether accepted work gets done now. Reads the stores, so it may take long in an outage.
+
+        workers: False: of a server that leaves inspections to others, only whether it can accept them.
+        """
         problems = []
         oldest = self.jobs.oldest_open()
         oldest_s = 0.0 if oldest is None else (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()
@@ -247,7 +250,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             problems.append("the server is stopping")
         elif silent_s > _STUCK_S:
             problems.append(f"the running inspection has shown no progress for {silent_s:.0f} s; restart the server")
-        elif self.role == "server" and not self.jobs.workers():
+        elif workers and self.role == "server" and not self.jobs.workers():
             problems.append("no worker takes inspections; start one: refdiff worker")
         elif self._queue.outage:
             problems.append("inspections wait for something that is unavailable; the log says for what")

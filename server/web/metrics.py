@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server."""
+"""Prometheus metrics of one process, a server or a worker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,12 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         status = self._service.status()
-        yield GaugeMetricFamily("refdiff_inspections_open", "Inspections that wait or run", value=status.waiting)
+        yield GaugeMetricFamily(
+            "refdiff_inspections_open", "Inspections that wait or run, in all processes", value=status.waiting
+        )
+        yield GaugeMetricFamily(
+            "refdiff_workers", "Processes that take inspections", value=len(self._service.jobs.workers())
+        )
         yield GaugeMetricFamily("refdiff_inspections_limit", "Inspections that may wait", value=status.queue_limit)
         yield GaugeMetricFamily(
             "refdiff_inspection_seconds", "Duration of an inspection, moving average", value=status.seconds_each
@@ -71,7 +76,9 @@ class _ServiceCollector(Collector):
             "Free space below which no new photo is accepted",
             value=self._service.stores.settings.min_free_bytes,
         )
-        ended = CounterMetricFamily("refdiff_inspections", "Inspections that ended since the start", labels=["state"])
+        ended = CounterMetricFamily(
+            "refdiff_inspections", "Inspections that this process ended since its start", labels=["state"]
+        )
         for state, n in self._service.finished.items():
             ended.add_metric([state], n)
         yield ended
