@@ -7,7 +7,7 @@ import copy
 import hashlib
 import shlex
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property  # noqa: TID251 (its lock: what is shared is built once)
 from operator import attrgetter
