@@ -147,7 +147,7 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("develop", ["demo", "mcp", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"]),
+        ("develop", ["demo", "mcp", "onnx", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"]),
         ("app", ["mcp", "openvino", "postgres", "slack", "teams", "thermal", "train"]),
     ],
 )

@@ -27,6 +27,7 @@ from refdiff.server.cli import (
     captures,
     defects,
     demo,
+    export,
     goldens,
     home,
     inspect,
@@ -76,6 +77,7 @@ home.register(app)
 prune.register(app)
 train.register(app)
 watch.register(app)
+export.register(app)
 model.register(app)
 serve.register(app)
 mcp.register(app)

@@ -17,6 +17,7 @@ from refdiff.server.web.page.files import add_page
 from refdiff.server.web.routes import (
     captures,
     defects,
+    devices,
     goldens,
     health,
     inspections,
@@ -32,6 +33,7 @@ ROUTERS = (
     inspections.router,
     defects.router,
     captures.router,
+    devices.router,
     line_cameras.router,
     goldens.router,
     products.router,

@@ -28,8 +28,9 @@ from refdiff.server.cli import invocation, main
 from refdiff.server.cli import watch as cli_watch
 from refdiff.server.watch import folder as folder_module
 from refdiff.server.watch import watcher as line_module
-from refdiff.server.watch.folder import GROWING_S, NamePattern, WatchedFolder
+from refdiff.server.watch.folder import GROWING_S, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.names import NamePattern
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
 from refdiff.tools.workspace import Workspace

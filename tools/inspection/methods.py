@@ -13,7 +13,7 @@ from typing import Any
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.kinds import ProductKind
 from refdiff.model.defect_types import MeasuredType
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import Mask, RgbImage
 from refdiff.tools.framing.photos import alignments

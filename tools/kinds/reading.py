@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from propcache.api import cached_property
 
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.products import Product
+from refdiff.memory.rows.products import Product
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import Palette
