@@ -73,7 +73,8 @@ def verify(
 
     settings()  # reads the file of settings
     key, started = ExportSettings().key, time.perf_counter()
-    with ExportedWorkspace.of_file(file, key) as opened:
+    opened = ExportedWorkspace.of_file(file, key)
+    with opened:
         export = opened.export
         signature = (
             "its signature is right"

@@ -152,7 +152,7 @@ def _watch(given: argparse.Namespace) -> int:
         device = stack.enter_context(_open(given))
         if given.server is not None:
             key = DeviceSettings().api_key
-            delivery = stack.enter_context(Delivery(spool, given.server, key and key.get_secret_value(), _say))
+            delivery = stack.enter_context(Delivery(spool, given.server, key.get_secret_value() if key else None, _say))
         watcher = DeviceWatcher(folder, device, spool, delivery=delivery, scale_mm_per_px=given.scale_mm_per_px,
                                 requested_by=given.name, note=_say)  # fmt: skip
         with stopping(watcher.stop) as interrupted:

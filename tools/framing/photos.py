@@ -164,7 +164,8 @@ def golden_tiles(workspace: Workspace, golden: Golden, working_px: int | None = 
     place = place_of(workspace, golden)
     size, tiles = frame_tiles(workspace, place, working_px)
     grid = Grid(size, scaling(place.anchor_size, size), place, False, tiles)
-    on_itself = registered("identity", np.linalg.inv(matrix_of(place)), 0.0, 1.0, 1.0, place.size)
+    back = np.asarray(np.linalg.inv(matrix_of(place)), np.float64)
+    on_itself = registered("identity", back, 0.0, 1.0, 1.0, place.size)
     there = GoldenOnGrid(workspace, golden, on_itself, grid)
     return (there.on(tile) for tile in tiles)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.rows.calibrations import Calibration, MarksFound
 from refdiff.model.difference.comparing import MAP_STRIDE, Comparing
-from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.feature_maps import GRID_STRIDE
+from refdiff.model.difference.features import Encoding
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
@@ -140,7 +140,7 @@ class _SizedSample:
         before, after = (cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.int16) for p in (finer, spoiled))
         return np.clip(self.picture + (after - before), 0, 255).astype(np.uint8)
 
-    def cells_of(self, spoiled: RgbImage, encoder: Encoder, network: Comparing) -> NDArray[np.float32]:
+    def cells_of(self, spoiled: RgbImage, encoder: Encoding, network: Comparing) -> NDArray[np.float32]:
         """(h, w) cells of the sample with what was drawn on it.
 
         Only tiles that show some of that are compared again; each is completed in its own way where the photo ends.
