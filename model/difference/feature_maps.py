@@ -10,6 +10,7 @@ from propcache.api import cached_property
 from refdiff.model.arrays import Array, library_of, offsets, on_cells, packed, unit
 
 GRID_STRIDE = 8
+Sketch = tuple[Array, Array]  # see `FeatureMaps.sketch`
 _STRIDES = (8, 16, 32)
 _SEARCHED = 128  # directions of a sketch: with as many, image scores stay within a thousandth of the full search
 
@@ -41,8 +42,12 @@ class FeatureMaps(dict[int, Array]):
         maps = [on_cells(self[s], self.grid) for s in _STRIDES]
         return unit(library_of(maps[0]).concat(maps, 1), 1)
 
+    def take_sketch(self, known: Sketch) -> None:
+        """Take a sketch of the same maps that was computed before."""
+        self.__dict__["sketch"] = known
+
     @cached_property
-    def sketch(self) -> tuple[Array, Array]:
+    def sketch(self) -> Sketch:
         """(d, h*w) descriptors in the d directions that hold most of them, and (C, d) those directions; d <= C."""
         library = library_of(self[GRID_STRIDE])
         # a coarse map has few cells and so spans few directions: the eigenvectors are looked for among those

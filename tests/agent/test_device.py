@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from edge_parity import ABSENT, Parity, device_reports, installation_reports, on_device, opened, parity
+from safetensors.numpy import load
 
 from refdiff.agent.device.device import Device
 from refdiff.agent.report.schema import DefectReport
@@ -296,9 +297,12 @@ def test_command_says_what_is_wrong_with_exit_codes(turned: Made, tmp_path: Path
         assert on_device("inspect", export, photo, check=False).returncode == code
 
 
-def test_export_holds_no_pickle_and_nothing_unlisted(turned: Made) -> None:
+def test_export_holds_nothing_unlisted_and_no_format_that_executes(turned: Made) -> None:
     with Export(turned.exports["onnx"], KEY) as export, zipfile.ZipFile(export.path) as archive:
         names = set(archive.namelist())
         assert names == {*export.manifest.parts, "manifest.json", "signature.json"}
-        assert {Path(n).suffix for n in names} == {"", ".json", ".npz", ".onnx"}
-        assert not any(b"\x80\x04\x95" in archive.read(n)[:4096] for n in names if n.endswith(".npz"))
+        assert {Path(n).suffix for n in names} == {"", ".json", ".safetensors", ".onnx"}
+        read = export.arrays("vectors.safetensors")
+        right = load(archive.read("vectors.safetensors"))
+        assert all(np.array_equal(read[name], value) for name, value in right.items())
+        assert read.keys() == right.keys()

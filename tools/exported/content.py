@@ -14,7 +14,7 @@ from refdiff.memory.rows.networks import LearnedDefect, ProductNetworks
 from refdiff.memory.rows.products import Product
 
 CONTENT = "product.json"
-VECTORS = "vectors.npz"  # golden id + "/global" or "/patches" -> float32
+VECTORS = "vectors.safetensors"  # golden id + "/global" or "/patches" -> float32
 FEATURES, PHOTOS = "features", "photos"
 
 

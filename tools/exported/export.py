@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save
+
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.difference.encoder import encoder_graph
@@ -19,7 +21,7 @@ from refdiff.model.errors import InputError, unknown_product
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import software_version
 from refdiff.tools.caches.feature_cache import pack_features
-from refdiff.tools.exported.archive import Manifest, packed_arrays, write_export
+from refdiff.tools.exported.archive import Manifest, write_export
 from refdiff.tools.exported.content import CONTENT, FEATURES, PHOTOS, VECTORS, Content
 from refdiff.tools.exported.networks import graph_parts
 from refdiff.tools.framing.frames import place_goldens, place_of
@@ -125,7 +127,7 @@ def _vectors(workspace: Workspace, goldens: Iterable[Golden]) -> bytes:
         arrays[f"{golden.golden_id}/global"], arrays[f"{golden.golden_id}/patches"] = workspace.bank.vectors(
             golden.golden_id
         )
-    return packed_arrays(arrays)
+    return save(arrays)
 
 
 def _photos(workspace: Workspace, product: str, in_use: Iterable[Golden]) -> dict[str, bytes]:
@@ -163,7 +165,7 @@ def _features(workspace: Workspace, product: str, in_use: list[Golden], progress
             for _ in golden_tiles(watched, golden, px):
                 pass
         progress("encoding golden samples", done, len(in_use))
-    return {f"{FEATURES}/{key}.npz": packed_arrays(pack_features(features)) for key, features in kept.items()}
+    return {f"{FEATURES}/{key}.safetensors": save(pack_features(features)) for key, features in kept.items()}
 
 
 class _Recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter
@@ -20,6 +21,7 @@ from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.memory.rows.networks import ProductNetworks
 from refdiff.memory.rows.products import Product
 from refdiff.model.difference.comparing import Comparing, Network
+from refdiff.model.difference.feature_maps import Sketch
 from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, InputError, UnknownProductError, UnknownRecordError, no_goldens
 from refdiff.model.settings import ModelSettings, software_version
@@ -32,10 +34,12 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 # a device has little memory; what does not fit is read, drawn or decoded again
-_IMAGES_KEPT_BYTES = 48 << 20
-_VIEWS_KEPT_BYTES = 32 << 20
-_FEATURES_KEPT_BYTES = 96 << 20
-_PICTURES_KEPT_BYTES = 24 << 20
+_IMAGES_KEPT_BYTES = 32 << 20
+_VIEWS_KEPT_BYTES = 24 << 20
+_FEATURES_KEPT_BYTES = 40 << 20
+_SKETCHES_KEPT_BYTES = 48 << 20  # of the same: what takes longest to compute anew
+_PICTURES_KEPT_BYTES = 16 << 20
+_WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
 _OTHER_VERSION = (
     "{path}: was exported by RefDiff {theirs}, whose scores are computed in another way than those of {ours}, which is "
     "installed here; export the product again with the version of the device, or update the device"
@@ -215,13 +219,22 @@ class ExportedFeatures:
     def __init__(self, export: Export) -> None:
         self._export = export
         self._kept = FeatureCache(Path(), "", 0, lambda array: array, kept=_FEATURES_KEPT_BYTES)
+        self._sketches: LRUCache[str, Sketch] = LRUCache(_SKETCHES_KEPT_BYTES, lambda s: s[0].nbytes + s[1].nbytes)
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """As `FeatureCache.get`."""
-        name = f"{FEATURES}/{key}.npz"
+        name = f"{FEATURES}/{key}.safetensors"
         if name in self._export.manifest.parts:
-            return self._kept.get(key, lambda: unpack_features(lambda a: a, self._export.arrays(name)), False)
+            return self._kept.get(key, lambda: self._read(key, name), False)
         return self._kept.get(key, lambda: rounded(encode()), False)
+
+    def _read(self, key: str, name: str) -> Features:
+        features = unpack_features(lambda array: array, self._export.arrays(name))
+        if (known := self._sketches.get(key)) is not None:
+            features.maps.take_sketch(known)
+        with contextlib.suppress(ValueError):  # larger than the cache
+            self._sketches[key] = features.maps.sketch
+        return features
 
 
 class ExportedWorkspace(Workspace):
@@ -246,6 +259,7 @@ class ExportedWorkspace(Workspace):
         self._bank = cast(Any, ExportedBank(content.goldens, vectors))
         self._images = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
+        self._warped = LRUCache(_WARPED_KEPT_BYTES, self._warped.getsizeof)
         self.__dict__["encoder"] = exported_encoder(export, content.encoder, model.working_px, threads)
         self.__dict__["features"] = ExportedFeatures(export)
         self.__dict__["pictures"] = PictureCache(Path(), "", 0, kept=_PICTURES_KEPT_BYTES)
