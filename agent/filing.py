@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.agent.context import AgentContext
+from refdiff.agent.report.artefacts import ARTEFACTS
 from refdiff.agent.report.drawing import Drawing
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.agent.report.values import Values
@@ -33,24 +34,6 @@ from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
-
-ARTEFACTS = {
-    "overlay": "overlay.png",
-    "heatmap": "heatmap.png",
-    "side_by_side": "side_by_side.png",
-    "html": "report.html",
-    "markdown": "report.md",
-    "report": "report.json",
-    "query": "query.jpg",
-    "reference": "reference.jpg",
-    "anomaly": "anomaly.png",
-}
-
-
-def artefacts_of(inspection_id: str) -> Artefacts:
-    """The files of an inspection, as a report names them: relative to the home folder, which may be moved or copied."""
-    folder = inspection_folder(Path(), inspection_id)
-    return Artefacts(**{name: (folder / file).as_posix() for name, file in ARTEFACTS.items()})
 
 
 def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
@@ -74,12 +57,7 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     inspections = workspace.stores.inspections
     if inspections.find(report.inspection_id) is not None:
         return DefectReport.model_validate(inspections.get(report.inspection_id).report)
-    nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
-    outlines = [r.extent.outline for r in canonical.regions]
-    kept = KeptDifference(
-        difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset,
-        How.of(context.tools.judged_by).rules, difference.fit,
-    ).encode()  # fmt: skip
+    nearest, kept = canonical.comparison.nearest, context.tools.kept_difference.encode()
     digests: dict[str, str] = {}
     if context.draws:
         _ = context.tools.query  # says what is lost, where it is

@@ -45,8 +45,8 @@ from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
 from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
 from refdiff.memory.locks import hold_lock, hold_shared_lock
-from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.rows.captures import Capture
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (

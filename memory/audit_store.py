@@ -32,7 +32,6 @@ from refdiff.memory.audit_chain import (
     AuditRecord,
     ChainCheck,
     Problem,
-    canonical,
     last_given,
 )
 from refdiff.memory.audit_head import AuditHead, missing_from
@@ -44,6 +43,7 @@ from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.api_keys import key_state, keys_of
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.records.defect_names import NAMED
+from refdiff.memory.rows.digests import canonical
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 

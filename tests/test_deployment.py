@@ -334,7 +334,10 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("develop", ["cloud", "demo", "mcp", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"]),
+        (
+            "develop",
+            ["cloud", "demo", "mcp", "onnx", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"],
+        ),
         ("app", ["cloud", "mcp", "openvino", "postgres", "slack", "teams", "thermal", "train"]),
     ],
 )

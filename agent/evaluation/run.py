@@ -29,7 +29,7 @@ from refdiff.agent.report.schema import Alpha, Verdict
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import RgbImage, decode_image, encode_png, measure_window

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from refdiff.agent.report.schema import (
     ComponentCount,
@@ -21,11 +22,13 @@ from refdiff.agent.report.schema import (
     SeenBefore,
     VerdictBasis,
 )
-from refdiff.memory.records.defect_names import Naming
-from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.tools.evidence import finding_of, moved_by
 from refdiff.tools.inspection.components import said_count
+
+if TYPE_CHECKING:
+    from refdiff.memory.records.defect_names import Naming
+    from refdiff.memory.records.dispositions import Disposition
 
 MISSING = "–"
 NO_FINDINGS = "No findings."

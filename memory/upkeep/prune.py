@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inspect, null, select, text, true, update
 
 from refdiff.memory.artefacts import inspection_folder
-from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append, content_digest
+from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append
 from refdiff.memory.changes import GOLDEN, PRUNE, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.sqlite_file import empty_log, free_bytes, give_back
@@ -30,7 +30,8 @@ from refdiff.memory.journals.jobs import OPEN
 from refdiff.memory.kinds import Verdict
 from refdiff.memory.records.adoptions import CONSENTS
 from refdiff.memory.records.defect_names import NAMED_NOW
-from refdiff.memory.records.products import check_product_name
+from refdiff.memory.rows.digests import content_digest
+from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import like_sha256, reading, sha256_in

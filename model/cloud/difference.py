@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
-from sklearn.neighbors import NearestNeighbors
 
 from refdiff.model.cloud import atlas as drawing
 from refdiff.model.cloud.atlas import SIZE, Atlas
@@ -189,6 +188,8 @@ def descriptors_apart(query: Cloud, references: Sequence[Cloud]) -> F32:
     """
     points, ours = query.descriptors
     theirs = np.concatenate([r.descriptors[1] for r in references])
+    from sklearn.neighbors import NearestNeighbors  # a device, which compares photos, has no scikit-learn
+
     apart = NearestNeighbors(n_neighbors=1).fit(theirs).kneighbors(ours)[0][:, 0]
     tree = cKDTree(points)
     around = tree.query(points, k=min(6, len(points)))[1]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from refdiff.model.cloud.features import fpfh
 from refdiff.model.cloud.points import F64, Cloud, small_gicp
@@ -115,6 +114,8 @@ class Icp:
 def _candidates(ours: Cloud, theirs: Cloud, voxel: float) -> list[F64]:
     """Poses (4, 4) worth refining: by RANSAC on matched features, and by the axes of both."""
     radius = _FEATURE_VOXELS * voxel
+    from sklearn.neighbors import NearestNeighbors  # a device, which compares photos, has no scikit-learn
+
     matched = NearestNeighbors(n_neighbors=min(_NEAREST, len(theirs.points))).fit(
         fpfh(theirs.points, theirs.normals, radius)
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import STATUSES, Golden
-from refdiff.memory.records.frames import GoldenPlace
+from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.kinds.readers import reader_of

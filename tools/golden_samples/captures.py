@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.records.products import check_scale
+from refdiff.memory.rows.captures import Capture, normalise_part_id
+from refdiff.memory.rows.products import check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.photos import Upload, read_photo, storable

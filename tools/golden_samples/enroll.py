@@ -15,7 +15,8 @@ from pathlib import Path
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.products import check_kind, check_scale
+from refdiff.memory.records.products import check_kind
+from refdiff.memory.rows.products import check_scale
 from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent

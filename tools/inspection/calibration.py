@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.records.calibrations import Calibration, Component
+from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.clock import Clock

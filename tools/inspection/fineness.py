@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.model.difference.encoder import SIDES
+from refdiff.model.difference.features import SIDES
 from refdiff.model.errors import SpecError, UnknownRecordError
 from refdiff.tools.framing.frames import matrix_of, place_of
 from refdiff.tools.framing.tiles import grid_tiles

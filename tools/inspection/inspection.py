@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
-from refdiff.memory.records.calibrations import Calibration
-from refdiff.memory.records.captures import Capture
-from refdiff.model.difference.encoder import Features
+from refdiff.memory.rows.calibrations import Calibration
+from refdiff.memory.rows.captures import Capture
+from refdiff.model.difference.features import Features
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden

@@ -15,7 +15,7 @@ import numpy as np
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.kinds import ProductKind
 from refdiff.model.defect_types import MeasuredType
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32, Mask, RgbImage
 from refdiff.model.thermal.difference import from_own_healthy

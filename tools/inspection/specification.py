@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -152,6 +151,8 @@ def parse_spec(data: Any, name: str = "specification") -> ProductSpec:
 
 def load_spec(path: Path) -> ProductSpec:
     """Read and validate a YAML file. Raises SpecError."""
+    import yaml  # a device gets specifications as data
+
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

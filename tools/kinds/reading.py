@@ -10,7 +10,7 @@ from typing import Protocol, Self, runtime_checkable
 from propcache.api import cached_property
 
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.products import Product
+from refdiff.memory.rows.products import Product
 from refdiff.model.cloud.points import Cloud
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.settings import ModelSettings

@@ -357,7 +357,9 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
     assert text.split("_", 2)[2].encode() not in kept
 
 
-@pytest.mark.parametrize("path", ["/v1/captures", "/v1/inspections", "/v1/lines/cam/photos", "/v1/goldens"])
+@pytest.mark.parametrize(
+    "path", ["/v1/captures", "/v1/inspections", "/v1/lines/cam/photos", "/v1/devices/reports", "/v1/goldens"]
+)
 def test_role_that_may_send_no_photo_is_refused_before_the_body_is_read(
     server: Running, strict: httpx2.Client, path: str
 ) -> None:
