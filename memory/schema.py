@@ -35,7 +35,7 @@ from refdiff.model.files import open_folder
 MAIN = "refdiff.sqlite"
 MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
-NEWEST = "r0004"  # the last revision there
+NEWEST = "r0005"  # the last revision there
 _VERSION = Table(  # as Alembic makes it
     "alembic_version", MetaData(), Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
