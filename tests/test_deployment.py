@@ -6,8 +6,6 @@ import inspect
 import json
 import re
 import tomllib
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, requires
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +20,7 @@ from jsonschema.validators import validator_for
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic_settings import BaseSettings
+from sbom import bill_of_materials, needed
 from starlette.routing import Route
 
 from refdiff.agent.settings import AgentSettings
@@ -303,26 +302,6 @@ def _pins(name: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _needed(requirements: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
-    """Everything that these requirements install here, through all levels."""
-    found: set[tuple[str, str]] = set()
-    left = [(Requirement(r), extras) for r in requirements]
-    while left:
-        requirement, wanted = left.pop()
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": e}) for e in wanted or [""]):
-            continue
-        for extra in ("", *requirement.extras):
-            key = (canonicalize_name(requirement.name), extra)
-            if key in found:
-                continue
-            found.add(key)
-            try:
-                left += [(Requirement(r), [extra]) for r in requires(requirement.name) or []]
-            except PackageNotFoundError:  # an extra that is not installed here
-                continue
-    return {name for name, _ in found}
-
-
 @pytest.mark.parametrize("name", ["develop", "app"])
 def test_hashed_pins_agree_with_the_versions(name: str) -> None:
     versions, hashed = _pins("cpu"), _pins(name)
@@ -344,7 +323,7 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
 def test_everything_that_is_installed_is_pinned_with_hashes(name: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e]), "setuptools"]
-    missing = {n for n in _needed(asked) if not UNHASHED.fullmatch(n)} - set(_pins(name))
+    missing = {n for n in needed(asked) if not UNHASHED.fullmatch(n)} - set(_pins(name))
     assert missing == set(), "add them to constraints/cpu.txt, and run: make pins"
 
 
@@ -362,3 +341,16 @@ def test_makefile_and_dockerfile_install_by_hash_before_anything_else() -> None:
     for text, name in ((DOCKERFILE, "app"), ((ROOT / "Makefile").read_text(encoding="utf-8"), "develop")):
         hashed = text.index(f"--no-deps --require-hashes -r constraints/{name}.txt")
         assert hashed < text.index("-c constraints/cpu.txt torch") < text.index("--no-deps --no-build-isolation")
+
+
+def test_bill_of_materials_lists_what_is_shipped_and_no_development_tools() -> None:
+    document = bill_of_materials()
+    assert (document["bomFormat"], document["metadata"]["component"]["name"]) == ("CycloneDX", "refdiff")
+    listed = {canonicalize_name(c["name"]): c for c in document["components"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = {canonicalize_name(Requirement(r).name) for r in project["dependencies"]}
+    assert base <= listed.keys()
+    assert all(c["version"] and c["purl"].startswith("pkg:pypi/") for c in listed.values())
+    assert listed.keys() & {"pytest", "mypy", "hypothesis", "cyclonedx-bom"} == set()
+    refs = {c["bom-ref"] for c in listed.values()} | {"root-component"}
+    assert {ref for d in document["dependencies"] for ref in (d["ref"], *d["dependsOn"])} <= refs

@@ -23,6 +23,7 @@ from refdiff.memory.audit_chain import ARTEFACTS, FILED, NO_REPORT
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.records.api_keys import ApiKey, keys_of
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
@@ -82,6 +83,7 @@ class Examination:
     inspections: int = 0  # of those, not removed by `refdiff prune`
     lately: int = 0  # filed in the last `LATELY_DAYS` days
     newest_at: str | None = None  # when the newest audit record was made; ISO 8601, UTC
+    keys: list[ApiKey] = field(default_factory=list)  # that are not revoked
     schema: str | None = None  # of the database; None: it could not be read
     audit_records: int = 0
     audited: int = 0  # of those, that hold; without `deep`, of the newest `NEWEST_RECORDS`
@@ -225,6 +227,7 @@ class _Doctor:
         lately = to_utc(datetime.now(UTC) - timedelta(days=LATELY_DAYS))
         found.lately = int(conn.scalar(select(func.count()).where(i.created_at >= lately)) or 0)
         found.newest_at = conn.scalar(select(func.max(t.audit.c.at)))
+        found.keys = [key for key in keys_of(conn).values() if key.revoked_at is None]
         found.schema = str(conn.scalar(text("SELECT version_num FROM alembic_version")))
         if stores.db.path is None:
             found.bytes["records in Postgres"] = int(

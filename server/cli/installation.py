@@ -36,6 +36,7 @@ Status = Literal["ok", "off", "warning", "broken"]
 
 _ANSWER_S = 5.0  # longest wait for the endpoint of a language model
 _CLOCKS_DIFFER = timedelta(minutes=2)  # between machines that file into one database
+_SOON = timedelta(days=14)  # keys that expire within it are named
 _SHOWN = 5  # names
 
 
@@ -107,6 +108,7 @@ def check_installation(settings: Settings, found: Examination, bank: Bank) -> li
         ("database", lambda: _database(memory, found)),
         ("audit trail", lambda: _audit(found)),
         ("clock", lambda: _clock(found)),
+        ("API keys", lambda: _keys(found)),
         ("golden bank", lambda: _bank(memory, bank)),
         ("weights", lambda: _weights(model)),
         ("arithmetic", lambda: _arithmetic(model)),
@@ -197,6 +199,29 @@ def _clock(found: Examination) -> Check:
         return Check("clock", "warning", f"the newest record is dated {newest:%Y-%m-%d %H:%M} UTC, now is {now:%d %H:%M}",
                      "set the clock of this machine, or of the one that filed it")  # fmt: skip
     return Check("clock", "ok", f"{now:%Y-%m-%d %H:%M} UTC, not before the newest record")
+
+
+def _keys(found: Examination) -> Check:
+    """Of a name that has a newer valid key, that one counts: the older one was replaced."""
+    from refdiff.memory.records.api_keys import person
+    from refdiff.memory.timestamps import to_utc
+
+    if found.schema is None:
+        return Check("API keys", "warning", "not checked, as there are no records to read", "see the database")
+    now = datetime.now(UTC)
+    newest = {person(k.name): k for k in sorted(found.keys, key=lambda k: k.created_at)}.values()
+    ends = {k: datetime.fromisoformat(k.expires_at) for k in newest if k.expires_at}
+    expired = [f"{k.name} ({k.key_id})" for k, end in ends.items() if end <= now]
+    soon = [f"{k.name} ({k.key_id}, {end:%Y-%m-%d})" for k, end in ends.items() if now < end <= now + _SOON]
+    said = f"{sum(k.valid(to_utc(now)) for k in found.keys)} valid"
+    if not expired and not soon:
+        return Check("API keys", "ok", said)
+    parts = [
+        said,
+        *([f"expired: {few(expired, _SHOWN)}"] if expired else ()),
+        *([f"expire soon: {few(soon, _SHOWN)}"] if soon else ()),
+    ]
+    return Check("API keys", "warning", "; ".join(parts), "refdiff keys rotate KEY, or refdiff keys revoke KEY")
 
 
 def _bank(memory: MemorySettings, bank: Bank) -> Check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -14,15 +13,12 @@ from refdiff.memory.kinds import Verdict
 from refdiff.model.errors import InputError, UnavailableError, UnknownProductError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
-from refdiff.server.cli.options import Json, MaybeProduct, clean, shown_path
+from refdiff.server.cli.options import Json, MaybeProduct, clean, period, shown_path
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
     from refdiff.memory.stores import Stores
     from refdiff.memory.upkeep.prune import GoldenPhotos, Pruned
-
-_AGE = re.compile(r"(\d{1,6})([hdw])")
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 def register(app: typer.Typer) -> None:
@@ -32,17 +28,10 @@ def register(app: typer.Typer) -> None:
     )(prune)
 
 
-def _age(text: str) -> timedelta:
-    found = _AGE.fullmatch(text.strip())
-    if not found:
-        raise typer.BadParameter(f"{clean(text)!r} is not an age; write 12h, 90d or 8w.")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def prune(
     older_than: Annotated[
         timedelta,
-        typer.Option(metavar="AGE", parser=_age, help="Inspections filed longer ago than this: 12h, 90d, 8w."),
+        typer.Option(metavar="AGE", parser=period, help="Inspections filed longer ago than this: 12h, 90d, 8w."),
     ],
     verdict: Annotated[
         Verdict | None,

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from refdiff.agent.service import InspectionService
+from refdiff.memory.timestamps import seconds_between, utc_now
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -76,6 +77,14 @@ class _ServiceCollector(Collector):
             "Free space below which no new photo is accepted",
             value=self._service.stores.settings.min_free_bytes,
         )
+        expiring = GaugeMetricFamily(
+            "refdiff_key_expires_seconds", "Until an API key expires, of keys that are valid and do", labels=["key"]
+        )
+        now = utc_now()
+        for key in self._service.stores.keys.list():
+            if key.expires_at is not None and key.valid(now):
+                expiring.add_metric([key.key_id], seconds_between(now, key.expires_at))
+        yield expiring
         ended = CounterMetricFamily(
             "refdiff_inspections", "Inspections that this process ended since its start", labels=["state"]
         )

@@ -27,8 +27,8 @@ from refdiff.server.cli import main
 from .conftest import said
 
 NAMES = [
-    "home folder", "cache", "database", "audit trail", "clock", "golden bank", "weights", "arithmetic", "language model",
-    "calibrations",
+    "home folder", "cache", "database", "audit trail", "clock", "API keys", "golden bank", "weights", "arithmetic",
+    "language model", "calibrations",
 ]  # fmt: skip
 
 
