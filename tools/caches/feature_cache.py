@@ -116,24 +116,11 @@ class _ArrayCache(Generic[T]):
 class FeatureCache:
     """Features by key, of one encoder; threads and processes may share it."""
 
-    def __init__(
-        self,
-        root: Path,
-        encoder: str,
-        most_bytes: int,
-        as_array: Callable[[NDArray[Any]], Array],
-        kept: int | None = None,
-    ) -> None:
+    def __init__(self, root: Path, encoder: str, most_bytes: int, as_array: Callable[[NDArray[Any]], Array]) -> None:
         """root: folder of the files, of all encoders; made when the first one is written. most_bytes: of all these.
-        as_array: makes the encoder's kind of array of a numpy one. kept: bytes in memory; default: by what is free."""
-        self._items = _ArrayCache(
-            root,
-            encoder,
-            most_bytes,
-            kept or kept_bytes(free_bytes()),
-            pack_features,
-            partial(unpack_features, as_array),
-        )
+        as_array: makes the encoder's kind of array of a numpy one."""
+        unpack = partial(unpack_features, as_array)
+        self._items = _ArrayCache(root, encoder, most_bytes, kept_bytes(free_bytes()), pack_features, unpack)
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """The features of that key, encoded now if they are not there. on_disk: keep them in a file as well.

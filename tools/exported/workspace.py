@@ -25,7 +25,7 @@ from refdiff.model.difference.feature_maps import Sketch
 from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, InputError, UnknownProductError, UnknownRecordError, no_goldens
 from refdiff.model.settings import ModelSettings, software_version
-from refdiff.tools.caches.feature_cache import FeatureCache, PictureCache, rounded, unpack_features
+from refdiff.tools.caches.feature_cache import PictureCache, rounded, unpack_features
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.content import CONTENT, FEATURES, PHOTOS, VECTORS, Content
 from refdiff.tools.exported.networks import ExportedNetwork, exported_encoder, open_network
@@ -34,9 +34,9 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 # a device has little memory; what does not fit is read, drawn or decoded again
-_IMAGES_KEPT_BYTES = 32 << 20
-_VIEWS_KEPT_BYTES = 24 << 20
-_FEATURES_KEPT_BYTES = 40 << 20
+_IMAGES_KEPT_BYTES = 24 << 20
+_VIEWS_KEPT_BYTES = 16 << 20
+_FEATURES_KEPT_BYTES = 28 << 20
 _SKETCHES_KEPT_BYTES = 48 << 20  # of the same: what takes longest to compute anew
 _PICTURES_KEPT_BYTES = 16 << 20
 _WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
@@ -218,15 +218,18 @@ class ExportedFeatures:
 
     def __init__(self, export: Export) -> None:
         self._export = export
-        self._kept = FeatureCache(Path(), "", 0, lambda array: array, kept=_FEATURES_KEPT_BYTES)
+        self._kept: LRUCache[str, Features] = LRUCache(_FEATURES_KEPT_BYTES, lambda f: f.maps.nbytes)
         self._sketches: LRUCache[str, Sketch] = LRUCache(_SKETCHES_KEPT_BYTES, lambda s: s[0].nbytes + s[1].nbytes)
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
-        """As `FeatureCache.get`."""
+        """As `FeatureCache.get`; for one thread at a time."""
+        if (known := self._kept.get(key)) is not None:
+            return known
         name = f"{FEATURES}/{key}.safetensors"
-        if name in self._export.manifest.parts:
-            return self._kept.get(key, lambda: self._read(key, name), False)
-        return self._kept.get(key, lambda: rounded(encode()), False)
+        found = self._read(key, name) if name in self._export.manifest.parts else rounded(encode())
+        with contextlib.suppress(ValueError):  # larger than the cache
+            self._kept[key] = found
+        return found
 
     def _read(self, key: str, name: str) -> Features:
         features = unpack_features(lambda array: array, self._export.arrays(name))
