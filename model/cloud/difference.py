@@ -30,6 +30,7 @@ _ALIKE = 0.02  # their weight, below which none of them faces as a point does
 _BESIDE = 5.0
 _SMOOTHED = (8, 40)  # neighbours that a distance is smoothed over, at least and at most
 _QUIET_PART = 2e-4  # of the size: what noise is smoothed down to, where that takes no more
+_LINKED_PART = 0.1  # of the largest deviation: less is no part of a place
 _LINKED = 2.5  # spacings: deviating points so near to each other are one place
 _STANDS_OUT = 4.0  # standard deviations of the noise, from which a point deviates
 _UNMEASURED = 3.0  # spacings from a golden point's place to the nearest measured one, along the surface
@@ -123,7 +124,7 @@ def _one_view_a_place(query: Cloud, outside: NDArray[np.float64], facing: F32, l
     """(N,) the view in which each point's deviation is drawn: that which its golden surface faces, of connected points that
     deviate the one that most of them face."""
     views = drawing.best_view(facing)
-    away = np.flatnonzero(outside > max(least, 0.25 * float(outside.max())))
+    away = np.flatnonzero(outside > max(least, _LINKED_PART * float(outside.max())))
     if len(away) < 2:
         return views
     pairs = cKDTree(query.points[away]).query_pairs(_LINKED * query.spacing_mm, output_type="ndarray")
