@@ -103,7 +103,9 @@ class Planes:
     reference: F32  # of the nearest golden sample
     signed: F32  # their difference
     own: F32 | None = None  # the difference from the part's own healthy places, where the kind knows such
-    shaded: bool = False  # the reading's picture shows more than its values, and findings are marked with the difference
+    shaded: bool = (
+        False  # the reading's picture shows more than its values, and findings are marked with the difference
+    )
 
 
 @dataclass(frozen=True)
