@@ -50,7 +50,8 @@ class CloudDifference:
     signed: F32  # (H, W) mm, against the nearest reference; NaN where the cloud shows no point
     covered: Mask  # (H, W), the cloud shows a point
     distances: F32  # (N,) mm signed, smoothed, against the nearest reference
-    outside: F32  # (N,) mm >= 0, the same outside of all references
+    raw: F32  # (N,) mm, the same without smoothing
+    outside: F32  # (N,) mm >= 0, the first outside of all references
     at: NDArray[np.intp]  # (N,) flat px at which a point's deviation is drawn
     spread: F32  # (N,) mm, standard deviation of the distances to the references; 0 for one
     noise_mm: float  # standard deviation of `distances` where nothing differs
@@ -90,6 +91,7 @@ def compare(
     spread = smooth.std(0, ddof=1) if len(references) > 1 else np.zeros(len(smooth[0]))
     return CloudDifference(
         deviation, drawn.of(smooth[0].astype(np.float32)), drawn.index >= 0, smooth[0].astype(np.float32),
+        raw[0].astype(np.float32),
         outside.astype(np.float32), at, spread.astype(np.float32), noise, missing, gap,
         descriptors_apart(query, as_read or references),
     )  # fmt: skip
@@ -233,9 +235,9 @@ def measure_place(
     distances, points = found.distances[inside], query.points[inside]
     peak = int(np.argmax(found.outside[inside]))
     extreme = float(distances[peak])
-    # so many points around it as it was smoothed over, once more: what smoothing took is about what it takes again
-    around = cKDTree(points).query(points[peak], k=min(8, len(points)))[1]
-    lost = abs(extreme - float(distances[np.atleast_1d(around)].mean()))
+    # what smoothing took: how far the points around it go beyond it, as they were measured
+    around = cKDTree(points).query(points[peak], k=min(_SMOOTHED[0], len(points)))[1]
+    lost = max(0.0, float(np.quantile(np.abs(found.raw[inside][np.atleast_1d(around)]), 0.9)) - abs(extreme))
     others = math.sqrt(2.0) * float(np.median(found.spread[inside]))
     sure = math.sqrt(sum(p * p for p in (accuracy_mm / _UNIFORM, max(found.noise_mm, others), off_mm, lost)))
     each = math.pi * float(np.median(query.tree.query(points, k=7)[0][:, -1])) ** 2 / 5
