@@ -194,7 +194,9 @@ def _drawn_of(
     planes = method_of(workspace, report.product).planes(query, golden, kept)
     if look is None or planes is None or golden.values is None:
         return Drawing(report, query.picture, golden.picture, kept, examples)
-    values = Values(look, planes.query, planes.reference, planes.signed, planes.own, query.visible)
+    values = Values(look, planes.query, planes.reference, planes.signed, planes.own, query.visible, planes.shaded)
+    if planes.shaded:
+        return Drawing(report, query.picture, golden.picture, kept, examples, values)
     ours, golden_shown = (coloured(v, look.span, look.palette) for v in (planes.query, golden.values))
     return Drawing(report, ours, golden_shown, kept, examples, values)
 

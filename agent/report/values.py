@@ -37,6 +37,7 @@ class Values:
     against_reference: F32
     against_own: F32 | None
     visible: RgbImage | None = None
+    mark_difference: bool = False  # findings are marked with their difference, not with what was measured
 
 
 def with_bar(picture: RgbImage, look: Look) -> RgbImage:
@@ -46,6 +47,8 @@ def with_bar(picture: RgbImage, look: Look) -> RgbImage:
 
 def overlay(values: Values, drawn: RgbImage, findings: Sequence[Finding], factor: float) -> RgbImage:
     """The overlay `drawn` with the extreme of each finding marked, and the colour bar. factor: from values to its px."""
+    if values.mark_difference:
+        return _spotted(drawn, values.against_reference, values.look, findings, factor)
     return with_bar(_spotted(drawn, values.query, values.look, findings, factor), values.look)
 
 
@@ -59,7 +62,8 @@ def side_by_side(values: Values, findings: Sequence[Finding], *, registered: boo
         ("Part", values.query),
     ):
         shown = pictures.resized(coloured(plane, look.span, look.palette), factor)
-        spotted = _spotted(shown, plane, look, findings, factor, values.query)
+        marked = [] if values.mark_difference else findings
+        spotted = _spotted(shown, plane, look, marked, factor, values.query)
         panels.append(pictures.titled(spotted, title))
     height = panels[0].shape[0]
     panels.append(_bar(height, look.span, look.unit, table(look.palette)))

@@ -30,7 +30,7 @@ _AXES = np.array(
     ],
     np.float64,
 )
-_SPLAT = 0.8  # of the spacing: half the side of what a point covers
+_SPLAT = 2.4  # of the spacing, which is wider here and there: half the side of what a point covers
 _MOST_SPLAT_PX = 5
 
 

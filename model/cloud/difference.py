@@ -29,6 +29,7 @@ _ALIKE = 0.02  # their weight, below which none of them faces as a point does
 _BESIDE = 5.0
 _SMOOTHED = (8, 40)  # neighbours that a distance is smoothed over, at least and at most
 _QUIET_PART = 2e-4  # of the size: what noise is smoothed down to, where that takes no more
+_LINKED_PART = 0.1  # of the largest deviation: less is no part of a place
 _LINKED = 2.5  # spacings: deviating points so near to each other are one place
 _STANDS_OUT = 4.0  # standard deviations of the noise, from which a point deviates
 _UNMEASURED = 3.0  # spacings from a golden point's place to the nearest measured one, along the surface
@@ -48,7 +49,8 @@ class CloudDifference:
     signed: F32  # (H, W) mm, against the nearest reference; NaN where the cloud shows no point
     covered: Mask  # (H, W), the cloud shows a point
     distances: F32  # (N,) mm signed, smoothed, against the nearest reference
-    outside: F32  # (N,) mm >= 0, the same outside of all references
+    raw: F32  # (N,) mm, the same without smoothing
+    outside: F32  # (N,) mm >= 0, the first outside of all references
     at: NDArray[np.intp]  # (N,) flat px at which a point's deviation is drawn
     spread: F32  # (N,) mm, standard deviation of the distances to the references; 0 for one
     noise_mm: float  # standard deviation of `distances` where nothing differs
@@ -88,6 +90,7 @@ def compare(
     spread = smooth.std(0, ddof=1) if len(references) > 1 else np.zeros(len(smooth[0]))
     return CloudDifference(
         deviation, drawn.of(smooth[0].astype(np.float32)), drawn.index >= 0, smooth[0].astype(np.float32),
+        raw[0].astype(np.float32),
         outside.astype(np.float32), at, spread.astype(np.float32), noise, missing, gap,
         descriptors_apart(query, as_read or references),
     )  # fmt: skip
@@ -122,7 +125,7 @@ def _one_view_a_place(query: Cloud, outside: NDArray[np.float64], facing: F32, l
     """(N,) the view in which each point's deviation is drawn: that which its golden surface faces, of connected points that
     deviate the one that most of them face."""
     views = drawing.best_view(facing)
-    away = np.flatnonzero(outside > max(least, 0.25 * float(outside.max())))
+    away = np.flatnonzero(outside > max(least, _LINKED_PART * float(outside.max())))
     if len(away) < 2:
         return views
     pairs = cKDTree(query.points[away]).query_pairs(_LINKED * query.spacing_mm, output_type="ndarray")
@@ -233,9 +236,9 @@ def measure_place(
     distances, points = found.distances[inside], query.points[inside]
     peak = int(np.argmax(found.outside[inside]))
     extreme = float(distances[peak])
-    # so many points around it as it was smoothed over, once more: what smoothing took is about what it takes again
-    around = cKDTree(points).query(points[peak], k=min(8, len(points)))[1]
-    lost = abs(extreme - float(distances[np.atleast_1d(around)].mean()))
+    # what smoothing took: how far the points around it go beyond it, as they were measured
+    around = cKDTree(points).query(points[peak], k=min(_SMOOTHED[0], len(points)))[1]
+    lost = max(0.0, float(np.quantile(np.abs(found.raw[inside][np.atleast_1d(around)]), 0.9)) - abs(extreme))
     others = math.sqrt(2.0) * float(np.median(found.spread[inside]))
     sure = math.sqrt(sum(p * p for p in (accuracy_mm / _UNIFORM, max(found.noise_mm, others), off_mm, lost)))
     each = math.pi * float(np.median(query.tree.query(points, k=7)[0][:, -1])) ** 2 / 5

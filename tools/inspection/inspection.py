@@ -146,7 +146,8 @@ def inspect_photo(
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
     # what no place shows is no matter of the strongest one, nor of how alike the photo is
     p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
-    if unlike := unlike_goldens(calibration, p if pose.mirrored else p_compared, hits[0].similarity, attained):
+    p_alone = p if pose.mirrored else p_compared
+    if method.exposed and (unlike := unlike_goldens(calibration, p_alone, hits[0].similarity, attained)):
         problems.append(unlike)
     remarks = method.remarks(comparison, capture.sha256)
     problems.extend(remarks.problems)

@@ -103,6 +103,9 @@ class Planes:
     reference: F32  # of the nearest golden sample
     signed: F32  # their difference
     own: F32 | None = None  # the difference from the part's own healthy places, where the kind knows such
+    shaded: bool = (
+        False  # the reading's picture shows more than its values, and findings are marked with the difference
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ class Method:
 
     unit: str  # of the image score and the anomaly map; "" without
     networks: bool  # networks compare: they can be fitted to a product, and another light changes the score
-    exposed: bool  # pictures are exposures: what lies outside of the window was over- or under-exposed
+    exposed: (
+        bool  # pictures are exposures: how they look as a whole, and what lies outside of the window, says something
+    )
     flat: bool  # files are pictures, registered in the plane: a part can be mirrored
     shapes: bool  # pictures show what is where: equal parts are counted, and edges and outlines compared
     # the golden samples as they lie on the photo, nearest first, and how the photo differs from them
@@ -294,7 +299,7 @@ def _scan_of(comparison: Comparison, query_key: str) -> tuple[Reading, CloudRule
 def _scan_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Planes | None:
     assert query.values is not None, "a cloud has depths"
     assert golden.values is not None, "a cloud has depths"
-    return Planes(query.values, golden.values, scan_signed(query, golden))
+    return Planes(query.values, golden.values, scan_signed(query, golden), shaded=True)
 
 
 METHODS: Mapping[ProductKind, Method] = {
