@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image
 from refdiff.model.number_format import autocast
 from refdiff.model.progress import Progress, silent
+from refdiff.model.training.harder_boards import bent, roughened, widened
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.weights_file import write_weights
 
@@ -49,6 +50,7 @@ _DUAL = {
     "pin-hole": "copper",
 }
 _EXCHANGED = torch.tensor([0, *(1 + BOARD_TYPES.index(_DUAL[t]) for t in BOARD_TYPES)])
+_MOST_HARMLESS = 40  # places of one pair that are no defect; rough edges have hundreds, all alike
 _EXTRA = 2  # proposals made up for every true box, so none is learned from its lucky proposals alone
 
 
@@ -61,6 +63,8 @@ class BoardRecipe:
     lr: float = 2e-3
     weight_decay: float = 1e-2
     seed: int = 0
+    most: int = 100  # pairs of one group, spread evenly over it: more of one board teach little of others
+    harder: float = 0.5  # share of the pairs whose template is bent, widened or roughened
     left_out: tuple[str, ...] = ()  # board groups (by name suffix) not trained on
 
 
@@ -81,13 +85,14 @@ def train_boards(recipe: BoardRecipe, groups: Mapping[str, Source], out: Path, *
     """
     started = time.monotonic()
     used = {n: s for n, s in groups.items() if n not in recipe.left_out}
+    used = {n: replace(s, bad=_spread(s.bad, recipe.most)) for n, s in used.items()}
     photos = [p for s in used.values() for p in s.bad]
     if not photos:
         raise InputError("no board group is left to train on")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    crops = _collect(photos, rng, lambda d: progress("crops", d, len(photos)))
+    crops = _collect(photos, recipe.harder, rng, lambda d: progress("crops", d, len(photos)))
     net = BoardNetwork()
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     per_epoch = len(crops.kind) // recipe.batch
@@ -144,7 +149,9 @@ Research use only, because of the data below. Used by `refdiff evaluate` on data
 """
 
 
-def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callable[[int], None]) -> _Crops:
+def _collect(
+    photos: Sequence[Photo], harder: float, rng: np.random.Generator, progress: Callable[[int], None]
+) -> _Crops:
     pairs: list[NDArray[np.uint8]] = []
     topology: list[NDArray[np.float32]] = []
     kinds: list[int] = []
@@ -156,13 +163,21 @@ def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callab
             raise InputError(
                 f"{photo.path}: {query.shape[:2]} px, its template {reference.shape[:2]}; they must be equal"
             )
+        if rng.random() < harder:
+            for change in (widened, roughened, bent):
+                if rng.random() < 0.5:
+                    reference = change(reference, rng)
         pair = contrast_pair(query, reference)
         proposals = propose(pair) + [_made_up(b[:4], rng) for b in photo.boxes for _ in range(_EXTRA)]
-        for proposal in proposals:
+        harmless = 0
+        for proposal in (proposals[i] for i in rng.permutation(len(proposals))):
             truth = _truth_of(proposal, photo)
             if truth is None:
                 continue
             kind, box = truth
+            harmless += kind == 0
+            if kind == 0 and harmless > _MOST_HARMLESS:
+                continue
             x, y, scale = view_of(proposal)
             stored = crop(pair, (x, y, scale), _STORED_PX)
             pairs.append(stored)
@@ -179,6 +194,11 @@ def _collect(photos: Sequence[Photo], rng: np.random.Generator, progress: Callab
         torch.tensor(kinds),
         torch.tensor(boxes, dtype=torch.float32),
     )
+
+
+def _spread(photos: tuple[Photo, ...], most: int) -> tuple[Photo, ...]:
+    """At most so many of the photos, evenly over their list."""
+    return photos if len(photos) <= most else tuple(photos[i * len(photos) // most] for i in range(most))
 
 
 def _made_up(box: tuple[int, int, int, int], rng: np.random.Generator) -> Box:
