@@ -145,6 +145,7 @@ def list_batches(_json: Json = False) -> None:
     with open_stores() as stores:
         found = stores.batches.list()
     shown = output.table("Batch", "From", "Begun", "Accepted", "Left out", "Waiting", "Done", "Failed", "Stopped")
+    shown.columns[0].no_wrap = True  # an id is there to be copied
     for b in found:
         shown.add_row(
             b.batch_id, output.printable(b.source), minute(b.created_at), str(b.accepted), str(len(b.left_out)),

@@ -126,7 +126,7 @@ def test_latency_laps_cover_every_query_and_add_up() -> None:
 
 
 def test_product_is_scored_as_an_inspection_does_beside_patch_knn(bench: Path) -> None:
-    run = run_seed(bench, 0, {}, _options(product=True))
+    run = run_seed(bench / "boards", 0, {}, _options(product=True))
     assert set(run.scores) == {PEER, BANK, PRODUCT}
     assert len(run.scores[PRODUCT]) == len(run.labels)
     assert len(run.goldens[PRODUCT]) == 3

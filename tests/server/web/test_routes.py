@@ -228,7 +228,7 @@ def test_readiness_says_why_work_does_not_get_done(server: Running, monkeypatch:
         assert "refdiff_ready 0.0" in server.client.get("/metrics").text
     with monkeypatch.context() as m:
         m.setattr(health, "_READY_S", 0.1)
-        m.setattr(server.service, "readiness", lambda: time.sleep(1))
+        m.setattr(server.service, "readiness", lambda *_: time.sleep(1))
         assert "have not answered" in server.client.get("/readyz").json()["problems"][0]
         assert server.client.get("/healthz").status_code == 200
 
