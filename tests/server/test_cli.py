@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.memory.records.calibrations import Calibration, Component
+from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.images import encode_png

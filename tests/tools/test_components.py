@@ -21,7 +21,7 @@ from refdiff.agent.report.schema import ComponentCount, Location, Severity, Verd
 from refdiff.agent.report.summary import count_text
 from refdiff.agent.verdict.decide import PolicyInput, Rated, RatedFinding, decide
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.calibrations import Calibration, Component, _extra, _unpacked, packed_rows
+from refdiff.memory.rows.calibrations import Calibration, Component, packed_components, packed_rows, unpacked_components
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -116,12 +116,12 @@ def test_components_of_a_calibration_are_kept_as_they_were_found(tmp_path: Path)
 def test_calibration_row_has_the_centres_of_a_clustering_once_and_reads_rows_of_earlier_versions() -> None:
     centres = np.random.default_rng(0).normal(size=(12, 112)).astype(np.float32)
     kept = [Component(centres, [i], 30.0 + i, 2 + i) for i in range(4)] + [Component(centres + 1, [0], 9.0, 3)]
-    row = json.loads(_extra(Calibration("clips", "key", [0.1], 0.2, 1, 1, components=kept)))["components"]
+    row = packed_components(kept)
     assert [len(row["centres"]), len(row["of"])] == [2, 5]
     assert len(json.dumps(row)) < 3 * len(row["centres"][0]["data"])
     data = [row["centres"][p["centres"]]["data"] for p in row["of"]]
     earlier = [p | {"centres": d, "clusters": 12} for p, d in zip(row["of"], data, strict=True)]
-    for read in (_unpacked(row), _unpacked(earlier)):
+    for read in (unpacked_components(row), unpacked_components(earlier)):
         assert [(c.members, c.area, c.count) for c in read] == [(c.members, c.area, c.count) for c in kept]
         assert all((a.centres == b.centres).all() for a, b in zip(read, kept, strict=True))
 

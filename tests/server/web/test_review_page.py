@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from refdiff.memory.audit_export import verify_export
-from refdiff.memory.records.calibrations import Calibration, Component
+from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.app import create_app

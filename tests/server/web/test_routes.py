@@ -18,8 +18,8 @@ import pytest
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
-from refdiff.memory.records.calibrations import Calibration, Component
 from refdiff.memory.records.inspections import InspectionPage
+from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.server.web.routes import health
 from tests.server.bot_server import wait
 
