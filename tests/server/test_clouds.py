@@ -69,6 +69,7 @@ def deviation_of(report: dict[str, Any]) -> float:
     deviation = finding["quantities"][0]
     assert deviation["name"] == "deviation_mm"
     assert abs(deviation["value"] - BULGE.height_mm) <= deviation["uncertainty"] + 0.15
+    assert 8 < finding["length_mm"] < 18, "16 mm across, and no line through its points"
     return float(deviation["value"])
 
 
