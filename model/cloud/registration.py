@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +22,9 @@ _EDGE_RATIO = 0.9  # of the sides of two triangles that may be one
 _REFINED = 16  # best of what was tried
 _APART_DEG = 12.0  # poses nearer than that are one
 _ICP_ROUNDS = 40
+_SLIDE_VOXELS = 4.0  # how far a pose is slid either way
+_SLIDE_STEPS = 16  # either way
+_SLIDE_POINTS = 6000
 _MIN_FITTED = 0.6  # of a cloud that lies on the other one, to be accepted
 _SEED = 33
 
@@ -60,7 +64,7 @@ def register(source: Cloud, target: Cloud) -> Placed:
         refined = coarse.refined(matrix, 2 * voxel)
         scored.append((_mismatch(ours, theirs, refined, voxel), refined))
     best = min(scored, key=lambda s: s[0])[1]
-    best = _settled(source, target, best, voxel)
+    best = unslid(source, target, _settled(source, target, best, voxel), voxel)
     return judged(ours, target, best, voxel)
 
 
@@ -76,6 +80,46 @@ def _settled(source: Cloud, target: Cloud, matrix: F64, reach_mm: float) -> F64:
     for reach in (max(reach_mm, 3 * fine), 1.5 * fine):
         matrix = icp.refined(matrix, reach)
     return matrix
+
+
+def unslid(source: Cloud, target: Cloud, matrix: F64, voxel: float) -> F64:
+    """A settled pose, or a better one along the motion by which surfaces slide most freely over each other.
+
+    A round part can be turned by some degrees before its few details say so, and they are small and then too far apart for
+    ICP. That motion is the one that point-to-plane ICP knows least of: the weakest eigenvector of its normal equations.
+    """
+    ours = source.thinned(_voxel_of(source, _SLIDE_POINTS))
+    moved = ours.moved(matrix)
+    points, middle = moved.points.astype(np.float64), moved.points.mean(0, dtype=np.float64)
+    arms = (points - middle) / (target.size_mm / 2)
+    rows = np.concatenate([np.cross(arms, moved.normals), moved.normals], 1)
+    slide = np.linalg.eigh(rows.T @ rows)[1][:, 0]
+    slide /= np.quantile(np.linalg.norm(np.cross(slide[:3], arms) + slide[3:], axis=1), 0.95)  # mm
+    turn, shift = slide[:3], slide[3:]
+
+    def slid(mm: float) -> F64:
+        made = np.eye(4)
+        made[:3, :3] = cv2.Rodrigues(turn * mm / (target.size_mm / 2))[0]
+        made[:3, 3] = middle + shift * mm - made[:3, :3] @ middle
+        return made @ matrix
+
+    def off(pose: F64) -> float:
+        """Mean distance of ours to the target's planes, no more than a voxel each."""
+        there = ours.moved(pose)
+        distance, near = target.tree.query(there.points, distance_upper_bound=voxel)
+        near = np.minimum(near, len(target.points) - 1)
+        above = np.abs(((there.points - target.points[near]) * target.normals[near]).sum(1))
+        return float(np.where(np.isfinite(distance), above, voxel).mean())
+
+    by = np.linspace(-1, 1, 2 * _SLIDE_STEPS + 1) * _SLIDE_VOXELS * voxel
+    best = min((slid(mm) for mm in by), key=off)
+    best = _settled(source, target, best, voxel)
+    return best if off(best) < off(matrix) else matrix
+
+
+def _voxel_of(cloud: Cloud, points: int) -> float:
+    """A voxel that leaves about so many points."""
+    return cloud.spacing_mm * max(1.0, float(np.sqrt(len(cloud.points) / points)))
 
 
 def judged(ours: Cloud, target: Cloud, matrix: F64, voxel: float) -> Placed:

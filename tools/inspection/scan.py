@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from refdiff.model.cloud.atlas import SIZE, VIEW_PX, view_of
@@ -18,8 +20,10 @@ from refdiff.tools.kinds.cloud import CloudRules, drawn_of
 from refdiff.tools.kinds.reading import Quantity, Reading, Window
 from refdiff.tools.vision.measurement import Measurement, of_mask
 from refdiff.tools.vision.regions import Region
+from refdiff.tools.vision.shape import tight
 
-_CELL_PX = 3.0
+_CELL_PX = 3.0  # as near as two places can be told apart
+_ROOM_PX = 3
 _LEVEL_PART = 0.25
 _CORE = 0.5  # of a place's deviation: what is measured of it
 _SHOWN_POINTS = 60_000
@@ -72,7 +76,12 @@ def measure_scan(scan: CloudDifference, region: Region, scale: ResolvedScale) ->
     """The px of a region in which the deviation has at least half its height."""
     x0, y0, x1, y1 = region.box
     core = region.mask & (scan.deviation[y0:y1, x0:x1] >= _CORE * region.peak)
-    return of_mask(region.box, core, SIZE, scale.mm_per_px, scale.uncertainty)
+    # between scattered points nothing is drawn, so that a place would look like a line that winds through its points
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(_CELL_PX), round(_CELL_PX)))
+    whole = cv2.morphologyEx(np.pad(core, _ROOM_PX).astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
+    whole = whole[_ROOM_PX:-_ROOM_PX, _ROOM_PX:-_ROOM_PX]
+    found = of_mask(region.box, whole, SIZE, scale.mm_per_px, scale.uncertainty)
+    return replace(found, mask=tight(core, region.box[:2])[1])
 
 
 def said_of_scan(

@@ -9,20 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.model.synthesis.height import Defect, SolidPart, depth_png, ply
+from refdiff.model.synthesis.height import Defect, depth_png
+from tests.server.cloud_parts import BULGE, LIMITS, PART, SPECIFICATION, scanned
 
 from .conftest import Running
-
-PART = SolidPart("bracket")
-BULGE = Defect("bulge", 1.5, 36.0, 17.0, 8.0)
-LIMITS = [
-    {"type": "any", "max_deviation_mm": 0.4, "severity": "minor"},
-    {"type": "any", "severity": "major", "reject": True},
-]
-
-
-def scan(seed: int, defect: Defect | None = None) -> bytes:
-    return ply(PART.cloud(np.random.default_rng((3, seed)), 5000, defect).points)
 
 
 def height_map(seed: int, defect: Defect | None = None) -> bytes:
@@ -30,7 +20,7 @@ def height_map(seed: int, defect: Defect | None = None) -> bytes:
 
 
 KINDS = {
-    "scan": ("cloud", "ply", scan, {"cloud": {"unit_mm": 1}, "limits": LIMITS}),
+    "scan": ("cloud", "ply", scanned, SPECIFICATION),
     "plate": (
         "depth", "png", height_map,
         {"depth": {"unit_mm": 0.01, "offset_mm": -100, "values": "height"}, "scale_mm_per_px": 0.75, "limits": LIMITS},

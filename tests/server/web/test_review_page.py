@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refdiff.memory.audit_export import verify_export
 from refdiff.memory.rows.calibrations import Calibration, Component
@@ -19,6 +21,7 @@ from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.web.app import create_app
 from refdiff.server.web.serve import access_to
 from refdiff.tools.golden_samples import fit as fit_module
+from tests.server.cloud_parts import BULGE, enrol_scans, scanned
 
 from .conftest import Running, start
 
@@ -145,6 +148,55 @@ def test_finding_is_named_corrected_and_forgotten_beside_it(
     item.locator("button", has_text="Remove").click()
     page.wait_for_selector(".naming:not(:has(strong))")
     assert names.of(fail["inspection_id"]) == {}
+
+
+def colours(png: bytes) -> tuple[int, int]:
+    """How many px show a point, and how many a red one: extra material."""
+    px = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    shown = np.abs(px - (0x20, 0x24, 0x2A)).max(2) > 40
+    return int(shown.sum()), int((shown & (px[..., 0] - px[..., 1:].max(2) > 40)).sum())
+
+
+def test_cloud_of_an_inspection_is_shown_in_its_colours_and_turned_by_pointer_and_keys(
+    server: Running, open_page: Callable[..., Any]
+) -> None:
+    pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
+    enrol_scans(server.service, goldens=3)
+    answer = server.client.post("/v1/inspections?wait_s=60", files={"image": ("bad.ply", scanned(100, BULGE))},
+                                data={"part_id": "scan-1", "product": "scan"})  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    page = open_page(f"#/inspections/{answer.json()['inspection_id']}")
+    page.wait_for_selector(".viewer[data-loaded]")
+    canvas = page.locator(".cloud canvas")
+    assert not canvas.is_visible()  # nothing of 3D is loaded until it is asked for
+    page.get_by_role("button", name="Turn the cloud").click()
+    canvas.wait_for(state="visible")
+    assert "red: extra material" in page.locator(".cloud [role=status]").inner_text()
+    assert canvas.evaluate("c => c.getContext('webgl2') instanceof WebGL2RenderingContext")  # null of any other kind
+
+    def seen() -> bytes:
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return bytes(canvas.screenshot())
+
+    views = [seen()]
+    shown, red = colours(views[0])
+    assert shown > 20_000
+    assert 0 < red < shown / 4  # the bulge, and not the part
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    views.append(seen())
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 150, y + 40, steps=5)
+    page.mouse.up()
+    views.append(seen())
+    page.mouse.wheel(0, -300)
+    views.append(seen())
+    assert len(set(views)) == 4
+    assert colours(views[3])[0] > 1.1 * colours(views[2])[0]  # nearer
+    assert f"#/inspections/{answer.json()['inspection_id']}" in page.url  # the keys were the cloud's
 
 
 def test_override_with_consent_makes_the_photo_a_golden(server: Running, open_page: Callable[..., Any]) -> None:

@@ -45,7 +45,7 @@ function show(three, OrbitControls, canvas, data, reach) {
   const { center, radius } = geometry.boundingSphere;
   const size = Math.sqrt(12 * radius * radius / n); // about what a point of a surface covers
   const scene = new three.Scene();
-  scene.background = new three.Color(0x20242a);
+  scene.background = new three.Color().setHex(0x20242a, three.LinearSRGBColorSpace);
   scene.add(new three.Points(geometry, new three.PointsMaterial({ size, vertexColors: true })));
   const camera = new three.PerspectiveCamera(35, 1, radius / 50, radius * 50);
   camera.up.set(0, 0, 1);
