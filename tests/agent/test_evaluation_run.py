@@ -151,8 +151,8 @@ def _board(kind: str | None) -> tuple[np.ndarray, np.ndarray, tuple[int, int, in
     test = template.copy()
     edits = {
         "open": ((118, 150, 142, 162), 0, (116, 148, 144, 164)),
-        "short": ((60, 200, 130, 212), 255, (64, 198, 126, 214)),
         # as in DeepPCB, the box of a small defect leaves some pixels round it: none there is under 20 px
+        "short": ((60, 200, 130, 212), 255, (60, 196, 130, 216)),
         "copper": ((88, 90, 104, 106), 255, (80, 82, 112, 114)),
         "pin-hole": ((258, 152, 270, 166), 0, (250, 144, 278, 174)),
     }
