@@ -34,6 +34,7 @@ from refdiff.agent.language.intent import (
 from refdiff.agent.language.parts import parts_in
 from refdiff.agent.people.names import DefectNames
 from refdiff.agent.people.reviews import Reviews
+from refdiff.agent.received import file_received
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.report.values import Values
@@ -297,6 +298,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """
         with self._queue.beside():
             return capture_part(self.workspace, part_id, photo, product, scale_mm_per_px, conditions)
+
+    def file_of_device(
+        self, report: bytes, photo: bytes, difference: bytes, *, by: str, filename: str
+    ) -> tuple[DefectReport, bool]:
+        """File what a device inspected (see `file_received`)."""
+        share = self.settings.blind_share
+        with self._queue.beside():
+            return file_received(self.workspace, report, photo, difference, by=by, filename=filename, blind_share=share)
 
     def understand(self, said: Sequence[Said], about: Subject | None = None) -> Intent:
         """What the newest of a person's messages asks for (see `intent.understand`)."""

@@ -50,7 +50,7 @@ class Device(AbstractContextManager["Device"]):
         threads: for the networks; default: as many as cores. Raises InputError (no such file, another version),
         DamagedError, TamperedError.
         """
-        key = key or ExportSettings().key
+        key = key or ExportSettings.read().key
         return cls(ExportedWorkspace.of_file(Path(path), key, threads))
 
     def __exit__(self, *error: object) -> None:

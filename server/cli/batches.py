@@ -109,11 +109,19 @@ def inspect_batch(
 @contextlib.contextmanager
 def _somebody_inspects(stores: Stores) -> Iterator[Callable[[], None]]:
     """A worker of our own meanwhile, unless another process takes inspections. Yields what raises UnavailableError once
-    that worker has ended."""
-    if stores.jobs.workers():
-        yield lambda: None
-        return
+    nobody does."""
     from refdiff.model.errors import UnavailableError
+
+    if stores.jobs.workers():
+
+        def others() -> None:
+            if not stores.jobs.workers():
+                raise UnavailableError(
+                    "nobody inspects any more; the batch waits for `refdiff worker` or `refdiff serve`"
+                )
+
+        yield others
+        return
     from refdiff.server.cli.worker import end_worker, start_worker
 
     process = start_worker()

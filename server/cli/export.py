@@ -48,7 +48,7 @@ def export(
 
     if out.suffix != SUFFIX:
         raise InputError(f"--out {out}: the name of an export ends in {SUFFIX}")
-    by, key = settings().server.user, ExportSettings().key  # the first reads the file of settings
+    by, key = settings().server.user, ExportSettings.read().key  # the first reads the file of settings
     with open_workspace() as workspace, output.progress("exporting") as moved:
         made = export_product(workspace, product, out, graphs=graphs, key=key, by=by, progress=moved)
     signed = "signed" if made.signed else "not signed: set REFDIFF_EXPORT_KEY"
@@ -72,7 +72,7 @@ def verify(
     from refdiff.tools.exported.workspace import ExportedWorkspace
 
     settings()  # reads the file of settings
-    key, started = ExportSettings().key, time.perf_counter()
+    key, started = ExportSettings.read().key, time.perf_counter()
     opened = ExportedWorkspace.of_file(file, key)
     with opened:
         export = opened.export

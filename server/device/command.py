@@ -121,12 +121,8 @@ def _inspect(given: argparse.Namespace) -> int:
         raise InputError("--part names one part, and there are several photos; leave it out to use their names")
     with _open(given) as device:
         for photo in given.photos:
-            try:
-                data = photo.read_bytes()
-            except OSError as e:
-                raise InputError(f"{photo}: cannot be read ({e.strerror})") from e
             part_id = given.part or photo.stem
-            report = device.inspect(data, part_id, scale_mm_per_px=given.scale_mm_per_px, filename=photo.name)
+            report = device.inspect(photo, part_id, scale_mm_per_px=given.scale_mm_per_px, filename=photo.name)
             print(report.model_dump_json() if given.json else _line(report), flush=True)
     return VERDICT_CODES[report.verdict] if len(given.photos) == 1 else 0
 
@@ -148,6 +144,8 @@ def _watch(given: argparse.Namespace) -> int:
     with ExitStack() as stack:
         busy = UnavailableError(f"{out} is in use by another refdiff-edge; stop that one first, or name another folder")
         stack.enter_context(hold_lock(out / "device.lock", busy))
+        watched = UnavailableError(f"{folder.root} is watched by another refdiff-edge; stop that one first")
+        stack.enter_context(hold_lock(folder.root / ".refdiff-edge.lock", watched))
         spool, delivery = Spool(out, sends=given.server is not None), None
         device = stack.enter_context(_open(given))
         if given.server is not None:
@@ -171,7 +169,10 @@ def _open(given: argparse.Namespace) -> Any:
     cv2.setNumThreads(given.threads or 1)
     from refdiff.agent.device.device import Device
 
-    return Device.open(given.export, threads=given.threads)
+    device = Device.open(given.export, threads=given.threads)
+    if given.command != "verify" and not device.workspace.export.signed:
+        _say(f"nobody has signed {given.export}, or REFDIFF_EXPORT_KEY is not set: its signature is not checked")
+    return device
 
 
 def _line(report: Any) -> str:

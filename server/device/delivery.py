@@ -14,7 +14,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from refdiff.memory.journals.backoff import Backoff
@@ -28,16 +28,29 @@ BACKOFF = Backoff(first_s=0.5, longest_s=60.0)
 _IDLE_S = 5.0
 # errors of this message itself; anything else may pass once the server is up, is updated, or has the right key
 _FINAL = (400, 413, 422)
+_FILED, _NOT_OURS = 201, 502
 _PATH = "/v1/devices/reports"
 _SHOWN = 300  # characters of an answer
+_MOST_BYTES = 64_000  # read of an answer
 
 
 def check_server(url: str) -> str:
     """The address without a slash at its end. Raises InputError unless it is http(s)."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        named = False
+    if not named:
         raise InputError("--server: is no address; give one like https://host:8000")
     return url.rstrip("/")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Redirects are not followed: the key and the photo are for the address that was named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Delivery:
@@ -96,7 +109,7 @@ class Delivery:
             except (OSError, http.client.HTTPException) as e:
                 self._failed(str(getattr(e, "reason", e)) or type(e).__name__)
                 return False
-            if 200 <= status < 300:
+            if status == _FILED:
                 self._spool.sent(entry)
                 if self._failures:
                     self._note(f"server {self._shown} is available again")
@@ -123,7 +136,8 @@ class Delivery:
         return f"{parts.scheme}://{parts.hostname}"
 
     def _post(self, entry: Entry) -> tuple[int, str]:
-        """Status and, where that is an error, the message of the answer. Raises OSError, HTTPException."""
+        """Status and, where that is an error, the message of the answer: `_FILED` only if a server of RefDiff says that it
+        has this very report, as a login page of the network is answered 200, too. Raises OSError, HTTPException."""
         files = {
             "report": (REPORT, entry.read(REPORT)),
             "image": (entry.filename, entry.read(PHOTO)),
@@ -136,12 +150,21 @@ class Delivery:
         if self._key:
             request.add_header("Authorization", f"Bearer {self._key}")
         try:
-            context = ssl.create_default_context() if self._url.startswith("https") else None
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
-                return int(answer.status), ""
+            https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
+            with urllib.request.build_opener(_NoRedirect, https).open(request, timeout=TIMEOUT_S) as answer:
+                if int(answer.status) == _FILED and _inspection_of(answer.read(_MOST_BYTES)) == entry.inspection_id:
+                    return _FILED, ""
+                return _NOT_OURS, "what answers is no RefDiff server; check the address"
         except urllib.error.HTTPError as e:
             with e:
-                return e.code, _message(e.read(64_000))
+                return e.code, _message(e.read(_MOST_BYTES))
+
+
+def _inspection_of(answer: bytes) -> object:
+    try:
+        return json.loads(answer)["inspection_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _message(answer: bytes) -> str:

@@ -92,16 +92,27 @@ class Spool:
         return entry
 
     def finish(self, entry: Entry) -> None:
-        """The photo has left the watched folder: its report is kept, and waits for the server where there is one."""
+        """The photo has left the watched folder: its report is kept, and waits for the server where there is one (and was
+        when the photo was inspected)."""
         write_atomic(self._reports / f"{entry.inspection_id}.json", entry.read(REPORT))
-        if self._sends:
+        if self._sends and (entry.folder / PHOTO).exists():
             _renamed(entry.folder, self._outbox / entry.inspection_id)
         else:
             _removed(entry.folder)
 
     def waiting(self) -> list[Entry]:
-        """Entries that wait for the server, oldest first."""
-        return [e for folder in sorted(self._outbox.iterdir()) if (e := _entry(folder)) is not None]
+        """Entries that wait for the server, oldest first. A damaged one, which would hold up all later ones, is set apart as
+        if the server had refused it."""
+        found = []
+        for folder in sorted(self._outbox.iterdir()):
+            try:
+                entry = _entry(folder)
+            except DamagedError as e:
+                self._set_apart(folder, str(e))
+                continue
+            if entry is not None:
+                found.append(entry)
+        return found
 
     def sent(self, entry: Entry) -> None:
         """The server has it."""
@@ -109,8 +120,11 @@ class Spool:
 
     def refuse(self, entry: Entry, reason: str) -> None:
         """The server will never take it."""
-        write_atomic(entry.folder / "reason.txt", reason.encode())
-        _renamed(entry.folder, self._refused / entry.inspection_id)
+        self._set_apart(entry.folder, reason)
+
+    def _set_apart(self, folder: Path, reason: str) -> None:
+        write_atomic(folder / "reason.txt", reason.encode())
+        _renamed(folder, self._refused / folder.name)
 
     def counts(self) -> dict[str, int]:
         """How many reports there are, wait for the server, and were refused by it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from refdiff.agent.device.device import Device, read_photo
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.memory.rows.watched import FileIdentity
-from refdiff.model.errors import InputError, UnavailableError
+from refdiff.model.errors import DamagedError, InputError, UnavailableError
+from refdiff.model.files import outage
 from refdiff.server.device.delivery import Delivery
 from refdiff.server.device.spool import Spool
 from refdiff.server.watch.folder import WatchedFolder
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 BACKOFF = Backoff(first_s=0.5, longest_s=30.0)  # before retries where the disk is full
@@ -81,18 +85,25 @@ class DeviceWatcher:
             if not self._folder.is_there(identity):
                 return False
             try:
+                most = self._device.workspace.model_settings.max_bytes
+                if identity.size > most:
+                    raise InputError(
+                        f"{identity.size:,} bytes; {most:,} is the limit (REFDIFF_MAX_BYTES at the export)"
+                    )
                 data = read_photo(self._folder.path(identity))
                 part_id = normalise_part_id(Path(identity.name).stem)
                 record = self._device.record(
                     data, part_id, scale_mm_per_px=self._scale, filename=identity.name, requested_by=self._by
                 )
+            except DamagedError:  # of the export, and not of this photo: the next ones would fare no better
+                raise
             except InputError as e:
-                if not self._folder.is_there(identity) or self._folder.may_still_grow(identity):
-                    return False
-                self._folder.quarantine(identity, str(e))
-                self.state.quarantined += 1
-                self._note(f"{identity.name} was moved to quarantine: {e}")
-                return True
+                return self._refused(identity, str(e))
+            except Exception as e:
+                if (lacking := outage(e)) is not None:
+                    raise lacking from e
+                log.exception("inspection of %s failed", identity.name)
+                return self._refused(identity, f"internal error ({type(e).__name__}: {e})")
             if not self._folder.is_there(identity):  # overwritten while it was read: another photo
                 return False
             entry = self._spool.put(identity, data, record)
@@ -101,4 +112,13 @@ class DeviceWatcher:
         self.state.verdicts[entry.verdict] += 1
         if self._delivery:
             self._delivery.wake()
+        return True
+
+    def _refused(self, identity: FileIdentity, reason: str) -> bool:
+        """Move a photo that cannot be inspected to quarantine; False if it may be complete later."""
+        if not self._folder.is_there(identity) or self._folder.may_still_grow(identity):
+            return False
+        self._folder.quarantine(identity, reason)
+        self.state.quarantined += 1
+        self._note(f"{identity.name} was moved to quarantine: {reason}")
         return True

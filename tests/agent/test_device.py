@@ -23,7 +23,7 @@ from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
 from refdiff.model.errors import DamagedError, InputError, RefDiffError, TamperedError
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
-from refdiff.tools.exported.archive import Export
+from refdiff.tools.exported.archive import Export, ExportSettings
 from refdiff.tools.exported.export import export_product
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.specification import parse_spec
@@ -271,9 +271,10 @@ def test_product_without_calibration_or_of_heat_is_not_exported(tmp_path: Path, 
         enroll(workspace, "single", [tmp_path / "one.png"])
         with pytest.raises(InputError, match="no calibration"):
             export_product(workspace, "single", tmp_path / "single.refdiff")
-        workspace.stores.products.set_kind("hot", "thermal")
-        with pytest.raises(InputError, match="no network"):
-            export_product(workspace, "hot", tmp_path / "hot.refdiff")
+        for kind in ("thermal", "depth", "cloud"):
+            workspace.stores.products.set_kind(kind, kind)
+            with pytest.raises(InputError, match="no network"):
+                export_product(workspace, kind, tmp_path / f"{kind}.refdiff")
         with pytest.raises(InputError, match="no product"):
             export_product(workspace, "nothing", tmp_path / "nothing.refdiff")
     assert not list(tmp_path.glob("*.refdiff"))
@@ -307,3 +308,15 @@ def test_export_holds_nothing_unlisted_and_no_format_that_executes(turned: Made)
         right = load(archive.read("vectors.safetensors"))
         assert all(np.array_equal(read[name], value) for name, value in right.items())
         assert read.keys() == right.keys()
+
+
+def test_a_key_that_is_too_short_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_EXPORT_KEY", "s3cret")
+    with pytest.raises(InputError, match="too short") as told:
+        ExportSettings.read()
+    assert "s3cret" not in str(told.value)
+    assert told.value.__suppress_context__
+
+
+def test_unsigned_export_is_used_with_a_word_about_it(turned: Made) -> None:
+    assert "signature is not checked" in on_device("inspect", turned.exports["openvino"], turned.photos[0]).stderr

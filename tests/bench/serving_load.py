@@ -121,12 +121,14 @@ def own_mb(pid: int | str = "self") -> float:
 
 
 @contextmanager
-def home_with_parts(home: Path, parts: int, goldens: int = 24) -> Iterator[tuple[Workspace, list[str]]]:
+def home_with_parts(
+    home: Path, parts: int, goldens: int = 24, size: tuple[int, int] = _SIZE
+) -> Iterator[tuple[Workspace, list[str]]]:
     """Services over a home of rendered boards: goldens enrolled, parts captured, every second with a defect."""
     photos = home / "photos"
     photos.mkdir(parents=True)
     for i in range(goldens):
-        image = render("circuit", _DESIGN, i, size=_SIZE, noise_seed=i).image
+        image = render("circuit", _DESIGN, i, size=size, noise_seed=i).image
         (photos / f"{i:03}.png").write_bytes(encode_png(image))
     memory = MemorySettings(home=home / "home", qdrant_url=None)
     with Workspace.open(memory, ModelSettings(), ToolsSettings(references=1)) as workspace:
@@ -134,7 +136,7 @@ def home_with_parts(home: Path, parts: int, goldens: int = 24) -> Iterator[tuple
         names = []
         for i in range(parts):
             broken = [DefectSpec("missing_component", contrast=1.0, seed=i)] if i % 2 == 0 else []
-            image = render("circuit", _DESIGN, 50 + i, size=_SIZE, defects=broken, noise_seed=i).image
+            image = render("circuit", _DESIGN, 50 + i, size=size, defects=broken, noise_seed=i).image
             names.append(str(4412 + i))
             workspace.stores.captures.add(
                 part_id=names[-1], product=PRODUCT, sha256=workspace.stores.images.put(encode_png(image)),

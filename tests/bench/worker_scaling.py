@@ -32,6 +32,7 @@ from sqlalchemy import select
 from refdiff.agent.work.queue import InspectionQueue, Progress
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.jobs import LEASE_S
+from refdiff.memory.records.inspections import MAX_PAGE
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 
@@ -132,7 +133,8 @@ def measure(workers: int, sleep_s: float, jobs: int) -> dict[str, Any]:
             for process in processes:
                 _go(process)
                 process.wait(60)
-        filed = Counter(r.inspection_id for r in stores.inspections.list(limit=jobs + 1))
+        pages = (stores.inspections.list(limit=MAX_PAGE, offset=n) for n in range(0, jobs + 1, MAX_PAGE))
+        filed = Counter(r.inspection_id for page in pages for r in page)
         checked = stores.audit.verify_store()
         attempts = [j.attempts for j in stores.jobs.list(("done",), limit=-1)]
     best = workers / sleep_s if sleep_s else None

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,16 @@ class ExportSettings(BaseSettings):
     export_key: SecretStr | None = Field(
         default=None, min_length=16, description="Secret that signs exports and that devices check them by."
     )
+
+    @classmethod
+    def read(cls) -> Self:
+        """From the environment. Raises InputError, without the secret in it."""
+        try:
+            return cls()
+        except ValidationError:  # its own message shows the value
+            raise InputError(
+                "REFDIFF_EXPORT_KEY: is too short; 16 characters or more, such as of: openssl rand -base64 32"
+            ) from None
 
     @property
     def key(self) -> bytes | None:

@@ -25,6 +25,8 @@ _TEXT = "refdiff"  # key of the PNG's text
 _WHITE = 255
 _UNIT = 0.5  # thresholds: the grey scale is linear well below it, logarithmic above
 _UNFITTED = (0.0, 0.0, 0.0, 1.0)
+_MOST_BYTES = 64 << 20  # of what is packed in the text: bits of the map, outlines
+_TOO_LARGE = Image.DecompressionBombError
 _LEAST = 1e-6  # instead of dividing by 0
 # parts of the value and `_UNIT` together: what halving the map may change, and from one grey to the next
 _TOLERANCE, _STEP = 0.05, 0.02
@@ -84,13 +86,15 @@ class KeptDifference:
         return buffer.getvalue()
 
     @classmethod
-    def decode(cls, data: bytes) -> KeptDifference:
-        """What `encode` made. Raises DamagedError for anything else."""
+    def decode(cls, data: bytes, size: tuple[int, int] | None = None) -> KeptDifference:
+        """What `encode` made. size: (H, W) that the map must have. Raises DamagedError for anything else."""
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 grey = np.asarray(image, np.float32)
                 about = json.loads(image.info[_TEXT])
             threshold, (height, width) = float(about["threshold"]), about["size"]
+            if size is not None and (height, width) != size:
+                raise ValueError(f"a map of {height} x {width} px, not of {size[0]} x {size[1]}")
             level = _resize(grey * np.float32(about["step"]), (int(height), int(width)), cv2.INTER_LINEAR)
             anomaly_map = np.expm1(level) * np.float32(_UNIT * threshold)
             if "compared" in about:  # earlier versions kept it in the map
@@ -101,7 +105,7 @@ class KeptDifference:
             offset, rules = float(about.get("offset", 0.0)), str(about.get("rules", ""))
             a, b, c, factor = (float(v) for v in about.get("fit", _UNFITTED))
             return cls(anomaly_map, threshold, matrix, outlines, offset, rules, (a, b, c, factor))
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error, _TOO_LARGE) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 
 
@@ -120,7 +124,11 @@ def _as_text(data: bytes) -> str:
 
 
 def _from_text(text: str) -> bytes:
-    return zlib.decompress(base64.b64decode(text))
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(base64.b64decode(text), _MOST_BYTES)
+    if not unpacking.eof:
+        raise ValueError("cut off, or too long")
+    return data
 
 
 def _halved(level: F32, inside: F32) -> tuple[F32, F32]:

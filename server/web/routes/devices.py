@@ -8,7 +8,6 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, UploadFile
 from pydantic import BaseModel
 
-from refdiff.agent.device.received import file_received
 from refdiff.server.web.access import InspectorRole, TheService
 from refdiff.server.web.errors import responses
 from refdiff.server.web.photos import each_once, read_upload
@@ -37,9 +36,6 @@ async def add_device_report(
     The photo must be the one that the report names, and the golden sample one of this server.
     """
     parts = [await read_upload(file, service) for file in (report, image, difference)]
-    work = partial(
-        file_received, service.workspace, *(p.data for p in parts),
-        by=caller.name, filename=parts[1].path.name, blind_share=service.settings.blind_share,
-    )  # fmt: skip
+    work = partial(service.file_of_device, *(p.data for p in parts), by=caller.name, filename=parts[1].path.name)
     filed, new = await run_sync(work)
     return Received(inspection_id=filed.inspection_id, new=new)

@@ -9,7 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,14 @@ import pytest
 from edge_parity import ABSENT
 
 from refdiff.agent.device.device import Device, DeviceRecord
+from refdiff.memory.rows.watched import FileIdentity
+from refdiff.model.errors import DamagedError
 from refdiff.server.device.delivery import Delivery, form
 from refdiff.server.device.spool import Spool
+from refdiff.server.device.watcher import DeviceWatcher
+from refdiff.server.watch.folder import WatchedFolder
 from refdiff.tools.exported.export import export_product
+from refdiff.tools.inspection.kept_difference import KeptDifference
 
 from .conftest import Running
 
@@ -88,6 +96,8 @@ def test_what_does_not_belong_together_is_refused(server: Running, export: Path)
         ),
         "whose judge is the script": sent({"judge": report["judge"] | {"via": "embedded"}}),
         "is damaged": _send(server, record, photo, difference=b"no picture"),
+        "not of": _send(server, record, photo, difference=_of_another_size(record)),
+        "none of a device": sent({"inspection_id": "../../x"}),
     }
     for says, answer in refused.items():
         assert answer.status_code == 422, answer.text
@@ -97,6 +107,84 @@ def test_what_does_not_belong_together_is_refused(server: Running, export: Path)
     body, kind = form({"report": ("r", b"{}"), "image": ("i", photo), "difference": ("d", b"")})
     answer = server.client.post("/v1/devices/reports", content=body, headers={"Content-Type": kind, **viewer})
     assert answer.status_code == 403
+
+
+def _of_another_size(record: DeviceRecord) -> bytes:
+    kept = KeptDifference.decode(record.difference)
+    return replace(kept, anomaly_map=np.zeros((60, 50), np.float32)).encode()
+
+
+def test_report_is_sent_only_to_what_says_that_it_has_it(server: Running, export: Path, tmp_path: Path) -> None:
+    """A login page of the network answers everything with 200, or sends elsewhere."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Portal(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, self.headers["Authorization"]))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(302 if len(seen) == 1 else 200)
+            self.send_header("Location", "/login")
+            self.end_headers()
+            self.wfile.write(b"<h1>Welcome</h1>")
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None: ...
+
+    (tmp_path / "line").mkdir()
+    spool, notes = Spool(tmp_path / "out", sends=True), []
+    with Device.open(export) as device:
+        record = device.record(server.photos["good.png"], "portal")
+    spool.finish(spool.put(FileIdentity("p.png", 1, 1, 1), server.photos["good.png"], record))
+    (tmp_path / "out" / "outbox" / "aaa").mkdir()  # damaged: no other one waits for it
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as portal:
+        threading.Thread(target=portal.serve_forever, daemon=True).start()
+        with Delivery(spool, f"http://127.0.0.1:{portal.server_port}", "rdk-x", notes.append):
+            deadline = time.monotonic() + 20
+            while len(seen) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        portal.shutdown()
+    assert {path for path, _ in seen} == {"/v1/devices/reports"}, "nothing was sent to where it was told to go"
+    assert spool.counts() == {"reports": 1, "waiting": 1, "refused": 1}
+    assert "HTTP 302" in notes[0]
+    assert "no RefDiff server" in notes[1]
+
+
+def test_damaged_export_moves_no_photo(server: Running, export: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "board.refdiff"
+    shutil.copy(export, copy)
+    names = _photos(server, tmp_path / "line", 2)
+    with Device.open(copy) as device:
+        copy.write_bytes(b"x" * copy.stat().st_size)  # as `cp` does to a file in use
+        watcher = DeviceWatcher(
+            WatchedFolder(tmp_path / "line"), device, Spool(tmp_path / "out", sends=False), note=lambda said: None
+        )
+        with pytest.raises(DamagedError):
+            watcher.run(once=True)
+    assert sorted(p.stem for p in (tmp_path / "line").glob("*.png")) == names
+
+
+def test_photo_that_breaks_the_inspection_is_set_apart(
+    server: Running, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = _photos(server, tmp_path / "line", 2)
+    with Device.open(export) as device:
+        real = device.record
+
+        def record(data: bytes, part_id: str, **more: Any) -> DeviceRecord:
+            if part_id == names[0]:
+                raise ValueError("out of bounds")
+            return real(data, part_id, **more)
+
+        monkeypatch.setattr(device, "record", record)
+        os.utime(tmp_path / "line" / f"{names[0]}.png", (time.time() - 60, time.time() - 60))
+        watcher = DeviceWatcher(
+            WatchedFolder(tmp_path / "line"), device, Spool(tmp_path / "out", sends=False), note=lambda said: None
+        )
+        state = watcher.run(once=True)
+    assert (state.quarantined, sum(state.verdicts.values())) == (1, 1)
+    assert "internal error (ValueError" in (tmp_path / "line" / "quarantine" / f"{names[0]}.png.reason.txt").read_text()
 
 
 def _photos(server: Running, folder: Path, count: int) -> list[str]:

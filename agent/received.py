@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from pydantic import ValidationError
 
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.audit_chain import ARTEFACTS as FILES
-from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.model.errors import InputError, RemovedError, UnknownRecordError
 from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.kinds.readers import read_arriving
+from refdiff.tools.vision.regions import map_size
 from refdiff.tools.workspace import Workspace
+
+_ID = re.compile(r"insp-\d{8}-\d{6}-[0-9a-f]{8}")  # as `new_inspection_id` makes them; it names files here
 
 
 def file_received(
@@ -20,15 +25,26 @@ def file_received(
     nothing.
 
     by: whose key sent it. blind_share: as of `InspectionStore.file`. Raises InputError where the parts do not belong
-    together or the product is not one of this server, DamagedError.
+    together, the photo cannot be read or the product is not one of this server, DamagedError.
     """
     try:
         found = DefectReport.model_validate_json(report)
     except ValidationError as e:
-        raise InputError(f"report: is no report of this version ({e.error_count()} errors); update the device") from e
+        advice = "update the device or this server"
+        raise InputError(f"report: is no report of this version ({e.error_count()} errors); {advice}") from e
+    if not _ID.fullmatch(found.inspection_id):
+        raise InputError("report: its inspection_id is none of a device")
     inspections, stores = workspace.stores.inspections, workspace.stores
     if inspections.find(found.inspection_id) is not None:
-        return DefectReport.model_validate(inspections.get(found.inspection_id).report), False
+        try:
+            filed = DefectReport.model_validate(inspections.get(found.inspection_id).report)
+        except RemovedError:  # it was filed, and pruned since
+            return found, False
+        if filed.query_sha256 != found.query_sha256:
+            raise InputError(f"report: {found.inspection_id} is of another photo here")
+        return filed, False
+    if stores.jobs.find(found.inspection_id) is not None:
+        raise InputError(f"report: {found.inspection_id} was requested here, and not of a device")
     if found.judge.via != "fallback":
         raise InputError("report: is not of a device, whose judge is the script")
     if hashlib.sha256(photo).hexdigest() != found.query_sha256:
@@ -41,7 +57,9 @@ def file_received(
         raise InputError(f"report: its golden sample {found.reference.golden_id} is not known here") from e
     if golden.product != found.product or golden.sha256 != found.reference.sha256:
         raise InputError(f"report: its golden sample {golden.golden_id} is another one here")
-    KeptDifference.decode(difference)
+    how = workspace.how(found.product)
+    reading = read_arriving(photo, name=filename, how=how, settings=workspace.model_settings)
+    KeptDifference.decode(difference, size=map_size(reading.picture.shape))
     stores.check_free()
     filed = found.model_copy(update={"requested_by": f"{found.requested_by} ({by})"[:128]})
     stores.images.put(photo)
