@@ -13,6 +13,7 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.journals.batches import BatchStore
 from refdiff.memory.journals.jobs import JobStore
+from refdiff.memory.published_exports import PublishedExports
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -50,6 +51,7 @@ class Stores(AbstractContextManager["Stores"]):
     keys: KeyStore
     jobs: JobStore
     batches: BatchStore
+    exports: PublishedExports
     settings: MemorySettings
 
     @classmethod
@@ -84,6 +86,7 @@ class Stores(AbstractContextManager["Stores"]):
             keys=KeyStore(db, home),
             jobs=JobStore(db),
             batches=BatchStore(db),
+            exports=PublishedExports(home / "exports", db),
             settings=settings,
         )
 

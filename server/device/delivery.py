@@ -141,10 +141,11 @@ class Delivery:
                 return int(answer.status), ""
         except urllib.error.HTTPError as e:
             with e:
-                return e.code, _message(e.read(64_000))
+                return e.code, message_of(e.read(64_000))
 
 
-def _message(answer: bytes) -> str:
+def message_of(answer: bytes) -> str:
+    """What the server's error says."""
     try:
         return str(json.loads(answer)["error"]["message"])[:_SHOWN]
     except (ValueError, KeyError, TypeError):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refdiff.agent.device.device import Device, read_photo
+from refdiff.agent.device.device import read_photo
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.memory.rows.watched import FileIdentity
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.server.device.delivery import Delivery
+from refdiff.server.device.exports import ExportInUse
 from refdiff.server.device.spool import Spool
 from refdiff.server.watch.folder import WatchedFolder
 
@@ -35,7 +36,7 @@ class DeviceWatcher:
     def __init__(
         self,
         folder: WatchedFolder,
-        device: Device,
+        export: ExportInUse,
         spool: Spool,
         *,
         delivery: Delivery | None = None,
@@ -44,7 +45,7 @@ class DeviceWatcher:
         note: Callable[[str], None],
     ) -> None:
         """note: called with what a person should know."""
-        self._folder, self._device, self._spool, self._delivery = folder, device, spool, delivery
+        self._folder, self._export, self._spool, self._delivery = folder, export, spool, delivery
         self._scale, self._by, self._note = scale_mm_per_px, requested_by, note
         self._stop = threading.Event()
         self.state = DeviceState()
@@ -72,6 +73,7 @@ class DeviceWatcher:
             if once and not ready and not self._folder.unsettled:
                 break
             if not any(done):
+                self._export.device()  # a newer one is ready before the next photo is
                 self._stop.wait(POLL_S)
         return self.state
 
@@ -83,7 +85,7 @@ class DeviceWatcher:
             try:
                 data = read_photo(self._folder.path(identity))
                 part_id = normalise_part_id(Path(identity.name).stem)
-                record = self._device.record(
+                record = self._export.device().record(
                     data, part_id, scale_mm_per_px=self._scale, filename=identity.name, requested_by=self._by
                 )
             except InputError as e:
