@@ -13,7 +13,6 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.image_store import ImageStore
 from refdiff.memory.journals.batches import BatchStore
 from refdiff.memory.journals.jobs import JobStore
-from refdiff.memory.published_exports import PublishedExports
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -25,6 +24,7 @@ from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.networks import NetworkStore
 from refdiff.memory.records.products import ProductStore
+from refdiff.memory.records.published_exports import PublishedExports
 from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError

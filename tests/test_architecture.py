@@ -25,8 +25,8 @@ ORDER = {
     "pixel_formats decode_budget defect_types progress free_memory arrays settings errors wording",
     "tools": "registry exported find_part retrieve_reference align score_difference zoom measure similar_defects "
     "submit_report context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
-    "memory": "upkeep audit_export stores audit_store journals records published_exports golden_bank changes schema "
-    "audit_chain audit_head database artefacts image_store locks rows kinds settings timestamps",
+    "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
+    "audit_head database artefacts image_store locks rows kinds settings timestamps",
     "agent": "service device people evaluation recording inspector graph nodes language filing verdict context drivers "
     "checkpoints work report events prompts request settings state",
     "server": "cli device web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals "
