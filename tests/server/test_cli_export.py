@@ -23,7 +23,7 @@ def test_export_is_written_published_recorded_and_verified(
     assert (code, made["signed"], made["published"], made["product"]) == (0, True, True, "board")
     assert (ready / "home" / "exports" / "board.refdiff").read_bytes() == (ready / "board.refdiff").read_bytes()
     [change] = said(capsys, "audit", "list", "--kind", "export")[1]["changes"]
-    assert change["subject"] == "board"
+    assert change["facts"]["subject"] == "board"
     monkeypatch.delenv("REFDIFF_EXPORT_PRIVATE_KEY")
     monkeypatch.setenv("REFDIFF_EXPORT_PUBLIC_KEY", "public.pem")
     code, checked = said(capsys, "export", "verify", "board.refdiff")
