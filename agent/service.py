@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from refdiff.agent.device.published import Published, export_and_publish
 from refdiff.agent.filing import ReportFiles, filed_report
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
@@ -50,6 +51,7 @@ from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.rows.captures import Capture
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.leftovers import remove_abandoned
+from refdiff.model.difference.sessions import GraphFormat
 from refdiff.model.errors import (
     BusyError,
     InputError,
@@ -603,6 +605,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             made = calibrate(self.workspace, name, alpha=alpha, by=by)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
         return calibration_overview(self.workspace, made) | smallest
+
+    def export_for_devices(self, name: str, graphs: GraphFormat, *, by: str) -> Published:
+        """Export a product as it is now, and publish it. Raises as `export_and_publish`, BusyError if many wait."""
+        with self._enrolment():
+            return export_and_publish(self.workspace, name, graphs, by=by)
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
         """Begin to fit a network to a product, or have a worker do it. Raises UnknownProductError, InputError with too few

@@ -25,7 +25,7 @@ from refdiff.memory.kinds import ChangeKind
 from refdiff.memory.rows.digests import canonical, content_digest, product_state
 from refdiff.model.errors import UnavailableError
 
-PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE = get_args(ChangeKind)
+PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE, EXPORT = get_args(ChangeKind)
 PRESENT = "present"  # what an older version had kept without records, digests alone
 
 _VALUE, _CHANGE = 160, 1000  # most characters of a value and of a change in words

@@ -15,4 +15,6 @@ Role = Literal["viewer", "inspector", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)  # each may also do what the roles before it may
 OPERATOR_FILE = "operator.key"  # where a home keeps the operator's key
 
-ChangeKind = Literal["product", "calibration", "network", "golden", "key", "settings", "capture", "job", "prune"]
+ChangeKind = Literal[
+    "product", "calibration", "network", "golden", "key", "settings", "capture", "job", "prune", "export"
+]

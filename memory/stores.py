@@ -24,6 +24,7 @@ from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.networks import NetworkStore
 from refdiff.memory.records.products import ProductStore
+from refdiff.memory.records.published_exports import PublishedExports
 from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError
@@ -50,6 +51,7 @@ class Stores(AbstractContextManager["Stores"]):
     keys: KeyStore
     jobs: JobStore
     batches: BatchStore
+    exports: PublishedExports
     settings: MemorySettings
 
     @classmethod
@@ -84,6 +86,7 @@ class Stores(AbstractContextManager["Stores"]):
             keys=KeyStore(db, home),
             jobs=JobStore(db),
             batches=BatchStore(db),
+            exports=PublishedExports(home / "exports", db),
             settings=settings,
         )
 

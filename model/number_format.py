@@ -27,9 +27,12 @@ _ROUNDS = 5
 _KEPT = "number-format.json"
 
 
-def number_format() -> torch.dtype:
-    """torch.float32 or torch.bfloat16: what REFDIFF_NUMBER_FORMAT says, else the faster one on this machine."""
-    settings = ModelSettings()
+def number_format(settings: ModelSettings | None = None) -> torch.dtype:
+    """torch.float32 or torch.bfloat16: what the settings say, else the faster one on this machine.
+
+    settings: default from the environment.
+    """
+    settings = settings or ModelSettings()
     return FORMATS.get(settings.number_format) or _faster(settings.cache)
 
 

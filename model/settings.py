@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENVIRONMENT = SettingsConfigDict(env_prefix="REFDIFF_", env_ignore_empty=True, extra="ignore", populate_by_name=True)
 
 Engine = Literal["auto", "torch", "openvino"]
+NumberFormat = Literal["auto", "float32", "bfloat16"]
 
 
 @cache
@@ -69,7 +70,7 @@ class ModelSettings(BaseSettings):
     language_weights: Path | None = Field(
         default=None, description="Weights of `refdiff train language`; default: those of the package."
     )
-    number_format: Literal["auto", "float32", "bfloat16"] = Field(
+    number_format: NumberFormat = Field(
         default="auto", description="What networks compute in; default: what this CPU multiplies faster, measured once."
     )
     engine: Engine = Field(

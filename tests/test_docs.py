@@ -20,7 +20,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.server.cli.main import app
 from refdiff.server.device.settings import DeviceSettings
 from refdiff.server.settings import ChatSettings, ServerSettings
-from refdiff.tools.exported.archive import ExportSettings
+from refdiff.tools.exported.signing import ExportSettings
 from refdiff.tools.settings import ToolsSettings
 
 ROOT = Path(__file__).resolve().parent.parent

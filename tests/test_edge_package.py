@@ -71,10 +71,15 @@ def test_package_lists_the_modules_that_the_command_imports() -> None:
 def test_package_requires_what_its_modules_import_as_the_product_does() -> None:
     edge, product = (_project(folder)["project"] for folder in (ROOT / "edge", ROOT))
     needed = {PACKAGES.get(name, name) for name in _needed()[1]}
-    named = {re.split(r"[><=]", requirement)[0] for requirement in edge["dependencies"]}
-    assert named == needed
+    named, for_keys = (
+        {re.split(r"[><=]", requirement)[0] for requirement in requirements}
+        for requirements in (edge["dependencies"], edge["optional-dependencies"]["ed25519"])
+    )
+    assert named | for_keys == needed
+    assert for_keys == {"cryptography"}, "imported where such a key is set"
     assert set(edge["dependencies"]) <= set(product["dependencies"])
-    assert set(edge["optional-dependencies"]["openvino"]) <= set(product["optional-dependencies"]["openvino"])
+    for extra in ("ed25519", "openvino"):
+        assert set(edge["optional-dependencies"][extra]) <= set(product["optional-dependencies"][extra])
     assert edge["version"] == product["version"]
 
 

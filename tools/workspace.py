@@ -137,6 +137,13 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         tried._tried = networks, scorers
         return tried
 
+    def in_float32(self) -> Self:
+        """The same stores and caches, whose networks compute in float32, whatever is faster on this machine."""
+        exact = copy.copy(self)
+        exact.model_settings = self.model_settings.model_copy(update={"number_format": "float32"})
+        exact._fitted = LRUCache(_NETWORKS_KEPT)
+        return exact
+
     def outdated(self, networks: ProductNetworks) -> str:
         """Why networks of a product are not in use; "" if they are."""
         if networks.shared != self.difference.sha256:

@@ -13,6 +13,7 @@ from refdiff.agent.report.artefacts import artefacts_of
 from refdiff.agent.report.schema import DefectReport, Judge, Software
 from refdiff.agent.verdict.assemble import assemble, complete_evidence
 from refdiff.memory.artefacts import new_inspection_id
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.rows.products import check_scale
 from refdiff.memory.timestamps import utc_now
@@ -20,7 +21,8 @@ from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import software_version
 from refdiff.tools.context import ToolContext
-from refdiff.tools.exported.archive import ExportSettings, Manifest
+from refdiff.tools.exported.archive import Manifest
+from refdiff.tools.exported.signing import ExportSettings, Keys
 from refdiff.tools.exported.workspace import ExportedWorkspace
 from refdiff.tools.inspection.calibration import software_fingerprint, weights_in_use
 from refdiff.tools.kinds.readers import read_arriving
@@ -44,14 +46,14 @@ class Device(AbstractContextManager["Device"]):
         self._one = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path | str, key: bytes | None = None, threads: int | None = None) -> Self:
-        """Check an export and load it. key: what signed it; default: REFDIFF_EXPORT_KEY, if that is set.
+    def open(cls, path: Path | str, keys: Keys | None = None, threads: int | None = None) -> Self:
+        """Check an export and load it. keys: that it is checked by; default: those of the environment, if any are set.
 
         threads: for the networks; default: as many as cores. Raises InputError (no such file, another version),
         DamagedError, TamperedError.
         """
-        key = key or ExportSettings.read().key
-        return cls(ExportedWorkspace.of_file(Path(path), key, threads))
+        keys = ExportSettings.read().keys if keys is None else keys
+        return cls(ExportedWorkspace.of_file(Path(path), keys, threads))
 
     def __exit__(self, *error: object) -> None:
         self.workspace.close()
@@ -60,6 +62,16 @@ class Device(AbstractContextManager["Device"]):
     def manifest(self) -> Manifest:
         """What the export says of itself."""
         return self.workspace.export.manifest
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the manifest, which names the export in reports."""
+        return self.workspace.export.digest
+
+    def try_out(self) -> None:
+        """Inspect the photo of a golden sample, as a check that this export can decide here. Raises what fails."""
+        golden = self.workspace.bank.list(statuses=IN_USE)[0]
+        self.record(self.workspace.stores.images.get(golden.sha256), "golden", filename=golden.filename)
 
     def inspect(
         self,
@@ -116,6 +128,7 @@ class Device(AbstractContextManager["Device"]):
                 version=software_version(),
                 weights_sha256=software_fingerprint(self.workspace, canonical.network),
                 weights=weights_in_use(self.workspace, canonical.network),
+                export=self.digest,
             ),
         )
 

@@ -230,6 +230,8 @@ class Software(_Model):
     version: str
     weights_sha256: str  # one digest of everything that scores depend on
     weights: dict[str, str] = {}  # sha256 of each weight file; difference: "none" without a trained network
+    # sha256 of the manifest of the export that a device decided by; only in reports of devices
+    export: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Specification(_Model):

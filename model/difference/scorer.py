@@ -24,7 +24,7 @@ from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, Ref
 from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork
 from refdiff.model.errors import StorageError
 from refdiff.model.number_format import number_format
-from refdiff.model.settings import Engine, ModelSettings
+from refdiff.model.settings import Engine, ModelSettings, NumberFormat
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
@@ -64,10 +64,10 @@ class DifferenceScorer:
         self.sha256 = sha256
         self.encoder = encoder
         self.config = net.config
-        self._format = number_format()
+        settings = settings or ModelSettings()
+        self._format = number_format(settings)
         plain = PlainNetwork(folded(net.eval(), self._format))
         self._run: Callable[..., tuple[Tensor, ...]]
-        settings = settings or ModelSettings()
         compiled = None
         if self._format is torch.float32:
             compiled = through_openvino(lambda: Compiled(plain, plain.example(), settings), settings)
@@ -153,9 +153,10 @@ def load_difference(path: Path = PACKAGED, settings: ModelSettings | None = None
 
 def shared_difference(settings: ModelSettings) -> DifferenceScorer:
     """Those of the settings, loaded once a process."""
-    return _shared(settings.difference_weights or PACKAGED, settings.engine, settings.cache, settings.threads)
+    path, how = settings.difference_weights or PACKAGED, settings.number_format
+    return _shared(path, settings.engine, settings.cache, settings.threads, how)
 
 
 @lru_cache(maxsize=2)
-def _shared(path: Path, engine: Engine, cache: Path, threads: int | None) -> DifferenceScorer:
-    return load_difference(path, ModelSettings(engine=engine, cache=cache, threads=threads))
+def _shared(path: Path, engine: Engine, cache: Path, threads: int | None, how: NumberFormat) -> DifferenceScorer:
+    return load_difference(path, ModelSettings(engine=engine, cache=cache, threads=threads, number_format=how))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +24,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(commands, name="export")
     commands.callback(
         invoke_without_command=True,
-        epilog="Examples: refdiff export --product bracket --out bracket.refdiff · refdiff export verify bracket.refdiff",
+        epilog="Examples: refdiff export --product bracket --out bracket.refdiff · "
+        "refdiff export --product bracket --publish · refdiff export verify bracket.refdiff",
     )(export)
     commands.command(epilog="Example: refdiff export verify bracket.refdiff")(verify)
 
@@ -31,32 +34,55 @@ def export(
     context: typer.Context,
     product: MaybeProduct = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write, FILE.refdiff.")] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Let devices fetch it from the server of this home.")
+    ] = False,
     graphs: Annotated[Graphs, typer.Option("--format", help="What will run the networks on the device.")] = "openvino",
     _json: Json = False,
 ) -> None:
     """Write a product as one file: all that `refdiff-edge` needs to decide its parts as this installation does.
 
     Networks, golden samples with their features and places, calibration, specification, and a sha256 of each part.
-    With REFDIFF_EXPORT_KEY set, it is signed. A stale calibration is redone first.
+    With REFDIFF_EXPORT_PRIVATE_KEY or REFDIFF_EXPORT_KEY set, it is signed. A stale calibration is redone first.
     """
     if context.invoked_subcommand is not None:
         return
-    if product is None or out is None:
-        raise InputError("name the product and the file: refdiff export --product P --out FILE.refdiff")
-    from refdiff.tools.exported.archive import SUFFIX, ExportSettings
+    if product is None or (out is None and not publish):
+        raise InputError(
+            "name the product, and a file or --publish: refdiff export --product P --out FILE.refdiff [--publish]"
+        )
+    from refdiff.agent.device.published import publish as publish_file
+    from refdiff.tools.exported.archive import SUFFIX
     from refdiff.tools.exported.export import export_product
+    from refdiff.tools.exported.signing import ExportSettings
 
-    if out.suffix != SUFFIX:
+    if out is not None and out.suffix != SUFFIX:
         raise InputError(f"--out {out}: the name of an export ends in {SUFFIX}")
-    by, key = settings().server.user, ExportSettings.read().key  # the first reads the file of settings
-    with open_workspace() as workspace, output.progress("exporting") as moved:
-        made = export_product(workspace, product, out, graphs=graphs, key=key, by=by, progress=moved)
-    signed = "signed" if made.signed else "not signed: set REFDIFF_EXPORT_KEY"
-    emit(
-        _document(made.path, made.manifest) | {"golden_samples": made.golden_samples, "signed": made.signed},
-        f"{shown_path(out)}: {made.golden_samples} golden samples, {made.parts} parts, "
-        f"{out.stat().st_size / 1e6:.1f} MB, {signed}",
-    )
+    by, keys = settings().server.user, ExportSettings.read().keys  # the first reads the file of settings
+    with ExitStack() as stack:
+        workspace, moved = stack.enter_context(open_workspace()), stack.enter_context(output.progress("exporting"))
+        arriving = stack.enter_context(workspace.stores.exports.arriving()) if publish else None
+        file = out or arriving
+        assert file is not None
+        made = export_product(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=moved)
+        if arriving is not None:
+            if out is not None:
+                shutil.copyfile(out, arriving)
+            publish_file(workspace, product, arriving, by=by)
+    place = shown_path(out) if out is not None else f"product {made.manifest.product}"
+    lines = [
+        f"{place}: {made.golden_samples} golden samples, {made.parts} parts, {made.manifest.nbytes / 1e6:.1f} MB, "
+        + ("signed" if made.signed else "not signed: set REFDIFF_EXPORT_PRIVATE_KEY or REFDIFF_EXPORT_KEY"),
+        f"export {made.digest}" + (", published for devices" if publish else ""),
+    ]
+    if (here := made.manifest.installation_number_format) != made.manifest.number_format:
+        lines.append(
+            f"this installation computes in {here}, devices in {made.manifest.number_format}: the export is calibrated in "
+            f"that, so a device may decide otherwise here and there (scores of the golden samples differ by up to "
+            f"{made.rounding:.1g}). For the same numbers, set REFDIFF_NUMBER_FORMAT={made.manifest.number_format} here"
+        )
+    about = {"sha256": made.digest, "golden_samples": made.golden_samples, "signed": made.signed, "published": publish}
+    emit(_document(out, made.manifest) | about | {"rounding": made.rounding}, "\n".join(lines))
 
 
 def verify(
@@ -66,28 +92,29 @@ def verify(
     """Check an export as a device does: every part, the signature, and whether this version computes its scores.
 
     Exit code: 0 a device of this version decides by it; 65 it is cut off, changed, of another version, or not signed by
-    REFDIFF_EXPORT_KEY.
+    REFDIFF_EXPORT_PUBLIC_KEY or REFDIFF_EXPORT_KEY.
     """
-    from refdiff.tools.exported.archive import ExportSettings
+    from refdiff.tools.exported.signing import ExportSettings
     from refdiff.tools.exported.workspace import ExportedWorkspace
 
     settings()  # reads the file of settings
-    key, started = ExportSettings.read().key, time.perf_counter()
-    opened = ExportedWorkspace.of_file(file, key)
+    keys, started = ExportSettings.read().keys, time.perf_counter()
+    opened = ExportedWorkspace.of_file(file, keys)
     with opened:
         export = opened.export
         signature = (
             "its signature is right"
             if export.signed
-            else ("signed, which was not checked: set REFDIFF_EXPORT_KEY" if export.is_signed else "not signed")
+            else ("signed, which was not checked: no key is set" if export.is_signed else "not signed")
         )
         emit(
-            _document(file, export.manifest) | {"signed": export.is_signed, "signature_checked": export.signed},
+            _document(file, export.manifest)
+            | {"sha256": export.digest, "signed": export.is_signed, "signature_checked": export.signed},
             f"{shown_path(file)}: product {export.manifest.product}, {len(export.manifest.parts)} parts as exported; "
             f"{signature}; opened in {time.perf_counter() - started:.1f} s",
         )  # fmt: skip
 
 
-def _document(path: Path, manifest: Any) -> dict[str, Any]:
+def _document(path: Path | None, manifest: Any) -> dict[str, Any]:
     about = manifest.model_dump(mode="json", exclude={"parts"})
-    return {"path": shown_path(path), "bytes": manifest.nbytes, "parts": len(manifest.parts), **about}
+    return {"path": path and shown_path(path), "bytes": manifest.nbytes, "parts": len(manifest.parts), **about}

@@ -12,8 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from refdiff.agent.device.device import Device
+    from refdiff.tools.exported.signing import Keys
 
 USAGE, INTERNAL, INTERRUPTED = 64, 70, 130
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
@@ -46,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FOLDER", help="where reports are kept, and what waits to be sent"
     )
     line.add_argument("--server", metavar="URL", help="send reports and photos there (REFDIFF_API_KEY: role inspector)")
+    line.add_argument(
+        "--updates-every", type=float, default=10.0, metavar="MIN",
+        help="ask the server for a newer export every so many minutes; 0: never",
+    )  # fmt: skip
     line.add_argument("--name", default="device", metavar="NAME", help="of this device, in reports")
     line.add_argument("--scale-mm-per-px", type=float, metavar="S", help="size of one pixel in mm, if known")
     line.add_argument("--once", action="store_true", help="stop when the folder is empty")
@@ -53,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         "--drain-s", type=float, default=10.0, metavar="S", help="how long to wait for the server at the end"
     )
     _common(line)
+    back = commands.add_parser("rollback", help="go back to the export before the one in use, also while `watch` runs")
+    back.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of `refdiff-edge watch`")
     check = commands.add_parser("verify", help="check an export: every part, signature and version")
     check.add_argument("export", type=Path, metavar="EXPORT", help="file of `refdiff export`")
     _common(check)
@@ -100,17 +111,29 @@ def _run(given: argparse.Namespace) -> int:
     if given.command is None:
         parser().print_help(sys.stderr)
         return USAGE
-    return {"inspect": _inspect, "watch": _watch, "verify": _verify}[given.command](given)
+    return {"inspect": _inspect, "watch": _watch, "verify": _verify, "rollback": _rollback}[given.command](given)
 
 
 def _verify(given: argparse.Namespace) -> int:
-    with _open(given) as device:
+    from refdiff.agent.device.device import Device
+
+    with Device.open(given.export) as device:
         export = device.workspace.export
         signature = "not signed"
         if export.is_signed:
-            signature = "signature right" if export.signed else "signature not checked (REFDIFF_EXPORT_KEY is not set)"
+            signature = "signature right" if export.signed else "signature not checked (no key is set)"
         parts = len(export.manifest.parts)
         print(f"{given.export}: product {export.manifest.product}, {parts} parts as exported, {signature}")
+        print(f"export {export.digest} of {export.manifest.created_at}")
+    return 0
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    from refdiff.server.device.exports import KeptExports
+
+    out = given.out.expanduser().absolute()
+    state = KeptExports(out).rollback()
+    print(f"{out}: back to export {state.current}; the one after it is not fetched again")
     return 0
 
 
@@ -119,7 +142,7 @@ def _inspect(given: argparse.Namespace) -> int:
 
     if given.part and len(given.photos) > 1:
         raise InputError("--part names one part, and there are several photos; leave it out to use their names")
-    with _open(given) as device:
+    with _opened(given.export, threads=given.threads) as device:
         for photo in given.photos:
             part_id = given.part or photo.stem
             report = device.inspect(photo, part_id, scale_mm_per_px=given.scale_mm_per_px, filename=photo.name)
@@ -134,11 +157,14 @@ def _watch(given: argparse.Namespace) -> int:
     from refdiff.model.errors import UnavailableError
     from refdiff.model.files import make_folder
     from refdiff.server.device.delivery import Delivery
+    from refdiff.server.device.exports import ExportInUse, KeptExports
     from refdiff.server.device.settings import DeviceSettings
     from refdiff.server.device.spool import Spool
+    from refdiff.server.device.updates import Updates
     from refdiff.server.device.watcher import DeviceWatcher
     from refdiff.server.signals import stopping
     from refdiff.server.watch.folder import WatchedFolder
+    from refdiff.tools.exported.signing import ExportSettings
 
     folder, out = WatchedFolder(given.directory), make_folder(given.out.expanduser().absolute())
     with ExitStack() as stack:
@@ -147,31 +173,42 @@ def _watch(given: argparse.Namespace) -> int:
         watched = UnavailableError(f"{folder.root} is watched by another refdiff-edge; stop that one first")
         stack.enter_context(hold_lock(folder.root / ".refdiff-edge.lock", watched))
         spool, delivery = Spool(out, sends=given.server is not None), None
-        device = stack.enter_context(_open(given))
+        kept, keys = KeptExports(out), ExportSettings.read().keys
+        opened = partial(_opened, keys=keys, threads=given.threads)
+        export = stack.enter_context(ExportInUse(kept, given.export, opened, _say))
         if given.server is not None:
-            key = DeviceSettings().api_key
-            delivery = stack.enter_context(Delivery(spool, given.server, key.get_secret_value() if key else None, _say))
-        watcher = DeviceWatcher(folder, device, spool, delivery=delivery, scale_mm_per_px=given.scale_mm_per_px,
+            secret = DeviceSettings().api_key
+            key = secret.get_secret_value() if secret else None
+            delivery = stack.enter_context(Delivery(spool, given.server, key, _say))
+            if given.updates_every > 0:
+                product, every_s = export.device().manifest.product, 60 * given.updates_every
+                stack.enter_context(Updates(kept, product, given.server, key, _say, keys=keys, every_s=every_s))
+        watcher = DeviceWatcher(folder, export, spool, delivery=delivery, scale_mm_per_px=given.scale_mm_per_px,
                                 requested_by=given.name, note=_say)  # fmt: skip
         with stopping(watcher.stop) as interrupted:
-            _say(f"watching {folder.root} by {given.export}; Ctrl-C stops")
+            _say(f"watching {folder.root} by export {export.device().digest[:12]}; Ctrl-C stops")
             state = watcher.run(once=given.once)
         if delivery:
             delivery.drain(given.drain_s)
-        counts = {"verdicts": dict(state.verdicts), "quarantined": state.quarantined, **spool.counts()}
+        counts = {
+            "export": export.device().digest,
+            "verdicts": dict(state.verdicts),
+            "quarantined": state.quarantined,
+            **spool.counts(),
+        }
         print(json.dumps(counts))
     return INTERRUPTED if interrupted() else 0
 
 
-def _open(given: argparse.Namespace) -> Any:
+def _opened(path: Path, *, threads: int | None, keys: Keys | None = None) -> Device:
     import cv2
 
-    cv2.setNumThreads(given.threads or 1)
+    cv2.setNumThreads(threads or 1)
     from refdiff.agent.device.device import Device
 
-    device = Device.open(given.export, threads=given.threads)
-    if given.command != "verify" and not device.workspace.export.signed:
-        _say(f"nobody has signed {given.export}, or REFDIFF_EXPORT_KEY is not set: its signature is not checked")
+    device = Device.open(path, keys, threads)
+    if not device.workspace.export.signed:
+        _say(f"the signature of {path.name} is not checked: nobody has signed it, or no key is set")
     return device
 
 

@@ -53,6 +53,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def ask(request: urllib.request.Request) -> Any:
+    """The answer, as `urlopen` gives it. Raises OSError, HTTPException; HTTPError also for a redirect."""
+    https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    return urllib.request.build_opener(_NoRedirect, https).open(request, timeout=TIMEOUT_S)
+
+
 class Delivery:
     """Sends in its own thread, so that a slow server never delays inspections. Use as a context manager."""
 
@@ -150,14 +156,13 @@ class Delivery:
         if self._key:
             request.add_header("Authorization", f"Bearer {self._key}")
         try:
-            https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
-            with urllib.request.build_opener(_NoRedirect, https).open(request, timeout=TIMEOUT_S) as answer:
+            with ask(request) as answer:
                 if int(answer.status) == _FILED and _inspection_of(answer.read(_MOST_BYTES)) == entry.inspection_id:
                     return _FILED, ""
                 return _NOT_OURS, "what answers is no RefDiff server; check the address"
         except urllib.error.HTTPError as e:
             with e:
-                return e.code, _message(e.read(_MOST_BYTES))
+                return e.code, message_of(e.read(_MOST_BYTES))
 
 
 def _inspection_of(answer: bytes) -> object:
@@ -167,7 +172,8 @@ def _inspection_of(answer: bytes) -> object:
         return None
 
 
-def _message(answer: bytes) -> str:
+def message_of(answer: bytes) -> str:
+    """What the server's error says."""
     try:
         return str(json.loads(answer)["error"]["message"])[:_SHOWN]
     except (ValueError, KeyError, TypeError):

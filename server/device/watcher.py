@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refdiff.agent.device.device import Device, read_photo
+from refdiff.agent.device.device import read_photo
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.memory.rows.watched import FileIdentity
 from refdiff.model.errors import DamagedError, InputError, UnavailableError
 from refdiff.model.files import outage
 from refdiff.server.device.delivery import Delivery
+from refdiff.server.device.exports import ExportInUse
 from refdiff.server.device.spool import Spool
 from refdiff.server.watch.folder import WatchedFolder
 
@@ -39,7 +40,7 @@ class DeviceWatcher:
     def __init__(
         self,
         folder: WatchedFolder,
-        device: Device,
+        export: ExportInUse,
         spool: Spool,
         *,
         delivery: Delivery | None = None,
@@ -48,7 +49,7 @@ class DeviceWatcher:
         note: Callable[[str], None],
     ) -> None:
         """note: called with what a person should know."""
-        self._folder, self._device, self._spool, self._delivery = folder, device, spool, delivery
+        self._folder, self._export, self._spool, self._delivery = folder, export, spool, delivery
         self._scale, self._by, self._note = scale_mm_per_px, requested_by, note
         self._stop = threading.Event()
         self.state = DeviceState()
@@ -76,6 +77,7 @@ class DeviceWatcher:
             if once and not ready and not self._folder.unsettled:
                 break
             if not any(done):
+                self._export.device()  # a newer one is ready before the next photo is
                 self._stop.wait(POLL_S)
         return self.state
 
@@ -85,14 +87,15 @@ class DeviceWatcher:
             if not self._folder.is_there(identity):
                 return False
             try:
-                most = self._device.workspace.model_settings.max_bytes
+                device = self._export.device()
+                most = device.workspace.model_settings.max_bytes
                 if identity.size > most:
                     raise InputError(
                         f"{identity.size:,} bytes; {most:,} is the limit (REFDIFF_MAX_BYTES at the export)"
                     )
                 data = read_photo(self._folder.path(identity))
                 part_id = normalise_part_id(Path(identity.name).stem)
-                record = self._device.record(
+                record = device.record(
                     data, part_id, scale_mm_per_px=self._scale, filename=identity.name, requested_by=self._by
                 )
             except DamagedError:  # of the export, and not of this photo: the next ones would fare no better

@@ -41,6 +41,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 PROBES = {"/healthz", "/readyz"}  # answered to everybody, whatever the limits
 SMALL = 1_000_000  # limit of a body without photos, in bytes
 MAX_JSON = 40_000_000  # limit of JSON with photos, in bytes: the parser holds up every thread
+MAX_EXPORT = 4_000_000_000  # limit of an export, in bytes; it is written to the disk as it arrives
 MAX_MEMBERS = 100_000  # of the lists and objects of such a body; parsing takes its time by them, not by bytes
 SMALL_MEMBERS = 30_000  # of a body without photos, as many as the largest specification; each may be an error to word
 STREAMS = 8  # event streams of one caller at a time
@@ -83,12 +84,14 @@ class _Photos:
     role: Role
     kind: str = "multipart/"
     many: bool = False
+    export: bool = False  # of a product, which is larger than any photo
 
 
 _PHOTO_ROUTES = (
     _Photos("/v1/inspections", "inspector"),
     _Photos("/v1/captures", "inspector"),
     _Photos("/v1/lines/", "inspector"),
+    _Photos("/v1/devices/exports/", "admin", kind="application/octet-stream", export=True),
     _Photos("/v1/devices/", "inspector"),
     _Photos("/v1/goldens", "admin", many=True),
     _Photos("/v1/chat/completions", "inspector", kind="", many=True),  # a conversation repeats its photos
@@ -230,6 +233,8 @@ class RequestAdmission:
         """Size limit of the body, in bytes; higher where images are expected."""
         if photos is None:
             return SMALL
+        if photos.export:
+            return MAX_EXPORT
         one = self._limits.max_photo_bytes + SMALL
         most = MAX_JSON if not photos.kind else self._limits.max_bytes if photos.many else one
         return min(most, self._limits.max_bytes)
@@ -260,7 +265,7 @@ class RequestAdmission:
                 members += body.count(b",")
                 if members > most_members:
                     raise errors.Refused(413, f"the JSON has more than {most_members:,} members; send less at a time")
-            if photos and body:
+            if photos and body and not photos.export:
                 self._metrics.received(len(body))
                 if self._volume and not self._volumes.hit(self._volume, who, cost=len(body)):
                     raise self._too_much(who)
@@ -309,6 +314,8 @@ def _wait(reset_time: float) -> dict[str, str]:
 
 def _too_large(limit: int, photos: _Photos | None) -> errors.Refused:
     way_out = "REFDIFF_HTTP_MAX_BYTES sets the limit for images"
+    if photos and photos.export:
+        way_out = "publish it at the server itself: refdiff export --publish"
     if photos and not photos.kind:
         way_out = "send large photos to /v1/captures, then name the part in the conversation"
     return errors.Refused(413, f"the body exceeds {limit:,} bytes ({way_out})")

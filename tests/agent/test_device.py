@@ -19,16 +19,22 @@ from safetensors.numpy import load
 
 from refdiff.agent.device.device import Device
 from refdiff.agent.report.schema import DefectReport
+from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
 from refdiff.model.errors import DamagedError, InputError, RefDiffError, TamperedError
 from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
-from refdiff.tools.exported.archive import Export, ExportSettings
+from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.export import export_product
+from refdiff.tools.exported.signing import ExportSettings, Keys
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.settings import ToolsSettings
+from refdiff.tools.workspace import Workspace
 
-KEY = b"a key of sixteen letters"
+KEY = Keys(b"a key of sixteen letters")
 SPEC = {
     "scale_mm_per_px": 0.1,
     "zones": [{"name": "corner", "kind": "ignore", "box": [0, 0, 40, 40]},
@@ -68,7 +74,7 @@ def _made(root: Path, photos: dict[str, bytes], goldens: list[bytes], spec: dict
         exports: dict[GraphFormat, Path] = {}
         for graphs in GRAPH_FORMATS:
             exports[graphs] = root / f"{graphs}.refdiff"
-            export_product(workspace, "part", exports[graphs], graphs=graphs, key=KEY)
+            export_product(workspace, "part", exports[graphs], graphs=graphs, keys=KEY)
     return Made(root, exports, paths, reports)
 
 
@@ -157,6 +163,8 @@ def test_report_differs_from_the_installations_only_in_what_no_tool_was_asked_fo
     own = {"inspection_id", "created_at", "requested_by", "request", "evidence", "tool_trace", "timings_ms", "judge",
            "artefacts", "image_score", "findings"}  # fmt: skip
     device = theirs.model_dump(mode="json")
+    with Export(turned.exports["openvino"], parts=False) as export:
+        assert device["software"].pop("export") == export.digest
     assert {k: v for k, v in device.items() if k not in own} == {k: v for k, v in ours.items() if k not in own}
     cited = {"evidence", "confidence", "reasoning", "expected", "moved"}
     for one, other in zip(device["findings"], ours["findings"], strict=True):
@@ -251,12 +259,94 @@ def test_what_is_not_as_exported_is_refused(turned: Made, spoil, error: type[Ref
 
 def test_wrong_key_and_missing_signature_are_refused(turned: Made) -> None:
     with pytest.raises(TamperedError, match="not signed by the key"):
-        Device.open(turned.exports["onnx"], b"another key of letters")
+        Device.open(turned.exports["onnx"], Keys(b"another key of letters"))
     with opened(turned.root) as workspace:
         export_product(workspace, "part", turned.root / "plain.refdiff")
     with pytest.raises(TamperedError, match="is not signed"):
         Device.open(turned.root / "plain.refdiff", KEY)
     Device.open(turned.root / "plain.refdiff").workspace.close()
+
+
+def _openssl(folder: Path, name: str) -> tuple[Path, Path]:
+    """A private and a public key, made as the page says."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+def test_ed25519_signature_is_checked_by_the_public_key_alone(
+    turned: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = _openssl(tmp_path, "one")
+    _, other = _openssl(tmp_path, "other")
+    rsa = tmp_path / "rsa.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "rsa", "-out", rsa], check=True, capture_output=True)
+    path = Path(shutil.copy(turned.exports["openvino"], tmp_path / "ed.refdiff"))
+    with zipfile.ZipFile(path) as archive:
+        manifest = archive.read("manifest.json")
+    signer = Keys(b"a secret beside it, unused", private.read_bytes())
+    signature = signer.sign(manifest)
+    assert signature.algorithm == "ed25519"
+    _rewritten(path, "signature.json", signature.model_dump_json().encode())
+    for keys in (Keys(public=public.read_bytes()), Keys(private=private.read_bytes()), signer):
+        with Export(path, keys, parts=False) as export:
+            assert export.signed
+    with Export(path, parts=False) as export:
+        assert (export.signed, export.is_signed) == (False, True)
+    wrong = {
+        "not signed by the key in REFDIFF_EXPORT_PUBLIC_KEY": Keys(public=other.read_bytes()),
+        "which REFDIFF_EXPORT_KEY cannot check": KEY,
+    }
+    for says, keys in wrong.items():
+        with pytest.raises(TamperedError, match=says):
+            Export(path, keys)
+    with pytest.raises(TamperedError, match="set REFDIFF_EXPORT_KEY"):
+        Export(turned.exports["openvino"], Keys(public=public.read_bytes()))
+    forged = json.dumps(json.loads(manifest) | {"created_by": "somebody"}).encode()
+    with pytest.raises(TamperedError, match="not signed by"):
+        Export(_rewritten(path, "manifest.json", forged), Keys(public=public.read_bytes()))
+    for pem in (public, rsa, tmp_path / "one.pub.pem"):
+        with pytest.raises(InputError, match="REFDIFF_EXPORT_PRIVATE_KEY"):
+            Keys(private=pem.read_bytes()).sign(manifest)
+    monkeypatch.setenv("REFDIFF_EXPORT_PUBLIC_KEY", str(tmp_path / "none.pem"))
+    with pytest.raises(InputError, match="cannot be read"):
+        _ = ExportSettings().keys
+    monkeypatch.setenv("REFDIFF_EXPORT_PUBLIC_KEY", str(public))
+    assert ExportSettings().keys == Keys(public=public.read_bytes())
+
+
+def test_ed25519_key_without_its_package_says_what_to_install(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cryptography.hazmat.primitives.asymmetric.ed25519", "cryptography.hazmat.primitives.serialization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"refdiff-edge\[ed25519\]"):
+        Keys(private=b"any").sign(b"manifest")
+
+
+def test_export_of_a_bfloat16_installation_is_calibrated_as_devices_compute(
+    turned: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", "bfloat16")
+    root = Path(shutil.copytree(turned.root / "home", turned.root / "rounded" / "home")).parent
+    settings = ModelSettings(cache=root / "cache", number_format="bfloat16", engine="torch", threads=1)
+    path = root / "rounded.refdiff"
+    with Workspace.open(MemorySettings.of_folder(root / "home"), settings, ToolsSettings()) as workspace:
+        rounded = calibrate(workspace, "part")
+        made = export_product(workspace, "part", path)
+        assert workspace.stores.calibrations.latest("part").scores == rounded.scores, "the installation keeps its own"
+        ours = installation_reports(workspace, "part", turned.photos)
+    assert (made.manifest.number_format, made.manifest.installation_number_format) == ("float32", "bfloat16")
+    with Export(turned.exports["openvino"]) as exact, Export(path) as export:
+        one, other = (e.json("product.json")["calibration"] for e in (exact, export))
+    assert other["scores"] == pytest.approx(one["scores"], abs=1e-6), (
+        "as an installation that computes in float32 measures"
+    )
+    theirs = dict(zip(other["golden_ids"], other["scores"], strict=True))
+    apart = max(abs(s - theirs[i]) for i, s in zip(rounded.golden_ids, rounded.scores, strict=True))
+    assert made.rounding == apart > 1e-5, "bfloat16 does round"
+    found = device_reports(path, turned.photos, "--threads", "1")
+    _assert_same(parity(turned.reports, found))
+    assert [r.verdict for r in found] == [r.verdict for r in ours]
 
 
 def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +373,7 @@ def test_product_without_calibration_or_of_heat_is_not_exported(tmp_path: Path, 
 def test_command_says_what_is_wrong_with_exit_codes(turned: Made, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     export = turned.exports["openvino"]
-    assert on_device("verify", export).stdout.endswith("signature not checked (REFDIFF_EXPORT_KEY is not set)\n")
+    assert "signature not checked (no key is set)\n" in on_device("verify", export).stdout
     wrong = {
         ("verify", _cut_off(turned)): (65, "cut off"),
         ("inspect", export, tmp_path / "bad.png"): (65, "not an image"),

@@ -2,17 +2,20 @@
 
 Each folder is a data set that `refdiff evaluate` reads: its good training photos are enrolled, its test photos are inspected
 by torch in float32, and by an export of each format in a process that has no torch, no database and no vector search.
+
+Every report is kept in `--out` as it is made, one line of JSON each. Stopped at any time and run again with the same
+options, it continues there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +30,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.export import export_product
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import current_calibration
@@ -53,9 +57,16 @@ sys.exit(code)
 
 def on_device(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `refdiff-edge` in a process that cannot import what a device does not have."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_") or k == "REFDIFF_EXPORT_KEY"}
-    command = [sys.executable, "-c", _RUN.format(absent=ABSENT), *map(str, arguments)]
+    command, environment = _device_command(*arguments), _device_environment()
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=check)
+
+
+def _device_command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-c", _RUN.format(absent=ABSENT), *map(str, arguments)]
+
+
+def _device_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_") or k.startswith("REFDIFF_EXPORT_")}
 
 
 def device_reports(export: Path, photos: Sequence[Path], *more: str) -> list[DefectReport]:
@@ -67,13 +78,15 @@ def device_reports(export: Path, photos: Sequence[Path], *more: str) -> list[Def
 
 def installation_reports(workspace: Workspace, product: str, photos: Sequence[Path]) -> list[DefectReport]:
     """The same of the installation, driven by the script."""
+    return list(_by_torch(workspace, product, photos))
+
+
+def _by_torch(workspace: Workspace, product: str, photos: Sequence[Path]) -> Iterator[DefectReport]:
     settings = AgentSettings(llm="off", blind_share=0)
-    reports = []
     with Inspector(workspace, settings, unattended=True) as inspector:
         for photo in photos:
             request = prepare(workspace, photo.stem, product=product, photo=photo, requested_by="bench")
-            reports.append(inspector.run(request))
-    return reports
+            yield inspector.run(request)
 
 
 @dataclass(frozen=True)
@@ -132,45 +145,122 @@ def opened(folder: Path, cache: Path | None = None) -> Workspace:
 
 def main(
     folders: Annotated[list[Path], typer.Argument(help="Data sets in a layout of `refdiff evaluate`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the reports, and of what it takes to continue.")],
     formats: Annotated[list[str], typer.Option("--format", help="Formats of the networks.")] = list(GRAPH_FORMATS),  # noqa: B006
-    most: Annotated[int, typer.Option(help="Test photos of a data set, evenly drawn.")] = 1000,
-    goldens: Annotated[int, typer.Option(help="Golden samples of a data set, evenly drawn.")] = 40,
+    photos: Annotated[int, typer.Option(min=1, help="Test photos of all data sets together, evenly drawn.")] = 1000,
+    goldens: Annotated[int, typer.Option(min=2, help="Golden samples of a data set, evenly drawn.")] = 40,
 ) -> None:
-    """Print one line of JSON for each data set and format."""
+    """Print one line of JSON for each data set and format; progress goes to stderr."""
     os.environ["REFDIFF_NUMBER_FORMAT"] = "float32"
-    for folder in folders:
+    for i, folder in enumerate(folders):
         data = read_dataset(folder)
         good = _evenly(data.train, goldens)
-        photos = [s.path for s in _evenly(data.test, most)]
-        with tempfile.TemporaryDirectory() as scratch:
-            _one(Path(scratch), folder.name, good, photos, formats)
+        most = (i + 1) * photos // len(folders) - i * photos // len(folders)
+        chosen = [s.path for s in _evenly(data.test, most)]
+        if not chosen:
+            continue  # fewer photos than data sets
+        place = out / f"{i:02d}-{folder.name}-{_digest([folder.resolve(), *good, *chosen])}"
+        _one(place, folder.name, good, chosen, formats)
 
 
 def _evenly(items: Sequence, most: int) -> Sequence:
     return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
 
-def _one(scratch: Path, name: str, good: Sequence[Path], photos: Sequence[Path], formats: Sequence[str]) -> None:
-    copies = _named_apart(photos, scratch / "photos")
-    with opened(scratch) as workspace:
-        enroll(workspace, "bench", list(good))
-        current_calibration(workspace, "bench")
-        began = time.perf_counter()
-        ours = installation_reports(workspace, "bench", copies)
-        seconds: dict[str, float] = {"torch": (time.perf_counter() - began) / len(copies)}
-        exports: Mapping[str, Path] = {f: scratch / f"{f}.refdiff" for f in formats}
+def _digest(paths: Sequence[Path]) -> str:
+    """Of what is compared: other options are another run."""
+    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Reports by the name of the photo, in a JSON lines file that grows, with the seconds of each."""
+
+    path: Path
+
+    def read(self) -> dict[str, tuple[DefectReport, float]]:
+        """A line that a crash cut off is none."""
+        found = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            found[row["photo"]] = (DefectReport.model_validate(row["report"]), float(row["seconds"]))
+        return found
+
+    def add(self, photo: str, report: DefectReport, seconds: float) -> None:
+        row = {"photo": photo, "seconds": round(seconds, 4), "report": report.model_dump(mode="json")}
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # of a line that a crash cut off
+                    file.write(b"\n")
+            file.write(json.dumps(row).encode() + b"\n")
+
+
+def _one(place: Path, name: str, good: Sequence[Path], photos: Sequence[Path], formats: Sequence[str]) -> None:
+    copies = _named_apart(photos, place / "photos")
+    ready, exports = place / "ready", {f: place / f"{f}.refdiff" for f in formats}
+    with opened(place) as workspace:
+        if not ready.exists():  # enrolling and calibrating again changes nothing
+            enroll(workspace, "bench", list(good))
+            current_calibration(workspace, "bench")
+            ready.touch()
         for graphs, path in exports.items():
-            export_product(workspace, "bench", path, graphs=_format(graphs))
+            if not path.exists():
+                export_product(workspace, "bench", path, graphs=_format(graphs))
+        ours = _inspected(place, "torch", copies, lambda left: _by_torch(workspace, "bench", left))
     for graphs, path in exports.items():
-        began = time.perf_counter()
-        theirs = device_reports(path, copies, "--threads", "1")
-        seconds[graphs] = (time.perf_counter() - began) / len(copies)
-        found = parity(ours, theirs)
-        verdicts = {str(v): sum(r.verdict == v for r in ours) for v in ("PASS", "FAIL", "REVIEW")}
-        row = {"data": name, "format": graphs, **vars(found), "verdicts_of_torch": verdicts, "goldens": len(good)}
-        row |= {"mb": round(path.stat().st_size / 1e6, 1)}
-        row |= {f"ms_{how}": round(1e3 * seconds[how], 1) for how in ("torch", graphs)}
+        theirs = _inspected(place, graphs, copies, lambda left, path=path: _by_device(path, left))  # type: ignore[misc]
+        found = parity([r for r, _ in ours], [r for r, _ in theirs])
+        verdicts = {str(v): sum(r.verdict == v for r, _ in ours) for v in ("PASS", "FAIL", "REVIEW")}
+        with Export(path, parts=False) as export:
+            row = {
+                "data": name,
+                "format": graphs,
+                "export": export.digest,
+                **vars(found),
+                "verdicts_of_torch": verdicts,
+            }
+        row |= {"goldens": len(good), "mb": round(path.stat().st_size / 1e6, 1)}
+        for how, reports in (("torch", ours), (graphs, theirs)):
+            row[f"ms_{how}"] = round(1e3 * sum(seconds for _, seconds in reports) / len(reports), 1)
         print(json.dumps(row), flush=True)
+
+
+def _inspected(
+    place: Path,
+    how: str,
+    photos: Sequence[Path],
+    inspect: Callable[[Sequence[Path]], Iterator[DefectReport]],
+) -> list[tuple[DefectReport, float]]:
+    """Reports of all photos in their order, with the seconds of each; those that are kept already are not made again."""
+    kept = Kept(place / f"{how}.jsonl")
+    known = kept.read()
+    left = [p for p in photos if p.stem not in known]
+    began = time.perf_counter()
+    for i, (photo, report) in enumerate(zip(left, inspect(left), strict=True), start=1):
+        now = time.perf_counter()
+        kept.add(photo.stem, report, now - began)
+        began = now
+        print(f"{place.name} {how}: {len(known) + i} of {len(photos)}", file=sys.stderr, flush=True)
+    found = kept.read()
+    return [found[p.stem] for p in photos]
+
+
+def _by_device(export: Path, photos: Sequence[Path]) -> Iterator[DefectReport]:
+    """As they are made: a process that is stopped leaves those before."""
+    if not photos:
+        return
+    arguments = ("inspect", export, *photos, "--json", "--threads", "1")
+    with subprocess.Popen(
+        _device_command(*arguments), env=_device_environment(), stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            yield DefectReport.model_validate_json(line)
+    assert len(photos) == 1 or running.returncode == 0, running.returncode
 
 
 def _format(name: str) -> GraphFormat:
@@ -179,11 +269,12 @@ def _format(name: str) -> GraphFormat:
 
 def _named_apart(photos: Sequence[Path], folder: Path) -> list[Path]:
     """Links whose names are part ids: photos of several folders may share one."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     made = []
     for i, photo in enumerate(photos):
         link = folder / f"{i:05d}{photo.suffix}"
-        link.symlink_to(photo.resolve())
+        if not link.is_symlink():
+            link.symlink_to(photo.resolve())
         made.append(link)
     return made
 

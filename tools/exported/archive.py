@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from refdiff.model.errors import DamagedError, InputError, TamperedError
+from refdiff.model.errors import DamagedError, InputError
 from refdiff.model.files import atomic_path, storage_error
-from refdiff.model.settings import ENVIRONMENT
+from refdiff.tools.exported.signing import NO_KEYS, Keys, Signature
 
 SUFFIX = ".refdiff"
 FORMAT = 1  # of the file: raise when an earlier version cannot read it
@@ -32,30 +30,6 @@ _MOST_BYTES = 8 << 30  # of a part: more is no export of ours
 _MOST_JSON = 64 << 20
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8"}  # as safetensors files name them
 _WAY_OUT = "copy it again, or export the product again: refdiff export"
-
-
-class ExportSettings(BaseSettings):
-    """Explicit argument > environment > default."""
-
-    model_config = ENVIRONMENT
-
-    export_key: SecretStr | None = Field(
-        default=None, min_length=16, description="Secret that signs exports and that devices check them by."
-    )
-
-    @classmethod
-    def read(cls) -> Self:
-        """From the environment. Raises InputError, without the secret in it."""
-        try:
-            return cls()
-        except ValidationError:  # its own message shows the value
-            raise InputError(
-                "REFDIFF_EXPORT_KEY: is too short; 16 characters or more, such as of: openssl rand -base64 32"
-            ) from None
-
-    @property
-    def key(self) -> bytes | None:
-        return None if self.export_key is None else self.export_key.get_secret_value().encode()
 
 
 class Part(BaseModel):
@@ -78,6 +52,8 @@ class Manifest(BaseModel):
     created_at: str  # ISO 8601, UTC
     created_by: str
     calibration_key: str  # what scores depend on; see `calibration.calibration_key`
+    number_format: str = "float32"  # that a device computes and is calibrated in
+    installation_number_format: str = "float32"  # that the installation which wrote it computes in
     parts: dict[str, Part]
 
     @property
@@ -86,20 +62,15 @@ class Manifest(BaseModel):
         return sum(part.bytes for part in self.parts.values())
 
 
-class Signature(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def write_export(path: Path, about: Mapping[str, Any], parts: Mapping[str, bytes], keys: Keys) -> tuple[Manifest, str]:
+    """Write an export, all of it or nothing; its manifest, and the sha256 of that as it is in the file.
 
-    algorithm: Literal["none", "hmac-sha256"]
-    value: str  # hex, of the manifest as it is in the file
-
-
-def write_export(path: Path, about: Mapping[str, Any], parts: Mapping[str, bytes], key: bytes | None) -> Manifest:
-    """Write an export, all of it or nothing. about: the manifest without its parts. Raises StorageError."""
+    about: the manifest without its parts. keys: sign it. Raises InputError for what is no key, StorageError.
+    """
     listed = {name: Part(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in parts.items()}
     manifest = Manifest.model_validate({"format": FORMAT, "parts": listed, **about})
     text = manifest.model_dump_json(indent=1).encode()
-    signature = Signature(algorithm="none" if key is None else "hmac-sha256", value=_sign(text, key))
-    files = {_MANIFEST: text, _SIGNATURE: signature.model_dump_json().encode(), **parts}
+    files = {_MANIFEST: text, _SIGNATURE: keys.sign(text).model_dump_json().encode(), **parts}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -110,37 +81,37 @@ def write_export(path: Path, about: Mapping[str, Any], parts: Mapping[str, bytes
                 archive.writestr(zipfile.ZipInfo(name), data)
     except OSError as e:
         raise storage_error(path, e) from e
-    return manifest
-
-
-def _sign(manifest: bytes, key: bytes | None) -> str:
-    return "" if key is None else hmac.new(key, manifest, hashlib.sha256).hexdigest()
+    return manifest, hashlib.sha256(text).hexdigest()
 
 
 class Export(AbstractContextManager["Export"]):
-    """An open export file. Threads may share it; the file may be replaced meanwhile, what is open stays what it was."""
+    """An open export file. Threads may share it; the file may be replaced meanwhile, what is open stays what it was.
 
-    def __init__(self, path: Path, key: bytes | None = None) -> None:
-        """Open and check all of it. key: with one, only what it signed is opened.
+    `digest`: sha256 (hex) of the manifest as it is in the file, which names the export. `signed`: by one of the keys.
+    """
+
+    def __init__(self, path: Path, keys: Keys = NO_KEYS, *, parts: bool = True, shown: str = "") -> None:
+        """Open and check it. keys: with any, only what one of them signed is opened. parts: also check each part, now.
+        shown: what errors call the file; default: its path.
 
         Raises InputError (no such file, no export, of another version), DamagedError (cut off, or changed), TamperedError
         (not signed by the key), StorageError.
         """
-        self.path = path
+        self.path, self._shown = path, shown or str(path)
         try:
             self._file: IO[bytes] = path.open("rb")
         except OSError as e:
             if isinstance(e, FileNotFoundError | IsADirectoryError):
-                raise InputError(f"{path}: no such file; export the product first: refdiff export") from e
+                raise InputError(f"{self._shown}: no such file; export the product first: refdiff export") from e
             raise storage_error(path, e) from e
         with contextlib.ExitStack() as opened:
             opened.callback(self._file.close)
             try:
                 self._archive = zipfile.ZipFile(self._file)
             except (zipfile.BadZipFile, ValueError, OSError) as e:
-                raise DamagedError(f"{path}: no export, or cut off ({e}); {_WAY_OUT}") from e
-            self.manifest, self.signed = self._checked_manifest(key)
-            for name in self.manifest.parts:
+                raise DamagedError(f"{self._shown}: no export, or cut off ({e}); {_WAY_OUT}") from e
+            self.manifest, self.digest, self.signed = self._checked_manifest(keys)
+            for name in self.manifest.parts if parts else ():
                 self.read(name)
             opened.pop_all()
 
@@ -152,10 +123,10 @@ class Export(AbstractContextManager["Export"]):
         """A part. Raises DamagedError where it is missing or not what the manifest says."""
         part = self.manifest.parts.get(name)
         if part is None:
-            raise DamagedError(f"{self.path}: has no part {name}; {_WAY_OUT}")
+            raise DamagedError(f"{self._shown}: has no part {name}; {_WAY_OUT}")
         data = self._raw(name, part.bytes)
         if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise DamagedError(f"{self.path}: {name} is not what was exported; {_WAY_OUT}")
+            raise DamagedError(f"{self._shown}: {name} is not what was exported; {_WAY_OUT}")
         return data
 
     def json(self, name: str) -> Any:
@@ -167,44 +138,34 @@ class Export(AbstractContextManager["Export"]):
         try:
             return _arrays(self.read(name))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise DamagedError(f"{self.path}: {name} cannot be read ({e}); {_WAY_OUT}") from e
+            raise DamagedError(f"{self._shown}: {name} cannot be read ({e}); {_WAY_OUT}") from e
 
     def _raw(self, name: str, most: int) -> bytes:
         try:
             info = self._archive.getinfo(name)
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
-                raise DamagedError(f"{self.path}: {name} is not what was exported; {_WAY_OUT}")
+                raise DamagedError(f"{self._shown}: {name} is not what was exported; {_WAY_OUT}")
             return self._archive.read(info)
         except (KeyError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as e:
-            raise DamagedError(f"{self.path}: {name} is missing or damaged ({e}); {_WAY_OUT}") from e
+            raise DamagedError(f"{self._shown}: {name} is missing or damaged ({e}); {_WAY_OUT}") from e
         except OSError as e:
             raise storage_error(self.path, e) from e
 
-    def _checked_manifest(self, key: bytes | None) -> tuple[Manifest, bool]:
-        """The manifest, and whether it is signed by `key`."""
+    def _checked_manifest(self, keys: Keys) -> tuple[Manifest, str, bool]:
+        """The manifest, its sha256, and whether it is signed by one of the keys."""
         text = self._raw(_MANIFEST, _MOST_JSON)
         try:
             signature = Signature.model_validate_json(self._raw(_SIGNATURE, _MOST_JSON))
             version = json.loads(text).get("format")
             if version != FORMAT:
                 raise InputError(
-                    f"{self.path}: an export of format {version!r}, and this version reads {FORMAT}; export the product "
+                    f"{self._shown}: an export of format {version!r}, and this version reads {FORMAT}; export the product "
                     "again with the version of RefDiff that the device has, or update the device"
                 )
             manifest = Manifest.model_validate_json(text)
         except (ValidationError, ValueError, AttributeError) as e:
-            raise DamagedError(f"{self.path}: its manifest cannot be read; {_WAY_OUT}") from e
-        if key is None:
-            return manifest, False
-        if signature.algorithm == "none":
-            raise TamperedError(
-                f"{self.path}: is not signed, and REFDIFF_EXPORT_KEY asks for a signature; export it again with that key set"
-            )
-        if not hmac.compare_digest(signature.value, _sign(text, key)):
-            raise TamperedError(
-                f"{self.path}: is not signed by the key in REFDIFF_EXPORT_KEY; use the key that it was exported with"
-            )
-        return manifest, True
+            raise DamagedError(f"{self._shown}: its manifest cannot be read; {_WAY_OUT}") from e
+        return manifest, hashlib.sha256(text).hexdigest(), keys.check(self._shown, text, signature)
 
     @property
     def is_signed(self) -> bool:

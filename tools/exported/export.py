@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.numpy import save
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
+from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.difference.encoder import encoder_graph
 from refdiff.model.difference.features import Features
@@ -18,31 +19,41 @@ from refdiff.model.difference.graph_files import graph_files
 from refdiff.model.difference.scorer import PACKAGED, PlainNetwork, folded, read_network, unpack_networks
 from refdiff.model.difference.sessions import GraphFormat
 from refdiff.model.errors import InputError, unknown_product
+from refdiff.model.number_format import number_format
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import software_version
 from refdiff.tools.caches.feature_cache import pack_features
 from refdiff.tools.exported.archive import Manifest, write_export
 from refdiff.tools.exported.content import CONTENT, FEATURES, PHOTOS, VECTORS, Content
 from refdiff.tools.exported.networks import graph_parts
+from refdiff.tools.exported.signing import NO_KEYS, Keys
 from refdiff.tools.framing.frames import place_goldens, place_of
 from refdiff.tools.framing.photos import golden_tiles
-from refdiff.tools.inspection.calibration import current_calibration, requested_alpha
+from refdiff.tools.inspection.calibration import current_calibration, measured_again, requested_alpha
 from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.methods import check_networks
 from refdiff.tools.inspection.overview import product_names
 from refdiff.tools.inspection.zones import product_spec, zone_golden
 from refdiff.tools.workspace import Workspace
 
+DEVICES_COMPUTE_IN = "float32"
+
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. golden_samples: those in use; bytes: of the file's parts."""
+    """What was written. digest: names the export, see `Export`. golden_samples: those in use.
+
+    rounding: where this installation does not compute in float32, as devices do, by how much the score of a golden sample
+    differs at most between both; else 0.
+    """
 
     path: Path
     manifest: Manifest
+    digest: str
     golden_samples: int
     parts: int
     signed: bool
+    rounding: float
 
 
 def export_product(
@@ -51,15 +62,16 @@ def export_product(
     path: Path,
     *,
     graphs: GraphFormat = "openvino",
-    key: bytes | None = None,
+    keys: Keys = NO_KEYS,
     by: str = "",
     progress: Progress = silent,
 ) -> Exported:
-    """Write a product as one file. key: signs it.
+    """Write a product as one file. keys: sign it.
 
-    Everything is taken as it is now; a stale calibration is redone first. Raises UnknownProductError, InputError (a kind
-    that no network compares, an encoder of one's own, too few good parts to calibrate, a package that is missing),
-    DamagedError (the photo of a golden sample), StorageError.
+    Everything is taken as it is now; a stale calibration is redone first. Devices compute in float32: for an installation
+    that does not, the export's calibration is measured in float32, and the installation keeps its own. Raises
+    UnknownProductError, InputError (a kind that no network compares, an encoder of one's own, too few good parts to
+    calibrate, a package that is missing), DamagedError (the photo of a golden sample), StorageError.
     """
     record = workspace.stores.products.get(product)
     if record is None:
@@ -79,6 +91,11 @@ def export_product(
             f"product {product!r} has no calibration, and an export without one could only say REVIEW; enrol good samples "
             "of two parts or more first: refdiff enroll"
         )
+    here = str(number_format(workspace.model_settings)).removeprefix("torch.")
+    kept, rounding = calibration, 0.0
+    if here != DEVICES_COMPUTE_IN:  # a score is only comparable with those that were rounded as it is
+        calibration = measured_again(workspace.in_float32(), product, kept, progress)
+        rounding = _largest_difference(kept, calibration)
     networks = workspace.fitted(product)
     place_goldens(workspace, product, progress)
     goldens = workspace.bank.list(product)
@@ -116,9 +133,21 @@ def export_product(
         "created_at": utc_now(),
         "created_by": by,
         "calibration_key": calibration.key,
+        "number_format": DEVICES_COMPUTE_IN,
+        "installation_number_format": here,
     }
-    manifest = write_export(path, about, parts, key)
-    return Exported(path, manifest, len(in_use), len(parts), key is not None)
+    manifest, digest = write_export(path, about, parts, keys)
+    return Exported(path, manifest, digest, len(in_use), len(parts), keys.signs, rounding)
+
+
+def _largest_difference(one: Calibration, other: Calibration) -> float:
+    """Of the scores of the golden samples that both have; by order of size where an earlier version kept no names."""
+    theirs = dict(zip(other.golden_ids, other.scores, strict=True))
+    if one.golden_ids:
+        pairs = [(s, theirs[i]) for i, s in zip(one.golden_ids, one.scores, strict=True) if i in theirs]
+    else:
+        pairs = list(zip(one.scores, other.scores, strict=False))
+    return max((abs(a - b) for a, b in pairs), default=0.0)
 
 
 def _vectors(workspace: Workspace, goldens: Iterable[Golden]) -> bytes:

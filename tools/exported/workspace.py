@@ -29,6 +29,7 @@ from refdiff.tools.caches.feature_cache import PictureCache, rounded, unpack_fea
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.content import CONTENT, FEATURES, PHOTOS, VECTORS, Content
 from refdiff.tools.exported.networks import ExportedNetwork, exported_encoder, open_network
+from refdiff.tools.exported.signing import NO_KEYS, Keys
 from refdiff.tools.inspection.calibration import calibration_key
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -269,9 +270,9 @@ class ExportedWorkspace(Workspace):
         self._shared = ExportedNetwork(open_network(export, "difference", threads), content.difference)
 
     @classmethod
-    def of_file(cls, path: Path, key: bytes | None = None, threads: int | None = None) -> Self:
+    def of_file(cls, path: Path, keys: Keys = NO_KEYS, threads: int | None = None) -> Self:
         """Open and check an export, ready to inspect. Raises as `Export`, and InputError for one of another version."""
-        export = Export(path, key)
+        export = Export(path, keys)
         try:
             workspace = cls(export, threads)
             workspace.check()

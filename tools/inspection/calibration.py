@@ -149,6 +149,21 @@ def _calibrate(
     )
 
 
+def measured_again(
+    workspace: Workspace, product: str, calibration: Calibration, progress: Progress = silent
+) -> Calibration:
+    """What `calibration`, the current one, would be if this workspace had measured it; not kept.
+
+    Raises UnavailableError where the golden samples change meanwhile.
+    """
+    found = _measure(workspace, product, calibration.references, calibration.key, progress, calibration.alpha)
+    if calibration_key(workspace, product, calibration.references) != calibration.key:
+        raise UnavailableError(
+            f"the golden samples of product {product!r} changed meanwhile; try again when nobody enrols or retires any"
+        )
+    return found
+
+
 def count_parts(workspace: Workspace, product: str) -> int:
     """How many parts a calibration of the product has, as its golden samples are now (more than 400 are sampled)."""
     return len({g.group for g in workspace.bank.list(product, IN_USE) if calibrates(g)})

@@ -1,0 +1,307 @@
+"""Exports come down to devices: published at a real server, checked, swapped between two photos, with a way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edge_parity import ABSENT
+
+from refdiff.agent.device.device import Device
+from refdiff.agent.device.published import publish
+from refdiff.model.errors import DamagedError, InputError, TamperedError, UnavailableError
+from refdiff.server.device.exports import ExportInUse, KeptExports
+from refdiff.server.device.updates import Updates
+from refdiff.tools.exported.archive import Export, write_export
+from refdiff.tools.exported.export import export_product
+from refdiff.tools.exported.signing import NO_KEYS, Keys
+
+from .conftest import Running
+from .test_devices import _photos
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+_RUN = f"""
+import sys
+for name in {ABSENT!r}:
+    sys.modules[name] = None
+from refdiff.server.device.command import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def export(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "board.refdiff"
+    export_product(server.service.workspace, "board", path, by="the first")
+    return path
+
+
+def _digest(path: Path) -> str:
+    with Export(path, parts=False) as export:
+        return export.digest
+
+
+def _again(
+    export: Path, name: str, change: Callable[[dict[str, Any]], Any] = lambda _: None, keys: Keys = NO_KEYS
+) -> Path:
+    """The same export written again by somebody else: another one, as devices see it. change: of what it
+    says of the product."""
+    with Export(export) as read:
+        about = read.manifest.model_dump(exclude={"parts", "format"}) | {"created_by": name}
+        parts = {part: read.read(part) for part in read.manifest.parts}
+    content = json.loads(parts["product.json"])
+    change(content)
+    parts["product.json"] = json.dumps(content).encode()
+    path = export.with_name(f"{name}.refdiff")
+    write_export(path, about, parts, keys)
+    return path
+
+
+def _publish(server: Running, file: Path) -> str:
+    """Its digest."""
+    answer = server.client.post("/v1/devices/exports/board", content=file.read_bytes(), headers=OCTETS)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["sha256"])
+
+
+def test_server_publishes_what_it_has_and_what_is_sent(server: Running, export: Path) -> None:
+    path, inspector = "/v1/devices/exports/board", server.key("inspector")
+    missing = server.client.get(path, headers=inspector)
+    assert (missing.status_code, "--publish" in missing.text) == (404, True)
+    own = server.client.post("/v1/devices/exports/BOARD?format=onnx")
+    assert own.status_code == 201, own.text
+    assert (own.json()["product"], own.json()["graphs"], own.json()["created_by"]) == ("board", "onnx", "ann")
+    sent = _publish(server, export)
+    assert sent == _digest(export) != own.json()["sha256"]
+    got = server.client.get(path, headers=inspector)
+    assert (got.status_code, got.headers["etag"], got.content) == (200, f'"{sent}"', export.read_bytes())
+    known = {"If-None-Match": f'"{"0" * 64}", W/"{sent}"'}
+    assert server.client.get(path, headers=inspector | known).status_code == 304
+    assert server.client.get(path, headers=server.key("viewer")).status_code == 403
+    assert server.client.post(path, headers=inspector | OCTETS, content=b"x").status_code == 403
+    records = server.service.stores.audit.changes("export", "board")
+    first, second = (r.facts for r in records)
+    assert own.json()["sha256"] in first["change"]
+    assert f'sha256: "{own.json()["sha256"]}" -> "{sent}"' in second["change"]
+    assert second["before"] == first["after"]
+    assert server.service.stores.audit.verify_store().problem is None
+
+
+def test_server_refuses_what_devices_could_not_use(
+    server: Running, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _publish(server, export)
+
+    def other_golden(content: dict[str, Any]) -> None:
+        content["goldens"][0]["sha256"] = "0" * 64
+
+    def other_name(content: dict[str, Any]) -> None:
+        content["product"]["name"] = "gear"
+
+    data = export.read_bytes()
+    refused = {
+        "cut off": data[:-500],
+        "does not have": _again(export, "golden", other_golden).read_bytes(),
+        "was sent as one of 'board'": _again(export, "name", other_name).read_bytes(),
+    }
+    for says, content in refused.items():
+        answer = server.client.post("/v1/devices/exports/board", content=content, headers=OCTETS)
+        assert answer.status_code == 422, answer.text
+        assert says in answer.json()["error"]["message"]
+        assert str(server.home) not in answer.text
+    unknown = server.client.post("/v1/devices/exports/nothing", content=data, headers=OCTETS)
+    assert unknown.status_code == 404, unknown.text
+    strange = server.client.post(
+        "/v1/devices/exports/board", content=b"{}", headers={"Content-Type": "application/json"}
+    )
+    assert strange.status_code == 415, strange.text
+    monkeypatch.setenv("REFDIFF_EXPORT_KEY", "a key of sixteen letters")
+    unsigned = server.client.post("/v1/devices/exports/board", content=data, headers=OCTETS)
+    assert (unsigned.status_code, "is not signed" in unsigned.text) == (409, True)
+    assert server.client.get("/v1/devices/exports/board").headers["etag"] == f'"{before}"'
+    assert [p.name for p in (server.home / "exports").iterdir()] == ["board.refdiff"], "what was refused is gone"
+
+
+# -- a device
+
+
+def _updates(server: Running, kept: KeptExports, notes: list[str], keys: Keys = NO_KEYS) -> Updates:
+    key = server.key("inspector")["Authorization"].removeprefix("Bearer ")
+    return Updates(kept, "board", server.url, key, notes.append, keys=keys, every_s=0.05)
+
+
+@contextmanager
+def _in_use(out: Path, given: Path, notes: list[str]) -> Iterator[tuple[KeptExports, ExportInUse]]:
+    kept = KeptExports(out)
+    with ExportInUse(kept, given, lambda path: Device.open(path, NO_KEYS, 1), notes.append) as export:
+        yield kept, export
+
+
+def test_newer_export_is_used_and_a_rollback_keeps_it_away(server: Running, export: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copy(export, tmp_path / "given.refdiff"))
+    newer, newest = _again(export, "newer"), _again(export, "newest")
+    _publish(server, given)
+    notes: list[str] = []
+    with _in_use(tmp_path, given, notes) as (kept, using):
+        updates = _updates(server, kept, notes)
+        assert not updates.ask(), "it has that one"
+        _publish(server, newer)
+        assert updates.ask()
+        assert kept.state().waiting == _digest(newer), "not in use before the next photo"
+        report = using.device().inspect(server.photos["good.png"], "N-1")
+        assert report.software.export == using.device().digest == _digest(newer)
+        assert not updates.ask()
+        assert KeptExports(tmp_path).rollback().current == _digest(given), "as the command does, in another process"
+        assert using.device().digest == _digest(given)
+        assert not updates.ask(), "a person went back from it"
+        with pytest.raises(InputError, match="no export before"):
+            kept.rollback()
+        _publish(server, newest)
+        assert updates.ask()
+        assert using.device().digest == _digest(newest)
+    with _in_use(tmp_path, given, notes) as (_, using):
+        assert using.device().digest == _digest(newest), "after a restart"
+    assert sorted(p.stem for p in (tmp_path / "exports").glob("*.refdiff")) == [_digest(newest)]
+    (tmp_path / "exports" / f"{_digest(newest)}.refdiff").write_bytes(b"a bad sector")
+    with _in_use(tmp_path, given, notes) as (_, using):
+        assert using.device().digest == _digest(given), "the way back"
+    replaced = Path(shutil.copy(newer, given))
+    with _in_use(tmp_path, replaced, notes) as (_, using):
+        assert using.device().digest == _digest(newer), "a person put another file there, which is what counts"
+
+
+def test_export_that_does_not_open_leaves_the_one_in_use(server: Running, export: Path, tmp_path: Path) -> None:
+    def other_version(content: dict[str, Any]) -> None:
+        content["calibration"]["key"] = "0" * 64
+
+    given = Path(shutil.copy(export, tmp_path / "given.refdiff"))
+    _publish(server, _again(export, "version", other_version))
+    notes: list[str] = []
+    with _in_use(tmp_path, given, notes) as (kept, using):
+        updates = _updates(server, kept, notes)
+        assert updates.ask()
+        assert using.device().inspect(server.photos["good.png"], "V-1").software.export == _digest(given)
+        assert "scores are computed in another way" in notes[0]
+        assert "still deciding by" in notes[0]
+        assert not updates.ask(), "not fetched over and over"
+        assert not list((tmp_path / "exports").glob("*.refdiff"))
+
+
+def test_export_that_is_not_what_the_device_asks_for_is_not_kept(
+    server: Running, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Path(shutil.copy(export, tmp_path / "given.refdiff"))
+    newer = _again(export, "unsigned")
+    _publish(server, newer)
+    kept, notes = KeptExports(tmp_path), list[str]()
+    kept.begin(given)
+    strict = _updates(server, kept, notes, Keys(b"a key of sixteen letters"))
+    with pytest.raises(TamperedError, match=r"^export [0-9a-f]{12}: is not signed"):
+        strict.ask()
+    assert not strict.ask(), "not fetched over and over"
+    server_file = server.home / "exports" / "board.refdiff"
+    whole = server_file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 1
+    server_file.write_bytes(bytes(damaged))
+    with pytest.raises(DamagedError, match=r"(not what was exported|damaged)"):
+        _updates(server, kept, notes).ask()
+    server_file.write_bytes(whole)
+
+    def cut(self: Updates, answer: Any, read: Any = Updates._read) -> bytes:
+        return b"" if answer.length == 0 or answer.length < len(whole) else read(self, answer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updates, "_read", cut)
+        with pytest.raises(UnavailableError, match="bytes of the export arrived"):
+            _updates(server, kept, notes).ask()
+    assert {p.name for p in (tmp_path / "exports").iterdir()} <= {"state.json", "state.lock"}
+    assert kept.state().waiting is None
+    assert _updates(server, kept, notes).ask(), "the next time all of it arrives"
+
+
+def test_device_that_dies_while_it_opens_an_export_does_not_open_it_for_ever(export: Path, tmp_path: Path) -> None:
+    given, newer = Path(shutil.copy(export, tmp_path / "given.refdiff")), _again(export, "deadly")
+    kept = KeptExports(tmp_path)
+    kept.begin(given)
+    shutil.copy(newer, kept.path(_digest(newer)))
+    kept.offer(_digest(newer))
+    for _ in range(2):  # killed each time
+        kept = KeptExports(tmp_path)
+        kept.begin(given)
+        assert kept.trying() == _digest(newer)
+    notes: list[str] = []
+    with _in_use(tmp_path, given, notes) as (kept, using):
+        assert using.device().digest == _digest(given)
+        assert _digest(newer) in kept.known()
+    assert kept.state().waiting is None
+
+
+def _watch(*arguments: str | Path, key: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_")} | {"REFDIFF_API_KEY": key}
+    command = [sys.executable, "-c", _RUN, "watch", *map(str, arguments), "--threads", "1"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_watch_swaps_exports_through_kills_and_inspects_each_part_once(
+    server: Running, export: Path, tmp_path: Path
+) -> None:
+    given = Path(shutil.copy(export, tmp_path / "given.refdiff"))
+    _publish(server, given)
+    key = server.key("inspector", "device 2")["Authorization"].removeprefix("Bearer ")
+    line, out = tmp_path / "swaps", tmp_path / "out"
+    line.mkdir()
+    started = (given, line, "--out", out, "--server", server.url, "--updates-every", "0.005")
+    names, published = [], [_digest(given)]
+
+    def reports() -> dict[str, str]:
+        found = [json.loads(p.read_text()) for p in (out / "reports").glob("*.json")]
+        assert len({r["part_id"] for r in found}) == len(found), "each part once"
+        return {r["part_id"]: r["software"]["export"] for r in found}
+
+    running = _watch(*started, key=key)
+    for turn in range(3):
+        published.append(_publish(server, _again(export, f"turn {turn}")))
+        time.sleep((0.3, 1.0, 2.0)[turn])  # before, while and after it comes down
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        running = _watch(*started, key=key)
+        deadline = time.monotonic() + 60
+        while (state := KeptExports(out).state()) is None or state.current != published[-1]:
+            assert time.monotonic() < deadline
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.02)
+        (part,) = _photos(server, tmp_path / f"turn{turn}", 1)
+        (tmp_path / f"turn{turn}" / f"{part}.png").rename(line / f"{part}.png")
+        names.append(part)
+        while part not in reports():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    said, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    assert reports() == dict(zip(names, published[1:], strict=True)), errors
+    assert json.loads(said) | {"export": published[-1], "waiting": 0, "refused": 0} == json.loads(said), errors
+    filed = [r for r in server.service.stores.inspections.list(limit=1000) if r.part_id in names]
+    assert {r.part_id: r.report["software"]["export"] for r in filed} == reports()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_")}
+    back = [sys.executable, "-c", _RUN, "rollback", "--out", str(out)]
+    for code, says in ((0, f"back to export {published[-2]}"), (65, "no export before")):
+        done = subprocess.run(back, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, says in done.stdout + done.stderr) == (code, True), done.stderr
+
+
+def test_publishing_in_this_process_moves_the_file(server: Running, export: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(export, tmp_path / "sent.refdiff"))
+    found = publish(server.service.workspace, "board", file, by="ann")
+    assert (file.exists(), found.path.is_file(), found.digest) == (False, True, _digest(export))
