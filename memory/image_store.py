@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +16,75 @@ from refdiff.model.files import TEMPORARY, make_folder, open_folder, storage_err
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def is_sha256(text: str) -> bool:
+    """Whether it is 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def check_sha256(sha256: str) -> str:
     """`sha256` itself if it is 64 lower-case hex digits, else InputError: no path is made of user text."""
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+    if not isinstance(sha256, str) or not is_sha256(sha256):
         raise InputError(f"{sha256!r} is not an image id; an image id is the sha256 of a file, 64 hex digits")
     return sha256
 
 
-class ImageStore:
-    """Files `root/<first two digits>/<sha256>`; written once, never changed."""
+class ImageStore(ABC):
+    """Photos by sha256, written once and never changed. Safe to share between threads and processes.
+
+    Every method raises InputError where an id is none, and StorageError or UnavailableError where the disk or the server
+    fails.
+    """
+
+    @abstractmethod
+    def where(self, sha256: str) -> str:
+        """Where the photo of that id is or would be, for people: a path or a URL."""
+
+    @abstractmethod
+    def ids(self) -> Iterator[str]:
+        """The ids of all images that are kept, in no order."""
+
+    @abstractmethod
+    def put(self, data: bytes) -> str:
+        """Keep `data`, durably on return, and return its sha256. The same bytes again change nothing, but mark them as used.
+
+        Where it fails, nothing half-written is visible.
+        """
+
+    @abstractmethod
+    def read(self, sha256: str) -> bytes:
+        """The bytes that are kept under that id, damaged or not. Raises UnknownRecordError if absent."""
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of that image. Raises UnknownRecordError if absent, DamagedError."""
+        data = self.read(sha256)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DamagedError(
+                f"{self.where(sha256)}: the image is damaged (its sha256 differs from its name); send the photo again"
+            )
+        return data
+
+    @abstractmethod
+    def size(self, sha256: str) -> int | None:
+        """In bytes; None if it is not there."""
+
+    @abstractmethod
+    def used_at(self, sha256: str) -> float | None:
+        """When it was written or marked as used, whichever was later (s, Unix); None if it is not there."""
+
+    @abstractmethod
+    def mark_used(self, sha256: str) -> bool:
+        """Keep a photo from being removed within the next hour: a record that names it follows. False if it is not there."""
+
+    @abstractmethod
+    def remove_unused(self, sha256: str, since: float) -> int | None:
+        """Remove a photo that was neither written nor marked as used since that point in time (s, Unix).
+
+        Its size in bytes; 0 if it is not there, None if it was used.
+        """
+
+
+class FolderImages(ImageStore):
+    """Files `root/<first two digits>/<sha256>`."""
 
     def __init__(self, root: Path) -> None:
         self.root = open_folder(root)
@@ -33,15 +94,13 @@ class ImageStore:
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
+    def where(self, sha256: str) -> str:
+        return str(self.path(sha256))
+
     def ids(self) -> Iterator[str]:
-        """The ids of all images that are kept, in no order."""
-        yield from (path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if _SHA256.fullmatch(path.name))
+        yield from (path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if is_sha256(path.name))
 
     def put(self, data: bytes) -> str:
-        """Keep `data`, durably on return, and return its sha256. The same bytes again change nothing.
-
-        Raises StorageError (disk full, not writable); nothing half-written is visible then.
-        """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
         try:
@@ -62,8 +121,33 @@ class ImageStore:
         except FileNotFoundError:  # it is being removed
             return False
 
+    def read(self, sha256: str) -> bytes:
+        path = self.path(sha256)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as e:
+            raise UnknownRecordError(f"image {sha256[:12]}... is not in {self.root}; send the photo again") from e
+        except OSError as e:
+            raise storage_error(path, e) from e
+
+    def size(self, sha256: str) -> int | None:
+        about = self._stat(sha256)
+        return None if about is None else about.st_size
+
+    def used_at(self, sha256: str) -> float | None:
+        about = self._stat(sha256)
+        return None if about is None else about.st_mtime
+
+    def _stat(self, sha256: str) -> os.stat_result | None:
+        path = self.path(sha256)
+        try:
+            return path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise storage_error(path, e) from e
+
     def mark_used(self, sha256: str) -> bool:
-        """Keep a photo from being removed within the next hour: a record that names it follows. False if it is not there."""
         try:
             os.utime(self.path(sha256))
         except FileNotFoundError:
@@ -73,10 +157,6 @@ class ImageStore:
         return True
 
     def remove_unused(self, sha256: str, since: float) -> int | None:
-        """Remove a photo that was neither written nor marked as used since that point in time (s, Unix).
-
-        Its size in bytes; 0 if it is not there, None if it was used. Raises StorageError.
-        """
         path = self.path(sha256)
         aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
         try:
@@ -95,16 +175,3 @@ class ImageStore:
         except OSError as e:
             raise storage_error(path, e) from e
         return about.st_size
-
-    def get(self, sha256: str) -> bytes:
-        """The bytes of that image. Raises UnknownRecordError if absent, DamagedError, StorageError."""
-        path = self.path(sha256)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as e:
-            raise UnknownRecordError(f"image {sha256[:12]}... is not in {self.root}; send the photo again") from e
-        except OSError as e:
-            raise storage_error(path, e) from e
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise DamagedError(f"{path}: the image is damaged (its sha256 differs from its name); send the photo again")
-        return data

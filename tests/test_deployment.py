@@ -147,8 +147,8 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("develop", ["demo", "mcp", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"]),
-        ("app", ["mcp", "openvino", "postgres", "slack", "teams", "thermal", "train"]),
+        ("develop", ["demo", "mcp", "openvino", "postgres", "s3", "slack", "teams", "thermal", "train", "dev"]),
+        ("app", ["mcp", "openvino", "postgres", "s3", "slack", "teams", "thermal", "train"]),
     ],
 )
 def test_everything_that_is_installed_is_pinned_with_hashes(name: str, extras: list[str]) -> None:

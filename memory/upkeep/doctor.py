@@ -22,11 +22,12 @@ from sqlalchemy import Connection, func, inspect, select, text
 from refdiff.memory.audit_chain import ARTEFACTS, FILED, NO_REPORT
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
+from refdiff.memory.image_store import ImageStore
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import Stores
+from refdiff.memory.stores import PHOTOS, Stores, open_images
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import (
     STAGING,
@@ -39,7 +40,7 @@ from refdiff.memory.upkeep.contents import (
     sha256_in,
 )
 from refdiff.memory.upkeep.leftovers import abandoned, remove
-from refdiff.model.errors import RefDiffError, UnavailableError
+from refdiff.model.errors import DamagedError, RefDiffError, UnavailableError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 
 Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
@@ -297,22 +298,31 @@ class _Doctor:
             self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
 
     def _photos(self, sound: set[Path]) -> None:
-        photos = {place.name: place for place in self._files if place.parts[0] == "images" and is_kept(place)}
+        images: ImageStore | None = None
+        places = {place.name: place for place in self._files if place.parts[0] == PHOTOS and is_kept(place)}
+        photos = places.keys()
+        if self._settings.objects_url is not None:
+            try:
+                images = open_images(self._settings)
+                photos = {*images.ids()}
+            except RefDiffError as e:
+                self._add("unreadable", "the photos", [str(e)], "see the message")
+                return
         self._add("missing", "photos", (f"{name} ({sha})" for sha, name in self._named.items() if sha not in photos),
                   "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
         if not self._deep:
             return
         damaged = []
-        for done, (sha256, place) in enumerate(photos.items(), start=1):
+        for done, sha256 in enumerate(sorted(photos), start=1):
             self._progress("reading photos", done, len(photos))
-            if _digest(self._home / place) != sha256:
+            if (_digest(self._home / places[sha256]) != sha256) if images is None else _is_damaged(images, sha256):
                 damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
         self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
                   "refdiff enroll)")  # fmt: skip
         if self._mentioned is not None:
             others = (sha256_in(self._home / place) for place in sorted(sound - {Path(MAIN)}))
             mentioned = self._mentioned.union(*others)
-            self._add("orphaned", "photos that nothing in the home names", photos.keys() - mentioned,
+            self._add("orphaned", "photos that nothing in the home names", photos - mentioned,
                       "delete them, or keep them: of refused requests, or of records that were lost")  # fmt: skip
 
     def _sha256_of(self, conn: Connection) -> set[str]:
@@ -361,6 +371,16 @@ def _json(data: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # the audit check tells
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_damaged(images: ImageStore, sha256: str) -> bool:
+    try:
+        images.get(sha256)
+    except DamagedError:
+        return True
+    except UnknownRecordError:  # removed meanwhile
+        return False
+    return False
 
 
 def _digest(path: Path) -> str:
