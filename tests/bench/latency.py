@@ -2,12 +2,14 @@
 with a cached golden, beside the bare encoder pass and patch-kNN.
 
 python tests/bench/latency.py --goldens 50 --goldens 2000
+python tests/bench/latency.py --retrieval 50 --retrieval 2000 --retrieval 20000
 Rendered parts at 320 px, everything but the LLM; the golden bank is embedded, in a folder of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -68,6 +70,41 @@ def measure_latency(goldens: int, queries: int, references: int) -> dict[str, np
     return {name: np.array(values) for name, values in laps.items()}
 
 
+def measure_retrieval(goldens: int, queries: int, references: int) -> tuple[np.ndarray, float, float]:
+    """Retrieval alone, in a bank of vectors that stand for goldens: those of the renderings with a little noise.
+
+    Returns: ms of each query; ms to add one golden at the full bank (the mean of the last 100); size of the bank, MB.
+    """
+    with tempfile.TemporaryDirectory(prefix="refdiff-latency-") as folder:
+        home = Path(folder)
+        memory = MemorySettings(home=home / "home", qdrant_url=None)
+        with Workspace.open(memory, ModelSettings(cache=home / "cache", working_px=320)) as workspace:
+            base = [workspace.encoder.embed(image) for image in _goldens(_RENDERED)]
+            rng = np.random.default_rng(0)
+            adding = []
+            for i in track(range(goldens), description=f"adding {goldens}", console=Console(stderr=True)):
+                sha256 = hashlib.sha256(str(i).encode()).hexdigest()
+                like = base[i % _RENDERED]
+                vector = like.global_vec + rng.normal(0, 0.01, like.global_vec.shape).astype(np.float32)
+                patches = like.patches + rng.normal(0, 0.01, like.patches.shape).astype(np.float32)
+                begun = time.perf_counter()
+                workspace.bank.add(
+                    Golden(make_golden_id("part", sha256), "part", sha256),
+                    vector / np.linalg.norm(vector),
+                    patches / np.linalg.norm(patches, axis=1, keepdims=True),
+                )
+                adding.append((time.perf_counter() - begun) * 1000)
+            took = []
+            for i in range(-3, queries):
+                asked = workspace.encoder.embed(render("label", _DESIGN, 1000 + i, noise_seed=i + 3).image)
+                begun = time.perf_counter()
+                found = workspace.bank.nearest("part", asked.global_vec, asked.patches, references)
+                took.append((time.perf_counter() - begun) * 1000)
+                assert len(found) == min(references, goldens)
+            size = sum(p.stat().st_size for p in (home / "home").rglob("*") if p.is_file()) / 2**20
+    return np.array(took[3:]), float(np.mean(adding[-100:])), size
+
+
 def measure_pair(queries: int) -> dict[str, np.ndarray]:
     """ms of scoring photos that lie as their one golden does, whose features are cached; parts of it and the whole."""
     with tempfile.TemporaryDirectory(prefix="refdiff-latency-") as folder:
@@ -118,7 +155,22 @@ def main() -> None:
     parser.add_argument("--goldens", type=int, action="append", help="bank size; give it several times to compare")
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--references", type=int, default=1)
+    parser.add_argument("--retrieval", type=int, action="append", help="only retrieval, in a bank of so many vectors")
     options = parser.parse_args()
+    if options.retrieval:
+        table = Table(
+            "goldens", "query, ms p50 / p95", "add one, ms", "home, MB", title="retrieval alone, embedded bank"
+        )
+        for size in options.retrieval:
+            ms, added, megabytes = measure_retrieval(size, options.queries, options.references)
+            table.add_row(
+                f"{size}",
+                f"{np.percentile(ms, 50):.1f} / {np.percentile(ms, 95):.1f}",
+                f"{added:.1f}",
+                f"{megabytes:.0f}",
+            )
+        Console().print(table)
+        return
     sizes = options.goldens or [50, 500]
     table = Table(title=f"ms per inspection, {options.references} reference(s), 320 px: p50 / p95")
     table.add_column("stage")

@@ -6,7 +6,8 @@ deeppcb: folder that holds deeppcb/PCBData. The board groups are left out two at
 --folds of them) and measured with the network that the others trained: --pairs of a group to train with, --measured to
 measure, spread evenly over its list. The group of --keep-out is neither trained on nor measured; with --only it is what is
 measured, with the networks of the folds, none of which saw it. --weights keeps the networks, for a measurement of other
-code. The same options, seed and code give the same table.
+code. The same options, seed and code give the same table. --before: the table of another run on the same pairs; the
+differences are printed, with paired 95 % intervals (bootstrap over pairs).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from refdiff.model.training.harder_boards import bent, dimmed, roughened, widene
 from refdiff.model.training.pairs import Photo
 from refdiff.model.training.sources import deeppcb_groups
 
+_RESAMPLES, _COMPARED = 200, ("mean_ap", "f1", "precision")
 SETTINGS = ("plain", "bent", "width", "rough", "dim", "all")
 _FOLDS = (("group20085", "group44000"), ("group13000", "group77000"), ("group00041", "group92000"))
 
@@ -55,12 +57,32 @@ def pair_of(photo: Photo) -> tuple[RgbImage, RgbImage]:
     return query, template
 
 
+def changed(
+    before: dict[str, list[Detection]],
+    after: dict[str, list[Detection]],
+    truth: dict[str, list[LabelledBox]],
+    seed: int,
+) -> str:
+    """Differences of mAP, F1 and precision with paired 95 % intervals."""
+    if before.keys() != truth.keys():
+        raise typer.BadParameter("--before holds other pairs; give both runs the same options")
+    names, rng, drawn = sorted(truth), np.random.default_rng(seed), []
+    for _ in range(_RESAMPLES):
+        sample = {f"{i} {names[j]}": names[j] for i, j in enumerate(rng.integers(len(names), size=len(names)))}
+        boxes = {k: truth[n] for k, n in sample.items()}
+        then, now = (detection_metrics({k: f[n] for k, n in sample.items()}, boxes) for f in (before, after))
+        drawn.append([(getattr(now, m) or 0) - (getattr(then, m) or 0) for m in _COMPARED])
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975], axis=0)
+    return ", ".join(f"{m} {middle[i]:+.3f} ({low[i]:+.3f} to {high[i]:+.3f})" for i, m in enumerate(_COMPARED))
+
+
 def main(
     data: Path,
     out: Annotated[Path, typer.Option()],
     keep_out: Annotated[str, typer.Option()] = "group50600",
     only: Annotated[bool, typer.Option(help="Measure the group kept out instead.")] = False,
     weights: Annotated[Path | None, typer.Option(help="Folder of trained folds, reused if there.")] = None,
+    before: Annotated[Path | None, typer.Option(help="Table of an earlier run to compare with.")] = None,
     pairs: int = 100,
     measured: int = 40,
     folds: int = len(_FOLDS),
@@ -92,6 +114,7 @@ def main(
                 seconds.append(time.process_time() - started)
                 found[setting][name] = [Detection(*b.box, confidence=b.confidence, type=b.type) for b in boxes]
     table = {}
+    earlier = json.loads(before.read_text(encoding="utf-8")) if before else None
     print(f"{len(truth)} pairs, {1000 * float(np.median(seconds)):.1f} ms of CPU per image (median)")
     for setting in SETTINGS:
         m = detection_metrics(found[setting], truth)
@@ -107,6 +130,9 @@ def main(
             *(f"{k} {v:.2f}" for k, v in by_type.items() if v is not None),
             flush=True,
         )
+        if earlier:
+            then = {k: [Detection(*d) for d in v] for k, v in earlier[setting]["found"].items()}
+            print(f"       changed: {changed(then, found[setting], truth, seed)}", flush=True)
         table[setting] = {
             "mAP": m.mean_ap,
             "F1": m.f1,

@@ -2,6 +2,7 @@
 
     python tests/bench/worker_scaling.py --workers 1 2 4 8 16 --sleep 0.5 --seconds 20
     python tests/bench/worker_scaling.py --workers 4 --sleep 0        # what the queue itself takes
+    python tests/bench/worker_scaling.py --workers 3 --kills 3 --lease 10     # until a killed worker's job is taken over
 
 So it measures the queue, the leases and the filing with its audit record, not the arithmetic. The records are in a
 Postgres server of its own that commits to the disk, or with --sqlite in a file. Workers are processes. This process is the
@@ -26,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from own_postgres import Postgres
+from sqlalchemy import select
 
 from refdiff.agent.work.queue import InspectionQueue, Progress
+from refdiff.memory.database import tables as t
+from refdiff.memory.journals.jobs import LEASE_S
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 
@@ -43,13 +47,47 @@ with Stores.open() as stores:
         report = {"part_id": part, "verdict": "PASS", "requested_by": "bench"}
         stores.inspections.file(job.inspection_id, part, "board", "PASS", job.created_at, report)
         return "PASS"
-    queue = InspectionQueue(stores.jobs, inspect)
-    print("ready", flush=True)
+    queue = InspectionQueue(stores.jobs, inspect, lease_s=float(sys.argv[2]))
+    print(queue.worker, flush=True)
     sys.stdin.readline()
     queue.start()
     sys.stdin.readline()
     queue.stop(60.0)
 """
+
+
+def takeovers(workers: int, sleep_s: float, lease_s: float, kills: int) -> dict[str, Any]:
+    """Seconds from the end of a worker until another one has put its job back in the queue, behind all that wait."""
+    taken, jobs = list[float](), t.jobs.c
+    with Stores.open(MemorySettings()) as stores:
+        for i in range(round(2 * workers * kills * lease_s / sleep_s)):
+            stores.jobs.add(f"insp-{i}", {"part_id": str(i)}, None, 10**9)
+        running = [_start(sleep_s, lease_s) for _ in range(workers)]
+        names = [_name(process) for process in running]
+        try:
+            for process in running:
+                _go(process)
+            for number in range(kills):
+                victim = number % workers
+                mine = select(jobs.inspection_id).where(jobs.worker == names[victim])
+                row = None
+                while row is None:
+                    with stores.db.connection() as conn:
+                        row = conn.execute(mine.where(jobs.state == "running")).first()
+                running[victim].kill()
+                died = time.monotonic()
+                while stores.jobs.get(row.inspection_id).worker == names[victim]:
+                    time.sleep(0.02)
+                taken.append(round(time.monotonic() - died, 2))
+                running[victim].wait()
+                running[victim] = _start(sleep_s, lease_s)
+                names[victim] = _name(running[victim])
+                _go(running[victim])
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    return {"workers": workers, "sleep_s": sleep_s, "lease_s": lease_s, "taken_over_after_s": taken}
 
 
 def measure(workers: int, sleep_s: float, jobs: int) -> dict[str, Any]:
@@ -78,15 +116,10 @@ def measure(workers: int, sleep_s: float, jobs: int) -> dict[str, Any]:
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(client, range(CLIENTS)))
         accepting_s = time.monotonic() - began
-        processes = [
-            subprocess.Popen([sys.executable, "-c", WORKER, str(sleep_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             text=True)
-            for _ in range(workers)
-        ]  # fmt: skip
+        processes = [_start(sleep_s, LEASE_S) for _ in range(workers)]
         try:
             for process in processes:
-                assert process.stdout
-                assert process.stdout.readline() == "ready\n"
+                _name(process)
             began = time.monotonic()
             for process in processes:
                 _go(process)
@@ -112,6 +145,17 @@ def measure(workers: int, sleep_s: float, jobs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _start(sleep_s: float, lease_s: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(sleep_s), str(lease_s)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _name(process: subprocess.Popen[str]) -> str:
+    """Of a worker, once it is ready."""
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
 def _go(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
@@ -124,6 +168,8 @@ def main() -> None:
     parser.add_argument("--sleep", type=float, default=0.5, metavar="S", help="what an inspection takes")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="about how long each number of workers")
     parser.add_argument("--jobs", type=int, help="instead of --seconds, as without --sleep")
+    parser.add_argument("--kills", type=int, help="kill so many workers, one after the other, and time the takeovers")
+    parser.add_argument("--lease", type=float, default=LEASE_S, metavar="S", help="with --kills")
     parser.add_argument("--sqlite", action="store_true", help="the records in a file")
     given = parser.parse_args()
     with ExitStack() as opened:
@@ -135,6 +181,9 @@ def main() -> None:
             os.environ["REFDIFF_HOME"] = opened.enter_context(tempfile.TemporaryDirectory())
             if not given.sqlite:
                 os.environ["REFDIFF_DATABASE_URL"] = postgres.new_database()
+            if given.kills:
+                print(json.dumps(takeovers(workers, given.sleep, given.lease, given.kills)), flush=True)
+                continue
             jobs = given.jobs or (round(workers * given.seconds / given.sleep) if given.sleep else 1000)
             print(json.dumps(measure(workers, given.sleep, jobs)), flush=True)
 

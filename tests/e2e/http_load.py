@@ -290,13 +290,13 @@ def load(
     if postgres:
         environment["REFDIFF_DATABASE_URL"] = postgres.new_database()
     if workers:
-        environment |= {"REFDIFF_LEASE_S": str(LEASE_S), "REFDIFF_THREADS": "1"}
+        environment |= {"REFDIFF_LEASE_S": str(LEASE_S), "REFDIFF_THREADS": "1", "REFDIFF_AUTO_FIT": "0"}
     prepare(root, environment)
     server = Server(environment, root / "server.log", options=["--no-inspections"] if workers else [])
     inspecting = [Worker(environment, root / f"worker-{i}.log") for i in range(workers)]
     journal = Journal(environment)
     rng, kills = random.Random(seed), Counter[str]()
-    targets = ["server", *(["worker"] * 2 if workers else []), *(["database"] if postgres else [])]
+    targets = ["server", *(["worker"] * 3 if workers else []), *(["database"] * 2 if postgres else [])]
     began = time.monotonic()
     until = began + 60 * minutes
     people = [Client(i, server, seed, until) for i in range(clients)]
@@ -308,7 +308,8 @@ def load(
     while time.monotonic() < until:
         time.sleep(1)
         if time.monotonic() >= next_kill:
-            kills[_kill(rng.choice(targets), server, rng.choice([*inspecting, None]), journal, postgres)] += 1
+            ready = [worker for worker in inspecting if worker.name]
+            kills[_kill(rng.choice(targets), server, rng.choice(ready) if ready else None, journal, postgres)] += 1
             next_kill = time.monotonic() + (kill_every or 1e9)
         for worker in inspecting:
             worker.look_after()
@@ -367,7 +368,9 @@ def _kill(target: str, server: Server, worker: Worker | None, journal: Journal, 
         time.sleep(DOWN_S)
         postgres.start()
         return "database"
-    if target == "worker" and worker:
+    if target == "worker":
+        if worker is None:  # all of them are starting
+            return "nobody"
         running = journal.run_by(worker.name)
         worker.kill()
         for inspection_id, attempts in running.items():

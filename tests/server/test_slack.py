@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from PIL import Image
 from slack_sdk.errors import SlackApiError
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as websocket_server
@@ -44,6 +46,7 @@ from refdiff.server.settings import ChatSettings, ConfigurationError
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
 from .fake_slack import SECRET, TEAM, TOKEN, FakeSlack, mention
+from .thermal_parts import enrol_assembly, rendered
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 
@@ -321,6 +324,22 @@ def test_slack_attachments_are_inspected_or_named_but_never_replaced_by_an_older
     for n, words in enumerate([words for _, words in (*cases, *others)]):
         wait(lambda n=n, words=words: words in str(slack.posts()[f"{n}.1"]))
     assert [r.report["query_sha256"] for r in filed(service)] == [hashlib.sha256(bad_photo(101)).hexdigest()]
+
+
+def test_hot_spot_of_a_thermal_picture_is_told_in_kelvins_in_slack(
+    service: InspectionService, slack: FakeSlack, bot: str
+) -> None:
+    enrol_assembly(service)
+    hot = photo(slack, "hot.tiff", rendered(100, spot_k=12.0, spot_px=14.0)) | {"mimetype": "image/tiff"}
+    slack.event(bot, mention("inspect part #7, product assembly", "1.1", files=[hot]), "Ev1")
+    [post] = wait(lambda: slack.posts()["1.1"])
+    [record] = filed(service)
+    assert (record.verdict, record.report["unit"]) == ("FAIL", "K")
+    delta = record.report["findings"][0]["quantities"][0]["value"]
+    assert f"{delta:.1f} K" in str(post)
+    [upload] = slack.of("files.completeUploadExternal")
+    picture = Image.open(io.BytesIO(slack.files[upload["files"][0]["id"]]))
+    assert picture.width > picture.height
 
 
 # ---- buttons ----

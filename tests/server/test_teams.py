@@ -27,6 +27,7 @@ from refdiff.server.settings import ChatSettings, ConfigurationError
 from .bot_server import serving, wait
 from .conftest import bad_photo, good_photo
 from .fake_teams import CLIENT, TENANT, FakeTeams
+from .thermal_parts import enrol_assembly, rendered
 
 THREAD = "19:c@thread.tacv2;messageid=1"
 
@@ -99,6 +100,21 @@ def test_teams_mention_with_a_photo_is_inspected_once_and_answered_in_its_thread
     wait(lambda: record.verdict in teams.shown(THREAD)[1]["text"])
     assert len(answer) == 1
     assert len(filed(service)) == 1
+
+
+def test_hot_spot_of_a_thermal_picture_is_told_in_kelvins_in_teams(
+    service: InspectionService, teams: FakeTeams, bot: str
+) -> None:
+    enrol_assembly(service)
+    hot = photo(teams, rendered(100, spot_k=12.0, spot_px=14.0))
+    teams.send(bot, teams.message("inspect part #7, product assembly", "m1", attachments=[hot]))
+    [card] = wait(lambda: teams.cards(THREAD))
+    [record] = filed(service)
+    assert (record.verdict, record.report["unit"]) == ("FAIL", "K")
+    assert f"{record.report['findings'][0]['quantities'][0]['value']:.1f} K" in str(card)
+    [picture] = [b for b in card["body"] if b["type"] == "Image"]
+    shown = Image.open(io.BytesIO(base64.b64decode(picture["url"].partition(",")[2])))
+    assert shown.width > shown.height
 
 
 @pytest.mark.parametrize(

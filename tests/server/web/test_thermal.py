@@ -9,22 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.model.synthesis.thermal import Assembly, centikelvin_tiff
+from tests.server.thermal_parts import SPECIFICATION, rendered
 
 from .conftest import Running
-
-ASSEMBLY = Assembly(2, size=(120, 160))
-SPECIFICATION = {
-    "thermal": {"gain": 0.01, "emissivity": 0.95, "palette": "grey", "span_c": [10, 80]},
-    "limits": [
-        {"type": "hot_spot", "max_delta_k": 4, "severity": "minor"},
-        {"type": "any", "severity": "major", "reject": True},
-    ],
-}
-
-
-def rendered(seed: int, **how: Any) -> bytes:
-    return centikelvin_tiff(ASSEMBLY.render(np.random.default_rng(seed), **how).celsius)
 
 
 @pytest.fixture(scope="module")
