@@ -40,7 +40,7 @@ from refdiff.memory.audit_head import AuditHead, missing_from
 from refdiff.memory.changes import CALIBRATION, KEY, NETWORK, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.api_keys import key_state, keys_of
 from refdiff.memory.records.blind_checks import BLIND

@@ -10,9 +10,9 @@ from typing import Self
 from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import FolderImages, ImageStore
 from refdiff.memory.journals.batches import BatchStore
 from refdiff.memory.journals.jobs import JobStore
+from refdiff.memory.photos.image_store import FolderImages, ImageStore
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -54,7 +54,7 @@ def open_images(settings: MemorySettings) -> ImageStore:
             f"{home}: it keeps its photos in {PHOTOS}/, not in the bucket of REFDIFF_OBJECTS_URL; move them there "
             "(refdiff move-photos), unset that, or set REFDIFF_HOME to another folder"
         )
-    from refdiff.memory.bucket_images import BucketImages  # takes a while to import
+    from refdiff.memory.photos.bucket_images import BucketImages  # takes a while to import
 
     images = BucketImages(url)
     if before is None and not is_read_only(home):

@@ -26,7 +26,7 @@ ORDER = {
     "tools": "registry find_part retrieve_reference align score_difference zoom measure similar_defects submit_report "
     "context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
-    "audit_head database artefacts bucket_images image_store locks kinds settings timestamps",
+    "audit_head database artefacts photos locks kinds settings timestamps",
     "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers "
     "checkpoints work report events prompts request settings state",
     "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals env_files "

@@ -30,7 +30,7 @@ from typing import IO, Protocol
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.schema import MAIN, MOVED, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import PHOTOS

@@ -22,8 +22,8 @@ from sqlalchemy import Connection, func, inspect, select, text
 from refdiff.memory.audit_chain import ARTEFACTS, FILED, NO_REPORT
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.memory.image_store import ImageStore
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings

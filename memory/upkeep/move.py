@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, Text, delete, func, insert, select, text
 
-from refdiff.memory.bucket_images import BucketImages
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.database.sqlite_file import SqliteFile, leave_wal
-from refdiff.memory.image_store import FolderImages
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.photos.bucket_images import BucketImages
+from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.schema import MAIN, MOVED, MOVING, new_file, open_main, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, open_images

@@ -25,7 +25,7 @@ from refdiff.agent.language.parts import parts_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import point_id
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings

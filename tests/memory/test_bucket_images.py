@@ -12,8 +12,8 @@ import pytest
 from own_s3 import OwnS3
 from pydantic import ValidationError
 
-from refdiff.memory.bucket_images import BucketImages
-from refdiff.memory.image_store import FolderImages, ImageStore
+from refdiff.memory.photos.bucket_images import BucketImages
+from refdiff.memory.photos.image_store import FolderImages, ImageStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, Stores
 from refdiff.memory.upkeep.backup import back_up, restore
@@ -95,7 +95,7 @@ def test_store_that_is_away_or_refuses_is_an_outage(s3: OwnS3, monkeypatch: pyte
     with pytest.raises(UnavailableError, match="does the bucket exist"):
         BucketImages("s3://no-such-bucket-of-ours").put(DATA)
     bucket = BucketImages(s3.new_bucket())
-    monkeypatch.setattr("refdiff.memory.bucket_images._TRIES", 1)
+    monkeypatch.setattr("refdiff.memory.photos.bucket_images._TRIES", 1)
     away = BucketImages(bucket.url)
     s3.stop()
     try:

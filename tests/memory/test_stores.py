@@ -19,7 +19,7 @@ from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import READERS, Database
 from refdiff.memory.database.sqlite_file import SqliteFile
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.settings import MemorySettings

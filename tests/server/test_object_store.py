@@ -51,7 +51,7 @@ def test_inspection_and_its_pictures_need_no_photo_in_the_home(ready: Path) -> N
 
 
 def test_inspection_waits_while_the_object_store_is_away(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.memory.bucket_images._TRIES", 1)
+    monkeypatch.setattr("refdiff.memory.photos.bucket_images._TRIES", 1)
     with InspectionService.open() as service:
         part = service.capture("1", Upload("p.png", good_photo(51)), "board")
         s3.stop()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.bank_file import BankFile
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError, StorageError, UnavailableError

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from refdiff.memory.image_store import ImageStore, check_sha256, is_sha256
+from refdiff.memory.photos.image_store import ImageStore, check_sha256, is_sha256
 from refdiff.model.errors import UnavailableError, UnknownRecordError
 
 _CONNECT_S, _READ_S = 10, 60
