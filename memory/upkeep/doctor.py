@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -300,7 +300,7 @@ class _Doctor:
     def _photos(self, sound: set[Path]) -> None:
         images: ImageStore | None = None
         places = {place.name: place for place in self._files if place.parts[0] == PHOTOS and is_kept(place)}
-        photos = places.keys()
+        photos: Set[str] = places.keys()
         if self._settings.objects_url is not None:
             try:
                 images = open_images(self._settings)
